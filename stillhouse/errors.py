@@ -1,0 +1,75 @@
+"""Named causes of failure, one base class. Each carries the exit code of the command line.
+
+Exit codes: 2 bad spec or usage, 3 bad input data, 4 stopped but resumable, 1 anything else.
+A message holds the offending value, the place, and the key or command that fixes it.
+"""
+
+
+class StillhouseError(Exception):
+    """Base of every error that Stillhouse raises on purpose."""
+
+    exit_code = 1
+
+
+class SpecError(StillhouseError):
+    """The job spec is wrong: unknown key, wrong type, impossible combination."""
+
+    exit_code = 2
+
+
+class InputError(StillhouseError):
+    """The input data are wrong: no files, a missing column, too many bad rows, an empty pool."""
+
+    exit_code = 3
+
+
+class BadFileError(InputError):
+    """One input file cannot be read: truncated, not what its suffix says."""
+
+
+class ModelError(StillhouseError):
+    """A model or tokenizer does not exist or does not fit the rest of the spec."""
+
+    exit_code = 2
+
+
+class BudgetError(StillhouseError):
+    """A selection cannot be made: more asked than the pool holds, quotas that contradict."""
+
+    exit_code = 2
+
+
+class StorageError(StillhouseError):
+    """The store cannot be used now: no access, no bucket, out of retries. Run again later."""
+
+    exit_code = 4
+
+
+class UnsafeStoreError(StillhouseError):
+    """The store's filesystem lets two writers create one name, so nothing could be exactly once."""
+
+    exit_code = 2
+
+
+class ArtifactError(StillhouseError):
+    """A manifest or part is missing, broken, of another kind or of a newer version."""
+
+    exit_code = 3
+
+
+class VerificationError(StillhouseError):
+    """`verify` found something that is not as its manifest says."""
+
+    exit_code = 3
+
+
+class PartFailedError(StillhouseError):
+    """A part kept killing its worker and was given up after its budget of attempts."""
+
+    exit_code = 4
+
+
+class DivergedError(StillhouseError):
+    """A training loss became NaN or infinite."""
+
+    exit_code = 4

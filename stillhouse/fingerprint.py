@@ -1,0 +1,35 @@
+"""Identity of everything Stillhouse makes: full SHA-256 over canonical JSON.
+
+    >>> fingerprint({"b": 1, "a": [1.5, None]}) == fingerprint({"a": [1.5, None], "b": 1})
+    True
+    >>> len(fingerprint("x")), short(fingerprint("x"))
+    (64, 'fd1ffd2a3a05')
+
+Only `short` is for people; keys and file names are always the full digest.
+"""
+
+import hashlib
+import json
+from typing import Any
+
+
+def canonical_json(value: Any) -> bytes:
+    """UTF-8 JSON with sorted keys and no spaces; NaN and infinities are refused (ValueError)."""
+    return json.dumps(
+        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    ).encode()
+
+
+def sha256(data: bytes) -> str:
+    """Hex SHA-256 of `data`."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def fingerprint(value: Any) -> str:
+    """Hex SHA-256 of the canonical JSON of `value` (dicts, lists, strings, numbers, None)."""
+    return sha256(canonical_json(value))
+
+
+def short(digest: str) -> str:
+    """The first 12 hex digits, for people."""
+    return digest[:12]

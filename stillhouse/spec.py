@@ -1,0 +1,335 @@
+"""The settings of a job, validated by pydantic: unknown keys refused, every field described.
+
+A spec is one YAML file. `jobs/spec_file.py` reads it, applies `--set a.b=c` and turns pydantic's
+complaints into one line each. Everything below `jobs/` receives these models and reads them.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Count = Annotated[int, Field(ge=1)]
+Dtype = Literal["auto", "float32", "bfloat16"]
+
+
+class Settings(BaseModel):
+    """Base of all sections: frozen, and a key that it does not know is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class ColumnNames(Settings):
+    """Which columns (Parquet) or keys (JSON Lines) hold what."""
+
+    text: str = Field(default="text", description="the document's text")
+    id: str | None = Field(
+        default=None, description="its id; default `id` if present, else file and row"
+    )
+    source: str | None = Field(
+        default=None, description="its source label; default `source` if present"
+    )
+
+
+class DataSource(Settings):
+    """Documents in files: Parquet, JSON Lines (plain, gz, zst) or plain text."""
+
+    path: str | list[str] = Field(description="a file, folder, glob or fsspec URI, or several")
+    format: Literal["auto", "parquet", "jsonl", "text"] = Field(
+        default="auto", description="auto: by the files' suffixes"
+    )
+    columns: ColumnNames = ColumnNames()
+    source: str | None = Field(default=None, description="one label for all rows that have none")
+    max_bad_rows: Annotated[float, Field(ge=0)] = Field(
+        default=0.01,
+        description="bad rows allowed: a share below 1, a count from 1; more stops the run",
+    )
+    max_chars: Count = Field(default=10_000_000, description="a longer text is a bad row")
+    skip_bad_files: bool = Field(
+        default=False, description="quarantine unreadable files, do not stop"
+    )
+
+    @field_validator("path")
+    @classmethod
+    def _not_empty(cls, path: str | list[str]) -> str | list[str]:
+        if not path or (isinstance(path, list) and not all(path)):
+            raise ValueError("give at least one file, folder, glob or URI")
+        return path
+
+    @property
+    def paths(self) -> list[str]:
+        """The paths as a list."""
+        return [self.path] if isinstance(self.path, str) else self.path
+
+
+class TargetSource(DataSource):
+    """The domain to become good at, with the part that is only measured on."""
+
+    heldout: Annotated[float, Field(gt=0.0, lt=1.0)] | DataSource = Field(
+        default=0.1,
+        description="share of documents held out by groups of duplicates, or files of their own",
+    )
+
+
+class TokenizerTraining(Settings):
+    """A byte-level BPE trained on a random part of the pool."""
+
+    vocab_size: Annotated[int, Field(ge=260, le=1_000_000)] = 8192
+    num_bytes: Count = Field(
+        default=20_000_000, description="text to train on; more changes little"
+    )
+
+
+class TokenizerSettings(Settings):
+    """A tokenizer: trained, or loaded from a folder, URI or hub name."""
+
+    train: TokenizerTraining | None = None
+    path: str | None = None
+    eos_token: str | None = Field(
+        default=None, description="stands between documents; default: its own"
+    )
+    pin: Literal["first", "refresh"] = Field(
+        default="first", description="first: a trained one is kept when shards are added"
+    )
+
+    @model_validator(mode="after")
+    def _one_of(self) -> "TokenizerSettings":
+        if (self.train is None) == (self.path is None):
+            raise ValueError("give either `train` or `path`")
+        return self
+
+
+class ModelSettings(Settings):
+    """A fresh causal language model from a transformers configuration."""
+
+    architecture: Literal["llama", "qwen3", "olmo2", "gpt_neox"] = Field(
+        default="llama",
+        description="llama: pre-norm, rotary positions, gated MLP; read by every engine",
+    )
+    hidden_size: Count = 128
+    num_layers: Count = 2
+    num_heads: Count | None = Field(
+        default=None, description="default: heads of 64 (32 when narrow)"
+    )
+    intermediate_size: Count | None = Field(
+        default=None, description="default: 8/3 of the width, by 64s"
+    )
+    tie_embeddings: bool = Field(
+        default=True, description="one matrix for input and output embeddings"
+    )
+    max_position: Count | None = Field(
+        default=None, description="context length; default the sequence's"
+    )
+
+
+class Optimisation(Settings):
+    """How a model is trained. Defaults follow the paper's appendix H scaled to small models."""
+
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    schedule: Literal["cosine", "wsd", "constant"] = Field(
+        default="cosine", description="ends where the tokens end"
+    )
+    warmup: Share = Field(default=0.05, description="share of the steps")
+    final_learning_rate: Share = Field(default=0.1, description="share of the peak at the end")
+    global_batch: Count = Field(default=32, description="sequences a step")
+    micro_batch: Count | None = Field(
+        default=None, description="sequences a forward pass; default all"
+    )
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    z_loss: Annotated[float, Field(ge=0)] = Field(
+        default=1e-4, description="times mean logsumexp squared"
+    )
+    dtype: Dtype = Field(default="auto", description="of the forward pass; auto: bfloat16 on GPUs")
+    compile: Literal["auto", "on", "off"] = Field(default="auto", description="auto: on for GPUs")
+    seed: int = 0
+
+
+class PriorSettings(Optimisation):
+    """The prior: trained on a random part of the pool, or given by path."""
+
+    model: ModelSettings | None = None
+    path: str | None = Field(default=None, description="a transformers folder, URI or hub name")
+    num_tokens: Count = Field(default=2_000_000, description="tokens of the pool to train on")
+    pin: Literal["first", "refresh"] = Field(
+        default="first", description="first: a trained one is kept when shards are added"
+    )
+
+    @model_validator(mode="after")
+    def _one_of(self) -> "PriorSettings":
+        if self.model is not None and self.path is not None:
+            raise ValueError("give either `model` or `path`")
+        return self
+
+
+class ConditionalSettings(Optimisation):
+    """The conditional: the prior fine-tuned on the target, or given by path."""
+
+    path: str | None = Field(default=None, description="a transformers folder, URI or hub name")
+    epochs: Annotated[float, Field(gt=0)] = Field(default=1, description="passes over the target")
+    num_tokens: Count | None = Field(default=None, description="instead of epochs")
+
+
+class ScoringSettings(Settings):
+    """How the auxiliary models are run over the pool."""
+
+    dtype: Dtype = Field(
+        default="auto", description="of the forward pass; auto: bfloat16 where it is fast"
+    )
+    compile: Literal["auto", "on", "off"] = Field(default="auto", description="auto: on for GPUs")
+    attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
+    micro_batch: Count | None = Field(
+        default=None, description="sequences a forward pass; default by size"
+    )
+
+
+class SelectionSettings(Settings):
+    """What is kept. Give exactly one of tau, num_tokens, fraction, min_score, threshold_from."""
+
+    tau: Annotated[float, Field(ge=1.0)] | None = Field(
+        default=None,
+        description="size of the pool divided by the size of the selection (Algorithm 1)",
+    )
+    num_tokens: Count | None = None
+    fraction: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
+    min_score: float | None = Field(default=None, description="keep everything from this score up")
+    threshold_from: str | None = Field(
+        default=None, description="URI of a selection: use its threshold"
+    )
+    grain: Literal["sequences", "documents"] = "sequences"
+    max_share: Share | dict[str, Share] | None = Field(
+        default=None, description="of the selection, for every source or by name"
+    )
+    min_share: dict[str, Share] | None = Field(
+        default=None, description="of the selection, by source"
+    )
+    exclude_contaminated: bool = Field(
+        default=True, description="documents that share word 13-grams with the held-out target"
+    )
+    exclude_prior_rows: Literal["auto"] | bool = Field(
+        default="auto",
+        description="rows the prior was trained on; auto: where above 2 % of the pool",
+    )
+    seed: int = Field(
+        default=0, description="of the order of rows in the selection and of the controls"
+    )
+
+    @model_validator(mode="after")
+    def _one_of(self) -> "SelectionSettings":
+        rules = [self.tau, self.num_tokens, self.fraction, self.min_score, self.threshold_from]
+        if sum(rule is not None for rule in rules) != 1:
+            raise ValueError(
+                "give exactly one of `tau`, `num_tokens`, `fraction`, `min_score`, `threshold_from`"
+            )
+        fixed = self.min_score is not None or self.threshold_from is not None
+        if fixed and (self.max_share is not None or self.min_share is not None):
+            raise ValueError("shares need a size: `tau`, `num_tokens` or `fraction`")
+        return self
+
+
+Control = Literal["random", "conditional_only", "dsir", "rho_down"]
+
+
+class TrainSettings(Optimisation):
+    """The target model, trained on the selection and, to compare, on each control."""
+
+    model: ModelSettings = Field(default=ModelSettings(), description="the target's architecture")
+    num_tokens: Count | None = Field(
+        default=None, description="default: one pass over the selection"
+    )
+    controls: list[Control] = Field(
+        default=[], description="selections of equal size by other rules"
+    )
+    seeds: list[int] | None = Field(
+        default=None, description="one training each; default: `seed` alone"
+    )
+    eval_points: Count = Field(
+        default=10, description="evaluations over the run, the last at the end"
+    )
+
+    @property
+    def all_seeds(self) -> list[int]:
+        """The seeds to train with."""
+        return self.seeds if self.seeds else [self.seed]
+
+
+class ComputeSettings(Settings):
+    """Where and how wide it runs. Never part of any identity."""
+
+    address: str | None = Field(
+        default=None, description="of a Ray cluster; default RAY_ADDRESS, or local"
+    )
+    scorers: Count = Field(default=2, description="Scorer actors")
+    trainers: Count = Field(default=1, description="trainings side by side")
+    packers: Count | None = Field(
+        default=None, description="tokenising tasks at once; default all cores"
+    )
+    gpus_per_worker: Annotated[float, Field(ge=0)] = 0
+    cpus_per_worker: Annotated[float, Field(gt=0)] = 1
+    threads_per_worker: Count = Field(default=1, description="torch threads of an actor on the CPU")
+    device: str = Field(
+        default="auto", description="auto: cuda where a GPU was asked for, else cpu"
+    )
+    max_attempts: Count = Field(
+        default=3, description="a part that kills its worker this often is given up"
+    )
+
+
+class SelectSpec(Settings):
+    """`job: select`: score a pool with two models, keep what the target gains most from."""
+
+    job: Literal["select"]
+    name: str | None = Field(default=None, description="shown in report and status")
+    store: str = Field(
+        default="./store", description="folder or fsspec URI that everything goes under"
+    )
+    storage_options: dict[str, Any] = Field(
+        default={}, description="for fsspec (endpoint_url, profile, ...); never a secret"
+    )
+    pool: DataSource
+    target: TargetSource
+    tokenizer: TokenizerSettings = TokenizerSettings(train=TokenizerTraining())
+    sequence_length: Annotated[int, Field(ge=8)] = 256
+    part_tokens: Count = Field(
+        default=16_000_000, description="tokens a part: unit of work and retry"
+    )
+    deduplicate: bool = Field(default=True, description="drop exact duplicates after normalising")
+    prior: PriorSettings = PriorSettings()
+    conditional: ConditionalSettings = ConditionalSettings()
+    scoring: ScoringSettings = ScoringSettings()
+    selection: SelectionSettings
+    train: TrainSettings | None = None
+    compute: ComputeSettings = ComputeSettings()
+
+    @field_validator("tokenizer", mode="before")
+    @classmethod
+    def _tokenizer_name(cls, value: Any) -> Any:
+        return {"path": value} if isinstance(value, str) else value
+
+    @field_validator("storage_options")
+    @classmethod
+    def _no_secrets(cls, options: dict[str, Any]) -> dict[str, Any]:
+        refuse_secrets(options)
+        return options
+
+
+_SECRET_WORDS = ("secret", "password", "token", "credential", "private", "account_key", "sas")
+_SECRET_KEYS = {"key", "access_key", "aws_access_key_id", "connection_string"}
+
+
+def refuse_secrets(options: dict[str, Any]) -> None:
+    """Refuse storage options that look like credentials; these come from the standard chains.
+
+    Raises:
+        ValueError: naming the key, never the value.
+    """
+    for key, value in options.items():
+        low = key.lower()
+        if low in _SECRET_KEYS or any(word in low for word in _SECRET_WORDS):
+            raise ValueError(
+                f"`{key}` looks like a secret: use the environment or a profile instead"
+            )
+        if isinstance(value, dict):
+            refuse_secrets(value)

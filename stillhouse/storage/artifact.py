@@ -1,0 +1,212 @@
+"""What a run leaves behind: parts, receipts of tasks, manifests. All created, never overwritten.
+
+* A **part** is a Parquet file named by the fingerprint of what it is made from.
+* A **receipt** says that a task is finished: its parts with their checksums, and its counts. It
+  is small, so that a run which finds 10,000 finished tasks reads no data.
+* A **manifest** makes an artifact: an ordered list of parts. A reader sees only manifests.
+
+Layout of a store: `<kind>/parts/<fingerprint>.parquet`, `<kind>/receipts/<fingerprint>.json`,
+`<kind>/<fingerprint>/manifest.json` (and files of its own beside it for models and selections).
+"""
+
+import io
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from stillhouse.errors import ArtifactError
+from stillhouse.fingerprint import canonical_json, sha256
+from stillhouse.storage.commit import create, create_or_adopt
+from stillhouse.storage.filesystem import join, list_names, read_bytes
+
+FORMAT_VERSION = 1
+_MAX_INLINE_PARTS = 300
+_ROW_GROUP = 8192
+
+
+@dataclass(frozen=True, slots=True)
+class PartRef:
+    """One part: `path` is relative to the store."""
+
+    path: str
+    num_rows: int
+    num_tokens: int
+    num_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """A finished task: the parts it made, its counts by name, and anything small worth keeping."""
+
+    task: str
+    parts: tuple[PartRef, ...]
+    counts: dict[str, int] = field(default_factory=dict)
+    info: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """An artifact: ordered parts (or named files), what it was made from, how, and on what."""
+
+    kind: str
+    fingerprint: str
+    parts: tuple[PartRef, ...]
+    inputs: dict[str, Any]
+    settings: dict[str, Any]
+    totals: dict[str, Any] = field(default_factory=dict)
+    made_by: dict[str, Any] = field(default_factory=dict)
+    files: dict[str, str] = field(default_factory=dict)
+    """Files beside the manifest, by name, with their sha256."""
+
+    @property
+    def num_rows(self) -> int:
+        """Rows over all parts."""
+        return sum(part.num_rows for part in self.parts)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens over all parts."""
+        return sum(part.num_tokens for part in self.parts)
+
+
+def parquet_bytes(table: pa.Table, metadata: Mapping[str, str] | None = None) -> bytes:
+    """The table as one Parquet file in zstd, in row groups small enough for any reader."""
+    if metadata:
+        table = table.replace_schema_metadata(dict(metadata))
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd", row_group_size=_ROW_GROUP)
+    return buffer.getvalue()
+
+
+def read_table(uri: str, columns: list[str] | None = None) -> pa.Table:
+    """A whole part as a table.
+
+    Raises:
+        ArtifactError: it is missing or no Parquet file.
+    """
+    try:
+        return pq.read_table(pa.BufferReader(read_bytes(uri)), columns=columns)
+    except FileNotFoundError as error:
+        raise ArtifactError(f"part {uri} is missing: run the job again to remake it") from error
+    except pa.ArrowInvalid as error:
+        raise ArtifactError(f"part {uri} is broken: {error}") from error
+
+
+class Store:
+    """A folder or URI prefix under which everything lies. Cheap to make, safe to pickle."""
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri
+
+    def path(self, *names: str) -> str:
+        """The URI of something in the store."""
+        return join(self.uri, *names)
+
+    def put_part(self, path: str, table: pa.Table, *, num_tokens: int) -> PartRef:
+        """Create a part, or adopt the one that another writer made first."""
+        data = parquet_bytes(table)
+        stands = create_or_adopt(self.path(path), data)
+        num_rows = table.num_rows
+        if stands is not data:
+            num_rows = pq.read_metadata(pa.BufferReader(stands)).num_rows
+            if num_rows != table.num_rows:
+                raise ArtifactError(
+                    f"part {path} has {num_rows} rows where this run makes {table.num_rows}: "
+                    "its inputs are not what its name says; run `stillhouse verify`"
+                )
+        return PartRef(path, num_rows, num_tokens, len(stands), sha256(stands))
+
+    def finished(self, kind: str, tasks: Iterable[str]) -> dict[str, Receipt]:
+        """The receipts that exist among `tasks` (one listing, then one read each)."""
+        names = set(list_names(self.path(kind, "receipts")))
+        return {t: self.get_receipt(kind, t) for t in tasks if f"{t}.json" in names}
+
+    def put_receipt(self, kind: str, receipt: Receipt) -> Receipt:
+        """Say that a task is finished; the receipt that came first is the one that counts."""
+        uri = self.path(kind, "receipts", f"{receipt.task}.json")
+        return _receipt(create_or_adopt(uri, canonical_json(asdict(receipt))))
+
+    def get_receipt(self, kind: str, task: str) -> Receipt:
+        """The receipt of a finished task."""
+        return _receipt(read_bytes(self.path(kind, "receipts", f"{task}.json")))
+
+    def put_manifest(self, manifest: Manifest) -> Manifest:
+        """Make the artifact visible; adopts the manifest of a writer that came first."""
+        folder = self.path(manifest.kind, manifest.fingerprint)
+        content = asdict(manifest) | {"format_version": FORMAT_VERSION}
+        if len(manifest.parts) > _MAX_INLINE_PARTS:
+            rows = pa.Table.from_pylist(content.pop("parts"))
+            listed = parquet_bytes(rows)
+            create_or_adopt(join(folder, "parts.parquet"), listed)
+            content["parts_sha256"] = sha256(listed)
+        text = json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False).encode()
+        if create(join(folder, "manifest.json"), text):
+            return manifest
+        return self.get_manifest(manifest.kind, manifest.fingerprint)
+
+    def get_manifest(self, kind: str, fingerprint: str) -> Manifest:
+        """The manifest of an artifact.
+
+        Raises:
+            ArtifactError: missing, broken, newer, or of another kind.
+        """
+        return load_manifest(self.path(kind, fingerprint), kind)
+
+    def find_manifest(self, kind: str, fingerprint: str) -> Manifest | None:
+        """The manifest, or None where the artifact is not there (yet)."""
+        try:
+            data = read_bytes(self.path(kind, fingerprint, "manifest.json"))
+        except FileNotFoundError:
+            return None
+        return _parse_manifest(data, self.path(kind, fingerprint), kind)
+
+
+def load_manifest(folder: str, kind: str | None = None) -> Manifest:
+    """The manifest in `folder`; with `kind`, only of that kind.
+
+    Raises:
+        ArtifactError: missing, broken, newer, or of another kind.
+    """
+    try:
+        data = read_bytes(join(folder, "manifest.json"))
+    except FileNotFoundError as error:
+        raise ArtifactError(f"no artifact at {folder}: there is no manifest.json") from error
+    return _parse_manifest(data, folder, kind)
+
+
+def _parse_manifest(data: bytes, folder: str, kind: str | None) -> Manifest:
+    try:
+        content = json.loads(data)
+        version = content.pop("format_version")
+        if version > FORMAT_VERSION:
+            raise ArtifactError(
+                f"{folder} was written by a newer Stillhouse (format {version}, this one reads "
+                f"{FORMAT_VERSION}): upgrade to read it"
+            )
+        listed = content.pop("parts_sha256", None)
+        rows = content["parts"] if listed is None else _listed_parts(folder, listed)
+        content["parts"] = tuple(PartRef(**row) for row in rows)
+        manifest = Manifest(**content)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ArtifactError(f"broken manifest in {folder}: {error}") from error
+    if kind is not None and manifest.kind != kind:
+        raise ArtifactError(f"{folder} holds `{manifest.kind}` where `{kind}` is needed")
+    return manifest
+
+
+def _listed_parts(folder: str, digest: str) -> list[dict[str, Any]]:
+    data = read_bytes(join(folder, "parts.parquet"))
+    if sha256(data) != digest:
+        raise ArtifactError(f"{folder}/parts.parquet is not the list that its manifest names")
+    return pq.read_table(pa.BufferReader(data)).to_pylist()
+
+
+def _receipt(data: bytes) -> Receipt:
+    content = json.loads(data)
+    content["parts"] = tuple(PartRef(**part) for part in content["parts"])
+    return Receipt(**content)

@@ -1,0 +1,37 @@
+"""Numbered, create-only objects: `folder/00000001.json`, `00000002.json`, ... The highest counts.
+
+Names of published selections and pins of tokenizers and priors are such sequences: nothing is
+ever overwritten, a roll-back writes a new number, and a reader always sees a whole version.
+"""
+
+import json
+from typing import Any
+
+from stillhouse.fingerprint import canonical_json
+from stillhouse.storage.commit import create
+from stillhouse.storage.filesystem import join, list_names, read_bytes
+
+
+def versions(folder: str) -> list[int]:
+    """The numbers in use, ascending."""
+    names = (name.removesuffix(".json") for name in list_names(folder))
+    return sorted(int(name) for name in names if name.isdigit())
+
+
+def read_version(folder: str, number: int) -> dict[str, Any]:
+    """The object with this number."""
+    return json.loads(read_bytes(join(folder, f"{number:08d}.json")))
+
+
+def current(folder: str) -> dict[str, Any] | None:
+    """The object with the highest number, or None."""
+    numbers = versions(folder)
+    return read_version(folder, numbers[-1]) if numbers else None
+
+
+def append(folder: str, content: dict[str, Any]) -> int:
+    """Add an object under the next free number (of two writers each gets one of its own)."""
+    number = (versions(folder) or [0])[-1] + 1
+    while not create(join(folder, f"{number:08d}.json"), canonical_json(content)):
+        number += 1
+    return number

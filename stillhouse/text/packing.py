@@ -1,0 +1,194 @@
+"""Documents joined by EOS and cut into sequences of T tokens, with the owner of every position.
+
+    stream = document 0, EOS, document 1, EOS, ...        sequence i = stream[i T : (i + 1) T]
+
+The EOS after a document belongs to it. A document that crosses a border has a piece in each of the
+sequences it touches; pieces tile [0, T) exactly. What is left after the last whole sequence of a
+unit is dropped and counted. Complete sequences leave in parts of at most `part_rows`, so memory
+holds one part. Packing copies each token once; the pieces of a part come from one `searchsorted`.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import DTypeLike, NDArray
+
+from stillhouse.text.documents import Document
+
+
+class Owner(NamedTuple):
+    """Whose tokens: id, source label, raw file index and raw row of a document."""
+
+    id: str
+    source: str
+    file: int
+    row: int
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """n complete sequences, and the p pieces of documents they are made of.
+
+    Attributes:
+        input_ids: [n, T] uint16 or uint32.
+        piece_offsets: int32 [n + 1]; sequence i has the pieces [offsets[i], offsets[i + 1]).
+        piece_start: int32 [p], first position of the piece in its sequence.
+        piece_end: int32 [p], one past its last.
+        piece_owner: int64 [p], index into `owners`.
+        owners: the documents of the part in order (some may have no piece).
+    """
+
+    input_ids: NDArray[Any]
+    piece_offsets: NDArray[np.int32]
+    piece_start: NDArray[np.int32]
+    piece_end: NDArray[np.int32]
+    piece_owner: NDArray[np.int64]
+    owners: list[Owner]
+
+
+def token_dtype(vocab_size: int) -> np.dtype[Any]:
+    """uint16 where every id fits (vocabularies up to 65,536), else uint32."""
+    return np.dtype(np.uint16 if vocab_size <= 65_536 else np.uint32)
+
+
+class Packer:
+    """Takes documents one by one and gives out parts of `part_rows` sequences as they fill.
+
+    After `finish`, `num_rows` sequences went out and `remainder_tokens` tokens were dropped.
+    """
+
+    def __init__(
+        self, *, sequence_length: int, eos_id: int, dtype: DTypeLike, part_rows: int
+    ) -> None:
+        self.num_rows = 0
+        self.remainder_tokens = 0
+        self._sequence_length = sequence_length
+        self._eos = np.array([eos_id], dtype)
+        self._capacity = part_rows * sequence_length
+        self._start_part()
+
+    def _start_part(self) -> None:
+        self._tokens = np.empty(self._capacity, self._eos.dtype)
+        self._filled = 0
+        self._owners: list[Owner] = []
+        self._owner_starts: list[int] = []
+
+    def add(self, document: Document, ids: NDArray[Any]) -> list[Packed]:
+        """Append a document and its EOS; the parts that became full (mostly none).
+
+        Args:
+            document: whose id, source, file and row the pieces carry.
+            ids: its tokens [n], without EOS; n may be 0.
+        """
+        owner = Owner(document.id, document.source, document.file, document.row)
+        return self._append(owner, ids, starts=True) + self._append(owner, self._eos, starts=False)
+
+    def _append(self, owner: Owner, ids: NDArray[Any], *, starts: bool) -> list[Packed]:
+        full: list[Packed] = []
+        taken = 0
+        while taken < len(ids) or starts:
+            if starts or self._filled == 0:  # a new document, or one continued in a new part
+                self._owners.append(owner)
+                self._owner_starts.append(self._filled)
+                starts = False
+            piece = ids[taken : taken + self._capacity - self._filled]
+            self._tokens[self._filled : self._filled + len(piece)] = piece
+            self._filled += len(piece)
+            taken += len(piece)
+            if self._filled == self._capacity:
+                full.append(self._close_part())
+        return full
+
+    def _close_part(self) -> Packed:
+        length = self._sequence_length
+        num_rows = self._filled // length
+        packed = _cut(self._tokens[: num_rows * length], length, self._owners, self._owner_starts)
+        self.num_rows += num_rows
+        self._start_part()
+        return packed
+
+    def finish(self) -> Packed:
+        """The last part, perhaps without rows; the rest below T tokens is dropped and counted."""
+        self.remainder_tokens = self._filled % self._sequence_length
+        return self._close_part()
+
+
+def pack(
+    documents: Iterable[tuple[Document, NDArray[Any]]],
+    *,
+    sequence_length: int,
+    eos_id: int,
+    dtype: DTypeLike,
+    part_rows: int,
+) -> Iterator[Packed]:
+    """Pack documents given with their tokens; parts without rows are left out."""
+    packer = Packer(
+        sequence_length=sequence_length, eos_id=eos_id, dtype=dtype, part_rows=part_rows
+    )
+    for document, ids in documents:
+        yield from packer.add(document, ids)
+    last = packer.finish()
+    if len(last.input_ids):
+        yield last
+
+
+def _cut(
+    tokens: NDArray[Any], sequence_length: int, owners: list[Owner], owner_starts: list[int]
+) -> Packed:
+    """A piece begins where a document or a sequence begins, and ends where the next one does."""
+    begins = np.array(owner_starts, np.int64)
+    borders = np.arange(0, len(tokens) + 1, sequence_length)
+    edges = np.union1d(begins[begins < len(tokens)], borders)
+    starts, ends = edges[:-1], edges[1:]
+    base = starts - starts % sequence_length
+    return Packed(
+        input_ids=tokens.reshape(-1, sequence_length),
+        piece_offsets=np.searchsorted(starts, borders).astype(np.int32),
+        piece_start=(starts - base).astype(np.int32),
+        piece_end=(ends - base).astype(np.int32),
+        piece_owner=np.searchsorted(begins, starts, side="right") - 1,
+        owners=owners,
+    )
+
+
+def tokens_schema(sequence_length: int, dtype: DTypeLike) -> pa.Schema:
+    """Columns of a tokens part: `input_ids` and the owners of its positions, `documents`."""
+    piece = pa.struct(
+        [
+            ("id", pa.string()),
+            ("source", pa.string()),
+            ("start", pa.int32()),
+            ("end", pa.int32()),
+            ("file", pa.int32()),
+            ("row", pa.int64()),
+        ]
+    )
+    ids = pa.list_(pa.from_numpy_dtype(np.dtype(dtype)), sequence_length)
+    return pa.schema([("input_ids", ids), ("documents", pa.list_(piece))])
+
+
+def tokens_table(packed: Packed) -> pa.Table:
+    """The Arrow table of a part, of `tokens_schema`, built from flat buffers (no row objects)."""
+    length = packed.input_ids.shape[1]
+    schema = tokens_schema(length, packed.input_ids.dtype)
+    piece = schema.field("documents").type.value_type
+    owners = pa.Table.from_arrays(
+        [
+            pa.array([getattr(owner, name) for owner in packed.owners], piece.field(name).type)
+            for name in Owner._fields
+        ],
+        names=list(Owner._fields),
+    ).take(pa.array(packed.piece_owner))
+    columns = {
+        "start": pa.array(packed.piece_start),
+        "end": pa.array(packed.piece_end),
+    } | {name: owners[name].combine_chunks() for name in Owner._fields}
+    pieces = pa.StructArray.from_arrays([columns[f.name] for f in piece], fields=list(piece))
+    documents = pa.ListArray.from_arrays(pa.array(packed.piece_offsets), pieces)
+    tokens = pa.array(packed.input_ids.reshape(-1))
+    return pa.Table.from_arrays(
+        [pa.FixedSizeListArray.from_arrays(tokens, length), documents], schema=schema
+    )
