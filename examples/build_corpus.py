@@ -1,6 +1,6 @@
 """Build the demo's data from text that every Python environment already holds.
 
-    python examples/build_corpus.py --out examples/data [--max-mb 26]
+    python examples/build_corpus.py --out examples/data [--max-mb 25]
 
 Reads the standard library and the installed packages as files (nothing is imported, nothing is
 downloaded) and writes
@@ -10,107 +10,34 @@ downloaded) and writes
   pool holds those of the other third, and the docstrings of third-party packages;
 * `SOURCE.md`: what came from where.
 
-Which files are read, and where a module goes, is decided by a keyed hash of its path: the same
-environment gives the same bytes, and a second run does nothing.
+The same environment gives the same bytes, and a second run with the same settings does nothing.
 """
 
 import argparse
-import gzip
 import hashlib
 import json
-import os
 import sys
 import sysconfig
 import warnings
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-import corpus_text
 import pyarrow as pa
 import pyarrow.parquet as pq
+from corpus_sources import Budget, Collector, Document, keyed_hash
 
-# Upper bound of each source as a share of the pool. Docstrings together are about an eighth: what
-# a selection with tau = 8 keeps.
-SHARES = {
-    "python_code": 0.14,
-    "test_sources": 0.12,
-    "api_descriptions": 0.11,
-    "package_docstrings": 0.10,
-    "c_headers": 0.09,
-    "type_stubs": 0.08,
-    "readmes": 0.08,
-    "comments": 0.06,
-    "config": 0.05,
-    "licences": 0.05,
-    "cython": 0.04,
-    "messages": 0.03,
-    "stdlib_docstrings": 0.03,
-    "python_reference": 0.03,
-    "web": 0.02,
-}
 MIN_SOURCES = 8
 MIN_SHARE = 0.002
-MAX_FILE_BYTES = 400_000
-MAX_CODE_DOCUMENTS = 4
-TARGET_SOURCE = "stdlib_docstrings"
-
-_TEST_DIRS = frozenset({"test", "tests", "testing", "idle_test"})
-_SKIPPED_DIRS = frozenset({"__pycache__", "site-packages", "dist-packages", "sboms"})
-_SUFFIX_KINDS = {
-    **dict.fromkeys((".h", ".hpp", ".cuh"), "c_headers"),
-    **dict.fromkeys((".json", ".toml", ".yaml", ".yml", ".ini", ".cfg"), "config"),
-    **dict.fromkeys((".pyx", ".pxd", ".pxi"), "cython"),
-    **dict.fromkeys((".js", ".css", ".html"), "web"),
-    **dict.fromkeys((".md", ".rst"), "readmes"),
-    ".pyi": "type_stubs",
-    ".py": "python",
-}
-_READERS: dict[str, Callable[[str], list[str]]] = {
-    **dict.fromkeys(("c_headers", "config", "cython", "web", "type_stubs"), corpus_text.handwritten),
-    **dict.fromkeys(("readmes", "licences"), corpus_text.clip),
-    "metadata": corpus_text.long_description,
-    "api_descriptions": corpus_text.api_descriptions,
-    "python_reference": corpus_text.reference_topics,
-    "test_sources": lambda text: corpus_text.python_texts(text).code,
-}
+MIN_TARGET_SHARE = 0.3
+TARGET_BYTES = 2_000_000
+NUM_SHARDS = 8
+BUILDER_FILES = ("build_corpus.py", "corpus_sources.py", "corpus_text.py")
+SCHEMA = pa.schema([("id", pa.string()), ("text", pa.string()), ("source", pa.string())])
 
 
 class CorpusError(Exception):
     """This environment does not hold enough text."""
-
-
-@dataclass(frozen=True, slots=True)
-class Document:
-    """One row; `id` is source, path below its root, and number within the file."""
-
-    id: str
-    text: str
-    source: str
-
-
-@dataclass(slots=True)
-class Budget:
-    """Documents of one source, up to `max_bytes` of UTF-8 text."""
-
-    source: str
-    max_bytes: int
-    documents: list[Document] = field(default_factory=list)
-    num_bytes: int = 0
-
-    @property
-    def full(self) -> bool:
-        """Whether the next document would be refused."""
-        return self.num_bytes >= self.max_bytes
-
-    def add(self, file: str, texts: Iterable[str]) -> None:
-        """Take the file's documents until the budget is used."""
-        for number, text in enumerate(texts):
-            if self.full:
-                return
-            self.documents.append(Document(f"{self.source}/{file}#{number}", text, self.source))
-            self.num_bytes += len(text.encode())
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,115 +49,142 @@ class Corpus:
     num_unparsed: int
 
 
-def keyed_hash(text: str) -> int:
-    """64 bits of BLAKE2b under a key of this builder: the only source of chance here."""
-    digest = hashlib.blake2b(text.encode(), digest_size=8, key=b"stillhouse demo")
-    return int.from_bytes(digest.digest(), "big")
+def write_corpus(out: Path, *, pool_bytes: int, target_bytes: int, num_shards: int) -> bool:
+    """Write pool, target and SOURCE.md below `out`; False where they already stand there.
 
-
-def in_target(file: str) -> bool:
-    """Whether a standard-library file belongs to the target: two of three top-level modules.
-
-    `_decimal` and `decimal` go together, so that no module's prose stands on both sides.
+    Sizes are upper bounds, in bytes of UTF-8 text. Raises CorpusError where fewer than
+    `MIN_SOURCES` sources or too little target text are found.
     """
-    module = file.split("/")[0].removesuffix(".py").removeprefix("_py").lstrip("_")
-    return keyed_hash(module) % 3 != 0
+    stamp = _stamp(pool_bytes, target_bytes, num_shards)
+    shards = [out / "pool" / f"pool-{index:02d}.parquet" for index in range(num_shards)]
+    target = out / "target" / "docstrings.parquet"
+    stamp_file, source_file = out / "stamp.json", out / "SOURCE.md"
+    complete = all(file.exists() for file in [*shards, target, source_file, stamp_file])
+    if complete and stamp_file.read_text() == stamp:
+        return False
+    stdlib = Path(sysconfig.get_path("stdlib"))
+    corpus = read_environment(stdlib, _package_roots(), pool_bytes, target_bytes)
+    _clear(out)
+    for shard, documents in zip(shards, deal(corpus.pool, num_shards), strict=True):
+        _write_documents(shard, documents)
+    _write_documents(target, deal([corpus.target], 1)[0])
+    source_file.write_text(describe(corpus))
+    stamp_file.write_text(stamp)  # last: an interrupted build has no stamp and is done again
+    return True
 
 
-def kind_of(file: str) -> str | None:
-    """What kind of text a path holds: a source, or `python` or `metadata`; None to leave it."""
-    *folders, name = file.split("/")
-    is_test = bool(_TEST_DIRS & set(folders)) or name.startswith("test_") or name == "conftest.py"
-    if name.endswith(".py") and is_test:
-        return "test_sources"
-    if "licenses" in folders or name.upper().startswith(("LICENSE", "LICENCE", "COPYING")):
-        return None if name.endswith(".py") else "licences"
-    if name.startswith("service-") and name.endswith(".json.gz"):
-        return "api_descriptions"
-    if name == "METADATA" and folders[-1:] and folders[-1].endswith(".dist-info"):
-        return "metadata"
-    if name.upper() in ("README", "README.TXT"):
-        return "readmes"
-    return None if is_test else _SUFFIX_KINDS.get(os.path.splitext(name)[1])
+def read_environment(
+    stdlib: Path, packages: Sequence[Path], pool_bytes: int, target_bytes: int
+) -> Corpus:
+    """Collect the documents below a standard library and folders of packages.
 
-
-def walk(root: Path) -> Iterator[str]:
-    """Paths below `root`, with `/`, in sorted order; installed packages are no standard library."""
-    for folder, folders, names in os.walk(root):
-        folders[:] = sorted(set(folders) - _SKIPPED_DIRS)
-        for name in sorted(names):
-            yield (Path(folder) / name).relative_to(root).as_posix()
-
-
-def by_turns(files: Iterable[str]) -> list[str]:
-    """Files in drawn order, one of each top-level package, then a second of each, and so on.
-
-    A large package then fills only what the small ones leave.
+    Raises CorpusError as `write_corpus` does; sources under `MIN_SHARE` of the pool are left out.
     """
-    packages: defaultdict[str, list[tuple[int, str]]] = defaultdict(list)
-    for file in files:
-        packages[file.split("/")[0]].append((keyed_hash(file), file))
-    turns = ((turn, *x) for drawn in packages.values() for turn, x in enumerate(sorted(drawn)))
-    return [file for _, _, file in sorted(turns)]
+    collector = Collector(pool_bytes, target_bytes)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # other people's escape sequences
+        collector.collect(stdlib, packages)
+    pool = [x for x in collector.pool.values() if x.num_bytes >= max(1, MIN_SHARE * pool_bytes)]
+    if len(pool) < MIN_SOURCES:
+        raise CorpusError(
+            f"only {len(pool)} of {len(collector.pool)} sources have enough text in "
+            f"{', '.join(map(str, packages))}; {MIN_SOURCES} are needed: "
+            "install the project with its [dev] extra into this environment"
+        )
+    target = collector.target
+    if target.num_bytes < MIN_TARGET_SHARE * target_bytes:
+        raise CorpusError(
+            f"only {target.num_bytes:,} bytes of docstrings for the target in {stdlib}: "
+            "use a Python that has its library as source files"
+        )
+    return Corpus(pool, target, collector.num_unparsed)
 
 
-def read_text(path: Path) -> str:
-    """The file as UTF-8 without what is not; empty above `MAX_FILE_BYTES` (generated tables)."""
-    if path.stat().st_size > MAX_FILE_BYTES and path.parent.name != "pydoc_data":
-        return ""
-    data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    return data.decode("utf-8", errors="ignore")
+def deal(budgets: Sequence[Budget], num_shards: int) -> list[list[Document]]:
+    """All documents in the order of a keyed hash of their ids, dealt in turn to the shards."""
+    documents = [document for budget in budgets for document in budget.documents]
+    documents.sort(key=lambda document: (keyed_hash(document.id), document.id))
+    return [documents[index::num_shards] for index in range(num_shards)]
 
 
-class Collector:
-    """Fills the budgets from the files of an environment."""
+def table(corpus: Corpus) -> list[tuple[str, int, int, float]]:
+    """Rows of (source, documents, bytes, share of the pool's bytes), the largest source first."""
+    total = sum(budget.num_bytes for budget in corpus.pool)
+    rows = [(x.source, len(x.documents), x.num_bytes, x.num_bytes / total) for x in corpus.pool]
+    return sorted(rows, key=lambda row: (-row[2], row[0]))
 
-    def __init__(self, pool_bytes: int, target_bytes: int) -> None:
-        self.pool = {name: Budget(name, int(share * pool_bytes)) for name, share in SHARES.items()}
-        self.target = Budget(TARGET_SOURCE, target_bytes)
-        self.num_unparsed = 0
 
-    def collect(self, stdlib: Path, packages: Sequence[Path]) -> Corpus:
-        """Read the standard library, then the packages, by turns until the budgets are full."""
-        kinds = _by_kind(stdlib)
-        self._stdlib(stdlib, by_turns(kinds["python"]))
-        self._read(stdlib, "python_reference", ["pydoc_data/topics.py"])
-        for root in packages:
-            kinds = _by_kind(root)
-            self._packages(root, by_turns(kinds.pop("python", [])))
-            for kind, files in sorted(kinds.items()):
-                self._read(root, kind, by_turns(files))
-        return Corpus(list(self.pool.values()), self.target, self.num_unparsed)
+def describe(corpus: Corpus) -> str:
+    """SOURCE.md: a table of the sources and where the text comes from."""
+    rows = table(corpus)
+    num_documents, num_bytes = sum(row[1] for row in rows), sum(row[2] for row in rows)
+    target = corpus.target
+    lines = [
+        "# Where this text comes from",
+        "",
+        f"Read by `examples/build_corpus.py` from Python {sys.version.split()[0]}'s standard "
+        "library and the packages installed beside it; each text is under its package's licence.",
+        "",
+        "| source | documents | bytes | share |",
+        "|---|---:|---:|---:|",
+        *(f"| {name} | {count:,} | {size:,} | {share:.1%} |" for name, count, size, share in rows),
+        f"| **pool** | {num_documents:,} | {num_bytes:,} | 100 % |",
+        f"| **target**: {target.source} | {len(target.documents):,} | {target.num_bytes:,} | |",
+        "",
+        "The target holds the docstrings of two of three top-level modules of the standard "
+        "library, chosen by a keyed hash of their names; the pool's `stdlib_docstrings` are "
+        "those of the others.",
+        "",
+        f"Files that could not be parsed and were skipped: {corpus.num_unparsed}.",
+    ]
+    return "\n".join(lines) + "\n"
 
-    def _stdlib(self, root: Path, files: list[str]) -> None:
-        pool = self.pool[TARGET_SOURCE]
-        for file in files:
-            budget = self.target if in_target(file) else pool
-            if not budget.full and (texts := self._parse(root, file, corpus_text.python_texts)):
-                budget.add(file, texts.docstrings)
 
-    def _packages(self, root: Path, files: list[str]) -> None:
-        names = ("package_docstrings", "python_code", "comments", "messages")
-        docstrings, code, comments, messages = budgets = [self.pool[name] for name in names]
-        for file in files:
-            if all(budget.full for budget in budgets):
-                return
-            if texts := self._parse(root, file, corpus_text.python_texts):
-                docstrings.add(file, texts.docstrings)
-                code.add(file, texts.code[:MAX_CODE_DOCUMENTS])
-                comments.add(file, texts.comments)
-                messages.add(file, texts.messages)
+def _package_roots() -> list[Path]:
+    return sorted({Path(sysconfig.get_path(name)) for name in ("purelib", "platlib")})
 
-    def _read(self, root: Path, kind: str, files: list[str]) -> None:
-        budget = self.pool["readmes" if kind == "metadata" else kind]
-        for file in files:
-            if budget.full:
-                return
-            budget.add(file, self._parse(root, file, _READERS[kind]) or [])
 
-    def _parse[T](self, root: Path, file: str, reader: Callable[[str], T]) -> T | None:
-        try:
-            return reader(read_text(root / file))
-        except (SyntaxError, ValueError, RecursionError, OSError):
-            self.num_unparsed += 1
-            return None
+def _stamp(pool_bytes: int, target_bytes: int, num_shards: int) -> str:
+    """Everything that decides the output: settings, interpreter, packages, this builder."""
+    here = Path(__file__).parent
+    code = b"".join((here / name).read_bytes() for name in BUILDER_FILES)
+    packages = sorted(path.name for root in _package_roots() for path in root.glob("*.dist-info"))
+    content = {
+        "pool_bytes": pool_bytes,
+        "target_bytes": target_bytes,
+        "num_shards": num_shards,
+        "python": sys.version,
+        "packages": packages,
+        "builder_sha256": hashlib.sha256(code).hexdigest(),
+    }
+    return json.dumps(content, indent=1) + "\n"
+
+
+def _clear(out: Path) -> None:
+    (out / "stamp.json").unlink(missing_ok=True)
+    for shard in (out / "pool").glob("pool-*.parquet"):
+        shard.unlink()  # shards of an earlier build with more of them would be read too
+
+
+def _write_documents(path: Path, documents: list[Document]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    columns = {name: [getattr(x, name) for x in documents] for name in SCHEMA.names}
+    pq.write_table(pa.table(columns, schema=SCHEMA), path, compression="zstd")
+
+
+def main() -> None:
+    """Parse the command line, build, and print the table."""
+    parser = argparse.ArgumentParser(description="Build the demo's data.")
+    parser.add_argument("--out", type=Path, default=Path("examples/data"))
+    parser.add_argument("--max-mb", type=float, default=25, help="size of the pool's text")
+    options = parser.parse_args()
+    sizes = {"pool_bytes": int(options.max_mb * 1e6), "target_bytes": TARGET_BYTES}
+    try:
+        written = write_corpus(options.out, **sizes, num_shards=NUM_SHARDS)
+    except CorpusError as error:
+        sys.exit(f"build_corpus: {error}")
+    print((options.out / "SOURCE.md").read_text() if written else f"{options.out}: nothing to do")
+
+
+if __name__ == "__main__":
+    main()

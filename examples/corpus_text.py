@@ -17,8 +17,11 @@ GROUP_CHARS = 1_500
 
 _SCOPES = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 _SPEAKING_CALLS = frozenset({"warn", "warning", "error", "exception", "critical", "info"})
-_COMMENT = re.compile(r"[ \t]*#+ ?(.*)")
-_NOTICE = re.compile(r"copyright|licen[cs]ed? |type: ignore|SPDX|^-\*-|^!/", re.IGNORECASE)
+_COMMENT = re.compile(r"[ \t]*#+:? ?(.*)")
+_NOTICE = re.compile(
+    r"copyright|licen[cs]ed? |redistribution|type: ignore|SPDX|distutils:|cython:|^-\*-|^!/",
+    re.IGNORECASE,
+)
 _TAG = re.compile(r"<[^>]+>")
 _BLOCK_TAG = re.compile(r"</?(?:p|li|ul|ol|dl|dt|dd|note|important|h\d|br)\s*/?>")
 _HEADER_FOLD = re.compile(r"^(?: {7}\||        )", re.MULTILINE)
@@ -39,17 +42,31 @@ def python_texts(text: str) -> PythonTexts:
 
     Raises SyntaxError, ValueError or RecursionError where `ast` cannot parse the file.
     """
-    nodes = list(ast.walk(tree := ast.parse(text)))
+    statements = list(_statements(tree := ast.parse(text)))
     lines = text.split("\n")
-    doc_nodes = [node for scope in nodes if (node := docstring_node(scope)) is not None]
-    doc_nodes.sort(key=lambda node: node.lineno)
-    cleaned = [_clean_docstring(node) for node in doc_nodes]
+    doc_nodes = [node for x in (tree, *statements) if (node := docstring_node(x)) is not None]
+    doc_lines = {i for node in doc_nodes for i in _line_range(node)}
     return PythonTexts(
-        docstrings=group(cleaned),
-        code=group(_definitions(tree, lines, _line_numbers(doc_nodes)), separator="\n\n\n"),
-        comments=group(_comment_blocks(lines, _line_numbers(_strings(nodes)))),
-        messages=group(_messages(nodes), separator="\n"),
+        docstrings=group(_clean_docstring(node) for node in doc_nodes),
+        code=group(_definitions(tree, lines, doc_lines), separator="\n\n\n"),
+        comments=group(_comment_blocks(lines, doc_lines | _quoted_lines(statements, lines))),
+        messages=group(_messages(statements), separator="\n"),
     )
+
+
+def docstrings(text: str) -> list[str]:
+    """The docstrings of one Python file alone; raises as `python_texts` does."""
+    tree = ast.parse(text)
+    nodes = (docstring_node(x) for x in (tree, *_statements(tree)))
+    return group(_clean_docstring(node) for node in nodes if node is not None)
+
+
+def _statements(node: ast.AST) -> Iterator[ast.AST]:
+    """All statements below a node in the order of the source; expressions are not entered."""
+    for name in ("body", "handlers", "cases", "orelse", "finalbody"):
+        for child in getattr(node, name, ()):
+            yield child
+            yield from _statements(child)
 
 
 def docstring_node(scope: ast.AST) -> ast.Constant | None:
@@ -68,30 +85,35 @@ def _clean_docstring(node: ast.Constant) -> str:
     return "\n".join([lines[0].strip(), *(x[margin:].rstrip() for x in lines[1:])]).strip()
 
 
-def _definitions(tree: ast.Module, lines: list[str], docs: set[int]) -> Iterator[str]:
+def _line_range(node: ast.stmt | ast.expr) -> range:
+    return range(node.lineno, (node.end_lineno or node.lineno) + 1)
+
+
+def _definitions(tree: ast.Module, lines: list[str], doc_lines: set[int]) -> Iterator[str]:
     for node in tree.body:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             first = min([node.lineno, *(d.lineno for d in node.decorator_list)])
-            numbers = range(first, (node.end_lineno or first) + 1)
-            yield "\n".join(lines[i - 1].rstrip() for i in numbers if i not in docs)
+            kept = (i for i in range(first, _line_range(node).stop) if i not in doc_lines)
+            yield "\n".join(lines[i - 1].rstrip() for i in kept)
 
 
-def _strings(nodes: list[ast.AST]) -> Iterator[ast.expr]:
-    for node in nodes:
-        is_text = isinstance(node, ast.Constant) and isinstance(node.value, str)
-        if isinstance(node, ast.JoinedStr) or is_text:
-            yield node  # type: ignore[misc]
+def _quoted_lines(statements: list[ast.AST], lines: list[str]) -> set[int]:
+    """Lines of simple statements that hold a string of several lines: no comments are there."""
+    quoted: set[int] = set()
+    for node in statements:
+        if isinstance(node, ast.stmt) and not hasattr(node, "body"):
+            numbers = _line_range(node)
+            text = "".join(lines[numbers.start - 1 : numbers.stop - 1])
+            if len(numbers) > 1 and ('"""' in text or "'''" in text):
+                quoted.update(numbers)
+    return quoted
 
 
-def _line_numbers(nodes: Iterable[ast.expr]) -> set[int]:
-    return {i for node in nodes for i in range(node.lineno, (node.end_lineno or 0) + 1)}
-
-
-def _comment_blocks(lines: list[str], string_lines: set[int]) -> Iterator[str]:
+def _comment_blocks(lines: list[str], quoted: set[int]) -> Iterator[str]:
     """Runs of two or more comment lines that read as prose; no notices, no commented-out code."""
     block: list[str] = []
     for number, line in enumerate([*lines, ""], start=1):
-        match = None if number in string_lines else _COMMENT.match(line)
+        match = None if number in quoted else _COMMENT.match(line)
         if match:
             block.append(match[1].rstrip())
             continue
@@ -101,34 +123,33 @@ def _comment_blocks(lines: list[str], string_lines: set[int]) -> Iterator[str]:
         block = []
 
 
-def _messages(nodes: list[ast.AST]) -> Iterator[str]:
+def _messages(statements: list[ast.AST]) -> Iterator[str]:
     """What raised exceptions, warnings and log calls say, with `{...}` for what they fill in."""
-    for node in nodes:
-        if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
-            call = node.exc
-        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
-            if node.func.attr not in _SPEAKING_CALLS:
-                continue
-            call = node
-        else:
-            continue
-        text = _spoken(call.args[0]) if call.args else ""
-        if text.count(" ") >= 3:
-            yield " ".join(text.split())
+    for node in statements:
+        call = node.exc if isinstance(node, ast.Raise) else None
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
+            name = getattr(node.value.func, "attr", "")
+            call = node.value if name in _SPEAKING_CALLS else None
+        if isinstance(call, ast.Call) and call.args:
+            text = _spoken(call.args[0])
+            if text.count(" ") >= 3:
+                yield " ".join(text.split())
 
 
 def _spoken(node: ast.expr) -> str:
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
         return node.value
     if isinstance(node, ast.JoinedStr):
-        return "".join(
-            f"{{{ast.unparse(part.value)}}}" if isinstance(part, ast.FormattedValue) else part.value
-            for part in node.values
-            if isinstance(part, ast.FormattedValue | ast.Constant)
-        )
+        return "".join(map(_formatted, node.values))
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mod | ast.Add):
         return _spoken(node.left)
     return ""
+
+
+def _formatted(part: ast.expr) -> str:
+    if isinstance(part, ast.FormattedValue):
+        return f"{{{ast.unparse(part.value)}}}"
+    return _spoken(part)
 
 
 def reference_topics(text: str) -> list[str]:
@@ -168,7 +189,9 @@ def long_description(text: str) -> list[str]:
 
 
 def handwritten(text: str) -> list[str]:
-    """The text cut to documents, or nothing where it was minified or is mostly numbers."""
+    """The text cut to documents; none where it was generated, minified or is mostly numbers."""
+    if "@generated" in text[:500]:
+        return []
     lines = text.count("\n") + 1
     letters = sum(map(str.isalpha, text[:MAX_CHARS]))
     dense = len(text) > 120 * lines or letters < 0.4 * len("".join(text[:MAX_CHARS].split()))

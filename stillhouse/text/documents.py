@@ -5,40 +5,15 @@ read raises `BadFileError`. Memory holds a batch of rows or one line, never a wh
 numbered as they lie in the file, from 0; a blank JSON line is no document, but has a number.
 """
 
-import gzip
-import io
-import json
 import sys
-import zlib
-from bisect import bisect_left
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
-from difflib import get_close_matches
-from typing import IO, Any, Literal, cast
+from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from stillhouse.errors import BadFileError, InputError
 from stillhouse.spec import DataSource
-from stillhouse.storage.filesystem import open_read
+from stillhouse.text.records import Record, read_records
 
-Format = Literal["parquet", "jsonl", "text"]
-SUFFIXES: dict[str, Format] = {
-    ".parquet": "parquet",
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".json": "jsonl",
-    ".txt": "text",
-    ".md": "text",
-    ".rst": "text",
-}
-_COMPRESSIONS = (".gz", ".zst")
 _PREVIEW_CHARS = 200
-_BATCH_ROWS = 256
-_READ_BYTES = 1 << 20
-_JSON_BYTES_PER_CHAR = 12  # two \uXXXX escapes, a surrogate pair, make one character
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,34 +35,6 @@ class DeadLetter:
     row: int
     reason: str
     preview: str
-
-
-@dataclass(frozen=True, slots=True)
-class _Record:
-    """A raw row before any check; `broken` says why it could not even be parsed."""
-
-    row: int
-    text: Any
-    id: Any = None
-    source: Any = None
-    broken: str | None = None
-
-
-def format_of(uri: str, settings: DataSource) -> Format:
-    """The format of a file, by `settings.format` or else by its suffix (in any case).
-
-    Raises:
-        InputError: a suffix that says nothing, under `format: auto`.
-    """
-    if settings.format != "auto":
-        return settings.format
-    name = uri.lower()
-    for compression in _COMPRESSIONS:
-        name = name.removesuffix(compression)
-    for suffix, kind in SUFFIXES.items():
-        if name.endswith(suffix):
-            return kind
-    raise InputError(f"{uri}: unknown suffix; known are {', '.join(SUFFIXES)}; or set `format`")
 
 
 def read_documents(
@@ -112,7 +59,7 @@ def read_documents(
         BadFileError: a truncated file, or one of another format.
     """
     wanted = range(*rows) if rows else range(sys.maxsize)
-    for record in _records(uri, settings, wanted):
+    for record in read_records(uri, settings, wanted):
         yield _judge(record, file, name, settings)
 
 
@@ -120,168 +67,16 @@ def read_rows(
     uri: str, rows: Sequence[int], *, file: int, name: str, settings: DataSource
 ) -> Iterator[Document]:
     """The documents at the given raw rows (sorted) of a file; errors as in `read_documents`."""
-    for record in _records(uri, settings, rows):
+    for record in read_records(uri, settings, rows):
         document = _judge(record, file, name, settings)
         if isinstance(document, Document):
             yield document
 
 
-def _records(uri: str, settings: DataSource, wanted: Sequence[int]) -> Iterator[_Record]:
-    kind = format_of(uri, settings)
-    with open_read(uri) as stream, _naming_bad_file(uri):
-        if kind == "parquet":
-            yield from _parquet_records(uri, stream, settings, wanted)
-        elif kind == "jsonl":
-            yield from _json_records(_decompressed(uri, stream), settings, wanted)
-        elif _overlaps(wanted, 0, 1):
-            yield _text_record(_decompressed(uri, stream), settings.max_chars)
-
-
-@contextmanager
-def _naming_bad_file(uri: str) -> Iterator[None]:
-    """Errors of parsers and decompressors become BadFileError; those of storage pass."""
-    try:
-        yield
-    except (pa.ArrowException, EOFError, zlib.error) as error:
-        raise BadFileError(_bad_file(uri, error)) from error
-    except OSError as error:
-        if error.errno is not None:  # the operating system or the store speaks, not a parser
-            raise
-        raise BadFileError(_bad_file(uri, error)) from error
-
-
-def _bad_file(uri: str, error: Exception) -> str:
-    cause = (str(error) or type(error).__name__).splitlines()[0][:200]
-    return f"{uri}: cannot be read: {cause}; repair it, or set `skip_bad_files: true`"
-
-
-def _overlaps(wanted: Sequence[int], start: int, stop: int) -> bool:
-    """Whether a sorted list (or range) of rows holds one in [start, stop)."""
-    position = bisect_left(wanted, start)
-    return position < len(wanted) and wanted[position] < stop
-
-
-def _parquet_records(
-    uri: str, stream: IO[bytes], settings: DataSource, wanted: Sequence[int]
-) -> Iterator[_Record]:
-    with pq.ParquetFile(stream, buffer_size=_READ_BYTES) as parquet:
-        names = _parquet_columns(uri, parquet.schema_arrow.names, settings)
-        used = [name for name in dict.fromkeys(names) if name is not None]
-        start = 0
-        for group in range(parquet.num_row_groups):
-            stop = start + parquet.metadata.row_group(group).num_rows
-            if _overlaps(wanted, start, stop):
-                batches = parquet.iter_batches(_BATCH_ROWS, row_groups=[group], columns=used)
-                yield from _batch_records(batches, names, start, wanted)
-            start = stop
-
-
-def _parquet_columns(
-    uri: str, existing: list[str], settings: DataSource
-) -> tuple[str, str | None, str | None]:
-    """The columns of text, id and source; None where there is none and none was named."""
-    asked = settings.columns
-    for key in ("text", "id", "source"):
-        column = getattr(asked, key)
-        if column is not None and column not in existing:
-            near = get_close_matches(column, existing, n=1)
-            hint = f"; did you mean `{near[0]}`?" if near else ""
-            raise InputError(
-                f"{uri}: no column `{column}` (`columns.{key}`){hint} It has {', '.join(existing)}"
-            )
-    default_id = "id" if "id" in existing else None
-    default_source = "source" if "source" in existing else None
-    return asked.text, asked.id or default_id, asked.source or default_source
-
-
-def _batch_records(
-    batches: Iterator[pa.RecordBatch],
-    names: tuple[str, str | None, str | None],
-    start: int,
-    wanted: Sequence[int],
-) -> Iterator[_Record]:
-    for batch in batches:
-        if _overlaps(wanted, start, start + batch.num_rows):
-            nothing = [None] * batch.num_rows
-            columns = [_values(batch.column(name)) if name else nothing for name in names]
-            for row, (text, id_, source) in enumerate(zip(*columns, strict=True), start):
-                if _overlaps(wanted, row, row + 1):
-                    yield _Record(row, text, id_, source)
-        start += batch.num_rows
-
-
-def _values(column: pa.Array) -> list[Any]:
-    """Python values; strings that are not UTF-8 come back as bytes."""
-    try:
-        return column.to_pylist()
-    except UnicodeDecodeError:
-        return column.cast(pa.large_binary()).to_pylist()
-
-
-def _decompressed(uri: str, stream: IO[bytes]) -> IO[bytes]:
-    name = uri.lower()
-    if name.endswith(".gz"):
-        return cast(IO[bytes], gzip.GzipFile(fileobj=stream))
-    if name.endswith(".zst"):  # Arrow's reader, because it notices a truncated stream
-        raw = cast(io.RawIOBase, pa.CompressedInputStream(pa.PythonFile(stream, "r"), "zstd"))
-        return io.BufferedReader(raw, _READ_BYTES)
-    return stream
-
-
-def _json_records(
-    stream: IO[bytes], settings: DataSource, wanted: Sequence[int]
-) -> Iterator[_Record]:
-    limit = settings.max_chars * _JSON_BYTES_PER_CHAR + _READ_BYTES
-    last = wanted[-1] if wanted else -1
-    row = -1
-    while row < last and (line := stream.readline(limit)):
-        row += 1
-        complete = len(line) < limit or line.endswith(b"\n")
-        while not complete:
-            rest = stream.readline(_READ_BYTES)
-            complete = not rest or rest.endswith(b"\n")
-        if _overlaps(wanted, row, row + 1) and line.strip():
-            yield _json_record(row, line, limit, settings)
-
-
-def _json_record(row: int, line: bytes, limit: int, settings: DataSource) -> _Record:
-    if len(line) >= limit:
-        return _Record(row, line, broken=f"line longer than {limit} bytes (`max_chars`)")
-    try:
-        value = json.loads(line.decode("utf-8-sig"))
-    except UnicodeDecodeError:
-        return _Record(row, line, broken="invalid UTF-8")
-    except (ValueError, RecursionError) as error:
-        return _Record(row, line, broken=f"broken JSON: {error}")
-    columns = settings.columns
-    if not isinstance(value, dict):
-        return _Record(row, line, broken=f"not a JSON object but {type(value).__name__}")
-    if columns.text not in value:
-        keys = ", ".join(map(str, value))[:_PREVIEW_CHARS]
-        return _Record(row, line, broken=f"no key `{columns.text}`; keys: {keys}")
-    id_, source = value.get(columns.id or "id"), value.get(columns.source or "source")
-    return _Record(row, value[columns.text], id_, source)
-
-
-def _text_record(stream: IO[bytes], max_chars: int) -> _Record:
-    data = stream.read(4 * max_chars + 4)  # enough to see that a text is too long
-    if len(data) > 4 * max_chars + 3:
-        return _Record(0, data[: 4 * _PREVIEW_CHARS], broken=f"longer than {max_chars} characters")
-    try:
-        return _Record(0, data.decode("utf-8-sig"))
-    except UnicodeDecodeError:
-        return _Record(0, data, broken="invalid UTF-8")
-
-
-def _judge(record: _Record, file: int, name: str, settings: DataSource) -> Document | DeadLetter:
+def _judge(record: Record, file: int, name: str, settings: DataSource) -> Document | DeadLetter:
     """The document of a raw row, or why there is none."""
-    text, reason = record.text, record.broken
-    if reason is None and isinstance(text, bytes):  # a Parquet column without the string mark
-        try:
-            text = text.decode()
-        except UnicodeDecodeError:
-            reason = "invalid UTF-8"
-    reason = reason or _fault(text, settings.max_chars)
+    text = _decoded(record.text)
+    reason = record.broken or _fault(text, settings.max_chars)
     if reason is not None:
         return DeadLetter(file, record.row, _clean(reason), _preview(text))
     id_ = _label(record.id) or f"{name}:{record.row}"
@@ -289,9 +84,19 @@ def _judge(record: _Record, file: int, name: str, settings: DataSource) -> Docum
     return Document(file, record.row, id_, source, text)
 
 
+def _decoded(text: Any) -> Any:
+    """Bytes as text where they are UTF-8: a Parquet column without the string mark."""
+    try:
+        return text.decode() if isinstance(text, bytes) else text
+    except UnicodeDecodeError:
+        return text
+
+
 def _fault(text: Any, max_chars: int) -> str | None:
     if text is None:
         return "null text"
+    if isinstance(text, bytes):
+        return "invalid UTF-8"
     if not isinstance(text, str):
         return f"text is not a string but {type(text).__name__}"
     if len(text) > max_chars:

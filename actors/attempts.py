@@ -1,0 +1,55 @@
+"""The Attempts actor counts how often each part was begun, so that a poison part ends.
+
+Ray retries a lost actor's work for ever. A worker asks here before it starts a part; a part that
+was begun and not finished too often is given up. An attempt that was lost together with its node
+counts against a larger budget: preemption is not the part's fault.
+"""
+
+from collections import Counter
+
+import ray
+
+PREEMPTION_BUDGET = 100
+
+
+@ray.remote(num_cpus=0, max_restarts=-1)
+class Attempts:
+    """Attempts by part, of one run."""
+
+    def __init__(self, budget: int) -> None:
+        self._budget = budget
+        self._program: Counter[str] = Counter()
+        self._hardware: Counter[str] = Counter()
+        self._open: dict[str, str] = {}
+
+    def begin(self, part: str, node: str) -> str | None:
+        """Note an attempt at `part` on `node`.
+
+        Returns:
+            None to go ahead, or why the part is given up.
+        """
+        before = self._open.get(part)
+        if before is not None:
+            kind = self._program if before in _alive_nodes() else self._hardware
+            kind[part] += 1
+        if self._program[part] >= self._budget:
+            return f"killed its worker {self._program[part]} times"
+        if self._hardware[part] >= PREEMPTION_BUDGET:
+            return f"lost its node {self._hardware[part]} times"
+        self._open[part] = node
+        return None
+
+    def finish(self, part: str) -> None:
+        """Note that `part` was finished (or failed with an error of its own)."""
+        self._open.pop(part, None)
+
+    def retries(self) -> dict[str, int]:
+        """Repeated attempts so far, by class."""
+        return {
+            "program": sum(self._program.values()),
+            "hardware": sum(self._hardware.values()),
+        }
+
+
+def _alive_nodes() -> set[str]:
+    return {node["NodeID"] for node in ray.nodes() if node["Alive"]}

@@ -1,0 +1,80 @@
+"""The Scorer actor hosts one scorer and runs it over token parts, one read ahead."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import pyarrow as pa
+
+from stillhouse.selection.contamination import NgramIndex
+from stillhouse.selection.scorers import (
+    ContaminationScorer,
+    DsirScorer,
+    LanguageModelScorer,
+    Scorer,
+    ScoreTask,
+    read_tokens,
+    score_part,
+)
+from stillhouse.spec import ScoringSettings
+from stillhouse.storage.artifact import Receipt, Store
+
+
+@dataclass(frozen=True, slots=True)
+class ScorerSettings:
+    """What a Scorer actor is made from: small plain values, so that a restart needs nothing else.
+
+    `path` is the folder of the model (or of the n-gram statistics) in the store.
+    """
+
+    kind: Literal["causal_lm", "dsir", "contamination"]
+    fingerprint: str
+    path: str
+    tokenizer: str
+    eos_token: str
+    scoring: ScoringSettings
+    device: str
+    gpus: float
+    threads: int
+
+    def build(self) -> Scorer:
+        """Load the model and make the scorer."""
+        if self.kind == "causal_lm":
+            from stillhouse.models.scoring import load_scoring_model
+
+            return LanguageModelScorer(
+                load_scoring_model(
+                    self.path,
+                    self.scoring,
+                    device=self.device,
+                    gpus=self.gpus,
+                    threads=self.threads,
+                )
+            )
+        from stillhouse.selection.statistics import load_statistics
+        from stillhouse.text.tokenizer import load_tokenizer
+
+        tokenizer = load_tokenizer(self.tokenizer, self.eos_token)
+        values = load_statistics(self.path)
+        if self.kind == "dsir":
+            return DsirScorer(values, tokenizer)
+        return ContaminationScorer(NgramIndex(values), tokenizer)
+
+
+class ScorerHost:
+    """Hosts one scorer; hosted by `actors.part_worker.PartWorker`."""
+
+    def __init__(self, store: Store, settings: ScorerSettings) -> None:
+        self._store = store
+        self._scorer = settings.build()
+        self._ahead: dict[str, pa.Table] = {}
+
+    def run(self, task: ScoreTask) -> Receipt:
+        """Score one part."""
+        tokens = self._ahead.pop(task.fingerprint, None)
+        if tokens is None:
+            tokens = read_tokens(self._store, task.part)
+        return score_part(self._store, self._scorer, task, tokens)
+
+    def prefetch(self, task: ScoreTask) -> None:
+        """Read a part while another is scored."""
+        self._ahead = {task.fingerprint: read_tokens(self._store, task.part)}

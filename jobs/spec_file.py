@@ -1,0 +1,142 @@
+"""Reading a spec: YAML, `--set a.b=c`, and pydantic's complaints as one line each."""
+
+import difflib
+import types
+from pathlib import Path
+from typing import Annotated, Any, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from stillhouse.errors import SpecError
+from stillhouse.spec import SelectSpec
+from stillhouse.storage.filesystem import read_bytes
+
+JOBS: dict[str, type[SelectSpec]] = {"select": SelectSpec}
+
+
+def load_spec(path: str, overrides: list[str]) -> SelectSpec:
+    """Read, override and validate a spec.
+
+    Args:
+        path: a local file or fsspec URI.
+        overrides: `a.b=value` each, the value read as YAML.
+
+    Raises:
+        SpecError: not there, not YAML, or not a valid spec: one line for each complaint.
+    """
+    content = _read(path)
+    for override in overrides:
+        _apply(content, override)
+    job = content.get("job")
+    if job not in JOBS:
+        near = _nearest(str(job), list(JOBS))
+        raise SpecError(f"{path}: `job: {job}` is not known{near}; known: {', '.join(JOBS)}")
+    try:
+        return JOBS[job].model_validate(content)
+    except ValidationError as error:
+        lines = [_line(JOBS[job], detail) for detail in error.errors()]
+        raise SpecError("\n".join(f"{path}: {line}" for line in dict.fromkeys(lines))) from None
+
+
+def _read(path: str) -> dict[str, Any]:
+    try:
+        data = read_bytes(path) if "://" in path else Path(path).read_bytes()
+    except FileNotFoundError:
+        raise SpecError(f"spec {path!r}: no such file") from None
+    except (IsADirectoryError, PermissionError) as error:
+        raise SpecError(f"spec {path!r}: {error.strerror}") from None
+    try:
+        content = yaml.safe_load(data)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        where = getattr(error, "problem_mark", None)
+        place = f" line {where.line + 1}" if where else ""
+        problem = getattr(error, "problem", None) or "not UTF-8 text"
+        raise SpecError(f"{path}{place}: not YAML: {problem}") from None
+    if not isinstance(content, dict):
+        raise SpecError(f"{path}: a spec is a YAML mapping that starts with `job:`")
+    return content
+
+
+def _apply(content: dict[str, Any], override: str) -> None:
+    """Put `a.b=value` into the spec; every step but the last must be a mapping."""
+    path, equals, value = override.partition("=")
+    keys = path.split(".")
+    if not equals or not all(keys):
+        raise SpecError(f"--set {override!r}: write it as a.b=value")
+    node: Any = content
+    for depth, key in enumerate(keys[:-1]):
+        if isinstance(node, list) and key.isdigit() and int(key) < len(node):
+            node = node[int(key)]
+            continue
+        node = node.setdefault(key, {}) if isinstance(node, dict) else None
+        if not isinstance(node, dict | list):
+            place = ".".join(keys[: depth + 1])
+            raise SpecError(f"--set {override!r}: `{place}` is not a section")
+    try:
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise SpecError(f"--set {override!r}: {value!r} is not a YAML value") from None
+    node[keys[-1]] = parsed
+
+
+def _line(spec: type[BaseModel], detail: ErrorDetails) -> str:
+    """One complaint: key path, value, what is allowed, the nearest known key."""
+    place = ".".join(str(step) for step in _visible(spec, detail["loc"]))
+    match detail["type"]:
+        case "extra_forbidden":
+            known = _fields_at(spec, detail["loc"][:-1])
+            near = _nearest(str(detail["loc"][-1]), known)
+            return f"unknown key `{place}`{near}; known here: {', '.join(known)}"
+        case "missing":
+            return f"`{place}` is missing"
+        case "value_error":
+            message = detail["msg"].removeprefix("Value error, ")
+            return f"`{place}`: {message}" if place else message
+        case _:
+            value = repr(detail["input"])
+            shown = value if len(value) <= 60 else value[:57] + "..."
+            return f"`{place}`: {shown}: {detail['msg'][0].lower()}{detail['msg'][1:]}"
+
+
+def _nearest(word: str, known: list[str]) -> str:
+    found = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    return f" (did you mean `{found[0]}`?)" if found else ""
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    """The settings classes inside an annotation such as `float | DataSource`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    if get_origin(annotation) in (Union, types.UnionType, Annotated, list):
+        return [model for part in get_args(annotation) for model in _models(part)]
+    return []
+
+
+def _visible(spec: type[BaseModel], loc: tuple[int | str, ...]) -> list[int | str]:
+    """The location as the user wrote it, without pydantic's names of union members."""
+    steps: list[int | str] = []
+    here: list[type[BaseModel]] = [spec]
+    for position, step in enumerate(loc):
+        fields = {name: f for model in here for name, f in model.model_fields.items()}
+        if step in fields:
+            steps.append(step)
+            here = _models(fields[str(step)].annotation)
+        elif (position == len(loc) - 1 and here and not _is_tag(step)) or isinstance(step, int):
+            steps.append(step)
+    return steps
+
+
+def _is_tag(step: int | str) -> bool:
+    text = str(step)
+    return "[" in text or text in {"float", "int", "str", "bool", "constrained-float"}
+
+
+def _fields_at(spec: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
+    here: list[type[BaseModel]] = [spec]
+    for step in loc:
+        fields = {name: f for model in here for name, f in model.model_fields.items()}
+        if step in fields:
+            here = _models(fields[str(step)].annotation)
+    return sorted({name for model in here for name in model.model_fields})

@@ -1,0 +1,69 @@
+"""What every step of a pipeline is given: the store, the width, and whom to tell."""
+
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import Any, Protocol
+
+from stillhouse.spec import ComputeSettings
+from stillhouse.storage.artifact import Store
+
+
+class Listener(Protocol):
+    """Told what happens; a progress bar, a log, the run's events."""
+
+    def begin(self, step: str, total: int, reused: int, unit: str) -> None:
+        """A step starts with `total` parts, `reused` of them found finished."""
+        ...
+
+    def advance(self, step: str, done: float, amount: float) -> None:
+        """`done` more parts of the step are finished, `amount` units of work in them."""
+        ...
+
+    def end(self, step: str, seconds: float) -> None:
+        """The step is complete."""
+        ...
+
+    def note(self, kind: str, content: dict[str, Any]) -> None:
+        """Anything else worth keeping in the run's events."""
+        ...
+
+
+@dataclass
+class StepWork:
+    """What one step did: parts in all, those found finished, and what the others cost."""
+
+    parts: int = 0
+    reused: int = 0
+    tokens: int = 0
+    flops: float = 0.0
+    seconds: float = 0.0
+    """Wall time of the step in this run."""
+    device_seconds: float = 0.0
+    """Busy time of its workers in this run."""
+
+
+@dataclass
+class Context:
+    """Handed down through a pipeline; holds no data."""
+
+    store: Store
+    compute: ComputeSettings
+    listener: Listener
+    work: dict[str, StepWork] = field(default_factory=dict)
+
+    @contextmanager
+    def step(
+        self, name: str, *, total: int, reused: int, unit: str = "tokens"
+    ) -> Generator[Callable[[float, float], None]]:
+        """Announce a step and account for its time; yields `advance(done, amount)`."""
+        work = self.work.setdefault(name, StepWork())
+        work.parts += total
+        work.reused += reused
+        self.listener.begin(name, total, reused, unit)
+        started = perf_counter()
+        yield lambda done, amount: self.listener.advance(name, done, amount)
+        seconds = perf_counter() - started
+        work.seconds += seconds
+        self.listener.end(name, seconds)

@@ -1,0 +1,121 @@
+"""The two ways in which work reaches workers.
+
+`stream_parts` feeds descriptors of parts through a Ray Data actor pool: the worker that needs a
+part reads it itself from the store, so nothing large travels, a block's layout means nothing, and
+a lost worker costs the part it held. `run_tasks` maps a function over small items as Ray tasks,
+with a bounded number in flight.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from typing import Any, TypeVar
+
+import ray
+import ray.data
+from ray.data import ActorPoolStrategy, DataContext
+
+from actors.attempts import Attempts
+from actors.part_worker import Host, PartWorker
+from pipelines.context import Context
+from stillhouse import errors
+from stillhouse.storage.artifact import Receipt
+
+T = TypeVar("T")
+R = TypeVar("R")
+_MAX_BLOCKS = 2000
+
+
+def stream_parts(
+    ctx: Context,
+    step: str,
+    *,
+    kind: str,
+    tasks: Sequence[Any],
+    make: Callable[[], Host],
+    workers: int,
+    gpus: float = 0,
+    unit: str = "tokens",
+) -> list[Receipt]:
+    """Do every task whose receipt is not in the store yet; the receipts of all, in order.
+
+    Args:
+        ctx: the run.
+        step: its name in progress, events and accounts.
+        kind: where the receipts lie.
+        tasks: descriptors with a `fingerprint`.
+        make: builds the host in each worker process; small and picklable.
+        workers: size of the pool; the result does not depend on it.
+        gpus: GPUs of each worker.
+        unit: what `Receipt.counts` is shown as the rate.
+
+    Raises:
+        PartFailedError: a part kept killing its worker. Any StillhouseError of a task.
+    """
+    done = ctx.store.finished(kind, [task.fingerprint for task in tasks])
+    todo = {t.fingerprint: t for t in tasks if t.fingerprint not in done}
+    with ctx.step(step, total=len(tasks), reused=len(tasks) - len(todo), unit=unit) as advance:
+        if todo:
+            pool = min(workers, len(todo))
+            for receipt, seconds in _stream(ctx, list(todo.values()), make, pool, gpus):
+                done[receipt.task] = receipt
+                ctx.work[step].device_seconds += seconds
+                advance(1, receipt.counts.get(unit, 0))
+    return [done[task.fingerprint] for task in tasks]
+
+
+def _stream(
+    ctx: Context, tasks: list[Any], make: Callable[[], Host], workers: int, gpus: float
+) -> Iterator[tuple[Receipt, float]]:
+    attempts = Attempts.remote(ctx.compute.max_attempts)
+    _quiet()
+    rows = [{"task": task} for task in tasks]
+    per_block = -(-len(rows) // _MAX_BLOCKS)
+    dataset = ray.data.from_items(rows, override_num_blocks=-(-len(rows) // per_block))
+    results = dataset.map_batches(
+        PartWorker,
+        fn_constructor_kwargs={"make": make, "attempts": attempts},
+        batch_size=None,
+        compute=ActorPoolStrategy(size=workers),
+        num_cpus=0 if gpus else ctx.compute.cpus_per_worker,
+        num_gpus=gpus or None,
+    )
+    for row in results.iter_rows():
+        if row["error"] is not None:
+            raise _as_error(*row["error"])
+        yield row["receipt"], float(row["seconds"])
+
+
+def _as_error(name: str, message: str) -> Exception:
+    kind = getattr(errors, name, None)
+    return kind(message) if kind is not None else RuntimeError(message)
+
+
+def _quiet() -> None:
+    """Our own progress is shown instead of Ray Data's; a failing part is our own error."""
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.execution_options.preserve_order = False
+
+
+def run_tasks(
+    ctx: Context, function: Callable[[T], R], items: Iterable[T], *, in_flight: int = 64
+) -> Iterator[R]:
+    """`map(function, items)` as Ray tasks: results in order, at most `in_flight` waiting."""
+    remote = ray.remote(num_cpus=ctx.compute.cpus_per_worker)(_call)
+    waiting: list[ray.ObjectRef[Any]] = []
+    for item in items:
+        if len(waiting) >= in_flight:
+            yield ray.get(waiting.pop(0))
+        waiting.append(remote.remote(function, item))
+    while waiting:
+        yield ray.get(waiting.pop(0))
+
+
+def _call(function: Callable[[T], R], item: T) -> R:
+    return function(item)
+
+
+def runner(ctx: Context) -> Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[Any]]:
+    """`run_tasks` in the form that `stillhouse.selection.budget` takes as `run`."""
+    return partial(run_tasks, ctx)

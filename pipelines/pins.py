@@ -1,0 +1,38 @@
+"""Pins: what was trained on the pool is kept when shards are added (`pin: first`).
+
+A pin is a numbered create-only object that names an artifact; `pin: refresh` adds a number.
+"""
+
+from collections.abc import Callable
+from typing import Literal
+
+from stillhouse.fingerprint import fingerprint
+from stillhouse.storage import numbered
+from stillhouse.storage.artifact import Manifest, Store
+
+
+def pinned(
+    store: Store,
+    key: object,
+    pin: Literal["first", "refresh"],
+    wanted: str,
+    make: Callable[[], Manifest],
+) -> Manifest:
+    """The pinned model artifact, made and pinned where there is none yet.
+
+    Args:
+        store: the store.
+        key: settings that a change of starts a new pin.
+        pin: `first` keeps what was pinned, `refresh` pins `wanted`.
+        wanted: fingerprint of what today's inputs would give.
+        make: makes that artifact.
+    """
+    folder = store.path("pins", fingerprint(key))
+    current = numbered.current(folder)
+    if current is not None and (pin == "first" or current["models"] == wanted):
+        found = store.find_manifest("models", current["models"])
+        if found is not None:
+            return found
+    made = store.find_manifest("models", wanted) or make()
+    numbered.append(folder, {"models": made.fingerprint})
+    return made

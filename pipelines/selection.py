@@ -1,0 +1,307 @@
+"""The exact global cut over stored scores, and the selection's parts."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from pipelines.context import Context
+from pipelines.flow import run_tasks, runner
+from pipelines.scores import Scores
+from stillhouse.errors import BudgetError, SpecError
+from stillhouse.fingerprint import fingerprint, sha256
+from stillhouse.selection.budget import Cut, find_cut, find_weighted_cut, threshold_cut
+from stillhouse.selection.ledger import LEDGER_SCHEMA, Tally
+from stillhouse.selection.quotas import QuotaCut, find_quota_cut
+from stillhouse.selection.ranking import RULE_VERSION, SCORERS_OF, RankedPart, Rule
+from stillhouse.selection.writing import GroupTask, Member, group_parts, write_group
+from stillhouse.spec import DataSource, SelectionSettings
+from stillhouse.storage.artifact import Manifest, Receipt, Store, parquet_bytes
+from stillhouse.storage.commit import create_or_adopt
+from stillhouse.storage.readers import open_selection
+from stillhouse.text.tasks import UnitFile
+
+
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """What a selection chooses from: the token parts, their scores, and what is not eligible."""
+
+    tokens: Manifest
+    files: list[tuple[UnitFile, ...]]
+    """Raw files of each part's unit."""
+    source: DataSource
+    sources: list[str]
+    """Labels in the pool, sorted; only where shares are asked for."""
+    scores: dict[str, Scores]
+    contamination: Scores | None
+    prior_rows: dict[str, NDArray[np.int64]]
+    """By the sha256 of a token part: rows that the prior was trained on; empty to allow them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Selected:
+    """A selection artifact with what its making found."""
+
+    manifest: Manifest
+    tally: Tally
+    threshold: float
+
+
+def select(
+    ctx: Context,
+    step: str,
+    pool: Candidates,
+    settings: SelectionSettings,
+    *,
+    rule: Rule = "color",
+    size: int | None = None,
+) -> Selected:
+    """Rank, cut exactly, and write the kept rows.
+
+    Args:
+        ctx: the run.
+        step: its name in progress and accounts.
+        pool: what may be chosen.
+        settings: how much, of what grain, with which shares.
+        rule: how rows are ranked.
+        size: rows to keep (tokens, where documents are chosen), instead of what `settings` say:
+            controls are as large as the selection they are compared with.
+
+    Raises:
+        BudgetError: more asked than there is, or shares that cannot all hold.
+    """
+    if rule == "dsir" and settings.grain == "documents":
+        raise SpecError("the control `dsir` ranks sequences: use `grain: sequences`, or drop it")
+    ranked = _ranked(ctx.store, pool, settings, rule)
+    name = _identity(ctx.store, pool, settings, rule, size)
+    found = ctx.store.find_manifest("selections", name)
+    groups = found.totals["groups"] if found else None
+    with ctx.step(step, total=groups or 1, reused=groups or 0, unit="tokens") as advance:
+        if found is not None:
+            tally = Tally.from_json(found.totals["tally"])
+            return Selected(found, tally, found.totals["threshold"])
+        cut = _cut(ctx, ranked, pool, settings, size)
+        tasks = _groups(ctx, name, ranked, pool, settings, cut)
+        receipts = _write(ctx, tasks, advance)
+        manifest, tally = _finish(ctx.store, name, pool, settings, rule, cut, receipts)
+    return Selected(manifest, tally, manifest.totals["threshold"])
+
+
+def _ranked(
+    store: Store, pool: Candidates, settings: SelectionSettings, rule: Rule
+) -> list[RankedPart]:
+    wanted = set(SCORERS_OF[rule]) | ({"prior", "conditional"} & set(pool.scores))
+    parts: list[RankedPart] = []
+    for index, part in enumerate(pool.tokens.parts):
+        rows = pool.prior_rows.get(part.sha256)
+        parts.append(
+            RankedPart(
+                store=store,
+                tokens=part,
+                scores={name: pool.scores[name].paths[index] for name in sorted(wanted)},
+                contamination=pool.contamination.paths[index] if pool.contamination else None,
+                prior_rows=tuple(rows.tolist()) if rows is not None else None,
+                rule=rule,
+                grain=settings.grain,
+                seed=settings.seed,
+            )
+        )
+    return parts
+
+
+def _identity(
+    store: Store, pool: Candidates, settings: SelectionSettings, rule: Rule, size: int | None
+) -> str:
+    """Everything that decides which rows are kept and in which order they stand."""
+    prior_rows = {sha: sha256(rows.tobytes()) for sha, rows in pool.prior_rows.items()}
+    asked = settings.model_dump()
+    if settings.threshold_from is not None:
+        asked["threshold_from"] = open_selection(_uri(store, settings.threshold_from)).threshold
+    return fingerprint(
+        [
+            "selection",
+            RULE_VERSION,
+            rule,
+            size,
+            asked,
+            pool.tokens.fingerprint,
+            {name: pool.scores[name].manifest.fingerprint for name in SCORERS_OF[rule]},
+            pool.contamination.manifest.fingerprint if pool.contamination else None,
+            sorted(prior_rows.items()),
+        ]
+    )
+
+
+def _uri(store: Store, given: str) -> str:
+    return given if "/" in given else store.path("selections", given)
+
+
+def _cut(
+    ctx: Context,
+    ranked: list[RankedPart],
+    pool: Candidates,
+    settings: SelectionSettings,
+    size: int | None,
+) -> Cut | QuotaCut:
+    run = runner(ctx)
+    if size is None and settings.min_score is not None:
+        return threshold_cut(settings.min_score)
+    if size is None and settings.threshold_from is not None:
+        uri = _uri(ctx.store, settings.threshold_from)
+        return threshold_cut(open_selection(uri).threshold)
+    if settings.grain == "documents":
+        if settings.max_share is not None or settings.min_share is not None:
+            raise SpecError("shares are of sequences: use `grain: sequences` with them")
+        budget = size or _token_budget(pool.tokens, settings)
+        return find_weighted_cut({i: p.weighted for i, p in enumerate(ranked)}, budget, run=run)
+    count = size or _row_budget(pool.tokens, settings)
+    if settings.max_share is None and settings.min_share is None:
+        return find_cut(dict(enumerate(ranked)), count, run=run)
+    return _quotas(ranked, pool, settings, count, run)
+
+
+def _quotas(
+    ranked: list[RankedPart], pool: Candidates, settings: SelectionSettings, count: int, run: Any
+) -> QuotaCut:
+    index = {name: i for i, name in enumerate(pool.sources)}
+    named = [*(settings.max_share if isinstance(settings.max_share, dict) else {})]
+    for name in [*named, *(settings.min_share or {})]:
+        if name not in index:
+            raise BudgetError(f"no source {name!r} in the pool; it has {', '.join(pool.sources)}")
+    share = settings.max_share
+    return find_quota_cut(
+        {i: partial(part.with_sources, index) for i, part in enumerate(ranked)},
+        count,
+        names=pool.sources,
+        max_share={index[n]: s for n, s in share.items()} if isinstance(share, dict) else share,
+        min_share={index[n]: s for n, s in (settings.min_share or {}).items()} or None,
+        run=run,
+    )
+
+
+def _row_budget(tokens: Manifest, settings: SelectionSettings) -> int:
+    """Sequences to keep, of all that the pool has: tau is their ratio (Algorithm 1)."""
+    total, length = tokens.num_rows, tokens.settings["sequence_length"]
+    if settings.tau is not None:
+        count = int(total / settings.tau)
+    elif settings.fraction is not None:
+        count = int(total * settings.fraction)
+    else:
+        assert settings.num_tokens is not None
+        count = settings.num_tokens // length
+    if count < 1:
+        raise BudgetError(f"the selection would be empty: the pool has {total:,} sequences")
+    if count > total:
+        raise BudgetError(
+            f"the selection is larger than the pool: {count:,} sequences asked, {total:,} there "
+            "(`selection.num_tokens`)"
+        )
+    return count
+
+
+def _token_budget(tokens: Manifest, settings: SelectionSettings) -> int:
+    if settings.num_tokens is not None:
+        return settings.num_tokens
+    share = 1 / settings.tau if settings.tau is not None else settings.fraction
+    assert share is not None
+    return int(tokens.num_tokens * share)
+
+
+def _groups(
+    ctx: Context,
+    name: str,
+    ranked: list[RankedPart],
+    pool: Candidates,
+    settings: SelectionSettings,
+    cut: Cut | QuotaCut,
+) -> list[GroupTask]:
+    """Group the input parts by how many rows each keeps (counted first: scores are small)."""
+    index = {source: i for i, source in enumerate(pool.sources)}
+    count = partial(_count_kept, cut, index)
+    kept = list(run_tasks(ctx, count, list(enumerate(ranked))))
+    if not sum(kept):
+        raise BudgetError(f"nothing reaches the threshold {cut.score:g}: lower `min_score`")
+    part_rows = max(part.num_rows for part in pool.tokens.parts)
+    groups = group_parts([p.tokens.sha256 for p in ranked], kept, part_rows, settings.seed)
+    return [
+        GroupTask(
+            fingerprint=fingerprint([name, number]),
+            path=f"selections/{name}/part-{number:05d}.parquet",
+            members=tuple(Member(i, ranked[i], pool.files[i]) for i in group),
+            cut=cut,
+            threshold=cut.score,
+            sources=index,
+            source=pool.source,
+            seed=settings.seed,
+        )
+        for number, group in enumerate(groups)
+    ]
+
+
+def _count_kept(cut: Cut | QuotaCut, sources: dict[str, int], item: tuple[int, RankedPart]) -> int:
+    index, ranked = item
+    if isinstance(cut, QuotaCut):
+        return int(cut.mask(index, *ranked.with_sources(sources)).sum())
+    return int(cut.mask(index, ranked()).sum())
+
+
+def _write(ctx: Context, tasks: Sequence[GroupTask], advance: Any) -> list[Receipt]:
+    done = ctx.store.finished("selections", [task.fingerprint for task in tasks])
+    todo = [task for task in tasks if task.fingerprint not in done]
+    for receipt in run_tasks(ctx, partial(write_group, ctx.store), todo, in_flight=8):
+        done[receipt.task] = receipt
+        advance(1 / len(tasks), receipt.counts["tokens"])
+    return [done[task.fingerprint] for task in tasks]
+
+
+def _finish(
+    store: Store,
+    name: str,
+    pool: Candidates,
+    settings: SelectionSettings,
+    rule: Rule,
+    cut: Cut | QuotaCut,
+    receipts: list[Receipt],
+) -> tuple[Manifest, Tally]:
+    tally = Tally()
+    for receipt in receipts:
+        tally.add(Tally.from_json(receipt.info["tally"]))
+    tally.rows = sorted(tally.rows, key=lambda row: row["part"])
+    ledger = parquet_bytes(pa.Table.from_pylist(tally.rows, schema=LEDGER_SCHEMA))
+    create_or_adopt(store.path("selections", name, "ledger.parquet"), ledger)
+    manifest = Manifest(
+        kind="selections",
+        fingerprint=name,
+        parts=tuple(receipt.parts[0] for receipt in receipts),
+        inputs={
+            "tokens": pool.tokens.fingerprint,
+            "scores": {n: pool.scores[n].manifest.fingerprint for n in SCORERS_OF[rule]},
+            "contamination": pool.contamination.manifest.fingerprint
+            if pool.contamination
+            else None,
+        },
+        settings=settings.model_dump()
+        | {"rule": rule, "tokenizer": pool.tokens.settings["tokenizer"]},
+        totals={
+            "threshold": cut.score,
+            "cut": _cut_json(cut),
+            "groups": len(receipts),
+            "tally": replace(tally, rows=[]).to_json(),
+        },
+        files={"ledger.parquet": sha256(ledger)},
+    )
+    return store.put_manifest(manifest), tally
+
+
+def _cut_json(cut: Cut | QuotaCut) -> dict[str, Any]:
+    if isinstance(cut, Cut):
+        return asdict(cut)
+    return {
+        "minima": {str(s): asdict(c) for s, c in cut.minima.items()},
+        "maxima": {str(s): asdict(c) for s, c in cut.maxima.items()},
+        "rest": asdict(cut.rest) if cut.rest else None,
+    }

@@ -1,0 +1,119 @@
+"""The tokenizer: trained on a random part of the pool, or loaded; kept in the store either way."""
+
+from collections.abc import Iterator
+from functools import partial
+
+from pipelines.context import Context
+from pipelines.flow import run_tasks
+from pipelines.pins import pinned
+from pipelines.tokens import Scan, TokenizerRef
+from stillhouse.fingerprint import fingerprint
+from stillhouse.selection.duplicates import document_hash
+from stillhouse.spec import SelectSpec, TokenizerTraining
+from stillhouse.storage.artifact import Manifest, Store
+from stillhouse.storage.folders import put_folder
+from stillhouse.text.documents import Document
+from stillhouse.text.tasks import UnitTask, read_unit
+from stillhouse.text.tokenizer import (
+    in_sample,
+    load_tokenizer,
+    make_tokenizer,
+    save_pretrained,
+    train_tokenizer,
+)
+
+TOKENIZER_VERSION = 1
+_MAX_LENGTH = 1_000_000
+
+
+def tokenizer(ctx: Context, spec: SelectSpec, pool: Scan) -> TokenizerRef:
+    """Train or load the tokenizer, and put it in the store where every worker finds it.
+
+    Raises:
+        ModelError: a path that holds no tokenizer.
+    """
+    settings = spec.tokenizer
+    if settings.train is None:
+        assert settings.path is not None
+        manifest = _loaded(ctx, settings.path, settings.eos_token)
+    else:
+        training = settings.train
+        wanted = fingerprint(
+            [
+                "tokenizer",
+                TOKENIZER_VERSION,
+                training.model_dump(),
+                [t.fingerprint for t in pool.tasks],
+            ]
+        )
+        key = ["tokenizer", settings.model_dump(exclude={"pin"}), spec.pool.paths]
+        make = partial(_trained, ctx, wanted, training, pool)
+        manifest = pinned(ctx.store, key, settings.pin, wanted, make)
+    return TokenizerRef(
+        path=ctx.store.path("models", manifest.fingerprint),
+        eos_token=manifest.totals["eos_token"],
+        digest=manifest.totals["digest"],
+        vocab_size=manifest.totals["vocab_size"],
+    )
+
+
+def _loaded(ctx: Context, path: str, eos_token: str | None) -> Manifest:
+    loaded = load_tokenizer(path, eos_token)
+    name = fingerprint(["tokenizer", loaded.digest, loaded.eos_token])
+    return ctx.store.find_manifest("models", name) or _put(
+        ctx.store, name, loaded.json, loaded.eos_token, {"path": path}
+    )
+
+
+def _trained(ctx: Context, name: str, training: TokenizerTraining, pool: Scan) -> Manifest:
+    with ctx.step("tokenizer", total=1, reused=0, unit="bytes") as advance:
+        tasks, share = _sample(pool, training.num_bytes)
+        work = partial(_train, training.vocab_size, share)
+        made = next(run_tasks(ctx, work, [tasks]))
+        advance(1, min(training.num_bytes, pool.counts["chars"]))
+    return _put(ctx.store, name, made, None, training.model_dump())
+
+
+def _sample(pool: Scan, num_bytes: int) -> tuple[list[UnitTask], float]:
+    """A few units in keyed order, and the share of their documents to train on."""
+    order = sorted(
+        zip(pool.tasks, pool.receipts, strict=True), key=lambda pair: pair[0].fingerprint
+    )
+    tasks: list[UnitTask] = []
+    chars = 0
+    for task, receipt in order:
+        if chars > 4 * num_bytes:
+            break
+        tasks.append(task)
+        chars += receipt.counts.get("chars", 0)
+    return tasks, min(1.0, num_bytes / max(chars, 1))
+
+
+def _train(vocab_size: int, share: float, tasks: list[UnitTask]) -> bytes:
+    return train_tokenizer(_texts(tasks, share), vocab_size=vocab_size)
+
+
+def _texts(tasks: list[UnitTask], share: float) -> Iterator[str]:
+    for task in tasks:
+        for item in read_unit(task):
+            if isinstance(item, Document) and in_sample(document_hash(item.text), share):
+                yield item.text
+
+
+def _put(
+    store: Store, name: str, content: bytes, eos_token: str | None, settings: dict[str, object]
+) -> Manifest:
+    made = make_tokenizer(content, eos_token, place="the trained tokenizer")
+    return put_folder(
+        store,
+        name,
+        lambda folder: save_pretrained(made, str(folder), model_max_length=_MAX_LENGTH),
+        inputs={},
+        settings=settings,
+        totals={
+            "role": "tokenizer",
+            "eos_token": made.eos_token,
+            "vocab_size": made.vocab_size,
+            "digest": made.digest,
+        },
+    )

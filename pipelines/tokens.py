@@ -1,0 +1,273 @@
+"""Documents to packed sequences: scan, drop what must not be packed, tokenise and pack."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+from actors.text import PackerHost, Scanner
+from pipelines.context import Context
+from pipelines.flow import run_tasks, stream_parts
+from pipelines.inputs import Inputs, JobInputs, reading_identity, unit_tasks
+from stillhouse.errors import InputError
+from stillhouse.fingerprint import fingerprint
+from stillhouse.spec import SelectSpec
+from stillhouse.storage.artifact import Manifest, Receipt, Store, read_table
+from stillhouse.text.drops import DOCUMENTS_A_RANGE, add_digests, drop_duplicates, split_target
+from stillhouse.text.tasks import PackTask, UnitTask
+
+DROP_VERSION = 1
+PACK_VERSION = 1
+NO_DROPS: tuple[Receipt, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Scan:
+    """A scanned data source: a receipt for each of its units."""
+
+    inputs: Inputs
+    tasks: list[UnitTask]
+    receipts: list[Receipt]
+
+    @property
+    def counts(self) -> Counter[str]:
+        """Documents, chars and dead letters by reason, over all units."""
+        total: Counter[str] = Counter()
+        for receipt in self.receipts:
+            total.update(receipt.counts)
+        return total
+
+    @property
+    def num_dead(self) -> int:
+        """Rows that could not be used."""
+        return sum(n for name, n in self.counts.items() if name.startswith("dead: "))
+
+
+@dataclass(frozen=True, slots=True)
+class Tokenised:
+    """A tokens artifact and what its making counted."""
+
+    manifest: Manifest
+    counts: Counter[str]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizerRef:
+    """Where the tokenizer lies, and its identity."""
+
+    path: str
+    eos_token: str
+    digest: str
+    vocab_size: int
+
+
+def scan(ctx: Context, inputs: JobInputs) -> list[Scan]:
+    """Hash every document of the pool, the target and (if it has files of its own) the held-out.
+
+    Raises:
+        InputError: more bad rows than `max_bad_rows` allows, or no usable document at all.
+    """
+    sources = [inputs.pool, inputs.target, *([inputs.heldout] if inputs.heldout else [])]
+    tasks = [unit_tasks(source) for source in sources]
+    receipts = stream_parts(
+        ctx,
+        "scan",
+        kind="scans",
+        tasks=[task for group in tasks for task in group],
+        make=partial(Scanner, ctx.store),
+        workers=packers(ctx),
+        unit="chars",
+    )
+    scans: list[Scan] = []
+    for source, group in zip(sources, tasks, strict=True):
+        scans.append(Scan(source, group, receipts[: len(group)]))
+        receipts = receipts[len(group) :]
+        _check_rows(ctx.store, scans[-1])
+    return scans
+
+
+def packers(ctx: Context) -> int:
+    """Width of the text steps."""
+    import ray
+
+    return ctx.compute.packers or max(1, int(ray.cluster_resources().get("CPU", 1)))
+
+
+def _check_rows(store: Store, scanned: Scan) -> None:
+    counts, source = scanned.counts, scanned.inputs.source
+    usable, dead = counts["documents"], scanned.num_dead
+    limit = source.max_bad_rows
+    allowed = limit * (usable + dead) if limit < 1 else limit
+    if dead > allowed:
+        first = "; ".join(
+            f"{row['file']} row {row['row']}: {row['reason']}"
+            for row in dead_letters(store, scanned, 3)
+        )
+        raise InputError(
+            f"{dead} of {usable + dead} rows of {source.path!r} cannot be used, "
+            f"`max_bad_rows` allows {allowed:g}. First ones: {first}"
+        )
+    if not usable:
+        raise InputError(f"{source.path!r} holds no usable document")
+
+
+def dead_letters(store: Store, scanned: Scan, count: int) -> list[dict[str, Any]]:
+    """The first `count` rows that could not be used: file, row, reason, preview."""
+    found: list[dict[str, Any]] = []
+    for task, receipt in zip(scanned.tasks, scanned.receipts, strict=True):
+        if len(found) >= count:
+            break
+        if path := receipt.info.get("dead_letters"):
+            for row in read_table(store.path(path)).slice(0, count).to_pylist():
+                found.append(row | {"file": task.files[row["file"]].uri})
+    return found[:count]
+
+
+def duplicates(ctx: Context, scanned: Scan) -> list[Receipt]:
+    """Find the later copies of a text in the pool, one hash range a task."""
+    num_ranges = -(-scanned.counts["documents"] // DOCUMENTS_A_RANGE)
+    whole = fingerprint(["drops", DROP_VERSION, [r.task for r in scanned.receipts], num_ranges])
+    names = [fingerprint([whole, number]) for number in range(num_ranges)]
+    done = ctx.store.finished("drops", names)
+    todo = [(n, name) for n, name in enumerate(names) if name not in done]
+    with ctx.step("duplicates", total=num_ranges, reused=len(done), unit="ranges") as advance:
+        work = partial(_find_duplicates, ctx.store, scanned.receipts, num_ranges)
+        for receipt in run_tasks(ctx, work, todo):
+            done[receipt.task] = receipt
+            advance(1, 1)
+    return [done[name] for name in names]
+
+
+def _find_duplicates(
+    store: Store, receipts: Sequence[Receipt], num_ranges: int, item: tuple[int, str]
+) -> Receipt:
+    return drop_duplicates(store, receipts, item[1], number=item[0], num_ranges=num_ranges)
+
+
+def split(ctx: Context, scanned: Scan, spec: SelectSpec) -> tuple[Receipt, Receipt]:
+    """Cut the target in a training and a held-out side by groups of duplicates."""
+    share = spec.target.heldout
+    assert isinstance(share, float)
+    key = [[r.task for r in scanned.receipts], share, spec.deduplicate]
+    names = (
+        fingerprint(["split", DROP_VERSION, key, "train"]),
+        fingerprint(["split", DROP_VERSION, key, "heldout"]),
+    )
+    done = ctx.store.finished("drops", names)
+    if len(done) < 2:
+        work = partial(_split, ctx.store, scanned.receipts, share, spec.deduplicate)
+        return next(run_tasks(ctx, work, [names]))
+    return done[names[0]], done[names[1]]
+
+
+def _split(
+    store: Store,
+    receipts: Sequence[Receipt],
+    share: float,
+    deduplicate: bool,
+    names: tuple[str, str],
+) -> tuple[Receipt, Receipt]:
+    return split_target(store, receipts, names, heldout=share, deduplicate=deduplicate)
+
+
+def pack_tasks(
+    store: Store,
+    scanned: Scan,
+    drops: Sequence[Receipt],
+    tokenizer: TokenizerRef,
+    spec: SelectSpec,
+) -> list[PackTask]:
+    """A packing task for each unit; its name holds what it reads, drops and packs with."""
+    part_rows = max(1, spec.part_tokens // spec.sequence_length)
+    tasks: list[PackTask] = []
+    for task in scanned.tasks:
+        dropped = add_digests(
+            receipt.info["units"][str(task.index)]
+            for receipt in drops
+            if str(task.index) in receipt.info["units"]
+        )
+        key = [
+            task.fingerprint,
+            dropped,
+            tokenizer.digest,
+            tokenizer.eos_token,
+            spec.sequence_length,
+            part_rows,
+        ]
+        unit = UnitTask(
+            fingerprint(["tokens", PACK_VERSION, key]), task.index, task.files, task.source
+        )
+        paths = tuple(store.path(part.path) for receipt in drops for part in receipt.parts)
+        tasks.append(PackTask(unit, paths, spec.sequence_length, part_rows))
+    return tasks
+
+
+def tokenise(
+    ctx: Context,
+    step: str,
+    groups: Sequence[tuple[Scan, Sequence[Receipt]]],
+    tokenizer: TokenizerRef,
+    spec: SelectSpec,
+) -> list[Tokenised]:
+    """Tokenise and pack several scanned sources in one stream, each without what its drops name.
+
+    Raises:
+        InputError: a source whose documents are together shorter than one sequence.
+    """
+    tasks = [pack_tasks(ctx.store, s, drops, tokenizer, spec) for s, drops in groups]
+    receipts = stream_parts(
+        ctx,
+        step,
+        kind="tokens",
+        tasks=[task for group in tasks for task in group],
+        make=partial(PackerHost, ctx.store, tokenizer.path, tokenizer.eos_token),
+        workers=packers(ctx),
+    )
+    made: list[Tokenised] = []
+    for (scanned, _), group in zip(groups, tasks, strict=True):
+        made.append(_manifest(ctx.store, scanned, receipts[: len(group)], tokenizer, spec))
+        receipts = receipts[len(group) :]
+    return made
+
+
+def _manifest(
+    store: Store,
+    scanned: Scan,
+    receipts: list[Receipt],
+    tokenizer: TokenizerRef,
+    spec: SelectSpec,
+) -> Tokenised:
+    counts: Counter[str] = Counter()
+    for receipt in receipts:
+        counts.update(receipt.counts)
+    if not counts["tokens"]:
+        raise InputError(
+            f"{scanned.inputs.source.path!r} has {counts['remainder_tokens']} tokens, less than "
+            f"one sequence of {spec.sequence_length} (`sequence_length`)"
+        )
+    manifest = Manifest(
+        kind="tokens",
+        fingerprint=fingerprint(["tokens", [receipt.task for receipt in receipts]]),
+        parts=tuple(part for receipt in receipts for part in receipt.parts),
+        inputs={
+            "units": [
+                {
+                    "task": receipt.task,
+                    "scan": task.fingerprint,
+                    "parts": len(receipt.parts),
+                    "files": [
+                        {"uri": f.uri, "sha256": f.digest, "rows": f.rows} for f in task.files
+                    ],
+                }
+                for task, receipt in zip(scanned.tasks, receipts, strict=True)
+            ],
+        },
+        settings={
+            "tokenizer": asdict(tokenizer) | {"path": None},
+            "sequence_length": spec.sequence_length,
+            "reading": reading_identity(scanned.inputs.source),
+        },
+        totals=dict(sorted(counts.items())),
+    )
+    return Tokenised(store.put_manifest(manifest), counts)

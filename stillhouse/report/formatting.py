@@ -1,0 +1,107 @@
+"""Numbers and foreign texts as the page writes them."""
+
+import re
+from datetime import datetime
+from typing import Any
+
+NARROW = "\u202f"
+"""Narrow no-break space, between a number and its unit."""
+DASH = "–"
+_UNCARRIED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]")
+
+
+def visible(value: Any) -> Any:
+    """`value` with the characters that HTML or UTF-8 cannot carry made visible, if it is a text.
+
+    C0 controls become their pictures (U+2400 ff.), C1 controls, lone surrogates and
+    noncharacters U+FFFD. Direction controls stay: each text is isolated by its element.
+    """
+    if type(value) is not str:
+        return value
+    return re.sub(
+        "[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]", _sign, value
+    )
+
+
+def _sign(match: re.Match[str]) -> str:
+    code = ord(match[0])
+    if code == 0x0D:
+        return ""
+    return chr(0x2400 + code) if code < 0x20 else "\u2421" if code == 0x7F else "\ufffd"
+
+
+def minus(text: str) -> str:
+    """A number's text with the typographic minus."""
+    return text.replace("-", "−")
+
+
+def decimals(value: float | None, places: int = 3) -> str:
+    """`value` with fixed decimals; a dash for None."""
+    return DASH if value is None else minus(f"{value:.{places}f}")
+
+
+def signed(value: float | None, places: int = 3) -> str:
+    """`value` with its sign and fixed decimals; a dash for None."""
+    return DASH if value is None else minus(f"{value:+.{places}f}")
+
+
+def compact(count: float | None) -> str:
+    """A count: in full below 10,000, else three digits and k, M, B or T; a dash for None."""
+    if count is None:
+        return DASH
+    return f"{count:,.0f}" if abs(count) < 10_000 else _scaled(count, "k", "M", "B", "T")
+
+
+def flops(count: float) -> str:
+    """Floating-point operations with three digits and an SI prefix."""
+    return _scaled(count, "k", "M", "G", "T", "P", "E", "Z") + "FLOP" if count else "0"
+
+
+def percent(share: float) -> str:
+    """A share as a percentage with two to three digits."""
+    value = 100 * share
+    places = 2 if abs(value) < 1 else 1
+    if 0 < value < 0.01:
+        return f"<{NARROW}0.01{NARROW}%"
+    return f"{minus(f'{value:.{places}f}') if value else '0'}{NARROW}%"
+
+
+def ratio(value: float | None) -> str:
+    """A factor, such as x3.1; a dash for None."""
+    if value is None:
+        return DASH
+    return (
+        f"×{value:.0f}"
+        if value >= 10 or not value
+        else f"×{value:.1f}"
+        if value >= 1
+        else f"×{value:.2f}"
+    )
+
+
+def duration(seconds: float) -> str:
+    """Seconds as s, min and s, or h and min."""
+    if seconds < 59.5:
+        return f"{seconds:.1f}{NARROW}s" if seconds < 9.95 else f"{seconds:.0f}{NARROW}s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes}{NARROW}min {rest:02d}{NARROW}s"
+    return f"{minutes // 60:,}{NARROW}h {minutes % 60:02d}{NARROW}min"
+
+
+def day(iso: str) -> str:
+    """An ISO 8601 time as `21 November 2026, 14:05 UTC`."""
+    time = datetime.fromisoformat(iso)
+    zone = f" {time.tzname()}" if time.tzinfo else ""
+    return f"{time.day} {time:%B %Y, %H:%M}{zone}"
+
+
+def _scaled(value: float, *units: str) -> str:
+    """Three significant digits, a narrow space and the unit of 1000, 1000^2, ..."""
+    unit = ""
+    for step in units:
+        if abs(value) < 999.5:
+            break
+        value, unit = value / 1000, step
+    places = 2 if abs(value) < 9.995 else 1 if abs(value) < 99.95 else 0
+    return f"{minus(f'{value:.{places}f}')}{NARROW}{unit}"

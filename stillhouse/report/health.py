@@ -1,0 +1,177 @@
+"""Reasons to doubt a selection, found in numbers alone: each check returns its warnings.
+
+Every warning says what was seen, what it means, and what to do. Thresholds stand beside their
+checks; they mark where a person should look, not where a selection is wrong.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stillhouse.report.data import HealthWarning, SeenUnseen, SourceRow
+from stillhouse.report.formatting import compact, decimals, percent, signed
+from stillhouse.report.near_duplicates import NearDuplicates
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class HealthInputs:
+    """What the checks look at. Counts are exact; `scores` may be a sample of the pool's."""
+
+    sources: Sequence[SourceRow]
+    scores: Floats
+    """[n], NaN allowed."""
+    lengths: Mapping[str, Floats]
+    """Measures of length and fragmentation [n] by name, aligned with `scores`."""
+    num_scored: int
+    num_nan: int
+    num_kept: int
+    num_tied: int
+    """Eligible sequences whose score equals the threshold, kept or not."""
+    seen: SeenUnseen | None
+    near_duplicates: NearDuplicates | None
+    packed_tokens: int
+    remainder_tokens: int
+    """Tokens at the ends of units that filled no sequence."""
+    num_documents: int
+    num_dead_letters: int
+
+
+def check_health(inputs: HealthInputs) -> list[HealthWarning]:
+    """All warnings, the gravest kind first; empty if there is nothing to say."""
+    finite = inputs.scores[np.isfinite(inputs.scores)]
+    spread = float(finite.std()) if finite.size else 0.0
+    return [
+        *nan_scores(inputs.num_nan, inputs.num_scored),
+        *near_constant(inputs.sources, spread),
+        *mostly_length(inputs.scores, inputs.lengths),
+        *memorised(inputs.seen, spread),
+        *one_source(inputs.sources),
+        *ties(inputs.num_tied, inputs.num_kept),
+        *repeats(inputs.near_duplicates),
+        *remainder(inputs.remainder_tokens, inputs.packed_tokens),
+        *unreadable(inputs.num_dead_letters, inputs.num_documents),
+    ]
+
+
+def nan_scores(num_nan: int, num_scored: int) -> Iterator[HealthWarning]:
+    """Any score that is not a number."""
+    if num_nan > 0:
+        yield HealthWarning(
+            f"{compact(num_nan)} scores are not numbers ({percent(num_nan / num_scored)})",
+            "They are never kept. A model's forward pass overflowed: score with "
+            "`scoring.dtype: float32`, and look at the prior's and the conditional's last losses.",
+        )
+
+
+def near_constant(sources: Sequence[SourceRow], spread: float) -> Iterator[HealthWarning]:
+    """Sources above 1 % of the pool whose scores vary less than 5 % of the whole pool's."""
+    pool = sum(row.pool_tokens for row in sources)
+    large = [row for row in sources if row.pool_tokens > 0.01 * pool and row.pool_sequences > 1]
+    for row in large:
+        if row.std_score is not None and row.std_score < 0.05 * spread:
+            yield HealthWarning(
+                f"Scores hardly differ inside {row.name}",
+                f"Their standard deviation is {decimals(row.std_score)}, against "
+                f"{decimals(spread)} over the whole pool: this source is kept or left as one "
+                "block. Its texts may be copies of one template: read some, and deduplicate.",
+            )
+
+
+def mostly_length(scores: Floats, lengths: Mapping[str, Floats]) -> Iterator[HealthWarning]:
+    """A correlation above 0.6 between the score and a measure of length or fragmentation."""
+    for name, values in lengths.items():
+        correlation = _correlation(scores, values)
+        if abs(correlation) > 0.6:
+            yield HealthWarning(
+                f"The score follows {name}",
+                f"Their correlation is {signed(correlation, 2)}: much of the ranking is "
+                "length, not likeness to the target. Compare the best and the worst examples; "
+                "split or filter by length before scoring, or fine-tune the conditional longer.",
+            )
+
+
+def memorised(seen: SeenUnseen | None, spread: float) -> Iterator[HealthWarning]:
+    """Means of seen and unseen sequences further apart than a tenth of the spread, and noise."""
+    if seen is None or not seen.seen_rows or not seen.unseen_rows:
+        return
+    gap = seen.seen_mean - seen.unseen_mean
+    noise = spread * (1 / seen.seen_rows + 1 / seen.unseen_rows) ** 0.5
+    if abs(gap) > max(0.1 * spread, 3 * noise):
+        advice = (
+            "They were not eligible, so the selection is fair."
+            if seen.excluded
+            else "Keep them out with `selection.exclude_prior_rows: true`."
+        )
+        yield HealthWarning(
+            "What the prior was trained on scores differently",
+            f"By {signed(gap)} nats per token on average: the prior remembers these sequences. "
+            f"{advice} A smaller prior or more tokens for it lessen this.",
+        )
+
+
+def one_source(sources: Sequence[SourceRow]) -> Iterator[HealthWarning]:
+    """One of several sources with more than 90 % of the kept tokens."""
+    kept = sum(row.kept_tokens for row in sources)
+    for row in sources if len(sources) > 1 else ():
+        if row.kept_tokens > 0.9 * kept:
+            yield HealthWarning(
+                f"{row.name} makes up {percent(row.kept_tokens / kept)} of the selection",
+                "The score mostly tells sources apart; taking that source alone would do nearly "
+                "the same. If you want variety, set `selection.max_share`.",
+            )
+
+
+def ties(num_tied: int, num_kept: int) -> Iterator[HealthWarning]:
+    """More scores equal to the threshold than 1 % of the kept."""
+    if num_tied > max(1, 0.01 * num_kept):
+        yield HealthWarning(
+            f"{compact(num_tied)} sequences tie at the cut",
+            "Which of them are kept is decided by their place in the pool, not by their score. "
+            "They are often copies of one text: deduplicate, or score in float32.",
+        )
+
+
+def repeats(found: NearDuplicates | None) -> Iterator[HealthWarning]:
+    """More than 1 % near-duplicates in a sample of the kept."""
+    if found is not None and found.share > 0.01:
+        yield HealthWarning(
+            f"{percent(found.share)} of a sample of the kept are near-duplicates",
+            f"{found.num_repeats:,} of {found.num_texts:,} texts share four fifths of their "
+            "5-word runs with an earlier one. Every sequence is scored alone, so a good text is "
+            "kept as often as it occurs: deduplicate the pool by similarity first.",
+        )
+
+
+def remainder(remainder_tokens: int, packed_tokens: int) -> Iterator[HealthWarning]:
+    """More than 1 % of the tokens lost at the ends of packing units."""
+    total = remainder_tokens + packed_tokens
+    if remainder_tokens > 0.01 * total:
+        yield HealthWarning(
+            f"{percent(remainder_tokens / total)} of the tokens filled no sequence",
+            "Each unit of files is cut in whole sequences and its rest is dropped. Your units are "
+            "small: join files, raise `part_tokens`, or shorten `sequence_length`.",
+        )
+
+
+def unreadable(num_dead_letters: int, num_documents: int) -> Iterator[HealthWarning]:
+    """More than one input row in a thousand that could not be read."""
+    total = num_dead_letters + num_documents
+    if num_dead_letters > 0.001 * total:
+        yield HealthWarning(
+            f"{percent(num_dead_letters / total)} of the input rows could not be read",
+            f"{compact(num_dead_letters)} rows were set aside; the first are listed under `What "
+            "was left out`. Check `pool.columns` and the files' encoding.",
+        )
+
+
+def _correlation(first: Floats, second: Floats) -> float:
+    """Pearson's correlation where both are finite; 0 where either is constant."""
+    both = np.isfinite(first) & np.isfinite(second)
+    first, second = first[both], second[both]
+    if first.size < 3 or np.ptp(first) == 0 or np.ptp(second) == 0:
+        return 0.0
+    return float(np.corrcoef(first, second)[0, 1])

@@ -1,0 +1,60 @@
+"""One self-contained HTML page from a report's data: no script, no network.
+
+Texts come from the wild: jinja2 escapes every value, characters that HTML cannot carry are made
+visible first, and the page's own policy forbids it to load or run anything.
+"""
+
+from functools import cache
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from stillhouse.report import charts, formatting
+from stillhouse.report.data import BASELINE, ReportData, TargetRow, difference, source_shares
+
+GROUPS = (
+    ("best", "The best"),
+    ("above", "Just above the cut"),
+    ("below", "Just below the cut"),
+    ("worst", "The worst"),
+)
+FILTERS = ("compact", "day", "decimals", "duration", "flops", "percent", "ratio", "signed")
+
+
+def render(data: ReportData) -> str:
+    """The page, as text to be written in UTF-8."""
+    return (
+        _environment()
+        .get_template("select.html.j2")
+        .render(
+            data=data,
+            shares=source_shares(data),
+            groups=[
+                (name, title, [example for example in data.examples if example.group == name])
+                for name, title in GROUPS
+            ],
+            charts=charts,
+            difference=difference,
+            main=_target(data, charts.MAIN_CURVE),
+            baseline=_target(data, BASELINE),
+        )
+    )
+
+
+def _target(data: ReportData, name: str) -> TargetRow | None:
+    return next((row for row in data.targets if row.name == name), None)
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        finalize=formatting.visible,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    for name in FILTERS:
+        environment.filters[name] = getattr(formatting, name)
+    return environment

@@ -1,0 +1,264 @@
+"""The exact global cut, out of core: the k best rows of any number of parts of scores.
+
+The order is: score descending, then (part, row) ascending; NaN is never kept, -0.0 equals 0.0.
+A float32 maps to a uint32 that sorts alike. One pass counts the upper 16 bits, which leaves one
+bucket with the last kept row; if its rows are few they are gathered and sorted, else a pass counts
+their lower 16 bits and one more finds the row among the ties. So two to four passes, one part at a
+time, and memory for one part, two histograms and at most `MAX_CANDIDATES` rows.
+
+    >>> import numpy as np
+    >>> scores = {"a": np.float32([3, 1]), "b": np.float32([2, 3])}
+    >>> {part: mask.tolist() for part, mask in top_k(scores, k=2).items()}
+    {'a': [True, False], 'b': [False, True]}
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from stillhouse.errors import BudgetError
+
+PartName: TypeAlias = Any  # an int or a string, all of one kind; compared with `<`
+Scores: TypeAlias = NDArray[np.float32]
+Weights: TypeAlias = NDArray[np.int64]
+Load: TypeAlias = Callable[[], tuple[Scores, Weights | None]]
+Run: TypeAlias = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
+
+MAX_CANDIDATES = 2**21
+_BLOCK = 2**17  # rows whose keys stay in the cache
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """The last kept row. `part` None (and `row` 0) keeps every row that has `score` itself."""
+
+    score: float
+    part: PartName
+    row: int
+
+    def mask(self, part: PartName, scores: ArrayLike) -> NDArray[np.bool_]:
+        """Which rows of `part` are kept: float32[n] -> bool[n]."""
+        values = np.asarray(scores, dtype=np.float32)
+        if self.part is None or part < self.part:
+            return values >= self.score
+        kept = values > self.score
+        if part == self.part:
+            kept[: self.row + 1] |= values[: self.row + 1] == self.score
+        return kept
+
+
+def threshold_cut(score: float) -> Cut:
+    """The cut that keeps every row of at least `score`."""
+    return Cut(score, None, 0)
+
+
+def find_cut(parts: Mapping[PartName, Callable[[], Scores]], k: int, *, run: Run = map) -> Cut:
+    """The cut that keeps exactly the `k` best of all rows.
+
+    `parts` maps names to functions that load float32[n]. `run` stands in for the built-in `map`
+    (results in the order of the items) and may spread the loading over processes; then the
+    functions have to be picklable.
+
+    Raises:
+        BudgetError: `k` is not between 1 and the number of rows that are not NaN.
+    """
+    names = sorted(parts)
+    search = _Search(names, [partial(_unweighted, parts[name]) for name in names], run)
+    if not 1 <= k <= search.total:
+        raise BudgetError(
+            f"cannot keep {k:,} of {search.total:,} rows with a score: set `tau`, `num_tokens` or "
+            f"`fraction` so that at least 1 and at most {search.total:,} are kept"
+        )
+    return search.cut(k)
+
+
+def find_weighted_cut(
+    parts: Mapping[PartName, Callable[[], tuple[Scores, Weights]]], budget: int, *, run: Run = map
+) -> Cut:
+    """The cut that keeps the longest prefix of the order whose weights sum to at most `budget`.
+
+    Like `find_cut`, with functions that load (scores float32[n], weights int64[n], all >= 1): the
+    documents that a budget of tokens pays for. A part's weights may sum to 2**53.
+
+    Raises:
+        BudgetError: `budget` is not between 1 and the sum of all weights of rows that are not NaN,
+            or the best row alone exceeds it.
+    """
+    names = sorted(parts)
+    search = _Search(names, [parts[name] for name in names], run)
+    if not 1 <= budget <= search.total:
+        raise BudgetError(
+            f"cannot keep {budget:,} tokens of {search.total:,} in documents with a score: set "
+            f"`num_tokens` between 1 and {search.total:,}"
+        )
+    return search.cut(budget)
+
+
+def top_k(scores_by_part: Mapping[PartName, ArrayLike], *, k: int) -> dict[PartName, Any]:
+    """`find_cut` over arrays in memory: {part: scores[n]} -> {part: bool[n]}, `k` True in all."""
+    arrays = {part: np.asarray(s, dtype=np.float32) for part, s in scores_by_part.items()}
+    cut = find_cut({part: partial(np.asarray, s) for part, s in arrays.items()}, k)
+    return {part: cut.mask(part, scores) for part, scores in arrays.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class _Histogram:
+    """Rows and weight by a 16-bit digit of the key; `digits` unique, ascending."""
+
+    digits: NDArray[np.int64]
+    rows: NDArray[np.int64]
+    weight: NDArray[np.int64]
+
+    def reach(self, budget: int) -> tuple[int, int, int]:
+        """The highest digit at which the weight from the top reaches `budget`.
+
+        Returns (digit, number of rows that have it, weight above it).
+        """
+        from_top = np.cumsum(self.weight[::-1])
+        index = len(self.digits) - 1 - int(np.searchsorted(from_top, budget))
+        above = int(self.weight[index + 1 :].sum())
+        return int(self.digits[index]), int(self.rows[index]), above
+
+
+class _Search:
+    """One search over parts in ascending order of their names."""
+
+    def __init__(self, names: Sequence[PartName], loads: Sequence[Load], run: Run) -> None:
+        self._names, self._loads, self._run = names, loads, run
+        self._upper = _merge(run(_count_upper, loads))
+        self.total = int(self._upper.weight.sum())
+
+    def cut(self, budget: int) -> Cut:
+        """The last row of the longest prefix within `budget`, which is at most the total.
+
+        Where the weight reaches `budget` inside a row, and that row is the first one looked at,
+        the prefix ends in another bucket: a second search for its now known weight finds it.
+        """
+        found = self._locate(budget)
+        if found == 0:
+            raise BudgetError(
+                f"the best document alone exceeds the budget of {budget:,} tokens: raise "
+                "`num_tokens`"
+            )
+        return found if isinstance(found, Cut) else self.cut(found)
+
+    def _locate(self, budget: int) -> Cut | int:
+        """The cut, or the weight above the rows looked at if not even the first of them fits."""
+        upper, num_rows, above = self._upper.reach(budget)
+        if num_rows <= MAX_CANDIDATES:
+            return self._among_candidates(upper, budget, above)
+        lower = _merge(self._run(partial(_count_lower, upper=upper), self._loads))
+        digit, _, above_in_bucket = lower.reach(budget - above)
+        return self._among_ties(_score(upper << 16 | digit), budget, above + above_in_bucket)
+
+    def _among_candidates(self, upper: int, budget: int, above: int) -> Cut | int:
+        gathered = list(self._run(partial(_gather, upper=upper), self._loads))
+        position = np.repeat(np.arange(len(gathered)), [len(g[0]) for g in gathered])
+        row, lower, weight = (np.concatenate(column) for column in zip(*gathered, strict=True))
+        order = np.argsort(~lower, kind="stable")  # best first; ties stay in (part, row) order
+        num_fit = np.searchsorted(np.cumsum(weight[order]), budget - above, side="right")
+        if num_fit == 0:
+            return above
+        last = order[num_fit - 1]
+        score = _score(upper << 16 | int(lower[last]))
+        return Cut(score, self._names[int(position[last])], int(row[last]))
+
+    def _among_ties(self, score: float, budget: int, above: int) -> Cut | int:
+        weights = np.array(list(self._run(partial(_tied_weight, score=score), self._loads)))
+        position = int(np.searchsorted(np.cumsum(weights), budget - above))
+        above += int(weights[:position].sum())
+        load = self._loads[position]
+        row, weight = next(iter(self._run(partial(_tied_rows, score=score), [load])))
+        num_fit = np.searchsorted(np.cumsum(weight), budget - above, side="right")
+        if num_fit == 0:
+            return above
+        return Cut(score, self._names[position], int(row[num_fit - 1]))
+
+
+def _unweighted(load: Callable[[], Scores]) -> tuple[Scores, None]:
+    return np.asarray(load(), dtype=np.float32), None
+
+
+def _keys(scores: Scores) -> NDArray[np.uint32]:
+    """uint32 that sort like the scores; NaN gets 0, which is below -inf's."""
+    bits = (scores + np.float32(0)).view(np.int32)  # -0.0 + 0.0 is 0.0
+    keys = (bits ^ ((bits >> 31) | np.int32(-(2**31)))).view(np.uint32)
+    keys[np.isnan(scores)] = 0
+    return keys
+
+
+def _score(key: int) -> float:
+    """The float32 that has this key."""
+    bits = key ^ (0x80000000 if key >> 31 else 0xFFFFFFFF)
+    return float(np.uint32(bits).view(np.float32))
+
+
+def _blocks(load: Load) -> Iterator[tuple[int, NDArray[np.uint32], Weights | None]]:
+    """(first row, keys, weights) of a part, a block of rows at a time."""
+    scores, weights = load()
+    for first in range(0, len(scores), _BLOCK):
+        block = slice(first, first + _BLOCK)
+        yield first, _keys(scores[block]), None if weights is None else weights[block]
+
+
+def _histogram(blocks: Iterable[tuple[NDArray[np.integer], Weights | None]]) -> _Histogram:
+    """Digits in [0, 2**16) with their weights, counted; sparse, as it may cross processes."""
+    rows = weight = np.zeros(2**16, dtype=np.int64)
+    for digits, weights in blocks:
+        rows = rows + np.bincount(digits, minlength=2**16)
+        if weights is None:
+            weight = rows
+        else:
+            weight = weight + np.bincount(digits, weights, 2**16).astype(np.int64)
+    digits = np.flatnonzero(rows)
+    return _Histogram(digits, rows[digits], weight[digits])
+
+
+def _count_upper(load: Load) -> _Histogram:
+    found = _histogram((keys >> 16, weights) for _, keys, weights in _blocks(load))
+    valid = slice(int(np.searchsorted(found.digits, 1)), None)  # digit 0 is NaN's alone
+    return _Histogram(found.digits[valid], found.rows[valid], found.weight[valid])
+
+
+def _count_lower(load: Load, upper: int) -> _Histogram:
+    def inside() -> Iterator[tuple[NDArray[np.integer], Weights | None]]:
+        for _, keys, weights in _blocks(load):
+            index = np.flatnonzero(keys >> 16 == upper)
+            yield keys[index] & 0xFFFF, None if weights is None else weights[index]
+
+    return _histogram(inside())
+
+
+def _gather(load: Load, upper: int) -> tuple[Weights, NDArray[np.uint16], Weights]:
+    """(rows, lower digits, weights) of the rows that have this upper digit."""
+    rows, lower, weight = [np.zeros(0, np.int64)], [np.zeros(0, np.uint16)], [np.zeros(0, np.int64)]
+    for first, keys, weights in _blocks(load):
+        index = np.flatnonzero(keys >> 16 == upper)
+        rows.append(index + first)
+        lower.append(keys[index].astype(np.uint16))
+        weight.append(np.ones(len(index), np.int64) if weights is None else weights[index])
+    return np.concatenate(rows), np.concatenate(lower), np.concatenate(weight)
+
+
+def _tied_rows(load: Load, score: float) -> tuple[Weights, Weights]:
+    """(rows, weights) of the rows that have exactly this score."""
+    scores, weights = load()
+    rows = np.flatnonzero(np.asarray(scores) == np.float32(score))
+    return rows, np.ones(len(rows), np.int64) if weights is None else weights[rows]
+
+
+def _tied_weight(load: Load, score: float) -> int:
+    return int(_tied_rows(load, score)[1].sum())
+
+
+def _merge(histograms: Iterable[_Histogram]) -> _Histogram:
+    rows, weight = np.zeros(2**16, dtype=np.int64), np.zeros(2**16, dtype=np.int64)
+    for part in histograms:
+        rows[part.digits] += part.rows
+        weight[part.digits] += part.weight
+    digits = np.flatnonzero(rows)
+    return _Histogram(digits, rows[digits], weight[digits])

@@ -1,0 +1,210 @@
+"""What became of the rows: counts by reason for every input part, and the figures of the report.
+
+A `Tally` is gathered where a part's rows are written, added up over parts, and is plain numbers
+throughout, so that the report never reads the pool again.
+"""
+
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from stillhouse.selection.ranking import ELIGIBLE, PRIOR_ROW, REASONS, PartScores
+
+SCORE_EDGES = np.linspace(-8.0, 8.0, 321)
+LOSS_EDGES = np.linspace(0.0, 12.0, 49)
+NUM_EXAMPLES = 3
+LEDGER_SCHEMA = pa.schema(
+    [("part", pa.int32()), ("path", pa.string()), ("rows", pa.int64()), ("kept", pa.int64())]
+    + [(reason.replace(" ", "_"), pa.int64()) for reason in REASONS]
+    + [("kept_tokens", pa.int64())]
+)
+
+
+@dataclass(slots=True)
+class SourceTally:
+    """One source's share; scores are those of rows of which it owns most tokens."""
+
+    pool_tokens: int = 0
+    kept_tokens: int = 0
+    pool_rows: int = 0
+    kept_rows: int = 0
+    score_sum: float = 0.0
+    score_squares: float = 0.0
+    scored_rows: int = 0
+
+
+@dataclass(slots=True)
+class Tally:
+    """Sums over any number of parts."""
+
+    sources: dict[str, SourceTally] = field(default_factory=dict)
+    fates: Counter[str] = field(default_factory=Counter)
+    fate_tokens: Counter[str] = field(default_factory=Counter)
+    pool_scores: list[int] = field(default_factory=list)
+    kept_scores: list[int] = field(default_factory=list)
+    pool_losses: list[list[int]] = field(default_factory=list)
+    kept_losses: list[list[int]] = field(default_factory=list)
+    seen: list[float] = field(default_factory=lambda: [0.0, 0.0])
+    """Rows the prior was trained on, and the sum of their scores."""
+    unseen: list[float] = field(default_factory=lambda: [0.0, 0.0])
+    pieces: list[float] = field(default_factory=lambda: [0.0] * 6)
+    """n, sums of x, y, xx, yy, xy; x the number of pieces of a row, y its score."""
+    ties: int = 0
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    """The ledger: one row a part."""
+    examples: dict[str, list[tuple[float, int, int]]] = field(default_factory=dict)
+    """By group (best, above, below, worst): score, part, row."""
+
+    def to_json(self) -> dict[str, Any]:
+        """As a JSON object."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> "Tally":
+        """The inverse of `to_json`."""
+        made = cls(**content)
+        made.sources = {name: SourceTally(**s) for name, s in content["sources"].items()}
+        made.fates, made.fate_tokens = Counter(content["fates"]), Counter(content["fate_tokens"])
+        made.examples = {g: [tuple(e) for e in found] for g, found in content["examples"].items()}  # type: ignore[misc]
+        return made
+
+    def add(self, other: "Tally") -> None:
+        """Add another part's sums to these."""
+        for name, theirs in other.sources.items():
+            mine = self.sources.setdefault(name, SourceTally())
+            for key, value in asdict(theirs).items():
+                setattr(mine, key, getattr(mine, key) + value)
+        self.fates.update(other.fates)
+        self.fate_tokens.update(other.fate_tokens)
+        for name in ("pool_scores", "kept_scores", "pool_losses", "kept_losses"):
+            setattr(self, name, _sum(getattr(self, name), getattr(other, name)))
+        for name in ("seen", "unseen", "pieces"):
+            setattr(self, name, _sum(getattr(self, name), getattr(other, name)))
+        self.ties += other.ties
+        self.rows += other.rows
+        for group, found in other.examples.items():
+            self.examples[group] = nearest(group, self.examples.get(group, []) + found)
+
+
+def nearest(
+    group: str, found: list[tuple[float, int, int]], count: int = NUM_EXAMPLES
+) -> list[tuple[float, int, int]]:
+    """The examples that a group wants: the highest of `best` and `below`, else the lowest."""
+    highest = group in {"best", "below"}
+    return sorted(found, key=lambda e: (-e[0] if highest else e[0], e[1], e[2]))[:count]
+
+
+def _sum(mine: list[Any], theirs: list[Any]) -> list[Any]:
+    if not mine or not theirs:
+        return mine or theirs
+    return (np.array(mine) + np.array(theirs)).tolist()
+
+
+def tally_part(
+    part: int,
+    path: str,
+    scores: PartScores,
+    kept: NDArray[np.bool_],
+    threshold: float,
+    *,
+    row_source: NDArray[np.int32],
+    source_tokens: NDArray[np.int64],
+    sources: list[str],
+    row_pieces: NDArray[np.int64],
+) -> Tally:
+    """The tally of one part of n rows and s sources.
+
+    Args:
+        part, path: the part's index and path.
+        scores: its joined scores.
+        kept: bool [n].
+        threshold: the score of the worst kept row.
+        row_source: int [n], the source that owns most of a row.
+        source_tokens: int [n, s], tokens of each source in each row.
+        sources: names of the s sources.
+        row_pieces: int [n], pieces of documents in each row.
+    """
+    tally = Tally()
+    fate = np.where(kept, -1, scores.fate)
+    names = ["kept", *REASONS]
+    for code, name in enumerate(names, start=-1):
+        mine = fate == code
+        tally.fates[name] = int(mine.sum())
+        tally.fate_tokens[name] = int(scores.weight[mine].sum())
+    ledger = {reason.replace(" ", "_"): tally.fates[reason] for reason in REASONS}
+    tally.rows = [
+        {"part": part, "path": path, "rows": len(kept), "kept": tally.fates["kept"]}
+        | ledger
+        | {"kept_tokens": tally.fate_tokens["kept"]}
+    ]
+    usable = np.isfinite(scores.raw)
+    for index, name in enumerate(sources):
+        mine = row_source == index
+        own = scores.raw[mine & usable].astype(np.float64)
+        tally.sources[name] = SourceTally(
+            int(source_tokens[:, index].sum()),
+            int(source_tokens[kept, index].sum()),
+            int(mine.sum()),
+            int((mine & kept).sum()),
+            float(own.sum()),
+            float((own**2).sum()),
+            len(own),
+        )
+    _distributions(tally, scores, kept, usable)
+    _correlate(tally, row_pieces[usable], scores.raw[usable].astype(np.float64))
+    tally.ties = int((scores.value == np.float32(threshold)).sum())
+    tally.examples = _examples(part, scores, kept)
+    return tally
+
+
+def _distributions(
+    tally: Tally, scores: PartScores, kept: NDArray[np.bool_], usable: NDArray[np.bool_]
+) -> None:
+    raw = np.clip(scores.raw, SCORE_EDGES[0], SCORE_EDGES[-1])
+    tally.pool_scores = np.histogram(raw[usable], SCORE_EDGES)[0].tolist()
+    tally.kept_scores = np.histogram(raw[kept], SCORE_EDGES)[0].tolist()
+    if {"prior", "conditional"} <= set(scores.losses):
+        limits = LOSS_EDGES[0], LOSS_EDGES[-1]
+        x, y = (np.clip(scores.losses[n], *limits) for n in ("prior", "conditional"))
+        both = usable & ~np.isnan(x) & ~np.isnan(y)
+        edges = [LOSS_EDGES, LOSS_EDGES]
+        tally.pool_losses = np.histogram2d(x[both], y[both], edges)[0].astype(int).tolist()
+        tally.kept_losses = np.histogram2d(x[kept], y[kept], edges)[0].astype(int).tolist()
+    seen = usable & (scores.fate == PRIOR_ROW)
+    unseen = usable & (scores.fate == ELIGIBLE)
+    tally.seen = [float(seen.sum()), float(scores.raw[seen].sum(dtype=np.float64))]
+    tally.unseen = [float(unseen.sum()), float(scores.raw[unseen].sum(dtype=np.float64))]
+
+
+def _correlate(tally: Tally, x: NDArray[np.int64], y: NDArray[np.float64]) -> None:
+    finite = np.isfinite(y)
+    x, y = x[finite], y[finite]
+    sums = [len(x), x.sum(), y.sum(), (x * x).sum(), (y * y).sum(), (x * y).sum()]
+    tally.pieces = [float(s) for s in sums]
+
+
+def _examples(
+    part: int, scores: PartScores, kept: NDArray[np.bool_]
+) -> dict[str, list[tuple[float, int, int]]]:
+    found: dict[str, list[tuple[float, int, int]]] = {}
+    kept = kept & np.isfinite(scores.raw)
+    below = (scores.fate == ELIGIBLE) & ~kept & np.isfinite(scores.raw)
+    for group, mask in (("best", kept), ("above", kept), ("below", below), ("worst", below)):
+        rows = np.flatnonzero(mask)
+        order = np.argsort(scores.raw[rows], kind="stable")
+        ends = order[-NUM_EXAMPLES:] if group in {"best", "below"} else order[:NUM_EXAMPLES]
+        found[group] = nearest(group, [(float(scores.raw[r]), part, int(r)) for r in rows[ends]])
+    return found
+
+
+def correlation(sums: list[float]) -> float:
+    """Pearson's correlation from `Tally.pieces`; 0 where one side is constant."""
+    n, x, y, xx, yy, xy = sums
+    if n < 2:
+        return 0.0
+    spread = (xx / n - (x / n) ** 2) * (yy / n - (y / n) ** 2)
+    return float((xy / n - x * y / n**2) / spread**0.5) if spread > 0 else 0.0

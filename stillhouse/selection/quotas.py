@@ -1,0 +1,167 @@
+"""The exact cut under quotas: the k best rows such that each source keeps its share.
+
+Of k rows, source s gets at least ceil(min_share[s] * k) and at most floor(max_share[s] * k). The
+best such selection takes each source's top minimum and fills up, in the global order, with rows
+that are within their source's maximum. (Exchange argument: within a source the best rows come
+first, so only the counts are free, and a fill row can only be swapped for a worse one.) Everything
+is found by `budget.find_cut` over scores in which rows that are out of the question are NaN; it
+costs one such search for each minimum, one for each maximum that binds, and one for the rest.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import partial
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stillhouse.errors import BudgetError
+from stillhouse.selection.budget import Cut, PartName, Run, Scores, find_cut
+
+Sources: TypeAlias = NDArray[np.int32]
+Load: TypeAlias = Callable[[], tuple[Scores, Sources]]
+
+
+@dataclass(frozen=True, slots=True)
+class QuotaCut:
+    """Cuts by source index, of the minima and of the maxima that bind, and the one of the rest."""
+
+    minima: Mapping[int, Cut]
+    maxima: Mapping[int, Cut]
+    rest: Cut | None  # None where the minima make up all of k
+
+    @property
+    def score(self) -> float:
+        """The score of the worst kept row that no minimum brought in; for people."""
+        return self.rest.score if self.rest else min(cut.score for cut in self.minima.values())
+
+    def mask(self, part: PartName, scores: Scores, sources: Sources) -> NDArray[np.bool_]:
+        """Which rows of `part` are kept: float32[n], int32[n] -> bool[n]."""
+        kept = _by_source(self.minima, part, scores, sources, default=False)
+        if self.rest:
+            free = _free_scores(scores, sources, part, self.minima, self.maxima)
+            kept |= self.rest.mask(part, free)
+        return kept
+
+
+def find_quota_cut(
+    parts: Mapping[PartName, Load],
+    k: int,
+    *,
+    names: Sequence[str],
+    max_share: float | Mapping[int, float] | None = None,
+    min_share: Mapping[int, float] | None = None,
+    run: Run = map,
+) -> QuotaCut:
+    """The best `k` rows in which each source's share is between its bounds.
+
+    `parts` maps names to functions that load (scores float32[n], sources int32[n]), where a source
+    is an index into `names`. Shares are of `k`; one `max_share` alone holds for every source.
+    `run` as for `find_cut`.
+
+    Raises:
+        BudgetError: the quotas cannot all hold; it names the sources and the numbers.
+    """
+    minima = {s: math.ceil(_exact(share) * k) for s, share in (min_share or {}).items()}
+    if not isinstance(max_share, Mapping):
+        max_share = {} if max_share is None else dict.fromkeys(range(len(names)), max_share)
+    maxima = {s: math.floor(_exact(share) * k) for s, share in max_share.items()}
+    num_rows = _rows_by_source(parts, len(names), run)
+    _check(k, minima, maxima, num_rows, names)
+
+    def cut_of(source: int, count: int) -> Cut:
+        loads = {part: partial(_source_scores, load, source) for part, load in parts.items()}
+        return find_cut(loads, count, run=run)
+
+    lower = {s: cut_of(s, count) for s, count in sorted(minima.items()) if count > 0}
+    binding = {s: count for s, count in sorted(maxima.items()) if count < num_rows[s]}
+    upper = {s: cut_of(s, count) if count > 0 else _NOTHING for s, count in binding.items()}
+    rest = k - sum(minima.values())
+    loads = {part: partial(_load_free, load, part, lower, upper) for part, load in parts.items()}
+    return QuotaCut(lower, upper, find_cut(loads, rest, run=run) if rest else None)
+
+
+_NOTHING = Cut(math.nan, None, 0)  # no score is at least NaN
+
+
+def _exact(share: float) -> Fraction:
+    """The share as it is written: 0.29 of 100 is 29, though the double is a little less."""
+    return Fraction(repr(float(share)))
+
+
+def _check(
+    k: int,
+    minima: Mapping[int, int],
+    maxima: Mapping[int, int],
+    num_rows: Sequence[int],
+    names: Sequence[str],
+) -> None:
+    for source, minimum in minima.items():
+        name, available = names[source], num_rows[source]
+        if minimum > available:
+            raise BudgetError(
+                f"`min_share` of source {name!r} asks for {minimum:,} rows, it has {available:,}"
+            )
+        if minimum > maxima.get(source, minimum):
+            raise BudgetError(
+                f"`min_share` of source {name!r} asks for at least {minimum:,} of {k:,} rows, its "
+                f"`max_share` for at most {maxima[source]:,}"
+            )
+    if sum(minima.values()) > k:
+        listed = ", ".join(f"{names[s]!r} {count:,}" for s, count in minima.items())
+        raise BudgetError(f"`min_share` asks for more than {k:,} rows in all: {listed}")
+    capped = {s: min(count, maxima.get(s, count)) for s, count in enumerate(num_rows)}
+    if not 1 <= k <= sum(capped.values()):
+        listed = ", ".join(f"{names[s]!r} {count:,}" for s, count in capped.items())
+        raise BudgetError(
+            f"cannot keep {k:,} rows, `max_share` and the pool allow {sum(capped.values()):,}: "
+            f"{listed}; raise `max_share` or keep less"
+        )
+
+
+def _by_source(
+    cuts: Mapping[int, Cut], part: PartName, scores: Scores, sources: Sources, *, default: bool
+) -> NDArray[np.bool_]:
+    """Each source's own cut applied to its rows, `default` where it has none."""
+    kept = np.full(len(scores), default)
+    for source, cut in cuts.items():
+        rows = sources == source
+        kept[rows] = cut.mask(part, scores)[rows]
+    return kept
+
+
+def _free_scores(
+    scores: Scores,
+    sources: Sources,
+    part: PartName,
+    minima: Mapping[int, Cut],
+    maxima: Mapping[int, Cut],
+) -> Scores:
+    """Scores of the rows within their maximum that no minimum takes, NaN for the others."""
+    taken = _by_source(minima, part, scores, sources, default=False)
+    allowed = _by_source(maxima, part, scores, sources, default=True)
+    return np.where(allowed & ~taken, scores, np.float32(np.nan))
+
+
+def _load_free(
+    load: Load, part: PartName, minima: Mapping[int, Cut], maxima: Mapping[int, Cut]
+) -> Scores:
+    return _free_scores(*load(), part, minima, maxima)
+
+
+def _source_scores(load: Load, source: int) -> Scores:
+    scores, sources = load()
+    return np.where(sources == source, scores, np.float32(np.nan))
+
+
+def _count_sources(load: Load, num_sources: int) -> NDArray[np.int64]:
+    scores, sources = load()
+    return np.bincount(sources[~np.isnan(scores)], minlength=num_sources)
+
+
+def _rows_by_source(parts: Mapping[PartName, Load], num_sources: int, run: Run) -> list[int]:
+    counts = run(partial(_count_sources, num_sources=num_sources), parts.values())
+    return [int(count) for count in sum(counts, np.zeros(num_sources, dtype=np.int64))]

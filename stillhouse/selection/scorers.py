@@ -1,0 +1,159 @@
+"""Scorers: one value for each sequence of a token part, stored apart and joined at the selection.
+
+A scorer says what its values mean (`unit`) and is named by the fingerprint of all that they depend
+on. Language models also give the NLL of every document's piece, so that numbers per source and per
+document are right for packed sequences too.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from stillhouse.fingerprint import fingerprint
+from stillhouse.selection.baselines import log_importance
+from stillhouse.selection.color import piece_sums
+from stillhouse.selection.contamination import NgramIndex
+from stillhouse.storage.artifact import PartRef, Receipt, Store, read_table
+from stillhouse.text.pieces import Pieces, read_pieces, token_ids
+from stillhouse.text.tokenizer import Tokenizer
+
+SCORE_VERSION = 1
+SCORES_SCHEMA = pa.schema(
+    [
+        ("value", pa.float32()),
+        ("piece_nll_sum", pa.list_(pa.float32())),
+        ("piece_tokens", pa.list_(pa.int32())),
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreTask:
+    """Score one token part with the scorer of this name."""
+
+    fingerprint: str
+    part: PartRef
+
+
+class Scorer(Protocol):
+    """Maps a token part to scores: one row for each of its rows, in order."""
+
+    def score(self, tokens: pa.Table) -> pa.Table:
+        """A table of `SCORES_SCHEMA`."""
+        ...
+
+
+class TokenLosses(Protocol):
+    """What a language model scorer needs: input_ids [N, T] -> float32 [N, T-1], in nats."""
+
+    def token_nll(self, input_ids: NDArray[Any]) -> NDArray[np.float32]:
+        """NLL of every predicted token."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class LanguageModelScorer:
+    """Mean NLL in nats over the T-1 predicted positions; lower is likelier."""
+
+    model: TokenLosses
+
+    def score(self, tokens: pa.Table) -> pa.Table:
+        """Values and, for each piece, NLL sum and number of predicted tokens."""
+        losses = self.model.token_nll(token_ids(tokens))
+        pieces = read_pieces(tokens)
+        sums, counts = piece_sums(losses, pieces.sequence, pieces.start, pieces.end)
+        offsets = pa.array(pieces.offsets, pa.int32())
+        return pa.Table.from_arrays(
+            [
+                pa.array(losses.mean(axis=1, dtype=np.float64).astype(np.float32)),
+                pa.ListArray.from_arrays(offsets, pa.array(sums)),
+                pa.ListArray.from_arrays(offsets, pa.array(counts)),
+            ],
+            schema=SCORES_SCHEMA,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class DsirScorer:
+    """Log importance weight of a sequence's text (DSIR); larger is more like the target."""
+
+    log_ratios: NDArray[np.float64]
+    tokenizer: Tokenizer
+
+    def score(self, tokens: pa.Table) -> pa.Table:
+        """One sum over hashed n-grams a sequence."""
+        values = [
+            log_importance(self.tokenizer.decode(ids), self.log_ratios) for ids in token_ids(tokens)
+        ]
+        return plain_scores(np.array(values, np.float32))
+
+
+@dataclass(frozen=True, slots=True)
+class ContaminationScorer:
+    """1 where a sequence holds a document that shares word 13-grams with held-out text, else 0."""
+
+    index: NgramIndex
+    tokenizer: Tokenizer
+
+    def score(self, tokens: pa.Table) -> pa.Table:
+        """Documents are judged whole: all their pieces in the part are read as one text.
+
+        `piece_tokens` holds the tokens of the pieces whose document is contaminated, else 0.
+        """
+        pieces = read_pieces(tokens)
+        values = np.zeros(tokens.num_rows, np.float32)
+        flagged = np.zeros(len(pieces.start), np.int32)
+        for first, last, ids in document_tokens(token_ids(tokens), pieces):
+            if self.index.hits(self.tokenizer.decode(ids)):
+                values[pieces.sequence[first:last]] = 1.0
+                flagged[first:last] = pieces.num_tokens[first:last]
+        lists = pa.ListArray.from_arrays(pa.array(pieces.offsets, pa.int32()), pa.array(flagged))
+        return plain_scores(values).set_column(2, SCORES_SCHEMA.field(2), lists)
+
+
+def document_tokens(
+    input_ids: NDArray[Any], pieces: Pieces
+) -> Iterator[tuple[int, int, NDArray[Any]]]:
+    """For each document of a part: its first and one past its last piece, and its tokens."""
+    flat, length = input_ids.reshape(-1), input_ids.shape[1]
+    owners = pieces.owners()
+    firsts = np.flatnonzero(np.diff(owners, prepend=-1))
+    begin = pieces.sequence * length + pieces.start
+    end = pieces.sequence * length + pieces.end
+    for first, last in zip(firsts, [*firsts[1:], len(owners)], strict=True):
+        yield int(first), int(last), flat[begin[first] : end[last - 1]]
+
+
+def plain_scores(values: NDArray[np.float32]) -> pa.Table:
+    """A scores table without pieces."""
+    nothing = [pa.nulls(len(values), SCORES_SCHEMA.field(i).type) for i in (1, 2)]
+    return pa.Table.from_arrays([pa.array(values, pa.float32()), *nothing], schema=SCORES_SCHEMA)
+
+
+def score_task(scorer: str, part: PartRef) -> ScoreTask:
+    """The task of scoring `part`; named by the scorer and the part's content."""
+    return ScoreTask(fingerprint(["score", SCORE_VERSION, scorer, part.sha256]), part)
+
+
+def score_part(store: Store, scorer: Scorer, task: ScoreTask, tokens: pa.Table) -> Receipt:
+    """Score a token part that was read already, and commit the result.
+
+    Counts: tokens, and rows whose value is NaN.
+    """
+    scores = scorer.score(tokens)
+    if scores.num_rows != task.part.num_rows:
+        raise AssertionError(f"{scores.num_rows} scores for {task.part.num_rows} rows")
+    path = f"scores/parts/{task.fingerprint}.parquet"
+    made = store.put_part(path, scores, num_tokens=task.part.num_tokens)
+    nan = int(np.isnan(scores["value"].to_numpy()).sum())
+    counts = {"tokens": task.part.num_tokens, "nan": nan}
+    return store.put_receipt("scores", Receipt(task.fingerprint, (made,), counts))
+
+
+def read_tokens(store: Store, part: PartRef) -> pa.Table:
+    """The table of a token part."""
+    return read_table(store.path(part.path))

@@ -1,0 +1,76 @@
+"""Statistics of text that a scorer without a network is made from, kept like a model.
+
+DSIR's log ratios of hashed n-grams (target against pool), and the word 13-grams of the held-out
+text that contaminated documents are found with: one array each, as safetensors.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import load, save
+
+from stillhouse.selection.baselines import NUM_BUCKETS, log_ratios, ngram_counts
+from stillhouse.selection.contamination import NgramIndex
+from stillhouse.selection.sampling import sample_rows
+from stillhouse.storage.artifact import PartRef, Store, read_table
+from stillhouse.storage.filesystem import join, read_bytes
+from stillhouse.text.documents import Document
+from stillhouse.text.pieces import token_ids
+from stillhouse.text.tasks import PackTask, kept_documents
+from stillhouse.text.tokenizer import Tokenizer
+
+FILE_NAME = "statistics.safetensors"
+SMOOTHING = 1.0
+"""Laplace pseudo-count: without it a bucket that a small target lacks decides by itself."""
+
+
+def dsir_ratios(
+    store: Store,
+    tokenizer: Tokenizer,
+    target: Sequence[PackTask],
+    pool: Sequence[PartRef],
+    num_rows: int,
+    seed: int,
+) -> NDArray[np.float64]:
+    """Log ratios from the target's documents and `num_rows` random sequences of the pool."""
+    raw = np.zeros(NUM_BUCKETS, np.int64)
+    for text in _sampled_texts(store, tokenizer, pool, num_rows, seed):
+        raw += ngram_counts(text)
+    wanted = np.zeros(NUM_BUCKETS, np.int64)
+    for document in documents_of(target):
+        wanted += ngram_counts(document.text)
+    return log_ratios(wanted, raw, SMOOTHING)
+
+
+def _sampled_texts(
+    store: Store, tokenizer: Tokenizer, parts: Sequence[PartRef], num_rows: int, seed: int
+) -> Iterator[str]:
+    for index, rows in sample_rows(parts, num_rows, seed):
+        ids = token_ids(read_table(store.path(parts[index].path), ["input_ids"]))
+        yield from (tokenizer.decode(row) for row in ids[rows])
+
+
+def heldout_ngrams(tokenizer: Tokenizer, heldout: Sequence[PackTask]) -> NDArray[np.uint64]:
+    """The word 13-grams of held-out documents, as the tokenizer gives their text back."""
+    texts = (document.text for document in documents_of(heldout))
+    return NgramIndex.from_texts(
+        tokenizer.decode(tokenizer.encode_batch([text])[0]) for text in texts
+    ).hashes
+
+
+def documents_of(tasks: Iterable[PackTask]) -> Iterator[Document]:
+    """The documents that these tasks pack, in order."""
+    for task in tasks:
+        yield from kept_documents(task)
+
+
+def statistics_bytes(values: NDArray[Any]) -> bytes:
+    """The array as a safetensors file."""
+    return save({"values": values})
+
+
+def load_statistics(folder: str) -> NDArray[Any]:
+    """The array that lies in `folder`."""
+    return load(read_bytes(join(folder, FILE_NAME)))["values"]

@@ -1,0 +1,192 @@
+"""Writing a selection: each output part takes a keyed group of input parts and keeps their rows.
+
+The groups come from a keyed permutation of all input parts, the rows of a group are ordered by a
+keyed hash of their address. So every input part is read once, a group is the grain of retry, rows
+near each other come from all over the pool, and nothing depends on how many workers there are.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from stillhouse.selection.baselines import row_keys
+from stillhouse.selection.budget import Cut
+from stillhouse.selection.duplicates import keyed_uniform
+from stillhouse.selection.ledger import Tally, tally_part
+from stillhouse.selection.quotas import QuotaCut
+from stillhouse.selection.ranking import PartScores, RankedPart, row_sources
+from stillhouse.spec import DataSource
+from stillhouse.storage.artifact import Receipt, Store, read_table
+from stillhouse.text.documents import read_rows
+from stillhouse.text.pieces import Pieces, read_pieces
+from stillhouse.text.tasks import UnitFile
+
+LOSS_COLUMNS = ("prior", "conditional")
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One input part of a group: its index in the pool, and how its rows are ranked."""
+
+    index: int
+    ranked: RankedPart
+    files: tuple[UnitFile, ...]
+    """The raw files of its unit: where documents are fetched from."""
+
+
+@dataclass(frozen=True, slots=True)
+class GroupTask:
+    """Write one part of a selection from these input parts."""
+
+    fingerprint: str
+    path: str
+    members: tuple[Member, ...]
+    cut: Cut | QuotaCut
+    threshold: float
+    sources: dict[str, int]
+    source: DataSource
+    seed: int
+
+
+def group_parts(
+    fingerprints: Sequence[str], kept_rows: Sequence[int], part_rows: int, seed: int
+) -> list[list[int]]:
+    """Cut a keyed permutation of input parts into groups of about `part_rows` kept rows each.
+
+    Args:
+        fingerprints: of the input parts, in order.
+        kept_rows: how many rows of each are kept.
+        part_rows: rows an output part should have.
+        seed: of the permutation.
+
+    Returns:
+        Indices of the input parts of each group.
+    """
+    order = sorted(range(len(fingerprints)), key=lambda i: _key(fingerprints[i], seed))
+    groups: list[list[int]] = [[]]
+    filled = 0
+    for index in order:
+        if groups[-1] and filled + kept_rows[index] > part_rows:
+            groups.append([])
+            filled = 0
+        groups[-1].append(index)
+        filled += kept_rows[index]
+    return groups
+
+
+def _key(fingerprint: str, seed: int) -> bytes:
+    return hashlib.sha256(f"{fingerprint}:{seed}".encode()).digest()
+
+
+def write_group(store: Store, task: GroupTask) -> Receipt:
+    """Keep, order and write the rows of a group; the receipt carries the group's tally."""
+    tally = Tally()
+    tables: list[pa.Table] = []
+    order: list[NDArray[np.float64]] = []
+    for member in task.members:
+        tokens = read_table(store.path(member.ranked.tokens.path))
+        pieces = read_pieces(tokens)
+        scores = member.ranked.read(pieces)
+        source = row_sources(pieces, member.ranked.grain)
+        kept = _mask(task, member.index, scores, pieces, source)
+        tally.add(_tally(task, member, scores, kept, pieces, source))
+        rows = np.flatnonzero(kept)
+        tables.append(_rows(member, tokens, pieces, scores, rows, task.source))
+        keys = row_keys(member.ranked.tokens.sha256, len(kept))[rows]
+        order.append(keyed_uniform(keys, task.seed))
+    table = pa.concat_tables(tables)
+    table = table.take(pa.array(np.argsort(np.concatenate(order), kind="stable")))
+    num_tokens = tally.fate_tokens["kept"]
+    part = store.put_part(task.path, table, num_tokens=num_tokens)
+    info = {"tally": tally.to_json()}
+    return store.put_receipt(
+        "selections", Receipt(task.fingerprint, (part,), {"tokens": num_tokens}, info)
+    )
+
+
+def _mask(
+    task: GroupTask, index: int, scores: PartScores, pieces: Pieces, source: NDArray[np.int32]
+) -> NDArray[np.bool_]:
+    if isinstance(task.cut, Cut):
+        return task.cut.mask(index, scores.value)
+    names = np.array([task.sources[name] for name in pieces.sources], np.int32)
+    return task.cut.mask(index, scores.value, names[source])
+
+
+def _tally(
+    task: GroupTask,
+    member: Member,
+    scores: PartScores,
+    kept: NDArray[np.bool_],
+    pieces: Pieces,
+    source: NDArray[np.int32],
+) -> Tally:
+    row = pieces.owners() if member.ranked.grain == "documents" else pieces.sequence
+    width = len(pieces.sources)
+    tokens = np.bincount(row * width + pieces.source, pieces.num_tokens, len(kept) * width)
+    return tally_part(
+        member.index,
+        member.ranked.tokens.path,
+        scores,
+        kept,
+        task.threshold,
+        row_source=source,
+        source_tokens=tokens.reshape(len(kept), width).astype(np.int64),
+        sources=pieces.sources,
+        row_pieces=np.bincount(row, minlength=len(kept)),
+    )
+
+
+def _rows(
+    member: Member,
+    tokens: pa.Table,
+    pieces: Pieces,
+    scores: PartScores,
+    rows: NDArray[np.int64],
+    source: DataSource,
+) -> pa.Table:
+    """The kept rows with their score, the losses, and their address in the pool."""
+    if member.ranked.grain == "documents":
+        table = _documents(member, pieces, rows, source)
+    else:
+        table = tokens.take(pa.array(rows))
+    table = table.append_column("score", pa.array(scores.raw[rows]))
+    for name in LOSS_COLUMNS:
+        if name in scores.losses:
+            table = table.append_column(f"{name}_nll", pa.array(scores.losses[name][rows]))
+    part = pa.array(np.full(len(rows), member.index, np.int32))
+    return table.append_column("part", part).append_column("row", pa.array(rows, pa.int64()))
+
+
+def _documents(
+    member: Member, pieces: Pieces, rows: NDArray[np.int64], source: DataSource
+) -> pa.Table:
+    """Whole documents, their text read again from the raw files."""
+    owners = pieces.owners()
+    first = np.searchsorted(owners, rows)
+    tokens = np.bincount(owners, pieces.num_tokens)[rows].astype(np.int64)
+    file, raw = pieces.file[first], pieces.row[first]
+    texts: dict[tuple[int, int], str] = {}
+    for index in np.unique(file):
+        wanted = sorted(int(r) for r in raw[file == index])
+        place = member.files[index]
+        for document in read_rows(
+            place.uri, wanted, file=int(index), name=place.digest[:12], settings=source
+        ):
+            texts[int(index), document.row] = document.text
+    return pa.table(
+        {
+            "id": pieces.ids.take(pa.array(first)),
+            "text": pa.array(
+                [texts[int(f), int(r)] for f, r in zip(file, raw, strict=True)], pa.string()
+            ),
+            "source": pa.array([pieces.sources[i] for i in pieces.source[first]], pa.string()),
+            "num_tokens": pa.array(tokens),
+            "raw_file": pa.array(file),
+            "raw_row": pa.array(raw),
+        }
+    )

@@ -1,0 +1,192 @@
+"""Reading results, without Ray: any artifact's parts, and selections as Arrow, datasets or torch.
+
+import stillhouse
+selection = stillhouse.open_selection("store/runs/...")      # a run, an artifact or STORE#name
+dataset = selection.to_datasets()
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from stillhouse.errors import ArtifactError
+from stillhouse.storage import numbered
+from stillhouse.storage.artifact import Manifest, load_manifest, read_table
+from stillhouse.storage.filesystem import (
+    absolute_uri,
+    exists,
+    join,
+    open_read,
+    protocol_of,
+    read_bytes,
+)
+
+if TYPE_CHECKING:
+    from stillhouse.storage.torch_reader import SelectionDataset
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One part of an artifact: where it is, and what it should be."""
+
+    uri: str
+    num_rows: int
+    num_tokens: int
+    num_bytes: int
+    sha256: str
+
+
+class Artifact:
+    """Any artifact: its manifest and its parts in order."""
+
+    def __init__(self, uri: str, kind: str | None = None) -> None:
+        self.uri = absolute_uri(uri)
+        self.manifest: Manifest = load_manifest(self.uri, kind)
+        self.store = self.uri.rsplit("/", 2)[0]
+
+    @property
+    def parts(self) -> list[Part]:
+        """The parts in order."""
+        return [
+            Part(join(self.store, p.path), p.num_rows, p.num_tokens, p.num_bytes, p.sha256)
+            for p in self.manifest.parts
+        ]
+
+    @property
+    def num_rows(self) -> int:
+        """Rows over all parts."""
+        return self.manifest.num_rows
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens over all parts."""
+        return self.manifest.num_tokens
+
+
+class Selection(Artifact):
+    """A selection: the kept rows with their scores and addresses."""
+
+    def __init__(self, uri: str) -> None:
+        super().__init__(uri, "selections")
+
+    @property
+    def threshold(self) -> float:
+        """Score of the worst kept row."""
+        return float(self.manifest.totals["threshold"])
+
+    @property
+    def sources(self) -> dict[str, dict[str, int]]:
+        """By source: `pool_tokens` and `kept_tokens`."""
+        tally = self.manifest.totals["tally"]["sources"]
+        return {
+            name: {"pool_tokens": row["pool_tokens"], "kept_tokens": row["kept_tokens"]}
+            for name, row in sorted(tally.items())
+        }
+
+    def to_arrow(self, columns: list[str] | None = None) -> pa.RecordBatchReader:
+        """All rows as a stream of record batches (`.read_all()` makes a table), a row group each.
+
+        Args:
+            columns: read only these.
+        """
+        with open_read(self.parts[0].uri) as first:
+            schema = pq.read_schema(first)
+        if columns is not None:
+            schema = pa.schema([schema.field(name) for name in columns])
+        return pa.RecordBatchReader.from_batches(schema, self._batches(columns))
+
+    def _batches(self, columns: list[str] | None) -> Iterator[pa.RecordBatch]:
+        for part in self.parts:
+            with open_read(part.uri) as stream:
+                file = pq.ParquetFile(stream)
+                for group in range(file.num_row_groups):
+                    table = file.read_row_group(group, columns=columns, use_threads=False)
+                    yield from table.combine_chunks().to_batches()
+
+    def to_datasets(self, *, streaming: bool = False) -> Any:
+        """A Hugging Face `Dataset` (`IterableDataset` with `streaming`)."""
+        import datasets
+
+        scheme = "" if protocol_of(self.uri) == "file" else None
+        files = [part.uri if scheme is None else part.uri for part in self.parts]
+        return datasets.load_dataset(
+            "parquet", data_files=files, split="train", streaming=streaming
+        )
+
+    def to_torch(
+        self,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        seed: int = 0,
+        epoch: int = 0,
+        batch_size: int | None = None,
+    ) -> "SelectionDataset":
+        """A torch `IterableDataset` of `{"input_ids": int64 [T]}` (`[B, T]` with `batch_size`).
+
+        The order is fixed by (seed, epoch); each rank gets whole parts' rows in turn.
+        """
+        from stillhouse.storage.torch_reader import SelectionDataset
+
+        return SelectionDataset(self, rank, world_size, seed, epoch, batch_size)
+
+    def provenance(self, row: int) -> dict[str, Any]:
+        """Where the `row`-th kept row comes from: score, losses, token part and row, raw files."""
+        for part in self.parts:
+            if row < part.num_rows:
+                found = read_table(part.uri).slice(row, 1).to_pylist()[0]
+                break
+            row -= part.num_rows
+        else:
+            raise IndexError(f"the selection has {self.num_rows} rows")
+        tokens = load_manifest(join(self.store, "tokens", self.manifest.inputs["tokens"]), "tokens")
+        files = part_files(tokens)[found["part"]]
+        found.pop("input_ids", None)
+        for piece in found.get("documents", []):
+            piece["file"] = files[piece["file"]]["uri"]
+        return found | {"token_part": tokens.parts[found["part"]].path}
+
+
+def part_files(tokens: Manifest) -> list[list[dict[str, Any]]]:
+    """The raw files of each part of a tokens artifact (of the unit it was packed from)."""
+    return [unit["files"] for unit in tokens.inputs["units"] for _ in range(unit["parts"])]
+
+
+def open_artifact(uri: str) -> Artifact:
+    """Open any artifact by the URI of its folder.
+
+    Raises:
+        ArtifactError: there is none, or its manifest is broken or newer than this version.
+    """
+    return Artifact(uri)
+
+
+def open_selection(uri: str) -> Selection:
+    """Open a selection by the URI of its folder, of the run that made it, or `STORE#name`.
+
+    Raises:
+        ArtifactError: nothing there, an unfinished run, or an artifact of another kind.
+    """
+    if "#" in uri:
+        store, name = uri.rsplit("#", 1)
+        published = numbered.current(join(absolute_uri(store), "names", name))
+        if published is None:
+            raise ArtifactError(f"nothing is published under {name!r} in {store}")
+        return Selection(join(absolute_uri(store), "selections", published["selection"]))
+    folder = absolute_uri(uri)
+    if folder.rsplit("/", 2)[-2] == "runs":
+        return Selection(_selection_of_run(folder))
+    return Selection(folder)
+
+
+def _selection_of_run(folder: str) -> str:
+    try:
+        result = json.loads(read_bytes(join(folder, "result.json")))
+    except FileNotFoundError as error:
+        known = "the run is not finished" if exists(join(folder, "spec.yaml")) else "no run"
+        raise ArtifactError(f"{folder}: {known} (see `stillhouse status {folder}`)") from error
+    return join(folder.rsplit("/", 2)[0], "selections", result["selection_fingerprint"])

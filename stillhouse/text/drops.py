@@ -1,0 +1,155 @@
+"""Which documents are not packed: later copies of a text, and the other side of a held-out split.
+
+The scan leaves 16 bytes a document. They are looked at one hash range at a time, so memory holds
+about `DOCUMENTS_A_RANGE` of them whatever the size of the pool. What a unit drops is part of its
+identity; `unit_digests` adds up per range, so that the number of ranges does not matter.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from stillhouse.selection.duplicates import hash_range, heldout_split, later_occurrences
+from stillhouse.storage.artifact import Receipt, Store, read_table
+
+DOCUMENTS_A_RANGE = 8_000_000
+_SALTS = (np.uint64(0x9E3779B97F4A7C15), np.uint64(0xD1B54A32D192ED03))
+DROPS_SCHEMA = pa.schema(
+    [
+        ("unit", pa.int32()),
+        ("file", pa.int32()),
+        ("row", pa.int64()),
+        ("reason", pa.dictionary(pa.int8(), pa.string())),
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Scanned:
+    """Addresses and hashes of n documents in their sorted order."""
+
+    unit: NDArray[np.int32]
+    file: NDArray[np.int32]
+    row: NDArray[np.int64]
+    hashes: NDArray[np.uint8]
+    """[n, 16]"""
+
+
+def read_scans(
+    store: Store, receipts: Sequence[Receipt], *, number: int = 0, num_ranges: int = 1
+) -> Scanned:
+    """The documents whose hash falls in range `number`, of all scanned units in order."""
+    pieces: list[Scanned] = []
+    for unit, receipt in enumerate(receipts):
+        for part in receipt.parts:
+            table = read_table(store.path(part.path))
+            hashes = hash_array(table["hash"])
+            mine = hash_range(hashes, num_ranges) == number
+            pieces.append(
+                Scanned(
+                    np.full(int(mine.sum()), unit, np.int32),
+                    table["file"].to_numpy()[mine],
+                    table["row"].to_numpy()[mine],
+                    hashes[mine],
+                )
+            )
+    return Scanned(
+        np.concatenate([np.zeros(0, np.int32), *(p.unit for p in pieces)]),
+        np.concatenate([np.zeros(0, np.int32), *(p.file for p in pieces)]),
+        np.concatenate([np.zeros(0, np.int64), *(p.row for p in pieces)]),
+        np.concatenate([np.zeros((0, 16), np.uint8), *(p.hashes for p in pieces)]),
+    )
+
+
+def drop_duplicates(
+    store: Store, receipts: Sequence[Receipt], task: str, *, number: int, num_ranges: int
+) -> Receipt:
+    """Name every document of one hash range whose text stands earlier in the sorted pool."""
+    scanned = read_scans(store, receipts, number=number, num_ranges=num_ranges)
+    later = later_occurrences(scanned.hashes)
+    return _put_drops(store, task, [_drops(scanned, later, "duplicate")])
+
+
+def split_target(
+    store: Store,
+    receipts: Sequence[Receipt],
+    tasks: tuple[str, str],
+    *,
+    heldout: float,
+    deduplicate: bool,
+) -> tuple[Receipt, Receipt]:
+    """What the training side and the held-out side of a target drop, in this order.
+
+    All copies of a text fall on one side, chosen by a keyed hash of the text itself.
+    """
+    scanned = read_scans(store, receipts)
+    held = heldout_split(scanned.hashes, heldout, 0)
+    later = later_occurrences(scanned.hashes) if deduplicate else np.zeros(len(held), bool)
+    copies = _drops(scanned, later, "duplicate")
+    return (
+        _put_drops(store, tasks[0], [copies, _drops(scanned, held & ~later, "held out")]),
+        _put_drops(store, tasks[1], [copies, _drops(scanned, ~held & ~later, "not held out")]),
+    )
+
+
+def _drops(scanned: Scanned, mask: NDArray[np.bool_], reason: str) -> pa.Table:
+    count = int(mask.sum())
+    reasons = pa.DictionaryArray.from_arrays(pa.array(np.zeros(count, np.int8)), [reason])
+    return pa.Table.from_arrays(
+        [scanned.unit[mask], scanned.file[mask], scanned.row[mask], reasons],  # type: ignore[list-item]
+        schema=DROPS_SCHEMA,
+    )
+
+
+def _put_drops(store: Store, task: str, tables: Iterable[pa.Table]) -> Receipt:
+    table = pa.concat_tables(tables).unify_dictionaries().combine_chunks()
+    table = table.sort_by([("unit", "ascending"), ("file", "ascending"), ("row", "ascending")])
+    part = store.put_part(f"drops/parts/{task}.parquet", table, num_tokens=0)
+    return store.put_receipt("drops", Receipt(task, (part,), info={"units": unit_digests(table)}))
+
+
+def unit_digests(table: pa.Table) -> dict[str, str]:
+    """By unit, a digest of the set of rows it drops: two sums of 64-bit hashes, mod 2^64.
+
+    The table is sorted by unit. Sums of disjoint sets are the digest of their union
+    (`add_digests`).
+    """
+    unit = table["unit"].to_numpy()
+    rows = table["row"].to_numpy().astype(np.uint64)
+    key = rows ^ (table["file"].to_numpy().astype(np.uint64) << np.uint64(40))
+    starts = np.flatnonzero(np.diff(unit, prepend=-1))
+    with np.errstate(over="ignore"):
+        sums = [np.add.reduceat(_mix(key + salt), starts) if len(unit) else key for salt in _SALTS]
+    return {
+        str(unit[start]): f"{int(low):016x}{int(high):016x}"
+        for start, low, high in zip(starts, *sums, strict=True)
+    }
+
+
+def add_digests(digests: Iterable[str]) -> str:
+    """The digest of a union of disjoint sets."""
+    low = high = 0
+    for digest in digests:
+        low += int(digest[:16], 16)
+        high += int(digest[16:], 16)
+    return f"{low % 2**64:016x}{high % 2**64:016x}"
+
+
+def _mix(key: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """The finaliser of splitmix64: a bijection that spreads every bit."""
+    key = (key ^ (key >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    key = (key ^ (key >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return key ^ (key >> np.uint64(31))
+
+
+def hash_array(column: pa.ChunkedArray) -> NDArray[np.uint8]:
+    """A `binary(16)` column as uint8 [n, 16]."""
+    values = pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], pa.binary(16))
+    buffer = values.buffers()[1]
+    if buffer is None or len(values) == 0:
+        return np.zeros((0, 16), np.uint8)
+    flat = np.frombuffer(buffer, np.uint8)
+    return flat[values.offset * 16 : (values.offset + len(values)) * 16].reshape(-1, 16)

@@ -1,0 +1,70 @@
+"""Reading token parts: the ids as one array, and the pieces of documents as flat columns."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True)
+class Pieces:
+    """The p pieces of documents in n sequences, in order.
+
+    Attributes:
+        sequence: int64 [p], the sequence that a piece lies in.
+        start, end: int32 [p], the positions it owns.
+        file, row: int32 and int64 [p], the raw file (of the unit) and row of its document.
+        source: int32 [p], index into `sources`.
+        sources: the labels that occur, in order of first occurrence.
+        ids: the documents' ids.
+        offsets: int64 [n + 1], pieces of sequence i are [offsets[i], offsets[i + 1]).
+    """
+
+    sequence: NDArray[np.int64]
+    start: NDArray[np.int32]
+    end: NDArray[np.int32]
+    file: NDArray[np.int32]
+    row: NDArray[np.int64]
+    source: NDArray[np.int32]
+    sources: list[str]
+    ids: pa.Array
+    offsets: NDArray[np.int64]
+
+    @property
+    def num_tokens(self) -> NDArray[np.int64]:
+        """Tokens of each piece."""
+        return (self.end - self.start).astype(np.int64)
+
+    def owners(self) -> NDArray[np.int64]:
+        """int64 [p]: 0, 1, 2, ... by document; a document's pieces are neighbours."""
+        first = np.ones(len(self.file), np.bool_)
+        first[1:] = (np.diff(self.file) != 0) | (np.diff(self.row) != 0)
+        return np.cumsum(first) - 1
+
+
+def token_ids(table: pa.Table) -> NDArray[Any]:
+    """`input_ids` [n, T] in the type they are stored in; a view where that can be."""
+    column = table["input_ids"].combine_chunks()
+    length = table.schema.field("input_ids").type.list_size
+    return column.flatten().to_numpy(zero_copy_only=False).reshape(-1, length)
+
+
+def read_pieces(table: pa.Table) -> Pieces:
+    """The pieces of all sequences of a token part (or of a selection)."""
+    column = table["documents"].combine_chunks()
+    flat = column.flatten()
+    lengths = column.value_lengths().to_numpy(zero_copy_only=False)
+    sources = flat.field("source").dictionary_encode()
+    return Pieces(
+        sequence=np.repeat(np.arange(len(column)), lengths),
+        start=flat.field("start").to_numpy(zero_copy_only=False),
+        end=flat.field("end").to_numpy(zero_copy_only=False),
+        file=flat.field("file").to_numpy(zero_copy_only=False),
+        row=flat.field("row").to_numpy(zero_copy_only=False),
+        source=sources.indices.to_numpy(zero_copy_only=False).astype(np.int32),
+        sources=sources.dictionary.to_pylist(),
+        ids=flat.field("id"),
+        offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+    )

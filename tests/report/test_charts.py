@@ -1,0 +1,103 @@
+import re
+from itertools import pairwise
+from xml.etree import ElementTree
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stillhouse.report import charts
+from stillhouse.report.charts import Axis
+from stillhouse.report.data import Curve, Density, Histogram
+
+
+def paths(markup: str, style: str) -> list[str]:
+    root = ElementTree.fromstring(markup)
+    marks = root.find("svg").iter("path")
+    return [path.get("d") for path in marks if path.get("class") == style]
+
+
+def texts(markup: str, style: str) -> list[str]:
+    spans = ElementTree.fromstring(markup).iter("span")
+    return ["".join(span.itertext()) for span in spans if span.get("class") == style]
+
+
+def test_ticks_are_round_numbers_inside_the_axis():
+    assert Axis(0, 1060).ticks(5) == [0, 500, 1000]
+    assert Axis(-1.3, 2.2).ticks(5) == [-1, 0, 1, 2]
+    assert Axis(3.17, 3.63).ticks(6) == pytest.approx([3.2, 3.3, 3.4, 3.5, 3.6])
+
+
+@given(st.floats(-1e6, 1e6), st.floats(1e-3, 1e6), st.integers(2, 9))
+def test_there_are_never_too_many_ticks(low, span, at_most):
+    axis = Axis(low, low + span)
+    assert len(axis.ticks(at_most)) <= at_most
+
+
+def test_histogram_draws_pool_kept_and_cut():
+    drawn = charts.histogram(Histogram([0, 1, 2, 3, 4], [0, 53, 106, 53], [0, 0, 0, 53]), 3.0)
+    scale = 106 * 1.06
+    top, half = round(1000 - 1000 * 106 / scale), round(1000 - 1000 * 53 / scale)
+    assert paths(drawn, "pool") == [f"M0 1000V{half}H333V{top}H667V{half}H1000V1000Z"]
+    assert paths(drawn, "kept") == [f"M0 1000V1000H333V1000H667V{half}H1000V1000Z"]
+    assert paths(drawn, "cut") == ["M667 0L667 1000"]
+    assert texts(drawn, "cutlabel before") == ["cut 3.000"]
+
+
+def test_histogram_leaves_far_tails_out_and_says_so():
+    pool = [1] + [0] * 50 + [5000, 5000] + [0] * 50 + [2]
+    drawn = charts.histogram(Histogram([float(i) for i in range(105)], pool, pool), 52.0)
+    assert "3 further out are not drawn" in drawn
+    assert texts(drawn, "x") == ["51.0", "51.5", "52.0", "52.5", "53.0"]
+
+
+def test_histogram_without_anything():
+    assert paths(charts.histogram(Histogram([0, 1], [0], [0]), 5.0), "cut") == []
+
+
+def test_density_colours_cells_where_half_was_kept():
+    counts, kept = [[4, 0], [1, 4]], [[0, 0], [1, 2]]
+    drawn = charts.density(Density([0, 1, 2], [0, 1, 2], counts, kept), 0.5)
+    root = ElementTree.fromstring(drawn)
+    cells = [path for path in root.iter("path") if "level" in path.get("class")]
+    assert [(cell.get("class").split()[0], cell.get("d")) for cell in cells] == [
+        ("kept", "M500 1000H1000V500H500Z"),
+        ("kept", "M500 500H1000V0H500Z"),
+        ("pool", "M0 1000H500V500H0Z"),
+    ]
+    assert paths(drawn, "cut") == ["M0 1250L1000 250"]
+
+
+def test_curves_have_a_mean_a_band_and_a_label():
+    drawn = charts.curves(
+        [
+            Curve("random", 0, [(50, 4.0), (100, 3.0)]),
+            Curve("color", 0, [(50, 3.0), (100, 2.0)]),
+            Curve("color", 1, [(50, 3.5), (100, 2.5)]),
+        ]
+    )
+    axis = Axis(2.0 - 0.12, 4.0 + 0.12)
+    assert paths(drawn, "line main") == [f"M500 {axis.y(3.25)}L1000 {axis.y(2.25)}"]
+    assert paths(drawn, "band main") == [
+        f"M500 {axis.y(3.5)}L1000 {axis.y(2.5)}L1000 {axis.y(2.0)}L500 {axis.y(3.0)}"
+    ]
+    assert paths(drawn, "band dash0") == []
+    assert texts(drawn, "end main") == ["color"]
+
+
+def test_one_flat_curve_with_an_evil_name():
+    drawn = charts.curves([Curve("<b>a_b", 0, [(10, 2.0)])])
+    assert texts(drawn, "end dash0") == ["<b>a b"]
+
+
+@given(st.lists(st.floats(0, 100), min_size=1, max_size=8).map(sorted))
+def test_labels_never_overlap(places):
+    spread = charts._spread_out(places)
+    gaps = [low - high for high, low in pairwise(spread)]
+    assert all(gap >= charts.LABEL_GAP - 1e-9 for gap in gaps)
+    assert spread[-1] <= 100
+
+
+def test_whole_report_stays_small(report):
+    drawn = charts.density(report.losses, report.threshold)
+    assert len(re.findall("<path", drawn)) <= 2 * charts.LEVELS + 10

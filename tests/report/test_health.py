@@ -1,0 +1,93 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from stillhouse.report import health
+from stillhouse.report.data import SeenUnseen, SourceRow
+from stillhouse.report.health import HealthInputs, check_health
+from stillhouse.report.near_duplicates import NearDuplicates
+
+SCORES = np.random.default_rng(0).normal(0, 0.5, 1000)
+
+
+def source(name: str, pool: int, kept: int, std: float | None = 0.4) -> SourceRow:
+    return SourceRow(name, pool, kept, pool // 10, kept // 10, 0.1, std)
+
+
+HEALTHY = HealthInputs(
+    sources=[source("books", 5000, 800), source("web", 5000, 200)],
+    scores=SCORES,
+    lengths={"documents in a sequence": np.random.default_rng(1).normal(size=1000)},
+    num_scored=1000,
+    num_nan=0,
+    num_kept=100,
+    num_tied=1,
+    seen=SeenUnseen(100, 0.01, 900, 0.0, False),
+    near_duplicates=NearDuplicates(1000, 10),
+    packed_tokens=9950,
+    remainder_tokens=50,
+    num_documents=99_950,
+    num_dead_letters=50,
+)
+
+
+def test_a_healthy_selection_has_no_warnings():
+    assert check_health(HEALTHY) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "title"),
+    [
+        ({"num_nan": 3}, "3 scores are not numbers (0.30\u202f%)"),
+        (
+            {"sources": [source("books", 5000, 500, 0.01), source("web", 5000, 500)]},
+            "Scores hardly differ inside books",
+        ),
+        ({"lengths": {"bytes per token": 2 * SCORES}}, "The score follows bytes per token"),
+        ({"lengths": {"bytes per token": -SCORES}}, "The score follows bytes per token"),
+        (
+            {"seen": SeenUnseen(500, 0.3, 500, 0.0, False)},
+            "What the prior was trained on scores differently",
+        ),
+        (
+            {"sources": [source("books", 5000, 950), source("web", 5000, 50)]},
+            "books makes up 95.0\u202f% of the selection",
+        ),
+        ({"num_tied": 2}, "2 sequences tie at the cut"),
+        (
+            {"near_duplicates": NearDuplicates(1000, 11)},
+            "1.1\u202f% of a sample of the kept are near-duplicates",
+        ),
+        ({"remainder_tokens": 200}, "2.0\u202f% of the tokens filled no sequence"),
+        ({"num_dead_letters": 200}, "0.20\u202f% of the input rows could not be read"),
+    ],
+)
+def test_each_illness_is_named(change, title):
+    assert [warning.title for warning in check_health(replace(HEALTHY, **change))] == [title]
+
+
+def test_what_each_check_leaves_alone():
+    small = [source("tiny", 100, 10, 0.0), source("web", 9900, 990), source("x", 500, 1, None)]
+    assert list(health.near_constant(small, 0.4)) == []
+    assert list(health.one_source([source("all", 100, 100)])) == []
+    assert list(health.memorised(None, 0.4)) == []
+    assert list(health.memorised(SeenUnseen(0, float("nan"), 10, 0.0, True), 0.4)) == []
+    assert list(health.memorised(SeenUnseen(4, 0.3, 900, 0.0, True), 0.5)) == []  # noise
+    assert list(health.repeats(None)) == []
+    assert list(health.ties(0, 0)) == []
+
+
+def test_constant_and_missing_values_have_no_correlation():
+    holes = np.where(np.arange(1000) % 2, np.nan, SCORES)
+    assert list(health.mostly_length(SCORES, {"n": np.ones(1000)})) == []
+    assert len(list(health.mostly_length(holes, {"n": SCORES}))) == 1
+    assert list(health.mostly_length(np.full(5, np.nan), {"n": np.arange(5.0)})) == []
+
+
+def test_the_advice_on_memorised_rows_depends_on_whether_they_were_excluded():
+    seen = SeenUnseen(500, 0.3, 500, 0.0, False)
+    (asked,) = health.memorised(seen, 0.5)
+    (told,) = health.memorised(replace(seen, excluded=True), 0.5)
+    assert "exclude_prior_rows: true" in asked.detail
+    assert "were not eligible" in told.detail

@@ -1,0 +1,81 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from stillhouse.selection.baselines import (
+    dsir_tokens,
+    gumbel,
+    log_importance,
+    log_ratios,
+    ngram_buckets,
+    ngram_counts,
+    random_scores,
+    rho_select,
+    row_keys,
+)
+
+VECTOR = json.loads((Path(__file__).parents[1] / "vectors/baselines_01_rho_dsir.json").read_text())
+DSIR, EXPECTED = VECTOR["dsir"]["inputs"], VECTOR["dsir"]["outputs"]
+
+
+@pytest.mark.parametrize("case", VECTOR["rho_loss"]["cases"])
+def test_rho_reproduces_the_reference(case):
+    inputs, outputs = case["inputs"], case["outputs"]
+    losses = inputs["model_loss"], inputs["irreducible_loss"]
+    assert rho_select(*losses, inputs["select"]).tolist() == outputs["selected"]
+    every_row = rho_select(*losses, len(losses[0])).tolist()
+    assert every_row == outputs["selected"] + outputs["rest"]
+
+
+def test_rho_takes_the_lowest_row_of_a_tie():
+    assert rho_select(np.full(40, 2.0), np.ones(40), 3).tolist() == [0, 1, 2]
+
+
+def test_dsir_tokens_and_buckets_reproduce_the_reference():
+    assert dsir_tokens(DSIR["raw_texts"][0]) == EXPECTED["tokens_of_first"]
+    lengths = [len(dsir_tokens(text)) for text in DSIR["raw_texts"]]
+    assert lengths == EXPECTED["raw_token_length_estimate"]
+    for num_buckets, key in ((64, "bucket_of"), (10_000, "bucket_of_10000")):
+        for gram, bucket in EXPECTED[key].items():
+            assert ngram_buckets(gram, num_buckets)[-1] == bucket
+
+
+def test_dsir_counts_reproduce_the_reference():
+    for side in ("raw", "target"):
+        counts = [ngram_counts(text, 64).tolist() for text in DSIR[f"{side}_texts"]]
+        assert counts == EXPECTED[f"{side}_counts"]
+
+
+@pytest.mark.parametrize("case", EXPECTED["importance"])
+def test_dsir_weights_reproduce_the_reference(case):
+    target, raw = (
+        sum(ngram_counts(text, 64) for text in DSIR[f"{side}_texts"]) for side in ("target", "raw")
+    )
+    ratios = log_ratios(target, raw, case["laplace_smoothing"])
+    weights = [log_importance(text, ratios) for text in DSIR["raw_texts"]]
+    np.testing.assert_allclose(weights, case["log_importance_weights"], rtol=0, atol=1e-9)
+    assert np.argsort(-np.array(weights)).tolist() == case["rank_best_to_worst"]
+
+
+def test_texts_without_words_weigh_nothing():
+    assert ngram_counts("  \n", 8).tolist() == [0] * 8
+    assert log_importance("", np.ones(8)) == 0.0
+    assert len(ngram_buckets("\ud800 x")) == 3
+
+
+def test_gumbel_noise_has_the_distribution_of_its_name():
+    noise = gumbel(row_keys("part", 50_000), seed=3)
+    assert noise.dtype == np.float32 and np.isfinite(noise).all()
+    assert noise.mean() == pytest.approx(0.5772, abs=0.02)
+    assert noise.var() == pytest.approx(np.pi**2 / 6, abs=0.05)
+
+
+def test_random_scores_depend_on_part_row_and_seed_only():
+    scores = random_scores("part", 1000, seed=0)
+    assert scores.dtype == np.float32 and scores.min() > 0 and scores.max() <= 1
+    assert np.array_equal(scores[:10], random_scores("part", 10, seed=0))
+    assert scores.mean() == pytest.approx(0.5, abs=0.03)
+    for other in (random_scores("other", 1000, 0), random_scores("part", 1000, 1)):
+        assert abs(np.corrcoef(scores, other)[0, 1]) < 0.1

@@ -1,0 +1,46 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stillhouse.selection.contamination import NgramIndex, word_ngrams
+
+HELD_OUT = "it was the best of times, it was the worst of times, it was the age of wisdom"
+words = st.lists(st.sampled_from("abcd"), max_size=30)
+
+
+@pytest.mark.parametrize(
+    ("num_words", "num_grams"), [(0, 0), (7, 0), (8, 1), (12, 1), (13, 1), (14, 2), (20, 8)]
+)
+def test_number_of_grams_by_length(num_words, num_grams):
+    grams = word_ngrams(" ".join(f"w{i}" for i in range(num_words)))
+    assert grams.dtype == np.uint64 and len(grams) == num_grams == len(set(grams.tolist()))
+
+
+def test_case_and_punctuation_make_no_difference_but_order_does():
+    text = "One two, three: four five six seven eight"
+    same = "one TWO three four -- five six seven (eight)"
+    swapped = "two one three four five six seven eight"
+    assert word_ngrams(text).tolist() == word_ngrams(same).tolist()
+    assert word_ngrams(text).tolist() != word_ngrams(swapped).tolist()
+
+
+def test_hits_count_the_different_shared_grams():
+    index = NgramIndex.from_texts([HELD_OUT, "another text of no interest"])
+    assert len(index.hashes) == 18 - 13 + 1
+    assert index.hits(HELD_OUT) == 6
+    assert index.hits(f"he wrote: {HELD_OUT}; and again: {HELD_OUT}") == 6
+    assert index.hits("it was the best of times, it was the worst of all times") == 0
+    assert index.hits("best of times it was the worst of times it was the age, she said") == 1
+    assert NgramIndex.from_texts([]).hits(HELD_OUT) == 0
+
+
+@settings(deadline=None)
+@given(st.lists(words, max_size=4), words, st.integers(1, 4))
+def test_hits_equal_the_intersection_of_sets_of_tuples(texts, text, n):
+    def grams(listed):
+        return {tuple(listed[i : i + n]) for i in range(len(listed) - n + 1)}
+
+    index = NgramIndex.from_texts([" ".join(listed) for listed in texts], n)
+    expected = grams(text) & set().union(*map(grams, texts))
+    assert index.hits(" ".join(text)) == len(expected)

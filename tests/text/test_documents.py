@@ -1,0 +1,215 @@
+import gzip
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from stillhouse.errors import BadFileError, InputError
+from stillhouse.spec import ColumnNames, DataSource
+from stillhouse.text.documents import (
+    DeadLetter,
+    Document,
+    read_documents,
+    read_rows,
+)
+
+PLAIN = DataSource(path="unused")
+NAMED = DataSource(path="unused", columns=ColumnNames(text="body", id="key", source="kind"))
+
+
+def read(path, settings=PLAIN, rows=None):
+    return list(read_documents(str(path), file=3, name="n", settings=settings, rows=rows))
+
+
+def write_parquet(path, columns, **options):
+    pq.write_table(pa.table(columns), path, **options)
+    return path
+
+
+def lines(path, *values):
+    data = b"\n".join(v if isinstance(v, bytes) else json.dumps(v).encode() for v in values)
+    if path.suffix == ".gz":
+        data = gzip.compress(data)
+    if path.suffix == ".zst":
+        data = pa.compress(data, codec="zstd", asbytes=True)
+    path.write_bytes(data)
+    return path
+
+
+def dead(row, reason, preview=""):
+    return DeadLetter(3, row, reason, preview)
+
+
+def test_parquet_columns_and_their_defaults(tmp_path):
+    path = write_parquet(
+        tmp_path / "a.parquet",
+        {
+            "text": ["one", "two", "three"],
+            "id": [7, None, 9],
+            "source": ["web", None, "books"],
+            "more": [1.0, 2.0, 3.0],
+        },
+    )
+    assert read(path) == [
+        Document(3, 0, "7", "web", "one"),
+        Document(3, 1, "n:1", "unknown", "two"),
+        Document(3, 2, "9", "books", "three"),
+    ]
+    labelled = DataSource(path="x", source="mine")
+    assert [d.source for d in read(path, labelled)] == ["web", "mine", "books"]
+
+
+def test_named_columns(tmp_path):
+    path = write_parquet(
+        tmp_path / "a.parquet", {"body": ["x"], "key": ["k"], "kind": ["s"], "id": ["no"]}
+    )
+    assert read(path, NAMED) == [Document(3, 0, "k", "s", "x")]
+
+
+def test_a_missing_column_is_named_with_those_that_exist(tmp_path):
+    path = write_parquet(tmp_path / "a.parquet", {"texts": ["x"], "number": [1]})
+    message = r"no column `text` \(`columns.text`\); did you mean `texts`\. It has texts, number"
+    with pytest.raises(InputError, match=message):
+        read(path)
+    settings = DataSource(path="x", columns=ColumnNames(text="texts", source="domain"))
+    with pytest.raises(InputError, match=r"no column `domain` \(`columns.source`\)"):
+        read(path, settings)
+
+
+def test_parquet_ranges_and_single_rows(tmp_path):
+    texts = [f"t{i}" for i in range(1000)]
+    path = write_parquet(tmp_path / "a.parquet", {"text": texts}, row_group_size=300)
+    assert [d.row for d in read(path, rows=(250, 610))] == list(range(250, 610))
+    wanted = [0, 299, 300, 301, 999]
+    found = list(read_rows(str(path), wanted, file=3, name="n", settings=PLAIN))
+    assert [(d.row, d.text) for d in found] == [(r, f"t{r}") for r in wanted]
+    assert list(read_rows(str(path), [], file=3, name="n", settings=PLAIN)) == []
+
+
+def test_bad_rows_of_parquet(tmp_path):
+    short = DataSource(path="x", max_chars=5)
+    path = write_parquet(tmp_path / "a.parquet", {"text": ["fine", None, "", " \n", "too long"]})
+    assert read(path, short) == [
+        Document(3, 0, "n:0", "unknown", "fine"),
+        dead(1, "null text"),
+        dead(2, "empty text"),
+        dead(3, "empty text", " \n"),
+        dead(4, "longer than 5 characters", "too long"),
+    ]
+    numbers = write_parquet(tmp_path / "b.parquet", {"text": [1, 2]})
+    assert read(numbers)[0] == dead(0, "text is not a string but int", "1")
+
+
+def test_parquet_bytes_and_invalid_utf8(tmp_path):
+    raw = pa.array([b"caf\xc3\xa9", b"\xff\xfe", None])
+    path = write_parquet(tmp_path / "a.parquet", {"text": raw})
+    expected = [
+        Document(3, 0, "n:0", "unknown", "café"),
+        dead(1, "invalid UTF-8", "\ufffd\ufffd"),
+        dead(2, "null text"),
+    ]
+    assert read(path) == expected
+    marked = pa.StringArray.from_buffers(3, raw.buffers()[1], raw.buffers()[2], raw.buffers()[0])
+    assert read(write_parquet(tmp_path / "b.parquet", {"text": marked})) == expected
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "A.JSON", "a.ndjson.gz", "a.jsonl.zst"])
+def test_json_lines_with_every_kind_of_bad_row(tmp_path, name):
+    path = lines(
+        tmp_path / name,
+        b"\xef\xbb\xbf" + b'{"text": "first", "id": 5, "source": "web"}',
+        b"",
+        {"text": "second", "id": True, "source": ["no"]},
+        b'{"text": ',
+        b'{"text": "\xff"}',
+        [1],
+        {"body": "x", "other": 1},
+        {"text": None},
+        {"text": 4},
+        b'{"text": "\\ud800"}',
+        b"[" * 100_000,
+        {"text": "last"},
+    )
+    results = read(path)
+    assert [r for r in results if isinstance(r, Document)] == [
+        Document(3, 0, "5", "web", "first"),
+        Document(3, 2, "n:2", "unknown", "second"),
+        Document(3, 11, "n:11", "unknown", "last"),
+    ]
+    reasons = {r.row: r.reason for r in results if isinstance(r, DeadLetter)}
+    assert reasons.pop(3).startswith("broken JSON: Expecting value")
+    assert reasons.pop(10).startswith("broken JSON: ")
+    assert reasons == {
+        4: "invalid UTF-8",
+        5: "not a JSON object but list",
+        6: "no key `text`; keys: body, other",
+        7: "null text",
+        8: "text is not a string but int",
+        9: "invalid Unicode (lone surrogate)",
+    }
+    assert all(len(r.preview.encode()) <= 200 for r in results if isinstance(r, DeadLetter))
+
+
+def test_json_ranges_single_rows_and_names(tmp_path):
+    path = lines(
+        tmp_path / "a.jsonl", *({"body": f"t{i}", "key": i, "kind": "s"} for i in range(9))
+    )
+    assert [d.text for d in read(path, NAMED, rows=(2, 4))] == ["t2", "t3"]
+    found = read_rows(str(path), [1, 8], file=0, name="n", settings=NAMED)
+    assert list(found) == [Document(0, 1, "1", "s", "t1"), Document(0, 8, "8", "s", "t8")]
+
+
+def test_a_line_beyond_all_limits_is_skipped_without_reading_it_whole(tmp_path):
+    long = b'{"text": "' + b"x" * 3_000_000 + b'"}'
+    path = lines(tmp_path / "a.jsonl", long, {"text": "next"})
+    first, second = read(path, DataSource(path="x", max_chars=10))
+    assert first.reason == "line longer than 1048696 bytes (`max_chars`)"
+    assert first.preview == '{"text": "' + "x" * 190
+    assert second == Document(3, 1, "n:1", "unknown", "next")
+
+
+def test_plain_text_is_one_document(tmp_path):
+    path = tmp_path / "a.md"
+    path.write_text("# title\n\nbody\n")
+    settings = DataSource(path="x", source="notes")
+    assert read(path, settings) == [Document(3, 0, "n:0", "notes", "# title\n\nbody\n")]
+    assert read(path, rows=(1, 2)) == []
+    assert read(path, DataSource(path="x", max_chars=3))[0].reason == "longer than 3 characters"
+    assert read(path, DataSource(path="x", max_chars=2))[0].reason == "longer than 2 characters"
+    path.write_bytes(b"ab\xff")
+    assert read(path) == [dead(0, "invalid UTF-8", "ab\ufffd")]
+    path.write_bytes(b"")
+    assert read(path) == [dead(0, "empty text")]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.jsonl.zst"])
+def test_a_truncated_stream_is_a_bad_file(tmp_path, name):
+    path = lines(tmp_path / name, *({"text": str(i * i)} for i in range(20_000)))
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(BadFileError, match=r"a\.jsonl\.\w+: cannot be read: .*`skip_bad_files"):
+        read(path)
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.jsonl.gz", "a.jsonl.zst"])
+def test_a_file_of_another_format_is_a_bad_file(tmp_path, name):
+    path = tmp_path / name
+    path.write_bytes(b"this is nothing of the kind, and long enough to be sure of it")
+    with pytest.raises(BadFileError, match="cannot be read"):
+        read(path)
+
+
+def test_damaged_parquet_is_a_bad_file(tmp_path):
+    path = write_parquet(tmp_path / "a.parquet", {"text": [str(i) * 9 for i in range(5000)]})
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-30])
+    with pytest.raises(BadFileError, match="cannot be read"):
+        read(path)
+    path.write_bytes(whole[:4] + bytes(2000) + whole[2004:])
+    with pytest.raises(BadFileError, match="cannot be read"):
+        read(path)
+
+
+def test_a_missing_file_stays_what_it_is(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        read(tmp_path / "no.parquet")
