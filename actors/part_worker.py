@@ -32,7 +32,7 @@ class Host(Protocol):
 
 
 class PartWorker:
-    """One worker of a pool. A failure that is the task's own comes back as a row, not as a crash."""
+    """One worker of a pool. A failure of the task itself comes back as a row, not as a crash."""
 
     def __init__(self, make: Callable[[], Host], attempts: ActorHandle) -> None:
         self._host = make()
@@ -48,7 +48,7 @@ class PartWorker:
         Returns:
             Columns `receipt` (or None), `error` (or None: its class and message) and `seconds`.
         """
-        tasks = list(batch["task"])
+        tasks: list[Any] = list(batch["task"])
         receipts = np.empty(len(tasks), object)
         errors = np.empty(len(tasks), object)
         seconds = np.zeros(len(tasks))
@@ -57,7 +57,7 @@ class PartWorker:
             started = perf_counter()
             receipts[position], errors[position] = self._one(task)
             seconds[position] = perf_counter() - started
-            if ahead is not None:
+            if ahead:
                 ahead.join()
         return {"receipt": receipts, "error": errors, "seconds": seconds}
 

@@ -16,7 +16,7 @@ from stillhouse.selection.scorers import (
     score_part,
 )
 from stillhouse.spec import ScoringSettings
-from stillhouse.storage.artifact import Receipt, Store
+from stillhouse.storage.artifact import Receipt, Store, libraries
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,6 @@ class ScorerSettings:
     """
 
     kind: Literal["causal_lm", "dsir", "contamination"]
-    fingerprint: str
     path: str
     tokenizer: str
     eos_token: str
@@ -59,12 +58,23 @@ class ScorerSettings:
             return DsirScorer(values, tokenizer)
         return ContaminationScorer(NgramIndex(values), tokenizer)
 
+    def made_by(self) -> dict[str, str]:
+        """Device type, dtype and libraries: what equal bytes are promised for."""
+        if self.kind != "causal_lm":
+            return libraries()
+        from stillhouse.models.causal_lm import choose_device, choose_dtype
+
+        device = choose_device(self.device, self.gpus)
+        dtype = str(choose_dtype(self.scoring.dtype, device)).removeprefix("torch.")
+        return {"device": device.type, "dtype": dtype} | libraries()
+
 
 class ScorerHost:
     """Hosts one scorer; hosted by `actors.part_worker.PartWorker`."""
 
     def __init__(self, store: Store, settings: ScorerSettings) -> None:
         self._store = store
+        self._settings = settings
         self._scorer = settings.build()
         self._ahead: dict[str, pa.Table] = {}
 
@@ -73,7 +83,7 @@ class ScorerHost:
         tokens = self._ahead.pop(task.fingerprint, None)
         if tokens is None:
             tokens = read_tokens(self._store, task.part)
-        return score_part(self._store, self._scorer, task, tokens)
+        return score_part(self._store, self._scorer, task, tokens, self._settings.made_by())
 
     def prefetch(self, task: ScoreTask) -> None:
         """Read a part while another is scored."""

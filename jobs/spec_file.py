@@ -78,6 +78,8 @@ def _apply(content: dict[str, Any], override: str) -> None:
         parsed = yaml.safe_load(value)
     except yaml.YAMLError:
         raise SpecError(f"--set {override!r}: {value!r} is not a YAML value") from None
+    if not isinstance(node, dict):
+        raise SpecError(f"--set {override!r}: `{'.'.join(keys[:-1])}` is a list")
     node[keys[-1]] = parsed
 
 

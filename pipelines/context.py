@@ -44,13 +44,21 @@ class StepWork:
     """Busy time of its workers in this run."""
 
 
+class Unfinished(Exception):
+    """Raised by a dry run at the first step that has something to do."""
+
+
 @dataclass
 class Context:
-    """Handed down through a pipeline; holds no data."""
+    """Handed down through a pipeline; holds no data.
+
+    A `dry` context only looks: the first step with something to do raises `Unfinished`.
+    """
 
     store: Store
     compute: ComputeSettings
     listener: Listener
+    dry: bool = False
     work: dict[str, StepWork] = field(default_factory=dict)
 
     @contextmanager
@@ -63,6 +71,8 @@ class Context:
         work.reused += reused
         self.listener.begin(name, total, reused, unit)
         started = perf_counter()
+        if self.dry and reused < total:
+            raise Unfinished(name)
         yield lambda done, amount: self.listener.advance(name, done, amount)
         seconds = perf_counter() - started
         work.seconds += seconds

@@ -16,7 +16,7 @@ from ray.data import ActorPoolStrategy, DataContext
 
 from actors.attempts import Attempts
 from actors.part_worker import Host, PartWorker
-from pipelines.context import Context
+from pipelines.context import Context, Unfinished
 from stillhouse import errors
 from stillhouse.storage.artifact import Receipt
 
@@ -32,7 +32,7 @@ def stream_parts(
     kind: str,
     tasks: Sequence[Any],
     make: Callable[[], Host],
-    workers: int,
+    workers: int | None,
     gpus: float = 0,
     unit: str = "tokens",
 ) -> list[Receipt]:
@@ -44,7 +44,7 @@ def stream_parts(
         kind: where the receipts lie.
         tasks: descriptors with a `fingerprint`.
         make: builds the host in each worker process; small and picklable.
-        workers: size of the pool; the result does not depend on it.
+        workers: size of the pool, None for one on every CPU; the result does not depend on it.
         gpus: GPUs of each worker.
         unit: what `Receipt.counts` is shown as the rate.
 
@@ -55,7 +55,8 @@ def stream_parts(
     todo = {t.fingerprint: t for t in tasks if t.fingerprint not in done}
     with ctx.step(step, total=len(tasks), reused=len(tasks) - len(todo), unit=unit) as advance:
         if todo:
-            pool = min(workers, len(todo))
+            cpus = int(ray.cluster_resources().get("CPU", 1) / ctx.compute.cpus_per_worker)
+            pool = min(workers or max(1, cpus), len(todo))
             for receipt, seconds in _stream(ctx, list(todo.values()), make, pool, gpus):
                 done[receipt.task] = receipt
                 ctx.work[step].device_seconds += seconds
@@ -102,6 +103,8 @@ def run_tasks(
     ctx: Context, function: Callable[[T], R], items: Iterable[T], *, in_flight: int = 64
 ) -> Iterator[R]:
     """`map(function, items)` as Ray tasks: results in order, at most `in_flight` waiting."""
+    if ctx.dry:
+        raise Unfinished("small tasks")
     remote = ray.remote(num_cpus=ctx.compute.cpus_per_worker)(_call)
     waiting: list[ray.ObjectRef[Any]] = []
     for item in items:

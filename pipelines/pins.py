@@ -6,13 +6,14 @@ A pin is a numbered create-only object that names an artifact; `pin: refresh` ad
 from collections.abc import Callable
 from typing import Literal
 
+from pipelines.context import Context
 from stillhouse.fingerprint import fingerprint
 from stillhouse.storage import numbered
-from stillhouse.storage.artifact import Manifest, Store
+from stillhouse.storage.artifact import Manifest
 
 
 def pinned(
-    store: Store,
+    ctx: Context,
     key: object,
     pin: Literal["first", "refresh"],
     wanted: str,
@@ -21,12 +22,13 @@ def pinned(
     """The pinned model artifact, made and pinned where there is none yet.
 
     Args:
-        store: the store.
+        ctx: the run; a dry one pins nothing.
         key: settings that a change of starts a new pin.
         pin: `first` keeps what was pinned, `refresh` pins `wanted`.
         wanted: fingerprint of what today's inputs would give.
         make: makes that artifact.
     """
+    store = ctx.store
     folder = store.path("pins", fingerprint(key))
     current = numbered.current(folder)
     if current is not None and (pin == "first" or current["models"] == wanted):
@@ -34,5 +36,6 @@ def pinned(
         if found is not None:
             return found
     made = store.find_manifest("models", wanted) or make()
-    numbered.append(folder, {"models": made.fingerprint})
+    if not ctx.dry:
+        numbered.append(folder, {"models": made.fingerprint})
     return made

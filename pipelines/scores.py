@@ -1,59 +1,155 @@
 """Scores: one artifact a scorer, its parts beside the token parts, made by a pool of Scorers."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any, Literal
+
+from numpy.typing import NDArray
 
 from actors.scorer import ScorerHost, ScorerSettings
 from pipelines.context import Context
-from pipelines.flow import stream_parts
+from pipelines.flow import run_tasks, stream_parts
+from pipelines.models import ModelRef
+from pipelines.tokens import TokenizerRef
 from stillhouse.fingerprint import fingerprint
 from stillhouse.selection.scorers import score_task
-from stillhouse.storage.artifact import Manifest
+from stillhouse.selection.statistics import dsir_ratios, heldout_ngrams, put_statistics
+from stillhouse.spec import SelectSpec
+from stillhouse.storage.artifact import Manifest, PartRef, Store
+from stillhouse.text.tasks import PackTask
+from stillhouse.text.tokenizer import load_tokenizer
 
 UNITS = {
     "causal_lm": ("nats per token", "lower"),
     "dsir": ("log importance weight", "higher"),
     "contamination": ("holds a contaminated document", "lower"),
 }
+_DSIR_TOKENS = 2_000_000
 
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """A scores artifact; `parts` are paths in the order of the token parts."""
+    """A scores artifact; its parts stand in the order of the token parts."""
 
     manifest: Manifest
-    num_nan: int
 
     @property
     def paths(self) -> list[str]:
         """Path of each scores part."""
         return [part.path for part in self.manifest.parts]
 
+    @property
+    def num_nan(self) -> int:
+        """Rows whose value is NaN."""
+        return int(self.manifest.totals["nan"])
 
-def score(
-    ctx: Context, step: str, tokens: Manifest, scorer: ScorerSettings, flops_per_token: float = 0
-) -> Scores:
-    """Run a scorer over every part of a tokens artifact that it has not scored yet."""
-    tasks = [score_task(scorer.fingerprint, part) for part in tokens.parts]
-    receipts = stream_parts(
-        ctx,
-        step,
-        kind="scores",
-        tasks=tasks,
-        make=partial(ScorerHost, ctx.store, scorer),
-        workers=ctx.compute.scorers,
-        gpus=scorer.gpus,
-    )
-    ctx.work[step].tokens = tokens.num_tokens
-    ctx.work[step].flops = flops_per_token * tokens.num_tokens
-    unit, better = UNITS[scorer.kind]
-    manifest = Manifest(
-        kind="scores",
-        fingerprint=fingerprint(["scores", [task.fingerprint for task in tasks]]),
-        parts=tuple(receipt.parts[0] for receipt in receipts),
-        inputs={"tokens": tokens.fingerprint, "scorer": scorer.fingerprint},
-        settings={"scorer": scorer.kind, "unit": unit, "better": better}
-        | scorer.scoring.model_dump(include={"dtype", "attention"}),
-        totals={"nan": sum(receipt.counts["nan"] for receipt in receipts)},
-    )
-    return Scores(ctx.store.put_manifest(manifest), manifest.totals["nan"])
+
+class PoolScores:
+    """Runs scorers over every part of the pool that they have not scored yet."""
+
+    def __init__(
+        self, ctx: Context, spec: SelectSpec, tokenizer: TokenizerRef, pool: Manifest
+    ) -> None:
+        self._ctx = ctx
+        self._spec = spec
+        self._tokenizer = tokenizer
+        self._pool = pool
+
+    def losses(self, name: str, model: ModelRef) -> Scores:
+        """Mean NLL of every sequence under a language model, on `compute.scorers` actors."""
+        settings = self._spec.scoring.model_dump(include={"dtype", "attention"})
+        scorer = fingerprint(["causal_lm", model.fingerprint, settings])
+        flops = model.shape.flops_per_token(self._spec.sequence_length)
+        gpus = self._spec.compute.gpus_per_worker
+        return self._score(f"score {name}", "causal_lm", scorer, model.folder, gpus, flops)
+
+    def dsir(self, target: Sequence[PackTask]) -> Scores:
+        """Log importance weights of hashed n-grams, target against pool."""
+        num_rows = max(1, _DSIR_TOKENS // self._spec.sequence_length)
+        pool = list(self._pool.parts)
+        key = ["dsir", [t.unit.fingerprint for t in target], [p.sha256 for p in pool], num_rows]
+        make = partial(_make_dsir, self._ctx.store, self._tokenizer, target, pool, num_rows)
+        return self._by_statistics("score dsir", "dsir", fingerprint(key), make)
+
+    def contamination(self, heldout: Sequence[PackTask]) -> Scores | None:
+        """Which sequences hold a document that shares 13-grams with held-out text; None if off."""
+        if not self._spec.selection.exclude_contaminated:
+            return None
+        key = ["contamination", [task.unit.fingerprint for task in heldout]]
+        make = partial(_make_ngrams, self._tokenizer, heldout)
+        return self._by_statistics("contamination", "contamination", fingerprint(key), make)
+
+    def _by_statistics(
+        self, step: str, kind: Literal["dsir", "contamination"], name: str, make: Any
+    ) -> Scores:
+        store = self._ctx.store
+        if store.find_manifest("models", name) is None:
+            values = next(run_tasks(self._ctx, _call, [make]))
+            put_statistics(store, name, kind, values)
+        return self._score(step, kind, name, store.path("models", name), 0, 0)
+
+    def _score(
+        self,
+        step: str,
+        kind: Literal["causal_lm", "dsir", "contamination"],
+        scorer: str,
+        folder: str,
+        gpus: float,
+        flops_per_token: float,
+    ) -> Scores:
+        compute = self._spec.compute
+        settings = ScorerSettings(
+            kind=kind,
+            path=folder,
+            tokenizer=self._tokenizer.path,
+            eos_token=self._tokenizer.eos_token,
+            scoring=self._spec.scoring,
+            device=compute.device,
+            gpus=gpus,
+            threads=compute.threads_per_worker,
+        )
+        tasks = [score_task(scorer, part) for part in self._pool.parts]
+        receipts = stream_parts(
+            self._ctx,
+            step,
+            kind="scores",
+            tasks=tasks,
+            make=partial(ScorerHost, self._ctx.store, settings),
+            workers=compute.scorers,
+            gpus=gpus,
+        )
+        work = self._ctx.work[step]
+        work.tokens = self._pool.num_tokens
+        work.flops = flops_per_token * self._pool.num_tokens
+        unit, better = UNITS[kind]
+        manifest = Manifest(
+            kind="scores",
+            fingerprint=fingerprint(["scores", [task.fingerprint for task in tasks]]),
+            parts=tuple(receipt.parts[0] for receipt in receipts),
+            inputs={"tokens": self._pool.fingerprint, "scorer": scorer, "folder": folder},
+            settings={"scorer": kind, "unit": unit, "better": better}
+            | self._spec.scoring.model_dump(include={"dtype", "attention"}),
+            totals={"nan": sum(receipt.counts["nan"] for receipt in receipts)},
+            made_by=receipts[0].info,
+        )
+        return Scores(self._ctx.store.put_manifest(manifest))
+
+
+def _call(make: Any) -> NDArray[Any]:
+    return make()
+
+
+def _make_dsir(
+    store: Store,
+    tokenizer: TokenizerRef,
+    target: Sequence[PackTask],
+    pool: list[PartRef],
+    num_rows: int,
+) -> NDArray[Any]:
+    words = load_tokenizer(tokenizer.path, tokenizer.eos_token)
+    return dsir_ratios(store, words, target, pool, num_rows, 0)
+
+
+def _make_ngrams(tokenizer: TokenizerRef, heldout: Sequence[PackTask]) -> NDArray[Any]:
+    return heldout_ngrams(load_tokenizer(tokenizer.path, tokenizer.eos_token), heldout)

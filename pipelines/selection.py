@@ -1,61 +1,49 @@
 """The exact global cut over stored scores, and the selection's parts."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
+from pipelines.candidates import Candidates
 from pipelines.context import Context
 from pipelines.flow import run_tasks, runner
-from pipelines.scores import Scores
 from stillhouse.errors import BudgetError, SpecError
 from stillhouse.fingerprint import fingerprint, sha256
 from stillhouse.selection.budget import Cut, find_cut, find_weighted_cut, threshold_cut
 from stillhouse.selection.ledger import LEDGER_SCHEMA, Tally
-from stillhouse.selection.quotas import QuotaCut, find_quota_cut
+from stillhouse.selection.quotas import QuotaCut, cut_to_json, find_quota_cut
 from stillhouse.selection.ranking import RULE_VERSION, SCORERS_OF, RankedPart, Rule
 from stillhouse.selection.writing import GroupTask, Member, group_parts, write_group
-from stillhouse.spec import DataSource, SelectionSettings
+from stillhouse.spec import SelectionSettings, SelectSpec
 from stillhouse.storage.artifact import Manifest, Receipt, Store, parquet_bytes
 from stillhouse.storage.commit import create_or_adopt
 from stillhouse.storage.readers import open_selection
-from stillhouse.text.tasks import UnitFile
-
-
-@dataclass(frozen=True, slots=True)
-class Candidates:
-    """What a selection chooses from: the token parts, their scores, and what is not eligible."""
-
-    tokens: Manifest
-    files: list[tuple[UnitFile, ...]]
-    """Raw files of each part's unit."""
-    source: DataSource
-    sources: list[str]
-    """Labels in the pool, sorted; only where shares are asked for."""
-    scores: dict[str, Scores]
-    contamination: Scores | None
-    prior_rows: dict[str, NDArray[np.int64]]
-    """By the sha256 of a token part: rows that the prior was trained on; empty to allow them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Selected:
-    """A selection artifact with what its making found."""
+    """A selection artifact."""
 
     manifest: Manifest
-    tally: Tally
-    threshold: float
+
+    @property
+    def tally(self) -> Tally:
+        """What its making counted."""
+        return Tally.from_json(self.manifest.totals["tally"])
+
+    @property
+    def threshold(self) -> float:
+        """Score of the worst kept row."""
+        return float(self.manifest.totals["threshold"])
 
 
 def select(
     ctx: Context,
-    step: str,
+    spec: SelectSpec,
     pool: Candidates,
-    settings: SelectionSettings,
     *,
     rule: Rule = "color",
     size: int | None = None,
@@ -64,60 +52,44 @@ def select(
 
     Args:
         ctx: the run.
-        step: its name in progress and accounts.
+        spec: how much, of what grain, with which shares.
         pool: what may be chosen.
-        settings: how much, of what grain, with which shares.
         rule: how rows are ranked.
-        size: rows to keep (tokens, where documents are chosen), instead of what `settings` say:
+        size: rows to keep (tokens, where documents are chosen), instead of what `spec` says:
             controls are as large as the selection they are compared with.
 
     Raises:
         BudgetError: more asked than there is, or shares that cannot all hold.
     """
+    settings = spec.selection
     if rule == "dsir" and settings.grain == "documents":
         raise SpecError("the control `dsir` ranks sequences: use `grain: sequences`, or drop it")
-    ranked = _ranked(ctx.store, pool, settings, rule)
+    ranked = pool.ranked(ctx.store, spec, rule)
     name = _identity(ctx.store, pool, settings, rule, size)
     found = ctx.store.find_manifest("selections", name)
-    groups = found.totals["groups"] if found else None
-    with ctx.step(step, total=groups or 1, reused=groups or 0, unit="tokens") as advance:
-        if found is not None:
-            tally = Tally.from_json(found.totals["tally"])
-            return Selected(found, tally, found.totals["threshold"])
-        cut = _cut(ctx, ranked, pool, settings, size)
-        tasks = _groups(ctx, name, ranked, pool, settings, cut)
-        receipts = _write(ctx, tasks, advance)
-        manifest, tally = _finish(ctx.store, name, pool, settings, rule, cut, receipts)
-    return Selected(manifest, tally, manifest.totals["threshold"])
+    groups = found.totals["groups"] if found else 0
+    step = "selection" if rule == "color" else f"control {rule}"
+    with ctx.step(step, total=groups or 1, reused=groups) as advance:
+        if found is None:
+            cut = _cut(ctx, ranked, pool, settings, size)
+            tasks = _groups(ctx, name, ranked, pool, settings, cut)
+            receipts = _write(ctx, tasks, advance)
+            found = _finish(ctx.store, name, pool, settings, rule, cut, receipts)
+    return Selected(found)
 
 
-def _ranked(
-    store: Store, pool: Candidates, settings: SelectionSettings, rule: Rule
-) -> list[RankedPart]:
-    wanted = set(SCORERS_OF[rule]) | ({"prior", "conditional"} & set(pool.scores))
-    parts: list[RankedPart] = []
-    for index, part in enumerate(pool.tokens.parts):
-        rows = pool.prior_rows.get(part.sha256)
-        parts.append(
-            RankedPart(
-                store=store,
-                tokens=part,
-                scores={name: pool.scores[name].paths[index] for name in sorted(wanted)},
-                contamination=pool.contamination.paths[index] if pool.contamination else None,
-                prior_rows=tuple(rows.tolist()) if rows is not None else None,
-                rule=rule,
-                grain=settings.grain,
-                seed=settings.seed,
-            )
-        )
-    return parts
+def size_of(kept: Selected, settings: SelectionSettings) -> int:
+    """What a control must keep to be as large: sequences, or tokens of documents."""
+    manifest = kept.manifest
+    return manifest.num_rows if settings.grain == "sequences" else manifest.num_tokens
 
 
 def _identity(
     store: Store, pool: Candidates, settings: SelectionSettings, rule: Rule, size: int | None
 ) -> str:
     """Everything that decides which rows are kept and in which order they stand."""
-    prior_rows = {sha: sha256(rows.tobytes()) for sha, rows in pool.prior_rows.items()}
+    hidden = pool.prior_rows if pool.exclude_prior_rows else {}
+    prior_rows = {sha: sha256(rows.tobytes()) for sha, rows in hidden.items()}
     asked = settings.model_dump()
     if settings.threshold_from is not None:
         asked["threshold_from"] = open_selection(_uri(store, settings.threshold_from)).threshold
@@ -266,7 +238,7 @@ def _finish(
     rule: Rule,
     cut: Cut | QuotaCut,
     receipts: list[Receipt],
-) -> tuple[Manifest, Tally]:
+) -> Manifest:
     tally = Tally()
     for receipt in receipts:
         tally.add(Tally.from_json(receipt.info["tally"]))
@@ -279,7 +251,8 @@ def _finish(
         parts=tuple(receipt.parts[0] for receipt in receipts),
         inputs={
             "tokens": pool.tokens.fingerprint,
-            "scores": {n: pool.scores[n].manifest.fingerprint for n in SCORERS_OF[rule]},
+            "scores": {n: s.manifest.fingerprint for n, s in sorted(pool.scores.items())},
+            "prior_rows": pool.prior_model if pool.exclude_prior_rows else None,
             "contamination": pool.contamination.manifest.fingerprint
             if pool.contamination
             else None,
@@ -288,20 +261,11 @@ def _finish(
         | {"rule": rule, "tokenizer": pool.tokens.settings["tokenizer"]},
         totals={
             "threshold": cut.score,
-            "cut": _cut_json(cut),
+            "cut": cut_to_json(cut),
+            "source_names": pool.sources,
             "groups": len(receipts),
             "tally": replace(tally, rows=[]).to_json(),
         },
         files={"ledger.parquet": sha256(ledger)},
     )
-    return store.put_manifest(manifest), tally
-
-
-def _cut_json(cut: Cut | QuotaCut) -> dict[str, Any]:
-    if isinstance(cut, Cut):
-        return asdict(cut)
-    return {
-        "minima": {str(s): asdict(c) for s, c in cut.minima.items()},
-        "maxima": {str(s): asdict(c) for s, c in cut.maxima.items()},
-        "rest": asdict(cut.rest) if cut.rest else None,
-    }
+    return store.put_manifest(manifest)

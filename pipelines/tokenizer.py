@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from functools import partial
 
-from pipelines.context import Context
+from pipelines.context import Context, Unfinished
 from pipelines.flow import run_tasks
 from pipelines.pins import pinned
 from pipelines.tokens import Scan, TokenizerRef
@@ -48,7 +48,7 @@ def tokenizer(ctx: Context, spec: SelectSpec, pool: Scan) -> TokenizerRef:
         )
         key = ["tokenizer", settings.model_dump(exclude={"pin"}), spec.pool.paths]
         make = partial(_trained, ctx, wanted, training, pool)
-        manifest = pinned(ctx.store, key, settings.pin, wanted, make)
+        manifest = pinned(ctx, key, settings.pin, wanted, make)
     return TokenizerRef(
         path=ctx.store.path("models", manifest.fingerprint),
         eos_token=manifest.totals["eos_token"],
@@ -60,9 +60,10 @@ def tokenizer(ctx: Context, spec: SelectSpec, pool: Scan) -> TokenizerRef:
 def _loaded(ctx: Context, path: str, eos_token: str | None) -> Manifest:
     loaded = load_tokenizer(path, eos_token)
     name = fingerprint(["tokenizer", loaded.digest, loaded.eos_token])
-    return ctx.store.find_manifest("models", name) or _put(
-        ctx.store, name, loaded.json, loaded.eos_token, {"path": path}
-    )
+    found = ctx.store.find_manifest("models", name)
+    if found is None and ctx.dry:
+        raise Unfinished("tokenizer")
+    return found or _put(ctx.store, name, loaded.json, loaded.eos_token, {"path": path})
 
 
 def _trained(ctx: Context, name: str, training: TokenizerTraining, pool: Scan) -> Manifest:

@@ -76,7 +76,7 @@ def scan(ctx: Context, inputs: JobInputs) -> list[Scan]:
         kind="scans",
         tasks=[task for group in tasks for task in group],
         make=partial(Scanner, ctx.store),
-        workers=packers(ctx),
+        workers=ctx.compute.packers,
         unit="chars",
     )
     scans: list[Scan] = []
@@ -85,13 +85,6 @@ def scan(ctx: Context, inputs: JobInputs) -> list[Scan]:
         receipts = receipts[len(group) :]
         _check_rows(ctx.store, scans[-1])
     return scans
-
-
-def packers(ctx: Context) -> int:
-    """Width of the text steps."""
-    import ray
-
-    return ctx.compute.packers or max(1, int(ray.cluster_resources().get("CPU", 1)))
 
 
 def _check_rows(store: Store, scanned: Scan) -> None:
@@ -124,7 +117,35 @@ def dead_letters(store: Store, scanned: Scan, count: int) -> list[dict[str, Any]
     return found[:count]
 
 
-def duplicates(ctx: Context, scanned: Scan) -> list[Receipt]:
+@dataclass(frozen=True, slots=True)
+class Packing:
+    """A scanned source and the tasks that pack what is not dropped from it."""
+
+    scanned: Scan
+    tasks: list[PackTask]
+
+
+def without_dropped(
+    ctx: Context, spec: SelectSpec, scans: list[Scan], tokenizer: TokenizerRef
+) -> tuple[Packing, Packing, Packing]:
+    """Pool, target and held-out, each without the documents that it drops.
+
+    Later copies of a text are dropped (`deduplicate`); a target that has no held-out files of its
+    own is split in two by groups of copies.
+    """
+    pool, target = scans[:2]
+    copies = [_duplicates(ctx, s) if spec.deduplicate else [] for s in (pool, *scans[2:])]
+    if len(scans) > 2:
+        own = _duplicates(ctx, target) if spec.deduplicate else []
+        sides = [(pool, copies[0]), (target, own), (scans[2], copies[1])]
+    else:
+        train, heldout = _split_target(ctx, target, spec)
+        sides = [(pool, copies[0]), (target, [train]), (target, [heldout])]
+    packed = [Packing(s, pack_tasks(ctx.store, s, d, tokenizer, spec)) for s, d in sides]
+    return packed[0], packed[1], packed[2]
+
+
+def _duplicates(ctx: Context, scanned: Scan) -> list[Receipt]:
     """Find the later copies of a text in the pool, one hash range a task."""
     num_ranges = -(-scanned.counts["documents"] // DOCUMENTS_A_RANGE)
     whole = fingerprint(["drops", DROP_VERSION, [r.task for r in scanned.receipts], num_ranges])
@@ -145,7 +166,7 @@ def _find_duplicates(
     return drop_duplicates(store, receipts, item[1], number=item[0], num_ranges=num_ranges)
 
 
-def split(ctx: Context, scanned: Scan, spec: SelectSpec) -> tuple[Receipt, Receipt]:
+def _split_target(ctx: Context, scanned: Scan, spec: SelectSpec) -> tuple[Receipt, Receipt]:
     """Cut the target in a training and a held-out side by groups of duplicates."""
     share = spec.target.heldout
     assert isinstance(share, float)
@@ -204,30 +225,25 @@ def pack_tasks(
 
 
 def tokenise(
-    ctx: Context,
-    step: str,
-    groups: Sequence[tuple[Scan, Sequence[Receipt]]],
-    tokenizer: TokenizerRef,
-    spec: SelectSpec,
+    ctx: Context, spec: SelectSpec, packing: Sequence[Packing], tokenizer: TokenizerRef
 ) -> list[Tokenised]:
-    """Tokenise and pack several scanned sources in one stream, each without what its drops name.
+    """Tokenise and pack several sources in one stream.
 
     Raises:
         InputError: a source whose documents are together shorter than one sequence.
     """
-    tasks = [pack_tasks(ctx.store, s, drops, tokenizer, spec) for s, drops in groups]
     receipts = stream_parts(
         ctx,
-        step,
+        "tokens",
         kind="tokens",
-        tasks=[task for group in tasks for task in group],
+        tasks=[task for group in packing for task in group.tasks],
         make=partial(PackerHost, ctx.store, tokenizer.path, tokenizer.eos_token),
-        workers=packers(ctx),
+        workers=ctx.compute.packers,
     )
     made: list[Tokenised] = []
-    for (scanned, _), group in zip(groups, tasks, strict=True):
-        made.append(_manifest(ctx.store, scanned, receipts[: len(group)], tokenizer, spec))
-        receipts = receipts[len(group) :]
+    for group in packing:
+        mine, receipts = receipts[: len(group.tasks)], receipts[len(group.tasks) :]
+        made.append(_manifest(ctx.store, group.scanned, mine, tokenizer, spec))
     return made
 
 

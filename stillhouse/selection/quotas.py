@@ -10,10 +10,10 @@ costs one such search for each minimum, one for each maximum that binds, and one
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from fractions import Fraction
 from functools import partial
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -165,3 +165,30 @@ def _count_sources(load: Load, num_sources: int) -> NDArray[np.int64]:
 def _rows_by_source(parts: Mapping[PartName, Load], num_sources: int, run: Run) -> list[int]:
     counts = run(partial(_count_sources, num_sources=num_sources), parts.values())
     return [int(count) for count in sum(counts, np.zeros(num_sources, dtype=np.int64))]
+
+
+def cut_to_json(cut: Cut | QuotaCut) -> dict[str, Any]:
+    """A cut as a JSON object, for the manifest."""
+    if isinstance(cut, Cut):
+        return asdict(cut)
+    return {
+        "minima": {str(source): asdict(c) for source, c in cut.minima.items()},
+        "maxima": {str(source): _nan_free(c) for source, c in cut.maxima.items()},
+        "rest": asdict(cut.rest) if cut.rest else None,
+    }
+
+
+def cut_from_json(content: Mapping[str, Any]) -> Cut | QuotaCut:
+    """The inverse of `cut_to_json`."""
+    if "minima" not in content:
+        return Cut(**content)
+    return QuotaCut(
+        {int(source): Cut(**c) for source, c in content["minima"].items()},
+        {int(source): Cut(**c) if c else _NOTHING for source, c in content["maxima"].items()},
+        Cut(**content["rest"]) if content["rest"] else None,
+    )
+
+
+def _nan_free(cut: Cut) -> dict[str, Any] | None:
+    """JSON has no NaN: the cut that keeps nothing is null."""
+    return None if math.isnan(cut.score) else asdict(cut)

@@ -32,6 +32,11 @@ SCORERS_OF: dict[Rule, tuple[str, ...]] = {
 }
 
 
+def scorers_read(rule: Rule) -> list[str]:
+    """The scorers whose values a ranked part holds: the rule's, and both losses for the record."""
+    return sorted({*SCORERS_OF[rule], "prior", "conditional"})
+
+
 @dataclass(frozen=True, slots=True)
 class PartScores:
     """The joined values of one part's n rows."""
@@ -65,7 +70,7 @@ class RankedPart:
     tokens: PartRef
     scores: dict[str, str]
     contamination: str | None
-    prior_rows: tuple[int, ...] | None
+    prior_rows: NDArray[np.int64] | None
     rule: Rule
     grain: Grain
     seed: int
@@ -92,8 +97,8 @@ class RankedPart:
         losses = {name: self._values(path) for name, path in self.scores.items()}
         raw = self._rule(losses, self.tokens.num_rows)
         fate = np.zeros(self.tokens.num_rows, np.int8)
-        if self.prior_rows:
-            fate[list(self.prior_rows)] = PRIOR_ROW
+        if self.prior_rows is not None:
+            fate[self.prior_rows] = PRIOR_ROW
         if self.contamination:
             fate[self._values(self.contamination) > 0] = CONTAMINATED
         length = self.tokens.num_tokens // max(self.tokens.num_rows, 1)
@@ -104,7 +109,7 @@ class RankedPart:
         count = int(owners[-1]) + 1 if len(owners) else 0
         losses = {n: self._document_means(p, owners, count) for n, p in self.scores.items()}
         fate = np.zeros(count, np.int8)
-        if self.prior_rows:
+        if self.prior_rows is not None:
             fate[owners[np.isin(pieces.sequence, self.prior_rows)]] = PRIOR_ROW
         if self.contamination:
             flagged = _flat(self._table(self.contamination)["piece_tokens"])

@@ -139,8 +139,10 @@ def score_task(scorer: str, part: PartRef) -> ScoreTask:
     return ScoreTask(fingerprint(["score", SCORE_VERSION, scorer, part.sha256]), part)
 
 
-def score_part(store: Store, scorer: Scorer, task: ScoreTask, tokens: pa.Table) -> Receipt:
-    """Score a token part that was read already, and commit the result.
+def score_part(
+    store: Store, scorer: Scorer, task: ScoreTask, tokens: pa.Table, made_by: dict[str, str]
+) -> Receipt:
+    """Score a token part that was read already, and commit the result with what made it.
 
     Counts: tokens, and rows whose value is NaN.
     """
@@ -151,7 +153,7 @@ def score_part(store: Store, scorer: Scorer, task: ScoreTask, tokens: pa.Table) 
     made = store.put_part(path, scores, num_tokens=task.part.num_tokens)
     nan = int(np.isnan(scores["value"].to_numpy()).sum())
     counts = {"tokens": task.part.num_tokens, "nan": nan}
-    return store.put_receipt("scores", Receipt(task.fingerprint, (made,), counts))
+    return store.put_receipt("scores", Receipt(task.fingerprint, (made,), counts, made_by))
 
 
 def read_tokens(store: Store, part: PartRef) -> pa.Table:

@@ -14,8 +14,9 @@ from safetensors.numpy import load, save
 from stillhouse.selection.baselines import NUM_BUCKETS, log_ratios, ngram_counts
 from stillhouse.selection.contamination import NgramIndex
 from stillhouse.selection.sampling import sample_rows
-from stillhouse.storage.artifact import PartRef, Store, read_table
+from stillhouse.storage.artifact import Manifest, PartRef, Store, read_table
 from stillhouse.storage.filesystem import join, read_bytes
+from stillhouse.storage.folders import put_folder
 from stillhouse.text.documents import Document
 from stillhouse.text.pieces import token_ids
 from stillhouse.text.tasks import PackTask, kept_documents
@@ -66,9 +67,17 @@ def documents_of(tasks: Iterable[PackTask]) -> Iterator[Document]:
         yield from kept_documents(task)
 
 
-def statistics_bytes(values: NDArray[Any]) -> bytes:
-    """The array as a safetensors file."""
-    return save({"values": values})
+def put_statistics(store: Store, name: str, role: str, values: NDArray[Any]) -> Manifest:
+    """Keep an array as the model artifact `name`."""
+    content = save({"values": values})
+    return put_folder(
+        store,
+        name,
+        lambda folder: (folder / FILE_NAME).write_bytes(content),
+        inputs={},
+        settings={},
+        totals={"role": role},
+    )
 
 
 def load_statistics(folder: str) -> NDArray[Any]:

@@ -13,6 +13,7 @@ import io
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
 from typing import Any
 
 import pyarrow as pa
@@ -20,8 +21,8 @@ import pyarrow.parquet as pq
 
 from stillhouse.errors import ArtifactError
 from stillhouse.fingerprint import canonical_json, sha256
-from stillhouse.storage.commit import create, create_or_adopt
-from stillhouse.storage.filesystem import join, list_names, read_bytes
+from stillhouse.storage.commit import create_or_adopt
+from stillhouse.storage.filesystem import join, list_names, read_bytes, read_many
 
 FORMAT_VERSION = 1
 _MAX_INLINE_PARTS = 300
@@ -97,6 +98,11 @@ def read_table(uri: str, columns: list[str] | None = None) -> pa.Table:
         raise ArtifactError(f"part {uri} is broken: {error}") from error
 
 
+def libraries() -> dict[str, str]:
+    """Versions of the libraries that decide bytes."""
+    return {name: version(name) for name in ("torch", "transformers", "tokenizers", "pyarrow")}
+
+
 class Store:
     """A folder or URI prefix under which everything lies. Cheap to make, safe to pickle."""
 
@@ -111,43 +117,60 @@ class Store:
         """Create a part, or adopt the one that another writer made first."""
         data = parquet_bytes(table)
         stands = create_or_adopt(self.path(path), data)
-        num_rows = table.num_rows
-        if stands is not data:
-            num_rows = pq.read_metadata(pa.BufferReader(stands)).num_rows
-            if num_rows != table.num_rows:
-                raise ArtifactError(
-                    f"part {path} has {num_rows} rows where this run makes {table.num_rows}: "
-                    "its inputs are not what its name says; run `stillhouse verify`"
-                )
+        num_rows = table.num_rows if stands is data else _num_rows(stands, path)
+        if num_rows != table.num_rows:
+            raise ArtifactError(
+                f"part {path} has {num_rows} rows where this run makes {table.num_rows}: "
+                "its inputs are not what its name says; run `stillhouse verify`"
+            )
         return PartRef(path, num_rows, num_tokens, len(stands), sha256(stands))
 
     def finished(self, kind: str, tasks: Iterable[str]) -> dict[str, Receipt]:
-        """The receipts that exist among `tasks` (one listing, then one read each)."""
+        """The receipts that exist among `tasks` (one listing, then one small read each)."""
         names = set(list_names(self.path(kind, "receipts")))
-        return {t: self.get_receipt(kind, t) for t in tasks if f"{t}.json" in names}
+        there = [task for task in tasks if f"{task}.json" in names]
+        found = read_many([self._receipt_uri(kind, task) for task in there])
+        return {t: _parse_receipt(d, kind, t) for t, d in zip(there, found, strict=True)}
 
     def put_receipt(self, kind: str, receipt: Receipt) -> Receipt:
         """Say that a task is finished; the receipt that came first is the one that counts."""
-        uri = self.path(kind, "receipts", f"{receipt.task}.json")
-        return _receipt(create_or_adopt(uri, canonical_json(asdict(receipt))))
+        data = canonical_json(asdict(receipt))
+        stands = create_or_adopt(self._receipt_uri(kind, receipt.task), data)
+        return _parse_receipt(stands, kind, receipt.task)
 
     def get_receipt(self, kind: str, task: str) -> Receipt:
-        """The receipt of a finished task."""
-        return _receipt(read_bytes(self.path(kind, "receipts", f"{task}.json")))
+        """The receipt of a finished task.
+
+        Raises:
+            ArtifactError: missing or broken.
+        """
+        uri = self._receipt_uri(kind, task)
+        try:
+            return _parse_receipt(read_bytes(uri), kind, task)
+        except FileNotFoundError as error:
+            raise ArtifactError(f"no receipt at {uri}: the task is not finished") from error
+
+    def _receipt_uri(self, kind: str, task: str) -> str:
+        return self.path(kind, "receipts", f"{task}.json")
 
     def put_manifest(self, manifest: Manifest) -> Manifest:
-        """Make the artifact visible; adopts the manifest of a writer that came first."""
+        """Make the artifact visible, or adopt the manifest of a writer that came first.
+
+        Returns:
+            The manifest as any reader sees it from now on.
+        """
         folder = self.path(manifest.kind, manifest.fingerprint)
         content = asdict(manifest) | {"format_version": FORMAT_VERSION}
+        listed = None
         if len(manifest.parts) > _MAX_INLINE_PARTS:
-            rows = pa.Table.from_pylist(content.pop("parts"))
-            listed = parquet_bytes(rows)
-            create_or_adopt(join(folder, "parts.parquet"), listed)
+            rows = parquet_bytes(pa.Table.from_pylist(content.pop("parts")))
+            listed = create_or_adopt(join(folder, "parts.parquet"), rows)
             content["parts_sha256"] = sha256(listed)
-        text = json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False).encode()
-        if create(join(folder, "manifest.json"), text):
-            return manifest
-        return self.get_manifest(manifest.kind, manifest.fingerprint)
+        text = json.dumps(
+            content, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False
+        ).encode()
+        stands = create_or_adopt(join(folder, "manifest.json"), text)
+        return _parse_manifest(stands, folder, manifest.kind, listed)
 
     def get_manifest(self, kind: str, fingerprint: str) -> Manifest:
         """The manifest of an artifact.
@@ -179,7 +202,10 @@ def load_manifest(folder: str, kind: str | None = None) -> Manifest:
     return _parse_manifest(data, folder, kind)
 
 
-def _parse_manifest(data: bytes, folder: str, kind: str | None) -> Manifest:
+def _parse_manifest(
+    data: bytes, folder: str, kind: str | None, listed: bytes | None = None
+) -> Manifest:
+    """The manifest in `data`; `listed` are the bytes of its parts.parquet where at hand."""
     try:
         content = json.loads(data)
         version = content.pop("format_version")
@@ -188,8 +214,8 @@ def _parse_manifest(data: bytes, folder: str, kind: str | None) -> Manifest:
                 f"{folder} was written by a newer Stillhouse (format {version}, this one reads "
                 f"{FORMAT_VERSION}): upgrade to read it"
             )
-        listed = content.pop("parts_sha256", None)
-        rows = content["parts"] if listed is None else _listed_parts(folder, listed)
+        digest = content.pop("parts_sha256", None)
+        rows = content["parts"] if digest is None else _listed_parts(folder, digest, listed)
         content["parts"] = tuple(PartRef(**row) for row in rows)
         manifest = Manifest(**content)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -199,14 +225,28 @@ def _parse_manifest(data: bytes, folder: str, kind: str | None) -> Manifest:
     return manifest
 
 
-def _listed_parts(folder: str, digest: str) -> list[dict[str, Any]]:
-    data = read_bytes(join(folder, "parts.parquet"))
+def _listed_parts(folder: str, digest: str, listed: bytes | None) -> list[dict[str, Any]]:
+    uri = join(folder, "parts.parquet")
+    try:
+        data = read_bytes(uri) if listed is None else listed
+    except FileNotFoundError as error:
+        raise ArtifactError(f"{uri} is missing, the list that its manifest names") from error
     if sha256(data) != digest:
-        raise ArtifactError(f"{folder}/parts.parquet is not the list that its manifest names")
+        raise ArtifactError(f"{uri} is not the list that its manifest names")
     return pq.read_table(pa.BufferReader(data)).to_pylist()
 
 
-def _receipt(data: bytes) -> Receipt:
-    content = json.loads(data)
-    content["parts"] = tuple(PartRef(**part) for part in content["parts"])
-    return Receipt(**content)
+def _parse_receipt(data: bytes, kind: str, task: str) -> Receipt:
+    try:
+        content = json.loads(data)
+        content["parts"] = tuple(PartRef(**part) for part in content["parts"])
+        return Receipt(**content)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ArtifactError(f"broken receipt {kind}/receipts/{task}.json: {error}") from error
+
+
+def _num_rows(data: bytes, path: str) -> int:
+    try:
+        return pq.read_metadata(pa.BufferReader(data)).num_rows
+    except pa.ArrowInvalid as error:
+        raise ArtifactError(f"part {path} is broken: {error}") from error

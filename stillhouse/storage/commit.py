@@ -1,14 +1,14 @@
 """Commit = creating a name that nobody has. This page is the whole exactly-once story.
 
 On S3 a conditional put (If-None-Match: the server refuses the second writer). On local disks the
-bytes go to `name.<uuid>`, are flushed, and `os.link` gives them their final name, which fails
-when it is taken. Any other filesystem is probed once: if a second create of one name succeeds,
-the store is refused.
+bytes go to `name.<uuid>.tmp`, are flushed, and `os.link` gives them their final name, which fails
+when it is taken. Every store is asked once a run whether a second create of one name is refused:
+some S3 servers and most other filesystems replace it without a word.
 """
 
+import errno
 import os
 import uuid
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +19,16 @@ from stillhouse.storage.filesystem import (
     join,
     protocol_of,
     read_bytes,
-    with_retries,
 )
+from stillhouse.storage.retries import explain, with_retries
 
-_CONDITIONAL = {"s3", "s3a"}
+MARKER = "store.json"
+_MARKER_CONTENT = b'{"store_version":1}'
+_NO_HARD_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS}
 
 
 def create(uri: str, data: bytes) -> bool:
-    """Create `uri` with `data`, never overwriting.
+    """Create `uri` with `data`, never overwriting. One request on S3.
 
     Returns:
         True if this call made it, False if the name was taken (by anyone, an earlier try of
@@ -35,15 +37,7 @@ def create(uri: str, data: bytes) -> bool:
     if protocol_of(uri) == "file":
         return with_retries(lambda: _create_local(Path(uri), data), f"writing {uri}")
     fs, path = filesystem(uri)
-
-    def put() -> bool:
-        try:
-            fs.pipe_file(path, data, mode="create")
-        except FileExistsError:
-            return False
-        return True
-
-    return with_retries(put, f"writing {uri}")
+    return with_retries(lambda: _create_remote(fs, path, data, uri), f"writing {uri}")
 
 
 def create_or_adopt(uri: str, data: bytes) -> bytes:
@@ -57,11 +51,59 @@ def replace(uri: str, data: bytes) -> None:
         with_retries(lambda: _replace_local(Path(uri), data), f"writing {uri}")
         return
     fs, path = filesystem(uri)
-    with_retries(lambda: fs.pipe_file(path, data), f"writing {uri}")
+    try:
+        with_retries(lambda: fs.pipe_file(path, data), f"writing {uri}")
+    except FileNotFoundError as error:
+        raise StorageError(explain(error, f"writing {uri}")) from error
+
+
+def _create_remote(fs: Any, path: str, data: bytes, uri: str) -> bool:
+    try:
+        fs.pipe_file(path, data, mode="create")
+    except FileExistsError:
+        return False
+    except FileNotFoundError as error:
+        raise StorageError(explain(error, f"writing {uri}")) from error
+    except OSError as error:
+        if _precondition_failed(error):
+            return False
+        raise
+    return True
+
+
+def _precondition_failed(error: OSError) -> bool:
+    """S3's 412 from servers that do not say which condition failed; s3fs keeps their answer."""
+    response: dict[str, Any] = getattr(error.__cause__, "response", {})
+    return response.get("Error", {}).get("Code") in {"PreconditionFailed", "412"}
+
+
+def _create_local(path: Path, data: bytes) -> bool:
+    if path.exists():
+        return False
+    temporary = _write_beside(path, data)
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        if error.errno in _NO_HARD_LINKS:
+            raise UnsafeStoreError(
+                f"the filesystem of {str(path.parent)!r} has no hard links, so that two writers "
+                "could win one name: give a `store` on another disk or on s3://"
+            ) from error
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
+    _flush_folder(path.parent)
+    return True
+
+
+def _replace_local(path: Path, data: bytes) -> None:
+    os.replace(_write_beside(path, data), path)
 
 
 def _write_beside(path: Path, data: bytes) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _make_folder(path.parent)
     temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         with open(temporary, "xb") as file:
@@ -74,66 +116,42 @@ def _write_beside(path: Path, data: bytes) -> Path:
     return temporary
 
 
-def _create_local(path: Path, data: bytes) -> bool:
-    if path.exists():
-        return False
-    temporary = _write_beside(path, data)
+def _make_folder(folder: Path) -> None:
     try:
-        os.link(temporary, path)
-    except FileExistsError:
-        return False
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        message = "a file stands where a folder is needed"
+        raise NotADirectoryError(errno.ENOTDIR, message, str(folder)) from error
+
+
+def _flush_folder(folder: Path) -> None:
+    """After a power cut no receipt may stand whose part's name was lost."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
     finally:
-        temporary.unlink(missing_ok=True)
-    return True
-
-
-def _replace_local(path: Path, data: bytes) -> None:
-    os.replace(_write_beside(path, data), path)
+        os.close(descriptor)
 
 
 def check_store(store: str) -> str:
     """Make sure that a store can be written and that its creates are exclusive.
 
+    Creates `store.json` in it, twice the first time and once (refused) ever after.
+
     Returns:
         The store's absolute URI.
 
     Raises:
-        StorageError: it cannot be written. UnsafeStoreError: two writers could win one name.
+        StorageError: it cannot be reached or written. UnsafeStoreError: two writers could win
+            one name.
     """
     uri = absolute_uri(store)
-    if protocol_of(uri) == "file":
-        _check_local(Path(uri))
-    elif protocol_of(uri) not in _CONDITIONAL:
-        _probe(uri)
-    return uri
-
-
-def _check_local(path: Path) -> None:
-    if path.exists() and not path.is_dir():
-        raise StorageError(f"store {str(path)!r} is a file, not a folder: give another `store`")
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StorageError(f"store {str(path)!r} cannot be made: {error.strerror}") from error
-    if not os.access(path, os.W_OK):
-        raise StorageError(f"store {str(path)!r} is not writable: give another `store`")
-
-
-@cache
-def _probe(store: str) -> None:
-    fs, root = filesystem(store)
-    probe = join(store, f".probe-{uuid.uuid4().hex}")
-    first, second = create(probe, b"1"), create(probe, b"2")
-    _remove_quietly(fs, root + probe[len(store) :])
-    if not first or second:
+    if protocol_of(uri) == "file" and Path(uri).exists() and not Path(uri).is_dir():
+        raise StorageError(f"store {uri!r} is a file, not a folder: give another `store`")
+    marker = join(uri, MARKER)
+    if create(marker, _MARKER_CONTENT) and create(marker, _MARKER_CONTENT):
         raise UnsafeStoreError(
-            f"{protocol_of(store)}:// lets a second writer replace a name, so {store!r} cannot be "
-            "a store; use s3:// or a local folder"
+            f"{protocol_of(uri)}:// lets a second writer replace a name, so {uri!r} cannot be a "
+            "store: use an S3 server that knows If-None-Match, or a local folder"
         )
-
-
-def _remove_quietly(fs: Any, path: str) -> None:
-    try:
-        fs.rm_file(path)
-    except OSError:
-        return
+    return uri

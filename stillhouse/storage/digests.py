@@ -1,14 +1,16 @@
 """Content digests of input files, remembered so that an unchanged listing reads no data.
 
 The identity of an input is the SHA-256 of its bytes. What was seen at `(URI, size, stamp)` is kept
-in the store as a cache, one object a listing; it never becomes part of a fingerprint.
+in the store as a cache; it never becomes part of a fingerprint.
 """
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,7 +19,7 @@ from stillhouse.errors import BadFileError
 from stillhouse.fingerprint import canonical_json, fingerprint
 from stillhouse.storage.artifact import Store
 from stillhouse.storage.commit import replace
-from stillhouse.storage.filesystem import FileInfo, list_names, open_read, read_bytes
+from stillhouse.storage.filesystem import FileInfo, open_read, read_bytes
 
 _BLOCK = 8 << 20
 _THREADS = 8
@@ -32,24 +34,31 @@ class FileDigest:
 
 
 def digest_file(uri: str) -> FileDigest:
-    """Read a file once and digest it."""
+    """Read a file once and digest it.
+
+    Raises:
+        BadFileError: it vanished since it was listed.
+    """
     digest = hashlib.sha256()
-    with open_read(uri) as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-    return FileDigest(digest.hexdigest(), _row_groups(uri))
+    try:
+        with open_read(uri) as file:
+            while block := file.read(_BLOCK):
+                digest.update(block)
+            return FileDigest(digest.hexdigest(), _row_groups(uri, file))
+    except FileNotFoundError as error:
+        raise BadFileError(f"{uri} vanished while it was read") from error
 
 
-def _row_groups(uri: str) -> tuple[int, ...] | None:
+def _row_groups(uri: str, file: IO[bytes]) -> tuple[int, ...] | None:
     """Rows of each row group; None for other formats and for files that cannot be read."""
     if not uri.lower().endswith((".parquet", ".pq")):
         return None
-    with open_read(uri) as file:
-        try:
-            footer = pq.ParquetFile(file).metadata
-        except (pa.ArrowInvalid, OSError):
-            return None
-        return tuple(footer.row_group(i).num_rows for i in range(footer.num_row_groups))
+    file.seek(0)
+    try:
+        footer = pq.ParquetFile(file).metadata
+    except (pa.ArrowInvalid, OSError):
+        return None
+    return tuple(footer.row_group(i).num_rows for i in range(footer.num_row_groups))
 
 
 def digest_files(
@@ -61,6 +70,9 @@ def digest_files(
 ) -> list[FileDigest]:
     """The digests of `files`, from the store's cache where size and stamp are unchanged.
 
+    Two requests besides the files that are read: the cache is one object for all files under
+    one root, read and, where something is new, replaced (a racing run's news are read again).
+
     Args:
         store: where the cache lies.
         files: the listing.
@@ -70,28 +82,36 @@ def digest_files(
     Raises:
         BadFileError: a file vanished while it was read.
     """
-    folder = store.path("cache", fingerprint(sorted({f.uri.rsplit("/", 1)[0] for f in files})))
-    name = fingerprint([[f.uri, f.size_bytes, f.stamp] for f in files]) + ".json"
-    names = list_names(folder)
-    known = _load(folder, [name] if name in names else names)
-    keys = [f"{f.uri}\n{f.size_bytes}\n{f.stamp}" for f in files]
-    missing = [(k, f.uri) for k, f in zip(keys, files, strict=True) if k not in known]
+    cache = store.path("cache", fingerprint(["digests", 1, _common_root(files)]) + ".json")
+    known = _load(cache)
+    missing = [f for f in files if f.uri not in known or known[f.uri][:2] != _seen(f)]
+    with ThreadPoolExecutor(_THREADS) as threads:
+        made = list((run or threads.map)(digest_file, [f.uri for f in missing]))
+    for file, digest in zip(missing, made, strict=True):
+        known[file.uri] = [*_seen(file), digest.sha256, digest.row_group_rows]
+    if remember and missing:
+        replace(cache, canonical_json(known))
+    return [_digest(known[f.uri]) for f in files]
+
+
+def _seen(file: FileInfo) -> list[Any]:
+    return [file.size_bytes, file.stamp]
+
+
+def _digest(entry: list[Any]) -> FileDigest:
+    _, _, sha256, rows = entry
+    return FileDigest(sha256, None if rows is None else tuple(rows))
+
+
+def _common_root(files: Sequence[FileInfo]) -> str:
+    """The deepest folder over all files; it stays as shards and subfolders are added."""
+    folders = {f"/{f.uri.replace('://', '/').lstrip('/')}".rsplit("/", 1)[0] for f in files}
+    return os.path.commonpath(folders) if folders else ""
+
+
+def _load(uri: str) -> dict[str, list[Any]]:
+    """By URI of a file: size, stamp, sha256, rows of its row groups."""
     try:
-        with ThreadPoolExecutor(_THREADS) as threads:
-            made = list((run or threads.map)(digest_file, [uri for _, uri in missing]))
-    except FileNotFoundError as error:
-        raise BadFileError(f"{error} vanished while it was read") from error
-    known |= {key: digest for (key, _), digest in zip(missing, made, strict=True)}
-    found = [known[key] for key in keys]
-    if remember and name not in names:
-        content = {k: [d.sha256, d.row_group_rows] for k, d in zip(keys, found, strict=True)}
-        replace(f"{folder}/{name}", canonical_json(content))
-    return found
-
-
-def _load(folder: str, names: list[str]) -> dict[str, FileDigest]:
-    known: dict[str, FileDigest] = {}
-    for name in names:
-        for key, (digest, rows) in json.loads(read_bytes(f"{folder}/{name}")).items():
-            known[key] = FileDigest(digest, None if rows is None else tuple(rows))
-    return known
+        return json.loads(read_bytes(uri))
+    except FileNotFoundError:
+        return {}

@@ -1,29 +1,29 @@
-"""Every byte goes through here: URIs to fsspec filesystems, listing, reading, retrying.
+"""Every byte goes through here: URIs to filesystems, listing, reading, all with retries.
 
 A path without a scheme is a local path; URIs made from it are absolute, so that any process on
-the machine reads the same file. Options of a filesystem (endpoint, profile) live in fsspec's own
-configuration, credentials in the standard chains; neither is ever written down.
+the machine reads the same file. Anything else is fsspec's. Options of a filesystem (endpoint,
+profile) live in fsspec's own configuration, credentials in the standard chains; neither is ever
+written down.
 """
 
-import errno
+import glob
 import json
 import os
-import random
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, Any
 
-import fsspec  # pyright: ignore[reportMissingTypeStubs]
-from fsspec.config import conf as fsspec_conf  # pyright: ignore[reportMissingTypeStubs]
-
-from stillhouse.errors import InputError, StillhouseError, StorageError
+from stillhouse.errors import InputError, StorageError
 from stillhouse.fingerprint import fingerprint
+from stillhouse.storage.retries import with_retries
 
-T = TypeVar("T")
-_MAX_TRIES = 6
-_FINAL = {errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.ENOTDIR, errno.EISDIR, errno.EINVAL}
+S3_PROTOCOLS = ("s3", "s3a")
+_S3_CONFIG = {"connect_timeout": 10, "read_timeout": 20}
+_ONE_TRY = {"total_max_attempts": 1, "mode": "standard"}
+_THREADS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,93 +59,85 @@ def use_options(uri: str, options: dict[str, Any]) -> dict[str, str]:
     Returns:
         Environment variables that give worker processes the same.
     """
+    from fsspec.config import conf
+
     protocol = protocol_of(uri)
     if not options or protocol == "file":
         return {}
-    fsspec_conf.setdefault(protocol, {}).update(options)
+    conf.setdefault(protocol, {}).update(options)
     return {f"FSSPEC_{protocol.upper()}": json.dumps(options)}
 
 
 def filesystem(uri: str) -> tuple[Any, str]:
     """The fsspec filesystem of `uri` and the path in it.
 
+    On S3 the retries of botocore and s3fs are off, for ours would multiply with them; the user's
+    `config_kwargs` come on top.
+
     Raises:
         StorageError: an unknown protocol or a filesystem that cannot be set up.
     """
+    import fsspec
+    from fsspec.config import conf
+
+    protocol = protocol_of(uri)
     try:
-        return fsspec.core.url_to_fs(uri, use_listings_cache=False, skip_instance_cache=False)
-    except TypeError:
-        return fsspec.core.url_to_fs(uri)
+        if protocol not in S3_PROTOCOLS:
+            return fsspec.core.url_to_fs(uri)
+        fs, path = fsspec.core.url_to_fs(
+            uri, use_listings_cache=False, config_kwargs=_s3_config(conf)
+        )
+        fs.retries = 1
+        return fs, path
     except (ValueError, ImportError) as error:
         raise StorageError(f"cannot open {uri!r}: {error}") from error
 
 
-def with_retries(action: Callable[[], T], what: str) -> T:
-    """Run `action`, retrying what may pass (time-outs, 5xx, resets) with backoff and jitter.
-
-    Raises:
-        StorageError: after the last try, or at once where another try cannot help (no access,
-            no bucket, disk full). FileNotFoundError and FileExistsError pass through.
-    """
-    delay = 0.2
-    for attempt in range(1, _MAX_TRIES + 1):
-        try:
-            return action()
-        except (FileNotFoundError, FileExistsError, StillhouseError):
-            raise
-        except Exception as error:
-            if not _may_pass(error) or attempt == _MAX_TRIES:
-                raise StorageError(explain(error, what)) from error
-            time.sleep(delay * (0.5 + random.random()))
-            delay = min(delay * 2, 5.0)
-    raise AssertionError("unreachable")
-
-
-def _may_pass(error: Exception) -> bool:
-    """Whether a later try of the same call can succeed, judged by type and code alone."""
-    if isinstance(error, PermissionError | NotADirectoryError | IsADirectoryError | TypeError):
-        return False
-    if isinstance(error, OSError) and error.errno in _FINAL:
-        return False
-    name = type(error).__name__
-    return name not in {"NoCredentialsError", "ProfileNotFound", "ParamValidationError"}
-
-
-def explain(error: Exception, what: str) -> str:
-    """One sentence for a storage failure: what was done, what was said, where to look."""
-    said = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    hint = ""
-    if isinstance(error, PermissionError):
-        hint = " (no access: check the credentials and the permissions of the path)"
-    elif isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
-        hint = " (disk full: free space and run again, finished parts are kept)"
-    elif isinstance(error, OSError) and error.errno == errno.EROFS:
-        hint = " (read-only: give another `store`)"
-    return f"{what} failed: {said}{hint}"
+def _s3_config(conf: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    given = [conf.get(protocol, {}).get("config_kwargs", {}) for protocol in S3_PROTOCOLS]
+    return _S3_CONFIG | {"retries": dict(_ONE_TRY)} | given[0] | given[1]
 
 
 def read_bytes(uri: str) -> bytes:
     """The whole object. FileNotFoundError where there is none."""
+    protocol = protocol_of(uri)
+    if protocol == "file":
+        return with_retries(Path(uri).read_bytes, f"reading {uri}")
     fs, path = filesystem(uri)
-    return with_retries(lambda: fs.cat_file(path), f"reading {uri}")
+    # s3fs asks for the size first, unless it may not cut the read in concurrent pieces
+    options = {"max_concurrency": 1} if protocol in S3_PROTOCOLS else {}
+    return with_retries(lambda: fs.cat_file(path, **options), f"reading {uri}")
+
+
+def read_many(uris: Sequence[str]) -> list[bytes]:
+    """Whole small objects in the given order, several requests at a time."""
+    with ThreadPoolExecutor(_THREADS) as threads:
+        return list(threads.map(read_bytes, uris))
 
 
 def open_read(uri: str) -> IO[bytes]:
     """A seekable binary file. FileNotFoundError where there is none."""
-    fs, path = filesystem(uri)
-    return with_retries(lambda: fs.open(path, "rb"), f"opening {uri}")
+    if protocol_of(uri) == "file":
+        return with_retries(lambda: open(uri, "rb"), f"opening {uri}")
+    from stillhouse.storage.remote_file import open_remote
+
+    return open_remote(*filesystem(uri), uri)
 
 
 def exists(uri: str) -> bool:
     """Whether an object of this name exists now."""
+    if protocol_of(uri) == "file":
+        return os.path.exists(uri)
     fs, path = filesystem(uri)
     return with_retries(lambda: fs.exists(path), f"looking for {uri}")
 
 
 def list_names(uri: str) -> list[str]:
     """Sorted names directly under a folder; empty where there is no such folder."""
-    fs, path = filesystem(uri)
     try:
+        if protocol_of(uri) == "file":
+            return sorted(with_retries(lambda: os.listdir(uri), f"listing {uri}"))
+        fs, path = filesystem(uri)
         found = with_retries(lambda: fs.ls(path, detail=False), f"listing {uri}")
     except FileNotFoundError:
         return []
@@ -156,68 +148,87 @@ def list_names(uri: str) -> list[str]:
 def list_files(paths: Iterable[str], suffixes: Iterable[str]) -> list[FileInfo]:
     """All files of the given paths (files, folders, globs, URIs), sorted by name.
 
-    Inside a folder only files with one of `suffixes` count, and none whose name starts with a
-    dot or underscore; a file or glob is taken at its word. `name` is the path relative to what
-    all files of one path share, so that it does not change when the folder is renamed.
+    Inside a folder only files with one of `suffixes` count, and none under a name that starts
+    with a dot or underscore; a file or glob is taken at its word. `name` is relative to the
+    folder (for a glob, to what stands before its first wildcard; for a file, to its folder), so
+    that it changes neither when the folder is renamed nor when files are added.
 
     Raises:
-        InputError: a path that matches nothing.
+        InputError: a path that matches nothing. StorageError: a folder that cannot be read.
     """
     files: dict[str, FileInfo] = {}
     wanted = tuple(suffixes)
     for given in paths:
-        for info in _expand(absolute_uri(given), wanted):
+        uri = absolute_uri(given)
+        find = _find_local if protocol_of(uri) == "file" else _find_remote
+        found = with_retries(partial(find, uri, wanted), f"listing {uri}")
+        if not found:
+            raise InputError(f"no files match {uri!r} (looking for {', '.join(wanted)})")
+        for info in found:
             files.setdefault(info.uri, info)
     return sorted(files.values(), key=lambda info: (info.name, info.uri))
 
 
-def _expand(uri: str, suffixes: tuple[str, ...]) -> list[FileInfo]:
+def _find_local(path: str, suffixes: tuple[str, ...]) -> list[FileInfo]:
+    if os.path.isfile(path):
+        root, found = os.path.dirname(path), [path]
+    elif os.path.isdir(path):
+        root, found = path, [p for p in _walk(path) if _counts(p, path, suffixes)]
+    else:
+        root, found = _before_wildcard(path), glob.glob(path, recursive=True)
+    return [_local_info(p, root) for p in found if os.path.isfile(p)]
+
+
+def _walk(folder: str) -> Iterable[str]:
+    def refuse(error: OSError) -> None:
+        raise error
+
+    for parent, _, names in os.walk(folder, onerror=refuse):
+        yield from (os.path.join(parent, name) for name in names)
+
+
+def _local_info(path: str, root: str) -> FileInfo:
+    """Symbolic links are followed: what counts is when the bytes behind them changed."""
+    found = os.stat(path)
+    stamp = f"{found.st_mtime_ns}-{found.st_ctime_ns}-{found.st_ino}"
+    return FileInfo(path, os.path.relpath(path, root), found.st_size, stamp)
+
+
+def _find_remote(uri: str, suffixes: tuple[str, ...]) -> list[FileInfo]:
     fs, path = filesystem(uri)
-    found = with_retries(lambda: _find(fs, path, suffixes), f"listing {uri}")
-    if not found:
-        raise InputError(f"no files match {uri!r} (looking for {', '.join(suffixes)})")
-    root = _common_folder(found)
-    scheme = "" if protocol_of(uri) == "file" else protocol_of(uri) + "://"
+    wild = any(c in path for c in "*?[")
+    try:
+        found = fs.glob(path, detail=True) if wild else fs.find(path, detail=True)
+    except FileNotFoundError:
+        return []
+    files = {p: detail for p, detail in found.items() if detail["type"] == "file"}
+    if wild:
+        root = _before_wildcard(path)
+    elif set(files) == {path}:
+        root = path.rsplit("/", 1)[0]
+    else:
+        root = path.rstrip("/")
+        files = {p: detail for p, detail in files.items() if _counts(p, root, suffixes)}
     return [
-        FileInfo(
-            uri=scheme + p if scheme else p,
-            name=p[len(root) :].lstrip("/"),
-            size_bytes=int(d["size"]),
-            stamp=_stamp(d),
-        )
-        for p, d in sorted(found.items())
+        FileInfo(fs.unstrip_protocol(p), p[len(root) + 1 :], int(detail["size"]), _stamp(detail))
+        for p, detail in files.items()
     ]
 
 
-def _find(fs: Any, path: str, suffixes: tuple[str, ...]) -> dict[str, Any]:
-    if any(c in path for c in "*?["):
-        found = fs.glob(path, detail=True)
-        return {p: d for p, d in found.items() if d["type"] == "file"}
-    found = fs.find(path, detail=True)
-    if set(found) == {path}:
-        return found
-    return {
-        p: d
-        for p, d in found.items()
-        if p.lower().endswith(suffixes) and not _hidden(p[len(path) :])
-    }
+def _counts(path: str, root: str, suffixes: tuple[str, ...]) -> bool:
+    pieces = path[len(root) :].strip("/").split("/")
+    hidden = any(piece.startswith((".", "_")) for piece in pieces)
+    return path.lower().endswith(suffixes) and not hidden
 
 
-def _hidden(relative: str) -> bool:
-    return any(piece.startswith((".", "_")) for piece in relative.split("/") if piece)
-
-
-def _common_folder(found: Iterable[str]) -> str:
-    folders = [p.rsplit("/", 1)[0] for p in found]
-    return os.path.commonpath(folders) if len(set(folders)) > 1 else folders[0]
+def _before_wildcard(path: str) -> str:
+    first = min(path.index(c) for c in "*?[" if c in path) if set(path) & set("*?[") else len(path)
+    return path[:first].rsplit("/", 1)[0]
 
 
 def _stamp(detail: dict[str, Any]) -> str:
-    """What changes when the file does: S3's ETag, else the modification time in ns."""
-    for key in ("ETag", "etag"):
-        if key in detail:
-            return str(detail[key])
-    for key in ("mtime", "LastModified", "last_modified", "created"):
+    """What changes when the file does: S3's ETag, else a modification time, else anything."""
+    for key in ("ETag", "etag", "mtime", "LastModified", "last_modified", "created"):
         if key in detail:
             return str(detail[key])
     return fingerprint(str(sorted(map(str, detail.items()))))

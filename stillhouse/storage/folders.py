@@ -1,5 +1,6 @@
 """Model artifacts: a folder as transformers writes it, its files created one by one, then named."""
 
+import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -8,13 +9,15 @@ from typing import Any
 from stillhouse.fingerprint import sha256
 from stillhouse.storage.artifact import Manifest, Store
 from stillhouse.storage.commit import create_or_adopt
-from stillhouse.storage.filesystem import join, list_names, protocol_of, read_bytes
+from stillhouse.storage.filesystem import join, list_names, open_read, protocol_of
+
+_BLOCK = 8 << 20
 
 
 def put_folder(
     store: Store,
     name: str,
-    save: Callable[[Path], None],
+    save: Callable[[Path], object],
     *,
     inputs: dict[str, Any],
     settings: dict[str, Any],
@@ -55,7 +58,8 @@ class LocalCopy:
         self._temporary = tempfile.TemporaryDirectory()
         folder = Path(self._temporary.name)
         for name in list_names(self._uri):
-            (folder / name).write_bytes(read_bytes(join(self._uri, name)))
+            with open_read(join(self._uri, name)) as there, open(folder / name, "wb") as here:
+                shutil.copyfileobj(there, here, _BLOCK)
         return folder
 
     def __exit__(self, *_: object) -> None:

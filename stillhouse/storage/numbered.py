@@ -8,7 +8,7 @@ import json
 from typing import Any
 
 from stillhouse.fingerprint import canonical_json
-from stillhouse.storage.commit import create
+from stillhouse.storage.commit import create_or_adopt
 from stillhouse.storage.filesystem import join, list_names, read_bytes
 
 
@@ -30,8 +30,12 @@ def current(folder: str) -> dict[str, Any] | None:
 
 
 def append(folder: str, content: dict[str, Any]) -> int:
-    """Add an object under the next free number (of two writers each gets one of its own)."""
+    """Add an object under the next free number; two writers get one each, unless they say the same.
+
+    The bytes that stand are compared, so that a put whose answer was lost is not done twice.
+    """
     number = (versions(folder) or [0])[-1] + 1
-    while not create(join(folder, f"{number:08d}.json"), canonical_json(content)):
+    data = canonical_json(content)
+    while create_or_adopt(join(folder, f"{number:08d}.json"), data) != data:
         number += 1
     return number

@@ -21,7 +21,6 @@ from stillhouse.storage.filesystem import (
     exists,
     join,
     open_read,
-    protocol_of,
     read_bytes,
 )
 
@@ -92,8 +91,14 @@ class Selection(Artifact):
 
         Args:
             columns: read only these.
+
+        Raises:
+            ArtifactError: the selection has no parts. KeyError: no such column.
         """
-        with open_read(self.parts[0].uri) as first:
+        parts = self.parts
+        if not parts:
+            raise ArtifactError(f"{self.uri} is empty: it has no parts")
+        with open_read(parts[0].uri) as first:
             schema = pq.read_schema(first)
         if columns is not None:
             schema = pa.schema([schema.field(name) for name in columns])
@@ -111,8 +116,7 @@ class Selection(Artifact):
         """A Hugging Face `Dataset` (`IterableDataset` with `streaming`)."""
         import datasets
 
-        scheme = "" if protocol_of(self.uri) == "file" else None
-        files = [part.uri if scheme is None else part.uri for part in self.parts]
+        files = [part.uri for part in self.parts]
         return datasets.load_dataset(
             "parquet", data_files=files, split="train", streaming=streaming
         )
@@ -136,19 +140,24 @@ class Selection(Artifact):
 
     def provenance(self, row: int) -> dict[str, Any]:
         """Where the `row`-th kept row comes from: score, losses, token part and row, raw files."""
-        for part in self.parts:
-            if row < part.num_rows:
-                found = read_table(part.uri).slice(row, 1).to_pylist()[0]
-                break
-            row -= part.num_rows
-        else:
-            raise IndexError(f"the selection has {self.num_rows} rows")
+        found = self._row(row)
         tokens = load_manifest(join(self.store, "tokens", self.manifest.inputs["tokens"]), "tokens")
         files = part_files(tokens)[found["part"]]
         found.pop("input_ids", None)
         for piece in found.get("documents", []):
             piece["file"] = files[piece["file"]]["uri"]
+        if "raw_file" in found:
+            found["raw_file"] = files[found["raw_file"]]["uri"]
         return found | {"token_part": tokens.parts[found["part"]].path}
+
+    def _row(self, row: int) -> dict[str, Any]:
+        if not 0 <= row < self.num_rows:
+            raise IndexError(f"row {row} of a selection that has {self.num_rows}")
+        for part in self.parts:
+            if row < part.num_rows:
+                return read_table(part.uri).slice(row, 1).to_pylist()[0]
+            row -= part.num_rows
+        raise AssertionError("unreachable")
 
 
 def part_files(tokens: Manifest) -> list[list[dict[str, Any]]]:
@@ -171,8 +180,8 @@ def open_selection(uri: str) -> Selection:
     Raises:
         ArtifactError: nothing there, an unfinished run, or an artifact of another kind.
     """
-    if "#" in uri:
-        store, name = uri.rsplit("#", 1)
+    store, mark, name = uri.rpartition("#")
+    if mark and "/" not in name:
         published = numbered.current(join(absolute_uri(store), "names", name))
         if published is None:
             raise ArtifactError(f"nothing is published under {name!r} in {store}")

@@ -1,17 +1,18 @@
-"""The record of a run: readable from the store alone, while it runs and after its cluster is gone.
+"""The record of a run: readable from the store alone, also when its cluster is gone.
 
-`runs/<fingerprint>/`: `spec.yaml` (resolved), `events-00000001.jsonl`, ... (created, never changed),
-`status.json` (replaced), `report.json` and `report.html`, and at the end `result.json`.
+`runs/<fingerprint>/`: `spec.yaml` (resolved), `events-00000001.jsonl`, ... (created, never
+changed), `status.json` (replaced), `report.json` and `report.html`, and at the end `result.json`.
 """
 
 import json
 import platform
 import time
+import uuid
 from datetime import UTC, datetime
 from typing import Any
 
 from stillhouse.storage.artifact import Store
-from stillhouse.storage.commit import create, create_or_adopt, replace
+from stillhouse.storage.commit import create_or_adopt, replace
 from stillhouse.storage.filesystem import join, list_names, read_bytes
 
 _FLUSH_S = 5.0
@@ -29,6 +30,7 @@ class RunRecord:
         self.uri = store.path("runs", fingerprint)
         self._buffer: list[dict[str, Any]] = []
         self._flushed = time.monotonic()
+        self._attempt = uuid.uuid4().hex[:8]
         self._number = len(event_files(self.uri))
         self._status: dict[str, Any] = {"run": fingerprint, "steps": {}}
 
@@ -40,7 +42,7 @@ class RunRecord:
 
     def event(self, kind: str, content: dict[str, Any], *, flush: bool = False) -> None:
         """Add an event; it reaches the store within seconds, at once with `flush`."""
-        self._buffer.append({"time": now(), "event": kind, **content})
+        self._buffer.append({"time": now(), "attempt": self._attempt, "event": kind, **content})
         if flush or time.monotonic() - self._flushed > _FLUSH_S:
             self.flush()
 
@@ -53,7 +55,7 @@ class RunRecord:
         if self._buffer:
             lines = "".join(json.dumps(event) + "\n" for event in self._buffer).encode()
             self._number += 1
-            while not create(join(self.uri, f"events-{self._number:08d}.jsonl"), lines):
+            while create_or_adopt(join(self.uri, _event_name(self._number)), lines) != lines:
                 self._number += 1
             self._buffer = []
         self._status["updated"] = now()
@@ -70,9 +72,14 @@ class RunRecord:
         replace(join(self.uri, "result.json"), json.dumps(result, indent=1).encode())
 
 
+def _event_name(number: int) -> str:
+    return f"events-{number:08d}.jsonl"
+
+
 def event_files(run_uri: str) -> list[str]:
     """Names of a run's event objects in order."""
-    return [name for name in list_names(run_uri) if name.startswith("events-")]
+    names = list_names(run_uri)
+    return [name for name in names if name.startswith("events-") and name.endswith(".jsonl")]
 
 
 def read_json(run_uri: str, name: str) -> dict[str, Any] | None:

@@ -4,8 +4,7 @@
 
 The EOS after a document belongs to it. A document that crosses a border has a piece in each of the
 sequences it touches; pieces tile [0, T) exactly. What is left after the last whole sequence of a
-unit is dropped and counted. Complete sequences leave in parts of at most `part_rows`, so memory
-holds one part. Packing copies each token once; the pieces of a part come from one `searchsorted`.
+part is dropped and counted. The pieces of a part come from one `searchsorted`.
 """
 
 from collections.abc import Iterable, Iterator
@@ -55,9 +54,11 @@ def token_dtype(vocab_size: int) -> np.dtype[Any]:
 
 
 class Packer:
-    """Takes documents one by one and gives out parts of `part_rows` sequences as they fill.
+    """Takes documents one by one and gives out parts of at least `part_rows` sequences.
 
-    After `finish`, `num_rows` sequences went out and `remainder_tokens` tokens were dropped.
+    A part closes at the end of the document that fills it, so that no document lies in two parts;
+    the tokens after its last whole sequence are dropped. After `finish`, `num_rows` sequences
+    went out and `remainder_tokens` tokens were dropped. Memory: one part and one document.
     """
 
     def __init__(
@@ -71,49 +72,34 @@ class Packer:
         self._start_part()
 
     def _start_part(self) -> None:
-        self._tokens = np.empty(self._capacity, self._eos.dtype)
+        self._tokens: list[NDArray[Any]] = []
         self._filled = 0
         self._owners: list[Owner] = []
         self._owner_starts: list[int] = []
 
-    def add(self, document: Document, ids: NDArray[Any]) -> list[Packed]:
-        """Append a document and its EOS; the parts that became full (mostly none).
+    def add(self, document: Document, ids: NDArray[Any]) -> Packed | None:
+        """Append a document and its EOS; the part that it filled, or None.
 
         Args:
             document: whose id, source, file and row the pieces carry.
             ids: its tokens [n], without EOS; n may be 0.
         """
-        owner = Owner(document.id, document.source, document.file, document.row)
-        return self._append(owner, ids, starts=True) + self._append(owner, self._eos, starts=False)
-
-    def _append(self, owner: Owner, ids: NDArray[Any], *, starts: bool) -> list[Packed]:
-        full: list[Packed] = []
-        taken = 0
-        while taken < len(ids) or starts:
-            if starts or self._filled == 0:  # a new document, or one continued in a new part
-                self._owners.append(owner)
-                self._owner_starts.append(self._filled)
-                starts = False
-            piece = ids[taken : taken + self._capacity - self._filled]
-            self._tokens[self._filled : self._filled + len(piece)] = piece
-            self._filled += len(piece)
-            taken += len(piece)
-            if self._filled == self._capacity:
-                full.append(self._close_part())
-        return full
-
-    def _close_part(self) -> Packed:
-        length = self._sequence_length
-        num_rows = self._filled // length
-        packed = _cut(self._tokens[: num_rows * length], length, self._owners, self._owner_starts)
-        self.num_rows += num_rows
-        self._start_part()
-        return packed
+        self._owners.append(Owner(document.id, document.source, document.file, document.row))
+        self._owner_starts.append(self._filled)
+        self._tokens += [ids.astype(self._eos.dtype), self._eos]
+        self._filled += len(ids) + 1
+        return self.finish() if self._filled >= self._capacity else None
 
     def finish(self) -> Packed:
-        """The last part, perhaps without rows; the rest below T tokens is dropped and counted."""
-        self.remainder_tokens = self._filled % self._sequence_length
-        return self._close_part()
+        """Close the part, which may have no rows; tokens below a whole sequence are dropped."""
+        length = self._sequence_length
+        num_rows, remainder = divmod(self._filled, length)
+        tokens = np.concatenate([self._eos[:0], *self._tokens])[: num_rows * length]
+        packed = _cut(tokens, length, self._owners, self._owner_starts)
+        self.num_rows += num_rows
+        self.remainder_tokens += remainder
+        self._start_part()
+        return packed
 
 
 def pack(
@@ -129,7 +115,9 @@ def pack(
         sequence_length=sequence_length, eos_id=eos_id, dtype=dtype, part_rows=part_rows
     )
     for document, ids in documents:
-        yield from packer.add(document, ids)
+        full = packer.add(document, ids)
+        if full is not None:
+            yield full
     last = packer.finish()
     if len(last.input_ids):
         yield last

@@ -7,6 +7,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from stillhouse.text.tokenizer import Tokenizer
+
 
 @dataclass(frozen=True, slots=True)
 class Pieces:
@@ -68,3 +70,25 @@ def read_pieces(table: pa.Table) -> Pieces:
         ids=flat.field("id"),
         offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
     )
+
+
+def row_texts(
+    table: pa.Table, pieces: Pieces, row: int, grain: str, tokenizer: Tokenizer
+) -> tuple[str, str, str]:
+    """Text, source and document id of a sequence (or of a document) of a token part.
+
+    The source and id are those of the piece with most tokens.
+    """
+    ids = token_ids(table)
+    length = ids.shape[1]
+    if grain == "documents":
+        mine = np.flatnonzero(pieces.owners() == row)
+        begin = pieces.sequence[mine[0]] * length + pieces.start[mine[0]]
+        end = pieces.sequence[mine[-1]] * length + pieces.end[mine[-1]]
+        tokens = ids.reshape(-1)[begin:end]
+    else:
+        mine = np.arange(pieces.offsets[row], pieces.offsets[row + 1])
+        tokens = ids[row]
+    largest = int(mine[np.argmax(pieces.num_tokens[mine])])
+    source = pieces.sources[pieces.source[largest]]
+    return tokenizer.decode(tokens), source, pieces.ids[largest].as_py()

@@ -61,6 +61,11 @@ class PackTask:
     sequence_length: int
     part_rows: int
 
+    @property
+    def fingerprint(self) -> str:
+        """The unit's."""
+        return self.unit.fingerprint
+
 
 def read_unit(task: UnitTask) -> Iterator[Document | DeadLetter]:
     """The documents of a unit in order; `file` counts the unit's own files.
@@ -68,7 +73,7 @@ def read_unit(task: UnitTask) -> Iterator[Document | DeadLetter]:
     Ids of rows that have none are made from the file's digest and the row, so that they do not
     change with the file's name.
     """
-    for index, file in enumerate(task.files):
+    for index in range(len(task.files)):
         broken = _why_unreadable(task, index) if task.source.skip_bad_files else None
         if broken is not None:
             yield DeadLetter(index, -1, "unreadable file", broken[:200])
@@ -166,7 +171,9 @@ def _packed(
     for batch in _batches(documents, _BATCH):
         ids = tokenizer.encode_batch([document.text for document in batch])
         for document, tokens in zip(batch, ids, strict=True):
-            yield from packer.add(document, tokens)
+            full = packer.add(document, tokens)
+            if full is not None:
+                yield full
     last = packer.finish()
     if len(last.input_ids):
         yield last

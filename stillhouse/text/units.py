@@ -2,7 +2,7 @@
 
 Groups must hardly change when a file is added, so that finished parts are found again. Files are
 taken in sorted order, and a group of small files closes where a file's own digest says so
-(content-defined chunking on whole files), between a quarter of `unit_bytes` and `unit_bytes`:
+(content-defined chunking on whole files), between a quarter of `GROUP_BYTES` and all of it:
 after the files differ, two listings share all later groups from the first border they share on.
 """
 
@@ -48,35 +48,41 @@ class Unit:
         return [[files[r.file].digest, *(r.rows or (None, None))] for r in self.ranges]
 
 
+GROUP_BYTES = 2**17
+"""Only small files share a unit: a larger group would be packed again for each file added."""
+
+
 def group_units(files: Sequence[InputFile], *, unit_bytes: int) -> list[Unit]:
     """Cut a sorted listing into units of at most about `unit_bytes`, every file exactly once.
 
-    A larger file is alone: Parquet in ranges of whole row groups, others in one piece.
+    A file larger than a group is alone; larger than a unit, Parquet is cut in ranges of whole row
+    groups, other formats stay in one piece.
     """
+    limit = min(GROUP_BYTES, unit_bytes)
     units: list[Unit] = []
     group: list[FileRange] = []
     group_bytes = 0
     for index, file in enumerate(files):
-        if group and group_bytes + file.size_bytes > unit_bytes:
+        if group and group_bytes + file.size_bytes > limit:
             units.append(Unit(tuple(group)))
             group, group_bytes = [], 0
-        if file.size_bytes > unit_bytes:
+        if file.size_bytes > limit:
             units.extend(Unit((part,)) for part in _large_file(index, file, unit_bytes))
             continue
         group.append(FileRange(index))
         group_bytes += file.size_bytes
-        if group_bytes * 4 >= unit_bytes and _closes(file, unit_bytes):
+        if group_bytes * 4 >= limit and _closes(file, limit):
             units.append(Unit(tuple(group)))
             group, group_bytes = [], 0
     return [*units, Unit(tuple(group))] if group else units
 
 
-def _closes(file: InputFile, unit_bytes: int) -> bool:
-    """Once per `unit_bytes / 4` on average, whatever the files' sizes: the chance is the size's.
+def _closes(file: InputFile, limit: int) -> bool:
+    """Once per `limit / 4` bytes on average: a file's chance is proportional to its size.
 
     It depends on nothing but this file, so that another one cannot change it.
     """
-    return int(file.digest[:8], 16) * unit_bytes < 4 * max(file.size_bytes, 1) * 2**32
+    return int(file.digest[:8], 16) * limit < 4 * max(file.size_bytes, 1) * 2**32
 
 
 def _large_file(index: int, file: InputFile, unit_bytes: int) -> Iterator[FileRange]:

@@ -1,0 +1,34 @@
+"""The Trainer actor trains one model at a time and keeps it in the store."""
+
+import ray
+
+from stillhouse.storage.artifact import Manifest, Store
+from stillhouse.training.job import ModelTask, run_training
+
+
+@ray.remote
+class Trainer:
+    """Trains models; `progress` may be asked while `train` runs."""
+
+    def __init__(self, store: Store, threads: int) -> None:
+        import torch
+
+        torch.set_num_threads(threads)
+        self._store = store
+        self._progress = (0, 0)
+
+    def train(self, task: ModelTask) -> Manifest:
+        """Train the model of a task.
+
+        Raises:
+            DivergedError: the loss became NaN or infinite.
+        """
+        self._progress = (0, 0)
+        return run_training(self._store, task, self._note)
+
+    def progress(self) -> tuple[int, int]:
+        """Steps done, and steps in all."""
+        return self._progress
+
+    def _note(self, step: int, num_steps: int) -> None:
+        self._progress = (step, num_steps)

@@ -1,0 +1,186 @@
+"""The command line: `stillhouse VERB ...`. Verbs are thin; heavy imports wait until one runs."""
+
+import json
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+from stillhouse.errors import StillhouseError
+
+app = typer.Typer(
+    name="stillhouse",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="""Select training data at cluster scale, and train on what was kept.
+
+A job is one YAML file:
+
+    stillhouse plan examples/select.yaml       # what would be done, and what is done already
+    stillhouse run examples/select.yaml        # do it; again: nothing to do
+    stillhouse run spec.yaml --set selection.tau=16 --set store=s3://bucket/prefix
+    stillhouse status STORE_OR_RUN             # how far it is, what lies in a store
+    stillhouse verify RUN                      # check every byte and a sample of every number
+
+Exit codes: 0 done (also: nothing to do), 2 bad spec or usage, 3 bad input data,
+4 stopped but resumable (run the same command again), 1 anything else.
+""",
+)
+
+Spec = Annotated[str, typer.Argument(help="A YAML file (path or URI).", metavar="SPEC")]
+Sets = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="A.B=VALUE", help="Override one key; VALUE is read as YAML."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, only that.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+
+def _guarded(action: Callable[[], int | None], as_json: bool, debug: bool) -> None:
+    """Run a verb: errors become a line or two on stderr and an exit code."""
+    try:
+        code = action() or 0
+    except StillhouseError as error:
+        _complain(error, str(error), as_json, debug)
+        code = error.exit_code
+    except KeyboardInterrupt:
+        typer.secho("stopped; run the same command again to go on", fg="yellow", err=True)
+        code = 4
+    except Exception as error:
+        if debug:
+            raise
+        first = (str(error).strip().splitlines() or [""])[0][:300]
+        hint = "run again with --debug for the traceback"
+        _complain(error, f"{type(error).__name__}: {first} ({hint})", as_json, debug)
+        code = 1
+    raise typer.Exit(code)
+
+
+def _complain(error: Exception, message: str, as_json: bool, debug: bool) -> None:
+    if debug:
+        traceback.print_exception(error)
+    typer.secho(f"error: {message}", fg="red", err=True)
+    if as_json:
+        print(json.dumps({"status": "error", "error": message}))
+
+
+def _print(result: dict[str, Any]) -> None:
+    print(json.dumps(result, indent=1))
+
+
+@app.command()
+def run(spec: Spec, sets: Sets = None, as_json: AsJson = False, debug: Debug = False) -> None:
+    """Run a job; go on where an earlier run of the same spec stopped.
+
+    Example: `stillhouse run examples/select.yaml --set selection.tau=16`
+    """
+
+    def action() -> None:
+        from jobs.progress import listener
+        from jobs.run import run_job
+        from jobs.spec_file import load_spec
+        from jobs.summary import show_result
+
+        loaded = load_spec(spec, sets or [])
+        shown = listener(quiet=as_json)
+        try:
+            result = run_job(loaded, shown)
+        finally:
+            shown.close()
+        _print(result) if as_json else show_result(result)
+
+    _guarded(action, as_json, debug)
+
+
+@app.command()
+def plan(spec: Spec, sets: Sets = None, as_json: AsJson = False, debug: Debug = False) -> None:
+    """Show every step: reused or to do, with tokens, FLOPs and estimated seconds. Spends nothing.
+
+    Example: `stillhouse plan examples/select.yaml`
+    """
+
+    def action() -> None:
+        from jobs.plan import plan_job
+        from jobs.spec_file import load_spec
+        from jobs.summary import show_plan
+
+        planned = plan_job(load_spec(spec, sets or []))
+        _print(planned) if as_json else show_plan(planned)
+
+    _guarded(action, as_json, debug)
+
+
+@app.command()
+def status(
+    uri: Annotated[str, typer.Argument(help="A run, or a store.", metavar="RUN_OR_STORE")],
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Show how far a run is, or the runs of a store. Needs the store only, no cluster.
+
+    Example: `stillhouse status ./store`
+    """
+
+    def action() -> None:
+        from jobs.status import status_of
+        from jobs.summary import show_status
+
+        found = status_of(uri)
+        _print(found) if as_json else show_status(found)
+
+    _guarded(action, as_json, debug)
+
+
+@app.command()
+def report(
+    uri: Annotated[str, typer.Argument(help="A run.", metavar="RUN")],
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Draw a finished run's report again; prints where the page is.
+
+    Example: `stillhouse report store/runs/0123abc...`
+    """
+
+    def action() -> None:
+        from jobs.status import draw_report
+
+        page = draw_report(uri)
+        _print({"report": page}) if as_json else print(page)
+
+    _guarded(action, as_json, debug)
+
+
+@app.command()
+def verify(
+    uri: Annotated[str, typer.Argument(help="A run or a selection.", metavar="RUN_OR_SELECTION")],
+    sample: Annotated[int, typer.Option(help="Scores to recompute with the models.")] = 64,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Check sha256 of every part, recompute a sample of scores and the fate of every row.
+
+    Example: `stillhouse verify store/runs/0123abc... --sample 256`
+    """
+
+    def action() -> int:
+        from jobs.summary import show_verification
+        from jobs.verify import verify_selection
+
+        found = verify_selection(uri, sample)
+        _print(found) if as_json else show_verification(found)
+        return 3 if found["problems"] else 0
+
+    _guarded(action, as_json, debug)
+
+
+def main() -> None:
+    """Entry point of the `stillhouse` command."""
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
+    app()

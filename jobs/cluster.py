@@ -1,0 +1,62 @@
+"""Connecting to Ray: an existing cluster, or one of our own on this machine."""
+
+import logging
+import os
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import Any
+
+from stillhouse.errors import StillhouseError
+from stillhouse.spec import ComputeSettings
+
+_QUIET = {
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_DEDUP_LOGS": "1",
+    "RAY_BACKEND_LOG_LEVEL": "fatal",
+    "TOKENIZERS_PARALLELISM": "false",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+}
+
+
+@contextmanager
+def cluster(compute: ComputeSettings, worker_env: dict[str, str]) -> Generator[None]:
+    """A Ray session for the length of a job.
+
+    Joins `compute.address` or RAY_ADDRESS where one is given; else starts Ray here, wide enough
+    for the actors that were asked for, and stops it at the end. A session that the caller opened
+    before is used and left alone.
+
+    Raises:
+        StillhouseError: the address does not answer.
+    """
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    address = compute.address or os.environ.get("RAY_ADDRESS")
+    environment = _QUIET | {"OMP_NUM_THREADS": str(compute.threads_per_worker)} | worker_env
+    options: dict[str, Any] = {
+        "runtime_env": {"env_vars": environment},
+        "logging_level": logging.ERROR,
+        "log_to_driver": False,
+    }
+    try:
+        if address:
+            ray.init(address=address, **options)
+        else:
+            widest = max(compute.scorers, compute.trainers) * compute.cpus_per_worker
+            cpus = max(os.cpu_count() or 1, int(widest))
+            ray.init(num_cpus=cpus, include_dashboard=False, **options)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise StillhouseError(
+            f"cannot connect to Ray at {address or 'this machine'}: {reason}"
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()

@@ -1,0 +1,89 @@
+"""`stillhouse run`: one job from its spec to its result, or nothing where all is there already."""
+
+from typing import Any
+
+import yaml
+
+from jobs.cluster import cluster
+from jobs.recorder import Recorder
+from pipelines.context import Context, Listener
+from pipelines.inputs import JobInputs, open_job_inputs
+from stillhouse.errors import StillhouseError
+from stillhouse.fingerprint import fingerprint
+from stillhouse.spec import SelectSpec
+from stillhouse.storage.artifact import Store
+from stillhouse.storage.commit import check_store
+from stillhouse.storage.filesystem import exists, use_options
+from stillhouse.storage.run_record import RunRecord, read_json
+
+RUN_VERSION = 1
+_NOT_IDENTITY = {"compute", "name", "store", "storage_options"}
+
+
+def run_job(spec: SelectSpec, shown: Listener) -> dict[str, Any]:
+    """Run a job, or find that there is nothing to do.
+
+    Args:
+        spec: the job.
+        shown: told of progress.
+
+    Returns:
+        The object that `run --json` prints.
+
+    Raises:
+        StillhouseError: whatever stopped it; what is finished stays, run again to go on.
+    """
+    worker_env = use_options(spec.store, spec.storage_options)
+    store = Store(check_store(spec.store))
+    inputs = open_job_inputs(store, spec)
+    name = run_name(spec, inputs)
+    record = RunRecord(store, name)
+    found = finished_result(store, name)
+    if found is not None:
+        return found | {"status": "nothing_to_do"}
+    record.start(spec_yaml(spec), spec.job)
+    try:
+        with cluster(spec.compute, worker_env):
+            result = _run(spec, store, inputs, record, shown)
+    except BaseException as error:
+        message = str(error) if isinstance(error, StillhouseError) else type(error).__name__
+        record.finish("failed", message)
+        raise
+    record.put_result(result)
+    record.finish("done")
+    return result
+
+
+def _run(
+    spec: SelectSpec, store: Store, inputs: JobInputs, record: RunRecord, shown: Listener
+) -> dict[str, Any]:
+    from jobs.outcome import write_outcome
+    from pipelines.select import run_select
+
+    ctx = Context(store, spec.compute, Recorder(shown, record))
+    made = run_select(ctx, spec, inputs)
+    return write_outcome(ctx, spec, made, record)
+
+
+def run_name(spec: SelectSpec, inputs: JobInputs) -> str:
+    """The fingerprint of a run: the spec without places and widths, and the inputs' content."""
+    asked = spec.model_dump(mode="json", exclude=_NOT_IDENTITY)
+    for section in ("pool", "target"):
+        asked[section].pop("path")
+    if isinstance(asked["target"]["heldout"], dict):
+        asked["target"]["heldout"].pop("path")
+    return fingerprint(["run", RUN_VERSION, asked, inputs.identity()])
+
+
+def finished_result(store: Store, name: str) -> dict[str, Any] | None:
+    """The result of a finished run whose selection is still there, or None."""
+    result = read_json(store.path("runs", name), "result.json")
+    if result is None:
+        return None
+    manifest = store.path("selections", result["selection_fingerprint"], "manifest.json")
+    return result if exists(manifest) else None
+
+
+def spec_yaml(spec: SelectSpec) -> str:
+    """The resolved spec as YAML, defaults included."""
+    return yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

@@ -1,0 +1,131 @@
+"""Tables on the terminal: what a verb found, and the next command to type."""
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+_MAX_SOURCES = 12
+
+
+def _console() -> Console:
+    return Console(highlight=False, soft_wrap=False)
+
+
+def tokens_text(count: float) -> str:
+    """`12.3 M`."""
+    for limit, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if count >= limit:
+            return f"{count / limit:.3g} {prefix}"
+    return f"{count:.0f}"
+
+
+def show_result(result: dict[str, Any]) -> None:
+    """What was kept of each source, the targets' losses, and where to look."""
+    console = _console()
+    if result["status"] == "nothing_to_do":
+        console.print("[green]nothing to do[/]: this spec and these inputs have a finished run")
+    kept = result["selection"]
+    console.print(
+        f"kept [bold]{kept['num_sequences']:,}[/] rows, {tokens_text(kept['num_tokens'])} tokens, "
+        f"score at the cut {kept['threshold']:.4f}"
+    )
+    console.print(_sources_table(kept["sources"]))
+    if result["target"]:
+        console.print(_targets_table(result["target"]))
+    for warning in result["warnings"]:
+        console.print(f"[yellow]warning:[/] {warning}", soft_wrap=True)
+    console.print(f"report: {result['report']}", soft_wrap=True)
+    console.print(f"next:   stillhouse verify {result['run']}", soft_wrap=True)
+
+
+def _sources_table(sources: dict[str, dict[str, int]]) -> Table:
+    table = Table(title="what was kept", title_justify="left")
+    table.add_column("source")
+    for name in ("pool", "kept", "of pool", "of selection", "ratio"):
+        table.add_column(name, justify="right")
+    pool = sum(s["pool_tokens"] for s in sources.values()) or 1
+    kept = sum(s["kept_tokens"] for s in sources.values()) or 1
+    order = sorted(sources.items(), key=lambda item: (-item[1]["kept_tokens"], item[0]))
+    for name, source in order[:_MAX_SOURCES]:
+        shares = source["pool_tokens"] / pool, source["kept_tokens"] / kept
+        table.add_row(
+            name,
+            tokens_text(source["pool_tokens"]),
+            tokens_text(source["kept_tokens"]),
+            f"{shares[0]:.1%}",
+            f"{shares[1]:.1%}",
+            f"{shares[1] / shares[0]:.2f}" if shares[0] else "",
+        )
+    if len(order) > _MAX_SOURCES:
+        table.add_row(f"and {len(order) - _MAX_SOURCES} more", "", "", "", "", "")
+    return table
+
+
+def _targets_table(targets: dict[str, Any]) -> Table:
+    table = Table(title="held-out loss of the target model", title_justify="left")
+    table.add_column("trained on")
+    for name in ("tokens", "nats per token", "against random"):
+        table.add_column(name, justify="right")
+    base = targets.get("random", {}).get("heldout_nll")
+    for name, row in sorted(targets.items(), key=lambda item: item[1]["heldout_nll"]):
+        against = f"{row['heldout_nll'] - base:+.4f}" if base is not None else ""
+        table.add_row(name, tokens_text(row["num_tokens"]), f"{row['heldout_nll']:.4f}", against)
+    return table
+
+
+def show_plan(planned: dict[str, Any]) -> None:
+    """Every step with what it would cost."""
+    console = _console()
+    table = Table(title=f"plan of {planned['job']}", title_justify="left")
+    table.add_column("step")
+    for name in ("parts", "reused", "tokens", "FLOPs", "seconds"):
+        table.add_column(name, justify="right")
+    for name, step in planned["steps"].items():
+        seconds = step["seconds"]
+        table.add_row(
+            name,
+            f"{step['parts']:,}" if step["parts"] is not None else "?",
+            f"{step['reused']:,}",
+            tokens_text(step["tokens"]) if step["tokens"] else "",
+            f"{step['flops']:.2e}" if step["flops"] else "",
+            f"{seconds:,.0f}" if seconds is not None else "",
+        )
+    console.print(table)
+    for note in planned["notes"]:
+        console.print(note, soft_wrap=True)
+
+
+def show_status(found: dict[str, Any]) -> None:
+    """A run's steps, or the runs of a store."""
+    console = _console()
+    if "runs" in found:
+        table = Table(title=f"runs in {found['store']}", title_justify="left")
+        for name in ("run", "job", "state", "updated"):
+            table.add_column(name)
+        for row in found["runs"]:
+            table.add_row(row["run"][:12], row.get("job", ""), row["state"], row.get("updated", ""))
+        console.print(table)
+        return
+    console.print(f"{found['job']} run {found['run'][:12]}: [bold]{found['state']}[/]")
+    if found.get("error"):
+        console.print(f"[red]{found['error']}[/]", soft_wrap=True)
+    table = Table()
+    table.add_column("step")
+    for name in ("state", "parts", "done", "reused", "seconds"):
+        table.add_column(name, justify="right")
+    for name, step in found["steps"].items():
+        cells = [step.get(key, "") for key in ("state", "parts", "done", "reused", "seconds")]
+        table.add_row(name, *(str(cell) for cell in cells))
+    console.print(table)
+
+
+def show_verification(found: dict[str, Any]) -> None:
+    """What was checked, and everything that is wrong."""
+    console = _console()
+    for name, count in found["checked"].items():
+        console.print(f"checked {count:,} {name}")
+    for problem in found["problems"]:
+        console.print(f"[red]problem:[/] {problem}", soft_wrap=True)
+    if not found["problems"]:
+        console.print("[green]all as the manifests say[/]")

@@ -1,0 +1,94 @@
+"""What a selection chooses from: token parts, their scores, and the rows that are not eligible."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines.context import Context
+from pipelines.flow import run_tasks
+from pipelines.scores import Scores
+from stillhouse.selection.ranking import RankedPart, Rule, scorers_read
+from stillhouse.spec import DataSource, SelectSpec
+from stillhouse.storage.artifact import Manifest, Store, read_table
+from stillhouse.storage.readers import part_files
+from stillhouse.text.pieces import read_pieces
+from stillhouse.text.tasks import UnitFile
+
+_PRIOR_SHARE = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """The pool as a selection sees it."""
+
+    tokens: Manifest
+    files: list[tuple[UnitFile, ...]]
+    """Raw files of each part's unit."""
+    source: DataSource
+    sources: list[str]
+    """Labels in the pool, sorted; known only where shares are asked for."""
+    scores: Mapping[str, Scores]
+    contamination: Scores | None
+    """None where contaminated rows are allowed."""
+    prior_rows: Mapping[str, NDArray[np.int64]]
+    """Rows that the prior was trained on, by the sha256 of their token part."""
+    prior_model: str
+    """Fingerprint of the prior."""
+    exclude_prior_rows: bool
+
+    def ranked(self, store: Store, spec: SelectSpec, rule: Rule) -> list[RankedPart]:
+        """Every part under a rule, with the losses of prior and conditional for the record."""
+        hidden = self.prior_rows if self.exclude_prior_rows else {}
+        return [
+            RankedPart(
+                store=store,
+                tokens=part,
+                scores={name: self.scores[name].paths[index] for name in scorers_read(rule)},
+                contamination=self.contamination.paths[index] if self.contamination else None,
+                prior_rows=hidden.get(part.sha256),
+                rule=rule,
+                grain=spec.selection.grain,
+                seed=spec.selection.seed,
+            )
+            for index, part in enumerate(self.tokens.parts)
+        ]
+
+
+def candidates_of(
+    ctx: Context,
+    spec: SelectSpec,
+    tokens: Manifest,
+    scores: Mapping[str, Scores],
+    contamination: Scores | None,
+    prior: str,
+    prior_rows: Mapping[str, NDArray[np.int64]],
+) -> Candidates:
+    """Join what was made. `exclude_prior_rows: auto` excludes them above 2 % of the pool."""
+    setting = spec.selection.exclude_prior_rows
+    share = sum(map(len, prior_rows.values())) / tokens.num_rows
+    shares = spec.selection.max_share is not None or spec.selection.min_share is not None
+    return Candidates(
+        tokens=tokens,
+        files=[
+            tuple(UnitFile(f["uri"], f["sha256"], f["rows"]) for f in files)
+            for files in part_files(tokens)
+        ],
+        source=spec.pool,
+        sources=_labels(ctx, tokens) if shares else [],
+        scores=scores,
+        contamination=contamination,
+        prior_rows=prior_rows,
+        prior_model=prior,
+        exclude_prior_rows=share > _PRIOR_SHARE if setting == "auto" else setting,
+    )
+
+
+def _labels(ctx: Context, tokens: Manifest) -> list[str]:
+    items = [ctx.store.path(part.path) for part in tokens.parts]
+    return sorted({name for found in run_tasks(ctx, _part_labels, items) for name in found})
+
+
+def _part_labels(uri: str) -> list[str]:
+    return read_pieces(read_table(uri, ["documents"])).sources

@@ -1,0 +1,229 @@
+"""The models of a selection: prior, conditional, and the targets that it is judged by."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines.context import Context
+from pipelines.pins import pinned
+from pipelines.tokens import TokenizerRef
+from pipelines.training import train_models
+from stillhouse.errors import InputError, ModelError
+from stillhouse.fingerprint import fingerprint, sha256
+from stillhouse.models.causal_lm import model_config
+from stillhouse.models.shape import ModelShape, model_uri, read_shape, shape_of
+from stillhouse.selection.sampling import sample_rows
+from stillhouse.spec import ConditionalSettings, ModelSettings, Optimisation, SelectSpec
+from stillhouse.storage.artifact import Manifest, PartRef, read_table
+from stillhouse.storage.digests import digest_files
+from stillhouse.storage.filesystem import list_files
+from stillhouse.training.job import TRAINED_ON, DataPart, ModelTask, model_name
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRef:
+    """A model: its identity, where it lies, its sizes, and on how many tokens it was trained."""
+
+    fingerprint: str
+    folder: str
+    shape: ModelShape
+    num_tokens: int
+    in_store: bool
+
+
+def planned_shape(model: ModelSettings, vocab_size: int, sequence_length: int) -> ModelShape:
+    """The shape that a model of these settings will have.
+
+    Raises:
+        ModelError: sizes that do not go together.
+    """
+    config = model_config(model, vocab_size=vocab_size, sequence_length=sequence_length, eos_id=0)
+    return shape_of(config.to_dict())
+
+
+class Models:
+    """Makes the models of one job. Every one is found again by what it was made from."""
+
+    def __init__(self, ctx: Context, spec: SelectSpec, tokenizer: TokenizerRef) -> None:
+        self._ctx = ctx
+        self._spec = spec
+        self._tokenizer = tokenizer
+
+    def prior(self, pool: Manifest) -> ModelRef:
+        """The prior: given by path, or trained on random sequences of the pool and pinned.
+
+        Raises:
+            ModelError: a path without a model, or one that does not fit the tokenizer.
+        """
+        settings = self._spec.prior
+        if settings.path is not None:
+            return self._given(settings.path, "prior")
+        length = self._spec.sequence_length
+        num_rows = min(max(1, settings.num_tokens // length), pool.num_rows)
+        chosen = sample_rows(pool.parts, num_rows, settings.seed)
+        data = [(pool.parts[i], rows) for i, rows in chosen]
+        model = settings.model or ModelSettings()
+        task = self._task("prior", "prior", model, data, num_rows * length, settings, settings.seed)
+        key = ["prior", settings.model_dump(exclude={"pin"}), self._tokenizer.digest]
+        key += [length, self._spec.pool.paths]
+        make = partial(self._train, "train prior", task, model)
+        return self._made(pinned(self._ctx, key, settings.pin, task.fingerprint, make))
+
+    def conditional(self, prior: ModelRef, target: Manifest) -> ModelRef:
+        """The conditional: the prior fine-tuned on the target, or given by path.
+
+        Raises:
+            ModelError: a given one whose vocabulary is not the prior's.
+        """
+        settings = self._spec.conditional
+        if settings.path is not None:
+            given = self._given(settings.path, "conditional")
+            if given.shape.vocab_size != prior.shape.vocab_size:
+                raise ModelError(
+                    f"conditional has a vocabulary of {given.shape.vocab_size}, the prior of "
+                    f"{prior.shape.vocab_size}: their losses cannot be compared"
+                )
+            return given
+        return self._tuned("conditional", prior.folder, prior.fingerprint, settings, target)
+
+    def down(self, prior: ModelRef, target: Manifest) -> ModelRef:
+        """RHO-down's model: trained on the target alone, from scratch."""
+        settings = self._spec.conditional
+        model = self._spec.prior.model or ModelSettings()
+        return self._tuned("down", model, model.model_dump(), settings, target)
+
+    def _tuned(
+        self,
+        role: str,
+        init: str | ModelSettings,
+        identity: object,
+        settings: ConditionalSettings,
+        target: Manifest,
+    ) -> ModelRef:
+        num_tokens = settings.num_tokens or round(settings.epochs * target.num_tokens)
+        data = [(part, None) for part in target.parts]
+        task = self._task(role, role, init, data, num_tokens, settings, settings.seed, identity)
+        found = self._ctx.store.find_manifest("models", task.fingerprint)
+        return self._made(found or self._train(f"train {role}", task, None))
+
+    def targets(
+        self, selections: dict[str, Manifest], heldout: Manifest
+    ) -> dict[str, list[Manifest]]:
+        """A target model for each selection and seed, on equal tokens; manifests by name."""
+        train = self._spec.train
+        assert train is not None
+        tokens = train.num_tokens or selections["color"].num_tokens
+        tasks = [
+            self._task(
+                "target",
+                f"{name}, seed {seed}",
+                train.model,
+                [(part, None) for part in selection.parts],
+                tokens,
+                train,
+                seed,
+                heldout=heldout.parts,
+                eval_points=train.eval_points,
+            )
+            for seed in train.all_seeds
+            for name, selection in selections.items()
+        ]
+        flops = self._flops(train.model)
+        made = train_models(self._ctx, "train targets", tasks, flops)
+        width = len(selections)
+        return {name: made[i::width] for i, name in enumerate(selections)}
+
+    def prior_rows(self, prior: ModelRef, pool: Manifest) -> dict[str, NDArray[np.int64]]:
+        """Rows of the pool that the prior was trained on, by the sha256 of their part."""
+        if not prior.in_store:
+            return {}
+        table = read_table(f"{prior.folder}/{TRAINED_ON}")
+        names = table["part"].combine_chunks()
+        index, rows = names.indices.to_numpy(), table["row"].to_numpy()
+        here = {part.sha256 for part in pool.parts}
+        return {
+            sha: np.sort(rows[index == i])
+            for i, sha in enumerate(names.dictionary.to_pylist())
+            if sha in here
+        }
+
+    def _given(self, path: str, what: str) -> ModelRef:
+        folder = model_uri(path)
+        shape = read_shape(folder)
+        shape.check(f"{what} {path!r}", self._tokenizer.vocab_size, self._spec.sequence_length)
+        try:
+            files = list_files([folder], ("config.json", ".safetensors"))
+        except InputError:
+            raise ModelError(f"{what} {path!r} holds no safetensors weights") from None
+        digests = digest_files(self._ctx.store, files)
+        name = fingerprint(
+            ["given", [[f.name, d.sha256] for f, d in zip(files, digests, strict=True)]]
+        )
+        return ModelRef(name, folder, shape, 0, in_store=False)
+
+    def _made(self, manifest: Manifest) -> ModelRef:
+        folder = self._ctx.store.path("models", manifest.fingerprint)
+        tokens = manifest.totals["num_tokens"]
+        return ModelRef(manifest.fingerprint, folder, read_shape(folder), tokens, in_store=True)
+
+    def _train(self, step: str, task: ModelTask, model: ModelSettings | None) -> Manifest:
+        if model is not None:
+            flops = self._flops(model)
+        elif isinstance(task.init, ModelSettings):
+            flops = self._flops(task.init)
+        else:
+            flops = read_shape(task.init).flops_per_token(task.sequence_length)
+        return train_models(self._ctx, step, [task], flops)[0]
+
+    def _flops(self, model: ModelSettings) -> float:
+        length = self._spec.sequence_length
+        return float(
+            planned_shape(model, self._tokenizer.vocab_size, length).flops_per_token(length)
+        )
+
+    def _task(
+        self,
+        role: str,
+        label: str,
+        init: str | ModelSettings,
+        data: Sequence[tuple[PartRef, NDArray[np.int64] | None]],
+        num_tokens: int,
+        settings: Optimisation,
+        seed: int,
+        identity: object = None,
+        heldout: Sequence[PartRef] = (),
+        eval_points: int = 0,
+    ) -> ModelTask:
+        start = init.model_dump() if isinstance(init, ModelSettings) else identity
+        seen = [[p.sha256, None if rows is None else sha256(rows.tobytes())] for p, rows in data]
+        measured = [[part.sha256 for part in heldout], eval_points]
+        compute = self._spec.compute
+        return ModelTask(
+            fingerprint=model_name(
+                role,
+                [start, self._tokenizer.digest, measured],
+                fingerprint(seen),
+                settings,
+                seed,
+                num_tokens,
+            ),
+            label=label,
+            role=role,
+            init=init,
+            data=tuple(DataPart(part.path, part.sha256, rows) for part, rows in data),
+            num_tokens=num_tokens,
+            settings=settings,
+            seed=seed,
+            heldout=tuple(part.path for part in heldout),
+            eval_points=eval_points,
+            sequence_length=self._spec.sequence_length,
+            vocab_size=self._tokenizer.vocab_size,
+            eos_token=self._tokenizer.eos_token,
+            tokenizer=self._tokenizer.path,
+            inputs={"start": start, "data": fingerprint(seen)},
+            device=compute.device,
+            gpus=compute.gpus_per_worker,
+        )

@@ -1,0 +1,113 @@
+"""Trainings in Trainer actors, several side by side; a lost actor's training starts again."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+
+from actors.trainer import Trainer
+from pipelines.context import Context
+from stillhouse.errors import PartFailedError, StillhouseError
+from stillhouse.storage.artifact import Manifest
+from stillhouse.training.job import ModelTask
+
+_POLL_S = 0.5
+
+
+@dataclass
+class _Running:
+    task: ModelTask
+    actor: Any
+    steps: float = 0.0
+
+
+def train_models(
+    ctx: Context, step: str, tasks: Sequence[ModelTask], flops_per_token: float
+) -> list[Manifest]:
+    """Train every model that is not in the store yet; the manifests of all, in order.
+
+    Args:
+        ctx: the run; `compute.trainers` trainings run side by side.
+        step: its name in progress and accounts.
+        tasks: the trainings; equal ones are done once.
+        flops_per_token: of a forward pass; training counts three.
+
+    Raises:
+        PartFailedError: a training kept killing its worker. DivergedError: a loss became NaN.
+    """
+    found = {t.fingerprint: ctx.store.find_manifest("models", t.fingerprint) for t in tasks}
+    todo = list({t.fingerprint: t for t in tasks if found[t.fingerprint] is None}.values())
+    reused = len(found) - len(todo)
+    with ctx.step(step, total=len(found), reused=reused, unit="tokens") as advance:
+        if todo:
+            found |= _train_all(ctx, todo, advance)
+    work = ctx.work[step]
+    work.tokens += sum(task.num_tokens for task in {t.fingerprint: t for t in tasks}.values())
+    work.flops = 3 * flops_per_token * work.tokens
+    done = [found[task.fingerprint] for task in tasks]
+    return [manifest for manifest in done if manifest is not None]
+
+
+def _train_all(ctx: Context, todo: list[ModelTask], advance: Any) -> dict[str, Manifest]:
+    waiting = list(reversed(todo))
+    width = min(ctx.compute.trainers, len(todo))
+    threads = ctx.compute.threads_per_worker
+    running: dict[Any, _Running] = {}
+    idle = [_actor(ctx, threads) for _ in range(width)]
+    done: dict[str, Manifest] = {}
+    lost: Counter[str] = Counter()
+    while waiting or running:
+        while waiting and idle:
+            task, actor = waiting.pop(), idle.pop()
+            running[actor.train.remote(task)] = _Running(task, actor)
+        ready, _ = ray.wait(list(running), timeout=_POLL_S)
+        for reference in ready:
+            ended = running.pop(reference)
+            try:
+                done[ended.task.fingerprint] = ray.get(reference)
+            except RayActorError:
+                lost[ended.task.fingerprint] += 1
+                _give_up(ctx, ended.task, lost[ended.task.fingerprint])
+                waiting.append(ended.task)
+                idle.append(_actor(ctx, threads))
+                advance(-ended.steps, 0)
+                continue
+            except RayTaskError as error:
+                cause = error.cause
+                raise cause if isinstance(cause, StillhouseError) else error from None
+            idle.append(ended.actor)
+            advance(1 - ended.steps, 0)
+        for state in running.values():
+            _show(state, advance)
+    for actor in idle:
+        ray.kill(actor)
+    return done
+
+
+def _actor(ctx: Context, threads: int) -> Any:
+    gpus = ctx.compute.gpus_per_worker
+    cpus = 0 if gpus else ctx.compute.cpus_per_worker
+    actor: Any = Trainer
+    return actor.options(num_cpus=cpus, num_gpus=gpus, max_concurrency=2).remote(ctx.store, threads)
+
+
+def _give_up(ctx: Context, task: ModelTask, lost: int) -> None:
+    if lost >= ctx.compute.max_attempts:
+        raise PartFailedError(
+            f"training {task.label!r} lost its worker {lost} times (out of memory?): raise "
+            "`compute.max_attempts`, or lower `micro_batch`"
+        )
+
+
+def _show(state: _Running, advance: Any) -> None:
+    try:
+        step, num_steps = ray.get(state.actor.progress.remote(), timeout=_POLL_S)
+    except (RayActorError, GetTimeoutError):
+        return
+    if num_steps:
+        share = 0.999 * step / num_steps
+        advance(share - state.steps, (share - state.steps) * state.task.num_tokens)
+        state.steps = share

@@ -1,0 +1,166 @@
+"""The scoring kernel: the loss of every predicted token, without ever holding all logits.
+
+The body gives hidden states [B, T, H]; logits are made for a few hundred positions at a time and
+reduced at once to `logsumexp - target logit` in float32. Micro-batches have one fixed size, the
+last one filled up with copies of its first row, so that a sequence's losses do not depend on who
+scores it. Measured in `benchmarks/kernel.py`.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import cross_entropy, linear
+from transformers import PreTrainedModel
+
+from stillhouse.errors import ModelError
+from stillhouse.models.causal_lm import choose_device, choose_dtype, load_model
+from stillhouse.models.cpu import use_onednn_for_float32
+from stillhouse.spec import ScoringSettings
+
+_MICRO_BATCH_TOKENS = {"cpu": 1 << 12, "cuda": 1 << 16}
+_CHUNK_LOGITS = {"cpu": 1 << 20, "cuda": 1 << 27}  # 4 MB stay in a core's cache; 512 MB of a GPU
+_MIN_CHUNK = 64
+
+
+class ScoringModel:
+    """Scores sequences with a causal language model. The model's weights are left as they are.
+
+    Args:
+        model: on its device, with its weights in float32 or bfloat16.
+        dtype: of the body's products. The residual stream has the weights' type, logits and
+            losses are float32.
+        micro_batch: sequences a forward pass; None: 4096 tokens on the CPU, 65536 on a GPU.
+        compile: compile the body with `torch.compile`: tens of seconds once, quicker afterwards.
+
+    Raises:
+        ModelError: the model does more to its logits than one matrix product.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        dtype: torch.dtype,
+        micro_batch: int | None = None,
+        compile: bool = False,
+    ) -> None:
+        self._model = model
+        self._device = model.device
+        self._dtype = dtype
+        self._micro_batch = micro_batch
+        self._body: Any = model.base_model
+        self._head = head_weight(model)
+        if self._device.type == "cpu":
+            use_onednn_for_float32()
+        if compile:
+            self._body = torch.compile(self._body, dynamic=False)
+
+    def token_nll(self, input_ids: NDArray[Any]) -> NDArray[np.float32]:
+        """NLL in nats: integers [N, T] -> float32 [N, T-1]; column t-1 belongs to position t.
+
+        Out of memory halves the micro-batch, for this and all later calls.
+
+        Raises:
+            torch.OutOfMemoryError, MemoryError: a single sequence is too much.
+        """
+        num_rows, length = input_ids.shape
+        self._model.eval()
+        size = self._micro_batch or self._default_micro_batch(length)
+        losses = np.empty((num_rows, length - 1), np.float32)
+        start = 0
+        while start < num_rows:
+            try:
+                block = input_ids[start : start + size]
+                losses[start : start + size] = self._micro_batch_nll(block, size)[: len(block)]
+                start += size
+            except (torch.OutOfMemoryError, MemoryError):
+                if size == 1:
+                    raise
+                size = self._micro_batch = size // 2
+        return losses
+
+    def _default_micro_batch(self, length: int) -> int:
+        return max(1, _MICRO_BATCH_TOKENS[self._device.type] // length)
+
+    @torch.inference_mode()
+    def _micro_batch_nll(self, block: NDArray[Any], size: int) -> NDArray[np.float32]:
+        rows = np.arange(size)
+        rows[len(block) :] = 0
+        ids = torch.from_numpy(block[rows].astype(np.int64)).to(self._device)
+        with torch.autocast(self._device.type, self._dtype, enabled=self._dtype != torch.float32):
+            hidden = self._body(input_ids=ids, use_cache=False).last_hidden_state
+        hidden = hidden[:, :-1].reshape(-1, hidden.shape[-1])
+        targets = ids[:, 1:].reshape(-1)
+        chunk = max(_MIN_CHUNK, _CHUNK_LOGITS[self._device.type] // len(self._head))
+        parts = [
+            cross_entropy(float32_logits(h, self._head), y, reduction="none")
+            for h, y in zip(hidden.split(chunk), targets.split(chunk), strict=True)
+        ]
+        return torch.cat(parts).view(size, -1).cpu().numpy()
+
+
+def float32_logits(hidden: Tensor, head: Tensor) -> Tensor:
+    """hidden [n, H] and head [V, H] of any floating type -> float32 [n, V].
+
+    Never rounded to bfloat16 on the way: that alone would cost 1e-2 nats a token. GPUs multiply
+    bfloat16 and add up in float32; CPUs multiply in float32.
+    """
+    if head.dtype == torch.bfloat16 and head.is_cuda:
+        return torch.mm(hidden.to(head.dtype), head.t(), out_dtype=torch.float32)
+    return linear(hidden.float(), head.float())
+
+
+def head_weight(model: PreTrainedModel) -> Tensor:
+    """The output embedding [V, H].
+
+    Raises:
+        ModelError: logits are not just `hidden @ head.T` (a bias, a scale, a soft cap).
+    """
+    head: Any = model.get_output_embeddings()
+    probe = torch.arange(4, device=model.device)[None]
+    with torch.inference_mode():
+        hidden = model.base_model(input_ids=probe, use_cache=False).last_hidden_state
+        expected = model(input_ids=probe, use_cache=False).logits.float()
+        logits = linear(hidden, head.weight).float()
+    if not torch.allclose(logits, expected, rtol=1e-2, atol=1e-2):
+        raise ModelError(
+            f"the architecture {model.config.model_type!r} changes its logits after the output "
+            "embedding (bias, scale or soft cap), which scoring and training do not support"
+        )
+    return head.weight
+
+
+def scoring_model(model: PreTrainedModel, *, device: torch.device) -> ScoringModel:
+    """A scorer of a model that is being trained, with the defaults of its device."""
+    return ScoringModel(model, dtype=choose_dtype("auto", device))
+
+
+def load_scoring_model(
+    path: str, settings: ScoringSettings, *, device: str, gpus: float, threads: int
+) -> ScoringModel:
+    """Load a model to score with; on the CPU, this process's torch threads are set.
+
+    Raises:
+        ModelError: as `load_model` and `head_weight`.
+        SpecError: as `choose_device`.
+    """
+    place = choose_device(device, gpus)
+    on_gpu = place.type == "cuda"
+    if not on_gpu:
+        torch.set_num_threads(threads)
+    dtype = choose_dtype(settings.dtype, place)
+    model = load_model(
+        path,
+        dtype=settings.dtype if on_gpu else "float32",
+        attention=settings.attention,
+        device=place,
+    )
+    return ScoringModel(
+        model,
+        dtype=dtype,
+        micro_batch=settings.micro_batch,
+        compile=settings.compile == "on" or (settings.compile == "auto" and on_gpu),
+    )

@@ -1,0 +1,106 @@
+"""A causal model's sizes, read from its `config.json` without loading it."""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from stillhouse.cost import forward_flops
+from stillhouse.errors import ModelError
+from stillhouse.storage.filesystem import absolute_uri, join, list_names, protocol_of, read_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ModelShape:
+    """Sizes that decide what a model can be used for and what it costs."""
+
+    vocab_size: int
+    max_positions: int | None
+    hidden_size: int
+    num_layers: int
+    intermediate_size: int
+    num_heads: int
+    num_kv_heads: int
+    gated_mlp: bool
+
+    def flops_per_token(self, sequence_length: int) -> int:
+        """FLOPs of a forward pass for one token (`stillhouse.cost.forward_flops`)."""
+        return forward_flops(
+            hidden_size=self.hidden_size,
+            num_layers=self.num_layers,
+            intermediate_size=self.intermediate_size,
+            vocab_size=self.vocab_size,
+            sequence_length=sequence_length,
+            num_heads=self.num_heads,
+            num_kv_heads=self.num_kv_heads,
+            gated_mlp=self.gated_mlp,
+        )
+
+    def check(self, what: str, vocab_size: int, sequence_length: int) -> None:
+        """Refuse a model that cannot read the sequences.
+
+        Raises:
+            ModelError: its vocabulary is smaller than the tokenizer's, or its context too short.
+        """
+        if self.vocab_size < vocab_size:
+            raise ModelError(
+                f"{what} has {self.vocab_size} embeddings, the tokenizer needs {vocab_size}: give "
+                "the tokenizer that the model was trained with (`tokenizer.path`)"
+            )
+        if self.max_positions is not None and self.max_positions < sequence_length:
+            raise ModelError(
+                f"{what} reads at most {self.max_positions} tokens, `sequence_length` is "
+                f"{sequence_length}"
+            )
+
+
+def model_uri(path: str) -> str:
+    """Where a model's files lie: a local folder or URI as it is; a hub name is downloaded.
+
+    Raises:
+        ModelError: nothing there, and the hub has no such name (or cannot be reached).
+    """
+    uri = absolute_uri(path)
+    if list_names(uri):
+        return uri
+    if protocol_of(uri) != "file" or path.startswith((".", "/", "~")):
+        raise ModelError(f"model {path!r}: no such folder")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return snapshot_download(path, allow_patterns=["*.json", "*.safetensors"])
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ModelError(
+            f"model {path!r} is neither a folder here nor to be had from the hub ({reason})"
+        ) from None
+
+
+def shape_of(config: dict[str, Any]) -> ModelShape:
+    """The shape that a transformers configuration describes; KeyError where it has no sizes."""
+    hidden, heads = config["hidden_size"], config["num_attention_heads"]
+    return ModelShape(
+        vocab_size=config["vocab_size"],
+        max_positions=config.get("max_position_embeddings"),
+        hidden_size=hidden,
+        num_layers=config["num_hidden_layers"],
+        intermediate_size=config.get("intermediate_size") or 4 * hidden,
+        num_heads=heads,
+        num_kv_heads=config.get("num_key_value_heads") or heads,
+        gated_mlp=config.get("hidden_act") in {"silu", "swish"},
+    )
+
+
+def read_shape(folder: str) -> ModelShape:
+    """The shape of the model in a folder.
+
+    Raises:
+        ModelError: no `config.json`, or not one of a causal language model.
+    """
+    try:
+        return shape_of(json.loads(read_bytes(join(folder, "config.json"))))
+    except FileNotFoundError:
+        raise ModelError(f"{folder} holds no config.json: not a transformers model") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise ModelError(
+            f"{folder}/config.json is not a causal language model's: {error}"
+        ) from None

@@ -1,0 +1,75 @@
+"""A remote object as a seekable file whose every range read is retried."""
+
+import errno
+import io
+from typing import Any
+
+from stillhouse.storage.retries import with_retries
+
+_BLOCK_BYTES = 4 << 20
+_BUFFER_BYTES = 1 << 16
+
+
+class _Ranges(io.RawIOBase):
+    """Reads one object in ranges of at least a block, of which it keeps the last.
+
+    Python's own buffer would not do: text and `read1` ask past it, 8 KiB a request.
+    """
+
+    def __init__(self, fs: Any, path: str, uri: str) -> None:
+        self._fs, self._path, self._uri = fs, path, uri
+        self._size = int(with_retries(lambda: fs.info(path), f"opening {uri}")["size"])
+        self._position = 0
+        self._block, self._block_start = memoryview(b""), 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+        self._position = base + offset
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        if self._position >= self._size:
+            return 0
+        offset = self._position - self._block_start
+        if not 0 <= offset < len(self._block):
+            # a little more, for the buffer above asks for whole pages first and then for the rest
+            self._fetch(max(len(buffer) + _BUFFER_BYTES, _BLOCK_BYTES))
+            offset = 0
+        found = self._block[offset : offset + len(buffer)]
+        buffer[: len(found)] = found
+        self._position += len(found)
+        return len(found)
+
+    def readall(self) -> bytes:
+        rest = bytearray(max(self._size - self._position, 0))
+        done = 0
+        while done < len(rest):
+            done += self.readinto(memoryview(rest)[done:])
+        return bytes(rest)
+
+    def _fetch(self, num_bytes: int) -> None:
+        start, end = self._position, min(self._position + num_bytes, self._size)
+
+        def read() -> bytes:
+            data: bytes = self._fs.cat_file(self._path, start=start, end=end)
+            if len(data) != end - start:
+                raise OSError(errno.EIO, f"got {len(data)} of {end - start} bytes")
+            return data
+
+        self._block = memoryview(with_retries(read, f"reading {self._uri}"))
+        self._block_start = start
+
+
+def open_remote(fs: Any, path: str, uri: str) -> io.BufferedReader:
+    """Open an object for reading: a request for its size, then one for each 4 MiB or more.
+
+    Raises:
+        FileNotFoundError: there is no such object. StorageError: it cannot be read.
+    """
+    return io.BufferedReader(_Ranges(fs, path, uri), _BUFFER_BYTES)

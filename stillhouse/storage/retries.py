@@ -1,0 +1,96 @@
+"""The one layer of retries between Stillhouse and storage, and what its failures say.
+
+s3fs and botocore repeat nothing by themselves here (`filesystem.filesystem` sees to that), so the
+time until a dead store is given up is the sum on this page: at most `_PATIENCE_S` and one try.
+"""
+
+import errno
+import random
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from stillhouse.errors import StillhouseError, StorageError
+
+T = TypeVar("T")
+_MAX_TRIES = 8
+_PATIENCE_S = 40.0
+_FIRST_DELAY_S = 0.2
+_MAX_DELAY_S = 5.0
+_FINAL_ERRNO = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EROFS,
+    errno.EINVAL,
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
+    errno.EREMCHG,  # s3fs: the bucket is in another region
+}
+_FINAL_NAMES = {"NoCredentialsError", "ProfileNotFound", "ParamValidationError"}
+
+
+def with_retries(action: Callable[[], T], what: str) -> T:
+    """Run `action`, retrying what may pass (time-outs, 5xx, resets) with backoff and jitter.
+
+    Raises:
+        StorageError: after the last try, or at once where another try cannot help (no access,
+            no credentials, disk full). FileNotFoundError, FileExistsError and programming errors
+            pass through.
+    """
+    started = time.monotonic()
+    delay = _FIRST_DELAY_S
+    for tries_left in reversed(range(_MAX_TRIES)):
+        try:
+            return action()
+        except (FileNotFoundError, FileExistsError, StillhouseError):
+            raise
+        except Exception as error:
+            if _is_programming(error):
+                raise
+            waited = time.monotonic() - started
+            if not tries_left or waited > _PATIENCE_S or not _may_pass(error):
+                raise StorageError(explain(error, what)) from error
+            time.sleep(delay * (0.5 + random.random()))
+            delay = min(delay * 2, _MAX_DELAY_S)
+    raise AssertionError("unreachable")
+
+
+def _is_programming(error: Exception) -> bool:
+    """Built-in errors are bugs, but for OSError and the ValueError of an unusable setting."""
+    return type(error).__module__ == "builtins" and not isinstance(error, OSError | ValueError)
+
+
+def _may_pass(error: Exception) -> bool:
+    """Whether a later try of the same call can succeed, judged by type and code alone."""
+    if isinstance(error, PermissionError | NotADirectoryError | IsADirectoryError | ValueError):
+        return False
+    if isinstance(error, OSError) and error.errno in _FINAL_ERRNO:
+        return False
+    return type(error).__name__ not in _FINAL_NAMES
+
+
+def explain(error: Exception, what: str) -> str:
+    """One sentence for a storage failure: what was done, what was said, where to look."""
+    said = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+    hint = _hint(error)
+    return f"{what} failed: {said}" + (f" ({hint})" if hint else "")
+
+
+def _hint(error: Exception) -> str:
+    code = error.errno if isinstance(error, OSError) else None
+    if isinstance(error, PermissionError):
+        return "no access: check the credentials and the permissions of the path"
+    if code in {errno.ENOSPC, errno.EDQUOT}:
+        return "disk full: free space and run again, finished parts are kept"
+    if code == errno.EROFS:
+        return "read-only: give another `store`"
+    if isinstance(error, FileNotFoundError):
+        return "there is no such bucket: make it or give another `store`"
+    if code == errno.EREMCHG:
+        return "the bucket is in another region: set AWS_REGION or `storage_options`"
+    if type(error).__name__ in {"NoCredentialsError", "ProfileNotFound"}:
+        return "set AWS_PROFILE, AWS_ACCESS_KEY_ID or another of the standard sources"
+    if type(error).__name__ in {"EndpointConnectionError", "ConnectTimeoutError"}:
+        return "nothing answers there: check AWS_ENDPOINT_URL or `storage_options.endpoint_url`"
+    return ""

@@ -1,0 +1,85 @@
+"""Next-token loss with z-loss, in chunks: memory for some logits, not for all of [B, T, V].
+
+    nll = mean over predicted tokens of (z - l_target),  z = logsumexp(l)
+    objective = nll + z_loss * mean z^2
+
+Gradients are made in the forward pass, while a chunk's probabilities are at hand, so nothing is
+computed twice:  d objective / d l = [p * (1 + 2 * z_loss * z) - onehot(target)] / tokens.
+"""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from stillhouse.models.scoring import float32_logits
+
+_CHUNK_LOGITS = {"cpu": 1 << 22, "cuda": 1 << 27}  # 16 MB; 512 MB of a GPU
+_MIN_CHUNK = 64
+
+
+class LossValue(NamedTuple):
+    """What a step minimises, and the mean NLL in nats that is reported; both scalars."""
+
+    objective: Tensor
+    nll: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class NextTokenLoss:
+    """The loss of language modelling over all T-1 predicted positions, EOS included."""
+
+    z_loss: float
+
+    def __call__(self, model: PreTrainedModel, input_ids: Tensor) -> LossValue:
+        """input_ids [B, T] on the model's device; under autocast, products take its dtype."""
+        body: Any = model.base_model
+        head: Any = model.get_output_embeddings()
+        hidden = body(input_ids=input_ids, use_cache=False).last_hidden_state[:, :-1].flatten(0, 1)
+        kind = hidden.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
+        with torch.autocast(kind, enabled=False):
+            objective, nll = _ChunkedCrossEntropy.apply(
+                hidden.to(dtype), head.weight, input_ids[:, 1:].flatten(), self.z_loss
+            )  # pyright: ignore[reportGeneralTypeIssues]
+        return LossValue(objective, nll)
+
+
+class _ChunkedCrossEntropy(torch.autograd.Function):
+    """hidden [n, H], weight [V, H], targets [n] -> objective and NLL, float32 scalars."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, z_loss: float
+    ) -> tuple[Tensor, Tensor]:
+        head = weight.detach().to(hidden.dtype)
+        chunk = max(_MIN_CHUNK, _CHUNK_LOGITS[hidden.device.type] // len(head))
+        hidden_grad = torch.empty_like(hidden)
+        head_grad = torch.zeros_like(weight, dtype=torch.float32)
+        nll, squares = hidden.new_zeros(2, dtype=torch.float32)
+        for start in range(0, len(hidden), chunk):
+            part = slice(start, start + chunk)
+            target = targets[part, None]
+            logits = float32_logits(hidden[part], head)
+            target_logit = logits.gather(1, target)
+            log_probs = logits.log_softmax(-1)
+            losses = -log_probs.gather(1, target)
+            z = losses + target_logit
+            nll += losses.sum()
+            squares += z.square().sum()
+            grad = log_probs.exp_().mul_((1 + 2 * z_loss * z) / len(hidden))
+            grad.scatter_add_(1, target, torch.full_like(losses, -1 / len(hidden)))
+            grad = grad.to(hidden.dtype)
+            torch.mm(grad, head, out=hidden_grad[part])
+            head_grad += grad.t() @ hidden[part]
+        ctx.save_for_backward(hidden_grad, head_grad)
+        nll, squares = nll / len(hidden), squares / len(hidden)
+        ctx.mark_non_differentiable(nll)
+        return nll + z_loss * squares, nll
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        hidden_grad, head_grad = ctx.saved_tensors
+        return hidden_grad * grads[0], head_grad * grads[0], None, None

@@ -1,0 +1,157 @@
+import hashlib
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from transformers import PreTrainedModel
+
+from stillhouse.errors import ModelError, SpecError
+from stillhouse.models.causal_lm import (
+    build_model,
+    choose_device,
+    choose_dtype,
+    load_model,
+    save_model,
+    weights_digest,
+)
+from stillhouse.spec import ModelSettings
+
+CPU = torch.device("cpu")
+ARCHITECTURES = ["llama", "qwen3", "olmo2", "gpt_neox"]
+
+
+def small(architecture: str = "llama", seed: int = 0, **changes: object) -> PreTrainedModel:
+    settings = ModelSettings.model_validate(
+        {"architecture": architecture, "hidden_size": 64, "num_layers": 1, **changes}
+    )
+    return build_model(settings, vocab_size=100, sequence_length=16, seed=seed, eos_id=3)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_build_follows_the_settings(architecture: str) -> None:
+    model = small(architecture)
+    config = model.config
+    assert config.vocab_size == 128
+    assert (config.hidden_size, config.num_hidden_layers) == (64, 1)
+    assert config.num_attention_heads == 2
+    assert config.max_position_embeddings == 16
+    assert config.eos_token_id == 3
+    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert model(input_ids=torch.arange(16)[None]).logits.shape == (1, 16, 128)
+
+
+def test_default_sizes_of_the_demo_model() -> None:
+    model = build_model(ModelSettings(), vocab_size=4096, sequence_length=128, seed=0, eos_id=0)
+    assert model.config.intermediate_size == 384
+    assert model.num_parameters() == 950_912
+
+
+def test_weights_depend_on_the_seed_alone() -> None:
+    torch.manual_seed(5)
+    first = small().state_dict()
+    drawn = torch.rand(3)
+    torch.manual_seed(5)
+    assert torch.equal(torch.rand(3), drawn), "building a model moved the global generator"
+    torch.manual_seed(6)
+    again, other = small().state_dict(), small(seed=1).state_dict()
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not torch.equal(first["lm_head.weight"], other["lm_head.weight"])
+
+
+def test_untied_embeddings_and_longer_context() -> None:
+    model = small(tie_embeddings=False, max_position=64)
+    assert model.get_output_embeddings().weight is not model.get_input_embeddings().weight
+    assert model.config.max_position_embeddings == 64
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"num_heads": 3}, "64 does not divide into 3 heads"), ({"max_position": 8}, "is below")],
+)
+def test_impossible_sizes_are_refused(changes: dict[str, int], message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        small(**changes)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_save_and_load_keep_every_bit(architecture: str, tmp_path: Path) -> None:
+    model = small(architecture)
+    save_model(model, tmp_path)
+    loaded = load_model(str(tmp_path), dtype="float32", attention="auto", device=CPU)
+    ids = torch.arange(16)[None]
+    model.set_attn_implementation("eager")
+    assert torch.equal(loaded.eval()(input_ids=ids).logits, model.eval()(input_ids=ids).logits)
+
+
+def test_equal_weights_are_equal_bytes(tmp_path: Path) -> None:
+    save_model(small(), tmp_path / "a")
+    loaded = load_model(str(tmp_path / "a"), dtype="float32", attention="auto", device=CPU)
+    save_model(loaded, tmp_path / "b")
+    save_model(small(seed=1), tmp_path / "c")
+    names = sorted(p.name for p in (tmp_path / "a").iterdir())
+    assert names == sorted(p.name for p in (tmp_path / "b").iterdir())
+    for name in names:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
+    digests = [weights_digest(str(tmp_path / folder)) for folder in "abc"]
+    assert digests[0] == digests[1] != digests[2]
+
+
+def test_digest_is_over_configuration_and_weights_only(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_bytes(b"{}")
+    (tmp_path / "model.safetensors").write_bytes(b"abc")
+    (tmp_path / "README.md").write_bytes(b"not counted")
+    expected = hashlib.sha256(b"config.json\0{}model.safetensors\0abc").hexdigest()
+    assert weights_digest(str(tmp_path)) == expected
+
+
+def test_load_from_a_uri(tmp_path: Path) -> None:
+    import fsspec
+
+    model = small()
+    save_model(model, tmp_path)
+    memory = fsspec.filesystem("memory")
+    for path in tmp_path.iterdir():
+        memory.pipe_file(f"/load-from-uri/{path.name}", path.read_bytes())
+    loaded = load_model("memory://load-from-uri", dtype="bfloat16", attention="sdpa", device=CPU)
+    expected = model.lm_head.weight.bfloat16()
+    assert torch.equal(loaded.lm_head.weight, expected)
+
+
+@pytest.mark.parametrize("path", ["/no/such/model", "./nothing", "memory://nothing-here"])
+def test_a_missing_model_is_one_line(path: str) -> None:
+    with pytest.raises(ModelError) as caught:
+        load_model(path, dtype="auto", attention="auto", device=CPU)
+    assert path in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_pickled_weights_are_refused(tmp_path: Path) -> None:
+    model = small()
+    model.config.save_pretrained(tmp_path)
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    with pytest.raises(ModelError, match="cannot load the model") as caught:
+        load_model(str(tmp_path), dtype="auto", attention="auto", device=CPU)
+    assert "\n" not in str(caught.value)
+
+
+def test_saved_weights_are_float32_and_shared_once(tmp_path: Path) -> None:
+    save_model(small(), tmp_path)
+    with safe_open(tmp_path / "model.safetensors", "pt") as tensors:
+        names = set(tensors.keys())
+        assert tensors.get_tensor("model.embed_tokens.weight").dtype == torch.float32
+    assert "lm_head.weight" not in names
+
+
+def test_choices_by_device() -> None:
+    cuda = torch.device("cuda")
+    assert choose_device("auto", 0) == CPU == choose_device("cpu", 1)
+    assert choose_dtype("auto", CPU) == torch.float32 == choose_dtype("float32", cuda)
+    assert choose_dtype("auto", cuda) == torch.bfloat16 == choose_dtype("bfloat16", CPU)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+@pytest.mark.parametrize(("device", "gpus"), [("auto", 1), ("cuda", 0), ("cuda:1", 1)])
+def test_cuda_without_a_gpu(device: str, gpus: float) -> None:
+    with pytest.raises(SpecError, match=r"compute\.gpus_per_worker"):
+        choose_device(device, gpus)

@@ -1,0 +1,262 @@
+import gzip
+import io
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from fsspec.config import conf
+
+from stillhouse.errors import InputError, StorageError
+from stillhouse.storage.commit import create, replace
+from stillhouse.storage.filesystem import (
+    absolute_uri,
+    exists,
+    join,
+    list_files,
+    list_names,
+    open_read,
+    protocol_of,
+    read_bytes,
+    read_many,
+    use_options,
+)
+
+SUFFIXES = [".parquet", ".jsonl"]
+
+
+def put_all(folder, names):
+    for name in names:
+        replace(join(folder, name), name.encode())
+
+
+def names_of(paths, suffixes=SUFFIXES):
+    return [info.name for info in list_files(paths, suffixes)]
+
+
+def test_uris(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    here = str(tmp_path.resolve())
+    assert absolute_uri("store") == f"{here}/store"
+    assert absolute_uri("a/../store/") == f"{here}/store"
+    assert absolute_uri(f"file://{here}/store/") == f"{here}/store"
+    assert absolute_uri("s3://bucket/store/") == "s3://bucket/store"
+    assert absolute_uri("~/store") == str(Path.home() / "store")
+    assert (protocol_of("s3://b"), protocol_of("/x")) == ("s3", "file")
+    assert join("s3://b/", "x", "y") == "s3://b/x/y"
+
+
+def test_read(folder):
+    put_all(folder, ["a", "b/c"])
+    assert read_bytes(join(folder, "b/c")) == b"b/c"
+    assert read_many([join(folder, name) for name in ("b/c", "a")]) == [b"b/c", b"a"]
+    assert read_many([]) == []
+    assert exists(join(folder, "a"))
+    assert not exists(join(folder, "b/d"))
+    for read in (read_bytes, open_read):
+        with pytest.raises(FileNotFoundError):
+            read(join(folder, "nothing"))
+
+
+def test_list_names(folder):
+    assert list_names(folder) == []
+    put_all(folder, ["b", "a", "deep/er/x"])
+    assert list_names(folder) == ["a", "b", "deep"]
+    assert list_names(join(folder, "deep")) == ["er"]
+    assert list_names(join(folder, "nothing")) == []
+
+
+def test_open_read_is_a_file(folder):
+    data = random.Random(0).randbytes((4 << 20) + 1000)
+    replace(join(folder, "x"), data)
+    with open_read(join(folder, "x")) as file:
+        assert file.read(10) == data[:10]
+        assert file.seek(-10, io.SEEK_END) == len(data) - 10
+        assert file.read() == data[-10:]
+        assert file.read(5) == b""
+        assert file.seek(5) == 5
+        assert file.read() == data[5:]
+        file.seek(4 << 20)
+        file.seek(-4, io.SEEK_CUR)
+        assert file.read(100) == data[(4 << 20) - 4 :][:100]
+
+
+def test_lines_and_compressed_lines(folder):
+    lines = [f"line {i} é\n" for i in range(20_000)]
+    text = "".join(lines).encode()
+    replace(join(folder, "x.txt"), text)
+    replace(join(folder, "x.gz"), gzip.compress(text))
+    with open_read(join(folder, "x.txt")) as file:
+        assert list(io.TextIOWrapper(file, encoding="utf-8")) == lines
+    with open_read(join(folder, "x.gz")) as file:
+        assert gzip.GzipFile(fileobj=file).read() == text
+
+
+def test_reading_text_is_one_request_each_4_mib(bucket, proxied):
+    replace(f"{bucket}/x", b"0123456\n" * (1 << 20))
+    proxied.requests.clear()
+    with open_read(f"{bucket}/x") as file:
+        assert sum(1 for _ in io.TextIOWrapper(file)) == 1 << 20
+    assert [method for method, _ in proxied.requests] == ["HEAD", "GET", "GET"]
+
+
+def test_row_groups_through_open_read(bucket, proxied):
+    table = pa.table({"x": random.Random(0).choices(range(10**9), k=100_000)})
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, row_group_size=10_000)
+    replace(f"{bucket}/x.parquet", buffer.getvalue())
+    proxied.requests.clear()
+    with open_read(f"{bucket}/x.parquet") as stream:
+        file = pq.ParquetFile(stream)
+        groups = [file.read_row_group(g) for g in range(10)]
+    assert pa.concat_tables(groups).equals(table)
+    assert [method for method, _ in proxied.requests] == ["HEAD", "GET", "GET"]
+
+
+def test_list_folder(folder):
+    names = ["b.parquet", "a.jsonl", "deep/c.PARQUET", "a.txt", ".hidden.jsonl"]
+    put_all(folder, [*names, "_tmp/d.jsonl", "deep/.x/e.jsonl", "a.jsonl.tmp"])
+    found = list_files([folder], SUFFIXES)
+    assert [f.name for f in found] == ["a.jsonl", "b.parquet", "deep/c.PARQUET"]
+    assert [f.uri for f in found] == [join(folder, f.name) for f in found]
+    assert [f.size_bytes for f in found] == [7, 9, 14]
+
+
+def test_list_globs_and_files(folder):
+    put_all(folder, ["x/a.jsonl", "x/b.jsonl", "y/a.jsonl", "y/_c.jsonl", "y/d.txt"])
+    assert names_of([join(folder, "*/a.jsonl")]) == ["x/a.jsonl", "y/a.jsonl"]
+    assert names_of([join(folder, "x/?.jsonl")]) == ["a.jsonl", "b.jsonl"]
+    assert names_of([join(folder, "**/b.jsonl")]) == ["x/b.jsonl"]
+    # what is named is taken, whatever its suffix or first character
+    assert names_of([join(folder, "y/d.txt")]) == ["d.txt"]
+    assert names_of([join(folder, "y/_*")]) == ["_c.jsonl"]
+
+
+def test_list_names_each_file_once(folder):
+    put_all(folder, ["x/a.jsonl", "x/b.jsonl"])
+    paths = [join(folder, "x"), join(folder, "x/*"), join(folder, "x/b.jsonl")]
+    assert names_of(paths) == ["a.jsonl", "b.jsonl"]
+
+
+def test_names_hold_when_a_folder_is_renamed_or_grows(folder):
+    put_all(folder, ["old/a/1.jsonl", "new/a/1.jsonl", "new/b/2.jsonl"])
+    assert names_of([join(folder, "old")]) == ["a/1.jsonl"]
+    assert names_of([join(folder, "new")]) == ["a/1.jsonl", "b/2.jsonl"]
+
+
+def test_nothing_matches(folder):
+    put_all(folder, ["x/a.txt"])
+    for path in ("x", "nothing", "x/*.jsonl", "x/b.txt"):
+        with pytest.raises(InputError, match=rf"no files match '.*{path[-3:]}' \(looking for"):
+            list_files([join(folder, path)], SUFFIXES)
+
+
+def test_stamp_tells_a_change_of_the_same_size(folder):
+    replace(join(folder, "a.jsonl"), b"one")
+    [before] = list_files([folder], SUFFIXES)
+    assert list_files([folder], SUFFIXES) == [before]
+    replace(join(folder, "a.jsonl"), b"two")
+    [after] = list_files([folder], SUFFIXES)
+    assert (after.size_bytes, after.uri) == (before.size_bytes, before.uri)
+    assert after.stamp != before.stamp
+
+
+def test_stamp_tells_a_change_behind_a_link_and_a_restored_time(tmp_path):
+    data = tmp_path / "blob"
+    data.write_bytes(b"one")
+    (tmp_path / "pool").mkdir()
+    (tmp_path / "pool" / "a.jsonl").symlink_to(data)
+    (tmp_path / "pool" / "gone.jsonl").symlink_to(tmp_path / "nothing")
+    [before] = list_files([str(tmp_path / "pool" / "*.jsonl")], SUFFIXES)
+    assert list_files([str(tmp_path / "pool")], SUFFIXES) == [before]
+    times = os.stat(data)
+    (tmp_path / "other").write_bytes(b"two")
+    os.utime(tmp_path / "other", ns=(times.st_atime_ns, times.st_mtime_ns))
+    os.replace(tmp_path / "other", data)
+    [after] = list_files([str(tmp_path / "pool")], SUFFIXES)
+    assert after.stamp != before.stamp
+
+
+def test_folder_names_with_wildcards_are_taken_at_their_word(tmp_path):
+    put_all(str(tmp_path / "pool [v1]"), ["a.jsonl"])
+    assert names_of([str(tmp_path / "pool [v1]")]) == ["a.jsonl"]
+    assert names_of([str(tmp_path / "pool [v1]" / "a.jsonl")]) == ["a.jsonl"]
+
+
+def test_unreadable_folder_is_no_empty_folder(tmp_path):
+    put_all(str(tmp_path), ["a.jsonl", "closed/b.jsonl"])
+    (tmp_path / "closed").chmod(0)
+    code = (
+        f"import os, sys; sys.path[:0] = {sys.path!r}\n"
+        "from stillhouse.storage.filesystem import list_files\n"
+        f"os.chdir({str(tmp_path)!r}); os.getuid() or os.setuid(65534)\n"
+        "list_files(['.'], ['.jsonl'])"
+    )
+    for folder in [tmp_path, *tmp_path.parents]:
+        if folder.stat().st_uid == os.getuid() and folder != Path("/tmp"):
+            folder.chmod(folder.stat().st_mode | 0o055)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    (tmp_path / "closed").chmod(0o700)
+    assert "StorageError: listing" in done.stderr
+    assert "Permission denied" in done.stderr
+
+
+def test_other_filesystems():
+    name = f"memory://listing-{time.time_ns()}"
+    put_all(name, ["a.jsonl", "b/c.jsonl", "d.txt"])
+    found = list_files([name], SUFFIXES)
+    assert [f.name for f in found] == ["a.jsonl", "b/c.jsonl"]
+    assert [read_bytes(f.uri) for f in found] == [b"a.jsonl", b"b/c.jsonl"]
+    with open_read(found[1].uri) as file:
+        assert file.read() == b"b/c.jsonl"
+
+
+def test_options_reach_fsspec_and_workers(s3_url, bucket, monkeypatch):
+    monkeypatch.setitem(conf, "s3", {})
+    monkeypatch.delenv("AWS_ENDPOINT_URL")
+    options = {"endpoint_url": s3_url, "config_kwargs": {"s3": {"addressing_style": "path"}}}
+    env = use_options(bucket, options)
+    assert {name: json.loads(value) for name, value in env.items()} == {"FSSPEC_S3": options}
+    assert create(f"{bucket}/x", b"seen")
+    code = (
+        "from stillhouse.storage.filesystem import filesystem, read_bytes\n"
+        f"print(read_bytes('{bucket}/x'), filesystem('{bucket}')[0].config_kwargs)"
+    )
+    child = {**os.environ, **env, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", code], env=child, capture_output=True, text=True)
+    assert done.stdout == (
+        "b'seen' {'connect_timeout': 10, 'read_timeout': 20, "
+        "'retries': {'total_max_attempts': 1, 'mode': 'standard'}, "
+        "'s3': {'addressing_style': 'path'}}\n"
+    ), done.stderr
+
+
+def test_local_stores_need_no_options():
+    assert use_options("/store", {"endpoint_url": "http://x"}) == {}
+    assert use_options("s3://x", {}) == {}
+
+
+def test_local_paths_need_no_fsspec(tmp_path):
+    code = (
+        "import sys\nfrom stillhouse.storage.commit import check_store\n"
+        f"check_store({str(tmp_path)!r})\nprint({{'fsspec', 'torch'}} & set(sys.modules))"
+    )
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    assert done.stdout == "set()\n", done.stderr
+
+
+def test_double_colons_are_no_chain(tmp_path):
+    put_all(str(tmp_path / "a::b"), ["x.jsonl"])
+    assert names_of([str(tmp_path / "a::b")]) == ["x.jsonl"]
+
+
+def test_reading_a_folder(tmp_path):
+    with pytest.raises(StorageError, match=r"reading .* failed: .*Is a directory"):
+        read_bytes(str(tmp_path))

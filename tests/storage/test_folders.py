@@ -1,0 +1,52 @@
+import pytest
+
+from stillhouse.fingerprint import sha256
+from stillhouse.storage.commit import create, replace
+from stillhouse.storage.filesystem import join, list_names, read_bytes
+from stillhouse.storage.folders import LocalCopy, put_folder
+
+
+def save(folder):
+    (folder / "config.json").write_bytes(b"{}")
+    (folder / "model.safetensors").write_bytes(b"weights")
+
+
+def put(store, save=save):
+    return put_folder(store, "m", save, inputs={"a": 1}, settings={"b": 2}, totals={"c": 3})
+
+
+def test_put_folder(store):
+    manifest = put(store)
+    assert manifest.files == {
+        "config.json": sha256(b"{}"),
+        "model.safetensors": sha256(b"weights"),
+    }
+    assert (manifest.kind, manifest.inputs, manifest.totals) == ("models", {"a": 1}, {"c": 3})
+    assert read_bytes(store.path("models/m/model.safetensors")) == b"weights"
+    assert store.get_manifest("models", "m") == manifest
+
+
+def test_files_of_a_writer_that_died_are_adopted(store):
+    create(store.path("models/m/model.safetensors"), b"its weights")
+    assert put(store).files["model.safetensors"] == sha256(b"its weights")
+    assert put(store, lambda folder: None).files["model.safetensors"] == sha256(b"its weights")
+
+
+def test_failed_save_leaves_nothing(store):
+    def broken(folder):
+        save(folder)
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        put(store, broken)
+    assert list_names(store.path("models")) == []
+
+
+def test_local_copy(folder):
+    replace(join(folder, "a.json"), b"{}")
+    replace(join(folder, "b.bin"), bytes(9 << 20))
+    with LocalCopy(folder) as local:
+        assert sorted(path.name for path in local.iterdir()) == ["a.json", "b.bin"]
+        assert (local / "a.json").read_bytes() == b"{}"
+        assert (local / "b.bin").stat().st_size == 9 << 20
+    assert str(local) == folder or not local.exists()

@@ -1,0 +1,135 @@
+import json
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from selections import LENGTH, NUM_ROWS, SIZES, put_selection
+from torch.utils.data import DataLoader
+
+from stillhouse.storage.artifact import Store
+from stillhouse.storage.readers import open_selection
+
+
+@pytest.fixture
+def selection(store):
+    return open_selection(put_selection(store))
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory):
+    return open_selection(put_selection(Store(str(tmp_path_factory.mktemp("store")))))
+
+
+def numbers(dataset):
+    """Which rows came, in order: row i begins with token 10 i."""
+    return [
+        int(item["input_ids"].reshape(-1, LENGTH)[j, 0]) // 10
+        for item in dataset
+        for j in _rows(item)
+    ]
+
+
+def _rows(item):
+    return range(item["input_ids"].numel() // LENGTH)
+
+
+def test_rows(selection):
+    rows = list(selection.to_torch())
+    assert all(row["input_ids"].dtype == torch.int64 for row in rows)
+    by_start = {int(row["input_ids"][0]): row["input_ids"].tolist() for row in rows}
+    assert by_start == {10 * i: [10 * i + j for j in range(4)] for i in range(NUM_ROWS)}
+
+
+def test_order_is_fixed_by_seed_and_epoch(selection):
+    order = numbers(selection.to_torch(seed=1, epoch=2))
+    assert numbers(selection.to_torch(seed=1, epoch=2)) == order
+    first = {i: list(range(sum(SIZES[:i]), sum(SIZES[: i + 1]))) for i in range(3)}
+    orders = {
+        tuple(numbers(selection.to_torch(seed=s, epoch=e))) for s in range(3) for e in range(3)
+    }
+    assert len(orders) > 2
+    for seen in orders:  # whole parts, permuted
+        blocks = sorted(first.values(), key=lambda block: seen.index(block[0]))
+        assert list(seen) == sum(blocks, [])
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 30), st.integers(0, 3), st.one_of(st.none(), st.integers(1, 30)))
+def test_ranks_share_all_rows(local, world_size, seed, batch_size):
+    shares = [
+        numbers(local.to_torch(rank=r, world_size=world_size, seed=seed, batch_size=batch_size))
+        for r in range(world_size)
+    ]
+    assert sum(shares, []) == numbers(local.to_torch(seed=seed))
+    sizes = {len(share) for share in shares}
+    assert max(sizes) - min(sizes) <= 1
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 5, 21, 30])
+def test_batches(selection, batch_size):
+    sizes = [len(item["input_ids"]) for item in selection.to_torch(batch_size=batch_size)]
+    whole, rest = divmod(NUM_ROWS, batch_size)
+    assert sizes == [batch_size] * whole + ([rest] if rest else [])
+
+
+@pytest.mark.parametrize("batch_size", [None, 1, 4])
+@pytest.mark.parametrize(("rank", "world_size"), [(0, 1), (1, 2)])
+def test_state_saved_at_every_step_gives_the_rest(local, batch_size, rank, world_size):
+    def dataset():
+        return local.to_torch(rank=rank, world_size=world_size, seed=3, batch_size=batch_size)
+
+    straight = [item["input_ids"].tolist() for item in dataset()]
+    running = dataset()
+    states = [running.state_dict()]
+    states += [running.state_dict() for _ in running]
+    assert len(states) == len(straight) + 1
+    for step, state in enumerate(states):
+        again = dataset()
+        again.load_state_dict(json.loads(json.dumps(state)))
+        assert again.state_dict() == state
+        assert [item["input_ids"].tolist() for item in again] == straight[step:]
+
+
+def test_each_iteration_starts_anew(local):
+    dataset = local.to_torch()
+    next(iter(dataset))
+    assert numbers(dataset) == numbers(dataset) == numbers(local.to_torch())
+
+
+def test_state_of_another_order_is_refused(local):
+    state = local.to_torch(seed=1).state_dict()
+    for changed in ({"seed": 2}, {"seed": 1, "epoch": 1}, {"seed": 1, "world_size": 2}):
+        dataset = local.to_torch(**changed)
+        dataset.load_state_dict(state)
+        with pytest.raises(ValueError, match="the state was taken with"):
+            next(iter(dataset))
+
+
+def test_finished_parts_are_not_read_again(bucket, proxied):
+    selection = open_selection(put_selection(Store(bucket)))
+    dataset = selection.to_torch()
+    dataset.load_state_dict(dataset.state_dict() | {"rows": 18})
+    proxied.requests.clear()
+    assert len(numbers(dataset)) == 3
+    assert len(proxied.requests) == 2  # size and bytes of the last part
+
+
+@pytest.mark.parametrize("num_workers", [1, 2, 3])
+def test_dataloader_workers_share_all_rows(selection, num_workers):
+    loader = DataLoader(selection.to_torch(), batch_size=None, num_workers=num_workers)
+    assert sorted(numbers(loader)) == list(range(NUM_ROWS))
+
+
+def test_state_does_not_fit_other_workers(local):
+    dataset = local.to_torch()
+    dataset.load_state_dict(dataset.state_dict() | {"rows": 4})
+    with pytest.raises(ValueError, match="the state was taken with"):
+        list(DataLoader(dataset, batch_size=None, num_workers=2))
+
+
+def test_wrong_arguments(local):
+    with pytest.raises(ValueError, match="rank 2 is not below world_size 2"):
+        local.to_torch(rank=2, world_size=2)
+    with pytest.raises(ValueError, match="batch_size 0 is below 1"):
+        local.to_torch(batch_size=0)

@@ -1,0 +1,49 @@
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from stillhouse.models.causal_lm import build_model
+from stillhouse.models.scoring import scoring_model
+from stillhouse.spec import ModelSettings
+from stillhouse.text.pieces import Pieces
+from stillhouse.training.evaluate import heldout_nll, source_nll
+
+MODEL = scoring_model(
+    build_model(
+        ModelSettings(hidden_size=32, num_layers=1),
+        vocab_size=64,
+        sequence_length=6,
+        seed=0,
+        eos_id=0,
+    ),
+    device=torch.device("cpu"),
+)
+IDS = np.random.default_rng(0).integers(0, 64, (3, 6)).astype(np.uint16)
+
+
+def test_heldout_nll_is_the_mean_over_tokens() -> None:
+    expected = MODEL.token_nll(IDS).astype(np.float64).mean()
+    assert heldout_nll(MODEL, IDS) == pytest.approx(expected, abs=1e-12)
+
+
+def test_sources_own_their_positions() -> None:
+    pieces = Pieces(
+        sequence=np.array([0, 0, 1, 2, 2]),
+        start=np.array([0, 4, 0, 0, 1], np.int32),
+        end=np.array([4, 6, 6, 1, 6], np.int32),
+        file=np.zeros(5, np.int32),
+        row=np.arange(5),
+        source=np.array([0, 1, 1, 2, 0], np.int32),
+        sources=["wiki", "books", "code"],
+        ids=pa.array(["a", "b", "c", "d", "e"]),
+        offsets=np.array([0, 2, 3, 5]),
+    )
+    losses = MODEL.token_nll(IDS)
+    found = source_nll(MODEL, IDS, pieces)
+    assert list(found) == ["wiki", "books"]  # code owns one position, and that is not predicted
+    assert (found["wiki"].num_tokens, found["books"].num_tokens) == (8, 7)
+    wiki = np.concatenate([losses[0, :3], losses[2]])
+    books = np.concatenate([losses[0, 3:], losses[1]])
+    assert found["wiki"].nll == pytest.approx(wiki.mean(), abs=1e-6)
+    assert found["books"].nll == pytest.approx(books.mean(), abs=1e-6)
