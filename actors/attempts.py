@@ -20,24 +20,29 @@ class Attempts:
         self._budget = budget
         self._program: Counter[str] = Counter()
         self._hardware: Counter[str] = Counter()
+        self._begun: Counter[str] = Counter()
         self._open: dict[str, str] = {}
 
-    def begin(self, part: str, node: str) -> str | None:
+    def begin(self, part: str, node: str) -> tuple[int, str | None]:
         """Note an attempt at `part` on `node`.
 
         Returns:
-            None to go ahead, or why the part is given up.
+            How many attempts there were before, and why the part is given up (None to go ahead).
         """
         before = self._open.get(part)
         if before is not None:
             kind = self._program if before in _alive_nodes() else self._hardware
             kind[part] += 1
         if self._program[part] >= self._budget:
-            return f"killed its worker {self._program[part]} times"
+            return self._before(part), f"killed its worker {self._program[part]} times"
         if self._hardware[part] >= PREEMPTION_BUDGET:
-            return f"lost its node {self._hardware[part]} times"
+            return self._before(part), f"lost its node {self._hardware[part]} times"
         self._open[part] = node
-        return None
+        self._begun[part] += 1
+        return self._before(part), None
+
+    def _before(self, part: str) -> int:
+        return self._begun[part] - 1
 
     def finish(self, part: str) -> None:
         """Note that `part` was finished (or failed with an error of its own)."""

@@ -16,7 +16,7 @@ import ray
 from ray.actor import ActorHandle
 
 from stillhouse.errors import StillhouseError
-from stillhouse.storage.artifact import Receipt
+from stillhouse.storage.artifact import Receipt, Store
 
 
 class Host(Protocol):
@@ -34,13 +34,17 @@ class Host(Protocol):
 class PartWorker:
     """One worker of a pool. A failure of the task itself comes back as a row, not as a crash."""
 
-    def __init__(self, make: Callable[[], Host], attempts: ActorHandle) -> None:
+    def __init__(
+        self, make: Callable[[], Host], attempts: ActorHandle, store: Store, kind: str
+    ) -> None:
         self._host = make()
-        self._attempts = attempts
+        self._attempts: Any = attempts
+        self._store = store
+        self._kind = kind
         self._node = ray.get_runtime_context().get_node_id()
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Do the tasks of a block in order, reading one ahead.
+        """Do the tasks of a block in order, reading one ahead; again only what is not finished.
 
         Args:
             batch: a column `task` of objects with a `fingerprint`.
@@ -70,11 +74,12 @@ class PartWorker:
 
     def _one(self, task: Any) -> tuple[Receipt | None, tuple[str, str] | None]:
         name = str(task.fingerprint)
-        given_up = ray.get(self._attempts.begin.remote(name, self._node))
+        before, given_up = ray.get(self._attempts.begin.remote(name, self._node))
         if given_up is not None:
             return None, ("PartFailedError", f"part {name} {given_up}")
         try:
-            receipt = self._host.run(task)
+            done = self._store.finished(self._kind, [name]) if before else {}
+            receipt = done.get(name) or self._host.run(task)
         except StillhouseError as error:
             return None, (type(error).__name__, str(error))
         except Exception as error:

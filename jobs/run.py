@@ -1,5 +1,6 @@
 """`stillhouse run`: one job from its spec to its result, or nothing where all is there already."""
 
+from contextlib import suppress
 from typing import Any
 
 import yaml
@@ -8,7 +9,7 @@ from jobs.cluster import cluster
 from jobs.recorder import Recorder
 from pipelines.context import Context, Listener
 from pipelines.inputs import JobInputs, open_job_inputs
-from stillhouse.errors import StillhouseError
+from stillhouse.errors import StillhouseError, StorageError
 from stillhouse.fingerprint import fingerprint
 from stillhouse.spec import SelectSpec
 from stillhouse.storage.artifact import Store
@@ -40,14 +41,16 @@ def run_job(spec: SelectSpec, shown: Listener) -> dict[str, Any]:
     record = RunRecord(store, name)
     found = finished_result(store, name)
     if found is not None:
-        return found | {"status": "nothing_to_do"}
+        reused = {step: w | {"reused": w["parts"]} for step, w in found["work"].items()}
+        return found | {"status": "nothing_to_do", "work": reused}
     record.start(spec_yaml(spec), spec.job)
     try:
         with cluster(spec.compute, worker_env):
             result = _run(spec, store, inputs, record, shown)
     except BaseException as error:
         message = str(error) if isinstance(error, StillhouseError) else type(error).__name__
-        record.finish("failed", message)
+        with suppress(StorageError):  # the store may be what failed
+            record.finish("failed", message)
         raise
     record.put_result(result)
     record.finish("done")

@@ -11,9 +11,9 @@ from pipelines.flow import run_tasks
 from pipelines.scores import Scores
 from stillhouse.selection.ranking import RankedPart, Rule, scorers_read
 from stillhouse.spec import DataSource, SelectSpec
-from stillhouse.storage.artifact import Manifest, Store, read_table
+from stillhouse.storage.artifact import Manifest, Store
 from stillhouse.storage.readers import part_files
-from stillhouse.text.pieces import read_pieces
+from stillhouse.text.pieces import part_sources
 from stillhouse.text.tasks import UnitFile
 
 _PRIOR_SHARE = 0.02
@@ -87,8 +87,4 @@ def candidates_of(
 
 def _labels(ctx: Context, tokens: Manifest) -> list[str]:
     items = [ctx.store.path(part.path) for part in tokens.parts]
-    return sorted({name for found in run_tasks(ctx, _part_labels, items) for name in found})
-
-
-def _part_labels(uri: str) -> list[str]:
-    return read_pieces(read_table(uri, ["documents"])).sources
+    return sorted({name for found in run_tasks(ctx, part_sources, items) for name in found})

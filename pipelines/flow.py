@@ -23,6 +23,8 @@ from stillhouse.storage.artifact import Receipt
 T = TypeVar("T")
 R = TypeVar("R")
 _MAX_BLOCKS = 2000
+_AHEAD = 4
+"""Descriptors in a block where there are many: a worker reads one part ahead inside a block."""
 
 
 def stream_parts(
@@ -57,7 +59,7 @@ def stream_parts(
         if todo:
             cpus = int(ray.cluster_resources().get("CPU", 1) / ctx.compute.cpus_per_worker)
             pool = min(workers or max(1, cpus), len(todo))
-            for receipt, seconds in _stream(ctx, list(todo.values()), make, pool, gpus):
+            for receipt, seconds in _stream(ctx, kind, list(todo.values()), make, pool, gpus):
                 done[receipt.task] = receipt
                 ctx.work[step].device_seconds += seconds
                 advance(1, receipt.counts.get(unit, 0))
@@ -65,16 +67,26 @@ def stream_parts(
 
 
 def _stream(
-    ctx: Context, tasks: list[Any], make: Callable[[], Host], workers: int, gpus: float
+    ctx: Context,
+    kind: str,
+    tasks: list[Any],
+    make: Callable[[], Host],
+    workers: int,
+    gpus: float,
 ) -> Iterator[tuple[Receipt, float]]:
     attempts = Attempts.remote(ctx.compute.max_attempts)
     _quiet()
     rows = [{"task": task} for task in tasks]
-    per_block = -(-len(rows) // _MAX_BLOCKS)
+    per_block = max(-(-len(rows) // _MAX_BLOCKS), min(_AHEAD, len(rows) // (4 * workers)), 1)
     dataset = ray.data.from_items(rows, override_num_blocks=-(-len(rows) // per_block))
     results = dataset.map_batches(
         PartWorker,
-        fn_constructor_kwargs={"make": make, "attempts": attempts},
+        fn_constructor_kwargs={
+            "make": make,
+            "attempts": attempts,
+            "store": ctx.store,
+            "kind": kind,
+        },
         batch_size=None,
         compute=ActorPoolStrategy(size=workers),
         num_cpus=0 if gpus else ctx.compute.cpus_per_worker,
@@ -103,11 +115,11 @@ def run_tasks(
     ctx: Context, function: Callable[[T], R], items: Iterable[T], *, in_flight: int = 64
 ) -> Iterator[R]:
     """`map(function, items)` as Ray tasks: results in order, at most `in_flight` waiting."""
-    if ctx.dry:
-        raise Unfinished("small tasks")
     remote = ray.remote(num_cpus=ctx.compute.cpus_per_worker)(_call)
     waiting: list[ray.ObjectRef[Any]] = []
     for item in items:
+        if ctx.dry:
+            raise Unfinished("small tasks")
         if len(waiting) >= in_flight:
             yield ray.get(waiting.pop(0))
         waiting.append(remote.remote(function, item))

@@ -3,9 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
-
-from numpy.typing import NDArray
+from typing import Literal
 
 from actors.scorer import ScorerHost, ScorerSettings
 from pipelines.context import Context
@@ -14,11 +12,15 @@ from pipelines.models import ModelRef
 from pipelines.tokens import TokenizerRef
 from stillhouse.fingerprint import fingerprint
 from stillhouse.selection.scorers import score_task
-from stillhouse.selection.statistics import dsir_ratios, heldout_ngrams, put_statistics
+from stillhouse.selection.statistics import (
+    DsirTask,
+    NgramsTask,
+    compute_statistics,
+    put_statistics,
+)
 from stillhouse.spec import SelectSpec
-from stillhouse.storage.artifact import Manifest, PartRef, Store
+from stillhouse.storage.artifact import Manifest
 from stillhouse.text.tasks import PackTask
-from stillhouse.text.tokenizer import load_tokenizer
 
 UNITS = {
     "causal_lm": ("nats per token", "lower"),
@@ -69,23 +71,31 @@ class PoolScores:
         num_rows = max(1, _DSIR_TOKENS // self._spec.sequence_length)
         pool = list(self._pool.parts)
         key = ["dsir", [t.unit.fingerprint for t in target], [p.sha256 for p in pool], num_rows]
-        make = partial(_make_dsir, self._ctx.store, self._tokenizer, target, pool, num_rows)
-        return self._by_statistics("score dsir", "dsir", fingerprint(key), make)
+        task = DsirTask(self._ctx.store, *self._words, tuple(target), tuple(pool), num_rows)
+        return self._by_statistics("score dsir", "dsir", fingerprint(key), task)
 
     def contamination(self, heldout: Sequence[PackTask]) -> Scores | None:
         """Which sequences hold a document that shares 13-grams with held-out text; None if off."""
         if not self._spec.selection.exclude_contaminated:
             return None
         key = ["contamination", [task.unit.fingerprint for task in heldout]]
-        make = partial(_make_ngrams, self._tokenizer, heldout)
-        return self._by_statistics("contamination", "contamination", fingerprint(key), make)
+        task = NgramsTask(*self._words, tuple(heldout))
+        return self._by_statistics("contamination", "contamination", fingerprint(key), task)
+
+    @property
+    def _words(self) -> tuple[str, str]:
+        return self._tokenizer.path, self._tokenizer.eos_token
 
     def _by_statistics(
-        self, step: str, kind: Literal["dsir", "contamination"], name: str, make: Any
+        self,
+        step: str,
+        kind: Literal["dsir", "contamination"],
+        name: str,
+        task: DsirTask | NgramsTask,
     ) -> Scores:
         store = self._ctx.store
         if store.find_manifest("models", name) is None:
-            values = next(run_tasks(self._ctx, _call, [make]))
+            values = next(run_tasks(self._ctx, compute_statistics, [task]))
             put_statistics(store, name, kind, values)
         return self._score(step, kind, name, store.path("models", name), 0, 0)
 
@@ -134,22 +144,3 @@ class PoolScores:
             made_by=receipts[0].info,
         )
         return Scores(self._ctx.store.put_manifest(manifest))
-
-
-def _call(make: Any) -> NDArray[Any]:
-    return make()
-
-
-def _make_dsir(
-    store: Store,
-    tokenizer: TokenizerRef,
-    target: Sequence[PackTask],
-    pool: list[PartRef],
-    num_rows: int,
-) -> NDArray[Any]:
-    words = load_tokenizer(tokenizer.path, tokenizer.eos_token)
-    return dsir_ratios(store, words, target, pool, num_rows, 0)
-
-
-def _make_ngrams(tokenizer: TokenizerRef, heldout: Sequence[PackTask]) -> NDArray[Any]:
-    return heldout_ngrams(load_tokenizer(tokenizer.path, tokenizer.eos_token), heldout)

@@ -16,7 +16,7 @@ from stillhouse.selection.budget import Cut, find_cut, find_weighted_cut, thresh
 from stillhouse.selection.ledger import LEDGER_SCHEMA, Tally
 from stillhouse.selection.quotas import QuotaCut, cut_to_json, find_quota_cut
 from stillhouse.selection.ranking import RULE_VERSION, SCORERS_OF, RankedPart, Rule
-from stillhouse.selection.writing import GroupTask, Member, group_parts, write_group
+from stillhouse.selection.writing import GroupTask, Member, count_kept, group_parts, write_group
 from stillhouse.spec import SelectionSettings, SelectSpec
 from stillhouse.storage.artifact import Manifest, Receipt, Store, parquet_bytes
 from stillhouse.storage.commit import create_or_adopt
@@ -193,7 +193,7 @@ def _groups(
 ) -> list[GroupTask]:
     """Group the input parts by how many rows each keeps (counted first: scores are small)."""
     index = {source: i for i, source in enumerate(pool.sources)}
-    count = partial(_count_kept, cut, index)
+    count = partial(count_kept, cut, index)
     kept = list(run_tasks(ctx, count, list(enumerate(ranked))))
     if not sum(kept):
         raise BudgetError(f"nothing reaches the threshold {cut.score:g}: lower `min_score`")
@@ -212,13 +212,6 @@ def _groups(
         )
         for number, group in enumerate(groups)
     ]
-
-
-def _count_kept(cut: Cut | QuotaCut, sources: dict[str, int], item: tuple[int, RankedPart]) -> int:
-    index, ranked = item
-    if isinstance(cut, QuotaCut):
-        return int(cut.mask(index, *ranked.with_sources(sources)).sum())
-    return int(cut.mask(index, ranked()).sum())
 
 
 def _write(ctx: Context, tasks: Sequence[GroupTask], advance: Any) -> list[Receipt]:
@@ -244,7 +237,7 @@ def _finish(
         tally.add(Tally.from_json(receipt.info["tally"]))
     tally.rows = sorted(tally.rows, key=lambda row: row["part"])
     ledger = parquet_bytes(pa.Table.from_pylist(tally.rows, schema=LEDGER_SCHEMA))
-    create_or_adopt(store.path("selections", name, "ledger.parquet"), ledger)
+    ledger = create_or_adopt(store.path("selections", name, "ledger.parquet"), ledger)
     manifest = Manifest(
         kind="selections",
         fingerprint=name,

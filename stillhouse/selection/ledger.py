@@ -5,7 +5,7 @@ throughout, so that the report never reads the pool again.
 """
 
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -61,7 +61,9 @@ class Tally:
 
     def to_json(self) -> dict[str, Any]:
         """As a JSON object."""
-        return asdict(self)
+        content = {f.name: getattr(self, f.name) for f in fields(self)}
+        content["sources"] = {name: asdict(source) for name, source in self.sources.items()}
+        return content | {"fates": dict(self.fates), "fate_tokens": dict(self.fate_tokens)}
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> "Tally":

@@ -5,6 +5,7 @@ gives the rule's value, larger is better. What must not be chosen is NaN: a row 
 that holds a document sharing 13-grams with the held-out text, or that the prior was trained on.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -84,7 +85,9 @@ class RankedPart:
         scores = self.read()
         return scores.value, scores.weight
 
-    def with_sources(self, names: dict[str, int]) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+    def with_sources(
+        self, names: Mapping[str, int]
+    ) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
         """Values, and each row's source as an index: the one that owns most of its tokens."""
         pieces = read_pieces(read_table(self.store.path(self.tokens.path), ["documents"]))
         table = np.array([names[s] for s in pieces.sources], np.int32)

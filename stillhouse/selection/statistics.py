@@ -5,6 +5,7 @@ text that contaminated documents are found with: one array each, as safetensors.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,29 +21,56 @@ from stillhouse.storage.folders import put_folder
 from stillhouse.text.documents import Document
 from stillhouse.text.pieces import token_ids
 from stillhouse.text.tasks import PackTask, kept_documents
-from stillhouse.text.tokenizer import Tokenizer
+from stillhouse.text.tokenizer import Tokenizer, load_tokenizer
 
 FILE_NAME = "statistics.safetensors"
 SMOOTHING = 1.0
 """Laplace pseudo-count: without it a bucket that a small target lacks decides by itself."""
 
 
-def dsir_ratios(
-    store: Store,
-    tokenizer: Tokenizer,
-    target: Sequence[PackTask],
-    pool: Sequence[PartRef],
-    num_rows: int,
-    seed: int,
-) -> NDArray[np.float64]:
+@dataclass(frozen=True, slots=True)
+class DsirTask:
     """Log ratios from the target's documents and `num_rows` random sequences of the pool."""
-    raw = np.zeros(NUM_BUCKETS, np.int64)
-    for text in _sampled_texts(store, tokenizer, pool, num_rows, seed):
-        raw += ngram_counts(text)
-    wanted = np.zeros(NUM_BUCKETS, np.int64)
-    for document in documents_of(target):
-        wanted += ngram_counts(document.text)
-    return log_ratios(wanted, raw, SMOOTHING)
+
+    store: Store
+    tokenizer: str
+    eos_token: str
+    target: tuple[PackTask, ...]
+    pool: tuple[PartRef, ...]
+    num_rows: int
+
+    def compute(self) -> NDArray[np.float64]:
+        """float64 [NUM_BUCKETS]."""
+        tokenizer = load_tokenizer(self.tokenizer, self.eos_token)
+        raw = np.zeros(NUM_BUCKETS, np.int64)
+        for text in _sampled_texts(self.store, tokenizer, self.pool, self.num_rows, 0):
+            raw += ngram_counts(text)
+        wanted = np.zeros(NUM_BUCKETS, np.int64)
+        for document in _documents(self.target):
+            wanted += ngram_counts(document.text)
+        return log_ratios(wanted, raw, SMOOTHING)
+
+
+@dataclass(frozen=True, slots=True)
+class NgramsTask:
+    """The word 13-grams of held-out documents, as the tokenizer gives their text back."""
+
+    tokenizer: str
+    eos_token: str
+    heldout: tuple[PackTask, ...]
+
+    def compute(self) -> NDArray[np.uint64]:
+        """uint64, sorted, unique."""
+        tokenizer = load_tokenizer(self.tokenizer, self.eos_token)
+        texts = (document.text for document in _documents(self.heldout))
+        return NgramIndex.from_texts(
+            tokenizer.decode(tokenizer.encode_batch([text])[0]) for text in texts
+        ).hashes
+
+
+def compute_statistics(task: DsirTask | NgramsTask) -> NDArray[Any]:
+    """What a task computes; a function that a worker can be sent."""
+    return task.compute()
 
 
 def _sampled_texts(
@@ -53,15 +81,7 @@ def _sampled_texts(
         yield from (tokenizer.decode(row) for row in ids[rows])
 
 
-def heldout_ngrams(tokenizer: Tokenizer, heldout: Sequence[PackTask]) -> NDArray[np.uint64]:
-    """The word 13-grams of held-out documents, as the tokenizer gives their text back."""
-    texts = (document.text for document in documents_of(heldout))
-    return NgramIndex.from_texts(
-        tokenizer.decode(tokenizer.encode_batch([text])[0]) for text in texts
-    ).hashes
-
-
-def documents_of(tasks: Iterable[PackTask]) -> Iterator[Document]:
+def _documents(tasks: Iterable[PackTask]) -> Iterator[Document]:
     """The documents that these tasks pack, in order."""
     for task in tasks:
         yield from kept_documents(task)

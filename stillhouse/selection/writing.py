@@ -6,7 +6,7 @@ near each other come from all over the pool, and nothing depends on how many wor
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -80,6 +80,16 @@ def group_parts(
 
 def _key(fingerprint: str, seed: int) -> bytes:
     return hashlib.sha256(f"{fingerprint}:{seed}".encode()).digest()
+
+
+def count_kept(
+    cut: Cut | QuotaCut, sources: Mapping[str, int], item: tuple[int, RankedPart]
+) -> int:
+    """How many rows of a part (its index and its ranking) a cut keeps."""
+    index, ranked = item
+    if isinstance(cut, QuotaCut):
+        return int(cut.mask(index, *ranked.with_sources(sources)).sum())
+    return int(cut.mask(index, ranked()).sum())
 
 
 def write_group(store: Store, task: GroupTask) -> Receipt:

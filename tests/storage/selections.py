@@ -1,4 +1,4 @@
-"""A small selection made by hand: 3 parts of 10, 7 and 4 sequences of 4 tokens, 10 + 11 raw rows."""
+"""A small selection made by hand: parts of 10, 7 and 4 sequences of 4 tokens."""
 
 import io
 

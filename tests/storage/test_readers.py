@@ -97,6 +97,14 @@ def test_to_datasets(uri, tmp_path, monkeypatch):
     assert [row["row"] for row in streamed] == list(range(21))
 
 
+def test_datasets_is_given_the_storage_options(bucket, proxied, monkeypatch):
+    from stillhouse.storage.artifact import Store
+
+    uri = put_selection(Store(bucket))
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    assert len(list(open_selection(uri).to_datasets(streaming=True))) == 21
+
+
 def test_datasets_needs_no_help(uri, tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     found = datasets.load_dataset("parquet", data_files=f"{uri}/*.parquet", split="train")

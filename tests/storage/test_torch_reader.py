@@ -1,4 +1,5 @@
 import json
+from itertools import chain
 
 import pytest
 import torch
@@ -51,7 +52,7 @@ def test_order_is_fixed_by_seed_and_epoch(selection):
     assert len(orders) > 2
     for seen in orders:  # whole parts, permuted
         blocks = sorted(first.values(), key=lambda block: seen.index(block[0]))
-        assert list(seen) == sum(blocks, [])
+        assert list(seen) == list(chain(*blocks))
 
 
 @settings(max_examples=30, deadline=None)
@@ -61,7 +62,7 @@ def test_ranks_share_all_rows(local, world_size, seed, batch_size):
         numbers(local.to_torch(rank=r, world_size=world_size, seed=seed, batch_size=batch_size))
         for r in range(world_size)
     ]
-    assert sum(shares, []) == numbers(local.to_torch(seed=seed))
+    assert list(chain(*shares)) == numbers(local.to_torch(seed=seed))
     sizes = {len(share) for share in shares}
     assert max(sizes) - min(sizes) <= 1
 
@@ -115,7 +116,7 @@ def test_finished_parts_are_not_read_again(bucket, proxied):
     assert len(proxied.requests) == 2  # size and bytes of the last part
 
 
-@pytest.mark.parametrize("num_workers", [1, 2, 3])
+@pytest.mark.parametrize("num_workers", [1, 2])
 def test_dataloader_workers_share_all_rows(selection, num_workers):
     loader = DataLoader(selection.to_torch(), batch_size=None, num_workers=num_workers)
     assert sorted(numbers(loader)) == list(range(NUM_ROWS))

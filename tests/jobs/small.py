@@ -1,0 +1,79 @@
+"""A small world to select from: text in four styles, made up word by word from a seed."""
+
+import random
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+
+STYLES = {
+    style: words.split()
+    for style, words in {
+        "sea": "the ship wind wave sail harbour captain rope deck storm gull salt anchor tide",
+        "code": "def return import class self value index list dict error none true raise file",
+        "law": "shall party section act court order claim notice person state term clause law",
+        "food": "salt butter flour oven sugar egg bake stir cup bowl spoon dough cream milk pan",
+    }.items()
+}
+
+
+def document(rng, style):
+    """40 to 120 words: mostly the style's own, in runs that a small model can learn."""
+    words = STYLES[style]
+    text = []
+    while len(text) < rng.randint(40, 120):
+        at = rng.randrange(len(words))
+        text += [words[(at + step) % len(words)] for step in range(rng.randint(2, 5))]
+    return " ".join(text)
+
+
+def rows(seed, count, styles, prefix="d"):
+    rng = random.Random(seed)
+    return [
+        {"id": f"{prefix}{i}", "text": document(rng, style), "source": style}
+        for i in range(count)
+        for style in [styles[i % len(styles)]]
+    ]
+
+
+def write(path, found):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(found), path)
+
+
+def make_world(folder, shards=4, per_shard=120):
+    """A pool of four styles in shards, and a target of one of them."""
+    for shard in range(shards):
+        found = rows(100 + shard, per_shard, list(STYLES), prefix=f"s{shard}-")
+        write(folder / "pool" / f"pool-{shard:02d}.parquet", found)
+    write(folder / "target" / "sea.parquet", rows(7, 160, ["sea"], prefix="t"))
+    return folder
+
+
+def small_spec(folder, **changes):
+    """A spec that runs in seconds; `changes` are top-level sections."""
+    spec = {
+        "job": "select",
+        "store": str(folder / "store"),
+        "pool": {"path": str(folder / "pool" / "*.parquet")},
+        "target": {"path": str(folder / "target" / "*.parquet"), "heldout": 0.2},
+        "tokenizer": {"train": {"vocab_size": 400}},
+        "sequence_length": 32,
+        "part_tokens": 4000,
+        "prior": {
+            "model": {"hidden_size": 32, "num_layers": 1},
+            "num_tokens": 6000,
+            "learning_rate": 1e-2,
+            "global_batch": 8,
+        },
+        "conditional": {"epochs": 1, "learning_rate": 1e-2, "global_batch": 8},
+        "selection": {"tau": 8},
+        "compute": {"scorers": 2, "trainers": 2},
+    }
+    return spec | changes
+
+
+def write_spec(folder, **changes):
+    path = folder / "spec.yaml"
+    path.write_text(yaml.safe_dump(small_spec(folder, **changes)))
+    return str(path)
