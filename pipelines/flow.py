@@ -6,6 +6,7 @@ a lost worker costs the part it held. `run_tasks` maps a function over small ite
 with a bounded number in flight.
 """
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any, TypeVar
@@ -105,6 +106,8 @@ def _as_error(name: str, message: str) -> Exception:
 
 def _quiet() -> None:
     """Our own progress is shown instead of Ray Data's; a failing part is our own error."""
+    for name in [n for n in logging.root.manager.loggerDict if n.startswith("ray.data")]:
+        logging.getLogger(name).setLevel(logging.ERROR)
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False

@@ -176,12 +176,13 @@ class ScoringSettings(Settings):
     """How the auxiliary models are run over the pool."""
 
     dtype: Dtype = Field(
-        default="auto", description="of the forward pass; auto: bfloat16 where it is fast"
+        default="auto", description="auto: bfloat16 on GPUs, exact float32 on CPUs"
     )
     compile: Literal["auto", "on", "off"] = Field(default="auto", description="auto: on for GPUs")
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
     micro_batch: Count | None = Field(
-        default=None, description="sequences a forward pass; default by size"
+        default=None,
+        description="sequences a forward pass; default: 2,048 tokens on CPUs, 65,536 on GPUs",
     )
 
 
