@@ -244,7 +244,9 @@ def auxiliary_flops(result: dict[str, Any]) -> dict[str, float]:
     found: dict[str, float] = {}
     for name in ("prior", "conditional"):
         per_token = read_shape(artifacts[name]).flops_per_token(LENGTH)
-        found[f"train {name}"] = 3.0 * per_token * load_manifest(artifacts[name]).totals["num_tokens"]
+        found[f"train {name}"] = (
+            3.0 * per_token * load_manifest(artifacts[name]).totals["num_tokens"]
+        )
         found[f"score {name}"] = float(counted[f"score {name}"])
     model = artifacts["targets"]["color"][0]
     tokens = load_manifest(model).totals["num_tokens"]
@@ -325,8 +327,15 @@ def tables(report: dict[str, Any]) -> str:
         share = f"{row['share']['pool']:.3f} -> {row['share']['kept']:.3f}"
         lines += [f"| {row['target']} | " + " | ".join([*gains, *labels, share]) + " |"]
     for row in report["flops"]:
-        lines += ["", f"Equal total FLOPs ({row['total_flops']:.3g}), {row['target']}, one seed", ""]
-        lines += ["| color | random | gain | random's tokens | of them unique |", "|---|---|---|---|---|"]
+        lines += [
+            "",
+            f"Equal total FLOPs ({row['total_flops']:.3g}), {row['target']}, one seed",
+            "",
+        ]
+        lines += [
+            "| color | random | gain | random's tokens | of them unique |",
+            "|---|---|---|---|---|",
+        ]
         lines += [
             f"| {row['color']:.4f} | {row['random']:.4f} | {row['color_gain']:+.4f} | "
             f"{row['random_tokens']:,} | {row['random_unique_tokens']:,} |"

@@ -12,7 +12,8 @@ import numpy as np
 
 from jobs.run import finished_result, run_name
 from pipelines.context import Context, StepWork, Unfinished
-from pipelines.inputs import JobInputs, open_job_inputs
+from pipelines.given import check_given
+from pipelines.inputs import JobInputs, list_job_inputs, open_job_inputs
 from pipelines.models import planned_shape
 from pipelines.select import run_select
 from stillhouse.models.shape import model_uri, read_shape
@@ -66,7 +67,8 @@ def plan_job(spec: SelectSpec) -> dict[str, Any]:
     """
     use_options(spec.store, spec.storage_options)
     store = _LookingStore(absolute_uri(spec.store))
-    inputs = open_job_inputs(store, spec, remember=False)
+    check_given(spec)
+    inputs = open_job_inputs(store, spec, list_job_inputs(spec), remember=False)
     run = store.path("runs", run_name(spec, inputs))
     finished = finished_result(store, run_name(spec, inputs))
     ctx = Context(store, spec.compute, _Silent(), dry=True)

@@ -8,7 +8,8 @@ import yaml
 from jobs.cluster import cluster
 from jobs.recorder import Recorder
 from pipelines.context import Context, Listener
-from pipelines.inputs import JobInputs, open_job_inputs
+from pipelines.given import check_given
+from pipelines.inputs import JobInputs, list_job_inputs, open_job_inputs
 from stillhouse.errors import StillhouseError, StorageError
 from stillhouse.fingerprint import fingerprint
 from stillhouse.spec import SelectSpec
@@ -35,8 +36,10 @@ def run_job(spec: SelectSpec, shown: Listener) -> dict[str, Any]:
         StillhouseError: whatever stopped it; what is finished stays, run again to go on.
     """
     worker_env = use_options(spec.store, spec.storage_options)
+    check_given(spec)
+    listed = list_job_inputs(spec)
     store = Store(check_store(spec.store))
-    inputs = open_job_inputs(store, spec)
+    inputs = open_job_inputs(store, spec, listed)
     name = run_name(spec, inputs)
     record = RunRecord(store, name)
     found = finished_result(store, name)

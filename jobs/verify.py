@@ -3,8 +3,8 @@
 import secrets
 from typing import Any
 
+from stillhouse.reading.readers import open_selection
 from stillhouse.selection.verification import Verifier
-from stillhouse.storage.readers import open_selection
 
 
 def verify_selection(uri: str, sample: int) -> dict[str, Any]:

@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 from pipelines.context import Context
 from pipelines.flow import run_tasks
 from pipelines.scores import Scores
+from pipelines.tokens import Tokenised
 from stillhouse.selection.ranking import RankedPart, Rule, scorers_read
 from stillhouse.spec import DataSource, SelectSpec
 from stillhouse.storage.artifact import Manifest, Store
-from stillhouse.storage.readers import part_files
 from stillhouse.text.pieces import part_sources
 from stillhouse.text.tasks import UnitFile
 
@@ -59,22 +59,20 @@ class Candidates:
 def candidates_of(
     ctx: Context,
     spec: SelectSpec,
-    tokens: Manifest,
+    pool: Tokenised,
     scores: Mapping[str, Scores],
     contamination: Scores | None,
     prior: str,
     prior_rows: Mapping[str, NDArray[np.int64]],
 ) -> Candidates:
     """Join what was made. `exclude_prior_rows: auto` excludes them above 2 % of the pool."""
+    tokens = pool.manifest
     setting = spec.selection.exclude_prior_rows
     share = sum(map(len, prior_rows.values())) / tokens.num_rows
     shares = spec.selection.max_share is not None or spec.selection.min_share is not None
     return Candidates(
         tokens=tokens,
-        files=[
-            tuple(UnitFile(f["uri"], f["sha256"], f["rows"]) for f in files)
-            for files in part_files(tokens)
-        ],
+        files=pool.files,
         source=spec.pool,
         sources=_labels(ctx, tokens) if shares else [],
         scores=scores,

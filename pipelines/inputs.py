@@ -8,7 +8,7 @@ from stillhouse.fingerprint import fingerprint
 from stillhouse.spec import DataSource, SelectSpec
 from stillhouse.storage.artifact import Store
 from stillhouse.storage.digests import digest_files
-from stillhouse.storage.filesystem import list_files
+from stillhouse.storage.filesystem import FileInfo, list_files
 from stillhouse.text.tasks import UnitFile, UnitTask
 from stillhouse.text.units import InputFile, Unit, group_units
 
@@ -44,10 +44,8 @@ def reading_identity(source: DataSource) -> dict[str, object]:
     return source.model_dump(include={"format", "columns", "source", "max_chars", "skip_bad_files"})
 
 
-def open_inputs(
-    store: Store, source: DataSource, part_tokens: int, *, remember: bool = True
-) -> Inputs:
-    """List a data source and digest its files (from the cache where they are unchanged).
+def list_source(source: DataSource) -> list[FileInfo]:
+    """The files of a data source, sorted.
 
     Raises:
         InputError: nothing matches, or all files are empty.
@@ -55,6 +53,18 @@ def open_inputs(
     found = list_files(source.paths, _suffixes(source))
     if not any(info.size_bytes for info in found):
         raise InputError(f"all files of {source.path!r} are empty")
+    return found
+
+
+def open_inputs(
+    store: Store,
+    source: DataSource,
+    found: list[FileInfo],
+    part_tokens: int,
+    *,
+    remember: bool = True,
+) -> Inputs:
+    """Digest the listed files of a data source (from the cache where they are unchanged)."""
     digests = digest_files(store, found, remember=remember)
     unit_bytes = part_tokens * _BYTES_PER_TOKEN
     files = tuple(
@@ -107,17 +117,38 @@ class JobInputs:
         return [x.identity() if x else None for x in (self.pool, self.target, self.heldout)]
 
 
-def open_job_inputs(store: Store, spec: SelectSpec, *, remember: bool = True) -> JobInputs:
-    """The inputs of a select job.
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """The files that a select job reads, before a byte of them is read."""
+
+    pool: list[FileInfo]
+    target: list[FileInfo]
+    heldout: list[FileInfo]
+
+
+def list_job_inputs(spec: SelectSpec) -> Listing:
+    """List all data sources of a job; needs no store.
 
     Raises:
         InputError: a path matches nothing.
     """
     heldout = spec.target.heldout
+    return Listing(
+        list_source(spec.pool),
+        list_source(spec.target),
+        list_source(heldout) if isinstance(heldout, DataSource) else [],
+    )
+
+
+def open_job_inputs(
+    store: Store, spec: SelectSpec, listed: Listing, *, remember: bool = True
+) -> JobInputs:
+    """The inputs of a select job; what their digests are is remembered in the store."""
+    heldout, size = spec.target.heldout, spec.part_tokens
     return JobInputs(
-        open_inputs(store, spec.pool, spec.part_tokens, remember=remember),
-        open_inputs(store, spec.target, spec.part_tokens, remember=remember),
-        open_inputs(store, heldout, spec.part_tokens, remember=remember)
+        open_inputs(store, spec.pool, listed.pool, size, remember=remember),
+        open_inputs(store, spec.target, listed.target, size, remember=remember),
+        open_inputs(store, heldout, listed.heldout, size, remember=remember)
         if isinstance(heldout, DataSource)
         else None,
     )

@@ -8,10 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.context import Context
+from pipelines.given import check_pair, given_shape
 from pipelines.pins import pinned
 from pipelines.tokens import TokenizerRef
 from pipelines.training import train_models
-from stillhouse.errors import InputError, ModelError
 from stillhouse.fingerprint import fingerprint, sha256
 from stillhouse.models.causal_lm import model_config
 from stillhouse.models.shape import ModelShape, model_uri, read_shape, shape_of
@@ -76,16 +76,12 @@ class Models:
         """The conditional: the prior fine-tuned on the target, or given by path.
 
         Raises:
-            ModelError: a given one whose vocabulary is not the prior's.
+            ModelError: a given one whose vocabulary or context is not the prior's.
         """
         settings = self._spec.conditional
         if settings.path is not None:
             given = self._given(settings.path, "conditional")
-            if given.shape.vocab_size != prior.shape.vocab_size:
-                raise ModelError(
-                    f"conditional has a vocabulary of {given.shape.vocab_size}, the prior of "
-                    f"{prior.shape.vocab_size}: their losses cannot be compared"
-                )
+            check_pair(prior.shape, given.shape)
             return given
         return self._tuned("conditional", prior.folder, prior.fingerprint, settings, target)
 
@@ -152,13 +148,10 @@ class Models:
 
     def _given(self, path: str, what: str) -> ModelRef:
         folder = model_uri(path)
-        shape = read_shape(folder)
-        shape.check(f"{what} {path!r}", self._tokenizer.vocab_size, self._spec.sequence_length)
-        try:
-            files = list_files([folder], ("config.json", ".safetensors"))
-        except InputError:
-            raise ModelError(f"{what} {path!r} holds no safetensors weights") from None
-        digests = digest_files(self._ctx.store, files)
+        length = self._spec.sequence_length
+        shape = given_shape(path, what, self._tokenizer.vocab_size, length)
+        files = list_files([folder], ("config.json", ".safetensors"))
+        digests = digest_files(self._ctx.store, files, remember=not self._ctx.dry)
         name = fingerprint(
             ["given", [[f.name, d.sha256] for f, d in zip(files, digests, strict=True)]]
         )

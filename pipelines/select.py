@@ -11,7 +11,7 @@ from pipelines.context import Context
 from pipelines.inputs import JobInputs
 from pipelines.models import ModelRef, Models
 from pipelines.scores import PoolScores
-from pipelines.selection import Selected, select, size_of
+from pipelines.selection import Selected, check_size, select, size_of
 from pipelines.tokenizer import tokenizer
 from pipelines.tokens import Scan, Tokenised, TokenizerRef, scan, tokenise, without_dropped
 from stillhouse.spec import SelectSpec
@@ -44,6 +44,7 @@ def run_select(ctx: Context, spec: SelectSpec, inputs: JobInputs) -> SelectRun:
     words = tokenizer(ctx, spec, scans[0])
     packing = without_dropped(ctx, spec, scans, words)
     pool, target, heldout = tokenise(ctx, spec, packing, words)
+    check_size(pool.manifest, spec.selection)
 
     models = Models(ctx, spec, words)
     prior = models.prior(pool.manifest)
@@ -62,9 +63,7 @@ def run_select(ctx: Context, spec: SelectSpec, inputs: JobInputs) -> SelectRun:
     contamination = scoring.contamination(packing[2].tasks)
     seen = models.prior_rows(prior, pool.manifest)
 
-    candidates = candidates_of(
-        ctx, spec, pool.manifest, scores, contamination, prior.fingerprint, seen
-    )
+    candidates = candidates_of(ctx, spec, pool, scores, contamination, prior.fingerprint, seen)
     kept = select(ctx, spec, candidates)
     size = size_of(kept, spec.selection)
     selections = {"color": kept}

@@ -10,8 +10,10 @@ import pyarrow as pa
 from pipelines.candidates import Candidates
 from pipelines.context import Context
 from pipelines.flow import run_tasks, runner
-from stillhouse.errors import BudgetError, SpecError
+from pipelines.given import selection_uri
+from stillhouse.errors import BudgetError
 from stillhouse.fingerprint import fingerprint, sha256
+from stillhouse.reading.readers import open_selection
 from stillhouse.selection.budget import Cut, find_cut, find_weighted_cut, threshold_cut
 from stillhouse.selection.ledger import LEDGER_SCHEMA, Tally
 from stillhouse.selection.quotas import QuotaCut, cut_to_json, find_quota_cut
@@ -20,7 +22,6 @@ from stillhouse.selection.writing import GroupTask, Member, count_kept, group_pa
 from stillhouse.spec import SelectionSettings, SelectSpec
 from stillhouse.storage.artifact import Manifest, Receipt, Store, parquet_bytes
 from stillhouse.storage.commit import create_or_adopt
-from stillhouse.storage.readers import open_selection
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +63,6 @@ def select(
         BudgetError: more asked than there is, or shares that cannot all hold.
     """
     settings = spec.selection
-    if rule == "dsir" and settings.grain == "documents":
-        raise SpecError("the control `dsir` ranks sequences: use `grain: sequences`, or drop it")
     ranked = pool.ranked(ctx.store, spec, rule)
     name = _identity(ctx.store, pool, settings, rule, size)
     found = ctx.store.find_manifest("selections", name)
@@ -92,7 +91,9 @@ def _identity(
     prior_rows = {sha: sha256(rows.tobytes()) for sha, rows in hidden.items()}
     asked = settings.model_dump()
     if settings.threshold_from is not None:
-        asked["threshold_from"] = open_selection(_uri(store, settings.threshold_from)).threshold
+        asked["threshold_from"] = open_selection(
+            selection_uri(store, settings.threshold_from)
+        ).threshold
     return fingerprint(
         [
             "selection",
@@ -108,10 +109,6 @@ def _identity(
     )
 
 
-def _uri(store: Store, given: str) -> str:
-    return given if "/" in given else store.path("selections", given)
-
-
 def _cut(
     ctx: Context,
     ranked: list[RankedPart],
@@ -123,11 +120,9 @@ def _cut(
     if size is None and settings.min_score is not None:
         return threshold_cut(settings.min_score)
     if size is None and settings.threshold_from is not None:
-        uri = _uri(ctx.store, settings.threshold_from)
+        uri = selection_uri(ctx.store, settings.threshold_from)
         return threshold_cut(open_selection(uri).threshold)
     if settings.grain == "documents":
-        if settings.max_share is not None or settings.min_share is not None:
-            raise SpecError("shares are of sequences: use `grain: sequences` with them")
         budget = size or _token_budget(pool.tokens, settings)
         return find_weighted_cut({i: p.weighted for i, p in enumerate(ranked)}, budget, run=run)
     count = size or _row_budget(pool.tokens, settings)
@@ -153,6 +148,23 @@ def _quotas(
         min_share={index[n]: s for n, s in (settings.min_share or {}).items()} or None,
         run=run,
     )
+
+
+def check_size(tokens: Manifest, settings: SelectionSettings) -> None:
+    """Refuse a selection that is empty or larger than the pool, before models are trained.
+
+    Raises:
+        BudgetError: saying what is asked and what is there.
+    """
+    if settings.min_score is not None or settings.threshold_from is not None:
+        return
+    if settings.grain == "sequences":
+        _row_budget(tokens, settings)
+    elif _token_budget(tokens, settings) > tokens.num_tokens:
+        raise BudgetError(
+            f"the selection is larger than the pool: {settings.num_tokens:,} tokens asked, "
+            f"{tokens.num_tokens:,} there (`selection.num_tokens`)"
+        )
 
 
 def _row_budget(tokens: Manifest, settings: SelectionSettings) -> int:

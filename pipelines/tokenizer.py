@@ -8,11 +8,11 @@ from pipelines.flow import run_tasks
 from pipelines.pins import pinned
 from pipelines.tokens import Scan, TokenizerRef
 from stillhouse.fingerprint import fingerprint
-from stillhouse.selection.duplicates import document_hash
 from stillhouse.spec import SelectSpec, TokenizerTraining
 from stillhouse.storage.artifact import Manifest, Store
 from stillhouse.storage.folders import put_folder
 from stillhouse.text.documents import Document
+from stillhouse.text.duplicates import document_hash
 from stillhouse.text.tasks import UnitTask, read_unit
 from stillhouse.text.tokenizer import (
     in_sample,

@@ -15,7 +15,7 @@ from stillhouse.fingerprint import fingerprint
 from stillhouse.spec import SelectSpec
 from stillhouse.storage.artifact import Manifest, Receipt, Store, read_table
 from stillhouse.text.drops import DOCUMENTS_A_RANGE, add_digests, drop_duplicates, split_target
-from stillhouse.text.tasks import PackTask, UnitTask
+from stillhouse.text.tasks import PackTask, UnitFile, UnitTask
 
 DROP_VERSION = 1
 PACK_VERSION = 1
@@ -50,6 +50,8 @@ class Tokenised:
 
     manifest: Manifest
     counts: Counter[str]
+    files: list[tuple[UnitFile, ...]]
+    """The raw files of each part's unit, where they lie now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +91,8 @@ def scan(ctx: Context, inputs: JobInputs) -> list[Scan]:
 
 def _check_rows(store: Store, scanned: Scan) -> None:
     counts, source = scanned.counts, scanned.inputs.source
-    usable, dead = counts["documents"], scanned.num_dead
+    quarantined = counts["dead: unreadable file"]
+    usable, dead = counts["documents"], scanned.num_dead - quarantined
     limit = source.max_bad_rows
     allowed = limit * (usable + dead) if limit < 1 else limit
     if dead > allowed:
@@ -241,14 +244,15 @@ def tokenise(
         workers=ctx.compute.packers,
     )
     made: list[Tokenised] = []
-    for group in packing:
+    for what, group in zip(("pool", "target", "target.heldout"), packing, strict=True):
         mine, receipts = receipts[: len(group.tasks)], receipts[len(group.tasks) :]
-        made.append(_manifest(ctx.store, group.scanned, mine, tokenizer, spec))
+        made.append(_manifest(ctx.store, what, group.scanned, mine, tokenizer, spec))
     return made
 
 
 def _manifest(
     store: Store,
+    what: str,
     scanned: Scan,
     receipts: list[Receipt],
     tokenizer: TokenizerRef,
@@ -259,8 +263,9 @@ def _manifest(
         counts.update(receipt.counts)
     if not counts["tokens"]:
         raise InputError(
-            f"{scanned.inputs.source.path!r} has {counts['remainder_tokens']} tokens, less than "
-            f"one sequence of {spec.sequence_length} (`sequence_length`)"
+            f"`{what}` ({scanned.inputs.source.path!r}) has {counts['documents']:,} documents of "
+            f"{counts['remainder_tokens']:,} tokens in all, less than one sequence of "
+            f"{spec.sequence_length}: give more text, or lower `sequence_length`"
         )
     manifest = Manifest(
         kind="tokens",
@@ -286,4 +291,9 @@ def _manifest(
         },
         totals=dict(sorted(counts.items())),
     )
-    return Tokenised(store.put_manifest(manifest), counts)
+    files = [
+        task.files
+        for task, receipt in zip(scanned.tasks, receipts, strict=True)
+        for _ in receipt.parts
+    ]
+    return Tokenised(store.put_manifest(manifest), counts, files)

@@ -7,11 +7,11 @@ __version__ = "0.1.0"
 __all__ = ["__version__", "open_artifact", "open_selection"]
 
 if TYPE_CHECKING:
-    from stillhouse.storage.readers import open_artifact, open_selection
+    from stillhouse.reading.readers import open_artifact, open_selection
 
 
 def __getattr__(name: str) -> Any:
     """Import the public readers on first use, so that `import stillhouse` stays quick."""
     if name in {"open_artifact", "open_selection"}:
-        return getattr(import_module("stillhouse.storage.readers"), name)
+        return getattr(import_module("stillhouse.reading.readers"), name)
     raise AttributeError(f"module 'stillhouse' has no attribute {name!r}")

@@ -224,9 +224,13 @@ class SelectionSettings(Settings):
             raise ValueError(
                 "give exactly one of `tau`, `num_tokens`, `fraction`, `min_score`, `threshold_from`"
             )
-        fixed = self.min_score is not None or self.threshold_from is not None
-        if fixed and (self.max_share is not None or self.min_share is not None):
-            raise ValueError("shares need a size: `tau`, `num_tokens` or `fraction`")
+        if self.max_share is not None or self.min_share is not None:
+            if self.min_score is not None or self.threshold_from is not None:
+                raise ValueError("shares need a size: `tau`, `num_tokens` or `fraction`")
+            if self.grain == "documents":
+                raise ValueError("shares are of sequences: use `grain: sequences` with them")
+            if sum((self.min_share or {}).values()) > 1:
+                raise ValueError("the shares of `min_share` add up to more than 1")
         return self
 
 
@@ -308,6 +312,15 @@ class SelectSpec(Settings):
     @classmethod
     def _tokenizer_name(cls, value: Any) -> Any:
         return {"path": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _controls_fit(self) -> "SelectSpec":
+        controls = self.train.controls if self.train else []
+        if "dsir" in controls and self.selection.grain == "documents":
+            raise ValueError(
+                "the control `dsir` ranks sequences: use `selection.grain: sequences`, or drop it"
+            )
+        return self
 
     @field_validator("storage_options")
     @classmethod

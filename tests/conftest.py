@@ -1,7 +1,10 @@
-"""What all tests share: libraries held to one thread each, and one real local Ray."""
+"""What all tests share: libraries held to one thread each, one real local Ray, one small job."""
 
+import json
 import os
+import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -25,3 +28,45 @@ def ray_cluster() -> Iterator[None]:
     )
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small pool and target of `small.make_world`."""
+    from small import make_world
+
+    return make_world(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="session")
+def finished(ray_cluster: None, world: Path) -> dict:
+    """The result of one whole job on the small world, in `world/store`: nobody changes it."""
+    from small import LEARNING, MODEL, Quiet, parse
+
+    from jobs.run import run_job
+
+    train = {"model": MODEL, "controls": ["random", "conditional_only", "dsir"], **LEARNING}
+    return run_job(parse(world, train=train), Quiet())
+
+
+@pytest.fixture(scope="session")
+def given(finished: dict, tmp_path_factory: pytest.TempPathFactory) -> dict:
+    """The finished job's tokenizer and models as sections of another spec: nothing is trained."""
+    folder = tmp_path_factory.mktemp("given")
+    artifacts = finished["artifacts"]
+    for name in ("tokenizer", "prior", "conditional"):
+        shutil.copytree(artifacts[name], folder / name)
+    return {name: {"path": str(folder / name)} for name in ("tokenizer", "prior", "conditional")}
+
+
+@pytest.fixture
+def reports(capsys: pytest.CaptureFixture[str]):
+    """Calls a verb of the command line in this process: (exit code, what `--json` printed)."""
+    from jobs.cli import app
+
+    def call(*arguments: str):
+        with pytest.raises(SystemExit) as stopped:
+            app([*arguments, "--json"])
+        return stopped.value.code, json.loads(capsys.readouterr().out)
+
+    return call

@@ -14,7 +14,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from stillhouse.selection.duplicates import keyed_uniform
+from stillhouse.text.duplicates import keyed_uniform
 
 NUM_BUCKETS = 10_000
 _TOKEN = re.compile(r"\w+|[^\w\s]+")

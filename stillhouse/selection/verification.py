@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 
 from stillhouse.errors import ArtifactError
 from stillhouse.fingerprint import sha256
+from stillhouse.reading.readers import Selection
 from stillhouse.selection.budget import Cut, find_cut, find_weighted_cut
 from stillhouse.selection.quotas import QuotaCut, cut_from_json
 from stillhouse.selection.ranking import REASONS, PartScores, RankedPart, Rule, scorers_read
 from stillhouse.storage.artifact import Manifest, Store, read_table
 from stillhouse.storage.filesystem import join, list_names, read_bytes
-from stillhouse.storage.readers import Selection
 from stillhouse.text.pieces import token_ids
 from stillhouse.training.job import TRAINED_ON
 

@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 
 from stillhouse.selection.baselines import row_keys
 from stillhouse.selection.budget import Cut
-from stillhouse.selection.duplicates import keyed_uniform
 from stillhouse.selection.ledger import Tally, tally_part
 from stillhouse.selection.quotas import QuotaCut
 from stillhouse.selection.ranking import PartScores, RankedPart, row_sources
 from stillhouse.spec import DataSource
 from stillhouse.storage.artifact import Receipt, Store, read_table
 from stillhouse.text.documents import read_rows
+from stillhouse.text.duplicates import keyed_uniform
 from stillhouse.text.pieces import Pieces, read_pieces
 from stillhouse.text.tasks import UnitFile
 

@@ -41,6 +41,17 @@ class PartRef:
 
 
 @dataclass(frozen=True, slots=True)
+class Part:
+    """One part of an artifact: where it is, and what it should be."""
+
+    uri: str
+    num_rows: int
+    num_tokens: int
+    num_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
 class Receipt:
     """A finished task: the parts it made, its counts by name, and anything small worth keeping."""
 

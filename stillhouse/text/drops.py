@@ -12,8 +12,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from stillhouse.selection.duplicates import hash_range, heldout_split, later_occurrences
 from stillhouse.storage.artifact import Receipt, Store, read_table
+from stillhouse.text.duplicates import hash_range, heldout_split, later_occurrences, mix
 
 DOCUMENTS_A_RANGE = 8_000_000
 _SALTS = (np.uint64(0x9E3779B97F4A7C15), np.uint64(0xD1B54A32D192ED03))
@@ -122,7 +122,7 @@ def unit_digests(table: pa.Table) -> dict[str, str]:
     key = rows ^ (table["file"].to_numpy().astype(np.uint64) << np.uint64(40))
     starts = np.flatnonzero(np.diff(unit, prepend=-1))
     with np.errstate(over="ignore"):
-        sums = [np.add.reduceat(_mix(key + salt), starts) if len(unit) else key for salt in _SALTS]
+        sums = [np.add.reduceat(mix(key + salt), starts) if len(unit) else key for salt in _SALTS]
     return {
         str(unit[start]): f"{int(low):016x}{int(high):016x}"
         for start, low, high in zip(starts, *sums, strict=True)
@@ -136,13 +136,6 @@ def add_digests(digests: Iterable[str]) -> str:
         low += int(digest[:16], 16)
         high += int(digest[16:], 16)
     return f"{low % 2**64:016x}{high % 2**64:016x}"
-
-
-def _mix(key: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """The finaliser of splitmix64: a bijection that spreads every bit."""
-    key = (key ^ (key >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    key = (key ^ (key >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return key ^ (key >> np.uint64(31))
 
 
 def hash_array(column: pa.ChunkedArray) -> NDArray[np.uint8]:

@@ -102,18 +102,8 @@ class Packer:
         return packed
 
 
-def pack(
-    documents: Iterable[tuple[Document, NDArray[Any]]],
-    *,
-    sequence_length: int,
-    eos_id: int,
-    dtype: DTypeLike,
-    part_rows: int,
-) -> Iterator[Packed]:
+def pack(packer: Packer, documents: Iterable[tuple[Document, NDArray[Any]]]) -> Iterator[Packed]:
     """Pack documents given with their tokens; parts without rows are left out."""
-    packer = Packer(
-        sequence_length=sequence_length, eos_id=eos_id, dtype=dtype, part_rows=part_rows
-    )
     for document, ids in documents:
         full = packer.add(document, ids)
         if full is not None:

@@ -10,16 +10,18 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, TypeVar
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from stillhouse.errors import BadFileError
 from stillhouse.fingerprint import fingerprint
-from stillhouse.selection.duplicates import document_hash
 from stillhouse.spec import DataSource
 from stillhouse.storage.artifact import PartRef, Receipt, Store, read_table
 from stillhouse.text.documents import DeadLetter, Document, read_documents
-from stillhouse.text.packing import Packed, Packer, token_dtype, tokens_table
+from stillhouse.text.duplicates import document_hash
+from stillhouse.text.packing import Packer, pack, token_dtype, tokens_table
 from stillhouse.text.tokenizer import Tokenizer
 
 T = TypeVar("T")
@@ -153,7 +155,7 @@ def pack_unit(store: Store, tokenizer: Tokenizer, task: PackTask) -> Receipt:
         part_rows=task.part_rows,
     )
     parts: list[PartRef] = []
-    for packed in _packed(tokenizer, packer, kept_documents(task, counts)):
+    for packed in pack(packer, _tokenised(tokenizer, kept_documents(task, counts))):
         path = f"tokens/parts/{part_name(task.unit.fingerprint, len(parts))}.parquet"
         table = tokens_table(packed)
         num_tokens = table.num_rows * task.sequence_length
@@ -165,18 +167,12 @@ def pack_unit(store: Store, tokenizer: Tokenizer, task: PackTask) -> Receipt:
     )
 
 
-def _packed(
-    tokenizer: Tokenizer, packer: Packer, documents: Iterable[Document]
-) -> Iterator[Packed]:
+def _tokenised(
+    tokenizer: Tokenizer, documents: Iterable[Document]
+) -> Iterator[tuple[Document, NDArray[np.uint32]]]:
     for batch in _batches(documents, _BATCH):
         ids = tokenizer.encode_batch([document.text for document in batch])
-        for document, tokens in zip(batch, ids, strict=True):
-            full = packer.add(document, tokens)
-            if full is not None:
-                yield full
-    last = packer.finish()
-    if len(last.input_ids):
-        yield last
+        yield from zip(batch, ids, strict=True)
 
 
 def part_name(task: str, number: int) -> str:

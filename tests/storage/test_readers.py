@@ -10,8 +10,8 @@ from selections import NUM_ROWS, SIZES, put_selection, rows_table
 
 import stillhouse
 from stillhouse.errors import ArtifactError, StorageError
+from stillhouse.reading.readers import open_artifact, open_selection
 from stillhouse.storage.artifact import Manifest, Receipt
-from stillhouse.storage.readers import open_artifact, open_selection
 
 WHOLE = rows_table(0, NUM_ROWS)
 

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from selections import LENGTH, NUM_ROWS, SIZES, put_selection
 from torch.utils.data import DataLoader
 
+from stillhouse.reading.readers import open_selection
 from stillhouse.storage.artifact import Store
-from stillhouse.storage.readers import open_selection
 
 
 @pytest.fixture

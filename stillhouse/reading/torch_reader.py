@@ -1,18 +1,16 @@
 """A selection as a torch dataset: streamed by row groups, in an order that (seed, epoch) fixes."""
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
+from stillhouse.storage.artifact import Part
 from stillhouse.storage.filesystem import open_read
 from stillhouse.text.pieces import token_ids
-
-if TYPE_CHECKING:
-    from stillhouse.storage.readers import Selection
 
 
 class SelectionDataset(IterableDataset[dict[str, torch.Tensor]]):
@@ -26,7 +24,7 @@ class SelectionDataset(IterableDataset[dict[str, torch.Tensor]]):
 
     def __init__(
         self,
-        selection: "Selection",
+        parts: Sequence[Part],
         rank: int,
         world_size: int,
         seed: int,
@@ -37,7 +35,6 @@ class SelectionDataset(IterableDataset[dict[str, torch.Tensor]]):
             raise ValueError(f"rank {rank} is not below world_size {world_size}")
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch_size {batch_size} is below 1")
-        parts = selection.parts
         order = np.random.default_rng([seed, epoch]).permutation(len(parts))
         self._parts = [parts[i] for i in order]
         self._rank, self._batch_size = rank, batch_size

@@ -57,7 +57,7 @@ def keyed_uniform(keys: NDArray[np.uint64], seed: int) -> NDArray[np.float64]:
 
     Two rounds of the finaliser of SplitMix64 (Steele, Lea, Flood 2014), 52 bits kept.
     """
-    mixed = _mix(_mix(keys) + _seed_key(seed))
+    mixed = mix(mix(keys) + _seed_key(seed))
     return ((mixed >> np.uint64(12)).astype(np.float64) + 0.5) / 2.0**52
 
 
@@ -65,7 +65,8 @@ def _seed_key(seed: int) -> np.uint64:
     return np.uint64(int.from_bytes(hashlib.sha256(str(seed).encode()).digest()[:8], "big"))
 
 
-def _mix(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
+def mix(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """The finaliser of SplitMix64: a bijection of uint64 that spreads every bit."""
     words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return words ^ (words >> np.uint64(31))

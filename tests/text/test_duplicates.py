@@ -2,7 +2,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stillhouse.selection.duplicates import (
+from stillhouse.text.duplicates import (
     document_hash,
     hash_range,
     heldout_split,

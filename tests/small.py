@@ -1,10 +1,14 @@
 """A small world to select from: text in four styles, made up word by word from a seed."""
 
+import hashlib
 import random
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
+
+from stillhouse.spec import SelectSpec
 
 STYLES = {
     style: words.split()
@@ -15,6 +19,28 @@ STYLES = {
         "food": "salt butter flour oven sugar egg bake stir cup bowl spoon dough cream milk pan",
     }.items()
 }
+MODEL = {"hidden_size": 32, "num_layers": 1}
+LEARNING = {"learning_rate": 1e-2, "global_batch": 8}
+
+
+class Quiet:
+    """A listener that keeps what it is told."""
+
+    def __init__(self):
+        self.steps = []
+        self.advanced = []
+
+    def begin(self, step, total, reused, unit):
+        self.steps.append((step, total, reused))
+
+    def advance(self, step, done, amount):
+        self.advanced.append((step, done, amount))
+
+    def end(self, step, seconds):
+        pass
+
+    def note(self, kind, content):
+        pass
 
 
 def document(rng, style):
@@ -41,11 +67,15 @@ def write(path, found):
     pq.write_table(pa.Table.from_pylist(found), path)
 
 
+def write_shard(folder, shard, per_shard=120):
+    found = rows(100 + shard, per_shard, list(STYLES), prefix=f"s{shard}-")
+    write(folder / "pool" / f"pool-{shard:02d}.parquet", found)
+
+
 def make_world(folder, shards=4, per_shard=120):
     """A pool of four styles in shards, and a target of one of them."""
     for shard in range(shards):
-        found = rows(100 + shard, per_shard, list(STYLES), prefix=f"s{shard}-")
-        write(folder / "pool" / f"pool-{shard:02d}.parquet", found)
+        write_shard(folder, shard, per_shard)
     write(folder / "target" / "sea.parquet", rows(7, 160, ["sea"], prefix="t"))
     return folder
 
@@ -60,20 +90,34 @@ def small_spec(folder, **changes):
         "tokenizer": {"train": {"vocab_size": 400}},
         "sequence_length": 32,
         "part_tokens": 4000,
-        "prior": {
-            "model": {"hidden_size": 32, "num_layers": 1},
-            "num_tokens": 6000,
-            "learning_rate": 1e-2,
-            "global_batch": 8,
-        },
-        "conditional": {"epochs": 1, "learning_rate": 1e-2, "global_batch": 8},
+        "prior": {"model": MODEL, "num_tokens": 6000, **LEARNING},
+        "conditional": {"epochs": 1, **LEARNING},
         "selection": {"tau": 8},
-        "compute": {"scorers": 2, "trainers": 2},
+        "compute": {"scorers": 2, "trainers": 2, "packers": 1},
     }
     return spec | changes
+
+
+def parse(folder, **changes):
+    return SelectSpec.model_validate(small_spec(folder, **changes))
 
 
 def write_spec(folder, **changes):
     path = folder / "spec.yaml"
     path.write_text(yaml.safe_dump(small_spec(folder, **changes)))
     return str(path)
+
+
+def digests(store, *kinds):
+    """sha256 of every file under these kinds of a store (all of them by default), by path.
+
+    A receipt or a scores manifest may name what made it; parts and selections may not differ.
+    """
+    root = Path(store)
+    places = [root / kind for kind in kinds] if kinds else [root]
+    return {
+        str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for place in places
+        for path in sorted(place.rglob("*"))
+        if path.is_file()
+    }

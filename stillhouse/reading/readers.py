@@ -7,7 +7,6 @@ dataset = selection.to_datasets()
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -15,7 +14,7 @@ import pyarrow.parquet as pq
 
 from stillhouse.errors import ArtifactError
 from stillhouse.storage import numbered
-from stillhouse.storage.artifact import Manifest, load_manifest, read_table
+from stillhouse.storage.artifact import Manifest, Part, load_manifest, read_table
 from stillhouse.storage.filesystem import (
     absolute_uri,
     exists,
@@ -25,18 +24,7 @@ from stillhouse.storage.filesystem import (
 )
 
 if TYPE_CHECKING:
-    from stillhouse.storage.torch_reader import SelectionDataset
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """One part of an artifact: where it is, and what it should be."""
-
-    uri: str
-    num_rows: int
-    num_tokens: int
-    num_bytes: int
-    sha256: str
+    from stillhouse.reading.torch_reader import SelectionDataset
 
 
 class Artifact:
@@ -134,9 +122,9 @@ class Selection(Artifact):
 
         The order is fixed by (seed, epoch); each rank gets whole parts' rows in turn.
         """
-        from stillhouse.storage.torch_reader import SelectionDataset
+        from stillhouse.reading.torch_reader import SelectionDataset
 
-        return SelectionDataset(self, rank, world_size, seed, epoch, batch_size)
+        return SelectionDataset(self.parts, rank, world_size, seed, epoch, batch_size)
 
     def provenance(self, row: int) -> dict[str, Any]:
         """Where the `row`-th kept row comes from: score, losses, token part and row, raw files."""

@@ -1,0 +1,1 @@
+"""Reading results without Ray: artifacts, selections, and selections as torch datasets."""
