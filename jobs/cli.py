@@ -21,11 +21,15 @@ app = typer.Typer(
 
 A job is one YAML file:
 
-    stillhouse plan examples/select.yaml       # what would be done, and what is done already
-    stillhouse run examples/select.yaml        # do it; again: nothing to do
-    stillhouse run spec.yaml --set selection.tau=16 --set store=s3://bucket/prefix
-    stillhouse status STORE_OR_RUN             # how far it is, what lies in a store
-    stillhouse verify RUN                      # check every byte and a sample of every number
+    stillhouse plan SPEC                # what is done, what is to do
+
+    stillhouse run SPEC                 # do it; again: nothing to do
+
+    stillhouse run SPEC --set selection.tau=16
+
+    stillhouse status ./store           # how far its runs are
+
+    stillhouse verify ./store/runs/...  # every byte, a sample of scores
 
 Exit codes: 0 done (also: nothing to do), 2 bad spec or usage, 3 bad input data,
 4 stopped but resumable (run the same command again), 1 anything else.

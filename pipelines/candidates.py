@@ -40,14 +40,14 @@ class Candidates:
 
     def ranked(self, store: Store, spec: SelectSpec, rule: Rule) -> list[RankedPart]:
         """Every part under a rule, with the losses of prior and conditional for the record."""
-        hidden = self.prior_rows if self.exclude_prior_rows else {}
         return [
             RankedPart(
                 store=store,
                 tokens=part,
                 scores={name: self.scores[name].paths[index] for name in scorers_read(rule)},
                 contamination=self.contamination.paths[index] if self.contamination else None,
-                prior_rows=hidden.get(part.sha256),
+                prior_rows=self.prior_rows.get(part.sha256),
+                exclude_prior_rows=self.exclude_prior_rows,
                 rule=rule,
                 grain=spec.selection.grain,
                 seed=spec.selection.seed,

@@ -257,13 +257,17 @@ def _finish(
         inputs={
             "tokens": pool.tokens.fingerprint,
             "scores": {n: s.manifest.fingerprint for n, s in sorted(pool.scores.items())},
-            "prior_rows": pool.prior_model if pool.exclude_prior_rows else None,
+            "prior_rows": pool.prior_model if pool.prior_rows else None,
             "contamination": pool.contamination.manifest.fingerprint
             if pool.contamination
             else None,
         },
         settings=settings.model_dump()
-        | {"rule": rule, "tokenizer": pool.tokens.settings["tokenizer"]},
+        | {
+            "rule": rule,
+            "prior_rows_excluded": pool.exclude_prior_rows,
+            "tokenizer": pool.tokens.settings["tokenizer"],
+        },
         totals={
             "threshold": cut.score,
             "cut": cut_to_json(cut),

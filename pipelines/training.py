@@ -2,14 +2,15 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from time import perf_counter
 from typing import Any
 
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
 from actors.trainer import Trainer
-from pipelines.context import Context
+from pipelines.context import Context, StepWork
 from stillhouse.errors import PartFailedError, StillhouseError
 from stillhouse.storage.artifact import Manifest
 from stillhouse.training.job import ModelTask
@@ -22,6 +23,7 @@ class _Running:
     task: ModelTask
     actor: Any
     steps: float = 0.0
+    started: float = field(default_factory=perf_counter)
 
 
 def train_models(
@@ -43,7 +45,7 @@ def train_models(
     reused = len(found) - len(todo)
     with ctx.step(step, total=len(found), reused=reused, unit="tokens") as advance:
         if todo:
-            found |= _train_all(ctx, todo, advance)
+            found |= _train_all(ctx, ctx.work[step], todo, advance)
     work = ctx.work[step]
     work.tokens += sum(task.num_tokens for task in {t.fingerprint: t for t in tasks}.values())
     work.flops = 3 * flops_per_token * work.tokens
@@ -51,7 +53,9 @@ def train_models(
     return [manifest for manifest in done if manifest is not None]
 
 
-def _train_all(ctx: Context, todo: list[ModelTask], advance: Any) -> dict[str, Manifest]:
+def _train_all(
+    ctx: Context, work: StepWork, todo: list[ModelTask], advance: Any
+) -> dict[str, Manifest]:
     waiting = list(reversed(todo))
     width = min(ctx.compute.trainers, len(todo))
     threads = ctx.compute.threads_per_worker
@@ -66,6 +70,7 @@ def _train_all(ctx: Context, todo: list[ModelTask], advance: Any) -> dict[str, M
         ready, _ = ray.wait(list(running), timeout=_POLL_S)
         for reference in ready:
             ended = running.pop(reference)
+            work.device_seconds += perf_counter() - ended.started
             try:
                 done[ended.task.fingerprint] = ray.get(reference)
             except RayActorError:

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from stillhouse.selection.ranking import ELIGIBLE, PRIOR_ROW, REASONS, PartScores
+from stillhouse.selection.ranking import CONTAMINATED, ELIGIBLE, REASONS, PartScores
 
 SCORE_EDGES = np.linspace(-8.0, 8.0, 321)
 LOSS_EDGES = np.linspace(0.0, 12.0, 49)
@@ -176,8 +176,8 @@ def _distributions(
         edges = [LOSS_EDGES, LOSS_EDGES]
         tally.pool_losses = np.histogram2d(x[both], y[both], edges)[0].astype(int).tolist()
         tally.kept_losses = np.histogram2d(x[kept], y[kept], edges)[0].astype(int).tolist()
-    seen = usable & (scores.fate == PRIOR_ROW)
-    unseen = usable & (scores.fate == ELIGIBLE)
+    clean = usable & (scores.fate != CONTAMINATED)
+    seen, unseen = clean & scores.seen, clean & ~scores.seen
     tally.seen = [float(seen.sum()), float(scores.raw[seen].sum(dtype=np.float64))]
     tally.unseen = [float(unseen.sum()), float(scores.raw[unseen].sum(dtype=np.float64))]
 

@@ -52,6 +52,8 @@ class PartScores:
     """What each scorer said, by name."""
     weight: NDArray[np.int64]
     """Tokens of each row."""
+    seen: NDArray[np.bool_]
+    """Whether the prior was trained on (a part of) the row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +65,8 @@ class RankedPart:
         tokens: the part.
         scores: path of the scores part of each scorer that the rule or the report reads.
         contamination: path of the contamination scores; None to allow such rows.
-        prior_rows: rows that the prior was trained on, ascending; None to allow them.
+        prior_rows: rows that the prior was trained on, ascending; None where there are none.
+        exclude_prior_rows: whether these may not be chosen.
         rule, grain, seed: how to rank.
     """
 
@@ -72,6 +75,7 @@ class RankedPart:
     scores: dict[str, str]
     contamination: str | None
     prior_rows: NDArray[np.int64] | None
+    exclude_prior_rows: bool
     rule: Rule
     grain: Grain
     seed: int
@@ -99,26 +103,31 @@ class RankedPart:
             return self._documents(pieces or self._pieces())
         losses = {name: self._values(path) for name, path in self.scores.items()}
         raw = self._rule(losses, self.tokens.num_rows)
-        fate = np.zeros(self.tokens.num_rows, np.int8)
+        seen = np.zeros(self.tokens.num_rows, np.bool_)
         if self.prior_rows is not None:
-            fate[self.prior_rows] = PRIOR_ROW
+            seen[self.prior_rows] = True
+        fate = self._unless_seen(seen)
         if self.contamination:
             fate[self._values(self.contamination) > 0] = CONTAMINATED
         length = self.tokens.num_tokens // max(self.tokens.num_rows, 1)
-        return _joined(raw, fate, losses, np.full(len(raw), length, np.int64))
+        return _joined(raw, fate, losses, np.full(len(raw), length, np.int64), seen)
+
+    def _unless_seen(self, seen: NDArray[np.bool_]) -> NDArray[np.int8]:
+        return np.where(seen & self.exclude_prior_rows, PRIOR_ROW, ELIGIBLE).astype(np.int8)
 
     def _documents(self, pieces: Pieces) -> PartScores:
         owners = pieces.owners()
         count = int(owners[-1]) + 1 if len(owners) else 0
         losses = {n: self._document_means(p, owners, count) for n, p in self.scores.items()}
-        fate = np.zeros(count, np.int8)
+        seen = np.zeros(count, np.bool_)
         if self.prior_rows is not None:
-            fate[owners[np.isin(pieces.sequence, self.prior_rows)]] = PRIOR_ROW
+            seen[owners[np.isin(pieces.sequence, self.prior_rows)]] = True
+        fate = self._unless_seen(seen)
         if self.contamination:
             flagged = _flat(self._table(self.contamination)["piece_tokens"])
             fate[owners[flagged > 0]] = CONTAMINATED
         weight = np.bincount(owners, pieces.num_tokens, count).astype(np.int64)
-        return _joined(self._rule(losses, count), fate, losses, weight)
+        return _joined(self._rule(losses, count), fate, losses, weight, seen)
 
     def _document_means(
         self, path: str, owners: NDArray[np.int64], count: int
@@ -162,10 +171,11 @@ def _joined(
     fate: NDArray[np.int8],
     losses: dict[str, NDArray[np.float32]],
     weight: NDArray[np.int64],
+    seen: NDArray[np.bool_],
 ) -> PartScores:
     fate[np.isnan(raw)] = NAN
     value = np.where(fate == ELIGIBLE, raw, np.float32(np.nan))
-    return PartScores(value, raw, fate, losses, weight)
+    return PartScores(value, raw, fate, losses, weight, seen)
 
 
 def row_sources(pieces: Pieces, grain: Grain) -> NDArray[np.int32]:

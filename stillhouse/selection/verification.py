@@ -116,6 +116,7 @@ class Verifier:
                 scores={n: self.scores[n].parts[i].path for n in scorers_read(rule)},
                 contamination=self.contamination.parts[i].path if self.contamination else None,
                 prior_rows=hidden.get(part.sha256),
+                exclude_prior_rows=self.settings["prior_rows_excluded"],
                 rule=rule,
                 grain=self.settings["grain"],
                 seed=self.settings["seed"],

@@ -42,8 +42,10 @@ def test_counts_agree(finished):
     assert sum(s["kept_tokens"] for s in kept["sources"].values()) == kept["num_tokens"]
     parts = len(pool.parts)
     assert finished["work"]["scores"] == {"parts": 2 * parts, "reused": 0}
-    assert all(t["num_tokens"] == finished["target"]["color"]["num_tokens"]
-               for t in finished["target"].values())
+    assert all(
+        t["num_tokens"] == finished["target"]["color"]["num_tokens"]
+        for t in finished["target"].values()
+    )
 
 
 def test_every_step_spent_time(finished):
@@ -64,9 +66,15 @@ def test_selection_opens_without_ray(finished, place):
     selection = open_selection(uri)
     table = selection.to_arrow().read_all()
     assert table.num_rows == selection.num_rows == finished["selection"]["num_sequences"]
-    assert {"input_ids", "documents", "score", "prior_nll", "conditional_nll", "part", "row"} <= set(
-        table.column_names
-    )
+    assert {
+        "input_ids",
+        "documents",
+        "score",
+        "prior_nll",
+        "conditional_nll",
+        "part",
+        "row",
+    } <= set(table.column_names)
     score = table["score"].to_numpy()
     losses = table["prior_nll"].to_numpy() - table["conditional_nll"].to_numpy()
     np.testing.assert_array_equal(score, losses)

@@ -1,0 +1,102 @@
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stillhouse.selection.ledger import Tally, correlation, nearest, tally_part
+from stillhouse.selection.ranking import CONTAMINATED, ELIGIBLE, NAN, PRIOR_ROW, PartScores
+
+ROW = st.tuples(
+    st.sampled_from([-2.0, -0.5, 0.0, 0.5, 0.5, 3.0, float("nan")]),
+    st.sampled_from([ELIGIBLE, ELIGIBLE, ELIGIBLE, CONTAMINATED, PRIOR_ROW]),
+    st.integers(0, 2),
+)
+
+
+def tally_of(part, rows, threshold=0.5):
+    """The tally of rows (score, fate, source); a row has 8 tokens, all of its source's."""
+    raw = np.array([row[0] for row in rows], np.float32)
+    fate = np.array([row[1] for row in rows], np.int8)
+    fate[np.isnan(raw)] = NAN
+    value = np.where(fate == ELIGIBLE, raw, np.float32(np.nan))
+    source = np.array([row[2] for row in rows], np.int32)
+    losses = {"prior": raw + 4, "conditional": np.full(len(rows), 4, np.float32)}
+    scores = PartScores(value, raw, fate, losses, np.full(len(rows), 8, np.int64))
+    return tally_part(
+        part,
+        f"part-{part}",
+        scores,
+        value >= threshold,
+        threshold,
+        row_source=source,
+        source_tokens=8 * np.eye(3, dtype=np.int64)[source].reshape(-1, 3),
+        sources=["a", "b", "c"],
+        row_pieces=1 + source.astype(np.int64),
+    )
+
+
+def test_tally_of_four_rows():
+    rows = [(3.0, ELIGIBLE, 0), (0.0, ELIGIBLE, 0), (9.0, CONTAMINATED, 1), (np.nan, ELIGIBLE, 2)]
+    tally = tally_of(0, rows)
+    assert tally.fates == {
+        "kept": 1,
+        "below the cut": 1,
+        "contaminated": 1,
+        "nan": 1,
+        "prior row": 0,
+    }
+    assert tally.rows == [
+        {
+            "part": 0,
+            "path": "part-0",
+            "rows": 4,
+            "kept": 1,
+            "below_the_cut": 1,
+            "contaminated": 1,
+            "prior_row": 0,
+            "nan": 1,
+            "kept_tokens": 8,
+        }
+    ]
+    assert (tally.sources["a"].pool_tokens, tally.sources["a"].kept_tokens) == (16, 8)
+    assert tally.sources["b"].score_sum == 9.0  # scores are told of rows that may not be chosen
+    assert tally.sources["c"].scored_rows == 0
+    assert tally.examples["best"] == [(3.0, 0, 0)]
+    assert tally.examples["below"] == [(0.0, 0, 1)]
+
+
+@given(st.lists(st.lists(ROW, max_size=12), min_size=1, max_size=4))
+def test_parts_add_up_to_the_whole(parts):
+    total = Tally()
+    for index, rows in enumerate(parts):
+        total.add(Tally.from_json(tally_of(index, rows).to_json()))
+    whole = tally_of(0, [row for rows in parts for row in rows])
+    assert total.fates == whole.fates
+    assert total.fate_tokens == whole.fate_tokens
+    assert total.sources == whole.sources
+    assert total.pool_scores == whole.pool_scores
+    assert total.kept_losses == whole.kept_losses
+    assert (total.seen, total.unseen, total.ties) == (whole.seen, whole.unseen, whole.ties)
+    assert total.pieces == pytest.approx(whole.pieces)
+    for group, found in whole.examples.items():
+        assert [score for score, _, _ in total.examples[group]] == [score for score, _, _ in found]
+    assert sum(row["rows"] for row in total.rows) == sum(map(len, parts))
+
+
+def test_every_row_has_one_fate():
+    tally = tally_of(0, [(0.5, fate, 0) for fate in (ELIGIBLE, CONTAMINATED, PRIOR_ROW)])
+    assert tally.fates == Counter({"kept": 1, "contaminated": 1, "prior row": 1})
+
+
+def test_nearest_takes_ties_by_address():
+    found = [(1.0, 1, 0), (1.0, 0, 5), (2.0, 3, 3), (0.0, 0, 0)]
+    assert nearest("best", found, 2) == [(2.0, 3, 3), (1.0, 0, 5)]
+    assert nearest("worst", found, 2) == [(0.0, 0, 0), (1.0, 0, 5)]
+
+
+def test_correlation():
+    assert correlation([3, 6, 6, 14, 14, 14]) == pytest.approx(1)  # (1, 1), (2, 2), (3, 3)
+    assert correlation([3, 6, 6, 14, 14, 10]) == pytest.approx(-1)  # (1, 3), (2, 2), (3, 1)
+    assert correlation([2, 2, 3, 2, 5, 3]) == 0.0  # x does not vary
