@@ -37,7 +37,8 @@ class PartWorker:
     def __init__(
         self, make: Callable[[], Host], attempts: ActorHandle, store: Store, kind: str
     ) -> None:
-        self._host = make()
+        self._make = make
+        self._made: Host | None = None
         self._attempts: Any = attempts
         self._store = store
         self._kind = kind
@@ -57,18 +58,24 @@ class PartWorker:
         errors = np.empty(len(tasks), object)
         seconds = np.zeros(len(tasks))
         for position, task in enumerate(tasks):
-            ahead = self._read_ahead(tasks[position + 1 : position + 2])
             started = perf_counter()
+            ahead = self._read_ahead(tasks[position + 1 : position + 2])
             receipts[position], errors[position] = self._one(task)
             seconds[position] = perf_counter() - started
             if ahead:
                 ahead.join()
         return {"receipt": receipts, "error": errors, "seconds": seconds}
 
+    def _host(self) -> Host:
+        """Made with the first task, so that a model that does not load is that task's error."""
+        if self._made is None:
+            self._made = self._make()
+        return self._made
+
     def _read_ahead(self, tasks: list[Any]) -> Thread | None:
-        if not tasks:
+        if not tasks or self._made is None:
             return None
-        thread = Thread(target=self._host.prefetch, args=(tasks[0],), daemon=True)
+        thread = Thread(target=self._made.prefetch, args=(tasks[0],), daemon=True)
         thread.start()
         return thread
 
@@ -79,7 +86,7 @@ class PartWorker:
             return None, ("PartFailedError", f"part {name} {given_up}")
         try:
             done = self._store.finished(self._kind, [name]) if before else {}
-            receipt = done.get(name) or self._host.run(task)
+            receipt = done.get(name) or self._host().run(task)
         except StillhouseError as error:
             return None, (type(error).__name__, str(error))
         except Exception as error:

@@ -14,7 +14,6 @@ prior scores, and running again only does what is missing. Stages:
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -30,7 +29,7 @@ from jobs.cluster import cluster
 from jobs.progress import Lines
 from jobs.run import run_job
 from pipelines.context import Context
-from pipelines.inputs import open_job_inputs
+from pipelines.inputs import list_job_inputs, open_job_inputs
 from pipelines.models import Models
 from pipelines.select import run_select
 from pipelines.selection import select
@@ -49,8 +48,9 @@ TARGETS: dict[str, tuple[str, ...]] = {
     "math_word_problems": ("math_word_problems",),
     "mixture": MIXTURE,
 }
-TAU = {"books": 10.0, "arxiv_abstracts": 32.0, "math_word_problems": 64.0, "mixture": 8.0}
-"""About the share that the target's own sources have in the pool, not below 1/64."""
+TAU = {"books": 12.0, "arxiv_abstracts": 32.0, "math_word_problems": 64.0, "mixture": 8.0}
+"""About the share of the pool that the target's own sources have and the prior has not seen, at
+most 64."""
 TAUS = (32.0, 16.0, 8.0, 4.0, 2.0)
 CONTROLS = ("random", "conditional_only", "dsir")
 LENGTH = 128
@@ -109,7 +109,7 @@ class Bench:
     ) -> SelectSpec:
         """The job: everything but the selection's size and the trainings is the same for all."""
         pool = sorted((self.data / "pool").glob("pool-*.parquet"))[: self.shards]
-        learning = {"learning_rate": 4e-3, "global_batch": 16, "final_learning_rate": 0.05}
+        learning = {"learning_rate": 4e-3, "global_batch": 8, "final_learning_rate": 0.05}
         sizes = self.sizes
         return SelectSpec.model_validate(
             {
@@ -265,7 +265,7 @@ def run_flops(bench: Bench, target: str, done: dict[str, Any]) -> dict[str, Any]
     seeds = bench.seeds[:1]
     spec = bench.spec(target, TAU[target], controls=CONTROLS, seeds=bench.seeds)
     ctx = Context(Store(bench.store), spec.compute, Lines())
-    made = run_select(ctx, spec, open_job_inputs(ctx.store, spec))
+    made = run_select(ctx, spec, open_job_inputs(ctx.store, spec, list_job_inputs(spec)))
     eligible = made.pool.manifest.num_rows - sum(
         count
         for reason, count in made.selections["color"].tally.fates.items()
@@ -419,7 +419,6 @@ def main() -> None:
         shards=options.shards,
         sizes=QUICK if options.quick else Sizes(),
     )
-    os.environ.setdefault("PYTHONPATH", str(Path(__file__).parent.parent))
     targets = options.targets.split(",")
     compute = bench.spec(targets[0], 2.0).compute
     with cluster(compute, use_options(bench.store, {})):

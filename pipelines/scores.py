@@ -137,7 +137,11 @@ class PoolScores:
             kind="scores",
             fingerprint=fingerprint(["scores", [task.fingerprint for task in tasks]]),
             parts=tuple(receipt.parts[0] for receipt in receipts),
-            inputs={"tokens": self._pool.fingerprint, "scorer": scorer, "folder": folder},
+            inputs={
+                "tokens": self._pool.fingerprint,
+                "scorer": scorer,
+                "model": folder.removeprefix(self._ctx.store.uri + "/"),
+            },
             settings={"scorer": kind, "unit": unit, "better": better}
             | self._spec.scoring.model_dump(include={"dtype", "attention"}),
             totals={"nan": sum(receipt.counts["nan"] for receipt in receipts)},

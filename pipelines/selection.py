@@ -17,7 +17,7 @@ from stillhouse.reading.readers import open_selection
 from stillhouse.selection.budget import Cut, find_cut, find_weighted_cut, threshold_cut
 from stillhouse.selection.ledger import LEDGER_SCHEMA, Tally
 from stillhouse.selection.quotas import QuotaCut, cut_to_json, find_quota_cut
-from stillhouse.selection.ranking import RULE_VERSION, SCORERS_OF, RankedPart, Rule
+from stillhouse.selection.ranking import RULE_VERSION, SCORERS_OF, RankedPart, Rule, scorers_read
 from stillhouse.selection.writing import GroupTask, Member, count_kept, group_parts, write_group
 from stillhouse.spec import SelectionSettings, SelectSpec
 from stillhouse.storage.artifact import Manifest, Receipt, Store, parquet_bytes
@@ -256,7 +256,7 @@ def _finish(
         parts=tuple(receipt.parts[0] for receipt in receipts),
         inputs={
             "tokens": pool.tokens.fingerprint,
-            "scores": {n: s.manifest.fingerprint for n, s in sorted(pool.scores.items())},
+            "scores": {n: pool.scores[n].manifest.fingerprint for n in scorers_read(rule)},
             "prior_rows": pool.prior_model if pool.prior_rows else None,
             "contamination": pool.contamination.manifest.fingerprint
             if pool.contamination

@@ -226,7 +226,7 @@ class Verifier:
                 continue
             manifest = self.scores[name]
             try:
-                recompute = _loss_function(manifest)
+                recompute = _loss_function(self.store, manifest)
             except ArtifactError as error:
                 self.findings.problem(f"the model of `{name}` cannot be loaded: {error}")
                 continue
@@ -250,12 +250,17 @@ class Verifier:
             )
 
 
-def _loss_function(manifest: Manifest) -> Any:
+def _loss_function(store: Store, manifest: Manifest) -> Any:
     from stillhouse.models.scoring import load_scoring_model
     from stillhouse.spec import ScoringSettings
 
     settings = ScoringSettings(dtype="float32")
     model = load_scoring_model(
-        manifest.inputs["folder"], settings, device="auto", gpus=0, threads=1
+        _model_folder(store, manifest.inputs["model"]), settings, device="auto", gpus=0, threads=1
     )
     return partial(model.token_nll)
+
+
+def _model_folder(store: Store, model: str) -> str:
+    """Models of the store are named relative to it, given ones by their full URI."""
+    return store.path(model) if model.startswith("models/") else model

@@ -23,7 +23,8 @@ def tally_of(part, rows, threshold=0.5):
     value = np.where(fate == ELIGIBLE, raw, np.float32(np.nan))
     source = np.array([row[2] for row in rows], np.int32)
     losses = {"prior": raw + 4, "conditional": np.full(len(rows), 4, np.float32)}
-    scores = PartScores(value, raw, fate, losses, np.full(len(rows), 8, np.int64))
+    weight, seen = np.full(len(rows), 8, np.int64), fate == PRIOR_ROW
+    scores = PartScores(value, raw, fate, losses, weight, seen)
     return tally_part(
         part,
         f"part-{part}",

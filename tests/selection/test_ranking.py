@@ -64,7 +64,7 @@ def part(tmp_path):
         ("prior", [[5, 4], [16], [4, 10]]),
         ("conditional", [[4, 2], [8], [2, np.nan]]),
     ):
-        counts = [[len_ for len_ in row] for row in ([5, 2], [7], [2, 5])]
+        counts = [[5, 2], [7], [2, 5]]
         scores = pa.table(
             {
                 "value": [sum(s) / 7 for s in sums],
@@ -83,6 +83,7 @@ def part(tmp_path):
         settings = {
             "contamination": None,
             "prior_rows": None,
+            "exclude_prior_rows": True,
             "rule": "color",
             "grain": "sequences",
             "seed": 0,
@@ -105,6 +106,10 @@ def test_rows_that_may_not_be_chosen_keep_their_score(part):
     assert np.isnan(found.value).all()
     np.testing.assert_allclose(found.raw[:2], [3 / 7, 8 / 7], rtol=1e-6)
     assert found.fate.tolist() == [PRIOR_ROW, CONTAMINATED, NAN]
+    assert found.seen.tolist() == [True, True, False]
+    found = part(prior_rows=np.array([0]), exclude_prior_rows=False).read()
+    assert found.fate.tolist() == [ELIGIBLE, ELIGIBLE, NAN]
+    assert found.seen.tolist() == [True, False, False]
 
 
 def test_documents_are_sums_over_their_pieces(part):

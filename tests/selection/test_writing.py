@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -12,7 +14,7 @@ def test_groups_hold_every_part_once(kept, part_rows, seed):
     assert sorted(index for group in groups for index in group) == list(range(len(kept)))
     for group in groups:
         assert len(group) == 1 or sum(kept[i] for i in group) <= part_rows
-    for group, following in zip(groups, groups[1:], strict=False):
+    for group, following in pairwise(groups):
         assert sum(kept[i] for i in group) + kept[following[0]] > part_rows
 
 

@@ -1,0 +1,113 @@
+"""Duplicates, contamination and NaN scores, in one small pool made for them."""
+
+import shutil
+
+import numpy as np
+import pytest
+from small import Quiet, parse, rows, write
+
+from jobs.run import run_job
+from jobs.verify import verify_selection
+from stillhouse import open_artifact, open_selection
+from stillhouse.storage.artifact import read_table
+
+HELD = "salt wind on the old harbour wall and gulls above nine grey boats that wait for the tide"
+    "salt wind on the old harbour wall and gulls above nine grey boats that wait for morning tide"
+)
+
+
+@pytest.fixture(scope="module")
+def broken(given, tmp_path_factory):
+    """The prior with one token's input embedding NaN: rows that hold it have no loss."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = tmp_path_factory.mktemp("broken") / "prior"
+    model = AutoModelForCausalLM.from_pretrained(given["prior"]["path"])
+    words = AutoTokenizer.from_pretrained(given["tokenizer"]["path"])
+    token = words(" flour")["input_ids"][-1]
+    head = model.get_output_embeddings().weight.detach().clone()
+    model.config.tie_word_embeddings = False
+    model.lm_head.weight = torch.nn.Parameter(head)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[token] = float("nan")
+    model.save_pretrained(folder)
+    return str(folder), token
+
+
+@pytest.fixture(scope="module")
+def made(ray_cluster, given, broken, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("eligibility")
+    found = rows(1, 60, ["sea", "food"])
+    copies = [row | {"id": f"copy-{row['id']}", "text": row["text"].upper()} for row in found[:5]]
+    leak = found[7] | {"id": "leak", "text": found[7]["text"] + " so " + HELD + " and on"}
+    write(folder / "pool" / "a.parquet", found)
+    write(folder / "pool" / "b.parquet", [*copies, leak, *rows(2, 20, ["food"], prefix="e")])
+    write(folder / "target" / "t.parquet", rows(3, 20, ["sea"]))
+    write(folder / "held" / "h.parquet", [{"id": "h", "text": HELD + " " + HELD, "source": "sea"}])
+    target = {"path": str(folder / "target"), "heldout": {"path": str(folder / "held")}}
+    sections = given | {"prior": {"path": broken[0]}}
+    spec = parse(folder, target=target, selection={"fraction": 0.3}, **sections)
+    return run_job(spec, Quiet())
+
+
+@pytest.fixture(scope="module")
+def table(made):
+    return open_selection(made["run"]).to_arrow().read_all()
+
+
+@pytest.fixture(scope="module")
+def pool_rows(made):
+    """Every row of the pool: (ids of its documents, its tokens)."""
+    parts = [read_table(p.uri) for p in open_artifact(made["artifacts"]["tokens"]).parts]
+    return [
+        ([d["id"] for d in row["documents"]], row["input_ids"])
+        for part in parts
+        for row in part.to_pylist()
+    ]
+
+
+def test_later_copies_are_dropped_and_counted(made, pool_rows):
+    ids = {name for names, _ in pool_rows for name in names}
+    assert not any(name.startswith("copy-") for name in ids)
+    assert {"d0", "d1", "d2", "d3", "d4"} <= ids
+    assert made["dropped"]["duplicate"] == 5
+
+
+def test_contaminated_rows_are_counted_and_not_kept(made, table, pool_rows):
+    holding = [names for names, _ in pool_rows if "leak" in names]
+    fates = made["selection"]["fates"]
+    assert 0 < fates["contaminated"] <= len(holding)
+    kept = {d["id"] for row in table["documents"].to_pylist() for d in row}
+    assert "leak" not in kept
+
+
+def test_rows_without_a_score_are_counted_and_not_kept(made, table, broken, pool_rows):
+    token = broken[1]
+    bad = sum(token in ids[:-1] for _, ids in pool_rows)
+    fates = made["selection"]["fates"]
+    assert 0 < bad - fates["contaminated"] <= fates["nan"] <= bad
+    assert np.isfinite(table["score"].to_numpy()).all()
+    assert not any(token in ids[:-1] for ids in table["input_ids"].to_pylist())
+    assert sum(fates.values()) == len(pool_rows)
+
+
+def test_verify_agrees(made):
+    assert verify_selection(made["run"], 10_000)["problems"] == []
+
+
+def test_what_is_allowed_is_kept(made, given, broken, tmp_path):
+    """With everything switched off the copies stand in the pool and the leak may be chosen."""
+    folder = tmp_path / "world"
+    root = made["run"].rsplit("/", 3)[0]
+    shutil.copytree(root, folder)
+    target = {"path": str(folder / "target"), "heldout": {"path": str(folder / "held")}}
+    selection = {"min_score": -99, "exclude_contaminated": False}
+    sections = given | {"prior": {"path": broken[0]}}
+    spec = parse(folder, target=target, selection=selection, deduplicate=False, **sections)
+    result = run_job(spec, Quiet())
+    kept = open_selection(result["run"]).to_arrow(["documents"]).read_all()
+    ids = {d["id"] for row in kept["documents"].to_pylist() for d in row}
+    assert "leak" in ids or result["selection"]["fates"]["nan"] > 0
+    assert any(name.startswith("copy-") for name in ids)
+    assert result["dropped"].get("duplicate", 0) == 0

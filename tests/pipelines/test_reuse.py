@@ -1,0 +1,109 @@
+"""What a second job finds finished, and what it does again."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from small import LEARNING, MODEL, Quiet, parse, rows, write, write_shard
+
+from jobs.plan import plan_job
+from jobs.run import run_job
+
+ALL = {"model": MODEL, "controls": ["random", "conditional_only", "dsir"], **LEARNING}
+
+
+@pytest.fixture(scope="module")
+def moved(finished, world, tmp_path_factory):
+    """A copy of the world and its store at another place."""
+    folder = tmp_path_factory.mktemp("moved") / "world"
+    shutil.copytree(world, folder)
+    return folder
+
+
+def to_do(result):
+    """Steps that had something to do: (parts, reused)."""
+    return {
+        name: (work["parts"], work["reused"])
+        for name, work in result["work"].items()
+        if work["parts"] != work["reused"]
+    }
+
+
+def test_a_renamed_folder_has_nothing_to_do(moved, finished):
+    result = run_job(parse(moved, train=ALL), Quiet())
+    assert result["status"] == "nothing_to_do"
+    assert result["artifacts"] == finished["artifacts"]
+
+
+def test_widths_and_names_have_nothing_to_do(moved):
+    result = run_job(parse(moved, train=ALL, name="again", compute={"scorers": 7}), Quiet())
+    assert result["status"] == "nothing_to_do"
+
+
+def test_another_tau_only_selects(moved):
+    """Also of a renamed folder: nothing is trained or scored."""
+    assert set(to_do(run_job(parse(moved, selection={"tau": 9}), Quiet()))) == {"selection"}
+
+
+def test_documents_are_read_from_where_they_are_now(moved, world, finished, tmp_path):
+    """The store was moved away from the raw files that its manifests name."""
+    folder = tmp_path / "world"
+    shutil.copytree(moved, folder)
+    tokens = Path(folder / "store" / "tokens")
+    for manifest in tokens.glob("*/manifest.json"):
+        manifest.write_text(manifest.read_text().replace(str(world), "/gone"))
+    result = run_job(parse(folder, selection={"tau": 8, "grain": "documents"}), Quiet())
+    assert set(to_do(result)) == {"selection"}
+
+
+def test_another_target_scores_only_the_conditional(moved):
+    write(moved / "law" / "law.parquet", rows(8, 120, ["law"], prefix="l"))
+    target = {"path": str(moved / "law"), "heldout": 0.2}
+    result = run_job(parse(moved, target=target), Quiet())
+    work = result["work"]
+    parts = work["score prior"]["parts"]
+    assert work["score prior"]["reused"] == work["train prior"]["reused"] * parts == parts
+    assert work["score conditional"] == {"parts": parts, "reused": 0}
+    assert work["tokens"]["parts"] - work["tokens"]["reused"] == 2  # its two sides
+    assert work["scan"]["parts"] - work["scan"]["reused"] == 1
+    assert result["selection"]["sources"]["law"]["kept_tokens"] > (
+        0.8 * result["selection"]["num_tokens"]
+    )
+
+
+def test_a_new_shard_is_all_that_is_tokenised_and_scored(moved):
+    before = run_job(parse(moved, selection={"tau": 9}), Quiet())
+    write_shard(moved, 9, per_shard=40)
+    result = run_job(parse(moved, selection={"tau": 9}), Quiet())
+    work = result["work"]
+    assert result["artifacts"]["prior"] == before["artifacts"]["prior"]  # pin: first
+    assert result["artifacts"]["tokenizer"] == before["artifacts"]["tokenizer"]
+    assert work["scan"]["parts"] - work["scan"]["reused"] == 1
+    assert work["tokens"]["parts"] - work["tokens"]["reused"] == 1
+    old = before["work"]["score prior"]["parts"]
+    for step in ("score prior", "score conditional", "contamination"):
+        assert work[step]["reused"] == old < work[step]["parts"]
+
+
+def test_a_refreshed_pin_trains_on_all_shards(moved):
+    """To be run after a shard was added: a plan says it without doing it."""
+    write_shard(moved, 9, per_shard=40)
+    before = plan_job(parse(moved, selection={"tau": 10}))
+    assert before["steps"]["train prior"]["seconds"] == 0
+    prior = {"model": MODEL, "num_tokens": 6000, **LEARNING, "pin": "refresh"}
+    after = plan_job(parse(moved, selection={"tau": 10}, prior=prior))
+    assert after["steps"]["train prior"]["seconds"] > 0
+    assert after["steps"]["tokens"]["reused"] == after["steps"]["tokens"]["parts"]
+
+
+def test_a_changed_file_of_the_same_size_is_noticed(world, finished, tmp_path):
+    folder = tmp_path / "world"
+    shutil.copytree(world, folder)
+    lines = [json.dumps(row) for row in rows(3, 12, ["food"])]
+    path = folder / "pool" / "more.jsonl"
+    path.write_text("\n".join(lines))
+    pool = {"path": str(folder / "pool")}
+    first = plan_job(parse(folder, pool=pool))
+    path.write_text(path.read_text().replace("flour", "flower"[:5]).replace("sugar", "raguS"))
+    assert plan_job(parse(folder, pool=pool))["run"] != first["run"]
