@@ -1,9 +1,11 @@
 """The command line: `stillhouse VERB ...`. Verbs are thin; heavy imports wait until one runs."""
 
 import json
+import os
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Annotated, Any
 
 import typer
@@ -47,6 +49,7 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an e
 
 def _guarded(action: Callable[[], int | None], as_json: bool, debug: bool) -> None:
     """Run a verb: errors become a line or two on stderr and an exit code."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
         code = action() or 0
     except StillhouseError as error:
@@ -122,10 +125,13 @@ def plan(spec: Spec, sets: Sets = None, as_json: AsJson = False, debug: Debug = 
 @app.command()
 def status(
     uri: Annotated[str, typer.Argument(help="A run, or a store.", metavar="RUN_OR_STORE")],
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Show a run's steps as they change, to its end.")
+    ] = False,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Show how far a run is, or the runs of a store. Needs the store only, no cluster.
+    """Show how far a run is, or what a store holds. Needs the store only, no cluster.
 
     Example: `stillhouse status ./store`
     """
@@ -134,8 +140,48 @@ def status(
         from jobs.status import status_of
         from jobs.summary import show_status
 
+        if follow:
+            _follow(uri, quiet=as_json)
         found = status_of(uri)
         _print(found) if as_json else show_status(found)
+
+    _guarded(action, as_json, debug)
+
+
+def _follow(uri: str, quiet: bool) -> None:
+    """Show changes until the run ends or Ctrl-C; the run itself is not touched."""
+    from jobs.status import follow
+    from jobs.summary import show_changes
+
+    with suppress(KeyboardInterrupt):
+        for found, changed in follow(uri):
+            if not quiet:
+                show_changes(found, changed)
+
+
+@app.command()
+def prune(
+    uri: Annotated[str, typer.Argument(help="A store.", metavar="STORE")],
+    yes: Annotated[bool, typer.Option("--yes", help="Remove; without it, only look.")] = False,
+    grace_hours: Annotated[
+        float, typer.Option(help="Remove nothing younger; a run silent for longer is dead.", min=0)
+    ] = 24.0,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Remove what no finished run, pin or published name refers to. Only looks unless `--yes`.
+
+    To let go of what a run made, remove its folder in `runs/` first.
+
+    Example: `stillhouse prune ./store --yes`
+    """
+
+    def action() -> None:
+        from jobs.prune import prune_store
+        from jobs.summary import show_pruned
+
+        found = prune_store(uri, grace_hours=grace_hours, yes=yes)
+        _print(found) if as_json else show_pruned(found)
 
     _guarded(action, as_json, debug)
 

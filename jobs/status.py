@@ -1,16 +1,22 @@
-"""`stillhouse status` and `report`: a run is read from its store alone."""
+"""`stillhouse status` and `report`: runs and artifacts are read from their store alone."""
 
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from jobs.outcome import write_report
 from stillhouse.errors import ArtifactError
 from stillhouse.report.data import from_json
-from stillhouse.storage.filesystem import absolute_uri, join, list_names, read_bytes
+from stillhouse.storage.commit import MARKER
+from stillhouse.storage.filesystem import absolute_uri, exists, join, list_names, read_bytes
 from stillhouse.storage.run_record import event_files, read_json
+
+_POLL_S = 2.0
 
 
 def status_of(uri: str) -> dict[str, Any]:
-    """The status of a run, or of every run in a store.
+    """The status of a run, or every run and artifact of a store.
 
     Raises:
         ArtifactError: neither a run nor a store.
@@ -20,7 +26,7 @@ def status_of(uri: str) -> dict[str, Any]:
     if found is not None:
         return found | {"uri": folder, "events": len(event_files(folder))}
     runs = list_names(join(folder, "runs"))
-    if not runs:
+    if not runs and not exists(join(folder, MARKER)):
         raise ArtifactError(f"{uri} is neither a run nor a store that holds runs")
     states = [read_json(join(folder, "runs", name), "status.json") for name in runs]
     return {
@@ -29,7 +35,71 @@ def status_of(uri: str) -> dict[str, Any]:
             state or {"run": name, "state": "unknown"}
             for name, state in zip(runs, states, strict=True)
         ],
+        "artifacts": artifacts_of(folder),
     }
+
+
+def artifacts_of(store: str) -> list[dict[str, Any]]:
+    """Every artifact of a store: kind, fingerprint, size, age, and what refers to it.
+
+    Its size is that of its folder and of the parts that its manifest lists; a part that two
+    artifacts list counts in both. `referred_by` are runs, pins, names and other artifacts; empty
+    where `prune` would remove it.
+    """
+    from stillhouse.storage.artifact import load_manifest
+    from stillhouse.storage.reachability import KINDS, list_objects, references
+
+    objects = list_objects(store)
+    reached = references(store, objects)
+    sizes = {item.path: item.num_bytes for item in objects}
+    folders: defaultdict[str, set[str]] = defaultdict(set)
+    for path in sizes:
+        folders[path.rpartition("/")[0]].add(path)
+    rows: list[dict[str, Any]] = []
+    for item in objects:
+        folder, _, file = item.path.rpartition("/")
+        if file != "manifest.json" or item.kind not in KINDS:
+            continue
+        name = folder.rpartition("/")[2]
+        listed = {part.path for part in load_manifest(join(store, folder)).parts}
+        labels = {label for label in reached.get(name, ()) if "/receipts" not in label}
+        rows.append(
+            {
+                "kind": item.kind,
+                "fingerprint": name,
+                "bytes": sum(sizes.get(path, 0) for path in folders[folder] | listed),
+                "age_s": round(max(time.time() - item.modified, 0)),
+                "referred_by": sorted(labels),
+            }
+        )
+    return sorted(rows, key=lambda row: (KINDS.index(row["kind"]), row["age_s"]))
+
+
+def follow(
+    uri: str, pause: Callable[[float], object] = time.sleep
+) -> Iterator[tuple[dict[str, Any], list[str]]]:
+    """A run's status whenever it changes, with the names of the steps that changed, to its end.
+
+    Args:
+        uri: a run.
+        pause: waits so many seconds.
+
+    Raises:
+        ArtifactError: not a run.
+    """
+    folder, seen, state = absolute_uri(uri), dict[str, Any](), "running"
+    while state == "running":
+        if seen:
+            pause(_POLL_S)
+        found = read_json(folder, "status.json")
+        if found is None:
+            raise ArtifactError(f"{uri} is not a run: only a run can be followed")
+        state = found["state"]
+        steps, before = found["steps"], seen.get("steps", {})
+        changed = [name for name, step in steps.items() if before.get(name) != step]
+        if changed or state != seen.get("state"):
+            yield found | {"uri": folder}, changed
+        seen = found
 
 
 def draw_report(uri: str) -> str:

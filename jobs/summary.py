@@ -96,16 +96,25 @@ def show_plan(planned: dict[str, Any]) -> None:
         console.print(note, soft_wrap=True)
 
 
+def bytes_text(count: float) -> str:
+    """`12.3 MB`."""
+    return f"{tokens_text(count)}B" if count >= 1000 else f"{count:.0f} B"
+
+
+def age_text(seconds: float) -> str:
+    """`3 h`: the largest unit of which there are two."""
+    for limit, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * limit:
+            return f"{seconds // limit:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
 def show_status(found: dict[str, Any]) -> None:
-    """A run's steps, or the runs of a store."""
+    """A run's steps, or the runs and artifacts of a store."""
     console = _console()
     if "runs" in found:
-        table = Table(title=f"runs in {found['store']}", title_justify="left")
-        for name in ("run", "job", "state", "updated"):
-            table.add_column(name)
-        for row in found["runs"]:
-            table.add_row(row["run"][:12], row.get("job", ""), row["state"], row.get("updated", ""))
-        console.print(table)
+        console.print(_runs_table(found))
+        console.print(_artifacts_table(found["artifacts"]))
         return
     console.print(f"{found['job']} run {found['run'][:12]}: [bold]{found['state']}[/]")
     if found.get("error"):
@@ -118,6 +127,63 @@ def show_status(found: dict[str, Any]) -> None:
         cells = [step.get(key, "") for key in ("state", "parts", "done", "reused", "seconds")]
         table.add_row(name, *(str(cell) for cell in cells))
     console.print(table)
+
+
+def _runs_table(found: dict[str, Any]) -> Table:
+    table = Table(title=f"runs in {found['store']}", title_justify="left")
+    for name in ("run", "job", "state", "updated"):
+        table.add_column(name)
+    for row in found["runs"]:
+        table.add_row(row["run"][:12], row.get("job", ""), row["state"], row.get("updated", ""))
+    return table
+
+
+def _artifacts_table(artifacts: list[dict[str, Any]]) -> Table:
+    table = Table(title="artifacts", title_justify="left")
+    table.add_column("kind")
+    table.add_column("artifact")
+    for name in ("size", "age"):
+        table.add_column(name, justify="right")
+    table.add_column("referred to by")
+    for row in artifacts:
+        labels = [_short(label) for label in row["referred_by"]]
+        more = f" and {len(labels) - 2} more" if len(labels) > 2 else ""
+        referred = ", ".join(labels[:2]) + more if labels else "[yellow]nothing[/]"
+        size, age = bytes_text(row["bytes"]), age_text(row["age_s"])
+        table.add_row(row["kind"], row["fingerprint"][:12], size, age, referred)
+    return table
+
+
+def _short(label: str) -> str:
+    kind, _, name = label.partition("/")
+    return f"{kind}/{name[:12]}"
+
+
+def show_changes(found: dict[str, Any], changed: list[str]) -> None:
+    """A line for each step of a followed run that changed."""
+    console = _console()
+    for name in changed:
+        step = found["steps"][name]
+        line = f"{found['updated']}  {name}: {step.get('done', 0):g} of {step.get('parts', 0)}"
+        done = step.get("state") == "done"
+        console.print(f"{line}, done in {step['seconds']:.1f} s" if done else line, soft_wrap=True)
+
+
+def show_pruned(found: dict[str, Any]) -> None:
+    """What was removed, or would be."""
+    console = _console()
+    table = Table(title="would be removed" if found["dry"] else "removed", title_justify="left")
+    table.add_column("kind")
+    for name in ("objects", "size"):
+        table.add_column(name, justify="right")
+    gone = found["unreachable"] if found["dry"] else found["removed"]
+    for kind, sums in gone.items():
+        table.add_row(kind, f"{sums['objects']:,}", bytes_text(sums["bytes"]))
+    console.print(table if gone else "nothing to remove")
+    for run in found["live_runs"]:
+        console.print(f"run {run[:12]} is at work: only leftovers of writers go while it is")
+    if found["dry"] and gone:
+        console.print(f"next:   stillhouse prune {found['store']} --yes", soft_wrap=True)
 
 
 def show_verification(found: dict[str, Any]) -> None:

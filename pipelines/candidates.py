@@ -84,5 +84,7 @@ def candidates_of(
 
 
 def _labels(ctx: Context, tokens: Manifest) -> list[str]:
+    if ctx.dry:
+        return []  # only a cut asks for them, and a dry run makes none
     items = [ctx.store.path(part.path) for part in tokens.parts]
     return sorted({name for found in run_tasks(ctx, part_sources, items) for name in found})

@@ -59,6 +59,8 @@ class Context:
     compute: ComputeSettings
     listener: Listener
     dry: bool = False
+    attempts: Any = None
+    """The run's Attempts actor, made by the first step that streams parts."""
     work: dict[str, StepWork] = field(default_factory=dict)
 
     @contextmanager

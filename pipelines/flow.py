@@ -75,7 +75,8 @@ def _stream(
     workers: int,
     gpus: float,
 ) -> Iterator[tuple[Receipt, float]]:
-    attempts = Attempts.remote(ctx.compute.max_attempts)
+    if ctx.attempts is None:
+        ctx.attempts = Attempts.remote(ctx.compute.max_attempts)
     _quiet()
     rows = [{"task": task} for task in tasks]
     per_block = max(-(-len(rows) // _MAX_BLOCKS), min(_AHEAD, len(rows) // (4 * workers)), 1)
@@ -84,7 +85,7 @@ def _stream(
         PartWorker,
         fn_constructor_kwargs={
             "make": make,
-            "attempts": attempts,
+            "attempts": ctx.attempts,
             "store": ctx.store,
             "kind": kind,
         },

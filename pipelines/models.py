@@ -69,8 +69,13 @@ class Models:
         task = self._task("prior", "prior", model, data, num_rows * length, settings, settings.seed)
         key = ["prior", settings.model_dump(exclude={"pin"}), self._tokenizer.digest]
         key += [length, self._spec.pool.paths]
-        make = partial(self._train, "train prior", task, model)
-        return self._made(pinned(self._ctx, key, settings.pin, task.fingerprint, make))
+        step = "train prior"
+        make = partial(self._train, step, task, model)
+        made = pinned(self._ctx, step, key, settings.pin, task.fingerprint, make)
+        work = self._ctx.work[step]
+        work.tokens = made.totals["num_tokens"]
+        work.flops = 3 * self._flops(model) * work.tokens
+        return self._made(made)
 
     def conditional(self, prior: ModelRef, target: Manifest) -> ModelRef:
         """The conditional: the prior fine-tuned on the target, or given by path.
@@ -102,8 +107,7 @@ class Models:
         num_tokens = settings.num_tokens or round(settings.epochs * target.num_tokens)
         data = [(part, None) for part in target.parts]
         task = self._task(role, role, init, data, num_tokens, settings, settings.seed, identity)
-        found = self._ctx.store.find_manifest("models", task.fingerprint)
-        return self._made(found or self._train(f"train {role}", task, None))
+        return self._made(self._train(f"train {role}", task, None))
 
     def targets(
         self, selections: dict[str, Manifest], heldout: Manifest

@@ -14,6 +14,7 @@ from stillhouse.storage.artifact import Manifest
 
 def pinned(
     ctx: Context,
+    step: str,
     key: object,
     pin: Literal["first", "refresh"],
     wanted: str,
@@ -23,6 +24,7 @@ def pinned(
 
     Args:
         ctx: the run; a dry one pins nothing.
+        step: announced as reused where nothing is made; else `make` announces it.
         key: settings that a change of starts a new pin.
         pin: `first` keeps what was pinned, `refresh` pins `wanted`.
         wanted: fingerprint of what today's inputs would give.
@@ -34,8 +36,14 @@ def pinned(
     if current is not None and (pin == "first" or current["models"] == wanted):
         found = store.find_manifest("models", current["models"])
         if found is not None:
-            return found
-    made = store.find_manifest("models", wanted) or make()
+            return _reused(ctx, step, found)
+    there = store.find_manifest("models", wanted)
+    made = make() if there is None else _reused(ctx, step, there)
     if not ctx.dry:
         numbered.append(folder, {"models": made.fingerprint})
     return made
+
+
+def _reused(ctx: Context, step: str, found: Manifest) -> Manifest:
+    with ctx.step(step, total=1, reused=1):
+        return found

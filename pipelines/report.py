@@ -181,9 +181,7 @@ def _drops(made: SelectRun, tally: Tally) -> list[Drop]:
         for name, number in sorted(counts.items())
         if name.startswith("dropped: ")
     ]
-    remainder = Drop(
-        "shorter than a sequence at the end of a unit", None, None, counts["remainder_tokens"]
-    )
+    remainder = Drop("left over at the end of a part", None, None, counts["remainder_tokens"])
     rows = [
         Drop(reason, tally.fates[reason], None, tally.fate_tokens[reason])
         for reason in ("contaminated", "prior row", "nan", "below the cut")

@@ -6,7 +6,7 @@ from functools import partial
 from typing import Literal
 
 from actors.scorer import ScorerHost, ScorerSettings
-from pipelines.context import Context
+from pipelines.context import Context, Unfinished
 from pipelines.flow import run_tasks, stream_parts
 from pipelines.models import ModelRef
 from pipelines.tokens import TokenizerRef
@@ -95,6 +95,8 @@ class PoolScores:
     ) -> Scores:
         store = self._ctx.store
         if store.find_manifest("models", name) is None:
+            if self._ctx.dry:
+                raise Unfinished(step)
             values = next(run_tasks(self._ctx, compute_statistics, [task]))
             put_statistics(store, name, kind, values)
         return self._score(step, kind, name, store.path("models", name), 0, 0)

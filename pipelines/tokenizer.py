@@ -48,7 +48,7 @@ def tokenizer(ctx: Context, spec: SelectSpec, pool: Scan) -> TokenizerRef:
         )
         key = ["tokenizer", settings.model_dump(exclude={"pin"}), spec.pool.paths]
         make = partial(_trained, ctx, wanted, training, pool)
-        manifest = pinned(ctx, key, settings.pin, wanted, make)
+        manifest = pinned(ctx, "tokenizer", key, settings.pin, wanted, make)
     return TokenizerRef(
         path=ctx.store.path("models", manifest.fingerprint),
         eos_token=manifest.totals["eos_token"],

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from actors.text import PackerHost, Scanner
-from pipelines.context import Context
+from pipelines.context import Context, Unfinished
 from pipelines.flow import run_tasks, stream_parts
 from pipelines.inputs import Inputs, JobInputs, reading_identity, unit_tasks
 from stillhouse.errors import InputError
@@ -137,25 +137,31 @@ def without_dropped(
     own is split in two by groups of copies.
     """
     pool, target = scans[:2]
-    copies = [_duplicates(ctx, s) if spec.deduplicate else [] for s in (pool, *scans[2:])]
+    copies = _duplicates(ctx, "duplicates", pool, spec)
     if len(scans) > 2:
-        own = _duplicates(ctx, target) if spec.deduplicate else []
-        sides = [(pool, copies[0]), (target, own), (scans[2], copies[1])]
+        heldout = scans[2]
+        sides = [
+            (pool, copies),
+            (target, _duplicates(ctx, "duplicates in target", target, spec)),
+            (heldout, _duplicates(ctx, "duplicates in heldout", heldout, spec)),
+        ]
     else:
-        train, heldout = _split_target(ctx, target, spec)
-        sides = [(pool, copies[0]), (target, [train]), (target, [heldout])]
+        train, held = _split_target(ctx, target, spec)
+        sides = [(pool, copies), (target, [train]), (target, [held])]
     packed = [Packing(s, pack_tasks(ctx.store, s, d, tokenizer, spec)) for s, d in sides]
     return packed[0], packed[1], packed[2]
 
 
-def _duplicates(ctx: Context, scanned: Scan) -> list[Receipt]:
-    """Find the later copies of a text in the pool, one hash range a task."""
+def _duplicates(ctx: Context, step: str, scanned: Scan, spec: SelectSpec) -> list[Receipt]:
+    """Find the later copies of a text, one hash range a task; nothing without `deduplicate`."""
+    if not spec.deduplicate:
+        return []
     num_ranges = -(-scanned.counts["documents"] // DOCUMENTS_A_RANGE)
     whole = fingerprint(["drops", DROP_VERSION, [r.task for r in scanned.receipts], num_ranges])
     names = [fingerprint([whole, number]) for number in range(num_ranges)]
     done = ctx.store.finished("drops", names)
     todo = [(n, name) for n, name in enumerate(names) if name not in done]
-    with ctx.step("duplicates", total=num_ranges, reused=len(done), unit="ranges") as advance:
+    with ctx.step(step, total=num_ranges, reused=len(done), unit="ranges") as advance:
         work = partial(_find_duplicates, ctx.store, scanned.receipts, num_ranges)
         for receipt in run_tasks(ctx, work, todo):
             done[receipt.task] = receipt
@@ -180,6 +186,8 @@ def _split_target(ctx: Context, scanned: Scan, spec: SelectSpec) -> tuple[Receip
     )
     done = ctx.store.finished("drops", names)
     if len(done) < 2:
+        if ctx.dry:
+            raise Unfinished("scan")
         work = partial(_split, ctx.store, scanned.receipts, share, spec.deduplicate)
         return next(run_tasks(ctx, work, [names]))
     return done[names[0]], done[names[1]]
@@ -247,6 +255,7 @@ def tokenise(
     for what, group in zip(("pool", "target", "target.heldout"), packing, strict=True):
         mine, receipts = receipts[: len(group.tasks)], receipts[len(group.tasks) :]
         made.append(_manifest(ctx.store, what, group.scanned, mine, tokenizer, spec))
+    ctx.work["tokens"].tokens = sum(one.manifest.num_tokens for one in made)
     return made
 
 

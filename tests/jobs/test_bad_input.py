@@ -3,11 +3,14 @@
 import json
 import random
 import shutil
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from small import LEARNING, MODEL, document, rows, small_spec, write
+from small import MODEL, document, rows, small_spec, write
+
+from stillhouse import open_artifact
 
 TEXT = {"id": "x", "text": "the ship sails " * 30, "source": "sea"}
 
@@ -36,12 +39,20 @@ def refused(little, capsys):
         errors = [line for line in err.splitlines() if not _is_progress(line)]
         assert "\n".join(errors) == f"error: {message}"
         assert len(errors) <= 2 and "Traceback" not in err
-        assert list((little / "store").rglob("manifest.json")) == []
-        assert list((little / "store").rglob("*.tmp")) == []
+        _nothing_half_written(little / "store")
         return stopped.value.code, message
 
     call.store = little / "store"
     return call
+
+
+def _nothing_half_written(store):
+    """What earlier steps finished is whole; there is neither a selection nor a result."""
+    for path in store.rglob("manifest.json"):
+        artifact = open_artifact(str(path.parent))
+        assert artifact.manifest.kind in {"models", "tokens"}
+        assert all(Path(part.uri).exists() for part in artifact.parts)
+    assert [*store.rglob("*.tmp"), *store.rglob("result.json")] == []
 
 
 def _is_progress(line):
@@ -296,7 +307,7 @@ def test_bad_rows_and_files_are_set_aside(ray_cluster, little, models):
     given = {
         "tokenizer": {"path": str(models / "tokenizer")},
         "prior": {"path": str(models / "good")},
-        "conditional": {**LEARNING},
+        "conditional": {"path": str(models / "good")},
     }
     pool = {"path": str(little / "pool"), "max_bad_rows": 2, "skip_bad_files": True}
     result = run_job(parse(little, pool=pool, selection={"tau": 2}, **given), Quiet())

@@ -6,8 +6,10 @@ import pytest
 from small import Quiet, parse
 
 from jobs.run import run_job
-from jobs.status import draw_report, status_of
+from jobs.status import draw_report, follow, status_of
 from stillhouse.errors import ArtifactError, BudgetError
+from stillhouse.storage.artifact import Store
+from stillhouse.storage.run_record import RunRecord
 
 
 def test_of_a_run(finished):
@@ -51,3 +53,42 @@ def test_report_is_drawn_again(finished, reports):
     assert reports("report", finished["run"]) == (0, {"report": str(page)})
     assert page.read_bytes() == before
     assert b"http://" not in before.replace(b"http://www.w3.org", b"")
+
+
+def test_artifacts_of_a_store_say_what_needs_them(finished, reports):
+    store = finished["run"].rsplit("/", 2)[0]
+    found = reports("status", store)[1]["artifacts"]
+    by_name = {row["fingerprint"]: row for row in found}
+    kept = by_name[finished["selection_fingerprint"]]
+    run = "runs/" + finished["run"].rsplit("/", 1)[1]
+    assert (kept["kind"], run in kept["referred_by"]) == ("selections", True)
+    folder = Path(finished["artifacts"]["selection"])
+    assert kept["bytes"] == sum(path.stat().st_size for path in folder.iterdir())
+    tokens = by_name[Path(finished["artifacts"]["tokens"]).name]
+    assert f"selections/{finished['selection_fingerprint']}" in tokens["referred_by"]
+    prior = by_name[Path(finished["artifacts"]["prior"]).name]
+    assert any(label.startswith("pins/") for label in prior["referred_by"])
+
+
+def test_following_shows_what_changes_to_the_end(tmp_path):
+    record = RunRecord(Store(str(tmp_path)), "0" * 64)
+    record.start("job: select\n", "select")
+
+    def work(seconds):
+        """What a run does while its follower waits."""
+        if len(waited) == 0:
+            record.step("scan", state="running", parts=2, done=1)
+            record.flush()
+        elif len(waited) == 2:
+            record.finish("done")
+        waited.append(seconds)
+
+    waited = []
+    shown = [(found["state"], changed) for found, changed in follow(record.uri, work)]
+    assert shown == [("running", []), ("running", ["scan"]), ("done", [])]
+    assert len(waited) == 3
+
+
+def test_a_store_cannot_be_followed(tmp_path):
+    with pytest.raises(ArtifactError, match="not a run"):
+        next(follow(str(tmp_path)))

@@ -4,10 +4,14 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
+from stillhouse import open_selection
 from stillhouse.fingerprint import sha256
+from stillhouse.selection.ranking import ELIGIBLE
+from stillhouse.selection.verification import Verifier
 from stillhouse.storage.artifact import parquet_bytes, read_table
 
 
@@ -126,13 +130,18 @@ def test_a_kept_rows_score(selection, problems):
 
 def test_a_stored_score_of_a_row_that_was_not_kept(selection, problems):
     """With its checksum made good everywhere: the cut is not the one of these scores."""
-    losing = read_table(str(selection / "ledger.parquet")).to_pylist()[0]["part"]
-    kept = read_table(str(selection / "part-00000.parquet"), ["part", "row"]).to_pylist()
-    taken = {row["row"] for row in kept if row["part"] == losing}
-    row = next(i for i in range(1000) if i not in taken)
-    folder = scores_folder(selection, "conditional")
-    rewrite(folder, losing, lambda table: changed(table, "value", row, -50.0))
-    assert f"part {losing}: 1 kept rows missing" in problems()
+    part = Verifier(open_selection(str(selection))).ranked()[0]
+    scores = part.read()
+    threshold = manifest_of(selection)["totals"]["threshold"]
+    row = int(np.flatnonzero((scores.fate == ELIGIBLE) & (scores.value < threshold))[0])
+    rewrite(
+        scores_folder(selection, "conditional"),
+        0,
+        lambda table: changed(table, "value", row, -50.0),
+    )
+    found = problems()
+    assert "the stored scores give the cut Cut(" in found
+    assert "part 0: 1 kept rows missing, 0 too many" in found
 
 
 def test_a_stored_loss_that_the_model_does_not_give(selection, problems):

@@ -102,7 +102,7 @@ def test_the_driver_is_killed(world, changes, reference, unscored, tmp_path):
     finally:
         os.kill(driver.pid, signal.SIGKILL)
         driver.wait()
-    _, alive = psutil.wait_procs(family, timeout=60)
+    _, alive = psutil.wait_procs(family, timeout=120)
     assert alive == []
     before = num_scored(unscored)
     result = run_job(parse(world, **changes, store=str(unscored)), Quiet())

@@ -12,13 +12,14 @@ from stillhouse import open_artifact, open_selection
 from stillhouse.storage.artifact import read_table
 
 HELD = "salt wind on the old harbour wall and gulls above nine grey boats that wait for the tide"
-    "salt wind on the old harbour wall and gulls above nine grey boats that wait for morning tide"
-)
 
 
 @pytest.fixture(scope="module")
 def broken(given, tmp_path_factory):
-    """The prior with one token's input embedding NaN: rows that hold it have no loss."""
+    """The prior with one token's input embedding NaN: rows that hold it have no loss.
+
+    Also where it stands last: attention multiplies its values by zero, and 0 NaN is NaN.
+    """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -84,11 +85,11 @@ def test_contaminated_rows_are_counted_and_not_kept(made, table, pool_rows):
 
 def test_rows_without_a_score_are_counted_and_not_kept(made, table, broken, pool_rows):
     token = broken[1]
-    bad = sum(token in ids[:-1] for _, ids in pool_rows)
+    bad = sum(token in ids for _, ids in pool_rows)
     fates = made["selection"]["fates"]
     assert 0 < bad - fates["contaminated"] <= fates["nan"] <= bad
     assert np.isfinite(table["score"].to_numpy()).all()
-    assert not any(token in ids[:-1] for ids in table["input_ids"].to_pylist())
+    assert not any(token in ids for ids in table["input_ids"].to_pylist())
     assert sum(fates.values()) == len(pool_rows)
 
 

@@ -1,11 +1,13 @@
 """Parts through a real actor pool: order, reuse, errors, and workers that die."""
 
 import os
+import sys
 from dataclasses import dataclass
 from functools import partial
 
 import pyarrow as pa
 import pytest
+from ray import cloudpickle
 from small import Quiet
 
 from pipelines.context import Context, Unfinished
@@ -13,6 +15,8 @@ from pipelines.flow import run_tasks, stream_parts
 from stillhouse.errors import InputError, PartFailedError
 from stillhouse.spec import ComputeSettings
 from stillhouse.storage.artifact import Receipt, Store
+
+cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import tests
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,97 @@
+"""`stillhouse prune`: give back the space of what no finished run, pin or name refers to."""
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from stillhouse.errors import ArtifactError
+from stillhouse.storage.commit import MARKER
+from stillhouse.storage.filesystem import absolute_uri, exists, join
+from stillhouse.storage.reachability import (
+    StoredObject,
+    list_objects,
+    references,
+    remove,
+    unreachable,
+)
+from stillhouse.storage.run_record import read_json
+
+_BATCH = 500
+
+
+def prune_store(uri: str, *, grace_hours: float, yes: bool) -> dict[str, Any]:
+    """Find what nothing needs, and remove it where `yes` says so.
+
+    A run at work may reuse any finished task, also one that only a dead run needed. So while a
+    run is live (its status says running and was updated within the grace period) only
+    temporaries go; the store is looked at again before every few hundred removals. Nothing
+    younger than the grace period is ever removed.
+
+    Args:
+        uri: the store.
+        grace_hours: longer than any pause of a live run, and than clocks may differ.
+        yes: remove; else only look.
+
+    Returns:
+        The object that `prune --json` prints.
+
+    Raises:
+        ArtifactError: not a store.
+    """
+    store = absolute_uri(uri)
+    if not exists(join(store, MARKER)):
+        raise ArtifactError(f"{uri} is not a store: it holds no {MARKER}")
+    before = time.time() - 3600 * grace_hours
+    objects = list_objects(store)
+    gone = unreachable(objects, references(store, objects), before)
+    live = live_runs(store, objects, before)
+    if live:
+        gone = [item for item in gone if item.is_temporary]
+    removed = _remove(store, gone, before) if yes else []
+    return {
+        "store": store,
+        "dry": not yes,
+        "grace_hours": grace_hours,
+        "live_runs": live,
+        "unreachable": _by_kind(gone),
+        "removed": _by_kind(removed),
+        "objects": [item.path for item in gone],
+    }
+
+
+def _remove(store: str, gone: Sequence[StoredObject], before: float) -> list[StoredObject]:
+    """Remove in order until a run starts; what was removed."""
+    removed: list[StoredObject] = []
+    for start in range(0, len(gone), _BATCH):
+        batch = gone[start : start + _BATCH]
+        if live_runs(store, list_objects(join(store, "runs")), before, prefix=""):
+            batch = [item for item in batch if item.is_temporary]
+        remove(store, batch)
+        removed += batch
+    return removed
+
+
+def live_runs(
+    store: str, objects: Sequence[StoredObject], before: float, prefix: str = "runs/"
+) -> list[str]:
+    """Runs at work: something of theirs was written since `before`, and they did not end.
+
+    Args:
+        store: its URI.
+        objects: a listing with the runs in it.
+        before: seconds since 1970.
+        prefix: what stands before a run's name in the listed paths.
+    """
+    young = [o.path for o in objects if o.path.startswith(prefix) and o.modified >= before]
+    names = sorted({path[len(prefix) :].split("/", 1)[0] for path in young})
+    states = {name: read_json(join(store, "runs", name), "status.json") for name in names}
+    return [name for name, state in states.items() if state is None or state["state"] == "running"]
+
+
+def _by_kind(items: Sequence[StoredObject]) -> dict[str, dict[str, int]]:
+    objects = Counter(item.kind for item in items)
+    num_bytes: Counter[str] = Counter()
+    for item in items:
+        num_bytes[item.kind] += item.num_bytes
+    return {kind: {"objects": n, "bytes": num_bytes[kind]} for kind, n in sorted(objects.items())}

@@ -1,0 +1,175 @@
+"""What in a store is referred to, by what, and what nothing needs any more.
+
+Everything is named by a fingerprint, 64 hexadecimal digits, and whatever refers to it spells that
+name out. So a reference is any fingerprint in the text of a JSON object, and the walk from the
+roots (results of finished runs, pins, published names) through manifests and receipts needs to
+know nothing of their fields: it may keep too much, never too little.
+"""
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import datetime
+from functools import partial
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from stillhouse.storage.filesystem import filesystem, join, read_many
+from stillhouse.storage.retries import with_retries
+
+KINDS = ("scans", "drops", "tokens", "scores", "selections", "models", "trajectories", "distilled")
+_NAME = re.compile(r"[0-9a-f]{64}")
+_TEMPORARY = re.compile(r"\.[0-9a-f]{32}\.tmp$")
+_THREADS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class StoredObject:
+    """One object of a store: `path` is relative to it, `modified` in seconds since 1970."""
+
+    path: str
+    num_bytes: int
+    modified: float
+
+    @property
+    def kind(self) -> str:
+        """The folder of the store that it lies in; its own name at the top."""
+        return self.path.split("/", 1)[0]
+
+    @property
+    def is_temporary(self) -> bool:
+        """Whether it is what a writer left behind before the name was given."""
+        return _TEMPORARY.search(self.path) is not None
+
+    @property
+    def is_root(self) -> bool:
+        """Whether what it refers to is kept: a finished run's result, a pin, a published name."""
+        in_run = self.kind == "runs" and self.path.endswith("/result.json")
+        return not self.is_temporary and (in_run or self.kind in {"pins", "names"})
+
+    @property
+    def names(self) -> list[str]:
+        """The fingerprints in its path; any of them keeps it."""
+        return _NAME.findall(self.path)
+
+    @property
+    def label(self) -> str:
+        """How it is called where it refers to something: `runs/0123...`, `names/web`."""
+        parts = self.path.split("/")
+        return "/".join(parts[:-1]) if len(parts) > 1 else self.path
+
+
+def list_objects(store: str) -> list[StoredObject]:
+    """Every object under a store's URI, sorted by path: one listing; empty if there is none."""
+    fs, root = filesystem(store)
+    try:
+        found = with_retries(lambda: fs.find(root, detail=True), f"listing {store}")
+    except FileNotFoundError:
+        return []
+    start = len(root.rstrip("/")) + 1
+    files = [(path[start:], detail) for path, detail in sorted(found.items())]
+    return [StoredObject(p, int(d["size"]), _modified(d)) for p, d in files if d["type"] == "file"]
+
+
+def _modified(detail: dict[str, Any]) -> float:
+    """Filesystems that tell no time make their objects look new: nothing of theirs is removed."""
+    for key in ("LastModified", "mtime", "last_modified", "created"):
+        value = detail.get(key)
+        if isinstance(value, datetime):
+            return value.timestamp()
+        if value is not None:
+            return float(value)
+    return float("inf")
+
+
+def references(store: str, objects: Sequence[StoredObject]) -> dict[str, set[str]]:
+    """Walk from the roots; every fingerprint that is reached, with the labels that name it.
+
+    Reads each reachable manifest and receipt once, many at a time.
+
+    Args:
+        store: its URI.
+        objects: what `list_objects` found.
+    """
+    speaking: dict[str, list[StoredObject]] = defaultdict(list)
+    for item in objects:
+        if item.kind in KINDS and item.path.endswith((".json", "/parts.parquet")):
+            for name in item.names:
+                speaking[name].append(item)
+    reached: dict[str, set[str]] = defaultdict(set)
+    pending = [item for item in objects if item.is_root]
+    read = {item.path for item in pending}
+    while pending:
+        found: set[str] = set()
+        for item, data in zip(pending, _read(store, pending), strict=True):
+            mentioned = _mentioned(item, data) - set(item.names)
+            found |= mentioned
+            for name in mentioned:
+                reached[name].add(item.label)
+        pending = [item for name in sorted(found) for item in speaking.get(name, ())]
+        pending = [item for item in dict.fromkeys(pending) if item.path not in read]
+        read |= {item.path for item in pending}
+    return dict(reached)
+
+
+def _read(store: str, items: Iterable[StoredObject]) -> list[bytes]:
+    return read_many([join(store, item.path) for item in items])
+
+
+def _mentioned(item: StoredObject, data: bytes) -> set[str]:
+    """Fingerprints in the text of an object; of a long manifest's list, those in its paths."""
+    if item.path.endswith(".parquet"):
+        paths = pq.read_table(pa.BufferReader(data), columns=["path"])["path"].to_pylist()
+        return {name for path in paths for name in _NAME.findall(path)}
+    return set(_NAME.findall(data.decode("utf-8", "replace")))
+
+
+def unreachable(
+    objects: Sequence[StoredObject], reached: Iterable[str], older_than: float
+) -> list[StoredObject]:
+    """What may go: objects of known kinds that nothing names, and temporaries of dead writers.
+
+    Never anything modified at or after `older_than` (seconds since 1970): a writer that is at
+    work creates a part before its receipt, and a receipt before the manifest.
+
+    Returns:
+        In the order of removal: manifests, then receipts, then the rest, so that whoever looks
+        in between sees an artifact whole, or a task as not done.
+    """
+    kept = set(reached)
+    gone = [
+        item
+        for item in objects
+        if item.modified < older_than
+        and (item.is_temporary or (item.kind in KINDS and item.names and not kept & {*item.names}))
+    ]
+    return sorted(gone, key=lambda item: (_rank(item), item.path))
+
+
+def _rank(item: StoredObject) -> int:
+    if item.path.endswith("/manifest.json"):
+        return 0
+    return 1 if "/receipts/" in item.path else 2
+
+
+def remove(store: str, items: Sequence[StoredObject]) -> None:
+    """Delete objects, several at a time; one that is gone already is no error.
+
+    Raises:
+        StorageError: no permission, or the store cannot be reached.
+    """
+    with ThreadPoolExecutor(_THREADS) as threads:
+        list(threads.map(partial(_remove, store), items))
+
+
+def _remove(store: str, item: StoredObject) -> None:
+    uri = join(store, item.path)
+    fs, path = filesystem(uri)
+    try:
+        with_retries(lambda: fs.rm_file(path), f"removing {uri}")
+    except FileNotFoundError:
+        return

@@ -1,0 +1,161 @@
+"""Driver processes: started with their own Ray, killed by id, and what they left in a store."""
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import uuid4
+
+import boto3
+import yaml
+from small import STYLES, small_spec
+
+from stillhouse.models.causal_lm import build_model, save_model
+from stillhouse.spec import ModelSettings
+from stillhouse.text.tokenizer import make_tokenizer, save_pretrained, train_tokenizer
+
+STILLHOUSE = str(Path(sys.executable).with_name("stillhouse"))
+SECRET = "marked-secret-that-nobody-writes-down"
+KEYS = {
+    "AWS_ACCESS_KEY_ID": "test",
+    "AWS_SECRET_ACCESS_KEY": SECRET,
+    "AWS_DEFAULT_REGION": "us-east-1",
+}
+SAME_BYTES = ("scans/parts", "drops/parts", "tokens/parts", "scores/parts", "selections")
+PATIENCE_S = 280
+
+
+def make_models(folder):
+    """A tokenizer and two models that no training has seen, as sections of a spec."""
+    texts = [" ".join(words) for words in STYLES.values()] * 5
+    tokenizer = make_tokenizer(train_tokenizer(texts, vocab_size=300), None)
+    save_pretrained(tokenizer, str(folder / "tokenizer"), model_max_length=32)
+    shape = ModelSettings(hidden_size=32, num_layers=1)
+    for seed, name in enumerate(("prior", "conditional")):
+        model = build_model(
+            shape,
+            vocab_size=tokenizer.vocab_size,
+            sequence_length=32,
+            seed=seed,
+            eos_id=tokenizer.eos_id,
+        )
+        save_model(model, folder / name)
+    return {n: {"path": str(folder / n)} for n in ("tokenizer", "prior", "conditional")}
+
+
+@dataclass
+class Job:
+    """A folder with a pool and a target, and the models of the spec."""
+
+    folder: Path
+    models: dict
+
+
+class Driver:
+    """One `stillhouse run` in a session of its own, its output in files."""
+
+    def __init__(self, arguments, folder, environment):
+        self.folder = folder
+        self.ray_folder = environment["RAY_TMPDIR"]
+        folder.mkdir(parents=True)
+        with open(folder / "stdout", "wb") as out, open(folder / "stderr", "wb") as errors:
+            self.process = subprocess.Popen(
+                arguments, stdout=out, stderr=errors, env=environment, start_new_session=True
+            )
+
+    def end(self, timeout=PATIENCE_S):
+        """Wait for its end: exit code, what `--json` printed (or None), stderr."""
+        code = self.process.wait(timeout)
+        out, errors = (self.folder / name for name in ("stdout", "stderr"))
+        return code, json.loads(out.read_text() or "null"), errors.read_text()
+
+    def kill(self):
+        """SIGKILL of the driver alone: its Ray has to notice by itself."""
+        self.process.send_signal(signal.SIGKILL)
+
+
+class Bench:
+    """Runs the job on stores of one test."""
+
+    def __init__(self, job, s3_server, folder):
+        self.job, self.s3_server, self.folder = job, s3_server, folder
+        self.s3 = boto3.client(
+            "s3", endpoint_url=s3_server, aws_access_key_id="test", aws_secret_access_key=SECRET
+        )
+        self.drivers = []
+
+    def bucket(self):
+        """The name of a new bucket."""
+        name = f"stillhouse-{uuid4().hex[:12]}"
+        self.s3.create_bucket(Bucket=name)
+        return name
+
+    def upload(self, bucket, *folders):
+        """Copy folders of the job into a bucket."""
+        for folder in folders:
+            for path in (self.job.folder / folder).iterdir():
+                self.s3.upload_file(str(path), bucket, f"{folder}/{path.name}")
+
+    def start(self, store, *, endpoint=None, **changes):
+        """Start a driver of the job; all its S3 requests go to `endpoint`."""
+        number = len(self.drivers)
+        compute = {"scorers": 1, "packers": 1, "trainers": 1}
+        changes = {"store": store, "compute": compute, "part_tokens": 3000} | changes
+        self.folder.mkdir(parents=True, exist_ok=True)
+        spec = self.folder / f"spec-{number}.yaml"
+        spec.write_text(yaml.safe_dump(small_spec(self.job.folder, **self.job.models, **changes)))
+        arguments = [STILLHOUSE, "run", str(spec), "--json"]
+        driver = Driver(arguments, self.folder / f"driver-{number}", self._environment(endpoint))
+        self.drivers.append(driver)
+        return driver
+
+    def _environment(self, endpoint):
+        ray_folder = tempfile.mkdtemp(prefix="sh-")  # Ray's sockets need a short path
+        endpoint = endpoint or self.s3_server
+        return os.environ | KEYS | {"AWS_ENDPOINT_URL": endpoint, "RAY_TMPDIR": ray_folder}
+
+    def verify(self, uri):
+        """Exit code and output of `stillhouse verify`."""
+        done = subprocess.run(
+            [STILLHOUSE, "verify", uri, "--sample", "8", "--json"],
+            capture_output=True,
+            text=True,
+            env=self._environment(None),
+            timeout=PATIENCE_S,
+        )
+        return done.returncode, done.stdout
+
+    def objects(self, bucket):
+        """Everything in a bucket: bytes by key."""
+        pages = self.s3.get_paginator("list_objects_v2").paginate(Bucket=bucket)
+        keys = [item["Key"] for page in pages for item in page.get("Contents", [])]
+        return {k: self.s3.get_object(Bucket=bucket, Key=k)["Body"].read() for k in keys}
+
+    def contents(self, store):
+        """sha256 of everything in a store that two runs must have in common, by path."""
+        if store.startswith("s3://"):
+            bucket, _, prefix = store.removeprefix("s3://").partition("/")
+            found = self.objects(bucket).items()
+            all_bytes = {key.removeprefix(f"{prefix}/"): data for key, data in found}
+        else:
+            files = [path for path in Path(store).rglob("*") if path.is_file()]
+            all_bytes = {str(p.relative_to(store)): p.read_bytes() for p in files}
+        return {
+            path: hashlib.sha256(data).hexdigest()
+            for path, data in all_bytes.items()
+            if path.startswith(SAME_BYTES)
+        }
+
+    def close(self):
+        """Nothing outlives the test."""
+        for driver in self.drivers:
+            if driver.process.poll() is None:
+                driver.kill()
+                driver.process.wait()
+            shutil.rmtree(driver.ray_folder, ignore_errors=True)

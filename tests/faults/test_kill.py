@@ -1,0 +1,138 @@
+"""SIGKILL at every commit point, found from outside by a proxy in front of the S3 server.
+
+The n-th PUT of a path is the moment: it is held while the driver is killed, and then either never
+reaches the server (before) or reaches it with nobody left to hear the answer (after).
+"""
+
+import os
+import random
+import signal
+from pathlib import Path
+
+import pytest
+from fault_proxy import FaultProxy
+
+POINTS = {
+    "before a part": ("/scores/parts/", 1, "reset"),
+    "between a part and its receipt": ("/scores/receipts/", 1, "reset"),
+    "before the manifest": ("/selections/manifest", 0, "reset"),
+    "after the manifest": ("/selections/manifest", 0, "lose answer"),
+}
+
+
+def matches(path, wanted):
+    """`/selections/manifest` is the manifest of any selection."""
+    kind, _, rest = wanted.strip("/").partition("/")
+    if rest == "manifest":
+        return f"/{kind}/" in path and path.split("?")[0].endswith("/manifest.json")
+    return wanted in path
+
+
+class KillAt:
+    """A proxy's rule: the n-th PUT (from 0) of such a path kills, once."""
+
+    def __init__(self, wanted, number, then, kill):
+        self.wanted, self.number, self.then, self.kill = wanted, number, then, kill
+        self.seen = 0
+        self.killed = False
+
+    def __call__(self, n, method, path):
+        if self.killed or method != "PUT" or not matches(path, self.wanted):
+            return None
+        self.seen += 1
+        if self.seen <= self.number:
+            return None
+        self.killed = True
+        self.kill()
+        return self.then
+
+
+def killed_at(bench, store, point):
+    """Start the job and kill its driver at this point; the driver is dead on return."""
+    wanted, number, then = POINTS[point]
+    started = []
+    rule = KillAt(wanted, number, then, lambda: started[0].kill())
+    with FaultProxy(bench.s3_server, rule) as proxy:
+        started.append(bench.start(store, endpoint=proxy.url))
+        code = started[0].process.wait(280)
+    assert rule.killed
+    assert code == -signal.SIGKILL
+
+
+def test_killed_at_every_commit_point_one_after_another(bench, expected):
+    """Each run is killed a step further on than the one before, the last one ends."""
+    store = f"s3://{bench.bucket()}/store"
+    for point in POINTS:
+        killed_at(bench, store, point)
+        found = bench.contents(store)
+        assert found.items() < expected.items() or found == expected, point
+    code, result, errors = bench.start(store).end()
+    assert code == 0, errors
+    assert all(work["parts"] == work["reused"] for work in result["work"].values())
+    assert bench.contents(store) == expected
+    assert bench.verify(result["run"])[0] == 0
+
+
+def children(pid):
+    """Ids of a process and all that descend from it."""
+    found, pending = [], [pid]
+    while pending:
+        found.append(pending.pop())
+        for tasks in Path(f"/proc/{found[-1]}/task").glob("*/children"):
+            pending += map(int, tasks.read_text().split())
+    return found
+
+
+def workers(driver, word):
+    """Ids of the driver's Ray workers whose title has this word."""
+    titles = {pid: Path(f"/proc/{pid}/cmdline") for pid in children(driver.process.pid)}
+    read = {pid: path.read_text() for pid, path in titles.items() if path.exists()}
+    return [pid for pid, title in read.items() if title.startswith("ray::") and word in title]
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("point", POINTS)
+def test_killed_at_one_point(bench, expected, point):
+    store = f"s3://{bench.bucket()}/store"
+    killed_at(bench, store, point)
+    code, _, errors = bench.start(store).end()
+    assert code == 0, errors
+    assert bench.contents(store) == expected
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("word", ["PartWorker", "MapWorker", ""])
+@pytest.mark.parametrize("point", ["before a part", "between a part and its receipt"])
+def test_a_lost_worker_costs_the_part_it_held(bench, expected, point, word):
+    """The job goes on by itself; an empty word means all workers."""
+    store = f"s3://{bench.bucket()}/store"
+    wanted, number, then = POINTS[point]
+    started, killed = [], []
+
+    def kill():
+        for pid in workers(started[0], word):
+            os.kill(pid, signal.SIGKILL)
+            killed.append(pid)
+
+    with FaultProxy(bench.s3_server, KillAt(wanted, number, then, kill)) as proxy:
+        started.append(bench.start(store, endpoint=proxy.url))
+        code, _, errors = started[0].end()
+    assert killed
+    assert code == 0, errors
+    assert bench.contents(store) == expected
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("seed", range(20))
+def test_killed_at_a_random_put(bench, expected, seed):
+    store = f"s3://{bench.bucket()}/store"
+    number, then = random.Random(seed).randrange(40), ("reset", "lose answer")[seed % 2]
+    print(f"seed {seed}: the PUT {number}, {then}")
+    started = []
+    rule = KillAt("/", number, then, lambda: started[0].kill())
+    with FaultProxy(bench.s3_server, rule) as proxy:
+        started.append(bench.start(store, endpoint=proxy.url))
+        started[0].process.wait(280)
+    code, _, errors = bench.start(store).end()
+    assert code == 0, errors
+    assert bench.contents(store) == expected
