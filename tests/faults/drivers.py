@@ -106,7 +106,7 @@ class Bench:
         """Start a driver of the job; all its S3 requests go to `endpoint`."""
         number = len(self.drivers)
         compute = {"scorers": 1, "packers": 1, "trainers": 1}
-        changes = {"store": store, "compute": compute, "part_tokens": 3000} | changes
+        changes = {"store": store, "compute": compute, "part_tokens": 8000} | changes
         self.folder.mkdir(parents=True, exist_ok=True)
         spec = self.folder / f"spec-{number}.yaml"
         spec.write_text(yaml.safe_dump(small_spec(self.job.folder, **self.job.models, **changes)))
