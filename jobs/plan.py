@@ -12,7 +12,7 @@ import numpy as np
 
 from jobs.run import finished_result, run_name
 from pipelines.context import Context, StepWork, Unfinished
-from pipelines.given import check_given
+from pipelines.given import check_given, given_identity
 from pipelines.inputs import JobInputs, list_job_inputs, open_job_inputs
 from pipelines.models import planned_shape
 from pipelines.select import run_select
@@ -69,8 +69,8 @@ def plan_job(spec: SelectSpec) -> dict[str, Any]:
     store = _LookingStore(absolute_uri(spec.store))
     check_given(spec)
     inputs = open_job_inputs(store, spec, list_job_inputs(spec), remember=False)
-    run = store.path("runs", run_name(spec, inputs))
-    finished = finished_result(store, run_name(spec, inputs))
+    name = run_name(spec, inputs, given_identity(store, spec, remember=False))
+    finished = finished_result(store, name)
     ctx = Context(store, spec.compute, _Silent(), dry=True)
     stopped = None
     try:
@@ -81,7 +81,7 @@ def plan_job(spec: SelectSpec) -> dict[str, Any]:
     return {
         "status": "nothing_to_do" if finished else "to_do",
         "job": spec.job,
-        "run": run,
+        "run": store.path("runs", name),
         "steps": steps,
         "notes": _notes(stopped, finished is not None, steps),
     }

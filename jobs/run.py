@@ -8,7 +8,7 @@ import yaml
 from jobs.cluster import cluster
 from jobs.recorder import Recorder
 from pipelines.context import Context, Listener
-from pipelines.given import check_given
+from pipelines.given import check_given, given_identity
 from pipelines.inputs import JobInputs, list_job_inputs, open_job_inputs
 from stillhouse.errors import StillhouseError, StorageError
 from stillhouse.fingerprint import fingerprint
@@ -40,7 +40,7 @@ def run_job(spec: SelectSpec, shown: Listener) -> dict[str, Any]:
     listed = list_job_inputs(spec)
     store = Store(check_store(spec.store))
     inputs = open_job_inputs(store, spec, listed)
-    name = run_name(spec, inputs)
+    name = run_name(spec, inputs, given_identity(store, spec, remember=True))
     record = RunRecord(store, name)
     found = finished_result(store, name)
     if found is not None:
@@ -71,14 +71,24 @@ def _run(
     return write_outcome(ctx, spec, made, record)
 
 
-def run_name(spec: SelectSpec, inputs: JobInputs) -> str:
-    """The fingerprint of a run: the spec without places and widths, and the inputs' content."""
+def run_name(spec: SelectSpec, inputs: JobInputs, given: list[str | None]) -> str:
+    """The fingerprint of a run: its spec without places and widths, and the content it reads.
+
+    `given` is that of models, tokenizer and threshold that the spec names by path.
+    """
     asked = spec.model_dump(mode="json", exclude=_NOT_IDENTITY)
     for section in ("pool", "target"):
         asked[section].pop("path")
     if isinstance(asked["target"]["heldout"], dict):
         asked["target"]["heldout"].pop("path")
-    return fingerprint(["run", RUN_VERSION, asked, inputs.identity()])
+    for section, key in (
+        ("prior", "path"),
+        ("conditional", "path"),
+        ("tokenizer", "path"),
+        ("selection", "threshold_from"),
+    ):
+        asked[section].pop(key)
+    return fingerprint(["run", RUN_VERSION, asked, inputs.identity(), given])
 
 
 def finished_result(store: Store, name: str) -> dict[str, Any] | None:

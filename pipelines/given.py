@@ -4,11 +4,13 @@ Only small files are read (configurations, a tokenizer, a manifest), nothing is 
 """
 
 from stillhouse.errors import ModelError
+from stillhouse.fingerprint import fingerprint
 from stillhouse.models.shape import ModelShape, model_uri, read_shape
 from stillhouse.reading.readers import open_selection
 from stillhouse.spec import SelectSpec
 from stillhouse.storage.artifact import Store
-from stillhouse.storage.filesystem import absolute_uri, list_names
+from stillhouse.storage.digests import digest_files
+from stillhouse.storage.filesystem import absolute_uri, list_files, list_names
 from stillhouse.text.tokenizer import load_tokenizer
 
 
@@ -64,6 +66,29 @@ def check_pair(prior: ModelShape, conditional: ModelShape) -> None:
                 f"the conditional has {name} of {mine} tokens, the prior of {theirs}: their losses "
                 "cannot be compared (`conditional.path`)"
             )
+
+
+def given_identity(store: Store, spec: SelectSpec, *, remember: bool) -> list[str | None]:
+    """What the given things hold, for the identity of a run: their content, not their paths."""
+    models = [
+        None if path is None else model_identity(store, model_uri(path), remember=remember)
+        for path in (spec.prior.path, spec.conditional.path)
+    ]
+    tokenizer, threshold = spec.tokenizer.path, spec.selection.threshold_from
+    return [
+        *models,
+        None if tokenizer is None else load_tokenizer(tokenizer, spec.tokenizer.eos_token).digest,
+        None
+        if threshold is None
+        else open_selection(selection_uri(store, threshold)).manifest.fingerprint,
+    ]
+
+
+def model_identity(store: Store, folder: str, *, remember: bool) -> str:
+    """The fingerprint of a given model: names and content of its configuration and weights."""
+    files = list_files([folder], ("config.json", ".safetensors"))
+    digests = digest_files(store, files, remember=remember)
+    return fingerprint(["given", [[f.name, d.sha256] for f, d in zip(files, digests, strict=True)]])
 
 
 def selection_uri(store: Store, given: str) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.context import Context
-from pipelines.given import check_pair, given_shape
+from pipelines.given import check_pair, given_shape, model_identity
 from pipelines.pins import pinned
 from pipelines.tokens import TokenizerRef
 from pipelines.training import train_models
@@ -18,8 +18,6 @@ from stillhouse.models.shape import ModelShape, model_uri, read_shape, shape_of
 from stillhouse.selection.sampling import sample_rows
 from stillhouse.spec import ConditionalSettings, ModelSettings, Optimisation, SelectSpec
 from stillhouse.storage.artifact import Manifest, PartRef, read_table
-from stillhouse.storage.digests import digest_files
-from stillhouse.storage.filesystem import list_files
 from stillhouse.training.job import TRAINED_ON, DataPart, ModelTask, model_name
 
 
@@ -154,11 +152,7 @@ class Models:
         folder = model_uri(path)
         length = self._spec.sequence_length
         shape = given_shape(path, what, self._tokenizer.vocab_size, length)
-        files = list_files([folder], ("config.json", ".safetensors"))
-        digests = digest_files(self._ctx.store, files, remember=not self._ctx.dry)
-        name = fingerprint(
-            ["given", [[f.name, d.sha256] for f, d in zip(files, digests, strict=True)]]
-        )
+        name = model_identity(self._ctx.store, folder, remember=not self._ctx.dry)
         return ModelRef(name, folder, shape, 0, in_store=False)
 
     def _made(self, manifest: Manifest) -> ModelRef:
