@@ -54,7 +54,7 @@ def cluster(compute: ComputeSettings, worker_env: dict[str, str]) -> Generator[N
             widest = max(compute.scorers, compute.trainers) * compute.cpus_per_worker
             cpus = max(os.cpu_count() or 1, int(widest))
             ray.init(num_cpus=cpus, include_dashboard=False, **options)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except Exception as error:  # Ray raises a bare one when its own start takes too long
         reason = str(error).strip().splitlines()[0]
         raise StillhouseError(
             f"cannot connect to Ray at {address or 'this machine'}: {reason}"

@@ -59,6 +59,7 @@ def killed_at(bench, store, point):
     assert code == -signal.SIGKILL
 
 
+@pytest.mark.soak
 def test_killed_at_every_commit_point_one_after_another(bench, expected):
     """Each run is killed a step further on than the one before, the last one ends."""
     store = f"s3://{bench.bucket()}/store"

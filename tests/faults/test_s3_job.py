@@ -3,6 +3,7 @@
 import random
 from pathlib import Path
 
+import pytest
 from drivers import SECRET
 from fault_proxy import FaultProxy
 
@@ -22,6 +23,7 @@ def test_a_store_on_s3_holds_the_same_bytes_and_no_secret(bench, expected):
     assert [name for name, data in written.items() if SECRET.encode() in data] == []
 
 
+@pytest.mark.soak
 def test_everything_on_s3_with_one_request_in_ten_failing(bench, expected):
     bucket, seed = bench.bucket(), 5
     bench.upload(bucket, "pool", "target")
@@ -43,6 +45,7 @@ def test_everything_on_s3_with_one_request_in_ten_failing(bench, expected):
     assert bench.contents(f"s3://{bucket}/store") == expected
 
 
+@pytest.mark.soak
 def test_a_dead_store_ends_the_run_and_a_later_one_goes_on(bench, expected):
     bucket = bench.bucket()
     store = f"s3://{bucket}/store"
@@ -67,6 +70,7 @@ def test_a_dead_store_ends_the_run_and_a_later_one_goes_on(bench, expected):
     assert bench.contents(store) == expected
 
 
+@pytest.mark.soak
 def test_two_runs_at_once_share_one_store(bench, expected):
     store = f"s3://{bench.bucket()}/store"
     ends = [driver.end() for driver in [bench.start(store), bench.start(store)]]
