@@ -43,7 +43,7 @@ def test_widths_and_names_have_nothing_to_do(moved):
 
 def test_another_tau_only_selects(moved):
     """Also of a renamed folder: nothing is trained or scored."""
-    assert set(to_do(run_job(parse(moved, selection={"tau": 9}), Quiet()))) == {"selection"}
+    assert set(to_do(run_job(parse(moved, selection={"tau": 11.5}), Quiet()))) == {"selection"}
 
 
 def test_documents_are_read_from_where_they_are_now(moved, world, finished, tmp_path):
@@ -53,7 +53,7 @@ def test_documents_are_read_from_where_they_are_now(moved, world, finished, tmp_
     tokens = Path(folder / "store" / "tokens")
     for manifest in tokens.glob("*/manifest.json"):
         manifest.write_text(manifest.read_text().replace(str(world), "/gone"))
-    result = run_job(parse(folder, selection={"tau": 8, "grain": "documents"}), Quiet())
+    result = run_job(parse(folder, selection={"tau": 7.25, "grain": "documents"}), Quiet())
     assert set(to_do(result)) == {"selection"}
 
 
@@ -73,9 +73,9 @@ def test_another_target_scores_only_the_conditional(moved):
 
 
 def test_a_new_shard_is_all_that_is_tokenised_and_scored(moved):
-    before = run_job(parse(moved, selection={"tau": 9}), Quiet())
+    before = run_job(parse(moved, selection={"tau": 11.5}), Quiet())
     write_shard(moved, 9, per_shard=40)
-    result = run_job(parse(moved, selection={"tau": 9}), Quiet())
+    result = run_job(parse(moved, selection={"tau": 11.5}), Quiet())
     work = result["work"]
     assert result["artifacts"]["prior"] == before["artifacts"]["prior"]  # pin: first
     assert result["artifacts"]["tokenizer"] == before["artifacts"]["tokenizer"]
