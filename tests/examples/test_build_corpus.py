@@ -3,6 +3,7 @@
 import gzip
 import json
 import sys
+from collections import Counter
 from importlib import import_module
 from pathlib import Path
 
@@ -66,7 +67,11 @@ def test_no_module_is_in_pool_and_target(built):
 
 def test_sources_are_shuffled_over_all_shards(built):
     first, second = sorted((built / "pool").glob("*.parquet"))
-    assert {row["source"] for row in rows(first)} == {row["source"] for row in rows(second)}
+    documents = Counter(row["source"] for row in rows(first, second))
+    common = {source for source, count in documents.items() if count >= 20}
+    assert common
+    assert common <= {row["source"] for row in rows(first)}
+    assert common <= {row["source"] for row in rows(second)}
     assert abs(len(rows(first)) - len(rows(second))) <= 1
 
 
