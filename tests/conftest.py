@@ -13,6 +13,8 @@ import pytest
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+# The default of 15 starves Ray's workers on a machine that does anything else.
+os.environ["RAY_worker_niceness"] = "0"
 
 # A machine that others use too is no reason to fail.
 hypothesis.settings.register_profile("shared", deadline=None)
