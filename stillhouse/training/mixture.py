@@ -1,4 +1,4 @@
-"""Which data set each draw of a lane comes from: fixed weights, exact shares, any draw by arithmetic.
+"""Which data set each draw of a lane comes from: fixed weights, exact shares, by arithmetic.
 
 Draws come in cycles of 256. With cumulative weights C_0 = 0, ..., C_D = 1, the first k cycles of a
 lane hold

@@ -1,132 +1,28 @@
 """A worker's share of every global batch, streamed from parts in the order of `SampleOrder`.
 
-Windows are fetched in the order of need, ahead of the training: by a thread here, or by anything
-else that keeps the order and returns one table a window (`Fetch`). A second thread puts the next
+Windows are fetched in the order of need, ahead of the training (`fetch`). A thread puts the next
 batch together while the model trains on this one. Memory: a window for each of the worker's lanes
-and data sets, what is fetched ahead (about one window), and the reader's recent row groups.
+and data sets, and what is fetched ahead.
 
     order = SampleOrder([Rows([part.num_rows for part in parts])], ...)
-    stream = TokenStream(order, read_ahead(PartReader(uris)), rank=0, num_workers=4)
+    stream = TokenStream(order, read_ahead(PartReader(uris), rows), rank=0, num_workers=4)
 """
 
-from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
 from stillhouse.errors import ArtifactError
-from stillhouse.storage.filesystem import open_read
 from stillhouse.text.pieces import Pieces, read_pieces, token_ids
 from stillhouse.training.batches import Batch, TokenSources
+from stillhouse.training.fetch import Fetch
 from stillhouse.training.order import SampleOrder, Window
-
-Fetch = Callable[[Iterator[Window]], Iterator[pa.Table]]
-"""Maps windows to tables of `PartReader.read`, one each and in their order."""
-
-_CACHE_BYTES = 128 << 20
-_CACHED_FOOTERS = 256
-_WANTED = ("input_ids", "documents")
-
-
-class PartReader:
-    """Reads windows of parts; row groups without a wanted row are not read.
-
-    Row groups read last are kept, up to 128 MB: lanes and windows meet inside them. A data set
-    below that size is read once.
-
-    Args:
-        uris: of all parts of all data sets, in the order's numbering.
-    """
-
-    def __init__(self, uris: Sequence[str]) -> None:
-        self._uris = uris
-        self._groups: OrderedDict[tuple[int, int], pa.Table] = OrderedDict()
-        self._num_bytes = 0
-        self._metadata = lru_cache(_CACHED_FOOTERS)(self._read_metadata)
-
-    def read(self, window: Window) -> pa.Table:
-        """Columns `part` and `row` (int64) of each row as it was found in the file, `input_ids`,
-        and `documents` where the part has them; in the order of `window.spans`.
-
-        Raises:
-            ArtifactError: a part is missing, broken, or shorter than it should be.
-        """
-        tables = [t for s in window.spans for t in self._span(s.part, s.first, s.last)]
-        table = pa.concat_tables(tables).combine_chunks()
-        if table.num_rows != window.num_rows:
-            raise ArtifactError(
-                f"parts {sorted({self._uris[s.part] for s in window.spans})} have "
-                f"{table.num_rows} rows where {window.num_rows} are listed: run `stillhouse verify`"
-            )
-        return table
-
-    def _span(self, part: int, first: int, last: int) -> Iterator[pa.Table]:
-        try:
-            metadata = self._metadata(part)
-            position = 0
-            for group in range(metadata.num_row_groups):
-                num_rows = metadata.row_group(group).num_rows
-                if first < position + num_rows and position < last:
-                    begin = max(first - position, 0)
-                    yield self._group(part, group, position).slice(begin, last - position - begin)
-                position += num_rows
-        except FileNotFoundError as error:
-            raise ArtifactError(
-                f"part {self._uris[part]} is missing: run the job again to remake it"
-            ) from error
-        except pa.ArrowInvalid as error:
-            raise ArtifactError(f"part {self._uris[part]} is broken: {error}") from error
-
-    def _read_metadata(self, part: int) -> pq.FileMetaData:
-        with open_read(self._uris[part]) as stream:
-            return pq.read_metadata(stream)
-
-    def _group(self, part: int, group: int, position: int) -> pa.Table:
-        """A row group, which begins at row `position` of its part."""
-        if (part, group) in self._groups:
-            self._groups.move_to_end((part, group))
-            return self._groups[part, group]
-        with open_read(self._uris[part]) as stream:
-            file = pq.ParquetFile(stream, metadata=self._metadata(part))
-            columns = [name for name in _WANTED if name in file.schema_arrow.names]
-            table = file.read_row_group(group, columns=columns, use_threads=False)
-        rows = np.arange(position, position + table.num_rows)
-        table = table.append_column("row", pa.array(rows))
-        table = table.append_column("part", pa.array(np.full_like(rows, part)))
-        self._groups[part, group] = table
-        self._num_bytes += table.nbytes
-        while self._num_bytes > _CACHE_BYTES and len(self._groups) > 1:
-            self._num_bytes -= self._groups.popitem(last=False)[1].nbytes
-        return table
-
-
-def read_ahead(reader: PartReader, rows: int) -> Fetch:
-    """A thread that reads windows while others are trained on: at least one, and `rows` rows."""
-
-    def fetch(windows: Iterator[Window]) -> Iterator[pa.Table]:
-        thread = ThreadPoolExecutor(1, "read-ahead")
-        pending: deque[tuple[int, Future[pa.Table]]] = deque()
-        ahead = 0
-        try:
-            for window in windows:
-                pending.append((window.num_rows, thread.submit(reader.read, window)))
-                ahead += window.num_rows
-                while len(pending) > 1 and ahead - pending[0][0] >= rows:
-                    num_rows, table = pending.popleft()
-                    ahead -= num_rows
-                    yield table.result()
-        finally:
-            thread.shutdown(wait=False, cancel_futures=True)
-
-    return fetch
 
 
 @dataclass(slots=True)

@@ -11,8 +11,9 @@ import pytest
 
 from stillhouse.errors import ArtifactError
 from stillhouse.text.packing import tokens_schema
+from stillhouse.training.fetch import PartReader, read_ahead
 from stillhouse.training.order import NO_SAMPLES, Rows, SampleOrder, chain
-from stillhouse.training.stream import PartReader, TokenStream, read_ahead
+from stillhouse.training.stream import TokenStream
 
 LENGTH, BATCH, LANES = 6, 8, 4
 PART_ROWS = [13, 40, 7, 22]
