@@ -110,15 +110,24 @@ class Checkpoints:
         broken: list[str] = []
         for step in reversed(self._folders()):
             try:
-                manifest = self._manifest(step)
-                if manifest is None:
-                    continue
-                check_same(manifest.settings, self._identity, self._uri(step))
-                return Loaded(step, self._read(step, manifest), tuple(broken))
+                if self._manifest(step) is not None:
+                    return Loaded(step, self.load(step).snapshot, tuple(broken))
             except _BrokenError as error:
                 broken.append(str(error))
                 self._remove(step)
         return None
+
+    def load(self, step: int) -> Loaded:
+        """The checkpoint of a step.
+
+        Raises:
+            ArtifactError: not there, not whole, or of a training with another identity.
+        """
+        manifest = self._manifest(step)
+        if manifest is None:
+            raise ArtifactError(f"no checkpoint at {self._uri(step)}")
+        check_same(manifest.settings, self._identity, self._uri(step))
+        return Loaded(step, self._read(step, manifest), ())
 
     def _write(self, snapshot: Snapshot, score: float | None) -> None:
         step = int(snapshot.progress["step"])

@@ -119,6 +119,14 @@ def shard(module: nn.Module, layers: nn.ModuleList, device: torch.device) -> Non
     fully_shard(module, mesh=mesh)
 
 
+def reshard(module: Any) -> None:
+    """Give back what a forward without a backward has gathered at the root of a sharded module.
+
+    FSDP2 keeps the root's weights for the backward; until then they are not the optimiser's.
+    """
+    module.reshard()
+
+
 def whole(tensor: Tensor) -> Tensor:
     """All of a tensor that may be sharded; then all workers have to ask for it."""
     gathered: Any = getattr(tensor, "full_tensor", None)

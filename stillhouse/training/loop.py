@@ -21,7 +21,7 @@ from stillhouse.training.batches import Batch, BatchSource
 from stillhouse.training.cross_entropy import LossValue, NextTokenLoss
 from stillhouse.training.divergence import LossGuard
 from stillhouse.training.evaluate import SourceLoss
-from stillhouse.training.group import WorkerGroup, layers_of, shard, whole
+from stillhouse.training.group import WorkerGroup, layers_of, reshard, shard, whole
 from stillhouse.training.optimisation import learning_rate, make_optimizer
 from stillhouse.training.order import NO_SAMPLES, chain
 from stillhouse.training.source_loss import SourceTally
@@ -284,6 +284,8 @@ class Trainer:
         ids = torch.from_numpy(input_ids[mine].astype(np.int64))
         size = self._micro_batch or self._settings.global_batch
         values = [self._forward(micro.to(self._device)).token_nll for micro in ids.split(size)]
+        if self._group.sharded:
+            reshard(self._loss)
         found = torch.cat([value for value in values if value is not None]).cpu()
         return self._group.gather_blocks(found)[: len(input_ids)].numpy()
 

@@ -60,9 +60,12 @@ def test_nothing_there(store):
 
 
 def test_what_was_saved_is_loaded(store):
-    save(store, 10)
+    save(store, 10, 20)
+    same(checkpoints(store).load(10), 10)
+    with pytest.raises(ArtifactError, match=r"no checkpoint at .*00000030"):
+        checkpoints(store).load(30)
     loaded = checkpoints(store).load_newest()
-    same(loaded, 10)
+    same(loaded, 20)
     assert loaded.broken == ()
     names = sorted(path.name.split("-")[0] for path in folder(store, 10).iterdir())
     assert names == ["manifest.json", "model", "optimizer", "progress"]

@@ -13,12 +13,15 @@ from test_stream import write_part
 
 from stillhouse.models.scoring import ScoringModel
 from stillhouse.spec import Optimisation
+from stillhouse.storage.artifact import Store
+from stillhouse.training.checkpoint import Checkpoints
 from stillhouse.training.evaluate import heldout_nll
 from stillhouse.training.fetch import PartReader, read_ahead
+from stillhouse.training.fit import fit
 from stillhouse.training.group import WorkerGroup, layers_of
 from stillhouse.training.loop import Trainer
 from stillhouse.training.order import Rows, SampleOrder, check_workers
-from stillhouse.training.state import TrainingState
+from stillhouse.training.state import TrainingState, unpack_state
 from stillhouse.training.stream import TokenStream
 
 CPU = torch.device("cpu")
@@ -69,9 +72,15 @@ def worker(rank, folder, uris):
         state = trainer.state_dict()
         if rank == 0:
             write_state(folder, name, state)
-    resumed = make_trainer(uris, WorkerGroup.current(sharded=True), micro_batch=4)
-    resumed.load_state_dict(read_state(folder, "alone"))
-    losses = [resumed.step().loss for _ in range(10)]
+    group = WorkerGroup.current(sharded=True)
+    resumed = make_trainer(uris, group, micro_batch=4)
+    losses = []
+    checkpoints = Checkpoints(Store(folder), "f" * 64, {})
+    options = {"num_steps": STEPS, "checkpoint_every": 5}
+    start = fit(
+        resumed, checkpoints, group, on_step=lambda record: losses.append(record.loss), **options
+    )
+    assert start == 40
     Path(folder, f"resumed-{rank}.json").write_text(json.dumps(losses))
     dist.destroy_process_group()
 
@@ -101,6 +110,8 @@ def seen(tmp_path_factory):
     alone = make_trainer(uris)
     first = results(alone, 40)
     write_state(folder, "alone", alone.state_dict())
+    with Checkpoints(Store(str(folder)), "f" * 64, {}) as checkpoints:
+        checkpoints.save(alone.snapshot())
     rest = results(alone, 10)
     whole = rest | {"losses": first["losses"] + rest["losses"]}
     torch.multiprocessing.spawn(worker, (str(folder), uris), nprocs=2)
@@ -141,13 +152,18 @@ def test_one_worker_goes_on_from_two(seen, mode):
     for _ in range(STEPS):
         alone.step()
     assert resumed.order_sha256 == alone.order_sha256
-    assert resumed.step().loss == pytest.approx(alone.step().loss, rel=1e-5)
+    for _ in range(5):
+        assert resumed.step().loss == pytest.approx(alone.step().loss, rel=1e-5)
+    assert resumed.snapshot().tensors.keys() == alone.snapshot().tensors.keys()
+    assert unpack_state(state).tensors.keys() == alone.snapshot().tensors.keys()
 
 
 def test_two_sharded_workers_go_on_from_one(seen):
     folder, _, alone = seen
     losses = json.loads((folder / "resumed-0.json").read_text())
     assert losses == pytest.approx(alone["losses"][40:], rel=1e-5)
+    loaded = Checkpoints(Store(str(folder)), "f" * 64, {}).load_newest()
+    assert loaded.step == STEPS and loaded.snapshot.progress["order_sha256"] == alone["order"]
 
 
 @pytest.mark.parametrize("micro_batch", [6, 3])
