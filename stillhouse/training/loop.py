@@ -242,9 +242,9 @@ class Trainer:
             total += value.nll.detach() * share
             if value.token_nll is not None:
                 token_nll.append(value.token_nll.detach())
-        for _ in range(len(micro_batches), -(-max(rows) // self._micro(rows))):
-            # a sharded model is gathered by all workers together: keep step with the others
-            (self._forward(input_ids[:1]).objective * 0).backward()
+        if self._group.sharded:  # all workers gather its layers together: keep step with them
+            for _ in range(len(micro_batches), -(-max(rows) // self._micro(rows))):
+                (self._forward(input_ids[:1]).objective * 0).backward()
         return _Sums(total, torch.cat(token_nll) if token_nll else None)
 
     def _forward(self, micro: Tensor) -> LossValue:
@@ -301,12 +301,13 @@ class Trainer:
 
         Workers of a sharded training ask together.
         """
+        chosen = self._settings.micro_batch
         progress: dict[str, Any] = {
             "step": self._step,
             "tokens": self._tokens,
             "source": self._source.state_dict(),
             "order_sha256": self.order_sha256,
-            "micro_batch": self._micro_batch,
+            "halved_to": None if self._micro_batch == chosen else self._micro_batch,
             "guard": None if self._guard is None else self._guard.state_dict(),
         }
         if self._group.rank and not self._group.sharded:
@@ -317,8 +318,8 @@ class Trainer:
     def restore(self, snapshot: Snapshot) -> None:
         """Go on from a snapshot of a training with the same model and settings.
 
-        The number of workers, and whether the model is sharded, may differ. The micro-batch is
-        the snapshot's where that is the smaller one.
+        The number of workers, and whether the model is sharded, may differ. A micro-batch that
+        was halved stays so.
         """
         put_snapshot(snapshot, self._model, self._optimizer)
         progress = snapshot.progress
@@ -326,9 +327,7 @@ class Trainer:
         self._chain = bytes.fromhex(progress["order_sha256"])
         if self._guard is not None and progress["guard"] is not None:
             self._guard.load_state_dict(progress["guard"])
-        if progress["micro_batch"] is not None:
-            ours = self._micro_batch or self._settings.global_batch
-            self._micro_batch = min(ours, progress["micro_batch"])
+        self._micro_batch = progress["halved_to"] or self._micro_batch
         self._source.load_state_dict(progress["source"])
 
     def state_dict(self) -> TrainingState:

@@ -68,12 +68,11 @@ def put_snapshot(snapshot: Snapshot, model: nn.Module, optimizer: torch.optim.Op
     """Put weights and moments back, sharded where the model is."""
     parameters = dict(model.named_parameters())
     optimizer.state.clear()
+    for name, parameter in parameters.items():
+        with torch.no_grad():
+            parameter.copy_(like(snapshot.tensors[WEIGHT + name], parameter))
     for full_name, tensor in snapshot.tensors.items():
-        if full_name.startswith(WEIGHT):
-            parameter = parameters[full_name.removeprefix(WEIGHT)]
-            with torch.no_grad():
-                parameter.copy_(like(tensor, parameter))
-        else:
+        if full_name.startswith(MOMENT):
             key, name = full_name.removeprefix(MOMENT).split(".", 1)
             optimizer.state[parameters[name]][key] = like(tensor, parameters[name]).clone()
 
