@@ -113,6 +113,8 @@ def read_ahead(reader: PartReader, rows: int) -> Fetch:
                     ahead -= num_rows
                     yield table.result()
         finally:
-            thread.shutdown(wait=False, cancel_futures=True)
+            for _, table in pending:
+                table.cancel()
+            thread.shutdown(wait=False)
 
     return fetch
