@@ -64,6 +64,6 @@ class PartFailedError(StillhouseError):
 
 
 class DivergedError(StillhouseError):
-    """A training loss became NaN or infinite."""
+    """A training loss became NaN or infinite, or leapt up."""
 
     exit_code = 4
