@@ -33,6 +33,8 @@ A job is one YAML file:
 
     stillhouse verify ./store/runs/...  # every byte, a sample of scores
 
+    stillhouse publish NAME --to 3      # a published name back to its version 3
+
 Exit codes: 0 done (also: nothing to do), 2 bad spec or usage, 3 bad input data,
 4 stopped but resumable (run the same command again), 1 anything else.
 """,
@@ -124,14 +126,16 @@ def plan(spec: Spec, sets: Sets = None, as_json: AsJson = False, debug: Debug = 
 
 @app.command()
 def status(
-    uri: Annotated[str, typer.Argument(help="A run, or a store.", metavar="RUN_OR_STORE")],
+    uri: Annotated[
+        str, typer.Argument(help="A run, a store, or STORE#NAME.", metavar="RUN_OR_STORE")
+    ],
     follow: Annotated[
         bool, typer.Option("--follow", "-f", help="Show a run's steps as they change, to its end.")
     ] = False,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Show how far a run is, or what a store holds. Needs the store only, no cluster.
+    """Show how far a run is, what a store holds, or a published name's history. Needs no cluster.
 
     Example: `stillhouse status ./store`
     """
@@ -157,6 +161,38 @@ def _follow(uri: str, quiet: bool) -> None:
         for found, changed in follow(uri):
             if not quiet:
                 show_changes(found, changed)
+
+
+@app.command()
+def publish(
+    name: Annotated[str, typer.Argument(help="A name, or STORE#NAME.", metavar="NAME")],
+    to: Annotated[
+        str | None,
+        typer.Option(
+            metavar="VERSION",
+            help="A number of its history, or a run or selection of the store; "
+            "default: what a run published last.",
+        ),
+    ] = None,
+    store: Annotated[str, typer.Option(help="The store that the name is in.")] = "./store",
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Let a published name stand for another version, under a new number.
+
+    After a roll-back the name stays where it is until a run of its spec makes something new.
+
+    Example: `stillhouse publish books-daily --to 3 --store s3://bucket/prefix`
+    """
+
+    def action() -> None:
+        from jobs.publish import publish_by_hand
+        from jobs.summary import show_published
+
+        found = publish_by_hand(name, to, store)
+        _print(found) if as_json else show_published(found)
+
+    _guarded(action, as_json, debug)
 
 
 @app.command()
