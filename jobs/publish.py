@@ -6,7 +6,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from stillhouse.errors import ArtifactError, SpecError
+from stillhouse.errors import ArtifactError
 from stillhouse.reading.readers import open_selection
 from stillhouse.spec import SelectSpec
 from stillhouse.storage import names
