@@ -6,7 +6,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -40,6 +40,7 @@ Exit codes: 0 done (also: nothing to do), 2 bad spec or usage, 3 bad input data,
 """,
 )
 
+Kind = Literal["raycronjob", "cronjob", "crontab"]
 Spec = Annotated[str, typer.Argument(help="A YAML file (path or URI).", metavar="SPEC")]
 Sets = Annotated[
     list[str] | None,
@@ -161,6 +162,46 @@ def _follow(uri: str, quiet: bool) -> None:
         for found, changed in follow(uri):
             if not quiet:
                 show_changes(found, changed)
+
+
+@app.command()
+def schedule(
+    spec: Spec,
+    cron: Annotated[str, typer.Option(help="Five fields, or @daily; UTC on Kubernetes.")],
+    kind: Annotated[
+        Kind,
+        typer.Option(
+            help="raycronjob: a cluster for each run (KubeRay 1.6 or newer); cronjob: submits to "
+            "a running cluster; crontab: a line for this machine."
+        ),
+    ],
+    address: Annotated[
+        str | None, typer.Option(metavar="URL", help="Dashboard of a running cluster.")
+    ] = None,
+    image: Annotated[str | None, typer.Option(help="For Kubernetes: see Dockerfile.")] = None,
+    service_account: Annotated[
+        str | None, typer.Option(help="For Kubernetes: whose access to the store the pods have.")
+    ] = None,
+    sets: Sets = None,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Print what makes a spec run by the clock: manifests for Kubernetes, or a crontab line.
+
+    Example: `stillhouse schedule books.yaml --cron "0 3 * * *" --kind raycronjob
+    --image REGISTRY/stillhouse:1 | kubectl apply -f -`
+    """
+
+    def action() -> None:
+        from jobs.schedule import Place
+        from jobs.schedule import schedule as make
+        from jobs.spec_file import load_spec
+
+        place = Place(address, image, service_account)
+        text = make(spec, load_spec(spec, sets or []), sets or [], cron, kind, place)
+        _print({"kind": kind, "text": text}) if as_json else print(text, end="")
+
+    _guarded(action, as_json, debug)
 
 
 @app.command()
