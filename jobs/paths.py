@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from stillhouse.errors import SpecError
 from stillhouse.spec import DataSource, SelectSpec
@@ -25,9 +26,8 @@ def refuse_local_paths(spec: SelectSpec, where: str) -> None:
 
 def with_absolute_paths(spec: SelectSpec) -> SelectSpec:
     """The same job for another working directory on this machine."""
-    changed = spec.model_dump(mode="json", exclude_unset=True) | {
-        "store": _absolute("store", spec.store)
-    }
+    changed: dict[str, Any] = spec.model_dump(mode="json", exclude_unset=True)
+    changed["store"] = _absolute("store", spec.store)
     for section in ("pool", "target"):
         changed[section]["path"] = [_absolute("path", p) for p in getattr(spec, section).paths]
     if isinstance(spec.target.heldout, DataSource):
