@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import sys
 import traceback
 from collections.abc import Callable
@@ -28,6 +29,10 @@ A job is one YAML file:
     stillhouse run SPEC                 # do it; again: nothing to do
 
     stillhouse run SPEC --set selection.tau=16
+
+    stillhouse submit SPEC --address URL --follow   # the same on a cluster
+
+    stillhouse schedule SPEC --cron "0 3 * * *" --kind raycronjob
 
     stillhouse status ./store           # how far its runs are
 
@@ -162,6 +167,43 @@ def _follow(uri: str, quiet: bool) -> None:
         for found, changed in follow(uri):
             if not quiet:
                 show_changes(found, changed)
+
+
+@app.command()
+def submit(
+    spec: Spec,
+    address: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="Its dashboard; default RAY_API_SERVER_ADDRESS."),
+    ] = None,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Show the output, end with the job's exit code.")
+    ] = False,
+    sets: Sets = None,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Run a job on a Ray cluster. Again: attach to it, or start the next attempt if it ended.
+
+    The token comes from RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or `~/.ray/auth_token`.
+
+    Example: `stillhouse submit books.yaml --address http://127.0.0.1:8265 --follow`
+    """
+
+    def action() -> int:
+        from jobs.spec_file import load_spec
+        from jobs.submit import run_submit
+
+        again = ["stillhouse", "submit", spec, *(w for s in sets or [] for w in ("--set", s))]
+        again += ["--address", address] if address else []
+        command = shlex.join([*again, "--follow"])
+        loaded = load_spec(spec, sets or [])
+        found, code = run_submit(loaded, address, follow=follow, command=command, quiet=as_json)
+        if as_json:
+            _print(found)
+        return code
+
+    _guarded(action, as_json, debug)
 
 
 @app.command()
