@@ -1,6 +1,7 @@
 """Ray's Jobs API, with every failure in a sentence: connecting, attempts of a job, its output."""
 
 import asyncio
+import logging
 import os
 import socket
 import time
@@ -22,6 +23,11 @@ _TIMEOUT_S = 10
 _PAUSE_S = 2.0
 _MAX_SILENT = 15
 _ADDRESS = "RAY_API_SERVER_ADDRESS"
+_TALKATIVE = (
+    "ray.dashboard.modules.dashboard_sdk",
+    "ray.dashboard.modules.job.sdk",
+    "ray._private.runtime_env.packaging",
+)
 
 
 def dashboard_url(given: str | None) -> str:
@@ -68,6 +74,8 @@ class Cluster:
         Raises:
             ClusterError: nothing answers, no Ray, another Ray, no token or a wrong one.
         """
+        for name in _TALKATIVE:
+            logging.getLogger(name).setLevel(logging.WARNING)
         self.url = dashboard_url(address)
         found = token()
         self._source = found[1] if found else None

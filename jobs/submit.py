@@ -1,5 +1,6 @@
 """`stillhouse submit`: a spec, checked here, run on a Ray cluster that is already there."""
 
+import shlex
 import sys
 import tempfile
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from stillhouse.storage.artifact import Store
 from stillhouse.storage.commit import check_store
 from stillhouse.storage.filesystem import use_options
 
-_ENTRYPOINT = "python -m jobs.entry"
+_ENTRYPOINT = "-m jobs.entry"
 _VERSION = 1
 
 
@@ -46,8 +47,9 @@ def submit_job(spec: SelectSpec, cluster: Cluster) -> Submission:
         StillhouseError: a local path, data or store that cannot be reached, a cluster that does
             not answer.
     """
+    python = "python"  # what an image has on its PATH
     if cluster.is_this_machine():
-        spec = with_absolute_paths(spec)
+        spec, python = with_absolute_paths(spec), shlex.quote(sys.executable)
     else:
         refuse_local_paths(spec, f"the cluster at {cluster.url}")
     name = submission_name(spec, check_reach(spec))
@@ -60,7 +62,7 @@ def submit_job(spec: SelectSpec, cluster: Cluster) -> Submission:
         with tempfile.TemporaryDirectory() as folder:
             size = write_package(Path(folder), spec)
             told = {"stillhouse_store": spec.store, "stillhouse_name": spec.name or ""}
-            if cluster.start(job_id, _ENTRYPOINT, folder, told):
+            if cluster.start(job_id, f"{python} {_ENTRYPOINT}", folder, told):
                 return Submission(job_id, latest + 1, False, cluster.url, spec.store, size)
 
 
@@ -106,7 +108,8 @@ def follow_job(
     code = job.driver_exit_code
     if code is None or (code != 0) != (state == "FAILED"):
         code = {"SUCCEEDED": 0, "STOPPED": 4}.get(state, 1)
-    return {"state": state, "exit_code": code, "message": job.message}
+    said = (job.message or "").strip().partition("\n")[0]  # the output's end would follow
+    return {"state": state, "exit_code": code, "message": said}
 
 
 def run_submit(
