@@ -2,11 +2,12 @@
 
 import json
 import os
+import shlex
 import sys
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -29,15 +30,22 @@ A job is one YAML file:
 
     stillhouse run SPEC --set selection.tau=16
 
+    stillhouse submit SPEC --address URL --follow   # the same on a cluster
+
+    stillhouse schedule SPEC --cron "0 3 * * *" --kind raycronjob
+
     stillhouse status ./store           # how far its runs are
 
     stillhouse verify ./store/runs/...  # every byte, a sample of scores
+
+    stillhouse publish NAME --to 3      # a published name back to its version 3
 
 Exit codes: 0 done (also: nothing to do), 2 bad spec or usage, 3 bad input data,
 4 stopped but resumable (run the same command again), 1 anything else.
 """,
 )
 
+Kind = Literal["raycronjob", "cronjob", "crontab"]
 Spec = Annotated[str, typer.Argument(help="A YAML file (path or URI).", metavar="SPEC")]
 Sets = Annotated[
     list[str] | None,
@@ -124,14 +132,16 @@ def plan(spec: Spec, sets: Sets = None, as_json: AsJson = False, debug: Debug = 
 
 @app.command()
 def status(
-    uri: Annotated[str, typer.Argument(help="A run, or a store.", metavar="RUN_OR_STORE")],
+    uri: Annotated[
+        str, typer.Argument(help="A run, a store, or STORE#NAME.", metavar="RUN_OR_STORE")
+    ],
     follow: Annotated[
         bool, typer.Option("--follow", "-f", help="Show a run's steps as they change, to its end.")
     ] = False,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Show how far a run is, or what a store holds. Needs the store only, no cluster.
+    """Show how far a run is, what a store holds, or a published name's history. Needs no cluster.
 
     Example: `stillhouse status ./store`
     """
@@ -157,6 +167,115 @@ def _follow(uri: str, quiet: bool) -> None:
         for found, changed in follow(uri):
             if not quiet:
                 show_changes(found, changed)
+
+
+@app.command()
+def submit(
+    spec: Spec,
+    address: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="Its dashboard; default RAY_API_SERVER_ADDRESS."),
+    ] = None,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Show the output, end with the job's exit code.")
+    ] = False,
+    sets: Sets = None,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Run a job on a Ray cluster. Again: attach to it, or start the next attempt if it ended.
+
+    The token comes from RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or `~/.ray/auth_token`.
+
+    Example: `stillhouse submit books.yaml --address http://127.0.0.1:8265 --follow`
+    """
+
+    def action() -> int:
+        from jobs.spec_file import load_spec
+        from jobs.submit import run_submit
+
+        again = ["stillhouse", "submit", spec, *(w for s in sets or [] for w in ("--set", s))]
+        again += ["--address", address] if address else []
+        command = shlex.join([*again, "--follow"])
+        loaded = load_spec(spec, sets or [])
+        found, code = run_submit(loaded, address, follow=follow, command=command, quiet=as_json)
+        if as_json:
+            _print(found)
+        return code
+
+    _guarded(action, as_json, debug)
+
+
+@app.command()
+def schedule(
+    spec: Spec,
+    cron: Annotated[str, typer.Option(help="Five fields, or @daily; UTC on Kubernetes.")],
+    kind: Annotated[
+        Kind,
+        typer.Option(
+            help="raycronjob: a cluster for each run (KubeRay 1.6 or newer); cronjob: submits to "
+            "a running cluster; crontab: a line for this machine."
+        ),
+    ],
+    address: Annotated[
+        str | None, typer.Option(metavar="URL", help="Dashboard of a running cluster.")
+    ] = None,
+    image: Annotated[str | None, typer.Option(help="For Kubernetes: see Dockerfile.")] = None,
+    service_account: Annotated[
+        str | None, typer.Option(help="For Kubernetes: whose access to the store the pods have.")
+    ] = None,
+    sets: Sets = None,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Print what makes a spec run by the clock: manifests for Kubernetes, or a crontab line.
+
+    Example: `stillhouse schedule books.yaml --cron "0 3 * * *" --kind raycronjob
+    --image REGISTRY/stillhouse:1 | kubectl apply -f -`
+    """
+
+    def action() -> None:
+        from jobs.schedule import Place
+        from jobs.schedule import schedule as make
+        from jobs.spec_file import load_spec
+
+        place = Place(address, image, service_account)
+        text = make(spec, load_spec(spec, sets or []), sets or [], cron, kind, place)
+        _print({"kind": kind, "text": text}) if as_json else print(text, end="")
+
+    _guarded(action, as_json, debug)
+
+
+@app.command()
+def publish(
+    name: Annotated[str, typer.Argument(help="A name, or STORE#NAME.", metavar="NAME")],
+    to: Annotated[
+        str | None,
+        typer.Option(
+            metavar="VERSION",
+            help="A number of its history, or a run or selection of the store; "
+            "default: what a run published last.",
+        ),
+    ] = None,
+    store: Annotated[str, typer.Option(help="The store that the name is in.")] = "./store",
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Let a published name stand for another version, under a new number.
+
+    After a roll-back the name stays where it is until a run of its spec makes something new.
+
+    Example: `stillhouse publish books-daily --to 3 --store s3://bucket/prefix`
+    """
+
+    def action() -> None:
+        from jobs.publish import publish_by_hand
+        from jobs.summary import show_published
+
+        found = publish_by_hand(name, to, store)
+        _print(found) if as_json else show_published(found)
+
+    _guarded(action, as_json, debug)
 
 
 @app.command()

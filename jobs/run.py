@@ -4,6 +4,7 @@ from contextlib import suppress
 from typing import Any
 
 from jobs.cluster import cluster
+from jobs.publish import check_name, publish_result
 from jobs.recorder import Recorder
 from pipelines.context import Context, Listener
 from pipelines.given import check_given, given_identity
@@ -14,10 +15,10 @@ from stillhouse.spec import SelectSpec
 from stillhouse.storage.artifact import Store
 from stillhouse.storage.commit import check_store
 from stillhouse.storage.filesystem import exists, use_options
-from stillhouse.storage.run_record import RunRecord, read_json
+from stillhouse.storage.run_record import RunRecord, now, read_json
 
 RUN_VERSION = 1
-_NOT_IDENTITY = {"compute", "name", "store", "storage_options"}
+_NOT_IDENTITY = {"compute", "name", "store", "storage_options", "publish"}
 
 
 def run_job(spec: SelectSpec, shown: Listener) -> dict[str, Any]:
@@ -34,16 +35,19 @@ def run_job(spec: SelectSpec, shown: Listener) -> dict[str, Any]:
         StillhouseError: whatever stopped it; what is finished stays, run again to go on.
     """
     worker_env = use_options(spec.store, spec.storage_options)
+    started = now()
     check_given(spec)
     listed = list_job_inputs(spec)
     store = Store(check_store(spec.store))
+    check_name(store, spec)
     inputs = open_job_inputs(store, spec, listed)
     name = run_name(spec, inputs, given_identity(store, spec, remember=True))
     record = RunRecord(store, name)
     found = finished_result(store, name)
     if found is not None:
         reused = {step: w | {"reused": w["parts"]} for step, w in found["work"].items()}
-        return found | {"status": "nothing_to_do", "work": reused}
+        published = publish_result(store, spec, found, started)
+        return found | {"status": "nothing_to_do", "work": reused} | published
     record.start(spec.to_yaml(), spec.job)
     try:
         with cluster(spec.compute, worker_env):
@@ -54,8 +58,9 @@ def run_job(spec: SelectSpec, shown: Listener) -> dict[str, Any]:
             record.finish("failed", message)
         raise
     record.put_result(result)
+    published = publish_result(store, spec, result, started)
     record.finish("done")
-    return result
+    return result | published
 
 
 def _run(

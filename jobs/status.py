@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from jobs.outcome import write_report
+from jobs.publish import history_of, names_of
 from stillhouse.errors import ArtifactError
 from stillhouse.report.data import from_json
 from stillhouse.storage.commit import MARKER
@@ -16,11 +17,14 @@ _POLL_S = 2.0
 
 
 def status_of(uri: str) -> dict[str, Any]:
-    """The status of a run, or every run and artifact of a store.
+    """The status of a run, the history of `STORE#name`, or all that a store holds.
 
     Raises:
-        ArtifactError: neither a run nor a store.
+        ArtifactError: neither a run nor a store, or nothing published under the name.
     """
+    _, mark, name = uri.rpartition("#")
+    if mark and "/" not in name:
+        return history_of(uri)
     folder = absolute_uri(uri)
     found = read_json(folder, "status.json")
     if found is not None:
@@ -35,6 +39,7 @@ def status_of(uri: str) -> dict[str, Any]:
             state or {"run": name, "state": "unknown"}
             for name, state in zip(runs, states, strict=True)
         ],
+        "names": names_of(folder),
         "artifacts": artifacts_of(folder),
     }
 

@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 _MAX_SOURCES = 12
+_MAX_VERSIONS = 3
 
 
 def _console() -> Console:
@@ -35,6 +36,8 @@ def show_result(result: dict[str, Any]) -> None:
         console.print(_targets_table(result["target"]))
     for warning in result["warnings"]:
         console.print(f"[yellow]warning:[/] {warning}", soft_wrap=True)
+    if "published" in result:
+        console.print(_published_line(result["published"]), soft_wrap=True)
     console.print(f"report: {result['report']}", soft_wrap=True)
     console.print(f"next:   stillhouse verify {result['run']}", soft_wrap=True)
 
@@ -110,10 +113,15 @@ def age_text(seconds: float) -> str:
 
 
 def show_status(found: dict[str, Any]) -> None:
-    """A run's steps, or the runs and artifacts of a store."""
+    """A run's steps, a name's history, or the runs, names and artifacts of a store."""
     console = _console()
+    if "versions" in found:
+        console.print(_names_table([found], len(found["versions"])))
+        return
     if "runs" in found:
         console.print(_runs_table(found))
+        if found["names"]:
+            console.print(_names_table(found["names"], _MAX_VERSIONS))
         console.print(_artifacts_table(found["artifacts"]))
         return
     console.print(f"{found['job']} run {found['run'][:12]}: [bold]{found['state']}[/]")
@@ -136,6 +144,37 @@ def _runs_table(found: dict[str, Any]) -> Table:
     for row in found["runs"]:
         table.add_row(row["run"][:12], row.get("job", ""), row["state"], row.get("updated", ""))
     return table
+
+
+def _names_table(named: list[dict[str, Any]], most: int) -> Table:
+    """The newest versions of each name, the current one first."""
+    table = Table(title="published names", title_justify="left")
+    for title in ("name", "version", "selection", "published", ""):
+        table.add_column(title)
+    for row in named:
+        for place, version in enumerate(reversed(row["versions"][-most:])):
+            again = f"again version {version['again']}" if version["again"] else ""
+            table.add_row(
+                row["name"] if place == 0 else "",
+                str(version["version"]),
+                version["selection"][:12],
+                version["published"] or "",
+                "[green]current[/] " * (place == 0) + again,
+            )
+    return table
+
+
+def show_published(found: dict[str, Any]) -> None:
+    """What a name stands for now."""
+    console = _console()
+    console.print(_published_line(found), soft_wrap=True)
+    console.print(f"next:   stillhouse status {found['store']}#{found['name']}", soft_wrap=True)
+
+
+def _published_line(found: dict[str, Any]) -> str:
+    verb = "is now" if found["new"] else "stays at"
+    again = f" (again version {found['again']})" if found["again"] else ""
+    return f"{found['name']} {verb} version {found['version']}{again}: {found['selection']}"
 
 
 def _artifacts_table(artifacts: list[dict[str, Any]]) -> Table:

@@ -67,3 +67,15 @@ class DivergedError(StillhouseError):
     """A training loss became NaN or infinite, or leapt up."""
 
     exit_code = 4
+
+
+class ClusterError(StillhouseError):
+    """A Ray cluster cannot be used: it does not answer, refuses the token, or is of another Ray."""
+
+    exit_code = 2
+
+
+class LostClusterError(ClusterError):
+    """The cluster went away while a job of it was followed. Submit again to go on."""
+
+    exit_code = 4

@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from stillhouse.storage.names import NAME_PATTERN
+
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Count = Annotated[int, Field(ge=1)]
 Dtype = Literal["auto", "float32", "bfloat16"]
@@ -292,6 +294,11 @@ class SelectSpec(Settings):
     )
     storage_options: dict[str, Any] = Field(
         default={}, description="for fsspec (endpoint_url, profile, ...); never a secret"
+    )
+    publish: str | None = Field(
+        default=None,
+        pattern=NAME_PATTERN,
+        description="name of the newest selection of this spec: `open_selection('STORE#name')`",
     )
     pool: DataSource
     target: TargetSource

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stillhouse.errors import ArtifactError
-from stillhouse.storage import numbered
+from stillhouse.storage import names
 from stillhouse.storage.artifact import Manifest, Part, load_manifest, read_table
 from stillhouse.storage.filesystem import (
     absolute_uri,
@@ -170,10 +170,10 @@ def open_selection(uri: str) -> Selection:
     """
     store, mark, name = uri.rpartition("#")
     if mark and "/" not in name:
-        published = numbered.current(join(absolute_uri(store), "names", name))
+        published = names.current(absolute_uri(store), name)
         if published is None:
             raise ArtifactError(f"nothing is published under {name!r} in {store}")
-        return Selection(join(absolute_uri(store), "selections", published["selection"]))
+        return Selection(join(absolute_uri(store), "selections", published.selection))
     folder = absolute_uri(uri)
     if folder.rsplit("/", 2)[-2] == "runs":
         return Selection(_selection_of_run(folder))

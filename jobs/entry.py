@@ -1,0 +1,22 @@
+"""What a submitted job runs on the cluster: `python -m jobs.entry`, in the folder that was sent."""
+
+import json
+import sys
+from pathlib import Path
+
+from jobs.cli import main
+from jobs.package import SPEC_FILE, VERSIONS_FILE, installed_versions, version_differences
+
+
+def warn_of_versions() -> None:
+    """Name the libraries of this image that differ from those that the project is tested with."""
+    tested = json.loads(Path(VERSIONS_FILE).read_text())
+    differing = version_differences(tested, installed_versions())
+    if differing:
+        print(f"warning: the cluster's image has {', '.join(differing)}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    warn_of_versions()
+    sys.argv = ["stillhouse", "run", SPEC_FILE]
+    main()

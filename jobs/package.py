@@ -1,0 +1,110 @@
+"""What `submit` sends to a cluster: our own code, the spec, and the versions it was tested with."""
+
+import json
+import re
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import yaml
+
+from stillhouse.errors import SpecError
+from stillhouse.spec import SelectSpec
+
+FLOORS = ("stillhouse", "actors", "pipelines", "jobs")
+SPEC_FILE = "spec.yaml"
+VERSIONS_FILE = "versions.json"
+MAX_BYTES = 4_000_000
+_SUFFIXES = {".py", ".j2", ".css"}
+LIBRARIES = (
+    "ray",
+    "torch",
+    "transformers",
+    "tokenizers",
+    "safetensors",
+    "datasets",
+    "pyarrow",
+    "fsspec",
+    "s3fs",
+    "numpy",
+    "pydantic",
+    "pyyaml",
+    "typer",
+    "rich",
+    "jinja2",
+    "matplotlib",
+    "zstandard",
+)
+"""What the image of a cluster has to have: the dependencies of pyproject.toml."""
+
+
+def write_package(folder: Path, spec: SelectSpec) -> int:
+    """Write everything that the job needs into an empty folder.
+
+    Returns:
+        Bytes written.
+
+    Raises:
+        SpecError: more than `MAX_BYTES`, naming the largest file.
+    """
+    root = Path(__file__).parents[1]
+    files = code_files(root)
+    content = spec.model_dump(mode="json", exclude_unset=True)
+    content.get("compute", {}).pop("address", None)  # the job joins the cluster that it runs on
+    files[SPEC_FILE] = yaml.safe_dump(content, sort_keys=False, allow_unicode=True).encode()
+    files[VERSIONS_FILE] = json.dumps(pinned_versions(root), indent=1).encode()
+    check_size(files)
+    for name, data in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
+    return sum(map(len, files.values()))
+
+
+def code_files(root: Path) -> dict[str, bytes]:
+    """The sources of the four floors under `root`, by path."""
+    return {
+        str(path.relative_to(root)): path.read_bytes()
+        for floor in FLOORS
+        for path in sorted((root / floor).rglob("*"))
+        if path.suffix in _SUFFIXES and path.is_file()
+    }
+
+
+def check_size(files: dict[str, bytes]) -> None:
+    """Refuse what is no code any more."""
+    size = sum(map(len, files.values()))
+    if size > MAX_BYTES:
+        largest = max(files, key=lambda name: len(files[name]))
+        raise SpecError(
+            f"{size:,} bytes would be sent to the cluster, {MAX_BYTES:,} are allowed: the largest "
+            f"file is {largest} ({len(files[largest]):,} bytes); data belong into the store"
+        )
+
+
+def pinned_versions(root: Path) -> dict[str, str]:
+    """By library: the version in constraints.txt, or the one here where there is no such file."""
+    try:
+        text = (root / "constraints.txt").read_text()
+    except FileNotFoundError:
+        return installed_versions()
+    pinned = {name.lower(): v for name, v in re.findall(r"^([\w.-]+)==(\S+)", text, re.MULTILINE)}
+    return {name: pinned[name] for name in LIBRARIES if name in pinned}
+
+
+def installed_versions() -> dict[str, str]:
+    """By library: what is installed here."""
+    found: dict[str, str] = {}
+    for name in LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def version_differences(tested: dict[str, str], installed: dict[str, str]) -> list[str]:
+    """`torch 2.10.0 (tested with 2.13.0)` for each library that differs; builds do not count."""
+    return [
+        f"{name} {installed.get(name, 'missing')} (tested with {wanted})"
+        for name, wanted in tested.items()
+        if installed.get(name, "").partition("+")[0] != wanted.partition("+")[0]
+    ]

@@ -1,0 +1,223 @@
+"""Ray's Jobs API, with every failure in a sentence: connecting, attempts of a job, its output."""
+
+import asyncio
+import logging
+import os
+import socket
+import time
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import aiohttp
+import ray
+import requests
+from ray.exceptions import AuthenticationError
+from ray.job_submission import JobDetails, JobSubmissionClient
+
+from stillhouse.errors import ClusterError, LostClusterError
+
+_TIMEOUT_S = 10
+_PAUSE_S = 2.0
+_MAX_SILENT = 15
+_ADDRESS = "RAY_API_SERVER_ADDRESS"
+_TALKATIVE = (
+    "ray.dashboard.modules.dashboard_sdk",
+    "ray.dashboard.modules.job.sdk",
+    "ray._private.runtime_env.packaging",
+)
+
+
+def dashboard_url(given: str | None) -> str:
+    """The dashboard's URL: given, or from RAY_API_SERVER_ADDRESS or RAY_ADDRESS.
+
+    Raises:
+        ClusterError: none of them, or not http.
+    """
+    address = given or os.environ.get(_ADDRESS) or os.environ.get("RAY_ADDRESS") or ""
+    url = address if "://" in address else f"http://{address}"
+    if not address or address == "auto" or urlsplit(url).scheme not in {"http", "https"}:
+        raise ClusterError(
+            f"{address or 'no address'!r} is no dashboard: give --address http://HOST:8265 "
+            "(or set RAY_API_SERVER_ADDRESS)"
+        )
+    return url.rstrip("/")
+
+
+def token() -> tuple[str, str] | None:
+    """The cluster's token and where it is from: RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH, ~/.ray.
+
+    Raises:
+        ClusterError: RAY_AUTH_TOKEN_PATH names no readable file.
+    """
+    given = os.environ.get("RAY_AUTH_TOKEN", "").strip()
+    if given:
+        return given, "RAY_AUTH_TOKEN"
+    path = os.environ.get("RAY_AUTH_TOKEN_PATH")
+    file = Path(path) if path else Path.home() / ".ray" / "auth_token"
+    try:
+        return file.read_text().strip(), str(file)
+    except OSError as error:
+        if path:
+            raise ClusterError(f"RAY_AUTH_TOKEN_PATH: {path}: {error.strerror}") from None
+        return None
+
+
+class Cluster:
+    """A running cluster, reached over its dashboard."""
+
+    def __init__(self, address: str | None) -> None:
+        """Connect.
+
+        Raises:
+            ClusterError: nothing answers, no Ray, another Ray, no token or a wrong one.
+        """
+        for name in _TALKATIVE:
+            logging.getLogger(name).setLevel(logging.WARNING)
+        self.url = dashboard_url(address)
+        found = token()
+        self._source = found[1] if found else None
+        self._headers = {"Authorization": f"Bearer {found[0]}"} if found else {}
+        self._check_version(self._get("/api/version"))
+        with self._explained(), _only_address(self.url):
+            self._client = JobSubmissionClient(self.url, headers=dict(self._headers))
+
+    def _get(self, path: str) -> Any:
+        try:
+            answer = requests.get(self.url + path, headers=self._headers, timeout=_TIMEOUT_S)
+        except requests.RequestException as error:
+            raise ClusterError(
+                f"no Ray cluster answers at {self.url} ({type(error).__name__}): is it up, and is "
+                "this its dashboard (usually port 8265, by way of a tunnel)?"
+            ) from None
+        if answer.status_code in {401, 403}:
+            raise self._refused()
+        try:
+            answer.raise_for_status()
+            return answer.json()
+        except requests.RequestException:
+            raise ClusterError(
+                f"{self.url} is no Ray dashboard: {path} gives {answer.status_code}"
+            ) from None
+
+    def _refused(self) -> ClusterError:
+        if self._source is None:
+            return ClusterError(
+                f"the cluster at {self.url} wants a token and there is none here: set "
+                "RAY_AUTH_TOKEN, or put it into ~/.ray/auth_token"
+            )
+        return ClusterError(f"the cluster at {self.url} refuses the token from {self._source}")
+
+    def _check_version(self, answer: dict[str, Any]) -> None:
+        theirs, mine = str(answer.get("ray_version")), ray.__version__
+        if theirs.split(".")[:2] != mine.split(".")[:2]:
+            raise ClusterError(
+                f"the cluster at {self.url} runs Ray {theirs}, this machine Ray {mine}: use the "
+                "same minor version on both (another image there, or another Ray here)"
+            )
+
+    @contextmanager
+    def _explained(self) -> Generator[None]:
+        """Ray's own errors as ours."""
+        try:
+            yield
+        except AuthenticationError:
+            raise self._refused() from None
+        except (ConnectionError, requests.RequestException) as error:
+            raise LostClusterError(
+                f"the cluster at {self.url} does not answer any more ({type(error).__name__}): "
+                "run the same command again once it is up"
+            ) from None
+
+    def is_this_machine(self) -> bool:
+        """Whether all its nodes run here; a tunnel's loopback address does not tell."""
+        nodes = self._get("/nodes?view=summary")["data"]["summary"]
+        return {node.get("hostname") for node in nodes} == {socket.gethostname()}
+
+    def attempts(self, name: str) -> dict[int, JobDetails]:
+        """The attempts at a job by number: those with the submission id `name-NUMBER`."""
+        with self._explained():
+            known = self._client.list_jobs()
+        found = {job.submission_id: job for job in known if job.submission_id}
+        return {
+            int(end): job
+            for id_, job in found.items()
+            for start, _, end in [id_.rpartition("-")]
+            if start == name and end.isdigit()
+        }
+
+    def start(self, job_id: str, entrypoint: str, folder: str, metadata: dict[str, str]) -> bool:
+        """Submit a job with the content of a folder as its working directory.
+
+        Returns:
+            False if the id is taken: someone else submitted it at the same time.
+        """
+        with self._explained():
+            try:
+                self._client.submit_job(
+                    entrypoint=entrypoint,
+                    submission_id=job_id,
+                    runtime_env={"working_dir": folder},
+                    metadata=metadata,
+                )
+            except RuntimeError:
+                if any(job.submission_id == job_id for job in self._client.list_jobs()):
+                    return False
+                raise
+        return True
+
+    def follow(self, job_id: str, write: Callable[[str], object]) -> JobDetails:
+        """Write the job's output as it comes, to its end; a broken connection is taken up again.
+
+        Raises:
+            LostClusterError: the cluster does not answer for half a minute, or has another head
+                that does not know the job.
+        """
+        shown = silent = 0
+        while True:
+            shown = asyncio.run(self._tail(job_id, shown, write))
+            try:
+                with self._explained():
+                    job = self._client.get_job_info(job_id)
+            except LostClusterError:
+                silent += 1
+                if silent > _MAX_SILENT:
+                    raise
+            except RuntimeError:
+                raise LostClusterError(
+                    f"the cluster at {self.url} does not know job {job_id} any more: its head was "
+                    "replaced; run the same command again to go on"
+                ) from None
+            else:
+                silent = 0
+                if job.status.is_terminal():
+                    return job
+            time.sleep(_PAUSE_S)
+
+    async def _tail(self, job_id: str, shown: int, write: Callable[[str], object]) -> int:
+        """Write what comes after the first `shown` characters; how many there are then."""
+        seen = 0
+        try:
+            async for text in self._client.tail_job_logs(job_id):
+                new = text[max(shown - seen, 0) :]
+                seen += len(text)
+                if new:
+                    write(new)
+        except (RuntimeError, aiohttp.ClientError, OSError):
+            pass  # whoever called looks at the job's status, and comes back if it goes on
+        return max(seen, shown)
+
+
+@contextmanager
+def _only_address(url: str) -> Generator[None]:
+    """Ray prefers these variables to the address that it is given."""
+    names = (_ADDRESS, "RAY_ADDRESS")
+    before = {name: os.environ.pop(name) for name in names if name in os.environ}
+    try:
+        os.environ[_ADDRESS] = url
+        yield
+    finally:
+        del os.environ[_ADDRESS]
+        os.environ.update(before)

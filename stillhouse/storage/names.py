@@ -1,0 +1,238 @@
+"""Published names: `names/<name>/00000007.json`, created and never changed. The highest is current.
+
+A version tells all that the next one has to know, so that publishing reads one object however
+long the history is: the selection that readers get, and what a run published last (`last`), which
+a roll-back carries along. So a nightly run with unchanged inputs does not undo a roll-back, and a
+slow run that lists its inputs before a quicker one does not publish older data over newer.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from stillhouse.errors import ArtifactError, SpecError
+from stillhouse.fingerprint import canonical_json
+from stillhouse.storage import numbered
+from stillhouse.storage.commit import create
+from stillhouse.storage.filesystem import join, list_names
+
+NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,62}$"
+"""Safe in a path, in a URI's fragment and in a shell."""
+_MAX_SHOWN = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Publication:
+    """What a run publishes, and who it is.
+
+    `spec` holds the settings that make two runs the same job (no widths, no places of the store);
+    `started` is when the run began to list its inputs: UTC, ISO 8601.
+    """
+
+    selection: str
+    run: str
+    spec: dict[str, Any]
+    started: str
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """One version of a name: the selection that readers of the name get (a fingerprint)."""
+
+    number: int
+    selection: str
+    again: int | None = None
+    """The earlier version that it repeats, if it is a roll-back."""
+    last: Publication | None = None
+    """What a run published last under this name; None where only people did."""
+
+
+def split_name(uri: str, default_store: str = "") -> tuple[str, str]:
+    """`STORE#name` as (store, name); a bare name belongs to the default store.
+
+    Raises:
+        SpecError: no valid name.
+    """
+    store, mark, name = uri.rpartition("#")
+    if re.fullmatch(NAME_PATTERN, name) is None:
+        raise SpecError(
+            f"{name!r} is no name: use up to 63 of a-z, 0-9, `.`, `_` and `-`, "
+            "starting with a letter or digit"
+        )
+    return (store if mark else default_store), name
+
+
+def published_names(store: str) -> list[str]:
+    """All names of a store, sorted."""
+    return list_names(join(store, "names"))
+
+
+def history(store: str, name: str) -> list[Version]:
+    """All versions of a name, the oldest first; empty where there is none."""
+    folder = join(store, "names", name)
+    return [_read(folder, number) for number in numbered.versions(folder)]
+
+
+def current(store: str, name: str) -> Version | None:
+    """The version that readers get: a listing and one small read."""
+    folder = join(store, "names", name)
+    numbers = numbered.versions(folder)
+    return _read(folder, numbers[-1]) if numbers else None
+
+
+def check_owner(version: Version | None, name: str, spec: dict[str, Any], store: str) -> None:
+    """Refuse a name whose last run had another spec.
+
+    Raises:
+        SpecError: naming the keys that differ.
+    """
+    if version is None or version.last is None or version.last.spec == spec:
+        return
+    raise SpecError(
+        f"`publish: {name}` is in use by another spec ({_differences(version.last.spec, spec)}): "
+        "give another name, or run without `publish` and hand the name over with "
+        f"`stillhouse publish {name} --to RUN --store {store}`"
+    )
+
+
+def publish_run(store: str, name: str, made: Publication) -> tuple[Version, bool]:
+    """Publish what a run made, unless the last run's result is the same or newer.
+
+    Returns:
+        The version that stands for it (or instead of it), and whether this call wrote it.
+
+    Raises:
+        SpecError: the name is in use by another spec.
+    """
+
+    def decide(now: Version | None) -> Version | None:
+        check_owner(now, name, made.spec, store)
+        last = now.last if now else None
+        if last is not None and (last.selection == made.selection or last.started > made.started):
+            return None
+        return Version(_next(now), made.selection, last=made)
+
+    return _append(store, name, decide)
+
+
+def publish_by_hand(
+    store: str, name: str, selection: str, made: Publication | None = None
+) -> tuple[Version, bool]:
+    """Let a name stand for any selection of the store; with `made`, its spec owns the name then."""
+
+    def decide(now: Version | None) -> Version | None:
+        last = made or (now.last if now else None)
+        same_owner = now is not None and _owner(now.last) == _owner(last)
+        if now is not None and now.selection == selection and same_owner:
+            return None
+        return Version(_next(now), selection, last=last)
+
+    return _append(store, name, decide)
+
+
+def roll_back(store: str, name: str, number: int | None = None) -> tuple[Version, bool]:
+    """Make an earlier version current again, under a new number.
+
+    Args:
+        store: its URI.
+        name: the name.
+        number: the version to repeat; None: forward to what a run published last.
+
+    Raises:
+        ArtifactError: nothing is published under the name, or it has no such version.
+    """
+
+    def decide(now: Version | None) -> Version | None:
+        if now is None:
+            raise ArtifactError(f"nothing is published under {name!r} in {store}")
+        wanted = _last_of_run(now, name) if number is None else _numbered(store, name, number)
+        if wanted == now.selection:
+            return None
+        return replace(now, number=_next(now), selection=wanted, again=number)
+
+    return _append(store, name, decide)
+
+
+def _append(
+    store: str, name: str, decide: Callable[[Version | None], Version | None]
+) -> tuple[Version, bool]:
+    """Create the version that `decide` makes of the current one; again if another came first.
+
+    A put whose answer was lost is found standing when looked at again, and not done twice.
+    """
+    folder = join(store, "names", name)
+    while True:
+        now = current(store, name)
+        wanted = decide(now)
+        if wanted is None:
+            assert now is not None, "only a version that stands makes a new one needless"
+            return now, False
+        content = asdict(wanted)
+        number = content.pop("number")
+        if create(join(folder, f"{number:08d}.json"), canonical_json(content)):
+            return wanted, True
+
+
+def _read(folder: str, number: int) -> Version:
+    content = numbered.read_version(folder, number)
+    try:
+        last = content.get("last")
+        return Version(
+            number,
+            content["selection"],
+            content.get("again"),
+            Publication(**last) if last is not None else None,
+        )
+    except (KeyError, TypeError) as error:
+        raise ArtifactError(f"broken version {number} in {folder}: {error}") from error
+
+
+def _next(now: Version | None) -> int:
+    return now.number + 1 if now else 1
+
+
+def _owner(last: Publication | None) -> dict[str, Any] | None:
+    return last.spec if last else None
+
+
+def _last_of_run(now: Version, name: str) -> str:
+    if now.last is None:
+        raise ArtifactError(f"no run has published under {name!r}: say what, with `--to`")
+    return now.last.selection
+
+
+def _numbered(store: str, name: str, number: int) -> str:
+    folder = join(store, "names", name)
+    known = numbered.versions(folder)
+    if number not in known:
+        raise ArtifactError(
+            f"{name!r} has no version {number}: it has {known[0]} to {known[-1]} "
+            f"(`stillhouse status {store}#{name}`)"
+        )
+    return _read(folder, number).selection
+
+
+def _differences(theirs: dict[str, Any], mine: dict[str, Any]) -> str:
+    """The keys in which two specs differ, with both values: `selection.tau`: 8.0 there, 16.0 here.
+
+    A key that only one has is at its default in the other.
+    """
+    left, right = _flat(theirs), _flat(mine)
+    keys = [key for key in sorted(left | right) if left.get(key) != right.get(key)]
+    shown = [
+        f"`{key}`: {left.get(key, 'default')} there, {right.get(key, 'default')} here"
+        for key in keys[:_MAX_SHOWN]
+    ]
+    more = [f"and {len(keys) - _MAX_SHOWN} more"] if len(keys) > _MAX_SHOWN else []
+    return "; ".join([*shown, *more])
+
+
+def _flat(value: Any, path: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {path: value}
+    return {
+        key: leaf
+        for name, inner in value.items()
+        for key, leaf in _flat(inner, f"{path}.{name}" if path else str(name)).items()
+    }

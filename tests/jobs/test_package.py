@@ -1,0 +1,114 @@
+"""What is sent to a cluster."""
+
+import os
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+from small import parse
+
+from jobs.package import (
+    LIBRARIES,
+    MAX_BYTES,
+    check_size,
+    code_files,
+    installed_versions,
+    pinned_versions,
+    version_differences,
+    write_package,
+)
+from stillhouse.errors import SpecError
+from stillhouse.spec import SelectSpec
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory):
+    """A package of the small spec, written once."""
+    folder = tmp_path_factory.mktemp("package")
+    spec = parse(Path("/data"), compute={"address": "auto", "scorers": 3})
+    return folder, write_package(folder, spec), spec
+
+
+def test_it_holds_code_spec_and_versions_and_nothing_else(package):
+    folder, size, spec = package
+    files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    assert size == sum((folder / name).stat().st_size for name in files) < 1_000_000
+    assert {"jobs/entry.py", "stillhouse/report/style.css", "stillhouse/report/select.html.j2"} <= (
+        files
+    )
+    tops = {name.split("/")[0] for name in files}
+    assert tops == {"stillhouse", "actors", "pipelines", "jobs", "spec.yaml", "versions.json"}
+    shipped = SelectSpec.model_validate(yaml.safe_load((folder / "spec.yaml").read_text()))
+    assert shipped.compute.address is None
+    assert shipped == spec.model_copy(update={"compute": shipped.compute})
+    assert shipped.compute.scorers == 3
+
+
+def test_the_same_spec_makes_the_same_bytes(package, tmp_path):
+    folder, size, spec = package
+    assert write_package(tmp_path, spec) == size
+    assert (tmp_path / "spec.yaml").read_bytes() == (folder / "spec.yaml").read_bytes()
+
+
+def test_its_entry_runs_the_code_that_was_sent(package):
+    """The folder's own modules; a spec with a mistake, so that no Ray starts."""
+    folder, _, _ = package
+    (folder / "jobs" / "__init__.py").write_text("print('sent')\n")
+    before = (folder / "spec.yaml").read_text()
+    (folder / "spec.yaml").write_text("job: select\nselect: 1\n")
+    (folder / "versions.json").write_text('{"numpy": "1.0", "pyarrow": "0.1"}')
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    done = subprocess.run(
+        [sys.executable, "-m", "jobs.entry"],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    (folder / "spec.yaml").write_text(before)
+    assert (done.returncode, done.stdout) == (2, "sent\n")
+    assert "unknown key `select`" in done.stderr
+    versions = installed_versions()
+    assert (
+        f"warning: the cluster's image has numpy {versions['numpy']} (tested with 1.0), "
+        f"pyarrow {versions['pyarrow']} (tested with 0.1)"
+    ) in done.stderr
+
+
+def test_libraries_are_the_dependencies():
+    wanted = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    names = [line.partition("[")[0].partition(">")[0].partition("=")[0] for line in wanted]
+    assert set(LIBRARIES) == set(names)
+    assert set(pinned_versions(ROOT)) == set(LIBRARIES)
+
+
+def test_without_constraints_what_is_here_counts(tmp_path):
+    assert pinned_versions(tmp_path) == installed_versions()
+
+
+def test_differences_are_named():
+    tested = {"torch": "2.13.0", "numpy": "2.4.6", "ray": "2.60.0"}
+    assert (
+        version_differences(tested, {"torch": "2.13.0+cpu", "numpy": "2.4.6", "ray": "2.60.0"})
+        == []
+    )
+    assert version_differences(tested, {"torch": "2.12.0+cu130", "numpy": "2.4.6"}) == [
+        "torch 2.12.0+cu130 (tested with 2.13.0)",
+        "ray missing (tested with 2.60.0)",
+    ]
+
+
+def test_data_are_not_sent(tmp_path):
+    """Only sources are taken; where these are large all the same, the largest is named."""
+    (tmp_path / "jobs" / "__pycache__").mkdir(parents=True)
+    for name in ("a.py", "data.parquet", "__pycache__/a.pyc", ".venv"):
+        (tmp_path / "jobs" / name).write_bytes(b"x")
+    assert code_files(tmp_path) == {"jobs/a.py": b"x"}
+    check_size({"a": b"x" * MAX_BYTES})
+    with pytest.raises(SpecError, match=r"4,000,001 bytes .* file is jobs/b.py .4,000,000 bytes"):
+        check_size({"jobs/a.py": b"x", "jobs/b.py": b"x" * MAX_BYTES})
