@@ -13,8 +13,9 @@ class FlatModule:
     """Calls `module` with the parameters that a vector theta [P] holds.
 
     Tensors lie in theta in the order of `module.named_parameters()`, each flattened row by row;
-    shared ones once. Buffers are copied for every call, so that no call leaves a trace. Anything
-    random in the module (dropout) must be off, or two calls would be two functions.
+    shared ones once. Buffers are copied for every call, so that no call leaves a trace; one thread
+    at a time may call. Anything random in the module (dropout) must be off, or two calls would be
+    two functions.
     """
 
     def __init__(self, module: nn.Module) -> None:
