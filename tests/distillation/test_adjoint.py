@@ -4,7 +4,7 @@ from threading import Barrier
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from trajectory_vectors import relative_error
 
@@ -35,7 +35,7 @@ def close(found, expected):
     norm=NORMS,
     resnet=st.booleans(),
     soft=st.booleans(),
-    rate=st.floats(0.001, 0.1),
+    rate=st.floats(0.001, 0.05),
     num_steps=st.integers(1, 8),
     batch_size=st.integers(3, 6),
     groups=st.sampled_from([(), ("color", "scale")]),
@@ -69,6 +69,7 @@ def test_adjoint_is_the_unrolled_gradient(
     objective = matching_objective(start, matches)
     leaves = [images, labels] if soft else [images]
     expected = unrolled(descent, start, num_steps, objective, leaves)
+    assume(expected.leaves[0].norm() < 1e3)  # a chaotic run has no digits to compare
     assert found.loss.item() == pytest.approx(expected.objective.item(), rel=1e-10)
     assert close(found.images, expected.leaves[0])
     assert close(found.learning_rate, expected.learning_rate)

@@ -3,6 +3,7 @@ import torch
 from trajectory_vectors import load
 
 from stillhouse.distillation import augment as dsa
+from stillhouse.distillation.augment import DSA_GROUPS, augment, draw_augmentation
 
 VECTOR = load("dd_mtt_03_dsa_ops.npz")
 DRAWS = {
