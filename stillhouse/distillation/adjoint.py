@@ -29,7 +29,8 @@ Objective = Callable[[int, Tensor], Tensor | None]  # n and theta_n [P] -> J_n, 
 Visit = Callable[[int, Tensor, Tensor], None]  # n, theta_n [P] and w [P] of the step from n
 
 
-def _unchanged(tensor: Tensor) -> Tensor:
+def alone(tensor: Tensor) -> Tensor:
+    """The sum over one worker: the tensor itself."""
     return tensor
 
 
@@ -48,7 +49,7 @@ class Descent:
     loss: StepLoss
     learning_rate: Tensor
     momentum: float = 0.0
-    all_reduce: Callable[[Tensor], Tensor] = _unchanged
+    all_reduce: Callable[[Tensor], Tensor] = alone
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from stillhouse.distillation.adjoint import alone
 from stillhouse.distillation.ast import balance_factor, perturb, segment_matches
 from stillhouse.distillation.augment import DSA_GROUPS, Group
 from stillhouse.distillation.functional import FlatModule
@@ -140,7 +141,7 @@ class Matcher:
         options: MatchOptions,
         generator: torch.Generator,
         *,
-        sum_over_workers: Callable[[Tensor], Tensor] | None = None,
+        sum_over_workers: Callable[[Tensor], Tensor] = alone,
         rank: int = 0,
         num_workers: int = 1,
     ) -> None:
@@ -221,13 +222,12 @@ class Matcher:
 
     def _update(self, found: MatchGradients) -> None:
         """SGD with momentum of each learned tensor; images and labels are summed over workers."""
-        total = self._sum or (lambda tensor: tensor)
-        steps = [("images", total(found.images), self._options.image_rate, _OUTER_MOMENTUM)]
+        steps = [("images", self._sum(found.images), self._options.image_rate, _OUTER_MOMENTUM)]
         steps.append(
             ("learning_rate", found.learning_rate, self._options.step_size_rate, _OUTER_MOMENTUM)
         )
         if found.labels is not None:
-            labels = total(found.labels)
+            labels = self._sum(found.labels)
             steps.append(("labels", labels, self._options.label_rate, _LABEL_MOMENTUM))
         for name, gradient, rate, momentum in steps:
             self._velocity[name] = momentum * self._velocity[name] + gradient

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from stillhouse.distillation.adjoint import Descent, Gradients, Run, adjoint, descend
+from stillhouse.distillation.adjoint import Descent, Gradients, Run, adjoint, alone, descend
 from stillhouse.distillation.augment import Draw, Group, augment, draw_augmentation
 from stillhouse.distillation.functional import FlatModule
 
@@ -151,7 +151,7 @@ def matching_gradients(
     momentum: float = 0.0,
     loss_scale: float = 1.0,
     first_order: bool = False,
-    all_reduce: Callable[[Tensor], Tensor] | None = None,
+    all_reduce: Callable[[Tensor], Tensor] = alone,
 ) -> MatchGradients:
     """The sum of the matching losses and its gradients.
 
@@ -172,9 +172,7 @@ def matching_gradients(
     leaves = [images, labels] if synthetic.soft else [images]
     given = SyntheticSet(images, labels, synthetic.learning_rate)
     loss = InnerLoss(network, given, batches, loss_scale)
-    descent = Descent(loss, synthetic.learning_rate, momentum)
-    if all_reduce is not None:
-        descent = Descent(loss, synthetic.learning_rate, momentum, all_reduce)
+    descent = Descent(loss, synthetic.learning_rate, momentum, all_reduce)
     run = descend(descent, start, len(batches))
     found = adjoint(
         descent, run.states, matching_objective(start, matches), leaves, first_order=first_order
