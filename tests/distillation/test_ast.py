@@ -1,0 +1,150 @@
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from trajectory_vectors import VECTORS, load, relative_error
+
+from stillhouse.distillation.ast import (
+    balance_factor,
+    clip_factor,
+    gradient_penalty,
+    k_means,
+    nearest_rows,
+    perturb,
+    representative_rows,
+    segment_matches,
+)
+from stillhouse.distillation.experts import ExpertOptions, expert_loss, train_expert
+from stillhouse.distillation.functional import FlatModule
+from stillhouse.distillation.trajectory import Batch, SyntheticSet, matching_gradients
+from stillhouse.models.convnet import ConvNet
+
+MODULE = ConvNet(num_channels=3, image_size=16, num_classes=4, depth=2, width=4)
+NETWORK = FlatModule(MODULE)
+EXPERT = load("dd_ast_01_expert_losses.npz")
+
+
+OPTIONS = ExpertOptions(
+    num_epochs=2,
+    learning_rate=EXPERT["lr"].item(),
+    momentum=EXPERT["momentum"].item(),
+    weight_decay=EXPERT["weight_decay"].item(),
+    augmentation=(),
+)
+
+
+@pytest.mark.parametrize(("name", "epoch", "penalty"), [("clip", 0, False), ("clip_gp", 1, True)])
+def test_ramped_steps_reproduce_the_reference(name, epoch, penalty):
+    """Both of the reference's steps lie in one epoch: 0 with factor 0.5, 1 with 0.55."""
+    assert clip_factor(epoch) == pytest.approx(EXPERT[f"loss_decay_{name}"].item())
+    options = replace(OPTIONS, ramp=True, penalty=penalty)
+    nothing_to_draw = torch.Generator()
+    loss_at = expert_loss(NETWORK, EXPERT["x"], EXPERT["y"], epoch, options, nothing_to_draw)
+    theta, velocity, losses = EXPERT["theta0"], torch.zeros(536), []
+    for _ in range(2):
+        point = theta.clone().requires_grad_()
+        losses.append(loss_at(point))
+        gradient = torch.autograd.grad(losses[-1], point)[0] + options.weight_decay * theta
+        velocity = options.momentum * velocity + gradient
+        theta = theta - options.learning_rate * velocity
+    assert relative_error(theta, EXPERT[f"theta_after_2_steps_{name}"]) < 1e-6
+    mean = torch.stack(losses).mean().item()
+    assert mean == pytest.approx(EXPERT[f"loss_avg_{name}"].item(), rel=1e-5)
+
+
+def test_smooth_expert_reproduces_the_reference():
+    torch.nn.utils.vector_to_parameters(EXPERT["theta0"], MODULE.parameters())
+    start, *epochs = train_expert(
+        NETWORK, EXPERT["x"], EXPERT["y"], replace(OPTIONS, penalty=True), torch.Generator()
+    )
+    assert torch.equal(start.parameters, EXPERT["theta0"]) and start.loss is None
+    assert relative_error(epochs[-1].parameters, EXPERT["theta_after_2_steps_gp"]) < 1e-6
+    mean = (epochs[0].loss + epochs[1].loss) / 2
+    assert mean == pytest.approx(EXPERT["loss_avg_gp"].item(), rel=1e-5)
+
+
+def test_gradient_penalty_reproduces_the_reference():
+    theta = EXPERT["theta0"].clone().requires_grad_()
+    penalty = gradient_penalty(lambda images: NETWORK(theta, images), EXPERT["x"])
+    (gradient,) = torch.autograd.grad(penalty, theta)
+    assert penalty.item() == pytest.approx(EXPERT["gradient_penalty_lambda2"].item(), rel=1e-5)
+    assert relative_error(gradient, EXPERT["penalty_grad_theta"]) < 1e-5
+
+
+def test_clip_schedule_reproduces_the_reference():
+    assert [clip_factor(e) for e in range(10)] == pytest.approx(EXPERT["clip_schedule"].tolist())
+    assert clip_factor(10) == clip_factor(49) == 1
+
+
+@pytest.mark.parametrize("last", [20, 15])
+def test_balance_reproduces_the_reference(last):
+    expected = json.loads((VECTORS / "dd_ast_03_balance_factor.json").read_text())[str(last)]
+    assert [balance_factor(t, last) for t in range(last)] == pytest.approx(expected, rel=1e-12)
+
+
+def test_student_reproduces_the_reference():
+    vector = load("dd_ast_02_student_start3.npz")
+    start = perturb(vector["expert"][0], NETWORK.shapes, vector["perturb_draws"])
+    torch.testing.assert_close(start, vector["start_perturbed"], rtol=1e-5, atol=1e-7)
+    matches = segment_matches(tuple(vector["expert"][1:]), vector["syn_steps"].item())
+    assert [match.step for match in matches] == vector["match_steps"].tolist() == [2, 4, 7]
+    synthetic = SyntheticSet(vector["x"], vector["y"], vector["syn_lr"])
+    found = matching_gradients(
+        NETWORK,
+        synthetic,
+        [Batch(torch.arange(8))] * 7,
+        start,
+        matches,
+        momentum=vector["momentum"].item(),
+        loss_scale=balance_factor(vector["start_epoch"].item(), vector["max_start_epoch"].item()),
+    )
+    torch.testing.assert_close(found.run.losses.double(), vector["scaled_ce"], rtol=1e-5, atol=0)
+    assert found.loss.item() == pytest.approx(vector["loss"].item(), rel=1e-5)
+    terms = [found.terms[step].item() for step in (2, 4, 7)]
+    assert terms == pytest.approx(
+        [*vector["middle_losses"].tolist(), vector["final_loss"].item()], rel=1e-5
+    )
+    assert relative_error(found.run.states[-1], vector["theta_final"]) < 1e-5
+    assert relative_error(found.images, vector["grad_x"]) < 1e-4
+    assert found.learning_rate.item() == pytest.approx(vector["grad_lr"].item(), rel=1e-4)
+
+
+def test_graded_matches_and_none_in_between():
+    targets = [torch.zeros(1)] * 4
+    graded = segment_matches(targets, 10, graded=True)
+    assert [(m.step, m.weight) for m in graded] == [(2, 0.25), (4, 0.5), (6, 0.75), (10, 1.0)]
+    assert [m.step for m in segment_matches(targets, 10, intermediate=False)] == [10]
+
+
+def test_rows_nearest_to_each_centre():
+    features = torch.tensor([[0.0], [1.0], [10.0], [11.0], [4.0]])
+    centres = torch.tensor([[10.4], [0.4]])
+    assert nearest_rows(features, centres, 2).tolist() == [[2, 3], [0, 1]]
+
+
+def test_k_means_finds_groups_apart():
+    features = torch.tensor([[0.0, 0], [0, 2], [100, 0], [100, 2], [0, 100], [0, 102]])
+    centres = k_means(features, 3, torch.Generator().manual_seed(0))
+    assert sorted(centres.tolist()) == [[0, 1], [0, 101], [100, 1]]
+
+
+@pytest.mark.parametrize("count", [1, 3, 10, 12, 20])
+def test_representative_rows_are_different_and_repeatable(count):
+    logits = torch.randn(20, 4, generator=torch.Generator().manual_seed(1))
+    found = [
+        representative_rows(logits, count, torch.Generator().manual_seed(2)).tolist()
+        for _ in range(2)
+    ]
+    assert found[0] == found[1]
+    assert len(set(found[0])) == count and set(found[0]) <= set(range(20))
+
+
+def test_identical_images_can_still_be_chosen():
+    rows = representative_rows(torch.ones(4, 3), 3, torch.Generator().manual_seed(0))
+    assert len(set(rows.tolist())) == 3
+
+
+def test_the_row_nearest_to_the_mean_represents_a_class_alone():
+    logits = torch.tensor([[0.0], [9.0], [5.5], [7.0]])  # mean 5.375
+    assert representative_rows(logits, 1, torch.Generator().manual_seed(0)).tolist() == [2]

@@ -1,0 +1,83 @@
+import pytest
+import torch
+
+from stillhouse.distillation.functional import FlatModule
+from stillhouse.distillation.trajectory_file import encode_trajectory, open_trajectory
+from stillhouse.errors import ArtifactError
+from stillhouse.models.convnet import ConvNet
+
+
+def network(width=2, norm="instance"):
+    shape = {"num_channels": 1, "image_size": 8, "num_classes": 2, "depth": 1}
+    return FlatModule(ConvNet(**shape, width=width, norm=norm))
+
+
+def snapshots():
+    generator = torch.Generator().manual_seed(0)
+    return {
+        epoch: torch.randn(network().num_parameters, generator=generator) for epoch in (0, 2, 3)
+    }
+
+
+def written(folder, dtype="float32"):
+    path = folder / "expert.bin"
+    path.write_bytes(encode_trajectory(network(), snapshots(), dtype))
+    return path
+
+
+def test_snapshots_come_back(tmp_path):
+    found = open_trajectory(written(tmp_path), network())
+    assert found.epochs == (0, 2, 3)
+    for epoch, expected in snapshots().items():
+        assert torch.equal(found.snapshot(epoch), expected)
+    assert found.array.offset % 64 == 0
+
+
+def test_bfloat16_takes_half_the_bytes_and_rounds(tmp_path):
+    path = written(tmp_path, "bfloat16")
+    found = open_trajectory(path, network())
+    assert found.array.nbytes == 3 * 2 * network().num_parameters
+    expected = snapshots()[2]
+    assert torch.equal(found.snapshot(2), expected.bfloat16().float())
+    torch.testing.assert_close(found.snapshot(2), expected, rtol=1 / 256, atol=0)
+
+
+def test_same_snapshots_same_bytes():
+    again = dict(reversed(snapshots().items()))
+    assert encode_trajectory(network(), snapshots()) == encode_trajectory(network(), again)
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (network(width=3), r"features.0.weight is \(2, 1, 3, 3\) there and \(3, 1, 3, 3\) in"),
+        (network(norm="none"), r"features.1.weight is \(2,\) there and absent in `network`"),
+    ],
+)
+def test_another_network_is_refused(tmp_path, other, message):
+    with pytest.raises(ArtifactError, match=message):
+        open_trajectory(written(tmp_path), other)
+
+
+def test_an_epoch_that_is_not_stored_is_refused(tmp_path):
+    with pytest.raises(ArtifactError, match=r"holds epochs 0 to 3, not 1: .*`experts.epochs`"):
+        open_trajectory(written(tmp_path), network()).snapshot(1)
+
+
+@pytest.mark.parametrize("keep", [0, 10, 100, -1])
+def test_a_file_cut_short_is_refused(tmp_path, keep):
+    path = written(tmp_path)
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(ArtifactError, match=r"no expert trajectory|cut short"):
+        open_trajectory(path, network())
+
+
+def test_a_changed_byte_is_noticed_in_its_snapshot(tmp_path):
+    path = written(tmp_path)
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    found = open_trajectory(path, network())
+    assert torch.equal(found.snapshot(2), snapshots()[2])
+    with pytest.raises(ArtifactError, match=r"epoch 3 is not what was written"):
+        found.snapshot(3)
