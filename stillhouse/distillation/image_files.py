@@ -91,8 +91,7 @@ def read_folder(files: Sequence[FileInfo]) -> Iterator[Record]:
 def read_parquet(file: FileInfo, image_column: str, label_column: str) -> Iterator[Record]:
     """Rows of a Parquet file as `datasets` writes them: encoded images, labels of any kind.
 
-    An image is `struct<bytes, path>` or plain bytes; integer labels of a `ClassLabel` column turn
-    into their names.
+    An image is `struct<bytes, path>` or plain bytes.
 
     Raises:
         InputError: a column is missing or holds no encoded images. BadFileError: not Parquet.
@@ -104,25 +103,33 @@ def read_parquet(file: FileInfo, image_column: str, label_column: str) -> Iterat
     try:
         with open_read(file.uri) as stream:
             parquet = pq.ParquetFile(stream)
-            schema = parquet.schema_arrow
-            _check_columns(file.uri, schema, image_column, label_column)
-            names = class_label_names(schema.metadata, label_column)
+            _check_columns(file.uri, parquet.schema_arrow, image_column, label_column)
             for batch in parquet.iter_batches(256, columns=[image_column, label_column]):
-                images = batch.column(image_column).to_pylist()
-                for image, label in zip(
-                    images, batch.column(label_column).to_pylist(), strict=True
-                ):
-                    yield _parquet_record(image, _named(label, names, file, row), file.name, row)
+                images, labels = (column.to_pylist() for column in batch.columns)
+                for image, label in zip(images, labels, strict=True):
+                    yield _parquet_record(image, label, file.name, row)
                     row += 1
     except (pa.ArrowInvalid, OSError) as error:
         raise BadFileError(f"cannot read {file.uri!r} as Parquet: {error}") from error
 
 
-def class_label_names(metadata: dict[bytes, bytes] | None, column: str) -> list[str] | None:
-    """The names of a `ClassLabel` column that `datasets` left in a Parquet schema, if any."""
-    raw = (metadata or {}).get(b"huggingface")
-    features = json.loads(raw).get("info", {}).get("features", {}) if raw else {}
-    return features.get(column, {}).get("names")
+def class_label_names(file: FileInfo, column: str) -> tuple[str, ...] | None:
+    """The names of a `ClassLabel` column, which `datasets` writes into a Parquet schema, if any.
+
+    Raises:
+        BadFileError: not Parquet.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with open_read(file.uri) as stream:
+            metadata = pq.read_schema(stream).metadata or {}
+    except (pa.ArrowInvalid, OSError) as error:
+        raise BadFileError(f"cannot read {file.uri!r} as Parquet: {error}") from error
+    features = json.loads(metadata.get(b"huggingface", b"{}")).get("info", {}).get("features", {})
+    names = features.get(column, {}).get("names")
+    return tuple(names) if names else None
 
 
 def read_idx_pair(images: FileInfo, labels: FileInfo) -> tuple[NDArray[np.uint8], list[int]]:
@@ -231,18 +238,6 @@ def _check_columns(uri: str, schema: Any, image_column: str, label_column: str) 
 
 def _fields(kind: Any) -> Iterable[str]:
     return (kind.field(i).name for i in range(kind.num_fields))
-
-
-def _named(label: Any, names: list[str] | None, file: FileInfo, row: int) -> Any:
-    """The class's name where the file gives names; a null stays null."""
-    if names is None or not isinstance(label, int):
-        return label
-    if not 0 <= label < len(names):
-        raise InputError(
-            f"label {label} in row {row} of {file.uri!r} is out of range: its classes are "
-            f"0 to {len(names) - 1}"
-        )
-    return names[label]
 
 
 def _parquet_record(image: Any, label: Any, file: str, row: int) -> Record:

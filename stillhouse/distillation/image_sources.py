@@ -27,13 +27,14 @@ from stillhouse.distillation.image_files import (
     RawImage,
     Record,
     as_channels_first,
+    class_label_names,
     read_folder,
     read_idx_pair,
     read_npz,
     read_parquet,
     resize,
 )
-from stillhouse.distillation.images import ImageSet, image_set, split
+from stillhouse.distillation.images import ImageSet, checked_pixels, image_set, split
 from stillhouse.errors import InputError
 from stillhouse.spec import Settings
 from stillhouse.storage.filesystem import FileInfo, list_files
@@ -44,10 +45,13 @@ _PARTS = {
     "validation": {"val", "valid", "validation"},
 }
 _KINDS = {".parquet": "parquet", "-ubyte": "idx", "-ubyte.gz": "idx", ".npz": "npz"}
-_ARRAY_NAMES = {
-    "train": (("images", "labels"), ("x_train", "y_train"), ("train_images", "train_labels")),
-    "test": (("x_test", "y_test"), ("test_images", "test_labels")),
-}
+_Names = tuple[tuple[str, str], ...]
+_TRAIN_ARRAYS: _Names = (
+    ("images", "labels"),
+    ("x_train", "y_train"),
+    ("train_images", "train_labels"),
+)
+_TEST_ARRAYS: _Names = (("x_test", "y_test"), ("test_images", "test_labels"))
 _Share = Annotated[float, Field(gt=0.0, lt=1.0)]
 
 
@@ -137,11 +141,12 @@ def _from_files(data: ImageData) -> tuple[ImageSet, ImageSet | None]:
         train_files, test_files = files, list_files([data.test], SUFFIXES)
     else:
         train_files, test_files = _parts(files)
-    raw = _read(train_files, data, "train")
-    assert raw is not None
-    train = _as_set(raw, data.path, None)
-    held = _read(test_files or train_files, data, "test") if _has_test(test_files, files) else None
-    if held is None:
+    train = _as_set(_read(train_files, data, _TRAIN_ARRAYS), data.path, None)
+    if test_files:
+        held = _read(test_files, data, _TEST_ARRAYS + _TRAIN_ARRAYS)
+    elif _kind(files) == "npz" and _has_arrays(files, _TEST_ARRAYS):
+        held = _read(files, data, _TEST_ARRAYS)
+    else:
         return train, None
     return train, _as_set(held, f"the test part of {data.path}", train.class_names)
 
@@ -165,8 +170,8 @@ def _part(name: str) -> str:
     return next((part for part, names in _PARTS.items() if names & set(words)), "")
 
 
-def _has_test(test_files: Sequence[FileInfo], files: Sequence[FileInfo]) -> bool:
-    return bool(test_files) or _kind(files) == "npz"
+def _has_arrays(files: Sequence[FileInfo], names: _Names) -> bool:
+    return any(set(pair) <= set(read_npz(file.uri)) for file in files for pair in names)
 
 
 def _kind(files: Sequence[FileInfo]) -> str:
@@ -194,25 +199,36 @@ class _Raw:
     images: NDArray[Any]
     labels: list[Label]
     dead_letters: list[DeadImage]
+    class_names: tuple[str, ...] | None = None
 
 
-def _read(
-    files: Sequence[FileInfo], data: ImageData, part: Literal["train", "test"]
-) -> _Raw | None:
-    """What the files hold; None where NumPy archives have no test arrays."""
+def _read(files: Sequence[FileInfo], data: ImageData, arrays: _Names) -> _Raw:
+    """What the files hold; `arrays` are pairs of names to look for in NumPy archives."""
     kind = _kind(files)
     if kind == "image":
-        return _collect(read_folder(files), data)
+        return _collect(read_folder(files), data, None)
     if kind == "parquet":
         columns = data.image_column, data.label_column
-        return _collect(chain.from_iterable(read_parquet(f, *columns) for f in files), data)
-    pairs = _idx_arrays(files) if kind == "idx" else _npz_arrays(files, part)
-    if not pairs:
-        return None
-    stacked = [_resized(as_channels_first(p, files[0].uri), data.image_size) for p, _ in pairs]
-    _require_one_size([(array.shape[1:], files[0].uri) for array in stacked])
+        rows = chain.from_iterable(read_parquet(file, *columns) for file in files)
+        return _collect(rows, data, _parquet_names(files, data.label_column))
+    pairs = _idx_arrays(files) if kind == "idx" else _npz_arrays(files, arrays)
+    place = files[0].uri
+    stacked = [
+        _resized(checked_pixels(as_channels_first(images, place), place), data.image_size)
+        for images, _ in pairs
+    ]
+    _require_one_size([(images.shape[1:], place) for images in stacked])
     labels = [label for _, values in pairs for label in _flat(values)]
     return _Raw(np.concatenate(stacked), labels, [])
+
+
+def _parquet_names(files: Sequence[FileInfo], column: str) -> tuple[str, ...] | None:
+    found = {class_label_names(file, column): file.uri for file in files}
+    if len(found) > 1:
+        raise InputError(
+            f"the classes of column {column!r} differ between {' and '.join(found.values())}"
+        )
+    return next(iter(found))
 
 
 def _flat(labels: Any) -> list[Any]:
@@ -236,35 +252,38 @@ def _idx_arrays(files: Sequence[FileInfo]) -> list[tuple[NDArray[Any], Any]]:
     return pairs
 
 
-def _npz_arrays(
-    files: Sequence[FileInfo], part: Literal["train", "test"]
-) -> list[tuple[NDArray[Any], Any]]:
+def _npz_arrays(files: Sequence[FileInfo], names: _Names) -> list[tuple[NDArray[Any], Any]]:
     pairs: list[tuple[NDArray[Any], Any]] = []
     for file in files:
         arrays = read_npz(file.uri)
-        named = [pair for pair in _ARRAY_NAMES[part] if set(pair) <= set(arrays)]
-        pairs += [(arrays[images], arrays[labels]) for images, labels in named[:1]]
-        if part == "train" and not named:
+        found = [pair for pair in names if set(pair) <= set(arrays)]
+        if not found:
             raise InputError(
                 f"{file.uri!r} holds {', '.join(arrays) or 'nothing'}: name the arrays `images` "
                 "and `labels` (or `x_train`, `y_train`, `x_test`, `y_test`)"
             )
+        pairs.append((arrays[found[0][0]], arrays[found[0][1]]))
     return pairs
 
 
-def _collect(records: Iterable[Record], data: ImageData) -> _Raw:
+def _collect(
+    records: Iterable[Record], data: ImageData, class_names: tuple[str, ...] | None
+) -> _Raw:
     """Decoded images of one size; all become colour where one is."""
     images: list[RawImage] = []
     dead: list[DeadImage] = []
     for record in records:
-        (dead if isinstance(record, DeadImage) else images).append(record)  # pyright: ignore[reportArgumentType]
+        if isinstance(record, DeadImage):
+            dead.append(record)
+        else:
+            images.append(record)
     _check_dead(len(images), dead, data)
     channels = max(len(image.pixels) for image in images)
     pixels = [np.broadcast_to(i.pixels, (channels, *i.pixels.shape[1:])) for i in images]
     if data.image_size:
         pixels = [resize(array, (data.image_size, data.image_size)) for array in pixels]
     _require_one_size([(p.shape, i.file) for p, i in zip(pixels, images, strict=True)])
-    return _Raw(np.stack(pixels), [image.label for image in images], dead)
+    return _Raw(np.stack(pixels), [image.label for image in images], dead, class_names)
 
 
 def _check_dead(num_usable: int, dead: Sequence[DeadImage], data: ImageData) -> None:
@@ -299,11 +318,12 @@ def _require_one_size(found: Sequence[tuple[tuple[int, ...], str]]) -> None:
         )
 
 
-def _as_set(raw: _Raw, place: str, class_names: tuple[str, ...] | None) -> ImageSet:
+def _as_set(raw: _Raw, place: str, of_training: tuple[str, ...] | None) -> ImageSet:
     return image_set(
         raw.images,
         raw.labels,
-        class_names=class_names,
+        class_names=of_training or raw.class_names,
+        complete=of_training is None,
         place=place,
         dead_letters=raw.dead_letters,
     )

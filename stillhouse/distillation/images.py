@@ -61,6 +61,7 @@ def image_set(
     labels: Sequence[Label] | NDArray[Any],
     *,
     class_names: Sequence[str] | None = None,
+    complete: bool = True,
     place: str = "the arrays",
     dead_letters: Sequence[DeadImage] = (),
 ) -> ImageSet:
@@ -69,19 +70,20 @@ def image_set(
     Args:
         images: [N, H, W], [N, H, W, C] or [N, C, H, W]; integers 0 to 255, or floats 0 to 1.
         labels: [N], integers from 0 or names; integers are indices into `class_names` if given.
-        class_names: fixes the classes (a test set's are its training set's).
+        class_names: fixes the classes and their order; a test set's are its training set's.
+        complete: whether every class must have an image; a test set need not.
         place: where they come from, for the messages.
         dead_letters: carried along.
 
     Raises:
         InputError: another shape, pixels or labels out of range, one class, an empty class.
     """
-    pixels = _checked_pixels(as_channels_first(np.asarray(images), place), place)
+    pixels = checked_pixels(as_channels_first(np.asarray(images), place), place)
     if len(labels) != len(pixels) or np.ndim(labels) != 1:
         raise InputError(f"{place}: {len(pixels)} images, labels of shape {list(np.shape(labels))}")
     names = tuple(class_names) if class_names is not None else _class_names(labels, place)
     indices = _label_indices(labels, names, place)
-    if class_names is None:
+    if complete:
         _check_classes(indices, names, place)
     return ImageSet(pixels, indices, names, tuple(dead_letters))
 
@@ -121,7 +123,12 @@ def require_per_class(images: ImageSet, count: int, key: str) -> None:
         )
 
 
-def _checked_pixels(images: NDArray[Any], place: str) -> Pixels:
+def checked_pixels(images: NDArray[Any], place: str) -> Pixels:
+    """Integers 0 to 255 as uint8, floats 0 to 1 as float32.
+
+    Raises:
+        InputError: out of range, NaN, or another type.
+    """
     if images.dtype == np.uint8:
         return images
     floats = np.issubdtype(images.dtype, np.floating)

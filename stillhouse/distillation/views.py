@@ -25,7 +25,7 @@ class ViewSettings(Settings):
 
     crop: Literal["none", "pad", "resized"] = Field(
         default="pad",
-        description="pad: moved by up to an eighth of the side into zeros; resized: a part, enlarged",
+        description="pad: moved by up to an eighth of the side; resized: a part, enlarged",
     )
     min_scale: Annotated[float, Field(gt=0, le=1)] = Field(
         default=0.08, description="resized: smallest share of the image's area"

@@ -146,11 +146,11 @@ def test_a_test_class_that_training_does_not_have(tmp_path):
 
 
 def test_parquet_with_class_names_and_a_test_file(tmp_path):
-    write_parquet(tmp_path / "train-0.parquet", range(8), [0, 1] * 4, ["cat", "dog"])
-    write_parquet(tmp_path / "test-0.parquet", [8, 9], [1, 0], ["cat", "dog"])
+    write_parquet(tmp_path / "train-0.parquet", range(8), [0, 1] * 4, ["dog", "cat"])
+    write_parquet(tmp_path / "test-0.parquet", [8, 9], [1, 0], ["dog", "cat"])
     parts = load(tmp_path)
-    assert parts.train.class_names == ("cat", "dog")
-    assert rows_of(parts.test) == {(8, "dog"), (9, "cat")}
+    assert parts.train.class_names == ("dog", "cat")  # their order, not the alphabet's
+    assert rows_of(parts.test) == {(8, "cat"), (9, "dog")}
     assert len(parts.train) + len(parts.validation) == 8
 
 
@@ -172,8 +172,11 @@ def test_parquet_faults_name_the_key_or_the_file(tmp_path):
     with pytest.raises(InputError, match=r"'label' .* holds int64, not encoded images"):
         load(path, image_column="label", label_column="label")
     write_parquet(path, [1, 2], [0, 7], ["cat", "dog"])
-    with pytest.raises(InputError, match=r"label 7 in row 1 .* classes are 0 to 1"):
+    with pytest.raises(InputError, match=r"label 7 of image 1 is out of range.*cat, dog"):
         load(path)
+    write_parquet(tmp_path / "b.parquet", [1, 2], [0, 1], ["dog", "cat"])
+    with pytest.raises(InputError, match=r"classes of column 'label' differ between .*a.parquet"):
+        load(tmp_path)
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(BadFileError, match="as Parquet"):
         load(path)
@@ -222,6 +225,9 @@ def test_numpy_archives_of_either_layout(tmp_path):
     np.savez(tmp_path / "set.npz", images=x / 255.0, labels=y[:, 0])
     parts = load(tmp_path / "set.npz")
     assert parts.train.images.dtype == np.float32 and len(parts.test) == 3
+    np.savez(tmp_path / "held.npz", images=x[:2], labels=y[:2])
+    parts = load(tmp_path / "set.npz", test=str(tmp_path / "held.npz"), image_size=2)
+    assert len(parts.test) == 2 and parts.train.shape == (3, 2, 2)
     np.savez(tmp_path / "set.npz", pictures=x)
     with pytest.raises(InputError, match="holds pictures: name the arrays"):
         load(tmp_path / "set.npz")
