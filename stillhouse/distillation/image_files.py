@@ -105,7 +105,8 @@ def read_parquet(file: FileInfo, image_column: str, label_column: str) -> Iterat
             parquet = pq.ParquetFile(stream)
             _check_columns(file.uri, parquet.schema_arrow, image_column, label_column)
             for batch in parquet.iter_batches(256, columns=[image_column, label_column]):
-                images, labels = (column.to_pylist() for column in batch.columns)
+                images = batch.column(image_column).to_pylist()
+                labels = batch.column(label_column).to_pylist()
                 for image, label in zip(images, labels, strict=True):
                     yield _parquet_record(image, label, file.name, row)
                     row += 1

@@ -59,6 +59,7 @@ class RefineSettings(Settings):
     """How non-critical regions are refined."""
 
     iterations: Count = 200
+    batch_size: Count = Field(default=100, description="images whose statistics are taken together")
     learning_rate: Annotated[float, Field(gt=0)] = 0.1
     statistics_weight: Annotated[float, Field(ge=0)] = Field(default=0.01, description="alpha_bn")
     epsilon: Annotated[float, Field(gt=0, le=1)] = Field(

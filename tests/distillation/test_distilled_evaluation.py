@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from decoupled import FlatHead, digits, noise, seeded, teacher
+from small_networks import FlatHead, digits, noise, seeded, teacher
 
 from stillhouse.distillation.evaluate import Protocol, accuracy, evaluate, named_protocol
 from stillhouse.distillation.fit import Recipe, epoch_rate, fit

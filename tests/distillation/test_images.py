@@ -154,6 +154,17 @@ def test_parquet_with_class_names_and_a_test_file(tmp_path):
     assert len(parts.train) + len(parts.validation) == 8
 
 
+def test_parquet_columns_in_any_order_beside_others(tmp_path):
+    write_parquet(tmp_path / "a.parquet", range(8), ["cat", "dog"] * 4)
+    table = pq.read_table(tmp_path / "a.parquet")
+    table = table.select(["label", "image"]).append_column("id", pa.array(range(8)))
+    table = table.rename_columns(["kind", "picture", "id"])
+    pq.write_table(table, tmp_path / "a.parquet")
+    parts = load(tmp_path, image_column="picture", label_column="kind")
+    found = rows_of(parts.train) | rows_of(parts.validation) | rows_of(parts.test)
+    assert found == {(i, ["cat", "dog"][i % 2]) for i in range(8)}
+
+
 def test_parquet_rows_without_image_or_label_are_dead_letters(tmp_path):
     write_parquet(tmp_path / "a.parquet", [0, None, *range(10)], [0, 0, None] + [1, 0, 1] * 3)
     dead = load(tmp_path, max_bad_rows=2).train.dead_letters

@@ -3,9 +3,9 @@ import json
 import numpy as np
 import pytest
 import torch
-from decoupled import PLAIN, VECTORS, noise, teacher
 from hypothesis import given
 from hypothesis import strategies as st
+from small_networks import PLAIN, VECTORS, noise, teacher
 
 from stillhouse.distillation.infer import CompensatorSettings, compensate, compensated_set
 from stillhouse.distillation.sre2l import matching_loss

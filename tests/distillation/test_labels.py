@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from decoupled import FlatHead, noise, seeded, teacher, tensors
+from small_networks import FlatHead, noise, seeded, teacher, tensors
 
 from stillhouse.distillation.labels import (
     frozen,

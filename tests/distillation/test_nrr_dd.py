@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from decoupled import PLAIN, FlatHead, MeanHead, noise, seeded, teacher, tensors
+from small_networks import PLAIN, FlatHead, MeanHead, noise, seeded, teacher, tensors
 
 from stillhouse.distillation.labels import frozen, mean_logits
 from stillhouse.distillation.nrr_dd import (

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from decoupled import noise, teacher, tensors
+from small_networks import noise, teacher, tensors
 from torch import nn
 
 from stillhouse.distillation.rded import (

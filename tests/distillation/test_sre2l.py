@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from decoupled import PLAIN, FlatHead, digits, noise, seeded, teacher, tensors
+from small_networks import PLAIN, FlatHead, digits, noise, seeded, teacher, tensors
 from torch import nn
 
 from stillhouse.distillation.labels import frozen

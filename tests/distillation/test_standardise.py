@@ -1,6 +1,6 @@
 import numpy as np
 import torch
-from decoupled import digits
+from small_networks import digits
 
 from stillhouse.distillation.images import image_set
 from stillhouse.distillation.standardise import Standardisation, fit_standardisation

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 import torch
-from decoupled import noise, tensors
 from hypothesis import given
 from hypothesis import strategies as st
+from small_networks import noise, tensors
 
 from stillhouse.distillation.views import (
     ViewSettings,
