@@ -1,0 +1,184 @@
+"""Exact gradients through a training run at the memory of one of its steps.
+
+A run of N steps of gradient descent with momentum mu and step size eta,
+
+    g_n = d loss_n(theta_n; z) / d theta,   v_{n+1} = mu v_n + g_n,
+    theta_{n+1} = theta_n - eta v_{n+1},    v_0 = 0,
+
+ends in an objective J = sum_n J_n(theta_n). z are any tensors that the step losses read: images,
+label logits, weights of samples. Reverse recursion (n = N-1, ..., 0; lam and w start as dJ_N):
+
+    dJ/dz   -= eta d(g_n . w)/dz            dJ/deta -= g_n . w
+    lam     <- lam - eta d(g_n . w)/dtheta + dJ_n/dtheta
+    w       <- lam + mu w
+
+d(g_n . w)/dtheta is a Hessian-vector product: one graph, of one step, is alive at a time, and of
+the rest only theta_0..theta_N are kept. A backward step costs the forward step once more and its
+double backward. The recursion is Pontryagin's adjoint equation, which PDS uses for language data
+(Gu et al. 2024); w = lam where mu = 0.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+StepLoss = Callable[[int, Tensor], Tensor]  # n and theta_n [P] -> scalar
+Objective = Callable[[int, Tensor], Tensor | None]  # n and theta_n [P] -> J_n, None for no term
+Visit = Callable[[int, Tensor, Tensor], None]  # n, theta_n [P] and w [P] of the step from n
+
+
+def _unchanged(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Descent:
+    """Gradient descent on step losses.
+
+    Attributes:
+        loss: of step n at theta_n; the same value whenever it is called, for it is called twice.
+        learning_rate: eta, a scalar tensor.
+        momentum: mu, heavy ball.
+        all_reduce: sums a tensor over the workers, where each one's `loss` is its share of the
+            step's; all workers then hold the same states, and each the gradients of its leaves.
+    """
+
+    loss: StepLoss
+    learning_rate: Tensor
+    momentum: float = 0.0
+    all_reduce: Callable[[Tensor], Tensor] = _unchanged
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A run that was made: `states` theta_0..theta_N, each [P], and `losses` [N] before each step.
+
+    With several workers the losses are this worker's shares.
+    """
+
+    states: tuple[Tensor, ...]
+    losses: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Gradients:
+    """Of J: with respect to each leaf, to eta and to theta_0; `terms` maps n to J_n's value."""
+
+    terms: dict[int, Tensor]
+    leaves: tuple[Tensor, ...]
+    learning_rate: Tensor
+    start: Tensor
+
+    @property
+    def objective(self) -> Tensor:
+        """J."""
+        return torch.stack(list(self.terms.values())).sum()
+
+
+def descend(descent: Descent, start: Tensor, num_steps: int) -> Run:
+    """Run `num_steps` from theta_0 = `start` [P], without a graph between the steps."""
+    eta = descent.learning_rate.detach()
+    theta, velocity = start.detach(), torch.zeros_like(start)
+    states, losses = [theta], list[Tensor]()
+    for step in range(num_steps):
+        point = theta.detach().requires_grad_()
+        loss = descent.loss(step, point)
+        (gradient,) = torch.autograd.grad(loss, point)
+        velocity = descent.momentum * velocity + descent.all_reduce(gradient)
+        theta = theta - eta * velocity
+        states.append(theta)
+        losses.append(loss.detach())
+    return Run(tuple(states), torch.stack(losses))
+
+
+def adjoint(
+    descent: Descent,
+    states: Sequence[Tensor],
+    objective: Objective,
+    leaves: Sequence[Tensor],
+    *,
+    first_order: bool = False,
+    visit: Visit | None = None,
+) -> Gradients:
+    """The gradients of J along the run that went through `states`.
+
+    Args:
+        descent: as for `descend`.
+        states: theta_0..theta_N of the run.
+        objective: J_n by n; it must have a term at N.
+        leaves: tensors z that require gradients and that `descent.loss` reads.
+        first_order: leave out the Hessian-vector products, as if no g_n moved with theta_n
+            (TESLA); the gradients are then approximate for N > 1.
+        visit: is shown every step on the way back, with w before it is updated.
+    """
+    eta = descent.learning_rate.detach()
+    num_steps = len(states) - 1
+    terms: dict[int, Tensor] = {}
+    costate = weight = _outer(objective, num_steps, states[-1], terms)
+    found = [torch.zeros_like(leaf) for leaf in leaves]
+    eta_gradient = torch.zeros_like(eta)
+    for step in reversed(range(num_steps)):
+        if visit is not None:
+            visit(step, states[step], weight)
+        slope, curvature, pulls = _pull_back(descent, step, states[step], weight, leaves)
+        eta_gradient -= slope
+        for total, pull in zip(found, pulls, strict=True):
+            total -= eta * pull
+        costate = costate + _outer(objective, step, states[step], terms)
+        if not first_order:
+            costate = costate - eta * descent.all_reduce(curvature)
+        weight = costate + descent.momentum * weight
+    return Gradients(terms, tuple(found), descent.all_reduce(eta_gradient), costate)
+
+
+def _outer(objective: Objective, step: int, theta: Tensor, terms: dict[int, Tensor]) -> Tensor:
+    """dJ_n/dtheta [P], zero where there is no term; notes the term's value."""
+    point = theta.detach().requires_grad_()
+    value = objective(step, point)
+    if value is None:
+        return torch.zeros_like(theta)
+    terms[step] = value.detach()
+    return torch.autograd.grad(value, point)[0]
+
+
+def _pull_back(
+    descent: Descent, step: int, theta: Tensor, weight: Tensor, leaves: Sequence[Tensor]
+) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+    """g . w, and its derivatives with respect to theta and to the leaves."""
+    point = theta.detach().requires_grad_()
+    loss = descent.loss(step, point)
+    (gradient,) = torch.autograd.grad(loss, point, create_graph=True)
+    curvature, *pulls = torch.autograd.grad(
+        gradient, [point, *leaves], grad_outputs=weight, materialize_grads=True
+    )
+    return gradient.detach() @ weight, curvature, tuple(pulls)
+
+
+def unrolled(
+    descent: Descent, start: Tensor, num_steps: int, objective: Objective, leaves: Sequence[Tensor]
+) -> Gradients:
+    """The same as `descend` and `adjoint`, by autograd through a graph of all N steps.
+
+    Memory grows with N: for tests and measurements.
+    """
+    eta = descent.learning_rate.detach().requires_grad_()
+    first = theta = start.detach().requires_grad_()
+    velocity = torch.zeros_like(start)
+    terms: dict[int, Tensor] = {}
+    for step in range(num_steps + 1):
+        value = objective(step, theta)
+        if value is not None:
+            terms[step] = value
+        if step < num_steps:
+            loss = descent.loss(step, theta)
+            (gradient,) = torch.autograd.grad(loss, theta, create_graph=True)
+            velocity = descent.momentum * velocity + gradient
+            theta = theta - eta * velocity
+    total = torch.stack(list(terms.values())).sum()
+    of_eta, of_start, *found = torch.autograd.grad(
+        total, [eta, first, *leaves], materialize_grads=True
+    )
+    detached = {step: value.detach() for step, value in terms.items()}
+    return Gradients(detached, tuple(found), of_eta, of_start)

@@ -1,0 +1,38 @@
+import pytest
+import torch
+from trajectory_vectors import load, relative_error
+
+from stillhouse.distillation.functional import FlatModule
+from stillhouse.distillation.trajectory import Batch, Match, SyntheticSet, matching_gradients
+from stillhouse.models.convnet import ConvNet
+
+NETWORK = FlatModule(ConvNet(num_channels=3, image_size=16, num_classes=4, depth=2, width=4))
+
+
+def match(vector, order, **options):
+    synthetic = SyntheticSet(vector["x"], vector["y"], vector["syn_lr"])
+    batches = [Batch(rows) for rows in order]
+    matches = [Match(len(batches), vector["theta_target"])]
+    return matching_gradients(NETWORK, synthetic, batches, vector["theta0"], matches, **options)
+
+
+@pytest.mark.parametrize("name", ["n1", "n4_batch4"])
+def test_mtt_reproduces_the_reference(name):
+    vector = load(f"dd_mtt_02_trajectory_match_{name}.npz")
+    found = match(vector, vector["order"])
+    torch.testing.assert_close(found.run.losses.double(), vector["ce"], rtol=1e-5, atol=0)
+    assert relative_error(found.run.states[-1], vector["theta_final"]) < 1e-5
+    assert found.loss.item() == pytest.approx(vector["loss"].item(), rel=1e-5)
+    assert relative_error(found.images, vector["grad_x"]) < 1e-4
+    assert found.learning_rate.item() == pytest.approx(vector["grad_lr"].item(), rel=1e-4)
+
+
+def test_tesla_is_twice_what_its_release_applies():
+    vector = load("dd_tesla_01_grad_n1.npz")
+    order = torch.arange(8)[None]
+    found, exact = match(vector, order, first_order=True), match(vector, order)
+    assert found.loss.item() == pytest.approx(vector["loss_tesla"].item(), rel=1e-5)
+    assert relative_error(found.images / 2, vector["grad_x_released"]) < 1e-5
+    assert relative_error(exact.images, vector["grad_x_exact"]) < 1e-5
+    assert found.learning_rate.item() == pytest.approx(vector["grad_lr_released"].item(), rel=1e-5)
+    assert exact.learning_rate.item() == pytest.approx(vector["grad_lr_exact"].item(), rel=1e-5)
