@@ -13,6 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from stillhouse.distillation.augment import DSA_GROUPS, augment, draw_augmentation
 from stillhouse.distillation.fit import Augment, Recipe, fit
 from stillhouse.distillation.labels import Objective
 from stillhouse.distillation.views import ViewSettings
@@ -108,7 +109,7 @@ def evaluate(
     test_labels: Tensor,
     *,
     seed: int,
-    augment: Augment | None = None,
+    augmentation: Augment | None = None,
     stored_epochs: int | None = None,
     published: bool = False,
 ) -> Evaluation:
@@ -122,7 +123,7 @@ def evaluate(
         test_images: standardised [n, C, H, W].
         test_labels: int64 [n].
         seed: of the order and the views.
-        augment: DSA for p1.
+        augmentation: `siamese_augmentation` for p1.
         stored_epochs: how many epochs of stored labels there are, if they are fewer.
         published: test at the protocol's checks as well, so that `best` is the printed figure.
 
@@ -143,12 +144,22 @@ def evaluate(
         objective,
         protocol.recipe,
         seed=seed,
-        augment=augment,
+        augmentation=augmentation,
         stored_epochs=stored_epochs,
         after_epoch=check,
     )
     best = max(value for _, value in checks)
     return Evaluation(checks[-1][1], best, tuple(checks), tuple(losses))
+
+
+def siamese_augmentation(image_size: int, seed: int) -> Augment:
+    """DSA as p1 trains with it: each call draws one group for the batch, from the seed on."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def apply(images: Tensor) -> Tensor:
+        return augment(images, draw_augmentation(DSA_GROUPS, len(images), image_size, generator))
+
+    return apply
 
 
 @torch.no_grad()

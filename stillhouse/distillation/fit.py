@@ -45,7 +45,7 @@ def fit(
     recipe: Recipe,
     *,
     seed: int,
-    augment: Augment | None = None,
+    augmentation: Augment | None = None,
     stored_epochs: int | None = None,
     after_epoch: Callable[[int], None] | None = None,
 ) -> list[float]:
@@ -57,7 +57,7 @@ def fit(
         objective: maps logits and views to the loss.
         recipe: optimiser, length, batches, views.
         seed: of the views.
-        augment: applied to the views' images after everything else (DSA).
+        augmentation: applied to the views' images after everything else (DSA).
         stored_epochs: the views begin again after so many epochs, as stored labels do.
         after_epoch: called with the number of finished epochs.
 
@@ -80,7 +80,8 @@ def fit(
             seed=seed,
             epoch=epoch % (stored_epochs or recipe.epochs),
         ):
-            loss = objective(network(augment(view.images) if augment else view.images), view)
+            shown = augmentation(view.images) if augmentation else view.images
+            loss = objective(network(shown), view)
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
             optimiser.step()

@@ -3,7 +3,13 @@ import pytest
 import torch
 from small_networks import FlatHead, digits, noise, seeded, teacher
 
-from stillhouse.distillation.evaluate import Protocol, accuracy, evaluate, named_protocol
+from stillhouse.distillation.evaluate import (
+    Protocol,
+    accuracy,
+    evaluate,
+    named_protocol,
+    siamese_augmentation,
+)
 from stillhouse.distillation.fit import Recipe, epoch_rate, fit
 from stillhouse.distillation.labels import (
     relabel,
@@ -115,15 +121,26 @@ def test_stored_labels_teach_what_the_teacher_teaches():
 def test_augmentation_comes_last():
     seen = []
 
-    def augment(images):
+    def blank(images):
         seen.append(tuple(images.shape))
         return images * 0
 
     network = seeded(FlatHead)
     images, labels = noise(5, 1, 8, 8), torch.arange(5) % 3
-    fit(network, images, towards_classes(labels), plan(1).recipe, seed=0, augment=augment)
+    fit(network, images, towards_classes(labels), plan(1).recipe, seed=0, augmentation=blank)
     assert seen == [(5, 1, 8, 8)]
     np.testing.assert_allclose(network.features[1].running_var.numpy(), 0.9, rtol=1e-6)
+
+
+def test_p1_trains_with_siamese_augmentation_from_a_seed():
+    images = noise(4, 3, 8, 8)
+
+    def run(seed):
+        augmentation = siamese_augmentation(8, seed)
+        return torch.stack([augmentation(images) for _ in range(6)])
+
+    assert torch.equal(run(1), run(1)) and not torch.equal(run(1), run(2))
+    assert len({tuple(batch.flatten().tolist()) for batch in run(1)}) > 3
 
 
 def test_a_diverging_training_names_epoch_and_rate():
