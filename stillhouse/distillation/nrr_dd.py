@@ -12,9 +12,11 @@ No reference code exists; this follows second-hand descriptions of Tran et al. (
 
 Ours, where the descriptions are silent: the map (positive part of activation times gradient at the
 last spatial layer, divided by its maximum; of a linear head this is the class activation map),
-taken once before refinement; a patch's cover is its share of the map's sum; the gradient is that of
-the sum over images, so that a step does not depend on the batch size; the deviation is the mean
-absolute one; all values of `RefineSettings` and `DEVIATION_WEIGHT`.
+taken once before refinement; patches that the teacher gets wrong come after all that it gets right
+(without this the least sure ones are objects cut off, from which little is learned); a patch's
+cover is its share of the map's sum; the gradient is that of the sum over images, so that a step
+does not depend on the batch size; the deviation is the mean absolute one; all values of
+`RefineSettings` and `DEVIATION_WEIGHT`.
 """
 
 from collections.abc import Generator, Sequence
@@ -32,7 +34,7 @@ from stillhouse.distillation.rded import (
     PatchSettings,
     draw_candidates,
     draw_crops,
-    score_patches,
+    patch_log_probs,
     select_patches,
     stitch,
 )
@@ -134,8 +136,18 @@ def critical_patches(
     covering = cover(maps, crops.boxes).topk(min(settings.num_covering, settings.num_crops)).indices
     rows = torch.arange(len(real))[:, None]
     patches = crops.patches[rows, covering]
-    confidence = -score_patches(teacher, patches, label, side)
-    return stitch(select_patches(patches, confidence, count), settings.factor, side)
+    scores = doubt_score(patch_log_probs(teacher, patches, side), label)
+    return stitch(select_patches(patches, scores, count), settings.factor, side)
+
+
+def doubt_score(log_probs: Tensor, label: int) -> Tensor:
+    """Lowest for the patch to take first: log_probs [..., num_classes] -> [...].
+
+    Of the patches that the teacher gets right the least sure comes first; those that it gets wrong
+    follow, the likeliest first.
+    """
+    own = log_probs[..., label]
+    return torch.where(log_probs.argmax(-1) == label, own, -own)
 
 
 def cover(maps: Tensor, boxes: Tensor) -> Tensor:

@@ -93,12 +93,17 @@ def centred(patches: Tensor, side: int) -> Tensor:
     return functional.pad(patches, [left, side - width - left, top, side - height - top])
 
 
-@torch.no_grad()
 def score_patches(teacher: nn.Module, patches: Tensor, label: int, side: int) -> Tensor:
     """The teacher's cross-entropy with one class: [n, num_crops, C, h, w] -> [n, num_crops]."""
+    return -patch_log_probs(teacher, patches, side)[..., label]
+
+
+@torch.no_grad()
+def patch_log_probs(teacher: nn.Module, patches: Tensor, side: int) -> Tensor:
+    """Log-probabilities of patches amid zeros: [n, num_crops, C, h, w] -> [n, num_crops, K]."""
     padded = centred(patches.flatten(0, 1), side)
     logits = torch.cat([teacher(batch) for batch in padded.split(_BATCH)])
-    return -logits.log_softmax(1)[:, label].unflatten(0, patches.shape[:2])
+    return logits.log_softmax(1).unflatten(0, patches.shape[:2])
 
 
 def select_patches(patches: Tensor, scores: Tensor, count: int) -> Tensor:

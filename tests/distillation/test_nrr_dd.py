@@ -12,6 +12,7 @@ from stillhouse.distillation.nrr_dd import (
     critical_patches,
     distance_labels,
     distances,
+    doubt_score,
     non_critical_mask,
     refine,
     relevance,
@@ -75,9 +76,13 @@ def test_cover_is_the_share_of_the_map_in_a_box():
 
 def test_patches_are_the_ones_the_teacher_is_least_sure_of():
     labels, images = torch.tensor([0, 1] * 8), noise(16, 1, 8, 8)
+    own = images[labels == 1]
+    half_right = teacher()
+    logits = half_right(own)
+    half_right.classifier.bias.data[1] += (logits.amax(1) - logits[:, 1]).median() + 0.01
     settings = CriticalPatchSettings(num_crops=1, min_scale=1.0)
     chosen = critical_patches(
-        teacher(),
+        half_right,
         images,
         labels,
         1,
@@ -85,9 +90,17 @@ def test_patches_are_the_ones_the_teacher_is_least_sure_of():
         settings=settings,
         rng=np.random.default_rng(0),
     )
-    own = images[labels == 1]
-    confidence = teacher()(own).log_softmax(1)[:, 1]
-    assert torch.equal(chosen, own[confidence.argsort()[:3]])
+    log_probs = half_right(own).log_softmax(1)
+    right = log_probs.argmax(1) == 1
+    assert 0 < right.sum() < 8
+    expected = own[right][log_probs[right, 1].argsort()][:3]
+    assert torch.equal(chosen[: len(expected)], expected)
+
+
+def test_least_sure_first_and_wrong_ones_last_by_hand():
+    log_probs = torch.tensor([[0.5, 0.3, 0.2], [0.3, 0.4, 0.3], [0.1, 0.8, 0.1], [0.8, 0.1, 0.1]])
+    scores = doubt_score(log_probs.log(), 1)
+    assert scores.argsort().tolist() == [1, 2, 0, 3]
 
 
 def test_patches_cover_the_map():
