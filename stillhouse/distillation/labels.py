@@ -40,9 +40,8 @@ def soft_loss(logits: Tensor, targets: Tensor, temperature: float) -> Tensor:
     """KL(softmax(targets / T) || softmax(logits / T)), mean over the batch; both [B, C] logits."""
     return functional.kl_div(
         (logits / temperature).log_softmax(1),
-        (targets / temperature).log_softmax(1),
+        (targets / temperature).softmax(1),
         reduction="batchmean",
-        log_target=True,
     )
 
 

@@ -12,11 +12,11 @@ No reference code exists; this follows second-hand descriptions of Tran et al. (
 
 Ours, where the descriptions are silent: the map (positive part of activation times gradient at the
 last spatial layer, divided by its maximum; of a linear head this is the class activation map),
-taken once before refinement; patches that the teacher gets wrong come after all that it gets right
-(without this the least sure ones are objects cut off, from which little is learned); a patch's
-cover is its share of the map's sum; the gradient is that of the sum over images, so that a step
-does not depend on the batch size; the deviation is the mean absolute one; all values of
-`RefineSettings` and `DEVIATION_WEIGHT`.
+taken once before refinement; patches that the teacher gets wrong come after all that it gets right;
+a patch's cover is its share of the map's sum; the gradient is that of the sum over images, so that
+a step does not depend on the batch size; the deviation is the mean absolute one; all values of
+`RefineSettings` and `DEVIATION_WEIGHT`. On small images low `min_scale` gives objects cut off, and
+the least sure of them teach little.
 """
 
 from collections.abc import Generator, Sequence

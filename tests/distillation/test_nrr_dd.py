@@ -20,6 +20,8 @@ from stillhouse.distillation.nrr_dd import (
 )
 from stillhouse.distillation.views import Views, ViewSettings, epoch_views
 from stillhouse.errors import DivergedError
+from stillhouse.models.convnet import ConvNet
+from stillhouse.models.resnet import ResNet18
 
 VECTOR = tensors("dd_nrr_01_from_description.npz")
 VIEWS = Views(torch.empty(0), torch.arange(6), VECTOR["perm"], VECTOR["lam"].item(), 0, 0)
@@ -47,12 +49,27 @@ def test_two_distances_pin_down_two_probabilities():
     torch.testing.assert_close(second, log_probs.gather(1, other[:, None])[:, 0])
 
 
-@pytest.mark.parametrize("make", [FlatHead, MeanHead])
-def test_relevance_parts_the_logit_among_the_places(make):
+NETWORKS = {
+    "flat": (FlatHead, 8, 4),
+    "mean": (MeanHead, 8, 4),
+    "convnet": (
+        lambda: ConvNet(
+            num_channels=1, image_size=12, num_classes=3, depth=2, width=4, norm="batch"
+        ),
+        12,
+        4,
+    ),
+    "resnet18": (lambda: ResNet18(num_channels=1, num_classes=3, width=2), 16, 2),
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_relevance_parts_the_logit_among_the_places(name):
+    make, side, places_side = NETWORKS[name]
     network = frozen(seeded(make))
-    images, labels = noise(4, 1, 8, 8), torch.tensor([0, 1, 2, 1])
+    images, labels = noise(4, 1, side, side), torch.tensor([0, 1, 2, 1])
     places = relevance(network, images, labels)
-    assert places.shape == (4, 4, 4)
+    assert places.shape == (4, places_side, places_side)
     logits = network(images) - network.classifier.bias
     torch.testing.assert_close(places.sum((1, 2)), logits.gather(1, labels[:, None])[:, 0])
 
