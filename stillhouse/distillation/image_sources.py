@@ -1,0 +1,329 @@
+"""Data in: a training, a validation and a test set of labelled images, checked before any work.
+
+Image folders (`<class>/<image>`), Parquet with an image column, IDX files (MNIST's), NumPy
+archives, and scikit-learn's digits; local or any fsspec URI. Where the source has a test part
+(`train/` and `test/` folders, `test-*.parquet`, `t10k-*`, `x_test`) it is the test set, else a
+share is held out. The validation set is split from the training data, class by class; everything is
+chosen on it, and the test set is touched once.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, model_validator
+
+from stillhouse.distillation.image_files import (
+    IDX_IMAGES,
+    IMAGE_SUFFIXES,
+    SUFFIXES,
+    DeadImage,
+    Label,
+    RawImage,
+    Record,
+    as_channels_first,
+    class_label_names,
+    read_folder,
+    read_idx_pair,
+    read_npz,
+    read_parquet,
+    resize,
+)
+from stillhouse.distillation.images import ImageSet, checked_pixels, image_set, split
+from stillhouse.errors import InputError
+from stillhouse.spec import Settings
+from stillhouse.storage.filesystem import FileInfo, list_files
+
+_PARTS = {
+    "train": {"train", "training"},
+    "test": {"test", "t10k"},
+    "validation": {"val", "valid", "validation"},
+}
+_KINDS = {".parquet": "parquet", "-ubyte": "idx", "-ubyte.gz": "idx", ".npz": "npz"}
+_Names = tuple[tuple[str, str], ...]
+_TRAIN_ARRAYS: _Names = (
+    ("images", "labels"),
+    ("x_train", "y_train"),
+    ("train_images", "train_labels"),
+)
+_TEST_ARRAYS: _Names = (("x_test", "y_test"), ("test_images", "test_labels"))
+_Share = Annotated[float, Field(gt=0.0, lt=1.0)]
+
+
+class ImageData(Settings):
+    """Labelled images: files, or a data set that ships with a library."""
+
+    path: str | None = Field(
+        default=None, description="an image folder, Parquet, IDX or .npz files; any fsspec URI"
+    )
+    dataset: Literal["digits"] | None = Field(
+        default=None, description="digits: scikit-learn's 1,797 images of 8x8, no files needed"
+    )
+    test: str | _Share = Field(
+        default=0.2,
+        description="files of the test set; or the share held out where `path` has no test part",
+    )
+    validation: _Share = Field(
+        default=0.1, description="share of the training images that everything is chosen on"
+    )
+    image_column: str = Field(default="image", description="Parquet: the encoded images")
+    label_column: str = Field(default="label", description="Parquet: the class, number or name")
+    image_size: Annotated[int, Field(ge=1)] | None = Field(
+        default=None, description="height and width that every image is resized to"
+    )
+    max_bad_rows: Annotated[float, Field(ge=0)] = Field(
+        default=0.01,
+        description="broken images allowed: a share below 1, a count from 1; more stops the run",
+    )
+    num_images: Annotated[int, Field(ge=1)] | None = Field(
+        default=None, description="train on this many images, drawn by class; default all"
+    )
+    seed: int = Field(default=0, description="of the splits and of `num_images`")
+
+    @model_validator(mode="after")
+    def _one_of(self) -> "ImageData":
+        if (self.path is None) == (self.dataset is None):
+            raise ValueError("give either `path` or `dataset`")
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class ImageSplits:
+    """What is trained on, what is chosen on, and what is measured once."""
+
+    train: ImageSet
+    validation: ImageSet
+    test: ImageSet
+
+
+def load_images(data: ImageData) -> ImageSplits:
+    """Read and check a source and split it; the same settings give the same splits.
+
+    Raises:
+        InputError: no images, several sizes, one class, a class with too few images, labels out of
+            range, more broken images than `max_bad_rows`. BadFileError: an unreadable file.
+    """
+    if data.dataset == "digits":
+        train, test = _digits(), None
+    else:
+        train, test = _from_files(data)
+    if test is None:
+        share = data.test if isinstance(data.test, float) else 0.2
+        train, test = split(train, share, seed=data.seed, key="data.test")
+    train, validation = split(train, data.validation, seed=data.seed + 1, key="data.validation")
+    if data.num_images is not None and data.num_images < len(train):
+        kept = data.num_images / len(train)
+        _, train = split(train, kept, seed=data.seed + 2, key="data.num_images")
+    return ImageSplits(train, validation, test)
+
+
+def _digits() -> ImageSet:
+    """Grey 8x8 images of 17 levels, as 8 bits."""
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise InputError("`dataset: digits` needs scikit-learn: install it, or set `path`") from (
+            error
+        )
+    digits: Any = load_digits()
+    return image_set(np.rint(digits.images * (255 / 16)).astype(np.uint8), digits.target)
+
+
+def _from_files(data: ImageData) -> tuple[ImageSet, ImageSet | None]:
+    assert data.path is not None
+    files = list_files([data.path], SUFFIXES)
+    if isinstance(data.test, str):
+        train_files, test_files = files, list_files([data.test], SUFFIXES)
+    else:
+        train_files, test_files = _parts(files)
+    train = _as_set(_read(train_files, data, _TRAIN_ARRAYS), data.path, None)
+    if test_files:
+        held = _read(test_files, data, _TEST_ARRAYS + _TRAIN_ARRAYS)
+    elif _kind(files) == "npz" and _has_arrays(files, _TEST_ARRAYS):
+        held = _read(files, data, _TEST_ARRAYS)
+    else:
+        return train, None
+    return train, _as_set(held, f"the test part of {data.path}", train.class_names)
+
+
+def _parts(files: Sequence[FileInfo]) -> tuple[list[FileInfo], list[FileInfo]]:
+    """Training and test files by their names; a validation part stands in for a missing test."""
+    parts: dict[str, list[FileInfo]] = {}
+    for file in files:
+        parts.setdefault(_part(file.name), []).append(file)
+    test = parts.get("test") or parts.get("validation") or []
+    train = parts.get("train") or parts.get("", [])
+    if not train:
+        raise InputError(f"no training files, only a test part: {files[0].uri!r} ...")
+    return train, test
+
+
+def _part(name: str) -> str:
+    """ "train", "test", "validation" or "": of an image only the first folder counts."""
+    image = name.lower().endswith(IMAGE_SUFFIXES)
+    words = name.lower().split("/")[:1] if image else re.split(r"[/_.-]", name.lower())
+    return next((part for part, names in _PARTS.items() if names & set(words)), "")
+
+
+def _has_arrays(files: Sequence[FileInfo], names: _Names) -> bool:
+    return any(set(pair) <= set(read_npz(file.uri)) for file in files for pair in names)
+
+
+def _kind(files: Sequence[FileInfo]) -> str:
+    """ "image", "parquet", "idx" or "npz".
+
+    Raises:
+        InputError: several kinds in one place.
+    """
+    kinds = {
+        "image" if suffix in IMAGE_SUFFIXES else _KINDS[suffix]: file.uri
+        for file in files
+        for suffix in SUFFIXES
+        if file.name.lower().endswith(suffix)
+    }
+    if len(kinds) != 1:
+        raise InputError(
+            f"one kind of files is needed, found {' and '.join(map(repr, kinds.values()))}: "
+            "name one in `data.path`"
+        )
+    return next(iter(kinds))
+
+
+@dataclass(frozen=True, slots=True)
+class _Raw:
+    images: NDArray[Any]
+    labels: list[Label]
+    dead_letters: list[DeadImage]
+    class_names: tuple[str, ...] | None = None
+
+
+def _read(files: Sequence[FileInfo], data: ImageData, arrays: _Names) -> _Raw:
+    """What the files hold; `arrays` are pairs of names to look for in NumPy archives."""
+    kind = _kind(files)
+    if kind == "image":
+        return _collect(read_folder(files), data, None)
+    if kind == "parquet":
+        columns = data.image_column, data.label_column
+        rows = chain.from_iterable(read_parquet(file, *columns) for file in files)
+        return _collect(rows, data, _parquet_names(files, data.label_column))
+    pairs = _idx_arrays(files) if kind == "idx" else _npz_arrays(files, arrays)
+    place = files[0].uri
+    stacked = [
+        _resized(checked_pixels(as_channels_first(images, place), place), data.image_size)
+        for images, _ in pairs
+    ]
+    _require_one_size([(images.shape[1:], place) for images in stacked])
+    labels = [label for _, values in pairs for label in _flat(values)]
+    return _Raw(np.concatenate(stacked), labels, [])
+
+
+def _parquet_names(files: Sequence[FileInfo], column: str) -> tuple[str, ...] | None:
+    found = {class_label_names(file, column): file.uri for file in files}
+    if len(found) > 1:
+        raise InputError(
+            f"the classes of column {column!r} differ between {' and '.join(found.values())}"
+        )
+    return next(iter(found))
+
+
+def _flat(labels: Any) -> list[Any]:
+    """Labels [N] or [N, 1] as a list."""
+    array = np.asarray(labels)
+    return (array[:, 0] if array.ndim == 2 and array.shape[1] == 1 else array).tolist()
+
+
+def _idx_arrays(files: Sequence[FileInfo]) -> list[tuple[NDArray[Any], Any]]:
+    by_uri = {file.uri: file for file in files}
+    pairs: list[tuple[NDArray[Any], Any]] = []
+    for file in files:
+        if found := IDX_IMAGES.search(file.uri):
+            stem, ending = file.uri[: found.start()], file.uri[found.start() :]
+            wanted = stem + re.sub(r"idx\d", "idx1", ending.replace("images", "labels"))
+            if wanted not in by_uri:
+                raise InputError(f"{file.uri!r} has no labels: {wanted!r} is missing")
+            pairs.append(read_idx_pair(file, by_uri[wanted]))
+    if not pairs:
+        raise InputError(f"no IDX images (`*images-idx3-ubyte`) beside {files[0].uri!r}")
+    return pairs
+
+
+def _npz_arrays(files: Sequence[FileInfo], names: _Names) -> list[tuple[NDArray[Any], Any]]:
+    pairs: list[tuple[NDArray[Any], Any]] = []
+    for file in files:
+        arrays = read_npz(file.uri)
+        found = [pair for pair in names if set(pair) <= set(arrays)]
+        if not found:
+            raise InputError(
+                f"{file.uri!r} holds {', '.join(arrays) or 'nothing'}: name the arrays `images` "
+                "and `labels` (or `x_train`, `y_train`, `x_test`, `y_test`)"
+            )
+        pairs.append((arrays[found[0][0]], arrays[found[0][1]]))
+    return pairs
+
+
+def _collect(
+    records: Iterable[Record], data: ImageData, class_names: tuple[str, ...] | None
+) -> _Raw:
+    """Decoded images of one size; all become colour where one is."""
+    images: list[RawImage] = []
+    dead: list[DeadImage] = []
+    for record in records:
+        if isinstance(record, DeadImage):
+            dead.append(record)
+        else:
+            images.append(record)
+    _check_dead(len(images), dead, data)
+    channels = max(len(image.pixels) for image in images)
+    pixels = [np.broadcast_to(i.pixels, (channels, *i.pixels.shape[1:])) for i in images]
+    if data.image_size:
+        pixels = [resize(array, (data.image_size, data.image_size)) for array in pixels]
+    _require_one_size([(p.shape, i.file) for p, i in zip(pixels, images, strict=True)])
+    return _Raw(np.stack(pixels), [image.label for image in images], dead, class_names)
+
+
+def _check_dead(num_usable: int, dead: Sequence[DeadImage], data: ImageData) -> None:
+    limit = data.max_bad_rows
+    allowed = limit * (num_usable + len(dead)) if limit < 1 else limit
+    first = "; ".join(f"{d.file} row {d.row}: {d.reason}" for d in dead[:3])
+    if not num_usable:
+        raise InputError(f"{data.path!r} holds no usable image. {first}")
+    if len(dead) > allowed:
+        raise InputError(
+            f"{len(dead)} of {num_usable + len(dead)} images of {data.path!r} cannot be used, "
+            f"`max_bad_rows` allows {allowed:g}. First ones: {first}"
+        )
+
+
+def _resized(images: NDArray[Any], size: int | None) -> NDArray[Any]:
+    if size is None or images.shape[2:] == (size, size):
+        return images
+    return np.stack([resize(image, (size, size)) for image in images])
+
+
+def _require_one_size(found: Sequence[tuple[tuple[int, ...], str]]) -> None:
+    counts = Counter(shape[-2:] for shape, _ in found)
+    if len(counts) > 1:
+        first = {shape[-2:]: place for shape, place in reversed(found)}
+        sizes = ", ".join(f"{h}x{w} ({n}, first {first[h, w]})" for (h, w), n in counts.items())
+        raise InputError(f"images of several sizes: {sizes}. Set `data.image_size`")
+    (height, width), place = next(iter(counts)), found[0][1]
+    if height != width:
+        raise InputError(
+            f"images of {height}x{width} ({place}) are not square: set `data.image_size`"
+        )
+
+
+def _as_set(raw: _Raw, place: str, of_training: tuple[str, ...] | None) -> ImageSet:
+    return image_set(
+        raw.images,
+        raw.labels,
+        class_names=of_training or raw.class_names,
+        complete=of_training is None,
+        place=place,
+        dead_letters=raw.dead_letters,
+    )

@@ -1,0 +1,122 @@
+"""INFER: one inter-class feature compensator for all classes, on top of real images.
+
+For each teacher m and index k, with K real images x_{c,k} of every class c,
+
+    u_{m,k} = argmin_u CE(f_m(roll(x_{c,k} + u)), c) + r_bn * (SRe2L's batch statistics),
+
+all classes in one batch, u starting at 0. The set is {x_{c,k}} and {x_{c,k} + u_{m,k}}: K (M + 1)
+images per class for the storage of K (1 + M / C) (Zhang et al. 2024). Labels are static: the mean
+of the teachers' logits on each image (`labels.mean_logits`).
+
+Ours: what is stored. x is kept in 8 bits, u in 8 bits as multiples of 1/127 of the pixel range
+between -1 and 1; more than that range x + u, clipped to pixels, cannot show. Only stored apart do
+they save anything.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from stillhouse.distillation.sre2l import MatchingSettings, matching_loss, minimise, roll
+from stillhouse.distillation.standardise import Standardisation
+from stillhouse.distillation.storage_budget import StoredBytes, soft_label_bytes
+
+_LEVELS = 127
+
+
+class CompensatorSettings(MatchingSettings):
+    """How a compensator is fitted."""
+
+    statistics_weight: float = Field(default=1.0, ge=0, description="r_bn: 1 CIFAR, 0.01 ImageNet")
+
+
+def compensate(
+    teacher: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    settings: CompensatorSettings,
+    *,
+    rng: np.random.Generator,
+) -> tuple[Tensor, list[float]]:
+    """u [1, C, H, W] for one real image of every class [num_classes, C, H, W], and the losses.
+
+    The sum is not clipped while u is fitted, so that u is unconstrained.
+
+    Raises:
+        DivergedError: the loss is NaN or infinite.
+    """
+    compensator = torch.zeros_like(images[:1]).requires_grad_()
+
+    def loss() -> Tensor:
+        return compensator_loss(
+            teacher, roll(images + compensator, settings.jitter, rng), labels, settings
+        )
+
+    losses = minimise(compensator, loss, settings)
+    return compensator.detach(), losses
+
+
+def compensator_loss(
+    teacher: nn.Module, compensated: Tensor, labels: Tensor, settings: CompensatorSettings
+) -> Tensor:
+    """The module's objective on x + u, rolled or not: [num_classes, C, H, W] -> scalar."""
+    return matching_loss(teacher, compensated, labels, settings.statistics_weight).total
+
+
+@dataclass(frozen=True, slots=True)
+class CompensatedSet:
+    """What INFER stores.
+
+    Attributes:
+        real: uint8 [K, num_classes, C, H, W], an image of each class, class by class.
+        compensators: int8 [M, K, C, H, W] in 1/127 of the pixel range.
+        standardisation: what turns pixels into a network's input.
+    """
+
+    real: Tensor
+    compensators: Tensor
+    standardisation: Standardisation
+
+    @property
+    def labels(self) -> Tensor:
+        """Classes int64 [(M + 1) * K * num_classes] of the expanded images."""
+        per_class = (1 + len(self.compensators)) * len(self.real)
+        return torch.arange(self.real.shape[1], device=self.real.device).repeat(per_class)
+
+    def expand(self) -> Tensor:
+        """Standardised [(M + 1) * K * num_classes, C, H, W]: the real ones, then by teacher."""
+        pixels = self.real.float() / 255
+        shifts = self.compensators.float()[:, :, None] / _LEVELS
+        every = torch.cat([pixels[None], (pixels + shifts).clamp(0, 1)])
+        return self.standardisation.apply(every.flatten(0, 2))
+
+    def stored_bytes(self, label_value_bytes: int = 2) -> StoredBytes:
+        """Real images, compensators, and a static label for each expanded image."""
+        images = self.real.numel() + self.compensators.numel()
+        labels = soft_label_bytes(len(self.labels), self.real.shape[1], label_value_bytes)
+        return StoredBytes(images, labels)
+
+
+def compensated_set(
+    real: Sequence[Tensor],
+    compensators: Sequence[Sequence[Tensor]],
+    standardisation: Standardisation,
+) -> CompensatedSet:
+    """Round what was fitted to what is stored.
+
+    Args:
+        real: K standardised tensors [num_classes, C, H, W].
+        compensators: for each of M teachers, K tensors [1, C, H, W] in standardised units.
+        standardisation: of the images.
+    """
+    std = torch.tensor(standardisation.std, device=real[0].device).view(-1, 1, 1)
+    in_pixels = torch.stack([torch.cat(list(of_one)) for of_one in compensators]) * std
+    return CompensatedSet(
+        torch.stack([standardisation.to_bytes(images) for images in real]),
+        (in_pixels * _LEVELS).round().clamp(-_LEVELS, _LEVELS).to(torch.int8),
+        standardisation,
+    )

@@ -1,0 +1,249 @@
+"""NRR-DD: critical regions of real patches are kept, the rest is refined; two distances a view.
+
+No reference code exists; this follows second-hand descriptions of Tran et al. (CVPR 2025):
+
+* initial images: patches that cover what the teacher looks at (class activation map), and of those,
+  opposite to RDED, the ones it is LEAST sure of, stitched together;
+* refinement: x <- x - M * lr * grad_x (CE + alpha_bn * L_bn) with M = max(0, epsilon - CAM), so
+  that pixels under a strong map never move;
+* distance-based representative (DBR): of a teacher's answer to a view only d_org = CE(p, e_y) and
+  d_aug = CE(p, w e_y + (1 - w) e_y') are stored, and a student is trained with its cross-entropy on
+  the mixed label plus its deviation from both. They pin down exactly p_y and p_y'.
+
+Ours, where the descriptions are silent: the map (positive part of activation times gradient at the
+last spatial layer, divided by its maximum; of a linear head this is the class activation map),
+taken once before refinement; patches that the teacher gets wrong come after all that it gets right;
+a patch's cover is its share of the map's sum; the gradient is that of the sum over images, so that
+a step does not depend on the batch size; the deviation is the mean absolute one; all values of
+`RefineSettings` and `DEVIATION_WEIGHT`. On small images low `min_scale` gives objects cut off, and
+the least sure of them teach little.
+"""
+
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional
+
+from stillhouse.distillation.labels import Objective, mean_logits, mixed_cross_entropy
+from stillhouse.distillation.rded import (
+    PatchSettings,
+    draw_candidates,
+    draw_crops,
+    patch_log_probs,
+    select_patches,
+    stitch,
+)
+from stillhouse.distillation.sre2l import matching_loss
+from stillhouse.distillation.standardise import Standardisation
+from stillhouse.distillation.views import Views, ViewSettings, epoch_views
+from stillhouse.errors import DivergedError
+from stillhouse.spec import Count, Settings
+
+DEVIATION_WEIGHT = 1.0
+"""alpha_dbr."""
+
+
+class CriticalPatchSettings(PatchSettings):
+    """How NRR-DD's initial patches are chosen."""
+
+    num_covering: Count = Field(
+        default=2,
+        description="crops of an image that cover most of its map; the least sure is kept",
+    )
+
+
+class RefineSettings(Settings):
+    """How non-critical regions are refined."""
+
+    iterations: Count = 200
+    batch_size: Count = Field(default=100, description="images whose statistics are taken together")
+    learning_rate: Annotated[float, Field(gt=0)] = 0.1
+    statistics_weight: Annotated[float, Field(ge=0)] = Field(default=0.01, description="alpha_bn")
+    epsilon: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=0.5, description="where the map is stronger, pixels are critical and never move"
+    )
+
+
+def activation_map(teacher: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    """How much each place speaks for the class: [B, C, H, W] -> [B, H, W] in [0, 1].
+
+    Of networks whose last spatial layer is read by a linear classifier, flattened or averaged.
+    All 0 where nothing speaks for the class.
+    """
+    places = relevance(teacher, images, labels).clamp(min=0)
+    peak = places.amax((1, 2), keepdim=True).clamp(min=torch.finfo(places.dtype).tiny)
+    enlarged = functional.interpolate(
+        (places / peak)[:, None], images.shape[-2:], mode="bilinear", align_corners=False
+    )
+    return enlarged[:, 0].detach()
+
+
+def relevance(teacher: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    """The class's logit parted among the places of the last spatial layer: [B, h, w].
+
+    Activation times gradient, summed over channels. Under a linear classifier the places sum to
+    the logit less its bias.
+    """
+    with _spatial_outputs(teacher) as outputs:
+        logits = teacher(images.detach().requires_grad_())
+    last = outputs[-1]
+    (gradient,) = torch.autograd.grad(logits.gather(1, labels[:, None]).sum(), [last])
+    return (last * gradient).sum(1).detach()
+
+
+@contextmanager
+def _spatial_outputs(network: nn.Module) -> Generator[list[Tensor]]:
+    """Collects the modules' outputs [B, C, h, w] of more than one place, in order."""
+    outputs: list[Tensor] = []
+
+    def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
+        if isinstance(output, Tensor) and output.ndim == 4 and output.shape[2:].numel() > 1:
+            outputs.append(output)
+
+    handles = [module.register_forward_hook(keep) for module in network.modules()]
+    try:
+        yield outputs
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def critical_patches(
+    teacher: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    label: int,
+    *,
+    images_per_class: int,
+    settings: CriticalPatchSettings,
+    rng: np.random.Generator,
+) -> Tensor:
+    """The initial images of one class [images_per_class, C, H, H], out of real ones [N, C, H, H].
+
+    Raises:
+        InputError: the class has fewer images than patches are needed.
+    """
+    count = images_per_class * settings.factor**2
+    real = images[draw_candidates(labels, label, settings, count, rng).to(images.device)]
+    crops = draw_crops(real, settings, rng)
+    side = images.shape[-1]
+    maps = activation_map(teacher, real, torch.full((len(real),), label, device=images.device))
+    covering = cover(maps, crops.boxes).topk(min(settings.num_covering, settings.num_crops)).indices
+    rows = torch.arange(len(real))[:, None]
+    patches = crops.patches[rows, covering]
+    scores = doubt_score(patch_log_probs(teacher, patches, side), label)
+    return stitch(select_patches(patches, scores, count), settings.factor, side)
+
+
+def doubt_score(log_probs: Tensor, label: int) -> Tensor:
+    """Lowest for the patch to take first: log_probs [..., num_classes] -> [...].
+
+    Of the patches that the teacher gets right the least sure comes first; those that it gets wrong
+    follow, the likeliest first.
+    """
+    own = log_probs[..., label]
+    return torch.where(log_probs.argmax(-1) == label, own, -own)
+
+
+def cover(maps: Tensor, boxes: Tensor) -> Tensor:
+    """The share of each map [n, H, W] in each of its boxes (top, left, side) [n, m, 3]: [n, m]."""
+    sums = functional.pad(maps.double().cumsum(1).cumsum(2), [1, 0, 1, 0]).cpu()
+    rows = torch.arange(len(maps))[:, None]
+    top, left, side = boxes.unbind(-1)
+    bottom, right = top + side, left + side
+    inside = (
+        sums[rows, bottom, right]
+        - sums[rows, top, right]
+        - sums[rows, bottom, left]
+        + sums[rows, top, left]
+    )
+    return inside / sums[:, -1:, -1].clamp(min=torch.finfo(sums.dtype).tiny)
+
+
+def non_critical_mask(maps: Tensor, epsilon: float) -> Tensor:
+    """max(0, epsilon - map): how freely each pixel moves."""
+    return (epsilon - maps).clamp(min=0)
+
+
+def refine(
+    teacher: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    settings: RefineSettings,
+    standardisation: Standardisation,
+) -> tuple[Tensor, list[float]]:
+    """Refined images [B, C, H, W], clipped to the range of pixels, and the loss before each step.
+
+    Raises:
+        DivergedError: the loss is NaN or infinite.
+    """
+    mask = non_critical_mask(activation_map(teacher, images, labels), settings.epsilon)[:, None]
+    losses: list[float] = []
+    for iteration in range(settings.iterations):
+        images = images.detach().requires_grad_()
+        loss = matching_loss(teacher, images, labels, settings.statistics_weight).total
+        losses.append(loss.item())
+        if not np.isfinite(losses[-1]):
+            raise DivergedError(
+                f"refinement step {iteration + 1} of {settings.iterations}: loss {losses[-1]}: "
+                "lower `method.learning_rate` or `method.statistics_weight`"
+            )
+        (gradient,) = torch.autograd.grad(loss * len(images), [images])
+        moved = standardisation.clip(images - mask * settings.learning_rate * gradient)
+        images = torch.where(mask > 0, moved, images)
+    return images.detach(), losses
+
+
+def distances(logits: Tensor, labels: Tensor, views: Views) -> Tensor:
+    """(d_org, d_aug) of each view: logits [B, C], labels int64 of the set's images -> [B, 2].
+
+    Cross-entropies of the prediction with the image's class and with the mixed label, in nats.
+    """
+    classes = labels[views.rows.to(labels.device)].to(logits.device)
+    original = functional.cross_entropy(logits, classes, reduction="none")
+    return torch.stack([original, mixed_cross_entropy(logits, labels, views)], 1)
+
+
+def distance_labels(
+    teachers: Sequence[nn.Module],
+    images: Tensor,
+    labels: Tensor,
+    settings: ViewSettings,
+    *,
+    batch_size: int,
+    seed: int,
+    num_epochs: int,
+) -> Tensor:
+    """DBR's labels: the teachers' two distances on every view, float16 [epochs, N, 2]."""
+
+    def label(epoch: int) -> Tensor:
+        views = epoch_views(images, settings, batch_size=batch_size, seed=seed, epoch=epoch)
+        return torch.cat(
+            [distances(mean_logits(teachers, v.images), labels, v).half() for v in views]
+        )
+
+    return torch.stack([label(epoch) for epoch in range(num_epochs)])
+
+
+def towards_distances(
+    labels: Tensor, stored: Tensor, weight: float = DEVIATION_WEIGHT
+) -> Objective:
+    """L = CE with the mixed label + weight * mean |own distances - stored ones|.
+
+    Args:
+        labels: int64 [N].
+        stored: [epochs, N, 2] of `distance_labels`, in the order of the views.
+        weight: alpha_dbr.
+    """
+
+    def objective(logits: Tensor, views: Views) -> Tensor:
+        own = distances(logits, labels, views)
+        deviation = (own - stored[views.epoch, views.span].to(own)).abs().mean()
+        return own[:, 1].mean() + weight * deviation
+
+    return objective

@@ -1,0 +1,249 @@
+"""SRe2L: squeeze a data set into a teacher, recover images from its batch statistics, relabel.
+
+    L = CE(f(T(x)), y) + r_bn * sum_l w_l (||mean_l - mu_l||_2 + ||var_l - sigma2_l||_2)
+
+mean_l and var_l (biased) are taken per channel over batch and space of the input of batch norm
+layer l, mu_l and sigma2_l are its running statistics, w is 10 for the first layer and 1 for the
+others (Yin et al. 2023, section 3; the term is DeepInversion's). It depends on the moments of the
+whole batch: which images are recovered together is part of the method. `labels.relabel` is the
+third step.
+"""
+
+import math
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional
+
+from stillhouse.distillation.fit import Recipe, fit
+from stillhouse.distillation.labels import towards_classes
+from stillhouse.distillation.standardise import Standardisation
+from stillhouse.distillation.views import ViewSettings, resized_crop
+from stillhouse.errors import DivergedError, ModelError
+from stillhouse.spec import Count, Settings
+
+_FIRST_LAYER = 10.0
+_BETAS = (0.5, 0.9)
+
+SQUEEZE = Recipe(
+    optimiser="sgd",
+    learning_rate=0.1,
+    weight_decay=5e-4,
+    epochs=200,
+    batch_size=128,
+    views=ViewSettings(mix="none"),
+)
+"""The teachers of SRe2L on CIFAR."""
+
+
+class MatchingSettings(Settings):
+    """How images, or a compensator, are fitted to a teacher: Adam with a cosine to 0."""
+
+    iterations: Count = 1_000
+    learning_rate: Annotated[float, Field(gt=0)] = 0.25
+    statistics_weight: Annotated[float, Field(ge=0)] = Field(
+        default=0.01, description="r_bn; the terms grow with the network's depth and width"
+    )
+    jitter: Annotated[int, Field(ge=0)] = Field(
+        default=4, description="images are rolled by 0 to this many pixels in both directions"
+    )
+
+
+class RecoverSettings(MatchingSettings):
+    """How SRe2L's images are recovered."""
+
+    batch_size: Count = Field(default=100, description="images whose statistics are taken together")
+    min_scale: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=1.0, description="below 1: random crops of at least this share (0.08 for ImageNet)"
+    )
+    total_variation: Annotated[float, Field(ge=0)] = Field(
+        default=0.0, description="weight of the smoothness prior"
+    )
+    l2: Annotated[float, Field(ge=0)] = Field(default=0.0, description="weight of the image norm")
+
+
+@dataclass(frozen=True, slots=True)
+class MatchingLoss:
+    """The loss of images under a teacher and what it consists of; scalars but for the logits."""
+
+    total: Tensor
+    cross_entropy: Tensor
+    statistics: Tensor
+    layers: tuple[Tensor, ...]
+    """||mean - mu|| + ||var - sigma2|| of each layer, unweighted."""
+    logits: Tensor
+
+
+def squeeze(
+    network: nn.Module, images: Tensor, labels: Tensor, recipe: Recipe = SQUEEZE, *, seed: int
+) -> list[float]:
+    """Train a teacher in place on real images [N, C, H, W]; the mean loss of every epoch."""
+    return fit(network, images, towards_classes(labels), recipe, seed=seed)
+
+
+def require_batch_norm(network: nn.Module, place: str) -> None:
+    """The network has batch norm layers with running statistics.
+
+    Raises:
+        ModelError: it has none; `place` names the teacher.
+    """
+    if not _layers(network):
+        raise ModelError(
+            f"{place} has no batch statistics to match: give a network with `norm: batch`"
+        )
+
+
+def matching_loss(
+    teacher: nn.Module, images: Tensor, labels: Tensor, statistics_weight: float
+) -> MatchingLoss:
+    """The module's L on images [B, C, H, W] as they are; the teacher is in evaluation mode."""
+    with _input_statistics(teacher) as layers:
+        logits = teacher(images)
+    statistics = sum(layers[1:], layers[0] * _FIRST_LAYER)
+    cross_entropy = functional.cross_entropy(logits, labels)
+    total = cross_entropy + statistics_weight * statistics
+    return MatchingLoss(total, cross_entropy, statistics, tuple(layers), logits)
+
+
+@contextmanager
+def _input_statistics(network: nn.Module) -> Generator[list[Tensor]]:
+    """Collects each batch norm layer's term, in the order of the forward pass."""
+    found: list[Tensor] = []
+
+    def measure(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        values: Tensor = inputs[0]
+        layer: Any = module
+        mean = values.mean((0, 2, 3)) - layer.running_mean
+        var = values.var((0, 2, 3), correction=0) - layer.running_var
+        found.append(mean.norm() + var.norm())
+
+    handles = [layer.register_forward_pre_hook(measure) for layer in _layers(network)]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _layers(network: nn.Module) -> list[nn.BatchNorm2d]:
+    modules = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    return [layer for layer in modules if layer.running_mean is not None]
+
+
+def total_variation(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Of the differences to the neighbours in four directions: mean absolutes, Frobenius norms.
+
+    Each is summed over the directions; SRe2L's prior is the second.
+    """
+    left, right = images[..., :-1], images[..., 1:]
+    differences = [
+        left - right,
+        images[..., :-1, :] - images[..., 1:, :],
+        images[..., 1:, :-1] - images[..., :-1, 1:],
+        images[..., :-1, :-1] - images[..., 1:, 1:],
+    ]
+    means = torch.stack([d.abs().mean() for d in differences]).sum()
+    return means, torch.stack([d.norm() for d in differences]).sum()
+
+
+def image_norm(images: Tensor) -> Tensor:
+    """The mean L2 norm of images [B, C, H, W]."""
+    return images.flatten(1).norm(dim=1).mean()
+
+
+def recovery_batches(num_classes: int, images_per_class: int, batch_size: int) -> list[Tensor]:
+    """Labels int64 of each batch: all classes once, then again, cut every `batch_size` images."""
+    return list(torch.arange(num_classes).repeat(images_per_class).split(batch_size))
+
+
+def recover(
+    teacher: nn.Module,
+    labels: Tensor,
+    shape: tuple[int, int, int],
+    settings: RecoverSettings,
+    standardisation: Standardisation,
+    *,
+    rng: np.random.Generator,
+) -> tuple[Tensor, list[float]]:
+    """One batch of images [B, *shape], recovered from noise for the labels int64 [B], and losses.
+
+    The images are standardised and lie in the range of pixels; the loss is that of each iteration.
+
+    Raises:
+        DivergedError: the loss is NaN or infinite.
+    """
+    noise = rng.standard_normal((len(labels), *shape), dtype=np.float32)
+    images = torch.from_numpy(noise).to(labels.device).requires_grad_()
+
+    def loss() -> Tensor:
+        shown = images
+        if settings.min_scale < 1:
+            shown = _crop_together(images, settings.min_scale, rng)
+        shown = roll(shown, settings.jitter, rng)
+        total = matching_loss(teacher, shown, labels, settings.statistics_weight).total
+        if settings.total_variation:
+            total = total + settings.total_variation * total_variation(shown)[1]
+        return total + settings.l2 * image_norm(shown) if settings.l2 else total
+
+    def clip() -> None:
+        images.data.copy_(standardisation.clip(images.data))
+
+    losses = minimise(images, loss, settings, after_step=clip)
+    return images.detach(), losses
+
+
+def minimise(
+    variable: Tensor,
+    loss: Callable[[], Tensor],
+    settings: MatchingSettings,
+    *,
+    after_step: Callable[[], None] | None = None,
+) -> list[float]:
+    """Adam (betas 0.5 and 0.9) on one tensor in place, its rate a cosine to 0; all losses.
+
+    Raises:
+        DivergedError: a loss is NaN or infinite.
+    """
+    optimiser = torch.optim.Adam([variable], settings.learning_rate, betas=_BETAS, eps=1e-8)
+    losses: list[float] = []
+    for iteration in range(settings.iterations):
+        rate = cosine_rate(settings.learning_rate, iteration, settings.iterations)
+        optimiser.param_groups[0]["lr"] = rate
+        value = loss()
+        losses.append(value.item())
+        if not math.isfinite(losses[-1]):
+            raise DivergedError(
+                f"iteration {iteration + 1} of {settings.iterations}: loss {losses[-1]} at "
+                f"learning rate {rate:.3g}: lower `method.learning_rate` or "
+                "`method.statistics_weight`"
+            )
+        (variable.grad,) = torch.autograd.grad(value, [variable])
+        optimiser.step()
+        if after_step is not None:
+            after_step()
+    return losses
+
+
+def cosine_rate(peak: float, step: int, num_steps: int) -> float:
+    """peak * (1 + cos(pi * step / num_steps)) / 2, no warm-up."""
+    return 0.5 * peak * (1 + math.cos(math.pi * step / num_steps))
+
+
+def roll(images: Tensor, jitter: int, rng: np.random.Generator) -> Tensor:
+    """All images moved in a circle by the same 0 to `jitter` pixels, drawn for each direction."""
+    shift = rng.integers(0, jitter + 1, 2).tolist()
+    return images.roll(shift, dims=(2, 3)) if any(shift) else images
+
+
+def _crop_together(images: Tensor, min_scale: float, rng: np.random.Generator) -> Tensor:
+    """One random crop, and one flip or none, for the whole batch: channels carry the batch."""
+    batch, channels, height, width = images.shape
+    folded = images.reshape(1, batch * channels, height, width)
+    cropped = resized_crop(folded, min_scale, rng).reshape(images.shape)
+    return cropped.flip(-1) if rng.random() < 0.5 else cropped

@@ -1,0 +1,75 @@
+"""Small networks and images that the tests of the decoupled family share."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from stillhouse.distillation.image_sources import ImageData, load_images
+from stillhouse.distillation.labels import frozen
+from stillhouse.distillation.standardise import Standardisation, fit_standardisation
+
+VECTORS = Path(__file__).parents[1] / "vectors"
+
+
+def tensors(name):
+    with np.load(VECTORS / name) as archive:
+        return {
+            key: torch.from_numpy(np.asarray(archive[key]))
+            for key in archive.files
+            if key != "note"
+        }
+
+
+class FlatHead(nn.Module):
+    """One block and a linear layer over all places, as ConvNet has it."""
+
+    def __init__(self, channels=1, width=4, num_classes=3, side=8, norm=True):
+        super().__init__()
+        layers = [nn.Conv2d(channels, width, 3, padding=1)]
+        layers += [nn.BatchNorm2d(width)] if norm else []
+        self.features = nn.Sequential(*layers, nn.ReLU(), nn.AvgPool2d(2))
+        self.classifier = nn.Linear(width * (side // 2) ** 2, num_classes)
+
+    def forward(self, images):
+        return self.classifier(self.features(images).flatten(1))
+
+
+class MeanHead(nn.Module):
+    """Two convolutions and a linear layer over the mean, as ResNet has it."""
+
+    def __init__(self, channels=1, width=4, num_classes=3):
+        super().__init__()
+        self.first = nn.Conv2d(channels, width, 3, padding=1)
+        self.norms = nn.ModuleList([nn.BatchNorm2d(width), nn.BatchNorm2d(width)])
+        self.second = nn.Conv2d(width, width, 3, padding=1, stride=2)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.classifier = nn.Linear(width, num_classes)
+
+    def forward(self, images):
+        hidden = self.norms[0](self.first(images)).relu()
+        hidden = self.norms[1](self.second(hidden)).relu()
+        return self.classifier(self.pool(hidden).flatten(1))
+
+
+def seeded(make, seed=0):
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return make()
+
+
+def teacher(seed=0, num_classes=3):
+    return frozen(seeded(lambda: FlatHead(num_classes=num_classes), seed))
+
+
+def noise(*shape, seed=0):
+    return torch.from_numpy(np.random.default_rng(seed).standard_normal(shape, dtype=np.float32))
+
+
+PLAIN = Standardisation((0.5,), (0.25,))
+
+
+def digits():
+    parts = load_images(ImageData(dataset="digits"))
+    return parts, fit_standardisation(parts.train)

@@ -1,0 +1,62 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stillhouse.distillation.baselines import herding, k_centre, random_real
+from stillhouse.errors import InputError
+
+LABELS = np.array([0, 1, 0, 1, 0, 1, 0])
+LINE = np.array([[0.0], [10.0], [1.0], [20.0], [2.0], [30.0], [7.0]])
+
+
+def test_herding_keeps_the_mean_by_hand():
+    # class 0 at 0, 1, 2, 7 (mean 2.5): 2, then {2, 1} or {2, 0} or {2, 7}: 4.5/2..., 7 is off by 2
+    assert herding(LINE, LABELS, 2).tolist() == [4, 2, 3, 1]
+
+
+def test_k_centre_begins_in_the_middle_and_goes_far_by_hand():
+    assert k_centre(LINE, LABELS, 3).tolist() == [4, 6, 0, 3, 1, 5]
+
+
+def test_copies_of_an_image_are_chosen_once_each():
+    same = np.zeros((4, 2))
+    labels = np.zeros(4, int)
+    assert sorted(k_centre(same, labels, 4)) == sorted(herding(same, labels, 4)) == [0, 1, 2, 3]
+
+
+@given(st.integers(1, 3), st.integers(0, 1000))
+def test_all_give_rows_of_each_class_once(count, seed):
+    rng = np.random.default_rng(seed)
+    labels = np.concatenate([np.arange(3).repeat(3), rng.integers(0, 3, 6)])
+    features = rng.standard_normal((len(labels), 4)).astype(np.float32)
+    for rows in (
+        random_real(labels, count, seed=seed),
+        herding(features, labels, count),
+        k_centre(features, labels, count),
+    ):
+        assert labels[rows].tolist() == np.arange(3).repeat(count).tolist()
+        assert len(set(rows.tolist())) == 3 * count
+
+
+@given(st.integers(0, 1000))
+def test_k_centre_is_within_twice_the_best_radius(seed):
+    points = np.random.default_rng(seed).integers(0, 50, (8, 2)).astype(float)
+    rows = k_centre(points, np.zeros(8, int), 2)
+    distance = np.linalg.norm(points[:, None] - points[None], axis=-1)
+    best = min(distance[[i, j]].min(0).max() for i in range(8) for j in range(i))
+    assert distance[rows].min(0).max() <= 2 * best + 1e-9
+
+
+def test_random_follows_the_seed():
+    labels = np.zeros(50, int)
+    assert random_real(labels, 5, seed=1).tolist() == random_real(labels, 5, seed=1).tolist()
+    assert random_real(labels, 5, seed=1).tolist() != random_real(labels, 5, seed=2).tolist()
+
+
+@pytest.mark.parametrize("choose", [herding, k_centre])
+def test_too_few_images_of_a_class(choose):
+    with pytest.raises(InputError, match="class 1 has 3 training images, 4 are needed"):
+        choose(LINE, LABELS, 4)
+    with pytest.raises(InputError, match="class 1 has 3"):
+        random_real(LABELS, 4, seed=0)

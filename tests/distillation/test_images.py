@@ -1,0 +1,347 @@
+import gzip
+import io
+import struct
+import zlib
+from contextlib import suppress
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from pydantic import ValidationError
+
+from stillhouse.distillation.image_files import decode_image, read_idx, resize
+from stillhouse.distillation.image_sources import ImageData, load_images
+from stillhouse.distillation.images import image_set, require_per_class, split
+from stillhouse.errors import BadFileError, InputError
+
+
+def encoded(pixels, kind="PNG", **options):
+    stream = io.BytesIO()
+    Image.fromarray(np.asarray(pixels, np.uint8)).save(stream, kind, **options)
+    return stream.getvalue()
+
+
+def grey(value, size=4):
+    return np.full((size, size), value, np.uint8)
+
+
+def idx(array):
+    array = np.asarray(array, np.uint8)
+    header = b"\0\0\x08" + bytes([array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape)
+    return header + array.tobytes()
+
+
+def write_folder(root, classes, per_class=4, size=4):
+    for number, name in enumerate(classes):
+        (root / name).mkdir(parents=True)
+        for i in range(per_class):
+            data = encoded(grey(10 * number + i, size))
+            (root / name / f"{i}.png").write_bytes(data)
+
+
+def write_parquet(path, values, labels, names=None):
+    cells = [{"bytes": encoded(grey(v)), "path": None} if v is not None else None for v in values]
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    table = pa.table({"image": pa.array(cells, kind), "label": labels})
+    if names:
+        feature = {"label": {"names": names, "_type": "ClassLabel"}}
+        info = str({"info": {"features": feature}}).replace("'", '"')
+        table = table.replace_schema_metadata({"huggingface": info})
+    pq.write_table(table, path)
+
+
+def load(path, **keys):
+    return load_images(ImageData(path=str(path), **keys))
+
+
+def rows_of(part):
+    return {
+        (int(i.flat[0]), part.class_names[label])
+        for i, label in zip(part.images, part.labels, strict=True)
+    }
+
+
+def test_digits_come_with_three_parts_of_all_classes():
+    parts = load_images(ImageData(dataset="digits"))
+    assert parts.train.shape == (1, 8, 8) and parts.train.num_classes == 10
+    sizes = [len(part) for part in (parts.train, parts.validation, parts.test)]
+    assert sum(sizes) == 1797 and sizes[2] == pytest.approx(0.2 * 1797, abs=10)
+    assert all(len(np.unique(part.labels)) == 10 for part in (parts.validation, parts.test))
+    assert parts.train.pixels().max() == 1 and parts.train.images.max() == 255
+    again = load_images(ImageData(dataset="digits"))
+    np.testing.assert_array_equal(again.train.images, parts.train.images)
+
+
+def test_folder_with_train_and_test_in_order_of_numbers(tmp_path):
+    write_folder(tmp_path / "train", ["10", "9", "2"])
+    write_folder(tmp_path / "test", ["2", "9", "10"], per_class=1)
+    parts = load(tmp_path)
+    assert parts.train.class_names == parts.test.class_names == ("2", "9", "10")
+    assert (len(parts.train), len(parts.validation), len(parts.test)) == (9, 3, 3)
+    assert rows_of(parts.test) == {(0, "2"), (10, "9"), (20, "10")}
+    both = rows_of(parts.train) | rows_of(parts.validation)
+    assert both == {(10 * c + i, n) for c, n in enumerate(["10", "9", "2"]) for i in range(4)}
+
+
+def test_folder_without_a_test_part_holds_one_out(tmp_path):
+    write_folder(tmp_path, ["cat", "test-dog"], per_class=10)
+    parts = load(tmp_path)
+    assert [len(p) for p in (parts.train, parts.validation, parts.test)] == [14, 2, 4]
+    assert not rows_of(parts.train) & rows_of(parts.test)
+    few = load(tmp_path, num_images=4).train
+    assert np.bincount(few.labels).tolist() == [2, 2]
+
+
+def test_one_colour_image_makes_all_colour(tmp_path):
+    write_folder(tmp_path, ["a", "b"])
+    (tmp_path / "a" / "0.png").write_bytes(encoded(np.zeros((4, 4, 3))))
+    assert load(tmp_path).train.shape == (3, 4, 4)
+
+
+def test_several_sizes_are_refused_and_named_unless_resized(tmp_path):
+    write_folder(tmp_path, ["a", "b"])
+    (tmp_path / "b" / "9.png").write_bytes(encoded(grey(3, 6)))
+    match = r"4x4 \(8, first a/0.png\), 6x6 \(1, first b/9.png\).*data.image_size"
+    with pytest.raises(InputError, match=match):
+        load(tmp_path)
+    assert load(tmp_path, image_size=5).train.shape == (1, 5, 5)
+
+
+def test_broken_images_are_dead_letters_up_to_a_limit(tmp_path):
+    write_folder(tmp_path, ["a", "b"])
+    (tmp_path / "a" / "bad.png").write_bytes(encoded(grey(1, 64))[:60])
+    (tmp_path / "b" / "text.jpg").write_bytes(b"hello")
+    with pytest.raises(InputError, match=r"2 of 10 images .*`max_bad_rows` allows 0.1.*a/bad.png"):
+        load(tmp_path)
+    dead = load(tmp_path, max_bad_rows=2).train.dead_letters
+    assert [d.file for d in dead] == ["a/bad.png", "b/text.jpg"]
+    assert "cannot decode" in dead[0].reason
+
+
+def test_only_broken_images(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "0.png").write_bytes(b"")
+    with pytest.raises(InputError, match="no usable image"):
+        load(tmp_path, max_bad_rows=5)
+
+
+def test_images_outside_a_class_folder_and_mixed_kinds_are_refused(tmp_path):
+    (tmp_path / "0.png").write_bytes(encoded(grey(1)))
+    with pytest.raises(InputError, match="lies in no class folder"):
+        load(tmp_path)
+    write_parquet(tmp_path / "x.parquet", [1], [0])
+    with pytest.raises(InputError, match="one kind of files is needed"):
+        load(tmp_path)
+
+
+def test_a_test_class_that_training_does_not_have(tmp_path):
+    write_folder(tmp_path / "train", ["a", "b"])
+    write_folder(tmp_path / "test", ["a", "c"])
+    with pytest.raises(InputError, match=r"label 'c' of image 4 is out of range.*a, b"):
+        load(tmp_path)
+
+
+def test_parquet_with_class_names_and_a_test_file(tmp_path):
+    write_parquet(tmp_path / "train-0.parquet", range(8), [0, 1] * 4, ["dog", "cat"])
+    write_parquet(tmp_path / "test-0.parquet", [8, 9], [1, 0], ["dog", "cat"])
+    parts = load(tmp_path)
+    assert parts.train.class_names == ("dog", "cat")  # their order, not the alphabet's
+    assert rows_of(parts.test) == {(8, "cat"), (9, "dog")}
+    assert len(parts.train) + len(parts.validation) == 8
+
+
+def test_parquet_columns_in_any_order_beside_others(tmp_path):
+    write_parquet(tmp_path / "a.parquet", range(8), ["cat", "dog"] * 4)
+    table = pq.read_table(tmp_path / "a.parquet")
+    table = table.select(["label", "image"]).append_column("id", pa.array(range(8)))
+    table = table.rename_columns(["kind", "picture", "id"])
+    pq.write_table(table, tmp_path / "a.parquet")
+    parts = load(tmp_path, image_column="picture", label_column="kind")
+    found = rows_of(parts.train) | rows_of(parts.validation) | rows_of(parts.test)
+    assert found == {(i, ["cat", "dog"][i % 2]) for i in range(8)}
+
+
+def test_parquet_rows_without_image_or_label_are_dead_letters(tmp_path):
+    write_parquet(tmp_path / "a.parquet", [0, None, *range(10)], [0, 0, None] + [1, 0, 1] * 3)
+    dead = load(tmp_path, max_bad_rows=2).train.dead_letters
+    reasons = [(d.row, d.reason) for d in dead]
+    assert reasons == [
+        (1, "no image bytes in the row"),
+        (2, "label None is neither a number nor a name"),
+    ]
+
+
+def test_parquet_faults_name_the_key_or_the_file(tmp_path):
+    path = tmp_path / "a.parquet"
+    write_parquet(path, [1, 2], [0, 1])
+    with pytest.raises(InputError, match=r"set `data.image_column` to one of image, label"):
+        load(path, image_column="img")
+    with pytest.raises(InputError, match=r"'label' .* holds int64, not encoded images"):
+        load(path, image_column="label", label_column="label")
+    write_parquet(path, [1, 2], [0, 7], ["cat", "dog"])
+    with pytest.raises(InputError, match=r"label 7 of image 1 is out of range.*cat, dog"):
+        load(path)
+    write_parquet(tmp_path / "b.parquet", [1, 2], [0, 1], ["dog", "cat"])
+    with pytest.raises(InputError, match=r"classes of column 'label' differ between .*a.parquet"):
+        load(tmp_path)
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(BadFileError, match="as Parquet"):
+        load(path)
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, lambda data: data])
+def test_idx_files_pair_images_with_labels(tmp_path, pack):
+    end = ".gz" if pack is gzip.compress else ""
+    for part, count in (("train", 8), ("t10k", 2)):
+        images = np.stack([grey(i) for i in range(count)])
+        (tmp_path / f"{part}-images-idx3-ubyte{end}").write_bytes(pack(idx(images)))
+        labels = idx([i % 2 for i in range(count)])
+        (tmp_path / f"{part}-labels-idx1-ubyte{end}").write_bytes(pack(labels))
+    parts = load(tmp_path)
+    assert len(parts.train) + len(parts.validation) == 8
+    assert rows_of(parts.test) == {(0, "0"), (1, "1")}
+    (tmp_path / f"train-labels-idx1-ubyte{end}").unlink()
+    with pytest.raises(InputError, match="has no labels"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "no IDX"),
+        (b"\0\0\x0d\x01\0\0\0\0", "no IDX"),
+        (b"\0\0\x08\x03\0\0", "header needs 16 bytes"),
+        (idx([1, 2, 3])[:-1], r"shape \[3\], 2 bytes"),
+        (idx([1, 2, 3]) + b"x", r"shape \[3\], 4 bytes"),
+        (gzip.compress(idx([1, 2, 3]))[:-9], "cannot unpack"),
+    ],
+)
+def test_broken_idx_files(tmp_path, data, reason):
+    path = tmp_path / "train-images-idx3-ubyte"
+    path.write_bytes(data)
+    with pytest.raises(BadFileError, match=reason):
+        read_idx(str(path))
+
+
+def test_numpy_archives_of_either_layout(tmp_path):
+    x = np.arange(12, dtype=np.uint8)[:, None, None, None] * np.ones((1, 4, 4, 3), np.uint8)
+    y = np.arange(12)[:, None] % 3
+    np.savez(tmp_path / "set.npz", x_train=x, y_train=y, x_test=x[:3], y_test=y[:3])
+    parts = load(tmp_path / "set.npz")
+    assert parts.train.shape == (3, 4, 4) and len(parts.test) == 3
+    np.savez(tmp_path / "set.npz", images=x / 255.0, labels=y[:, 0])
+    parts = load(tmp_path / "set.npz")
+    assert parts.train.images.dtype == np.float32 and len(parts.test) == 3
+    np.savez(tmp_path / "held.npz", images=x[:2], labels=y[:2])
+    parts = load(tmp_path / "set.npz", test=str(tmp_path / "held.npz"), image_size=2)
+    assert len(parts.test) == 2 and parts.train.shape == (3, 2, 2)
+    np.savez(tmp_path / "set.npz", pictures=x)
+    with pytest.raises(InputError, match="holds pictures: name the arrays"):
+        load(tmp_path / "set.npz")
+    np.savez(tmp_path / "set.npz", images=np.array([None]), labels=y)
+    with pytest.raises(BadFileError, match="NumPy archive"):
+        load(tmp_path / "set.npz")
+    (tmp_path / "set.npz").write_bytes(b"PK no archive")
+    with pytest.raises(BadFileError, match="NumPy archive"):
+        load(tmp_path / "set.npz")
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "match"),
+    [
+        (np.zeros((4, 2)), [0, 1, 0, 1], r"shape \[4, 2\]"),
+        (np.zeros((4, 2, 2)), [0, 1, 0], "4 images, labels of shape"),
+        (np.zeros((4, 2, 2)), [0, 0, 0, 0], "1 class"),
+        (np.zeros((4, 2, 2)), [0, 2, 0, 2], "class '1' has no image"),
+        (np.zeros((4, 2, 2)), [0, 1, -1, 1], "label -1 of image 2 is out of range"),
+        (np.zeros((4, 2, 2)), [0, 1, 0, 10**12], "label 1000000000000 is out of range"),
+        (np.zeros((4, 2, 2)), [0.5, 1, 0, 1], "neither all integers nor all names"),
+        (np.full((4, 2, 2), 1.5), [0, 1, 0, 1], "pixels from 1.5 to 1.5"),
+        (np.full((4, 2, 2), np.nan), [0, 1, 0, 1], "pixels from nan"),
+        (np.full((4, 2, 2), 256), [0, 1, 0, 1], "pixels from 256 to 256"),
+        (np.full((4, 2, 2), "x"), [0, 1, 0, 1], "neither integers nor floats"),
+        (np.zeros((0, 2, 2)), [], "0 class"),
+    ],
+)
+def test_arrays_that_are_no_labelled_images(images, labels, match):
+    with pytest.raises(InputError, match=match):
+        image_set(images, labels)
+
+
+def test_too_few_images_of_a_class_name_it_and_the_key():
+    images = image_set(np.zeros((5, 2, 2), np.uint8), ["a", "a", "b", "a", "a"])
+    with pytest.raises(InputError, match="class 'b' has 1 training images, 3 are needed"):
+        require_per_class(images, 3, "method.images_per_class")
+    require_per_class(images, 1, "method.images_per_class")
+    with pytest.raises(InputError, match=r"class 'b' has 1 image, `data.test` needs at least 2"):
+        split(images, 0.5, seed=0, key="data.test")
+
+
+@given(st.lists(st.integers(0, 3), min_size=8, max_size=40), st.floats(0.05, 0.95), st.integers(0))
+def test_a_split_parts_every_class_and_loses_nothing(labels, share, seed):
+    labels = [*range(4), *range(4), *labels]
+    pixels = np.arange(len(labels), dtype=np.uint8)[:, None, None]
+    rest, part = split(image_set(pixels, labels), share, seed=seed, key="k")
+    assert sorted([*rest.images.flat, *part.images.flat]) == list(range(len(labels)))
+    for label in range(4):
+        count = labels.count(label)
+        taken = int((part.labels == label).sum())
+        assert 1 <= taken <= count - 1 and abs(taken - share * count) <= 1
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@settings(max_examples=150, deadline=None)
+@given(st.sampled_from(["PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP"]), st.data())
+def test_a_damaged_image_is_decoded_or_refused_by_name(kind, data):
+    good = encoded(np.arange(12 * 12 * 3).reshape(12, 12, 3) % 256, kind)
+    cut = data.draw(st.integers(0, len(good)))
+    position = data.draw(st.integers(0, len(good) - 1))
+    bad = bytearray(good[:cut] if data.draw(st.booleans()) else good)
+    if position < len(bad):
+        bad[position] ^= data.draw(st.integers(1, 255))
+    with suppress(ValueError):  # any other error would stop a job
+        assert decode_image(bytes(bad)).dtype == np.uint8
+
+
+def test_decoding_keeps_what_is_8_bits_and_refuses_more():
+    colour = np.arange(48).reshape(4, 4, 3)
+    np.testing.assert_array_equal(decode_image(encoded(colour)), colour.transpose(2, 0, 1))
+    np.testing.assert_array_equal(decode_image(encoded(grey(7))), grey(7)[None])
+    stream = io.BytesIO()
+    Image.fromarray(np.full((2, 2), 40_000, np.uint16)).save(stream, "PNG")
+    with pytest.raises(ValueError, match="not 8 bits"):
+        decode_image(stream.getvalue())
+
+
+def test_a_picture_that_claims_to_be_huge_is_refused():
+    header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 0, 0, 0, 0)
+    chunk = struct.pack(">I", 13) + b"IHDR" + header
+    chunk += struct.pack(">I", zlib.crc32(b"IHDR" + header))
+    with pytest.raises(ValueError, match="cannot decode"):
+        decode_image(b"\x89PNG\r\n\x1a\n" + chunk)
+
+
+def test_images_that_are_not_square_are_refused(tmp_path):
+    np.savez(tmp_path / "set.npz", images=np.zeros((8, 4, 6)), labels=[0, 1] * 4)
+    with pytest.raises(InputError, match=r"4x6 .*not square: set `data.image_size`"):
+        load(tmp_path / "set.npz")
+    assert load(tmp_path / "set.npz", image_size=4).train.shape == (1, 4, 4)
+
+
+def test_resizing_keeps_flat_images_flat():
+    np.testing.assert_array_equal(resize(grey(9)[None], (7, 3)), np.full((1, 7, 3), 9))
+    flat = resize(np.full((3, 4, 4), 0.5, np.float32), (2, 2))
+    assert flat.dtype == np.float32
+    np.testing.assert_allclose(flat, 0.5, atol=1e-6)
+
+
+def test_a_source_is_files_or_a_dataset():
+    for keys in ({}, {"path": "x", "dataset": "digits"}):
+        with pytest.raises(ValidationError, match="either `path` or `dataset`"):
+            ImageData(**keys)
+    with pytest.raises(InputError, match="no files match"):
+        load("/nowhere/at/all")

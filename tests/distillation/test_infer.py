@@ -1,0 +1,97 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from small_networks import PLAIN, VECTORS, noise, teacher
+
+from stillhouse.distillation.infer import CompensatorSettings, compensate, compensated_set
+from stillhouse.distillation.sre2l import matching_loss
+from stillhouse.distillation.storage_budget import compensator_budget
+from stillhouse.errors import BudgetError
+
+BUDGETS = json.loads((VECTORS / "dd_infer_04_budget.json").read_text())
+
+
+@pytest.mark.parametrize("case", BUDGETS)
+def test_budget_reproduces_the_reference(case):
+    expected = BUDGETS[case]
+    arguments = expected["ipc"], expected["M"], expected["num_class"]
+    if expected["ipc_init"] == 0:
+        with pytest.raises(BudgetError, match="at least 2 are needed"):
+            compensator_budget(*arguments)
+        return
+    budget = compensator_budget(*arguments)
+    assert budget.num_real == expected["ipc_init"]
+    assert budget.files_per_class == expected["files_per_class"]
+    assert budget.image_equivalents == pytest.approx(expected["images_equiv_per_class"], rel=1e-12)
+
+
+@given(st.integers(1, 300), st.integers(1, 12), st.integers(2, 300))
+def test_the_budget_is_kept_and_the_smallest_named_is_the_smallest(ipc, teachers, classes):
+    try:
+        budget = compensator_budget(ipc, teachers, classes)
+    except BudgetError as error:
+        smallest = int(str(error).split("at least ")[1].split()[0])
+        assert smallest > ipc
+        assert compensator_budget(smallest, teachers, classes).num_real >= 1
+        with pytest.raises(BudgetError):
+            compensator_budget(smallest - 1, teachers, classes)
+    else:
+        assert budget.num_real * (classes + teachers) <= ipc * classes
+        assert (budget.num_real + 1) * (classes + teachers) > ipc * classes
+
+
+def test_a_compensator_is_shared_and_lowers_the_loss():
+    images, labels = 0.1 * noise(3, 1, 8, 8), torch.arange(3)
+    settings = CompensatorSettings(iterations=30, learning_rate=0.1, jitter=0)
+
+    def run():
+        return compensate(teacher(), images, labels, settings, rng=np.random.default_rng(0))
+
+    compensator, losses = run()
+    assert compensator.shape == (1, 1, 8, 8)
+    assert losses[0] == pytest.approx(matching_loss(teacher(), images, labels, 1.0).total.item())
+    after = matching_loss(teacher(), images + compensator, labels, 1.0).total.item()
+    assert after < min(losses[0], 0.7 * losses[0])
+    assert torch.equal(compensator, run()[0])
+
+
+def make_set(num_real=2, num_teachers=3, num_classes=3):
+    real = [PLAIN.clip(noise(num_classes, 1, 8, 8, seed=k)) for k in range(num_real)]
+    every = [
+        [0.5 * noise(1, 1, 8, 8, seed=10 * m + k) for k in range(num_real)]
+        for m in range(num_teachers)
+    ]
+    return real, every, compensated_set(real, every, PLAIN)
+
+
+def test_expanded_images_are_the_real_ones_then_each_teachers():
+    real, compensators, stored = make_set()
+    images, labels = stored.expand(), stored.labels
+    assert images.shape == (4 * 2 * 3, 1, 8, 8)
+    assert labels.tolist() == [0, 1, 2] * 8
+    half_a_level = 0.5 / 255 / 0.25 + 1e-6
+    torch.testing.assert_close(images[:6], torch.cat(real), rtol=0, atol=half_a_level)
+    m, k, c = 1, 1, 2
+    found = images[(m + 1) * 6 + k * 3 + c]
+    expected = PLAIN.clip(real[k][c] + compensators[m][k][0])
+    tolerance = half_a_level + 0.5 / 127 / 0.25
+    torch.testing.assert_close(found, expected, rtol=0, atol=tolerance)
+
+
+def test_stored_bytes_count_shared_compensators_once_and_every_label():
+    _, _, stored = make_set()
+    stored_bytes = stored.stored_bytes()
+    assert stored_bytes.images == 2 * 3 * 64 + 3 * 2 * 64
+    assert stored_bytes.labels == 24 * 3 * 2
+    assert stored_bytes.total == 768 + 144
+
+
+def test_a_compensator_beyond_the_range_of_pixels_loses_nothing():
+    real = [PLAIN.clip(noise(2, 1, 4, 4))]
+    huge = [[torch.full((1, 1, 4, 4), 1000.0)]]
+    images = compensated_set(real, huge, PLAIN).expand()
+    torch.testing.assert_close(PLAIN.pixels(images[2:]), torch.ones(2, 1, 4, 4))

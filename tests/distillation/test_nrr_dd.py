@@ -1,0 +1,184 @@
+import numpy as np
+import pytest
+import torch
+from small_networks import PLAIN, FlatHead, MeanHead, noise, seeded, teacher, tensors
+
+from stillhouse.distillation.labels import frozen, mean_logits
+from stillhouse.distillation.nrr_dd import (
+    CriticalPatchSettings,
+    RefineSettings,
+    activation_map,
+    cover,
+    critical_patches,
+    distance_labels,
+    distances,
+    doubt_score,
+    non_critical_mask,
+    refine,
+    relevance,
+    towards_distances,
+)
+from stillhouse.distillation.views import Views, ViewSettings, epoch_views
+from stillhouse.errors import DivergedError
+from stillhouse.models.convnet import ConvNet
+from stillhouse.models.resnet import ResNet18
+
+VECTOR = tensors("dd_nrr_01_from_description.npz")
+VIEWS = Views(torch.empty(0), torch.arange(6), VECTOR["perm"], VECTOR["lam"].item(), 0, 0)
+
+
+@pytest.mark.parametrize("who", ["teacher", "student"])
+def test_distances_reproduce_the_description(who):
+    found = distances(VECTOR[f"{who}_logits"], VECTOR["y"], VIEWS)
+    expected = torch.stack([VECTOR[f"d_{who}_org"], VECTOR[f"d_{who}_aug"]], 1)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_mask_reproduces_the_description():
+    mask = non_critical_mask(VECTOR["cam"], VECTOR["epsilon"].item())
+    torch.testing.assert_close(mask, VECTOR["mask"], rtol=1e-5, atol=1e-7)
+
+
+def test_two_distances_pin_down_two_probabilities():
+    log_probs = VECTOR["teacher_logits"].log_softmax(1)
+    d_org, d_aug = distances(VECTOR["teacher_logits"], VECTOR["y"], VIEWS).unbind(1)
+    weight = VIEWS.weight
+    own, other = VECTOR["y"], VECTOR["y"][VIEWS.partners]
+    torch.testing.assert_close(-d_org, log_probs.gather(1, own[:, None])[:, 0])
+    second = -(d_aug - weight * d_org) / (1 - weight)
+    torch.testing.assert_close(second, log_probs.gather(1, other[:, None])[:, 0])
+
+
+NETWORKS = {
+    "flat": (FlatHead, 8, 4),
+    "mean": (MeanHead, 8, 4),
+    "convnet": (
+        lambda: ConvNet(
+            num_channels=1, image_size=12, num_classes=3, depth=2, width=4, norm="batch"
+        ),
+        12,
+        4,
+    ),
+    "resnet18": (lambda: ResNet18(num_channels=1, num_classes=3, width=2), 16, 2),
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_relevance_parts_the_logit_among_the_places(name):
+    make, side, places_side = NETWORKS[name]
+    network = frozen(seeded(make))
+    images, labels = noise(4, 1, side, side), torch.tensor([0, 1, 2, 1])
+    places = relevance(network, images, labels)
+    assert places.shape == (4, places_side, places_side)
+    logits = network(images) - network.classifier.bias
+    torch.testing.assert_close(places.sum((1, 2)), logits.gather(1, labels[:, None])[:, 0])
+
+
+def test_the_map_is_strong_where_the_class_is():
+    network = teacher()
+    network.classifier.weight.data.zero_()
+    network.classifier.weight.data.view(3, 4, 4, 4)[1, :, 0, 3] = 1  # class 1 looks top right
+    found = activation_map(network, noise(2, 1, 8, 8) + 3, torch.tensor([1, 0]))
+    assert found.shape == (2, 8, 8)
+    assert found[0, :2, 6:].min() > 0.5 and found[0, 4:].max() == 0 and found[0].max() == 1
+    assert found[1].max() == 0
+
+
+def test_cover_is_the_share_of_the_map_in_a_box():
+    maps = torch.zeros(2, 4, 4)
+    maps[0, 0, 0], maps[0, 3, 3] = 1, 3
+    boxes = torch.tensor([[[0, 0, 2], [2, 2, 2], [0, 0, 4]], [[0, 0, 4], [1, 1, 1], [0, 0, 1]]])
+    assert cover(maps, boxes).tolist() == [[0.25, 0.75, 1.0], [0.0, 0.0, 0.0]]
+
+
+def test_patches_are_the_ones_the_teacher_is_least_sure_of():
+    labels, images = torch.tensor([0, 1] * 8), noise(16, 1, 8, 8)
+    own = images[labels == 1]
+    half_right = teacher()
+    logits = half_right(own)
+    half_right.classifier.bias.data[1] += (logits.amax(1) - logits[:, 1]).median() + 0.01
+    settings = CriticalPatchSettings(num_crops=1, min_scale=1.0)
+    chosen = critical_patches(
+        half_right,
+        images,
+        labels,
+        1,
+        images_per_class=3,
+        settings=settings,
+        rng=np.random.default_rng(0),
+    )
+    log_probs = half_right(own).log_softmax(1)
+    right = log_probs.argmax(1) == 1
+    assert 0 < right.sum() < 8
+    expected = own[right][log_probs[right, 1].argsort()][:3]
+    assert torch.equal(chosen[: len(expected)], expected)
+
+
+def test_least_sure_first_and_wrong_ones_last_by_hand():
+    log_probs = torch.tensor([[0.5, 0.3, 0.2], [0.3, 0.4, 0.3], [0.1, 0.8, 0.1], [0.8, 0.1, 0.1]])
+    scores = doubt_score(log_probs.log(), 1)
+    assert scores.argsort().tolist() == [1, 2, 0, 3]
+
+
+def test_patches_cover_the_map():
+    images, labels = noise(12, 1, 8, 8), torch.zeros(12, dtype=torch.int64)
+
+    def made(num_covering):
+        settings = CriticalPatchSettings(factor=2, num_crops=8, num_covering=num_covering)
+        return critical_patches(
+            teacher(),
+            images,
+            labels,
+            0,
+            images_per_class=2,
+            settings=settings,
+            rng=np.random.default_rng(0),
+        )
+
+    assert made(1).shape == (2, 1, 8, 8)
+    assert not torch.equal(made(1), made(8))
+
+
+def test_critical_pixels_never_move_and_the_loss_falls():
+    images, labels = PLAIN.clip(noise(5, 1, 8, 8)), torch.tensor([0, 1, 2, 0, 1])
+    settings = RefineSettings(iterations=30, learning_rate=0.2, statistics_weight=0.05)
+    refined, losses = refine(teacher(), images, labels, settings, PLAIN)
+    critical = activation_map(teacher(), images, labels)[:, None] >= settings.epsilon
+    assert 0 < critical.float().mean() < 1
+    assert torch.equal(refined[critical], images[critical])
+    moved = (refined != images)[~critical].float().mean()
+    assert moved > 0.5 and losses[-1] < losses[0]
+    pixels = PLAIN.pixels(refined)
+    assert pixels.min() > -1e-6 and pixels.max() < 1 + 1e-6
+    again, _ = refine(teacher(), images, labels, settings, PLAIN)
+    assert torch.equal(refined, again)
+
+
+def test_a_refinement_that_diverges_names_the_settings():
+    broken = teacher()
+    broken.features[1].running_var.fill_(torch.inf)
+    with pytest.raises(DivergedError, match=r"step 1 of 200.*method.learning_rate"):
+        refine(broken, noise(2, 1, 8, 8), torch.tensor([0, 1]), RefineSettings(), PLAIN)
+
+
+def test_stored_distances_are_the_teachers_on_the_same_views():
+    images, labels = noise(5, 1, 8, 8), torch.tensor([0, 1, 2, 0, 1])
+    settings, teachers = ViewSettings(mix="cutmix"), [teacher(0), teacher(1)]
+    stored = distance_labels(teachers, images, labels, settings, batch_size=2, seed=3, num_epochs=2)
+    assert stored.shape == (2, 5, 2) and stored.dtype == torch.float16
+    for views in epoch_views(images, settings, batch_size=2, seed=3, epoch=1):
+        logits = mean_logits(teachers, views.images)
+        expected = distances(logits, labels, views)
+        torch.testing.assert_close(stored[1, views.span].float(), expected, rtol=1e-3, atol=1e-3)
+        loss = towards_distances(labels, stored, weight=10.0)(logits, views)
+        assert loss.item() == pytest.approx(expected[:, 1].mean().item(), abs=0.02)
+
+
+def test_deviation_from_the_stored_distances_by_hand():
+    logits, labels = torch.tensor([[0.0, 0.0]]), torch.tensor([0, 1])
+    views = Views(torch.empty(0), torch.tensor([0]), torch.tensor([1]), 0.5, 1, 0)
+    half = torch.tensor(2.0).log().item()
+    stored = torch.zeros(2, 2, 2)
+    stored[1, 0] = torch.tensor([half - 0.5, half + 0.25])
+    loss = towards_distances(labels, stored, weight=2.0)(logits, views)
+    assert loss.item() == pytest.approx(half + 2 * (0.5 + 0.25) / 2)

@@ -1,0 +1,159 @@
+import numpy as np
+import pytest
+import torch
+from small_networks import PLAIN, FlatHead, digits, noise, seeded, teacher, tensors
+from torch import nn
+
+from stillhouse.distillation.labels import frozen
+from stillhouse.distillation.sre2l import (
+    SQUEEZE,
+    RecoverSettings,
+    cosine_rate,
+    image_norm,
+    matching_loss,
+    recover,
+    recovery_batches,
+    require_batch_norm,
+    roll,
+    squeeze,
+    total_variation,
+)
+from stillhouse.distillation.standardise import Standardisation
+from stillhouse.distillation.views import ViewSettings
+from stillhouse.errors import DivergedError, ModelError
+
+VECTOR = tensors("dd_infer_01_compensator_loss.npz")
+
+
+class Reference(nn.Module):
+    """The network that the vector was made with."""
+
+    def __init__(self):
+        super().__init__()
+        self.c1, self.b1 = nn.Conv2d(3, 6, 3, padding=1, bias=False), nn.BatchNorm2d(6)
+        self.c2, self.b2 = nn.Conv2d(6, 8, 3, 2, padding=1, bias=False), nn.BatchNorm2d(8)
+        self.fc = nn.Linear(8, 4)
+
+    def forward(self, images):
+        hidden = self.b1(self.c1(images)).relu()
+        hidden = self.b2(self.c2(hidden)).relu()
+        return self.fc(hidden.mean((2, 3)))
+
+
+def reference():
+    network = Reference()
+    network.load_state_dict({k[3:]: v for k, v in VECTOR.items() if k.startswith("sd_")})
+    return frozen(network)
+
+
+def compensated(compensator):
+    shift = VECTOR["jitter_shift"].tolist()
+    return (VECTOR["base"] + compensator).roll(shift, dims=(2, 3))
+
+
+def test_statistics_loss_and_gradient_reproduce_the_reference():
+    compensator = VECTOR["compensator"].clone().requires_grad_()
+    weight = VECTOR["r_bn"].item()
+    loss = matching_loss(reference(), compensated(compensator), VECTOR["targets"], weight)
+    close = {"rtol": 1e-5, "atol": 1e-6}
+    torch.testing.assert_close(loss.logits, VECTOR["logits"], **close)
+    torch.testing.assert_close(loss.cross_entropy, VECTOR["ce"], **close)
+    torch.testing.assert_close(torch.stack(loss.layers), VECTOR["bn_terms"], **close)
+    torch.testing.assert_close(loss.statistics, VECTOR["bn_sum"], **close)
+    torch.testing.assert_close(loss.total, VECTOR["loss"], **close)
+    (gradient,) = torch.autograd.grad(loss.total, [compensator])
+    expected = VECTOR["grad_compensator"]
+    assert (gradient - expected).norm() / expected.norm() < 1e-5
+
+
+def test_priors_reproduce_the_reference():
+    images = compensated(VECTOR["compensator"])
+    found = [*total_variation(images), image_norm(images)]
+    expected = [VECTOR[name] for name in ("tv_l1", "tv_l2", "l2_prior")]
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=0)
+
+
+def test_schedule_and_clipping_reproduce_the_reference():
+    rates = [cosine_rate(0.25, step, 10) for step in range(10)]
+    np.testing.assert_allclose(rates, VECTOR["cosine_lr_10_steps"], rtol=1e-12)
+    cifar10 = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
+    cifar100 = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
+    for name, channels in (("clip_cifar10", cifar10), ("clip_cifar100", cifar100)):
+        clipped = Standardisation(*channels).clip(VECTOR["clip_in"])
+        torch.testing.assert_close(clipped, VECTOR[name], rtol=1e-5, atol=1e-6)
+
+
+def test_the_loss_is_zero_statistics_where_the_batch_is_what_was_squeezed():
+    images = noise(6, 1, 8, 8)
+    network = seeded(FlatHead)
+    layer = network.features[1]
+    layer.momentum = 1.0
+    network(images)
+    layer.running_var *= 1 - 1 / (6 * 64)  # torch keeps the unbiased variance
+    loss = matching_loss(network.eval(), images, torch.zeros(6, dtype=torch.int64), 1.0)
+    assert loss.statistics < 1e-4
+    assert (
+        matching_loss(network, images[:3], torch.zeros(3, dtype=torch.int64), 1.0).statistics > 0.1
+    )
+
+
+def test_hooks_are_gone_after_the_loss():
+    network = teacher()
+    matching_loss(network, noise(2, 1, 8, 8), torch.tensor([0, 1]), 1.0)
+    assert not network.features[1]._forward_pre_hooks
+
+
+def test_a_teacher_without_batch_statistics_is_refused():
+    with pytest.raises(ModelError, match=r"teachers\[1\] has no batch statistics.*norm: batch"):
+        require_batch_norm(FlatHead(norm=False), "teachers[1]")
+    require_batch_norm(FlatHead(), "teachers[0]")
+
+
+def test_recovery_batches_go_through_the_classes_again_and_again():
+    batches = recovery_batches(3, images_per_class=3, batch_size=4)
+    assert [batch.tolist() for batch in batches] == [[0, 1, 2, 0], [1, 2, 0, 1], [2]]
+
+
+@pytest.mark.parametrize("more", [{}, {"min_scale": 0.5, "total_variation": 1e-3, "l2": 1e-3}])
+def test_recovered_images_are_pixels_that_the_teacher_knows(more):
+    settings = RecoverSettings(iterations=40, statistics_weight=0.1, jitter=1, **more)
+    labels = torch.tensor([0, 1, 2, 0])
+
+    def run():
+        return recover(teacher(), labels, (1, 8, 8), settings, PLAIN, rng=np.random.default_rng(3))
+
+    images, losses = run()
+    assert torch.equal(images, run()[0])
+    assert len(losses) == 40 and losses[-1] < losses[0]
+    pixels = PLAIN.pixels(images)
+    assert images.shape == (4, 1, 8, 8) and pixels.min() > -1e-6 and pixels.max() < 1 + 1e-6
+    assert (teacher()(images).argmax(1) == labels).sum() >= 3
+
+
+def test_a_recovery_that_diverges_names_the_settings():
+    broken = teacher()
+    broken.classifier.weight.data.fill_(torch.inf)
+    settings, rng = RecoverSettings(iterations=5), np.random.default_rng(0)
+    with pytest.raises(DivergedError, match=r"iteration 1 of 5.*method.learning_rate"):
+        recover(broken, torch.tensor([0, 1]), (1, 8, 8), settings, PLAIN, rng=rng)
+
+
+def test_roll_moves_all_images_alike_and_loses_nothing():
+    images = noise(3, 1, 5, 5)
+    for seed in range(5):
+        moved = roll(images, 2, np.random.default_rng(seed))
+        shifts = [images.roll((y, x), dims=(2, 3)) for y in range(3) for x in range(3)]
+        assert sum(torch.equal(moved, shifted) for shifted in shifts) == 1
+    assert roll(images, 0, np.random.default_rng(0)) is images
+
+
+def test_squeezing_digits_makes_a_teacher():
+    parts, standardisation = digits()
+    train = standardisation.standardised(parts.train)[:600]
+    labels = torch.from_numpy(parts.train.labels)[:600]
+    network = seeded(lambda: FlatHead(width=8, num_classes=10))
+    recipe = SQUEEZE.model_copy(
+        update={"epochs": 4, "batch_size": 64, "views": ViewSettings(flip=False, mix="none")}
+    )
+    losses = squeeze(network, train, labels, recipe, seed=0)
+    assert losses[-1] < 1.5 < losses[0] and not network.training

@@ -1,0 +1,36 @@
+import numpy as np
+import torch
+from small_networks import digits
+
+from stillhouse.distillation.images import image_set
+from stillhouse.distillation.standardise import Standardisation, fit_standardisation
+
+
+def test_training_images_have_mean_0_and_deviation_1():
+    parts, standardisation = digits()
+    images = standardisation.standardised(parts.train)
+    assert images.dtype == torch.float32
+    assert abs(images.mean()) < 1e-5 and abs(images.std(correction=0) - 1) < 1e-5
+
+
+def test_statistics_by_hand_for_bytes_and_floats():
+    pixels = np.zeros((2, 3, 1, 1), np.uint8)
+    pixels[1, 0], pixels[:, 2] = 255, 51
+    expected = Standardisation((0.5, 0.0, 0.2), (0.5, 1 / 255, 1 / 255))
+    for values in (pixels, pixels / 255):
+        found = fit_standardisation(image_set(values, [0, 1]))
+        np.testing.assert_allclose(found.mean, expected.mean)
+        np.testing.assert_allclose(found.std, expected.std)
+
+
+def test_bytes_survive_the_way_there_and_back():
+    standardisation = Standardisation((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
+    pixels = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).expand(2, 3, 16, 16)
+    assert torch.equal(standardisation.to_bytes(standardisation.from_bytes(pixels)), pixels)
+    outside = torch.full((1, 3, 2, 2), 9.0)
+    assert torch.all(standardisation.to_bytes(outside) == 255)
+    clipped = standardisation.clip(torch.cat([outside, -outside]))
+    torch.testing.assert_close(
+        standardisation.pixels(clipped),
+        torch.tensor([1.0, 0.0]).view(2, 1, 1, 1).expand(2, 3, 2, 2),
+    )
