@@ -3,8 +3,6 @@
 from contextlib import suppress
 from typing import Any
 
-import yaml
-
 from jobs.cluster import cluster
 from jobs.publish import check_name, publish_result
 from jobs.recorder import Recorder
@@ -50,7 +48,7 @@ def run_job(spec: SelectSpec, shown: Listener) -> dict[str, Any]:
         reused = {step: w | {"reused": w["parts"]} for step, w in found["work"].items()}
         published = publish_result(store, spec, found, started)
         return found | {"status": "nothing_to_do", "work": reused} | published
-    record.start(spec_yaml(spec), spec.job)
+    record.start(spec.to_yaml(), spec.job)
     try:
         with cluster(spec.compute, worker_env):
             result = _run(spec, store, inputs, record, shown)
@@ -102,8 +100,3 @@ def finished_result(store: Store, name: str) -> dict[str, Any] | None:
         return None
     manifest = store.path("selections", result["selection_fingerprint"], "manifest.json")
     return result if exists(manifest) else None
-
-
-def spec_yaml(spec: SelectSpec) -> str:
-    """The resolved spec as YAML, defaults included."""
-    return yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

@@ -10,6 +10,7 @@ from pipelines.context import Context
 from pipelines.flow import run_tasks
 from pipelines.scores import Scores
 from pipelines.tokens import Tokenised
+from stillhouse.selection.quotas import named_shares
 from stillhouse.selection.ranking import RankedPart, Rule, scorers_read
 from stillhouse.spec import DataSource, SelectSpec
 from stillhouse.storage.artifact import Manifest, Store
@@ -64,27 +65,42 @@ def candidates_of(
     contamination: Scores | None,
     prior: str,
     prior_rows: Mapping[str, NDArray[np.int64]],
+    sources: list[str],
 ) -> Candidates:
-    """Join what was made. `exclude_prior_rows: auto` excludes them above 2 % of the pool."""
+    """Join what was made."""
     tokens = pool.manifest
-    setting = spec.selection.exclude_prior_rows
-    share = sum(map(len, prior_rows.values())) / tokens.num_rows
-    shares = spec.selection.max_share is not None or spec.selection.min_share is not None
     return Candidates(
         tokens=tokens,
         files=pool.files,
         source=spec.pool,
-        sources=_labels(ctx, tokens) if shares else [],
+        sources=sources,
         scores=scores,
         contamination=contamination,
         prior_rows=prior_rows,
         prior_model=prior,
-        exclude_prior_rows=share > _PRIOR_SHARE if setting == "auto" else setting,
+        exclude_prior_rows=excludes_prior_rows(spec, tokens, prior_rows),
     )
 
 
-def _labels(ctx: Context, tokens: Manifest) -> list[str]:
-    if ctx.dry:
-        return []  # only a cut asks for them, and a dry run makes none
+def excludes_prior_rows(
+    spec: SelectSpec, tokens: Manifest, prior_rows: Mapping[str, NDArray[np.int64]]
+) -> bool:
+    """`exclude_prior_rows`; `auto` excludes them where they are above 2 % of the pool."""
+    setting = spec.selection.exclude_prior_rows
+    share = sum(map(len, prior_rows.values())) / tokens.num_rows
+    return share > _PRIOR_SHARE if setting == "auto" else setting
+
+
+def labels_for_shares(ctx: Context, spec: SelectSpec, tokens: Manifest) -> list[str]:
+    """The pool's source labels, sorted, where the selection bounds their shares; else none.
+
+    Raises:
+        BudgetError: the selection names a source that the pool does not have.
+    """
+    asked = spec.selection
+    if (asked.max_share is None and asked.min_share is None) or ctx.dry:
+        return []  # only a cut needs them, and a dry run makes none
     items = [ctx.store.path(part.path) for part in tokens.parts]
-    return sorted({name for found in run_tasks(ctx, part_sources, items) for name in found})
+    names = sorted({name for found in run_tasks(ctx, part_sources, items) for name in found})
+    named_shares(asked.max_share, asked.min_share, names)
+    return names

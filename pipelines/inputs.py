@@ -1,6 +1,5 @@
 """What goes in: the listing of a data source, its content digests, and the units of work."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from stillhouse.errors import InputError
@@ -9,15 +8,11 @@ from stillhouse.spec import DataSource, SelectSpec
 from stillhouse.storage.artifact import Store
 from stillhouse.storage.digests import digest_files
 from stillhouse.storage.filesystem import FileInfo, list_files
+from stillhouse.text.records import listed_suffixes
 from stillhouse.text.tasks import UnitFile, UnitTask
 from stillhouse.text.units import InputFile, Unit, group_units
 
 SCAN_VERSION = 1
-SUFFIXES = {
-    "parquet": (".parquet", ".pq"),
-    "jsonl": (".jsonl", ".jsonl.gz", ".jsonl.zst", ".json.gz", ".json.zst", ".ndjson"),
-    "text": (".txt", ".md", ".rst"),
-}
 _BYTES_PER_TOKEN = 4
 
 
@@ -50,7 +45,7 @@ def list_source(source: DataSource) -> list[FileInfo]:
     Raises:
         InputError: nothing matches, or all files are empty.
     """
-    found = list_files(source.paths, _suffixes(source))
+    found = list_files(source.paths, listed_suffixes(source.format))
     if not any(info.size_bytes for info in found):
         raise InputError(f"all files of {source.path!r} are empty")
     return found
@@ -78,12 +73,6 @@ def open_inputs(
         for info, digest in zip(found, digests, strict=True)
     )
     return Inputs(source, files, tuple(group_units(files, unit_bytes=unit_bytes)))
-
-
-def _suffixes(source: DataSource) -> Sequence[str]:
-    if source.format != "auto":
-        return SUFFIXES[source.format]
-    return [suffix for group in SUFFIXES.values() for suffix in group]
 
 
 def unit_tasks(inputs: Inputs) -> list[UnitTask]:

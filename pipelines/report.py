@@ -5,7 +5,6 @@ from math import sqrt
 from typing import Any, Literal
 
 import numpy as np
-import yaml
 
 from pipelines.context import Context
 from pipelines.models import planned_shape
@@ -88,7 +87,7 @@ def report_data(ctx: Context, spec: SelectSpec, made: SelectRun, run_uri: str) -
         costs=_costs(ctx, made),
         paper=_paper(spec, made),
         warnings=check_health(_health(ctx, made, kept, ranked, sources, seen, tokenizer)),
-        spec_yaml=yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
+        spec_yaml=spec.to_yaml(),
         artifacts=[
             ("selection", ctx.store.path("selections", kept.manifest.fingerprint)),
             ("tokens", ctx.store.path("tokens", pool.fingerprint)),

@@ -6,7 +6,12 @@ change is found, not done again.
 
 from dataclasses import dataclass
 
-from pipelines.candidates import Candidates, candidates_of
+from pipelines.candidates import (
+    Candidates,
+    candidates_of,
+    excludes_prior_rows,
+    labels_for_shares,
+)
 from pipelines.context import Context
 from pipelines.inputs import JobInputs
 from pipelines.models import ModelRef, Models
@@ -45,9 +50,13 @@ def run_select(ctx: Context, spec: SelectSpec, inputs: JobInputs) -> SelectRun:
     packing = without_dropped(ctx, spec, scans, words)
     pool, target, heldout = tokenise(ctx, spec, packing, words)
     check_size(pool.manifest, spec.selection)
+    sources = labels_for_shares(ctx, spec, pool.manifest)
 
     models = Models(ctx, spec, words)
     prior = models.prior(pool.manifest)
+    seen = models.prior_rows(prior, pool.manifest)
+    if excludes_prior_rows(spec, pool.manifest, seen):
+        check_size(pool.manifest, spec.selection, hidden=sum(map(len, seen.values())))
     conditional = models.conditional(prior, target.manifest)
 
     scoring = PoolScores(ctx, spec, words, pool.manifest)
@@ -61,9 +70,10 @@ def run_select(ctx: Context, spec: SelectSpec, inputs: JobInputs) -> SelectRun:
     if "dsir" in controls:
         scores["dsir"] = scoring.dsir(packing[1].tasks)
     contamination = scoring.contamination(packing[2].tasks)
-    seen = models.prior_rows(prior, pool.manifest)
 
-    candidates = candidates_of(ctx, spec, pool, scores, contamination, prior.fingerprint, seen)
+    candidates = candidates_of(
+        ctx, spec, pool, scores, contamination, prior.fingerprint, seen, sources
+    )
     kept = select(ctx, spec, candidates)
     size = size_of(kept, spec.selection)
     selections = {"color": kept}

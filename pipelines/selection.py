@@ -16,7 +16,7 @@ from stillhouse.fingerprint import fingerprint, sha256
 from stillhouse.reading.readers import open_selection
 from stillhouse.selection.budget import Cut, find_cut, find_weighted_cut, threshold_cut
 from stillhouse.selection.ledger import LEDGER_SCHEMA, Tally
-from stillhouse.selection.quotas import QuotaCut, cut_to_json, find_quota_cut
+from stillhouse.selection.quotas import QuotaCut, cut_to_json, find_quota_cut, named_shares
 from stillhouse.selection.ranking import RULE_VERSION, SCORERS_OF, RankedPart, Rule, scorers_read
 from stillhouse.selection.writing import GroupTask, Member, count_kept, group_parts, write_group
 from stillhouse.spec import SelectionSettings, SelectSpec
@@ -128,30 +128,20 @@ def _cut(
     count = size or _row_budget(pool.tokens, settings)
     if settings.max_share is None and settings.min_share is None:
         return find_cut(dict(enumerate(ranked)), count, run=run)
-    return _quotas(ranked, pool, settings, count, run)
-
-
-def _quotas(
-    ranked: list[RankedPart], pool: Candidates, settings: SelectionSettings, count: int, run: Any
-) -> QuotaCut:
     index = {name: i for i, name in enumerate(pool.sources)}
-    named = [*(settings.max_share if isinstance(settings.max_share, dict) else {})]
-    for name in [*named, *(settings.min_share or {})]:
-        if name not in index:
-            raise BudgetError(f"no source {name!r} in the pool; it has {', '.join(pool.sources)}")
-    share = settings.max_share
     return find_quota_cut(
         {i: partial(part.with_sources, index) for i, part in enumerate(ranked)},
         count,
         names=pool.sources,
-        max_share={index[n]: s for n, s in share.items()} if isinstance(share, dict) else share,
-        min_share={index[n]: s for n, s in (settings.min_share or {}).items()} or None,
+        **named_shares(settings.max_share, settings.min_share, pool.sources),
         run=run,
     )
 
 
-def check_size(tokens: Manifest, settings: SelectionSettings) -> None:
-    """Refuse a selection that is empty or larger than the pool, before models are trained.
+def check_size(tokens: Manifest, settings: SelectionSettings, hidden: int = 0) -> None:
+    """Refuse a selection that is empty or larger than the pool, before the pool is scored.
+
+    `hidden`: rows that are known not to be eligible.
 
     Raises:
         BudgetError: saying what is asked and what is there.
@@ -159,7 +149,13 @@ def check_size(tokens: Manifest, settings: SelectionSettings) -> None:
     if settings.min_score is not None or settings.threshold_from is not None:
         return
     if settings.grain == "sequences":
-        _row_budget(tokens, settings)
+        count, there = _row_budget(tokens, settings), tokens.num_rows - hidden
+        if count > there:
+            raise BudgetError(
+                f"{count:,} sequences asked, but the prior was trained on {hidden:,} of the "
+                f"pool's {tokens.num_rows:,} and they are excluded, {there:,} are left: keep less, "
+                "or set `selection.exclude_prior_rows: false`"
+            )
     elif _token_budget(tokens, settings) > tokens.num_tokens:
         raise BudgetError(
             f"the selection is larger than the pool: {settings.num_tokens:,} tokens asked, "

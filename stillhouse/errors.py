@@ -57,12 +57,6 @@ class ArtifactError(StillhouseError):
     exit_code = 3
 
 
-class VerificationError(StillhouseError):
-    """`verify` found something that is not as its manifest says."""
-
-    exit_code = 3
-
-
 class PartFailedError(StillhouseError):
     """A part kept killing its worker and was given up after its budget of attempts."""
 
@@ -70,7 +64,7 @@ class PartFailedError(StillhouseError):
 
 
 class DivergedError(StillhouseError):
-    """A training loss became NaN or infinite."""
+    """A training loss became NaN or infinite, or leapt up."""
 
     exit_code = 4
 

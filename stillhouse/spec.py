@@ -329,6 +329,12 @@ class SelectSpec(Settings):
             )
         return self
 
+    def to_yaml(self) -> str:
+        """The resolved spec, defaults included."""
+        import yaml
+
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
     @field_validator("storage_options")
     @classmethod
     def _no_secrets(cls, options: dict[str, Any]) -> dict[str, Any]:

@@ -1,10 +1,13 @@
 """What all tests share: libraries held to one thread each, one real local Ray, one small job."""
 
 import json
+import logging
 import os
 import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from uuid import uuid4
 
 import hypothesis
 import pytest
@@ -13,10 +16,18 @@ import pytest
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+# The default of 15 starves Ray's workers on a machine that does anything else.
+os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
 
 # A machine that others use too is no reason to fail.
 hypothesis.settings.register_profile("shared", deadline=None)
 hypothesis.settings.load_profile("shared")
+
+S3_KEYS = {
+    "AWS_ACCESS_KEY_ID": "test",
+    "AWS_SECRET_ACCESS_KEY": "test-secret",
+    "AWS_DEFAULT_REGION": "us-east-1",
+}
 
 
 @pytest.fixture(scope="session")
@@ -64,6 +75,14 @@ def given(finished: dict, tmp_path_factory: pytest.TempPathFactory) -> dict:
     return {name: {"path": str(folder / name)} for name in ("tokenizer", "prior", "conditional")}
 
 
+@pytest.fixture(scope="session")
+def untrained(tmp_path_factory: pytest.TempPathFactory) -> dict:
+    """A tokenizer and models that no training has seen, as sections of a spec: made in a moment."""
+    from small import make_models
+
+    return make_models(tmp_path_factory.mktemp("untrained"))
+
+
 @pytest.fixture
 def reports(capsys: pytest.CaptureFixture[str]):
     """Calls a verb of the command line in this process: (exit code, what `--json` printed)."""
@@ -75,3 +94,85 @@ def reports(capsys: pytest.CaptureFixture[str]):
         return stopped.value.code, json.loads(capsys.readouterr().out)
 
     return call
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    """The endpoint of an S3 server over HTTP; no environment points to it.
+
+    moto's, on loopback; `STILLHOUSE_TEST_S3=URL` takes another one, which accepts `S3_KEYS`.
+    """
+    given = os.environ.get("STILLHOUSE_TEST_S3")
+    if given is not None:
+        yield given
+        return
+    from moto.server import ThreadedMotoServer
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def s3_url(s3_server: str) -> Iterator[str]:
+    """The same; keys and endpoint are in the environment from here on."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in S3_KEYS.items():
+            patch.setenv(name, value)
+        patch.setenv("AWS_ENDPOINT_URL", s3_server)
+        yield s3_server
+
+
+@pytest.fixture
+def bucket(s3_url: str) -> str:
+    """The URI of a new bucket."""
+    import boto3
+
+    name = f"stillhouse-{uuid4().hex[:12]}"
+    boto3.client("s3", endpoint_url=s3_url).create_bucket(Bucket=name)
+    return f"s3://{name}"
+
+
+@pytest.fixture(params=["local", "s3"])
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URI of an empty folder to write into."""
+    if request.param == "local":
+        return str(tmp_path / "store")
+    return request.getfixturevalue("bucket") + "/some/store"
+
+
+@pytest.fixture
+def store(folder: str):
+    """The store in it."""
+    from stillhouse.storage.artifact import Store
+
+    return Store(folder)
+
+
+@pytest.fixture
+def proxied(s3_url: str, monkeypatch: pytest.MonkeyPatch):
+    """A proxy that all S3 requests of the test go through; set its `rule`."""
+    from fault_proxy import FaultProxy
+    from fsspec.config import conf
+
+    from stillhouse.storage.filesystem import use_options
+
+    monkeypatch.setitem(conf, "s3", {})
+    with FaultProxy(s3_url) as proxy:
+        use_options("s3://", {"endpoint_url": proxy.url})
+        yield proxy
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 64 KiB of its own; mounting one takes root."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("may not mount")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)

@@ -102,6 +102,28 @@ def parse(folder, **changes):
     return SelectSpec.model_validate(small_spec(folder, **changes))
 
 
+def make_models(folder):
+    """A tokenizer and two models that no training has seen, as sections of a spec."""
+    from stillhouse.models.causal_lm import build_model, save_model
+    from stillhouse.spec import ModelSettings
+    from stillhouse.text.tokenizer import make_tokenizer, save_pretrained, train_tokenizer
+
+    texts = [" ".join(words) for words in STYLES.values()] * 5
+    tokenizer = make_tokenizer(train_tokenizer(texts, vocab_size=300), None)
+    save_pretrained(tokenizer, str(folder / "tokenizer"), model_max_length=32)
+    shape = ModelSettings(**MODEL)
+    for seed, name in enumerate(("prior", "conditional")):
+        model = build_model(
+            shape,
+            vocab_size=tokenizer.vocab_size,
+            sequence_length=32,
+            seed=seed,
+            eos_id=tokenizer.eos_id,
+        )
+        save_model(model, folder / name)
+    return {n: {"path": str(folder / n)} for n in ("tokenizer", "prior", "conditional")}
+
+
 def write_spec(folder, **changes):
     path = folder / "spec.yaml"
     path.write_text(yaml.safe_dump(small_spec(folder, **changes)))

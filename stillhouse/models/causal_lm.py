@@ -1,9 +1,5 @@
 """Causal language models: made from settings, loaded and saved as transformers folders."""
 
-import hashlib
-import tempfile
-from collections.abc import Generator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +18,9 @@ from stillhouse.errors import ModelError, SpecError
 from stillhouse.models.cpu import Attention, set_attention
 from stillhouse.models.shape import model_uri
 from stillhouse.spec import Dtype, ModelSettings
-from stillhouse.storage.filesystem import join, list_names, open_read, protocol_of, read_bytes
+from stillhouse.storage.folders import local_folder
 
 _VOCAB_MULTIPLE = 64  # tensor cores and vector units want whole tiles
-_DIGEST_BLOCK_BYTES = 1 << 24
 _CONFIGS: dict[str, type[PreTrainedConfig]] = {
     "llama": LlamaConfig,
     "qwen3": Qwen3Config,
@@ -118,7 +113,7 @@ def load_model(
     Raises:
         ModelError: nothing there, or not a causal language model in safetensors.
     """
-    with _local_folder(model_uri(path)) as folder:
+    with local_folder(model_uri(path), (".json", ".safetensors")) as folder:
         try:
             model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
                 folder,
@@ -137,32 +132,6 @@ def load_model(
 def save_model(model: PreTrainedModel, folder: Path) -> None:
     """Write config.json and safetensors; the same weights give the same bytes."""
     model.save_pretrained(folder)
-
-
-def weights_digest(folder: str) -> str:
-    """SHA-256 over the names and contents of config.json and all safetensors files of a folder."""
-    digest = hashlib.sha256()
-    for name in list_names(folder):
-        if name != "config.json" and not name.endswith(".safetensors"):
-            continue
-        digest.update(name.encode() + b"\0")
-        with open_read(join(folder, name)) as stream:
-            while block := stream.read(_DIGEST_BLOCK_BYTES):
-                digest.update(block)
-    return digest.hexdigest()
-
-
-@contextmanager
-def _local_folder(uri: str) -> Generator[Path]:
-    """The folder itself, or a temporary copy of a remote one's JSON and safetensors files."""
-    if protocol_of(uri) == "file":
-        yield Path(uri)
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        for name in list_names(uri):
-            if name.endswith((".json", ".safetensors")):
-                (Path(folder) / name).write_bytes(read_bytes(join(uri, name)))
-        yield Path(folder)
 
 
 def _round_up(number: int, multiple: int) -> int:

@@ -133,11 +133,6 @@ def head_weight(model: PreTrainedModel) -> Tensor:
     return head.weight
 
 
-def scoring_model(model: PreTrainedModel, *, device: torch.device) -> ScoringModel:
-    """A scorer of a model that is being trained, with the defaults of its device."""
-    return ScoringModel(model, dtype=choose_dtype("auto", device))
-
-
 def load_scoring_model(
     path: str, settings: ScoringSettings, *, device: str, gpus: float, threads: int
 ) -> ScoringModel:

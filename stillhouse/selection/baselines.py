@@ -12,7 +12,7 @@ from functools import lru_cache
 from itertools import pairwise
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from stillhouse.text.duplicates import keyed_uniform
 
@@ -71,12 +71,6 @@ def gumbel(keys: NDArray[np.uint64], seed: int) -> NDArray[np.float32]:
 def random_scores(part_fingerprint: str, num_rows: int, seed: int) -> NDArray[np.float32]:
     """Uniform scores for the control `random`, by (part, row, seed): float32[num_rows]."""
     return keyed_uniform(row_keys(part_fingerprint, num_rows), seed).astype(np.float32)
-
-
-def rho_select(model_loss: ArrayLike, irreducible_loss: ArrayLike, select: int) -> NDArray[np.intp]:
-    """The `select` rows of largest model_loss - irreducible_loss, best first; ties by row."""
-    reducible = np.asarray(model_loss) - np.asarray(irreducible_loss)
-    return np.argsort(-reducible, kind="stable")[:select]
 
 
 @lru_cache(maxsize=2**18)

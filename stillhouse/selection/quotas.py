@@ -87,6 +87,30 @@ def find_quota_cut(
 _NOTHING = Cut(math.nan, None, 0)  # no score is at least NaN
 
 
+def named_shares(
+    max_share: float | Mapping[str, float] | None,
+    min_share: Mapping[str, float] | None,
+    names: Sequence[str],
+) -> dict[str, Any]:
+    """The shares of a spec by source index, as `find_quota_cut` takes them.
+
+    Raises:
+        BudgetError: a source that the pool does not have.
+    """
+    index = {name: i for i, name in enumerate(names)}
+
+    def indexed(shares: Mapping[str, float]) -> dict[int, float]:
+        for name in shares:
+            if name not in index:
+                raise BudgetError(f"no source {name!r} in the pool; it has {', '.join(names)}")
+        return {index[name]: share for name, share in shares.items()}
+
+    return {
+        "max_share": indexed(max_share) if isinstance(max_share, Mapping) else max_share,
+        "min_share": indexed(min_share or {}),
+    }
+
+
 def _exact(share: float) -> Fraction:
     """The share as it is written: 0.29 of 100 is 29, though the double is a little less."""
     return Fraction(repr(float(share)))

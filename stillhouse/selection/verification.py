@@ -18,7 +18,13 @@ from stillhouse.errors import ArtifactError
 from stillhouse.fingerprint import sha256
 from stillhouse.reading.readers import Selection
 from stillhouse.selection.budget import Cut, find_cut, find_weighted_cut
-from stillhouse.selection.quotas import QuotaCut, cut_from_json
+from stillhouse.selection.quotas import (
+    QuotaCut,
+    cut_from_json,
+    cut_to_json,
+    find_quota_cut,
+    named_shares,
+)
 from stillhouse.selection.ranking import REASONS, PartScores, RankedPart, Rule, scorers_read
 from stillhouse.storage.artifact import Manifest, Store, read_table
 from stillhouse.storage.filesystem import join, list_names, read_bytes
@@ -135,17 +141,30 @@ class Verifier:
     def check_cut(self) -> None:
         """The cut again from the stored scores: the rows it keeps must be the manifest's."""
         cut = cut_from_json(self.selection.manifest.totals["cut"])
-        if isinstance(cut, QuotaCut) or cut.part is None:
-            return
+        if isinstance(cut, Cut) and cut.part is None:
+            return  # a threshold: nothing was searched for
         parts = dict(enumerate(self.ranked()))
-        if self.settings["grain"] == "documents":
+        again: Cut | QuotaCut
+        if isinstance(cut, QuotaCut):
+            again = self._quota_cut(parts)
+        elif self.settings["grain"] == "documents":
             weighted = {index: part.weighted for index, part in parts.items()}
             again = find_weighted_cut(weighted, self.selection.num_tokens)
         else:
             again = find_cut(parts, self.selection.num_rows)
         self.findings.checked["cuts"] += 1
-        if again != cut:
+        if cut_to_json(again) != cut_to_json(cut):
             self.findings.problem(f"the stored scores give the cut {again}, the manifest has {cut}")
+
+    def _quota_cut(self, parts: dict[int, RankedPart]) -> QuotaCut:
+        names: list[str] = self.selection.manifest.totals["source_names"]
+        index = {name: i for i, name in enumerate(names)}
+        return find_quota_cut(
+            {i: partial(part.with_sources, index) for i, part in parts.items()},
+            self.selection.num_rows,
+            names=names,
+            **named_shares(self.settings["max_share"], self.settings["min_share"], names),
+        )
 
     def check_fates(self) -> None:
         """Every row of the pool: kept or dropped as the ledger says, kept ones unchanged."""

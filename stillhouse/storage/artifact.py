@@ -149,18 +149,6 @@ class Store:
         stands = create_or_adopt(self._receipt_uri(kind, receipt.task), data)
         return _parse_receipt(stands, kind, receipt.task)
 
-    def get_receipt(self, kind: str, task: str) -> Receipt:
-        """The receipt of a finished task.
-
-        Raises:
-            ArtifactError: missing or broken.
-        """
-        uri = self._receipt_uri(kind, task)
-        try:
-            return _parse_receipt(read_bytes(uri), kind, task)
-        except FileNotFoundError as error:
-            raise ArtifactError(f"no receipt at {uri}: the task is not finished") from error
-
     def _receipt_uri(self, kind: str, task: str) -> str:
         return self.path(kind, "receipts", f"{task}.json")
 

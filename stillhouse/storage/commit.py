@@ -20,7 +20,7 @@ from stillhouse.storage.filesystem import (
     protocol_of,
     read_bytes,
 )
-from stillhouse.storage.retries import explain, with_retries
+from stillhouse.storage.retries import explain, s3_code, with_retries
 
 MARKER = "store.json"
 _MARKER_CONTENT = b'{"store_version":1}'
@@ -72,9 +72,8 @@ def _create_remote(fs: Any, path: str, data: bytes, uri: str) -> bool:
 
 
 def _precondition_failed(error: OSError) -> bool:
-    """S3's 412 from servers that do not say which condition failed; s3fs keeps their answer."""
-    response: dict[str, Any] = getattr(error.__cause__, "response", {})
-    return response.get("Error", {}).get("Code") in {"PreconditionFailed", "412"}
+    """S3's 412 from servers that do not say which condition failed."""
+    return s3_code(error) in {"PreconditionFailed", "412"}
 
 
 def _create_local(path: Path, data: bytes) -> bool:

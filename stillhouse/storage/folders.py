@@ -2,7 +2,8 @@
 
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -45,23 +46,15 @@ def put_folder(
     return store.put_manifest(manifest)
 
 
-class LocalCopy:
-    """A folder as a local path for as long as the `with` block lasts: a URI is downloaded."""
-
-    def __init__(self, uri: str) -> None:
-        self._uri = uri
-        self._temporary: tempfile.TemporaryDirectory[str] | None = None
-
-    def __enter__(self) -> Path:
-        if protocol_of(self._uri) == "file":
-            return Path(self._uri)
-        self._temporary = tempfile.TemporaryDirectory()
-        folder = Path(self._temporary.name)
-        for name in list_names(self._uri):
-            with open_read(join(self._uri, name)) as there, open(folder / name, "wb") as here:
-                shutil.copyfileobj(there, here, _BLOCK)
-        return folder
-
-    def __exit__(self, *_: object) -> None:
-        if self._temporary is not None:
-            self._temporary.cleanup()
+@contextmanager
+def local_folder(uri: str, suffixes: tuple[str, ...] = ("",)) -> Generator[Path]:
+    """The folder itself, or a temporary copy of those files of a remote one with such names."""
+    if protocol_of(uri) == "file":
+        yield Path(uri)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        for name in list_names(uri):
+            if name.endswith(suffixes):
+                with open_read(join(uri, name)) as there, open(Path(folder, name), "wb") as here:
+                    shutil.copyfileobj(there, here, _BLOCK)
+        yield Path(folder)

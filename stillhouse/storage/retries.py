@@ -8,7 +8,7 @@ import errno
 import random
 import time
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from stillhouse.errors import StillhouseError, StorageError
 
@@ -27,6 +27,7 @@ _FINAL_ERRNO = {
     errno.ELOOP,
     errno.EREMCHG,  # s3fs: the bucket is in another region
 }
+_WRONG_REGION = {"AuthorizationHeaderMalformed", "IllegalLocationConstraintException"}
 _FINAL_NAMES = {"NoCredentialsError", "ProfileNotFound", "ParamValidationError"}
 
 
@@ -77,8 +78,16 @@ def explain(error: Exception, what: str) -> str:
     return f"{what} failed: {said}" + (f" ({hint})" if hint else "")
 
 
+def s3_code(error: Exception) -> str | None:
+    """What an S3 server called the error; s3fs keeps its answer as the cause."""
+    response: dict[str, Any] = getattr(error.__cause__, "response", {})
+    return response.get("Error", {}).get("Code")
+
+
 def _hint(error: Exception) -> str:
     code = error.errno if isinstance(error, OSError) else None
+    if code == errno.EREMCHG or s3_code(error) in _WRONG_REGION:
+        return "the bucket is in another region: set AWS_REGION or `storage_options`"
     if isinstance(error, PermissionError):
         return "no access: check the credentials and the permissions of the path"
     if code in {errno.ENOSPC, errno.EDQUOT}:
@@ -87,8 +96,6 @@ def _hint(error: Exception) -> str:
         return "read-only: give another `store`"
     if isinstance(error, FileNotFoundError):
         return "there is no such bucket: make it or give another `store`"
-    if code == errno.EREMCHG:
-        return "the bucket is in another region: set AWS_REGION or `storage_options`"
     if type(error).__name__ in {"NoCredentialsError", "ProfileNotFound"}:
         return "set AWS_PROFILE, AWS_ACCESS_KEY_ID or another of the standard sources"
     if type(error).__name__ in {"EndpointConnectionError", "ConnectTimeoutError"}:

@@ -25,6 +25,7 @@ from stillhouse.storage.filesystem import open_read
 Format = Literal["parquet", "jsonl", "text"]
 SUFFIXES: dict[str, Format] = {
     ".parquet": "parquet",
+    ".pq": "parquet",
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
     ".json": "jsonl",
@@ -33,7 +34,6 @@ SUFFIXES: dict[str, Format] = {
     ".rst": "text",
 }
 _COMPRESSIONS = (".gz", ".zst")
-LISTED_SUFFIXES = tuple(s + c for s in SUFFIXES for c in ("", *_COMPRESSIONS))
 _KEYS_CHARS = 200
 _BATCH_ROWS = 256
 _READ_BYTES = 1 << 20
@@ -49,6 +49,16 @@ class Record:
     id: Any = None
     source: Any = None
     broken: str | None = None
+
+
+def listed_suffixes(wanted: Format | Literal["auto"]) -> tuple[str, ...]:
+    """The suffixes of the files that a folder is read for: those of one format, or of all.
+
+    A plain `.json` beside data is mostly about them; it is read where a path or glob names it.
+    """
+    suffixes = [name for name, kind in SUFFIXES.items() if wanted in ("auto", kind)]
+    listed = [s + c for s in suffixes for c in ("", *_COMPRESSIONS)]
+    return tuple(suffix for suffix in listed if suffix != ".json")
 
 
 def format_of(uri: str, settings: DataSource) -> Format:

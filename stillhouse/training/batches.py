@@ -10,20 +10,36 @@ from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)
+class TokenSources:
+    """Whose the tokens of a batch are: `codes` int32 [B, T] are indices into `names`."""
+
+    codes: NDArray[np.int32]
+    names: tuple[str, ...]
+
+    def present(self) -> list[str]:
+        """The sources that own a token, sorted."""
+        return sorted(self.names[i] for i in np.unique(self.codes))
+
+
+@dataclass(frozen=True, slots=True)
 class Batch:
-    """One global batch.
+    """One global batch, or a worker's share of it.
 
     Attributes:
         input_ids: int64 [B, T], on the CPU.
         samples: int64 [B, 2], part and row of each sequence.
+        sources: of every token, where they are known.
     """
 
     input_ids: Tensor
     samples: NDArray[np.int64]
+    sources: TokenSources | None = None
 
 
 class BatchSource(Protocol):
-    """An endless, ordered stream of global batches that can be continued anywhere."""
+    """An endless, ordered stream of global batches (a worker's rows of them) that can be
+    continued anywhere.
+    """
 
     def next_batch(self) -> Batch:
         """The next batch; always of the same shape."""

@@ -21,10 +21,15 @@ _MIN_CHUNK = 64
 
 
 class LossValue(NamedTuple):
-    """What a step minimises, and the mean NLL in nats that is reported; both scalars."""
+    """What a step minimises, and the mean NLL in nats that is reported; both scalars.
+
+    `token_nll` float32 [B, T-1], where the loss has it, is what training losses by source are
+    made of; column t-1 belongs to position t.
+    """
 
     objective: Tensor
     nll: Tensor
+    token_nll: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,25 +44,31 @@ class NextTokenLoss:
         head: Any = model.get_output_embeddings()
         hidden = body(input_ids=input_ids, use_cache=False).last_hidden_state[:, :-1].flatten(0, 1)
         kind = hidden.device.type
+        learning = torch.is_grad_enabled()
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
         with torch.autocast(kind, enabled=False):
-            objective, nll = _ChunkedCrossEntropy.apply(
-                hidden.to(dtype), head.weight, input_ids[:, 1:].flatten(), self.z_loss
+            objective, nll, token_nll = _ChunkedCrossEntropy.apply(
+                hidden.to(dtype),
+                head.weight,
+                input_ids[:, 1:].flatten(),
+                self.z_loss,
+                learning,
             )  # pyright: ignore[reportGeneralTypeIssues]
-        return LossValue(objective, nll)
+        return LossValue(objective, nll, token_nll.view(len(input_ids), -1))
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
-    """hidden [n, H], weight [V, H], targets [n] -> objective and NLL, float32 scalars."""
+    """hidden [n, H], weight [V, H], targets [n] -> objective, NLL (scalars) and NLLs [n]."""
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, z_loss: float
-    ) -> tuple[Tensor, Tensor]:
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, z_loss: float, learning: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
         head = weight.detach().to(hidden.dtype)
         chunk = max(_MIN_CHUNK, _CHUNK_LOGITS[hidden.device.type] // len(head))
         hidden_grad = torch.empty_like(hidden)
         head_grad = torch.zeros_like(weight, dtype=torch.float32)
+        token_nll = hidden.new_empty(len(hidden), dtype=torch.float32)
         nll, squares = hidden.new_zeros(2, dtype=torch.float32)
         for start in range(0, len(hidden), chunk):
             part = slice(start, start + chunk)
@@ -66,9 +77,12 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             target_logit = logits.gather(1, target)
             log_probs = logits.log_softmax(-1)
             losses = -log_probs.gather(1, target)
+            token_nll[part] = losses[:, 0]
             z = losses + target_logit
             nll += losses.sum()
             squares += z.square().sum()
+            if not learning:
+                continue
             grad = log_probs.exp_().mul_((1 + 2 * z_loss * z) / len(hidden))
             grad.scatter_add_(1, target, torch.full_like(losses, -1 / len(hidden)))
             grad = grad.to(hidden.dtype)
@@ -76,10 +90,10 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             head_grad += grad.t() @ hidden[part]
         ctx.save_for_backward(hidden_grad, head_grad)
         nll, squares = nll / len(hidden), squares / len(hidden)
-        ctx.mark_non_differentiable(nll)
-        return nll + z_loss * squares, nll
+        ctx.mark_non_differentiable(nll, token_nll)
+        return nll + z_loss * squares, nll, token_nll
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         hidden_grad, head_grad = ctx.saved_tensors
-        return hidden_grad * grads[0], head_grad * grads[0], None, None
+        return hidden_grad * grads[0], head_grad * grads[0], None, None, None

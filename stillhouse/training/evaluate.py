@@ -2,16 +2,23 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stillhouse.models.scoring import ScoringModel
 from stillhouse.selection.color import piece_sums
 from stillhouse.text.pieces import Pieces
 
 _BLOCK = 4096  # sequences whose token losses are held at once
+
+
+class TokenLosses(Protocol):
+    """A `ScoringModel`, or the `Trainer` of a model."""
+
+    def token_nll(self, input_ids: NDArray[Any]) -> NDArray[np.float32]:
+        """NLL in nats: integers [N, T] -> float32 [N, T-1]."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,14 +29,14 @@ class SourceLoss:
     num_tokens: int
 
 
-def heldout_nll(model: ScoringModel, input_ids: NDArray[Any]) -> float:
+def heldout_nll(model: TokenLosses, input_ids: NDArray[Any]) -> float:
     """Mean NLL over all predicted tokens of integers [N, T], summed in float64. N >= 1."""
     total = sum(float(losses.sum(dtype=np.float64)) for losses in _blocks(model, input_ids))
     return total / (len(input_ids) * (input_ids.shape[1] - 1))
 
 
 def source_nll(
-    model: ScoringModel, input_ids: NDArray[Any], pieces: Pieces
+    model: TokenLosses, input_ids: NDArray[Any], pieces: Pieces
 ) -> dict[str, SourceLoss]:
     """Held-out loss by source: a predicted token belongs to the piece that owns its position.
 
@@ -47,6 +54,6 @@ def source_nll(
     }
 
 
-def _blocks(model: ScoringModel, input_ids: NDArray[Any]) -> Iterator[NDArray[np.float32]]:
+def _blocks(model: TokenLosses, input_ids: NDArray[Any]) -> Iterator[NDArray[np.float32]]:
     for start in range(0, len(input_ids), _BLOCK):
         yield model.token_nll(input_ids[start : start + _BLOCK])

@@ -4,10 +4,12 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from time import perf_counter
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from stillhouse.errors import DivergedError
@@ -15,17 +17,41 @@ from stillhouse.models.causal_lm import choose_dtype
 from stillhouse.models.cpu import set_attention, use_onednn_for_float32
 from stillhouse.models.scoring import head_weight
 from stillhouse.spec import Optimisation
-from stillhouse.training.batches import BatchSource
+from stillhouse.training.batches import Batch, BatchSource
 from stillhouse.training.cross_entropy import LossValue, NextTokenLoss
+from stillhouse.training.divergence import LossGuard
+from stillhouse.training.evaluate import SourceLoss
+from stillhouse.training.group import WorkerGroup, layers_of, reshard, shard, whole
 from stillhouse.training.optimisation import learning_rate, make_optimizer
-from stillhouse.training.state import TrainingState, pack_state, unpack_state
+from stillhouse.training.order import NO_SAMPLES, chain
+from stillhouse.training.source_loss import SourceTally
+from stillhouse.training.state import (
+    Snapshot,
+    TrainingState,
+    pack_state,
+    put_snapshot,
+    take_snapshot,
+    unpack_state,
+)
+from stillhouse.training.throughput import device_peak, training_flops
 
 Loss = Callable[[PreTrainedModel, Tensor], LossValue]
 
 
 @dataclass(frozen=True, slots=True)
 class StepRecord:
-    """One step. `step` counts from 1, `tokens` all tokens so far, `loss` is the NLL in nats."""
+    """One step of all workers.
+
+    Attributes:
+        step: counts from 1.
+        tokens: all tokens so far.
+        loss: mean NLL in nats.
+        tokens_per_s: of all workers.
+        seconds: the step took.
+        data_wait_s: of these, this worker waited for data.
+        micro_batch: sequences a forward pass; smaller than it was after an out-of-memory.
+        mfu: model FLOPs utilisation, where the device's peak is known.
+    """
 
     step: int
     tokens: int
@@ -33,6 +59,10 @@ class StepRecord:
     learning_rate: float
     grad_norm: float
     tokens_per_s: float
+    seconds: float
+    data_wait_s: float
+    micro_batch: int
+    mfu: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,15 +77,41 @@ class TrainResult:
         return [record.loss for record in self.records]
 
 
+class _Sums(NamedTuple):
+    """Of a worker's rows: their part of the mean NLL, and the NLL of each token [B, T-1]."""
+
+    nll: Tensor
+    token_nll: Tensor | None
+
+
+class _LossModule(nn.Module):
+    """Model and loss as one module: FSDP2 gathers what both need around its forward."""
+
+    def __init__(self, model: PreTrainedModel, loss: Loss) -> None:
+        super().__init__()
+        self.model, self.loss = model, loss
+
+    def forward(self, input_ids: Tensor) -> LossValue:
+        return self.loss(self.model, input_ids)
+
+
 class Trainer:
     """Trains a model in place. Its state is the whole training: `state_dict`, `load_state_dict`.
 
-    On the CPU, the same inputs and thread count give the same bits, resumed or not.
+    On the CPU, the same inputs and thread count give the same bits, resumed or not. With several
+    workers each has a trainer, whose source gives it its rows of every global batch; their losses
+    are those of one worker up to float32's rounding.
+
+    Running out of memory halves the micro-batch for good, where the model is not sharded; the
+    global batch stays.
 
     Args:
-        model: float32 weights; moved to `device`.
+        model: float32 weights, the same on all workers; moved to `device`.
         loss: maps model and input_ids [b, T] to means over b * (T-1) tokens; default
             `NextTokenLoss(settings.z_loss)`.
+        group: the workers.
+        activation_checkpointing: keep layers' inputs alone, compute the rest again in backward.
+        stop_on_explosion: stop also where the loss leaps up (`LossGuard`).
 
     Raises:
         ModelError: as `head_weight`, with the default loss.
@@ -70,6 +126,9 @@ class Trainer:
         device: torch.device,
         num_steps: int,
         loss: Loss | None = None,
+        group: WorkerGroup | None = None,
+        activation_checkpointing: bool = False,
+        stop_on_explosion: bool = False,
     ) -> None:
         model.to(device)  # pyright: ignore[reportArgumentType]
         set_attention(model, "auto", device)
@@ -79,69 +138,205 @@ class Trainer:
             head_weight(model)
         self._model, self._source, self._settings = model, source, settings
         self._device, self._num_steps = device, num_steps
-        self._loss = loss or NextTokenLoss(settings.z_loss)
+        self._group = group or WorkerGroup()
+        self._loss = _LossModule(model, loss or NextTokenLoss(settings.z_loss))
         self._dtype = choose_dtype(settings.dtype, device)
-        self._optimizer = make_optimizer(model, settings)
+        self._micro_batch = settings.micro_batch
+        self._guard = LossGuard() if stop_on_explosion else None
+        self._tally = SourceTally()
         self._step = self._tokens = 0
-        if settings.compile == "on" or (settings.compile == "auto" and device.type == "cuda"):
+        self._chain = NO_SAMPLES
+        self._peak = device_peak(device, self._dtype)
+        if activation_checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        compiled = settings.compile == "on" or (
+            settings.compile == "auto" and device.type == "cuda"
+        )
+        if self._group.sharded:
+            for layer in layers_of(model) if compiled else ():
+                layer.compile(dynamic=False)
+            shard(self._loss, layers_of(model), device)
+        elif compiled:
             model.base_model.compile(dynamic=False)
+        self._optimizer = make_optimizer(model, settings)
+
+    @property
+    def order_sha256(self) -> str:
+        """The chain over the samples of all steps so far (`stillhouse.training.order.chain`)."""
+        return self._chain.hex()
 
     def step(self) -> StepRecord:
         """One optimiser step on the next global batch.
 
         Raises:
-            DivergedError: loss or gradient norm is NaN or infinite.
+            DivergedError: loss or gradient norm is NaN or infinite, or the loss exploded.
+            torch.OutOfMemoryError, MemoryError: with a single sequence, or a sharded model.
         """
         started = perf_counter()
         rate = learning_rate(self._step, self._num_steps, self._settings)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
-        input_ids = self._source.next_batch().input_ids.to(self._device, non_blocking=True)
-        loss = self._accumulate(input_ids)
+        batch = self._source.next_batch()
+        waited = perf_counter() - started
+        rows = self._group.batch_rows(len(batch.input_ids))
+        sums = self._accumulate(batch.input_ids.to(self._device, non_blocking=True), rows)
+        self._group.sum_gradients(self._model.parameters())
         norm = torch.nn.utils.clip_grad_norm_(
             self._model.parameters(), self._settings.max_grad_norm
         )
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         self._step += 1
-        self._tokens += input_ids.numel()
-        values = torch.stack([loss, norm]).tolist()  # the step's only wait for the device
-        if not all(map(math.isfinite, values)):
-            raise DivergedError(
-                f"step {self._step} of {self._num_steps}: loss {values[0]}, gradient norm "
-                f"{values[1]} at learning rate {rate:.3g}: lower `learning_rate` or raise `warmup`"
-            )
-        speed = input_ids.numel() / (perf_counter() - started)
-        return StepRecord(self._step, self._tokens, values[0], rate, values[1], speed)
+        num_tokens = sum(rows) * batch.input_ids.shape[1]
+        self._tokens += num_tokens
+        self._chain = chain(self._chain, self._group.gather_samples(batch.samples))
+        loss, size = torch.stack([self._group.total(sums.nll), whole(norm)]).tolist()
+        # the line above is the step's only wait for the device
+        if batch.sources is not None and sums.token_nll is not None:
+            self._tally.add(sums.token_nll.cpu().numpy(), batch.sources)
+        self._check(loss, size, rate, batch)
+        seconds = perf_counter() - started
+        return StepRecord(
+            step=self._step,
+            tokens=self._tokens,
+            loss=loss,
+            learning_rate=rate,
+            grad_norm=size,
+            tokens_per_s=num_tokens / seconds,
+            seconds=seconds,
+            data_wait_s=waited,
+            micro_batch=self._micro(rows),
+            mfu=self._mfu(num_tokens / seconds, batch.input_ids.shape[1]),
+        )
 
-    def _accumulate(self, input_ids: Tensor) -> Tensor:
-        """Gradients of the mean over the global batch [B, T]; returns the mean NLL."""
+    def _accumulate(self, input_ids: Tensor, rows: list[int]) -> _Sums:
+        """Gradients of the mean over the global batch, from this worker's rows [b, T]."""
+        while True:
+            try:
+                return self._backward(input_ids, rows)
+            except (torch.OutOfMemoryError, MemoryError) as error:
+                if self._group.sharded or self._micro(rows) == 1:
+                    error.add_note(
+                        f"step {self._step + 1} with {self._micro(rows)} sequences a forward pass: "
+                        "lower `micro_batch`, or set `activation_checkpointing`"
+                    )
+                    raise
+            self._optimizer.zero_grad(set_to_none=True)
+            self._micro_batch = -(-self._micro(rows) // 2)
+            if self._device.type == "cuda":
+                torch.cuda.empty_cache()
+
+    def _micro(self, rows: list[int]) -> int:
+        """Sequences a forward pass."""
+        return min(self._micro_batch or max(rows), max(rows))
+
+    def _backward(self, input_ids: Tensor, rows: list[int]) -> _Sums:
         self._model.train()
         total = torch.zeros((), device=self._device)
-        for micro in input_ids.split(self._settings.micro_batch or len(input_ids)):
-            share = len(micro) / len(input_ids)
-            with torch.autocast(
-                self._device.type, self._dtype, enabled=self._dtype != torch.float32
-            ):
-                value = self._loss(self._model, micro)
-            (value.objective * share).backward()
+        token_nll: list[Tensor] = []
+        micro_batches = input_ids.split(self._micro(rows))
+        for micro in micro_batches:
+            share = len(micro) / sum(rows)
+            value = self._forward(micro)
+            (value.objective * (share * self._group.gradient_factor)).backward()
             total += value.nll.detach() * share
-        return total
+            if value.token_nll is not None:
+                token_nll.append(value.token_nll.detach())
+        if self._group.sharded:  # all workers gather its layers together: keep step with them
+            for _ in range(len(micro_batches), -(-max(rows) // self._micro(rows))):
+                (self._forward(input_ids[:1]).objective * 0).backward()
+        return _Sums(total, torch.cat(token_nll) if token_nll else None)
 
-    def state_dict(self) -> TrainingState:
-        """Weights, moments, step and the place in the stream."""
+    def _forward(self, micro: Tensor) -> LossValue:
+        with torch.autocast(self._device.type, self._dtype, enabled=self._dtype != torch.float32):
+            return self._loss(micro)
+
+    def _check(self, loss: float, norm: float, rate: float, batch: Batch) -> None:
+        """Stop a training that went wrong; the same on all workers."""
+        exploded = self._guard is not None and self._guard.exploded(loss)
+        if not exploded and math.isfinite(loss) and math.isfinite(norm):
+            return
+        mine = batch.sources.present() if batch.sources is not None else []
+        sources = sorted({name for names in self._group.gather(mine) for name in names})
+        mean = f" after a mean of {self._guard.mean:.3g}" if self._guard is not None else ""
+        raise DivergedError(
+            f"step {self._step} of {self._num_steps}: loss {loss}{mean}, gradient norm {norm} at "
+            f"learning rate {rate:.3g}: lower `learning_rate` or raise `warmup`"
+            + (f" (sources in the batch: {', '.join(sources)})" if sources else "")
+        )
+
+    def _mfu(self, tokens_per_s: float, sequence_length: int) -> float | None:
+        if self._peak is None:
+            return None
+        flops = training_flops(self._model.config.to_dict(), sequence_length)
+        return None if flops is None else flops * tokens_per_s / (self._group.size * self._peak)
+
+    @torch.no_grad()
+    def token_nll(self, input_ids: NDArray[Any]) -> NDArray[np.float32]:
+        """NLL of each predicted token: integers [N, T] -> float32 [N, T-1], on all workers alike.
+
+        Each worker does its share, so all of them have to ask. The loss has to give `token_nll`.
+        """
+        self._model.eval()
+        share = -(-len(input_ids) // self._group.size)
+        first = self._group.rank * share
+        mine = np.arange(first, first + share) % len(input_ids)  # the last ones may be filled up
+        ids = torch.from_numpy(input_ids[mine].astype(np.int64))
+        size = self._micro_batch or self._settings.global_batch
+        values = [self._forward(micro.to(self._device)).token_nll for micro in ids.split(size)]
+        if self._group.sharded:
+            reshard(self._loss)
+        found = torch.cat([value for value in values if value is not None]).cpu()
+        return self._group.gather_blocks(found)[: len(input_ids)].numpy()
+
+    def take_source_losses(self) -> dict[str, SourceLoss]:
+        """Training losses by source since this was last asked for; all workers ask together.
+
+        Empty where the batches do not tell their sources, or the loss not its tokens.
+        """
+        return self._tally.take(self._group)
+
+    def snapshot(self) -> Snapshot:
+        """Weights, moments, step and the place in the stream; tensors on the first worker alone.
+
+        Workers of a sharded training ask together.
+        """
+        chosen = self._settings.micro_batch
         progress: dict[str, Any] = {
             "step": self._step,
             "tokens": self._tokens,
             "source": self._source.state_dict(),
+            "order_sha256": self.order_sha256,
+            "halved_to": None if self._micro_batch == chosen else self._micro_batch,
+            "guard": None if self._guard is None else self._guard.state_dict(),
         }
-        return pack_state(self._model, self._optimizer, progress)
+        if self._group.rank and not self._group.sharded:
+            return Snapshot({}, progress)
+        keep = self._group.rank == 0
+        return take_snapshot(self._model, self._optimizer, progress, keep=keep)
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Go on from a snapshot of a training with the same model and settings.
+
+        The number of workers, and whether the model is sharded, may differ. A micro-batch that
+        was halved stays so.
+        """
+        put_snapshot(snapshot, self._model, self._optimizer)
+        progress = snapshot.progress
+        self._step, self._tokens = progress["step"], progress["tokens"]
+        self._chain = bytes.fromhex(progress["order_sha256"])
+        if self._guard is not None and progress["guard"] is not None:
+            self._guard.load_state_dict(progress["guard"])
+        self._micro_batch = progress["halved_to"] or self._micro_batch
+        self._source.load_state_dict(progress["source"])
+
+    def state_dict(self) -> TrainingState:
+        """The snapshot as bytes."""
+        return pack_state(self.snapshot())
 
     def load_state_dict(self, state: TrainingState) -> None:
-        """Go on from a state of a training with the same model and settings."""
-        progress = unpack_state(state, self._model, self._optimizer)
-        self._step, self._tokens = progress["step"], progress["tokens"]
-        self._source.load_state_dict(progress["source"])
+        """Go on from the bytes of a training with the same model and settings."""
+        self.restore(unpack_state(state))
 
 
 def train(

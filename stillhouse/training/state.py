@@ -1,4 +1,4 @@
-"""A training's whole state as bytes: tensors as safetensors, the rest as JSON. No pickle."""
+"""A training's whole state: tensors as safetensors, the rest as JSON. No pickle."""
 
 import json
 from dataclasses import dataclass
@@ -8,8 +8,10 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-_WEIGHT = "model."
-_MOMENT = "optimizer."
+from stillhouse.training.group import like, whole
+
+WEIGHT = "model."
+MOMENT = "optimizer."
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,31 +22,67 @@ class TrainingState:
     progress: bytes
 
 
-def pack_state(
-    model: nn.Module, optimizer: torch.optim.Optimizer, progress: dict[str, Any]
-) -> TrainingState:
-    """The state of a training between two steps. Shared weights are kept once."""
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The same in memory: copies on the CPU that training no longer touches.
+
+    Attributes:
+        tensors: `model.<parameter>` and `optimizer.<moment>.<parameter>`, whole where they are
+            sharded; shared weights are there once.
+        progress: JSON values.
+    """
+
+    tensors: dict[str, Tensor]
+    progress: dict[str, Any]
+
+
+def take_snapshot(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    progress: dict[str, Any],
+    *,
+    keep: bool = True,
+) -> Snapshot:
+    """The state between two steps. Workers of a sharded training call it together.
+
+    Args:
+        model, optimizer: as they train.
+        progress: JSON values beside them.
+        keep: copy the tensors; a worker that only helps to gather them does not.
+    """
     tensors: dict[str, Tensor] = {}
+
+    def put(name: str, tensor: Tensor) -> None:
+        full = whole(tensor.detach())
+        if keep:
+            tensors[name] = full.to("cpu", copy=True).contiguous()
+
     for name, parameter in model.named_parameters():
-        tensors[_WEIGHT + name] = parameter.detach()
+        put(WEIGHT + name, parameter)
         for key, value in optimizer.state.get(parameter, {}).items():
-            tensors[f"{_MOMENT}{key}.{name}"] = value
-    on_cpu = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
-    return TrainingState(save(on_cpu), json.dumps(progress, sort_keys=True).encode())
+            put(f"{MOMENT}{key}.{name}", value)
+    return Snapshot(tensors, progress)
 
 
-def unpack_state(
-    state: TrainingState, model: nn.Module, optimizer: torch.optim.Optimizer
-) -> dict[str, Any]:
-    """Put weights and moments back; returns the progress."""
-    tensors = load(state.tensors)
-    optimizer.state.clear()
-    for name, parameter in model.named_parameters():
-        with torch.no_grad():
-            parameter.copy_(tensors.pop(_WEIGHT + name))
+def put_snapshot(snapshot: Snapshot, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Put weights and moments back, sharded where the model is."""
     parameters = dict(model.named_parameters())
-    for full_name, tensor in tensors.items():
-        key, name = full_name.removeprefix(_MOMENT).split(".", 1)
-        parameter = parameters[name]
-        optimizer.state[parameter][key] = tensor.to(parameter.device)
-    return json.loads(state.progress)
+    optimizer.state.clear()
+    for name, parameter in parameters.items():
+        with torch.no_grad():
+            parameter.copy_(like(snapshot.tensors[WEIGHT + name], parameter))
+    for full_name, tensor in snapshot.tensors.items():
+        if full_name.startswith(MOMENT):
+            key, name = full_name.removeprefix(MOMENT).split(".", 1)
+            optimizer.state[parameters[name]][key] = like(tensor, parameters[name]).clone()
+
+
+def pack_state(snapshot: Snapshot) -> TrainingState:
+    """The snapshot as bytes; equal snapshots give equal ones."""
+    progress = json.dumps(snapshot.progress, sort_keys=True).encode()
+    return TrainingState(save(snapshot.tensors), progress)
+
+
+def unpack_state(state: TrainingState) -> Snapshot:
+    """The snapshot in these bytes."""
+    return Snapshot(load(state.tensors), json.loads(state.progress))

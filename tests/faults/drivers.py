@@ -14,11 +14,7 @@ from uuid import uuid4
 
 import boto3
 import yaml
-from small import STYLES, small_spec
-
-from stillhouse.models.causal_lm import build_model, save_model
-from stillhouse.spec import ModelSettings
-from stillhouse.text.tokenizer import make_tokenizer, save_pretrained, train_tokenizer
+from small import small_spec
 
 STILLHOUSE = str(Path(sys.executable).with_name("stillhouse"))
 SECRET = "marked-secret-that-nobody-writes-down"
@@ -29,24 +25,6 @@ KEYS = {
 }
 SAME_BYTES = ("scans/parts", "drops/parts", "tokens/parts", "scores/parts", "selections")
 PATIENCE_S = 280
-
-
-def make_models(folder):
-    """A tokenizer and two models that no training has seen, as sections of a spec."""
-    texts = [" ".join(words) for words in STYLES.values()] * 5
-    tokenizer = make_tokenizer(train_tokenizer(texts, vocab_size=300), None)
-    save_pretrained(tokenizer, str(folder / "tokenizer"), model_max_length=32)
-    shape = ModelSettings(hidden_size=32, num_layers=1)
-    for seed, name in enumerate(("prior", "conditional")):
-        model = build_model(
-            shape,
-            vocab_size=tokenizer.vocab_size,
-            sequence_length=32,
-            seed=seed,
-            eos_id=tokenizer.eos_id,
-        )
-        save_model(model, folder / name)
-    return {n: {"path": str(folder / n)} for n in ("tokenizer", "prior", "conditional")}
 
 
 @dataclass

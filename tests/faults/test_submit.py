@@ -11,8 +11,8 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from drivers import STILLHOUSE, make_models
-from small import make_world, write_shard, write_spec
+from drivers import STILLHOUSE
+from small import make_models, make_world, write_shard, write_spec
 
 from stillhouse import open_selection
 

@@ -11,7 +11,7 @@ from small import Quiet, parse, write_shard
 
 from jobs.prune import prune_store
 from jobs.publish import names_of, owner
-from jobs.run import run_job, run_name, spec_yaml
+from jobs.run import run_job, run_name
 from pipelines.given import given_identity
 from pipelines.inputs import list_job_inputs, open_job_inputs
 from stillhouse import open_selection
@@ -35,7 +35,7 @@ def finish(spec, word):
     inputs = open_job_inputs(store, spec, list_job_inputs(spec))
     name = run_name(spec, inputs, given_identity(store, spec, remember=True))
     record = RunRecord(store, name)
-    record.start(spec_yaml(spec), spec.job)
+    record.start(spec.to_yaml(), spec.job)
     made = {"run": record.uri, "selection_fingerprint": put_selection(store, word), "work": {}}
     record.put_result(made)
     record.finish("done")

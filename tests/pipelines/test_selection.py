@@ -112,7 +112,9 @@ def test_shares_by_name_are_exact(kept):
     selection = kept(num_tokens=3200, max_share={"sea": 0.5}, min_share={"law": 0.21})
     found = rows_by_source(selection)
     assert (found["sea"], found["law"], sum(found.values())) == (50, 21, 100)
-    assert verify_selection(selection.uri, 4)["problems"] == []
+    verified = verify_selection(selection.uri, 4)
+    assert verified["problems"] == []
+    assert verified["checked"]["cuts"] == 1
 
 
 @pytest.mark.parametrize(
@@ -136,5 +138,5 @@ def test_shares_that_cannot_hold(kept, settings, expected):
 
 
 def test_more_than_may_be_chosen(kept):
-    with pytest.raises(BudgetError, match="rows with a score"):
+    with pytest.raises(BudgetError, match="1,253 are left: keep less"):
         kept(tau=1)

@@ -12,9 +12,10 @@ from stillhouse.selection.baselines import (
     ngram_buckets,
     ngram_counts,
     random_scores,
-    rho_select,
     row_keys,
 )
+from stillhouse.selection.budget import top_k
+from stillhouse.selection.color import color_score
 
 VECTOR = json.loads((Path(__file__).parents[1] / "vectors/baselines_01_rho_dsir.json").read_text())
 DSIR, EXPECTED = VECTOR["dsir"]["inputs"], VECTOR["dsir"]["outputs"]
@@ -23,14 +24,9 @@ DSIR, EXPECTED = VECTOR["dsir"]["inputs"], VECTOR["dsir"]["outputs"]
 @pytest.mark.parametrize("case", VECTOR["rho_loss"]["cases"])
 def test_rho_reproduces_the_reference(case):
     inputs, outputs = case["inputs"], case["outputs"]
-    losses = inputs["model_loss"], inputs["irreducible_loss"]
-    assert rho_select(*losses, inputs["select"]).tolist() == outputs["selected"]
-    every_row = rho_select(*losses, len(losses[0])).tolist()
-    assert every_row == outputs["selected"] + outputs["rest"]
-
-
-def test_rho_takes_the_lowest_row_of_a_tie():
-    assert rho_select(np.full(40, 2.0), np.ones(40), 3).tolist() == [0, 1, 2]
+    losses = (np.float32(inputs[name]) for name in ("model_loss", "irreducible_loss"))
+    kept = top_k({"": color_score(*losses)}, k=inputs["select"])[""]
+    assert np.flatnonzero(kept).tolist() == sorted(outputs["selected"])
 
 
 def test_dsir_tokens_and_buckets_reproduce_the_reference():

@@ -1,6 +1,5 @@
 import multiprocessing
 import os
-import shutil
 import stat
 import subprocess
 import sys
@@ -178,18 +177,6 @@ def test_folder_that_may_not_be_written(tmp_path):
     assert done.stdout.count("\n") == 1, done.stderr
     assert f"writing {readonly}/store.json failed" in done.stdout
     assert "no access" in done.stdout
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of 64 KiB of its own; mounting one takes root."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)]
-    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("may not mount")
-    yield disk
-    subprocess.run(["umount", str(disk)], check=True)
 
 
 def test_full_disk(small_disk):

@@ -3,7 +3,7 @@ import pytest
 from stillhouse.fingerprint import sha256
 from stillhouse.storage.commit import create, replace
 from stillhouse.storage.filesystem import join, list_names, read_bytes
-from stillhouse.storage.folders import LocalCopy, put_folder
+from stillhouse.storage.folders import local_folder, put_folder
 
 
 def save(folder):
@@ -42,11 +42,18 @@ def test_failed_save_leaves_nothing(store):
     assert list_names(store.path("models")) == []
 
 
-def test_local_copy(folder):
+def test_local_folder(folder):
     replace(join(folder, "a.json"), b"{}")
     replace(join(folder, "b.bin"), bytes(9 << 20))
-    with LocalCopy(folder) as local:
+    with local_folder(folder) as local:
         assert sorted(path.name for path in local.iterdir()) == ["a.json", "b.bin"]
         assert (local / "a.json").read_bytes() == b"{}"
         assert (local / "b.bin").stat().st_size == 9 << 20
     assert str(local) == folder or not local.exists()
+
+
+def test_only_named_files_of_a_remote_folder_are_copied():
+    replace("memory://models/a.json", b"{}")
+    replace("memory://models/b.bin", b"large")
+    with local_folder("memory://models", (".json",)) as local:
+        assert [path.name for path in local.iterdir()] == ["a.json"]

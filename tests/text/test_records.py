@@ -2,7 +2,7 @@ import pytest
 
 from stillhouse.errors import InputError
 from stillhouse.spec import DataSource
-from stillhouse.text.records import LISTED_SUFFIXES, Record, format_of, read_records
+from stillhouse.text.records import Record, format_of, listed_suffixes, read_records
 
 PLAIN = DataSource(path="unused")
 
@@ -16,12 +16,11 @@ def test_format_by_suffix_or_by_setting():
 
 
 def test_suffixes_of_a_listing_are_those_that_have_a_format():
-    assert {".parquet", ".jsonl", ".jsonl.zst", ".json.gz", ".txt"} <= set(LISTED_SUFFIXES)
-    assert {format_of("a" + suffix, PLAIN) for suffix in LISTED_SUFFIXES} == {
-        "parquet",
-        "jsonl",
-        "text",
-    }
+    listed = listed_suffixes("auto")
+    assert {".parquet", ".pq", ".jsonl", ".jsonl.zst", ".json.gz", ".txt"} <= set(listed)
+    assert ".json" not in listed
+    assert {format_of("a" + suffix, PLAIN) for suffix in listed} == {"parquet", "jsonl", "text"}
+    assert {format_of("a" + s, PLAIN) for s in listed_suffixes("jsonl")} == {"jsonl"}
 
 
 def test_records_are_raw(tmp_path):

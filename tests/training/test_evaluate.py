@@ -4,12 +4,12 @@ import pytest
 import torch
 
 from stillhouse.models.causal_lm import build_model
-from stillhouse.models.scoring import scoring_model
+from stillhouse.models.scoring import ScoringModel
 from stillhouse.spec import ModelSettings
 from stillhouse.text.pieces import Pieces
 from stillhouse.training.evaluate import heldout_nll, source_nll
 
-MODEL = scoring_model(
+MODEL = ScoringModel(
     build_model(
         ModelSettings(hidden_size=32, num_layers=1),
         vocab_size=64,
@@ -17,7 +17,7 @@ MODEL = scoring_model(
         seed=0,
         eos_id=0,
     ),
-    device=torch.device("cpu"),
+    dtype=torch.float32,
 )
 IDS = np.random.default_rng(0).integers(0, 64, (3, 6)).astype(np.uint16)
 

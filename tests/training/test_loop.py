@@ -8,9 +8,10 @@ from transformers import PreTrainedModel
 from stillhouse.errors import DivergedError
 from stillhouse.models.causal_lm import build_model
 from stillhouse.spec import ModelSettings, Optimisation
-from stillhouse.training.batches import TokenBatches
+from stillhouse.training.batches import Batch, TokenBatches, TokenSources
 from stillhouse.training.cross_entropy import LossValue, NextTokenLoss
 from stillhouse.training.loop import Trainer, train
+from stillhouse.training.order import NO_SAMPLES, chain
 
 CPU = torch.device("cpu")
 LENGTH, BATCH, STEPS = 12, 4, 6
@@ -125,6 +126,107 @@ def test_bfloat16_trains_on_the_cpu() -> None:
     run = settings(dtype="bfloat16")
     result = train(model(), source(), run, device=CPU, num_steps=60)
     assert result.losses[-1] < 2.0
+
+
+def fussy(most: int, error: type[BaseException]):
+    """A loss that runs out of memory with more than `most` sequences."""
+
+    def loss(held: PreTrainedModel, input_ids: torch.Tensor) -> LossValue:
+        value = NextTokenLoss(1e-4)(held, input_ids)
+        if len(input_ids) > most:
+            raise error("no memory left")
+        return value
+
+    return loss
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, MemoryError])
+def test_out_of_memory_halves_the_micro_batch(error: type[BaseException]) -> None:
+    whole = trainer(micro_batch=1)
+    held = Trainer(model(), source(), settings(), device=CPU, num_steps=STEPS, loss=fussy(1, error))
+    records = [held.step() for _ in range(STEPS)]
+    assert [record.loss for record in records] == [whole.step().loss for _ in range(STEPS)]
+    assert {record.micro_batch for record in records} == {1}
+    assert records[-1].tokens == STEPS * BATCH * LENGTH
+    resumed = trainer()
+    resumed.load_state_dict(held.state_dict())
+    assert resumed.step().micro_batch == 1
+
+
+def test_out_of_memory_with_one_sequence_says_what_to_do() -> None:
+    loss = fussy(0, torch.OutOfMemoryError)
+    held = Trainer(model(), source(), settings(), device=CPU, num_steps=STEPS, loss=loss)
+    with pytest.raises(torch.OutOfMemoryError) as caught:
+        held.step()
+    assert (
+        "step 1 with 1 sequences a forward pass: lower `micro_batch`" in caught.value.__notes__[0]
+    )
+
+
+class Labelled:
+    """Batches whose first two positions are of one source, and the rest of another."""
+
+    def __init__(self, names: tuple[str, ...]) -> None:
+        self._batches, self._names = source(), names
+
+    def next_batch(self) -> Batch:
+        batch = self._batches.next_batch()
+        codes = np.ones(batch.input_ids.shape, np.int32)
+        codes[:, :2] = 0
+        return Batch(batch.input_ids, batch.samples, TokenSources(codes, self._names))
+
+    def state_dict(self) -> dict[str, int]:
+        return self._batches.state_dict()
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self._batches.load_state_dict(state)
+
+
+def test_losses_by_source_add_up_to_the_loss() -> None:
+    run = Trainer(model(), Labelled(("sea", "law")), settings(), device=CPU, num_steps=STEPS)
+    record = run.step()
+    found = run.take_source_losses()
+    assert {name: loss.num_tokens for name, loss in found.items()} == {
+        "sea": BATCH,  # the first position is not predicted
+        "law": BATCH * (LENGTH - 2),
+    }
+    total = sum(loss.nll * loss.num_tokens for loss in found.values())
+    assert total / (BATCH * (LENGTH - 1)) == pytest.approx(record.loss, rel=1e-6)
+    assert run.take_source_losses() == {}
+
+
+def test_an_explosion_names_step_and_sources() -> None:
+    held = model()
+    run = Trainer(
+        held,
+        Labelled(("sea", "law")),
+        settings(learning_rate=1e-4),
+        device=CPU,
+        num_steps=50,
+        stop_on_explosion=True,
+    )
+    for _ in range(25):
+        run.step()
+    with torch.no_grad():
+        held.model.embed_tokens.weight.mul_(100)
+    with pytest.raises(DivergedError, match=r"step 26 of 50: loss .* after a mean of 4.*law, sea"):
+        run.step()
+
+
+def test_a_step_says_how_long_it_waited() -> None:
+    run = trainer()
+    record = run.step()
+    assert 0 <= record.data_wait_s <= record.seconds
+    assert record.tokens_per_s == pytest.approx(BATCH * LENGTH / record.seconds)
+    assert record.mfu is None  # a CPU has no peak here
+    assert run.order_sha256 == chain(NO_SAMPLES, source().next_batch().samples).hex()
+
+
+@GPU
+def test_model_flops_utilisation_on_a_gpu() -> None:
+    cuda = torch.device("cuda")
+    run = Trainer(model(), source(), settings(compile="off"), device=cuda, num_steps=STEPS)
+    assert 0 < (run.step().mfu or 0) < 1
 
 
 @GPU

@@ -9,8 +9,14 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
 
 # What a rule may return for a request; None lets it through.
-FAULTS = ("500", "503", "403", "reset", "truncate", "lose answer", "stall")
-_CODES = {"500": "InternalError", "503": "SlowDown", "403": "AccessDenied"}
+_ANSWERS = {
+    "500": (500, "InternalError"),
+    "503": (503, "SlowDown"),
+    "403": (403, "AccessDenied"),
+    "expired": (400, "ExpiredToken"),
+    "region": (400, "AuthorizationHeaderMalformed"),  # signed for another one
+}
+FAULTS = (*_ANSWERS, "reset", "truncate", "lose answer", "stall")
 _HOP = {"connection", "transfer-encoding", "content-length", "date", "server"}
 
 
@@ -61,8 +67,8 @@ class _Handler(BaseHTTPRequestHandler):
         elif fault == "stall":
             self.proxy.closing.wait()
             self._reset()
-        elif fault in _CODES:
-            self._refuse(int(fault), _CODES[fault])
+        elif fault in _ANSWERS:
+            self._refuse(*_ANSWERS[fault])
         else:
             self._pass_on(body, fault)
 

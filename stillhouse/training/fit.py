@@ -1,0 +1,61 @@
+"""A training from its newest checkpoint to its end, with checkpoints on the way."""
+
+from collections.abc import Callable
+
+from stillhouse.training.checkpoint import Checkpoints, Loaded
+from stillhouse.training.group import WorkerGroup
+from stillhouse.training.loop import StepRecord, Trainer
+
+OnStep = Callable[[StepRecord], float | None]
+"""Is told of every step; returns the held-out loss where it was measured after this one."""
+
+
+def fit(
+    trainer: Trainer,
+    checkpoints: Checkpoints,
+    group: WorkerGroup,
+    *,
+    num_steps: int,
+    checkpoint_every: int,
+    on_step: OnStep,
+) -> int:
+    """Train up to `num_steps`; all workers call this, the first one writes the checkpoints.
+
+    A worker that dies, or an error, leaves what was committed; calling this again goes on from
+    there, with any number of workers.
+
+    Args:
+        trainer: fresh; its state is replaced where there is a checkpoint.
+        checkpoints: of this training.
+        group: the trainer's.
+        num_steps: of the whole training.
+        checkpoint_every: steps; the last step is always kept.
+        on_step: called on every worker.
+
+    Returns:
+        The step of the checkpoint that it went on from, or 0.
+
+    Raises:
+        ArtifactError: the checkpoint is of another training. DivergedError: as `Trainer.step`.
+        StorageError: a checkpoint could not be written.
+    """
+    loaded = load_together(checkpoints, group)
+    start = 0
+    if loaded is not None:
+        start = loaded.step
+        trainer.restore(loaded.snapshot)
+    with checkpoints:
+        for step in range(start + 1, num_steps + 1):
+            score = on_step(trainer.step())
+            if step % checkpoint_every == 0 or step == num_steps:
+                snapshot = trainer.snapshot()
+                if group.rank == 0:
+                    checkpoints.save(snapshot, score)
+    return start
+
+
+def load_together(checkpoints: Checkpoints, group: WorkerGroup) -> Loaded | None:
+    """The newest whole checkpoint as the first worker finds it; the same one on all workers."""
+    newest = checkpoints.load_newest() if group.rank == 0 else None
+    step = group.gather(None if newest is None else newest.step)[0]
+    return newest if group.rank == 0 or step is None else checkpoints.load(step)

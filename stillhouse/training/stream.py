@@ -1,0 +1,196 @@
+"""A worker's share of every global batch, streamed from parts in the order of `SampleOrder`.
+
+Windows are fetched in the order of need, ahead of the training (`fetch`). A thread puts the next
+batch together while the model trains on this one. Memory: a window for each of the worker's lanes
+and data sets, and what is fetched ahead.
+
+    order = SampleOrder([Rows([part.num_rows for part in parts])], ...)
+    stream = TokenStream(order, read_ahead(PartReader(uris), rows), rank=0, num_workers=4)
+"""
+
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+
+from stillhouse.errors import ArtifactError
+from stillhouse.text.pieces import Pieces, read_pieces, token_ids
+from stillhouse.training.batches import Batch, TokenSources
+from stillhouse.training.fetch import Fetch
+from stillhouse.training.order import SampleOrder, Window
+
+
+@dataclass(slots=True)
+class _Loaded:
+    """A window in memory: its rows in the order of the file, and the order they are given in."""
+
+    window: Window
+    order: NDArray[np.int64]
+    input_ids: NDArray[Any]
+    samples: NDArray[np.int64]
+    pieces: Pieces | None
+    codes: NDArray[np.int32]
+    """Of the pieces' sources, among those of the stream."""
+
+    def token_codes(self, rows: NDArray[np.int64]) -> NDArray[np.int32]:
+        """The source of each token of some rows: int32 [n, T]."""
+        length = self.input_ids.shape[1]
+        if self.pieces is None:
+            return np.full((len(rows), length), self.codes[0], np.int32)
+        counts = np.diff(self.pieces.offsets)[rows]
+        skipped = np.repeat(self.pieces.offsets[rows] - np.cumsum(counts) + counts, counts)
+        piece = skipped + np.arange(counts.sum())
+        tokens = self.pieces.end[piece] - self.pieces.start[piece]
+        return np.repeat(self.codes[self.pieces.source[piece]], tokens).reshape(-1, length)
+
+
+@dataclass(slots=True)
+class _Rows:
+    """A batch that is being filled."""
+
+    input_ids: list[NDArray[Any]] = field(default_factory=list[NDArray[Any]])
+    samples: list[NDArray[np.int64]] = field(default_factory=list[NDArray[np.int64]])
+    codes: list[NDArray[np.int32]] = field(default_factory=list[NDArray[np.int32]])
+    places: list[NDArray[np.int64]] = field(default_factory=list[NDArray[np.int64]])
+
+    def batch(self, names: Sequence[str]) -> Batch:
+        """The rows in the order of their places."""
+        back = np.argsort(np.concatenate(self.places))
+        ids = np.concatenate(self.input_ids)[back].astype(np.int64)
+        codes = np.concatenate(self.codes)[back]
+        samples = np.concatenate(self.samples)[back]
+        return Batch(torch.from_numpy(ids), samples, TokenSources(codes, tuple(names)))
+
+
+class TokenStream:
+    """The rows of one worker's lanes; a `BatchSource`. State is the samples consumed by all.
+
+    Concatenated in the order of ranks, the workers' batches are the global ones. The state of any
+    worker is that of all, and any other number of workers can go on from it.
+
+    Args:
+        order: of all samples.
+        fetch: reads the windows.
+        rank, num_workers: which lanes are this worker's.
+        names: what tokens of parts without `documents` are called, by data set.
+    """
+
+    def __init__(
+        self,
+        order: SampleOrder,
+        fetch: Fetch,
+        *,
+        rank: int = 0,
+        num_workers: int = 1,
+        names: Sequence[str] = ("data",),
+    ) -> None:
+        self._order, self._fetch, self._names = order, fetch, names
+        self._lanes = order.lanes_of(rank, num_workers)
+        self._thread = ThreadPoolExecutor(1, "next-batch")
+        self._step = 0
+        self._source_codes: dict[str, int] = {}
+        self._next: Future[Batch] | None = None
+        self._seek(0)
+
+    def next_batch(self) -> Batch:
+        """This worker's rows of the next global batch.
+
+        Raises:
+            ArtifactError: as `PartReader.read`.
+        """
+        ready = self._next or self._thread.submit(self._assemble, self._step)
+        batch = ready.result()
+        self._step += 1
+        self._next = self._thread.submit(self._assemble, self._step)
+        return batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """How many samples all workers were given, and of which order."""
+        consumed = self._step * self._order.global_batch
+        return {"consumed": consumed, "order": self._order.describe()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on after that many samples; nothing before them is read.
+
+        Raises:
+            ArtifactError: the state is of another order.
+        """
+        here = self._order.describe()
+        for key, value in here.items():
+            if state["order"].get(key) != value:
+                raise ArtifactError(
+                    f"the state was taken in an order with `{key}` {state['order'].get(key)!r}, "
+                    f"this one has {value!r}"
+                )
+        self._seek(state["consumed"] // self._order.global_batch)
+
+    def close(self) -> None:
+        """Stop reading ahead."""
+        self._thread.submit(self._tables.close).result()
+        self._thread.shutdown(cancel_futures=True)
+
+    def _seek(self, step: int) -> None:
+        if self._next is not None:
+            self._next.exception()  # it works on what is replaced here
+        self._step, self._next = step, None
+        self._windows = self._order.windows(self._lanes, step)
+        self._tables: Any = self._fetch(self._order.windows(self._lanes, step))
+        self._loaded: dict[tuple[int, int, int], _Loaded] = {}
+        self._current: dict[tuple[int, int], _Loaded] = {}
+
+    def _assemble(self, step: int) -> Batch:
+        width = self._order.rows_per_lane
+        rows = _Rows()
+        for i, lane in enumerate(self._lanes):
+            datasets, positions = self._order.mixture.draws(lane, step * width, width)
+            for dataset in np.unique(datasets).tolist():
+                mine = np.flatnonzero(datasets == dataset)
+                self._take(rows, dataset, lane, positions[mine], i * width + mine)
+        return rows.batch(list(self._source_codes))
+
+    def _take(
+        self,
+        rows: _Rows,
+        dataset: int,
+        lane: int,
+        positions: NDArray[np.int64],
+        places: NDArray[np.int64],
+    ) -> None:
+        """Take the rows at ascending `positions` of a data set's lane to their `places`."""
+        while len(positions):
+            loaded = self._at(dataset, lane, int(positions[0]))
+            here = positions < loaded.window.end
+            found = loaded.order[positions[here] - loaded.window.start]
+            rows.input_ids.append(loaded.input_ids[found])
+            rows.samples.append(loaded.samples[found])
+            rows.codes.append(loaded.token_codes(found))
+            rows.places.append(places[here])
+            positions, places = positions[~here], places[~here]
+
+    def _at(self, dataset: int, lane: int, position: int) -> _Loaded:
+        """The window in memory that holds a position; windows come in the order of need."""
+        loaded = self._current.get((dataset, lane))
+        if loaded is None or position >= loaded.window.end:
+            self._current.pop((dataset, lane), None)
+            start = self._order.window_at(dataset, lane, position).start
+            while (dataset, lane, start) not in self._loaded:
+                window, table = next(self._windows), next(self._tables)
+                key = window.dataset, window.lane, window.start
+                self._loaded[key] = self._load(window, table)
+            loaded = self._current[dataset, lane] = self._loaded.pop((dataset, lane, start))
+        return loaded
+
+    def _load(self, window: Window, table: pa.Table) -> _Loaded:
+        owned = "documents" in table.column_names
+        pieces = read_pieces(table) if owned else None
+        names = [self._names[window.dataset]] if pieces is None else pieces.sources
+        codes = [self._source_codes.setdefault(n, len(self._source_codes)) for n in names]
+        samples = np.stack([table[name].to_numpy() for name in ("part", "row")], axis=1)
+        order = window.permutation()
+        ids = token_ids(table)
+        return _Loaded(window, order, ids, samples, pieces, np.array(codes, np.int32))
