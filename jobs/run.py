@@ -58,9 +58,8 @@ def run_job(spec: SelectSpec, shown: Listener) -> dict[str, Any]:
             record.finish("failed", message)
         raise
     record.put_result(result)
-    published = publish_result(store, spec, result, started)
     record.finish("done")
-    return result | published
+    return result | publish_result(store, spec, result, started)
 
 
 def _run(

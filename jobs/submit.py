@@ -108,7 +108,10 @@ def follow_job(
     code = job.driver_exit_code
     if code is None or (code != 0) != (state == "FAILED"):
         code = {"SUCCEEDED": 0, "STOPPED": 4}.get(state, 1)
-    said = (job.message or "").strip().partition("\n")[0]  # the output's end would follow
+    if job.driver_exit_code is None:
+        said = (job.message or "").strip().partition("\n")[0]
+    else:  # what the message goes on with was shown
+        said = f"exit code {job.driver_exit_code}"
     return {"state": state, "exit_code": code, "message": said}
 
 

@@ -11,14 +11,14 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from drivers import STILLHOUSE, make_models
-from small import make_world, write_shard, write_spec
+from drivers import STILLHOUSE
+from small import make_models, make_world, write_shard, write_spec
 
 from stillhouse import open_selection
 
 RAY = str(Path(sys.executable).with_name("ray"))
 TOKEN = "0123456789abcdef0123456789abcdef"
-PATIENCE_S = 240
+PATIENCE_S = 600
 
 
 def free_ports(count):
@@ -78,7 +78,6 @@ def wait_for(url, head):
 
 
 @pytest.mark.soak
-@pytest.mark.timeout(600)
 def test_submit_to_a_real_cluster(address, environment, tmp_path):
     make_world(tmp_path, shards=2)
     (tmp_path / "models").mkdir()
@@ -127,11 +126,7 @@ def test_submit_to_a_real_cluster(address, environment, tmp_path):
     assert (code, "in use by another spec" in refused["error"]) == (2, True)
     code, failed, error = submit("--follow", *too_much, "--set", "publish=null")
     assert (code, failed["state"]) == (2, "FAILED")
-    assert failed[
-        "message"
-    ] == "Job entrypoint command failed with exit code 2, last available " + (
-        "logs (truncated to 20,000 chars):"
-    )
+    assert failed["message"] == "exit code 2"
     assert "error: " in error and TOKEN not in error
     for path in (tmp_path / "store").rglob("*"):
         assert path.is_dir() or TOKEN.encode() not in path.read_bytes()
