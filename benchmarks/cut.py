@@ -10,7 +10,6 @@ differ or the cut needs more than 500 MB.
 import argparse
 import hashlib
 import json
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -22,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+from processes import in_fresh_process, memory_mb
 
 from stillhouse.selection.budget import find_cut
 
@@ -55,12 +55,6 @@ def read(path: Path) -> NDArray[np.float32]:
             values[first : first + len(column)] = column.to_numpy()
             first += len(column)
     return values
-
-
-def memory_mb(field: str) -> float:
-    """VmRSS (now) or VmHWM (peak) of this process."""
-    status = Path("/proc/self/status").read_text()
-    return int(status.split(f"{field}:")[1].split()[0]) / 1000
 
 
 def kept(masks: Iterable[NDArray[np.bool_]], score: float) -> dict[str, Any]:
@@ -105,13 +99,6 @@ WAYS: dict[str, Callable[[list[Path]], dict[str, Any]]] = {
 }
 
 
-def in_fresh_process(way: str, folder: Path, num_rows: int, num_files: int) -> dict[str, Any]:
-    """Run one way in a process of its own, which prints its result as JSON."""
-    command = [sys.executable, __file__, "--way", way, "--dir", str(folder)]
-    command += ["--rows", str(num_rows), "--files", str(num_files)]
-    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
-
-
 def main() -> None:
     """Measure both ways side by side and compare."""
     parser = argparse.ArgumentParser(description="find_cut against argpartition")
@@ -126,7 +113,8 @@ def main() -> None:
         pa.set_memory_pool(pa.system_memory_pool())  # gives back what it frees
         print(json.dumps(WAYS[args.way](paths)))
         return
-    result = {way: in_fresh_process(way, args.dir, args.rows, args.files) for way in WAYS}
+    size = ["--dir", str(args.dir), "--rows", str(args.rows), "--files", str(args.files)]
+    result = {way: in_fresh_process(__file__, "--way", way, *size) for way in WAYS}
     cut, full = result["cut"], result["argpartition"]
     same = all(cut[key] == full[key] for key in ("count", "score", "sha256"))
     summary = {
