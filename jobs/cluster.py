@@ -2,6 +2,7 @@
 
 import logging
 import os
+import sys
 from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
@@ -49,11 +50,13 @@ def cluster(compute: ComputeSettings, worker_env: dict[str, str]) -> Generator[N
     }
     try:
         if address:
-            ray.init(address=address, **options)
+            options["address"] = address
         else:
             widest = max(compute.scorers, compute.trainers) * compute.cpus_per_worker
             cpus = max(os.cpu_count() or 1, int(widest))
-            ray.init(num_cpus=cpus, include_dashboard=False, **options)
+            options |= {"num_cpus": cpus, "include_dashboard": False}
+        with _silent_stderr():
+            ray.init(**options)
     except Exception as error:  # Ray raises a bare one when its own start takes too long
         reason = str(error).strip().splitlines()[0]
         raise StillhouseError(
@@ -63,3 +66,17 @@ def cluster(compute: ComputeSettings, worker_env: dict[str, str]) -> Generator[N
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _silent_stderr() -> Generator[None]:
+    """Ray's core says a line of its own as it starts; what goes wrong is raised all the same."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
