@@ -122,9 +122,10 @@ def dead_letters(store: Store, scanned: Scan, count: int) -> list[dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Packing:
-    """A scanned source and the tasks that pack what is not dropped from it."""
+    """A scanned source, what is dropped from it, and the tasks that pack the rest."""
 
     scanned: Scan
+    drops: Sequence[Receipt]
     tasks: list[PackTask]
 
 
@@ -148,7 +149,7 @@ def without_dropped(
     else:
         train, held = _split_target(ctx, target, spec)
         sides = [(pool, copies), (target, [train]), (target, [held])]
-    packed = [Packing(s, pack_tasks(ctx.store, s, d, tokenizer, spec)) for s, d in sides]
+    packed = [Packing(s, d, pack_tasks(ctx.store, s, d, tokenizer, spec)) for s, d in sides]
     return packed[0], packed[1], packed[2]
 
 
@@ -254,7 +255,7 @@ def tokenise(
     made: list[Tokenised] = []
     for what, group in zip(("pool", "target", "target.heldout"), packing, strict=True):
         mine, receipts = receipts[: len(group.tasks)], receipts[len(group.tasks) :]
-        made.append(_manifest(ctx.store, what, group.scanned, mine, tokenizer, spec))
+        made.append(_manifest(ctx.store, what, group, mine, tokenizer, spec))
     ctx.work["tokens"].tokens = sum(one.manifest.num_tokens for one in made)
     return made
 
@@ -262,11 +263,12 @@ def tokenise(
 def _manifest(
     store: Store,
     what: str,
-    scanned: Scan,
+    packing: Packing,
     receipts: list[Receipt],
     tokenizer: TokenizerRef,
     spec: SelectSpec,
 ) -> Tokenised:
+    scanned = packing.scanned
     counts: Counter[str] = Counter()
     for receipt in receipts:
         counts.update(receipt.counts)
@@ -292,6 +294,7 @@ def _manifest(
                 }
                 for task, receipt in zip(scanned.tasks, receipts, strict=True)
             ],
+            "drops": [receipt.task for receipt in packing.drops],
         },
         settings={
             "tokenizer": asdict(tokenizer) | {"path": None},

@@ -57,13 +57,14 @@ def test_without_yes_nothing_changes(store, reports):
 def test_a_finished_run_stays_whole(store, finished, reports):
     litter(store)
     run = store / "runs" / Path(finished["run"]).name
-    before = digests(store, "runs", "tokens/parts", "scores/parts")
+    reusable = ("runs", "scans", "drops", "tokens/parts", "scores/parts")
+    before = digests(store, *reusable)
     artifacts = {kind: names(store, kind) for kind in ("tokens", "scores", "selections")}
     code, found = reports("prune", str(store), "--yes")
     assert (code, found["live_runs"]) == (0, [])
     assert found["removed"] == found["unreachable"]
     assert finished["selection_fingerprint"] in names(store, "selections")
-    after = digests(store, "runs", "tokens/parts", "scores/parts")
+    after = digests(store, *reusable)
     assert {p: d for p, d in before.items() if "lost" not in p and p in after} == after
     assert names(store, "tokens") == artifacts["tokens"]
     code, checked = reports("verify", str(run), "--sample", "8")
