@@ -1,0 +1,84 @@
+"""The log of a mixer's decisions as Parquet: enough to recompute a run's draws, or replay them.
+
+One row a micro-batch: `step` and `slot` (both from 0), the `uniform` number that was drawn, the
+`arm` it fell on, that arm's `reward` in the step (null: none, or not finite) and, in slot 0 of
+every n-th step, the law in force (`probabilities`, and `indices` where the policy plays a maximum);
+the laws between follow from the rewards. The names of the arms are in the schema's metadata.
+"""
+
+import hashlib
+import io
+import json
+import struct
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from stillhouse.errors import InputError
+
+_ARMS = b"stillhouse.arms"
+_COLUMNS = [
+    pa.field("step", pa.int64()),
+    pa.field("slot", pa.int32()),
+    pa.field("uniform", pa.float64()),
+    pa.field("arm", pa.int32()),
+    pa.field("reward", pa.float64()),
+    pa.field("probabilities", pa.list_(pa.float64())),
+    pa.field("indices", pa.list_(pa.float64())),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """One row of the log."""
+
+    step: int
+    slot: int
+    uniform: float
+    arm: int
+    reward: float | None = None
+    probabilities: list[float] | None = None
+    indices: list[float] | None = None
+
+
+def write_decisions(decisions: Sequence[Decision], arms: Sequence[str]) -> bytes:
+    """A part of the log as a Parquet file; `arms` names all K arms in their order."""
+    schema = pa.schema(_COLUMNS, metadata={_ARMS: json.dumps(list(arms)).encode()})
+    table = pa.Table.from_pylist([asdict(decision) for decision in decisions], schema=schema)
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd")
+    return buffer.getvalue()
+
+
+def read_decisions(parts: Iterable[bytes]) -> tuple[list[Decision], list[str]]:
+    """The decisions of all parts, by step and slot, and the arms' names.
+
+    A row that two parts hold, because a run was killed between log and checkpoint, is kept once.
+
+    Raises:
+        InputError: no part, or parts of runs with different arms or different decisions.
+    """
+    rows: dict[tuple[int, int], Decision] = {}
+    names: list[list[str]] = []
+    for part in parts:
+        table = pq.read_table(io.BytesIO(part))
+        names.append(json.loads(table.schema.metadata[_ARMS]))
+        for row in table.to_pylist():
+            decision = Decision(**row)
+            first = rows.setdefault((decision.step, decision.slot), decision)
+            if first.arm != decision.arm or names[-1] != names[0]:
+                raise InputError(
+                    f"step {decision.step}, slot {decision.slot} is in two parts of the log that "
+                    "disagree: `policy.log` must name the decisions of one run"
+                )
+    if not names:
+        raise InputError("the log of decisions has no parts: check `policy.log`")
+    return [rows[place] for place in sorted(rows)], names[0]
+
+
+def chain(previous: str, step: int, arms: Sequence[int]) -> str:
+    """SHA-256 of all steps so far: of the previous hex digest, the step and its arms in order."""
+    packed = struct.pack(f"<{1 + len(arms)}q", step, *arms)
+    return hashlib.sha256(previous.encode() + packed).hexdigest()

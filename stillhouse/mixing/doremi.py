@@ -1,0 +1,96 @@
+"""DoReMi (Xie et al. 2023, arXiv 2305.10429): domain weights by group DRO on excess loss.
+
+    lambda_i = mean over domain i's tokens of max(loss_proxy - loss_reference, 0)
+    w <- w exp(eta lambda), normalised;  w <- (1 - c) w + c / K
+    average = running mean of w, the initial weights being its first term
+
+Three trainings: the reference, the proxy (this policy, sampled by the reference weights q, its loss
+weighted by w / q), and the final model, which samples by the average.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from stillhouse.mixing.policy import Law, Policy, normalise, softmax
+
+
+class DoReMi(Policy):
+    """The proxy's domain weights; `update` takes the excess losses lambda of the step's domains.
+
+    A domain that the step does not hold keeps its last lambda. The reference code starts it at
+    ln(vocabulary), about 10, so that a domain missing from the first steps takes all the weight;
+    the default of 0 leaves it where it is.
+
+    Args:
+        reference_weights: q, what the proxy samples by and w starts from: [K], any scale.
+        eta: step size.
+        smoothing: c, the share spread evenly.
+        initial_excess: lambda before a domain is first seen.
+    """
+
+    def __init__(
+        self,
+        reference_weights: ArrayLike,
+        *,
+        eta: float = 1.0,
+        smoothing: float = 1e-3,
+        initial_excess: float = 0.0,
+    ) -> None:
+        self._reference = normalise(reference_weights)
+        self.weights = self._reference.copy()
+        self.average = self._reference.copy()
+        self.excess = np.full(len(self.weights), initial_excess, dtype=np.float64)
+        self._eta, self._smoothing, self._terms = eta, smoothing, 1
+
+    def probabilities(self) -> Law:
+        """q: the proxy's domains are drawn by the reference weights, never by w."""
+        return self._reference.copy()
+
+    def loss_weights(self) -> Law:
+        """u = w / q, normalised: what each token's loss is multiplied by, by domain: float64[K]."""
+        return normalise(self.weights / self._reference)
+
+    def update(self, rewards: Mapping[int, float]) -> None:
+        """One step of group DRO."""
+        for arm, excess in rewards.items():
+            self.excess[arm] = excess
+        raised = softmax(np.log(self.weights) + self._eta * self.excess)
+        self.weights = (1 - self._smoothing) * raised + self._smoothing / len(raised)
+        self._terms += 1
+        self.average = self.average + (self.weights - self.average) / self._terms
+
+    def state_dict(self) -> dict[str, Any]:
+        """w, its running mean, the last lambda of each domain, terms of the mean."""
+        return {
+            "weights": self.weights.tolist(),
+            "average": self.average.tolist(),
+            "excess": self.excess.tolist(),
+            "terms": self._terms,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a state."""
+        self.weights = np.array(state["weights"], dtype=np.float64)
+        self.average = np.array(state["average"], dtype=np.float64)
+        self.excess = np.array(state["excess"], dtype=np.float64)
+        self._terms = state["terms"]
+
+
+def excess_losses(
+    excess: NDArray[np.floating], mask: NDArray[np.bool_], domains: NDArray[np.integer]
+) -> dict[int, float]:
+    """lambda of each domain that a global batch holds.
+
+    Args:
+        excess: loss_proxy - loss_reference of each token in nats: [B, T].
+        mask: which tokens count: bool[B, T].
+        domains: of each sequence: int[B].
+    """
+    clipped = np.where(mask, np.maximum(excess, 0), 0).astype(np.float64)
+    num_domains = int(domains.max()) + 1
+    sums = np.bincount(domains, weights=clipped.sum(1), minlength=num_domains)
+    tokens = np.bincount(domains, weights=mask.sum(1), minlength=num_domains)
+    return {int(arm): float(sums[arm] / tokens[arm]) for arm in np.flatnonzero(tokens)}

@@ -1,0 +1,129 @@
+"""Gradients of a few named parameters, kept apart by arm, while training accumulates as usual.
+
+A hook on each parameter sees the gradient of one backward pass before it is added to `.grad`, so an
+arm's gradient is never a difference of accumulated ones, which loses its digits in bfloat16. Under
+DDP the hook runs before the reduction: what it sees is this worker's own.
+"""
+
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from itertools import accumulate, pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn import Parameter
+from transformers import PreTrainedModel
+
+from stillhouse.errors import ModelError
+
+
+def output_head(model: PreTrainedModel) -> dict[str, Parameter]:
+    """The output projection, what FLAD's released runs compare; {name: [V, H]}.
+
+    Where it is tied to the input embeddings, its gradient holds both uses.
+    """
+    weight = model.get_output_embeddings().weight  # pyright: ignore[reportOptionalMemberAccess]
+    return {name: value for name, value in model.named_parameters() if value is weight}
+
+
+def named_parameters(model: nn.Module, part: str) -> dict[str, Parameter]:
+    """Trained parameters whose name contains `part`, in the model's order.
+
+    Raises:
+        ModelError: there is none.
+    """
+    found = {
+        name: value
+        for name, value in model.named_parameters()
+        if part in name and value.requires_grad
+    }
+    if not found:
+        names = (name.rsplit(".", 2)[-2] for name, _ in model.named_parameters() if "." in name)
+        known = ", ".join(dict.fromkeys(names))
+        raise ModelError(
+            f"no trained parameter's name contains {part!r}: set `policy.parameters` to "
+            f"`output_head` or to a part of a name with one of {known}"
+        )
+    return found
+
+
+class GradientCapture:
+    """Sums each arm's gradients of `parameters` in float32 until `clear`.
+
+    Memory: 4 bytes a value of the subset for each arm of the window. `close` removes the hooks.
+    """
+
+    def __init__(self, parameters: Mapping[str, Parameter]) -> None:
+        self._parameters = list(parameters.values())
+        ends = list(accumulate((p.numel() for p in self._parameters), initial=0))
+        self._spans = [slice(start, end) for start, end in pairwise(ends)]
+        self._size = ends[-1]
+        self._sums: dict[int, Tensor] = {}
+        self._batches: dict[int, int] = {}
+        self._arm: int | None = None
+        self._hooks = [
+            parameter.register_hook(partial(self._credit, span=span))
+            for parameter, span in zip(self._parameters, self._spans, strict=True)
+        ]
+
+    @property
+    def arms(self) -> list[int]:
+        """The arms seen since the last `clear`, ascending."""
+        return sorted(self._sums)
+
+    @contextmanager
+    def arm(self, arm: int) -> Generator[None, None, None]:
+        """A micro-batch of one arm: the one backward pass inside is credited to it."""
+        self._begin(arm)
+        self._arm = arm
+        try:
+            yield
+        finally:
+            self._arm = None
+
+    def mixed(self, losses: Mapping[int, Tensor]) -> None:
+        """A micro-batch that mixes arms: credit each arm the gradient of its own loss.
+
+        `losses` are scalars of one graph, each the arm's own share of the batch's loss; `.grad` is
+        not touched, and their sum can be sent backward afterwards. Costs one backward pass an arm,
+        only as far back as the subset: for an output head, one matrix product.
+        """
+        for arm, loss in losses.items():
+            self._begin(arm)
+            gradients = torch.autograd.grad(
+                loss, self._parameters, retain_graph=True, materialize_grads=True
+            )
+            for span, gradient in zip(self._spans, gradients, strict=True):
+                self._sums[arm][span] += gradient.flatten()
+
+    def total(self, arm: int) -> Tensor:
+        """Sum of the arm's gradients: float32[P], the parameters flattened one after the other."""
+        return self._sums[arm]
+
+    def mean(self, arm: int) -> Tensor:
+        """Mean over the arm's micro-batches: float32[P]."""
+        return self._sums[arm] / self._batches[arm]
+
+    def batches(self, arm: int) -> int:
+        """How many micro-batches of the arm have been seen."""
+        return self._batches[arm]
+
+    def clear(self) -> None:
+        """Forget all arms: the window is over."""
+        self._sums.clear()
+        self._batches.clear()
+
+    def close(self) -> None:
+        """Remove the hooks."""
+        for hook in self._hooks:
+            hook.remove()
+
+    def _begin(self, arm: int) -> None:
+        if arm not in self._sums:
+            self._sums[arm] = torch.zeros(self._size, device=self._parameters[0].device)
+        self._batches[arm] = self._batches.get(arm, 0) + 1
+
+    def _credit(self, gradient: Tensor, span: slice) -> None:
+        if self._arm is not None:
+            self._sums[self._arm][span] += gradient.flatten()

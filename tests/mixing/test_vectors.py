@@ -1,0 +1,168 @@
+"""The published codes' traces, reproduced: FLAD, ODM and DoReMi."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from stillhouse.mixing.doremi import DoReMi, excess_losses
+from stillhouse.mixing.exp3 import Exp3
+from stillhouse.mixing.odm import Odm
+from stillhouse.mixing.policy import invert, sampling_law
+from stillhouse.mixing.rewards import REWARDS
+from stillhouse.mixing.ucb1 import Ucb1
+
+NAMES = {"cosine": "alignment", "magnitude": "magnitude", "cosine_and_magnitude": "aggregate"}
+
+
+def vector(name):
+    return json.loads((Path(__file__).parents[1] / "vectors" / f"{name}.json").read_text())
+
+
+def cases(name):
+    return vector(name)["cases"]
+
+
+def step_rewards(inputs, step):
+    """{arm: reward} of one window, from the vectors' gradients."""
+    size = inputs["grad_accumulation"]
+    window = slice(step * size, (step + 1) * size)
+    gradients = {}
+    for arm, gradient in zip(
+        inputs["arm_per_microbatch"][window], inputs["aux_grad_per_microbatch"][window], strict=True
+    ):
+        gradients.setdefault(arm, []).append(gradient)
+    target = torch.tensor(inputs["target_grad_per_step"][step])
+    reward = REWARDS[NAMES[inputs["reward"]]]
+    return {arm: reward(target, torch.tensor(g).mean(0)) for arm, g in gradients.items()}
+
+
+@pytest.mark.parametrize("case", cases("flad_01_rewards"), ids=lambda case: case["description"])
+def test_rewards(case):
+    target, arm = (torch.tensor(case["inputs"][key]) for key in ("target_grad", "aux_grad"))
+    got = {key: REWARDS[name](target, arm) for key, name in NAMES.items()}
+    assert got == pytest.approx(case["outputs"], rel=0, abs=2e-6)
+
+
+@pytest.mark.parametrize("case", cases("flad_02_exp3_trace"))
+def test_exp3(case):
+    inputs = case["inputs"]
+    same = {
+        "num_arms": inputs["num_arms"],
+        "accumulation": inputs["grad_accumulation"],
+        "smoothing": inputs["beta"],
+        "speed": 10,
+    }
+    faithful, released = Exp3(**same), Exp3(**same, sampler="released")
+    for step, expected in enumerate(case["outputs"]["trace"]):
+        if step > 0:
+            for policy in (faithful, released):
+                policy.update(step_rewards(inputs, step - 1))
+            state = faithful.state_dict()
+            close(state["mean_reward"], expected["rewards"])
+            close(state["cumulative_reward"], expected["cumulative_reward"])
+        assert faithful.exploration_rate(step) == pytest.approx(expected["eps"], rel=1e-12)
+        close(faithful.probabilities(), expected["probabilities"])
+        close(released.bandit_probabilities(), expected["probabilities"])
+        close(released.probabilities(), expected["sampler_distribution"])
+
+
+def close(got, expected):
+    np.testing.assert_allclose(got, expected, rtol=2e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize("case", cases("flad_03_ucb1_trace"))
+@pytest.mark.parametrize("sampler", ["faithful", "released"])
+def test_ucb1(case, sampler):
+    inputs, trace = case["inputs"], case["outputs"]["trace"]
+    size = inputs["grad_accumulation"]
+    policy = Ucb1(
+        inputs["initial_mean_reward"],
+        smoothing=inputs["beta"],
+        sampler=sampler,
+        accumulation=size,
+        target_batches=inputs["target_batches_per_step"],
+    )
+    compare_ucb1(policy, sampler, trace[0])
+    for number, expected in enumerate(trace[1:], start=1):
+        policy.count(expected["drawn_arm"])
+        if number % size == 0:
+            policy.update(step_rewards(inputs, number // size - 1))
+        state = policy.state_dict()
+        assert state["counts"] == expected["counts"]
+        close(state["mean_reward"], expected["mean_reward"])
+        compare_ucb1(policy, sampler, expected)
+
+
+def compare_ucb1(policy, sampler, expected):
+    rounds = expected.get("rounds_used")
+    if sampler == "released" or rounds == expected.get("rounds_intended"):
+        close(policy.indices(), expected["index"])
+        assert int(np.argmax(policy.indices())) == expected["argmax"]
+    else:
+        state, meant = policy.state_dict(), expected["rounds_intended"]
+        bonus = np.sqrt(2 * np.log(meant) / np.array(state["counts"]))
+        close(policy.indices(), np.array(state["mean_reward"]) + bonus)
+    law = policy.probabilities()
+    if sampler == "released":
+        close(law, expected["sampler_distribution"])
+    else:
+        assert sorted(law)[-2:] == [0, 1] and law[np.argmax(policy.indices())] == 1
+
+
+@pytest.mark.parametrize("case", cases("flad_04_released_sampler"))
+def test_released_sampler(case):
+    given = np.array(case["inputs"]["weights_given"])
+    law = sampling_law(given, "released")
+    np.testing.assert_allclose(law, case["outputs"]["distribution"], rtol=0, atol=1e-6)
+    rng = np.random.default_rng(0)
+    share = np.mean([invert(law, rng.random()) == given.argmax() for _ in range(4000)])
+    assert share == pytest.approx(case["outputs"]["first_arm_empirical_over_4000"], abs=0.02)
+
+
+FORMS = {
+    ("smoothed_mean", "group"): "released",
+    ("smoothed_mean", "single"): "released_single",
+    ("exp3", "group"): "released_exp3",
+}
+
+
+@pytest.mark.parametrize(
+    "case", [*cases("odm_01_updaters"), vector("odm_01_updaters")["paper_formula"]]
+)
+def test_odm(case):
+    inputs = case["inputs"]
+    form = FORMS[inputs["updater"], inputs["mode"]] if "updater" in inputs else "paper"
+    policy = Odm(
+        inputs["initial_weights"],
+        form=form,
+        smoothing=inputs.get("smoothing_factor", 0.9),
+        warmup_steps=inputs.get("warmup_steps", 0),
+    )
+    for losses, expected in zip(inputs["losses"], case["outputs"]["trace"], strict=True):
+        if "domain" in losses:
+            losses = {losses["domain"]: losses["loss"]}
+        policy.update({int(name.removeprefix("dom")): loss for name, loss in losses.items()})
+        wanted = expected.get("estimated_reward") or expected["cumulative_estimated_reward"]
+        assert policy.state_dict()["estimate"] == pytest.approx(wanted, rel=1e-9)
+        assert policy.probabilities().tolist() == pytest.approx(expected["probabilities"], rel=1e-9)
+
+
+@pytest.mark.parametrize("case", cases("doremi_01_domain_weights"))
+def test_doremi(case):
+    inputs = case["inputs"]
+    policy = DoReMi(
+        inputs["initial_weights"],
+        eta=inputs["eta"],
+        smoothing=inputs["smoothing"],
+        initial_excess=np.log(inputs["vocab_size"]),
+    )
+    for step, expected in zip(inputs["steps"], case["outputs"]["trace"], strict=True):
+        arrays = (np.array(step[key]) for key in ("excess_loss", "token_mask", "domain_ids"))
+        policy.update(excess_losses(*arrays))
+        near = {"rtol": 0, "atol": 5e-6}
+        np.testing.assert_allclose(policy.excess, expected["perdomain_scores"], **near)
+        np.testing.assert_allclose(policy.weights, expected["domain_weights"], **near)
+        np.testing.assert_allclose(policy.average, expected["avg_domain_weights"], **near)
