@@ -1,6 +1,6 @@
 """Tokens per second of scoring: a plain loop, the kernel alone, and the whole pipeline.
 
-    python benchmarks/scoring.py --json OUT [--dir FOLDER] [--tokens 8_000_000]
+    python benchmarks/scoring.py --json OUT [--dir FOLDER] [--tokens 12_000_000]
 
 All three score the same sequences with the same model on two processes of one thread each, in one
 run on this machine:
@@ -56,8 +56,8 @@ PLAIN_BATCH = 32
 PLAIN_SHARE = 8
 """(a) scores one part in eight: its rate is steady, and it is slow."""
 TAU = 8
-TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-3}
-"""Largest difference of a sequence's mean loss from (a)'s, nats."""
+TOLERANCE = {"float32": 1e-5, "bfloat16": 5e-3}
+"""Largest difference of any sequence's mean loss from (a)'s, nats."""
 SETTINGS = (("float32", "off"), ("float32", "on"), ("bfloat16", "on"))
 MIN_WORK_S = 60.0
 _WAIT_S = 300  # for the other process, compilation included
@@ -335,7 +335,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--dir", type=Path, default=Path("bench_scoring"))
-    parser.add_argument("--tokens", type=int, default=8_000_000)
+    parser.add_argument("--tokens", type=int, default=12_000_000)
     options = parser.parse_args()
     wrong = run(options.dir.resolve(), options.tokens, options.json)
     if wrong:
