@@ -63,7 +63,7 @@ def _guarded(action: Callable[[], int | None], as_json: bool, debug: bool) -> No
     except StillhouseError as error:
         _complain(error, str(error), as_json, debug)
         code = error.exit_code
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):  # Ray makes a SystemExit of SIGTERM
         typer.secho("stopped; run the same command again to go on", fg="yellow", err=True)
         code = 4
     except Exception as error:
@@ -328,7 +328,7 @@ def report(
 @app.command()
 def verify(
     uri: Annotated[str, typer.Argument(help="A run or a selection.", metavar="RUN_OR_SELECTION")],
-    sample: Annotated[int, typer.Option(help="Scores to recompute with the models.")] = 64,
+    sample: Annotated[int, typer.Option(min=0, help="Scores to recompute with the models.")] = 64,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:

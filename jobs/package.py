@@ -33,6 +33,8 @@ LIBRARIES = (
     "jinja2",
     "matplotlib",
     "zstandard",
+    "pillow",
+    "requests",
 )
 """What the image of a cluster has to have: the dependencies of pyproject.toml."""
 

@@ -81,7 +81,7 @@ def publish_by_hand(name: str, to: str | None, store: str) -> dict[str, Any]:
     uri = absolute_uri(given)
     if not exists(join(uri, MARKER)):
         raise ArtifactError(f"{given} is not a store: it holds no {MARKER} (give `--store`)")
-    if to is None or to.isdigit():
+    if to is None or (to.isascii() and to.isdecimal()):
         version, new = names.roll_back(uri, name, None if to is None else int(to))
     else:
         version, new = _publish_uri(uri, name, to)

@@ -1,5 +1,6 @@
 """Tables on the terminal: what a verb found, and the next command to type."""
 
+import shlex
 from typing import Any
 
 from rich.console import Console
@@ -11,6 +12,12 @@ _MAX_VERSIONS = 3
 
 def _console() -> Console:
     return Console(highlight=False, soft_wrap=False)
+
+
+def _print_next(console: Console, *words: str) -> None:
+    """The next command to type, safe to paste into a shell."""
+    command = shlex.join(["stillhouse", *words])
+    console.print(f"next:   {command}", soft_wrap=True, markup=False)
 
 
 def tokens_text(count: float) -> str:
@@ -39,7 +46,7 @@ def show_result(result: dict[str, Any]) -> None:
     if "published" in result:
         console.print(_published_line(result["published"]), soft_wrap=True)
     console.print(f"report: {result['report']}", soft_wrap=True)
-    console.print(f"next:   stillhouse verify {result['run']}", soft_wrap=True)
+    _print_next(console, "verify", result["run"])
 
 
 def _sources_table(sources: dict[str, dict[str, int]]) -> Table:
@@ -168,7 +175,7 @@ def show_published(found: dict[str, Any]) -> None:
     """What a name stands for now."""
     console = _console()
     console.print(_published_line(found), soft_wrap=True)
-    console.print(f"next:   stillhouse status {found['store']}#{found['name']}", soft_wrap=True)
+    _print_next(console, "status", f"{found['store']}#{found['name']}")
 
 
 def _published_line(found: dict[str, Any]) -> str:
@@ -222,7 +229,7 @@ def show_pruned(found: dict[str, Any]) -> None:
     for run in found["live_runs"]:
         console.print(f"run {run[:12]} is at work: only leftovers of writers go while it is")
     if found["dry"] and gone:
-        console.print(f"next:   stillhouse prune {found['store']} --yes", soft_wrap=True)
+        _print_next(console, "prune", found["store"], "--yes")
 
 
 def show_verification(found: dict[str, Any]) -> None:

@@ -14,11 +14,13 @@ from typing import Any, TypeVar
 import ray
 import ray.data
 from ray.data import ActorPoolStrategy, DataContext
+from ray.exceptions import RayTaskError
 
 from actors.attempts import Attempts
 from actors.part_worker import Host, PartWorker
 from pipelines.context import Context, Unfinished
 from stillhouse import errors
+from stillhouse.errors import StillhouseError
 from stillhouse.storage.artifact import Receipt
 
 T = TypeVar("T")
@@ -125,14 +127,24 @@ def run_tasks(
         if ctx.dry:
             raise Unfinished("small tasks")
         if len(waiting) >= in_flight:
-            yield ray.get(waiting.pop(0))
+            yield _result(waiting.pop(0))
         waiting.append(remote.remote(function, item))
     while waiting:
-        yield ray.get(waiting.pop(0))
+        yield _result(waiting.pop(0))
 
 
 def _call(function: Callable[[T], R], item: T) -> R:
     return function(item)
+
+
+def _result(reference: Any) -> Any:
+    """What a task gave; our own errors as they were raised, without Ray's frames around them."""
+    try:
+        return ray.get(reference)
+    except RayTaskError as error:
+        if isinstance(error.cause, StillhouseError):
+            raise error.cause from None
+        raise
 
 
 def runner(ctx: Context) -> Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[Any]]:

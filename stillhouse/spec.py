@@ -277,7 +277,9 @@ class ComputeSettings(Settings):
     cpus_per_worker: Annotated[float, Field(gt=0)] = 1
     threads_per_worker: Count = Field(default=1, description="torch threads of an actor on the CPU")
     device: str = Field(
-        default="auto", description="auto: cuda where a GPU was asked for, else cpu"
+        default="auto",
+        pattern=r"^(auto|cpu|cuda(:\d+)?|mps|xpu)$",
+        description="auto: cuda where a GPU was asked for, else cpu",
     )
     max_attempts: Count = Field(
         default=3, description="a part that kills its worker this often is given up"

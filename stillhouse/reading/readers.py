@@ -5,6 +5,7 @@ selection = stillhouse.open_selection("store/runs/...")      # a run, an artifac
 dataset = selection.to_datasets()
 """
 
+import glob
 import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ from stillhouse.storage.filesystem import (
     exists,
     join,
     open_read,
+    protocol_of,
     read_bytes,
 )
 
@@ -104,7 +106,10 @@ class Selection(Artifact):
         """A Hugging Face `Dataset` (`IterableDataset` with `streaming`)."""
         import datasets
 
-        files = [part.uri for part in self.parts]
+        files = [
+            glob.escape(part.uri) if protocol_of(part.uri) == "file" else part.uri
+            for part in self.parts
+        ]
         return datasets.load_dataset(
             "parquet", data_files=files, split="train", streaming=streaming
         )

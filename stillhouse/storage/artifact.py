@@ -104,7 +104,9 @@ def read_table(uri: str, columns: list[str] | None = None) -> pa.Table:
     try:
         return pq.read_table(pa.BufferReader(read_bytes(uri)), columns=columns)
     except FileNotFoundError as error:
-        raise ArtifactError(f"part {uri} is missing: run the job again to remake it") from error
+        raise ArtifactError(
+            f"part {uri} is missing though a receipt names it: put it back, or begin a new `store`"
+        ) from error
     except pa.ArrowInvalid as error:
         raise ArtifactError(f"part {uri} is broken: {error}") from error
 

@@ -40,7 +40,7 @@ def absolute_uri(uri: str) -> str:
     """The URI with local paths made absolute and `file://` taken off; others unchanged."""
     if uri.startswith("file://"):
         uri = uri[len("file://") :]
-    return uri.rstrip("/") if "://" in uri else str(Path(uri).expanduser().resolve())
+    return uri.rstrip("/") if "://" in uri else os.path.abspath(os.path.expanduser(uri))
 
 
 def protocol_of(uri: str) -> str:

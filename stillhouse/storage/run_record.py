@@ -11,6 +11,7 @@ import uuid
 from datetime import UTC, datetime
 from typing import Any
 
+from stillhouse.errors import ArtifactError
 from stillhouse.storage.artifact import Store
 from stillhouse.storage.commit import create_or_adopt, replace
 from stillhouse.storage.filesystem import join, list_names, read_bytes
@@ -84,7 +85,10 @@ def event_files(run_uri: str) -> list[str]:
 
 def read_json(run_uri: str, name: str) -> dict[str, Any] | None:
     """`status.json` or `result.json` of a run; None where it is not there."""
+    uri = join(run_uri, name)
     try:
-        return json.loads(read_bytes(join(run_uri, name)))
+        return json.loads(read_bytes(uri))
     except FileNotFoundError:
         return None
+    except ValueError as error:
+        raise ArtifactError(f"{uri} is broken: {error}; remove it") from error

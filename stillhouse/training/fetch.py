@@ -69,7 +69,7 @@ class PartReader:
                 position += num_rows
         except FileNotFoundError as error:
             raise ArtifactError(
-                f"part {self._uris[part]} is missing: run the job again to remake it"
+                f"part {self._uris[part]} is missing though a manifest names it: put it back"
             ) from error
         except pa.ArrowInvalid as error:
             raise ArtifactError(f"part {self._uris[part]} is broken: {error}") from error

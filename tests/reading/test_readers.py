@@ -11,7 +11,7 @@ from selections import NUM_ROWS, SIZES, put_selection, rows_table
 import stillhouse
 from stillhouse.errors import ArtifactError, StorageError
 from stillhouse.reading.readers import open_artifact, open_selection
-from stillhouse.storage.artifact import Manifest, Receipt
+from stillhouse.storage.artifact import Manifest, Receipt, Store
 
 WHOLE = rows_table(0, NUM_ROWS)
 
@@ -195,3 +195,9 @@ def test_receipts_are_no_artifacts(store):
     store.put_receipt("tokens", Receipt("a", ()))
     with pytest.raises(ArtifactError, match="no artifact at"):
         open_artifact(store.path("tokens/receipts"))
+
+
+def test_datasets_takes_the_paths_at_their_word(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    uri = put_selection(Store(str(tmp_path / "a[1]*b")))
+    assert open_selection(uri).to_datasets().num_rows == NUM_ROWS

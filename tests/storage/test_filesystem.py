@@ -260,3 +260,9 @@ def test_double_colons_are_no_chain(tmp_path):
 def test_reading_a_folder(tmp_path):
     with pytest.raises(StorageError, match=r"reading .* failed: .*Is a directory"):
         read_bytes(str(tmp_path))
+
+
+def test_a_linked_file_keeps_its_own_name(tmp_path):
+    (tmp_path / "blob").write_bytes(b"x")
+    (tmp_path / "a.jsonl").symlink_to(tmp_path / "blob")
+    assert names_of([str(tmp_path / "a.jsonl")]) == ["a.jsonl"]
