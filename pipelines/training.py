@@ -22,8 +22,15 @@ _POLL_S = 0.5
 class _Running:
     task: ModelTask
     actor: Any
-    steps: float = 0.0
+    share: float = 0.0
+    """Of its steps, as far as it was told."""
     started: float = field(default_factory=perf_counter)
+
+    def tell(self, advance: Any, share: float) -> None:
+        """Let the step's progress move to where this training is."""
+        moved = share - self.share
+        advance(moved, moved * self.task.num_tokens)
+        self.share = share
 
 
 def train_models(
@@ -78,13 +85,13 @@ def _train_all(
                 _give_up(ctx, ended.task, lost[ended.task.fingerprint])
                 waiting.append(ended.task)
                 idle.append(_actor(ctx, threads))
-                advance(-ended.steps, 0)
+                ended.tell(advance, 0.0)
                 continue
             except RayTaskError as error:
                 cause = error.cause
                 raise cause if isinstance(cause, StillhouseError) else error from None
             idle.append(ended.actor)
-            advance(1 - ended.steps, 0)
+            ended.tell(advance, 1.0)
         for state in running.values():
             _show(state, advance)
     for actor in idle:
@@ -113,6 +120,4 @@ def _show(state: _Running, advance: Any) -> None:
     except (RayActorError, GetTimeoutError):
         return
     if num_steps:
-        share = 0.999 * step / num_steps
-        advance(share - state.steps, (share - state.steps) * state.task.num_tokens)
-        state.steps = share
+        state.tell(advance, 0.999 * step / num_steps)

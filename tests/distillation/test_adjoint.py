@@ -155,6 +155,7 @@ def test_gradients_of_workers_add_up():
     matches = [Match(3, start + 0.1)]
     whole = matching_gradients(network, synthetic, batches, start, matches, momentum=0.9)
     barrier, exchanged = Barrier(2), {}
+    problems = [workers_problem() for _ in range(2)]  # seeded by the process's one generator
 
     def work(rank):
         def all_reduce(tensor):
@@ -164,7 +165,7 @@ def test_gradients_of_workers_add_up():
             barrier.wait(timeout=10)
             return total
 
-        own, synthetic, batches, start = workers_problem()
+        own, synthetic, batches, start = problems[rank]
         parts = [batch.part(rank, 2) for batch in batches]
         return matching_gradients(
             own, synthetic, parts, start, matches, momentum=0.9, all_reduce=all_reduce
