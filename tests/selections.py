@@ -11,20 +11,11 @@ from stillhouse.storage.artifact import Manifest, PartRef
 from stillhouse.storage.commit import create, replace
 from stillhouse.storage.filesystem import join
 from stillhouse.storage.numbered import append
+from stillhouse.text.packing import tokens_schema
 
 SIZES = (10, 7, 4)
 NUM_ROWS = sum(SIZES)
 LENGTH = 4
-PIECE = pa.struct(
-    [
-        ("id", pa.string()),
-        ("source", pa.string()),
-        ("start", pa.int32()),
-        ("end", pa.int32()),
-        ("file", pa.int32()),
-        ("row", pa.int64()),
-    ]
-)
 
 
 def rows_table(first, count):
@@ -38,7 +29,7 @@ def rows_table(first, count):
     return pa.table(
         {
             "input_ids": pa.FixedSizeListArray.from_arrays(pa.array(ids.reshape(-1)), LENGTH),
-            "documents": pa.array(pieces, pa.list_(PIECE)),
+            "documents": pa.array(pieces, tokens_schema(LENGTH, np.uint16).field("documents").type),
             "score": pa.array(-numbers, pa.float32()),
             "prior_nll": pa.array(numbers / 2, pa.float32()),
             "conditional_nll": pa.array(numbers * 1.5, pa.float32()),

@@ -16,6 +16,7 @@ from transformers import (
 
 from stillhouse.errors import ModelError, SpecError
 from stillhouse.models.cpu import Attention, set_attention
+from stillhouse.models.seeded import initialised
 from stillhouse.models.shape import model_uri
 from stillhouse.spec import Dtype, ModelSettings
 from stillhouse.storage.folders import local_folder
@@ -100,9 +101,7 @@ def build_model(
     config = model_config(
         settings, vocab_size=vocab_size, sequence_length=sequence_length, eos_id=eos_id
     )
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    return initialised(lambda: AutoModelForCausalLM.from_config(config, dtype=torch.float32), seed)
 
 
 def load_model(

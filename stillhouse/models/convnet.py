@@ -5,16 +5,13 @@ Parameters come in the order convolution weight, bias, norm scale, shift, block 
 classifier (Zhao et al. 2021; kept by MTT and everything after it, so that experts compare).
 """
 
-from collections.abc import Callable
-from typing import Literal, TypeVar
+from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
 from stillhouse.errors import ModelError
 
 Norm = Literal["instance", "batch", "none"]
-Module = TypeVar("Module", bound=nn.Module)
 
 
 class ConvNet(nn.Module):
@@ -67,10 +64,3 @@ def norm_layer(norm: Norm, channels: int) -> nn.Module:
     if norm == "batch":
         return nn.BatchNorm2d(channels)
     return nn.GroupNorm(channels, channels) if norm == "instance" else nn.Identity()
-
-
-def initialised(make: Callable[[], Module], seed: int) -> Module:
-    """A network made by `make` on the CPU; its weights depend on `make` and the seed alone."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        return make()

@@ -1,12 +1,10 @@
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from threading import Barrier
 
 import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from trajectory_vectors import relative_error
+from trajectory_vectors import relative_error, two_workers
 
 from stillhouse.distillation.adjoint import Descent, adjoint, descend, unrolled
 from stillhouse.distillation.functional import FlatModule
@@ -18,8 +16,9 @@ from stillhouse.distillation.trajectory import (
     matching_gradients,
     matching_objective,
 )
-from stillhouse.models.convnet import ConvNet, initialised
+from stillhouse.models.convnet import ConvNet
 from stillhouse.models.resnet import ResNet18
+from stillhouse.models.seeded import initialised
 
 NORMS = st.sampled_from(["instance", "batch", "none"])
 
@@ -154,25 +153,15 @@ def test_gradients_of_workers_add_up():
     network, synthetic, batches, start = workers_problem()
     matches = [Match(3, start + 0.1)]
     whole = matching_gradients(network, synthetic, batches, start, matches, momentum=0.9)
-    barrier, exchanged = Barrier(2), {}
-    problems = [workers_problem() for _ in range(2)]  # seeded by the process's one generator
 
-    def work(rank):
-        def all_reduce(tensor):
-            exchanged[rank] = tensor
-            barrier.wait(timeout=10)
-            total = exchanged[0] + exchanged[1]
-            barrier.wait(timeout=10)
-            return total
-
-        own, synthetic, batches, start = problems[rank]
+    def work(rank, all_reduce):
+        own, synthetic, batches, start = workers_problem()
         parts = [batch.part(rank, 2) for batch in batches]
         return matching_gradients(
             own, synthetic, parts, start, matches, momentum=0.9, all_reduce=all_reduce
         )
 
-    with ThreadPoolExecutor(2) as threads:
-        first, second = threads.map(work, range(2))
+    first, second = two_workers(work)
     assert torch.equal(first.run.states[-1], second.run.states[-1])
     assert relative_error(first.images + second.images, whole.images) < 1e-5
     assert relative_error(first.learning_rate, whole.learning_rate) < 1e-5

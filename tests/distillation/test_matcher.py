@@ -1,10 +1,8 @@
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from threading import Barrier
 
 import pytest
 import torch
-from trajectory_vectors import relative_error
+from trajectory_vectors import relative_error, two_workers
 
 from stillhouse.distillation.ast import STUDENT_MOMENTUM
 from stillhouse.distillation.experts import ExpertOptions, train_expert
@@ -12,7 +10,8 @@ from stillhouse.distillation.functional import FlatModule
 from stillhouse.distillation.matcher import Matcher, MatchOptions, StartWindow
 from stillhouse.distillation.trajectory import SyntheticSet
 from stillhouse.errors import DivergedError, SpecError
-from stillhouse.models.convnet import ConvNet, initialised
+from stillhouse.models.convnet import ConvNet
+from stillhouse.models.seeded import initialised
 
 
 def network():
@@ -101,23 +100,13 @@ def test_the_set_learns_to_follow_the_expert(options, expert):
 
 
 def test_two_workers_learn_what_one_learns(expert):
-    barrier, given = Barrier(2), {}
-
-    def work(rank):
-        def add(tensor):
-            given[rank] = tensor
-            barrier.wait(timeout=10)
-            total = given[0] + given[1]
-            barrier.wait(timeout=10)
-            return total
-
-        matcher = new_matcher(AST, sum_over_workers=add, rank=rank, num_workers=2)
+    def work(rank, all_reduce):
+        matcher = new_matcher(AST, sum_over_workers=all_reduce, rank=rank, num_workers=2)
         for _ in range(3):
             matcher.step(expert.__getitem__)
         return learned(matcher)
 
-    with ThreadPoolExecutor(2) as threads:
-        first, second = threads.map(work, range(2))
+    first, second = two_workers(work)
     alone = new_matcher(AST)
     for _ in range(3):
         alone.step(expert.__getitem__)

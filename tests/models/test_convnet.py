@@ -6,8 +6,9 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from stillhouse.errors import ModelError
-from stillhouse.models.convnet import ConvNet, initialised
+from stillhouse.models.convnet import ConvNet
 from stillhouse.models.resnet import ResNet18
+from stillhouse.models.seeded import initialised
 
 VECTORS = Path(__file__).parents[1] / "vectors"
 
