@@ -47,12 +47,14 @@ def default_text(field: FieldInfo) -> str:
 
 def section(model: type[BaseModel]) -> str:
     """One table: the keys of a settings class."""
+    is_job = issubclass(model, spec.JobSpec) and model is not spec.JobSpec
     rows = [
         f"| `{name}` | {type_text(field.annotation)} | {default_text(field)} "
         f"| {field.description or ''} |"
         for name, field in model.model_fields.items()
+        if not is_job or name not in spec.JobSpec.model_fields
     ]
-    about = (model.__doc__ or "").strip()
+    about = (model.__doc__ or "").strip() + " Besides the keys of JobSpec:" * is_job
     table = "\n".join(["| key | type | default | |", "|---|---|---|---|", *rows])
     return f"\n## {model.__name__}\n\n{about}\n\n{table}\n"
 
@@ -67,7 +69,7 @@ def page() -> str:
         and value is not spec.Settings
         and value.__module__ == spec.__name__
     ]
-    models.sort(key=lambda model: model is not spec.SelectSpec)
+    models.sort(key=lambda model: not issubclass(model, spec.JobSpec))
     return HEAD + "".join(section(model) for model in models)
 
 

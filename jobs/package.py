@@ -8,7 +8,7 @@ from pathlib import Path
 import yaml
 
 from stillhouse.errors import SpecError
-from stillhouse.spec import SelectSpec
+from stillhouse.spec import JobSpec
 
 FLOORS = ("stillhouse", "actors", "pipelines", "jobs")
 SPEC_FILE = "spec.yaml"
@@ -39,7 +39,7 @@ LIBRARIES = (
 """What the image of a cluster has to have: the dependencies of pyproject.toml."""
 
 
-def write_package(folder: Path, spec: SelectSpec) -> int:
+def write_package(folder: Path, spec: JobSpec) -> int:
     """Write everything that the job needs into an empty folder.
 
     Returns:

@@ -6,9 +6,10 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from jobs.kinds import RESULTS, SPECS, Spec, result_artifact
 from stillhouse.errors import ArtifactError
-from stillhouse.reading.readers import open_selection
-from stillhouse.spec import SelectSpec
+from stillhouse.reading.readers import open_artifact, open_selection
+from stillhouse.spec import NOT_IDENTITY, JobSpec
 from stillhouse.storage import names
 from stillhouse.storage.artifact import Store
 from stillhouse.storage.commit import MARKER
@@ -17,18 +18,16 @@ from stillhouse.storage.names import Publication, Version
 from stillhouse.storage.reachability import list_objects
 from stillhouse.storage.run_record import now, read_json
 
-_NOT_OWNER = {"compute", "name", "store", "storage_options", "publish"}
 
-
-def owner(spec: SelectSpec) -> dict[str, Any]:
+def owner(spec: JobSpec) -> dict[str, Any]:
     """The settings by which a name knows its spec: as written, without widths and the store.
 
     Defaults are left out, so that a new version of Stillhouse with new keys is no new owner.
     """
-    return spec.model_dump(mode="json", exclude=_NOT_OWNER, exclude_defaults=True)
+    return spec.model_dump(mode="json", exclude=NOT_IDENTITY, exclude_defaults=True)
 
 
-def check_name(store: Store, spec: SelectSpec) -> None:
+def check_name(store: Store, spec: JobSpec) -> None:
     """Refuse a `publish` name of another spec before any work.
 
     Raises:
@@ -40,9 +39,9 @@ def check_name(store: Store, spec: SelectSpec) -> None:
 
 
 def publish_result(
-    store: Store, spec: SelectSpec, result: dict[str, Any], started: str
+    store: Store, spec: JobSpec, result: dict[str, Any], started: str
 ) -> dict[str, Any]:
-    """Publish a run's selection under the spec's `publish`, unless that is what stands.
+    """Publish what a run made under the spec's `publish`, unless that is what stands.
 
     Args:
         store: the run's.
@@ -51,13 +50,11 @@ def publish_result(
         started: when the run began, before it listed its inputs.
 
     Returns:
-        `{"published": {name, version, selection, new}}`; empty where the spec has no `publish`.
+        `{"published": {name, version, new, the artifact's URI}}`; empty without a `publish`.
     """
     if spec.publish is None:
         return {}
-    selection = result["selection_fingerprint"]
-    run = result["run"].rsplit("/", 1)[-1]
-    made = Publication(selection, run, owner(spec), started)
+    made = _made_by(result, spec, started)
     version, new = names.publish_run(store.uri, spec.publish, made)
     return {"published": _shown(store.uri, spec.publish, version, new)}
 
@@ -89,28 +86,45 @@ def publish_by_hand(name: str, to: str | None, store: str) -> dict[str, Any]:
 
 
 def _publish_uri(store: str, name: str, to: str) -> tuple[Version, bool]:
-    selection = open_selection(to)
-    if selection.store != store:
+    folder = absolute_uri(to)
+    result = read_json(folder, "result.json")
+    kind, made = _named(to) if result is None else result_artifact(result)
+    if not exists(join(store, kind, made, "manifest.json")):
         raise ArtifactError(f"{to} is not in the store {store}: a name refers to its own store")
-    run = read_json(absolute_uri(to), "result.json")
-    made = None if run is None else _made_by(absolute_uri(to), selection.manifest.fingerprint)
-    return names.publish_by_hand(store, name, selection.manifest.fingerprint, made)
+    publication = None if result is None else _made_by(result, _spec_of(folder), now())
+    return names.publish_by_hand(store, name, made, publication, kind)
 
 
-def _made_by(run: str, selection: str) -> Publication:
-    """What a finished run would have published; from now on its spec owns the name."""
+def _named(uri: str) -> tuple[str, str]:
+    """Kind and fingerprint of the artifact at a URI, or of the selection that `STORE#name` is."""
+    kinds = {kind for kind, _ in RESULTS.values()}
+    is_artifact = exists(join(absolute_uri(uri), "manifest.json"))
+    manifest = (open_artifact if is_artifact else open_selection)(uri).manifest
+    if manifest.kind not in kinds:
+        raise ArtifactError(f"{uri} is one of `{manifest.kind}`: a name stands for {sorted(kinds)}")
+    return manifest.kind, manifest.fingerprint
+
+
+def _made_by(result: dict[str, Any], spec: JobSpec, started: str) -> Publication:
+    """What a finished run publishes; its spec owns the name from then on."""
+    kind, made = result_artifact(result)
+    run = result["run"].rsplit("/", 1)[-1]
+    return Publication(made, run, owner(spec), started, kind)
+
+
+def _spec_of(run: str) -> Spec:
     try:
-        spec = SelectSpec.model_validate(yaml.safe_load(read_bytes(join(run, "spec.yaml"))))
-    except (FileNotFoundError, yaml.YAMLError, ValidationError) as error:
+        content = yaml.safe_load(read_bytes(join(run, "spec.yaml")))
+        return SPECS[content["job"]].model_validate(content)
+    except (FileNotFoundError, yaml.YAMLError, ValidationError, LookupError, TypeError) as error:
         raise ArtifactError(f"{run}/spec.yaml is missing or broken: run its spec again") from error
-    return Publication(selection, run.rsplit("/", 1)[-1], owner(spec), now())
 
 
 def _shown(store: str, name: str, version: Version, new: bool) -> dict[str, Any]:
     return {
         "name": name,
         "version": version.number,
-        "selection": join(store, "selections", version.selection),
+        version.kind.removesuffix("s"): join(store, version.kind, version.selection),
         "again": version.again,
         "new": new,
     }

@@ -20,7 +20,7 @@ import yaml
 from jobs.cron import check_cron
 from jobs.paths import refuse_local_paths
 from stillhouse.errors import SpecError
-from stillhouse.spec import SelectSpec
+from stillhouse.spec import JobSpec
 
 Kind = Literal["raycronjob", "cronjob", "crontab"]
 _FOLDER = "/etc/stillhouse"
@@ -44,7 +44,7 @@ class Place:
 
 
 def schedule(
-    path: str, spec: SelectSpec, sets: Sequence[str], cron: str, kind: Kind, place: Place
+    path: str, spec: JobSpec, sets: Sequence[str], cron: str, kind: Kind, place: Place
 ) -> str:
     """The text to apply: YAML documents, or lines for `crontab`.
 
@@ -77,7 +77,7 @@ def schedule(
     return "---\n".join(yaml.dump(d, Dumper=_Dumper, sort_keys=False) for d in documents)
 
 
-def object_name(path: str, spec: SelectSpec) -> str:
+def object_name(path: str, spec: JobSpec) -> str:
     """What the objects are called: after `publish`, `name` or the file, as Kubernetes allows."""
     plain = re.sub(r"[^a-z0-9]+", "-", (spec.publish or spec.name or Path(path).stem).lower())
     return f"stillhouse-{plain.strip('-')[:30].strip('-') or 'job'}"
@@ -95,7 +95,7 @@ def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
 _Dumper.add_representer(str, _text)
 
 
-def _crontab(path: str, spec: SelectSpec, sets: Sequence[str], when: str, place: Place) -> str:
+def _crontab(path: str, spec: JobSpec, sets: Sequence[str], when: str, place: Place) -> str:
     """A comment and the line; the job runs in today's working directory."""
     verb = ["run", path] if place.address is None else ["submit", path]
     options = [word for override in sets for word in ("--set", override)]
@@ -110,7 +110,7 @@ def _crontab(path: str, spec: SelectSpec, sets: Sequence[str], when: str, place:
     return f"# {object_name(path, spec)}: exit codes and errors go to {log}\n{when} {escaped}\n"
 
 
-def _config_map(path: str, spec: SelectSpec) -> dict[str, Any]:
+def _config_map(path: str, spec: JobSpec) -> dict[str, Any]:
     """The spec as written; which cluster it runs on is not its business there."""
     content = spec.model_dump(mode="json", exclude_unset=True)
     content.get("compute", {}).pop("address", None)
@@ -122,12 +122,12 @@ def _config_map(path: str, spec: SelectSpec) -> dict[str, Any]:
     }
 
 
-def _metadata(path: str, spec: SelectSpec) -> dict[str, Any]:
+def _metadata(path: str, spec: JobSpec) -> dict[str, Any]:
     labels = {"app.kubernetes.io/name": "stillhouse"}
     return {"name": object_name(path, spec), "labels": labels}
 
 
-def _cron_job(path: str, spec: SelectSpec, when: str, place: Place) -> dict[str, Any]:
+def _cron_job(path: str, spec: JobSpec, when: str, place: Place) -> dict[str, Any]:
     """A pod that submits and follows; failures that a repetition cannot mend are not repeated."""
     assert place.address is not None
     container = {
@@ -181,7 +181,7 @@ def _token_secret(address: str) -> str:
     return cluster if found else "ray-auth-token"
 
 
-def _ray_cron_job(path: str, spec: SelectSpec, when: str, place: Place) -> dict[str, Any]:
+def _ray_cron_job(path: str, spec: JobSpec, when: str, place: Place) -> dict[str, Any]:
     """A RayJob for each run: a head, workers from zero up as they are asked for, then nothing."""
     return {
         "apiVersion": "ray.io/v1",
@@ -210,7 +210,7 @@ def _ray_cron_job(path: str, spec: SelectSpec, when: str, place: Place) -> dict[
     }
 
 
-def _groups(spec: SelectSpec, place: Place) -> list[dict[str, Any]]:
+def _groups(spec: JobSpec, place: Place) -> list[dict[str, Any]]:
     """CPU workers for text, and GPU workers where models run on GPUs; all from zero."""
     compute = spec.compute
     width = max(compute.scorers, compute.trainers)
@@ -267,5 +267,5 @@ def _mount() -> dict[str, Any]:
     return {"name": "spec", "mountPath": _FOLDER, "readOnly": True}
 
 
-def _volume(path: str, spec: SelectSpec) -> dict[str, Any]:
+def _volume(path: str, spec: JobSpec) -> dict[str, Any]:
     return {"name": "spec", "configMap": {"name": object_name(path, spec)}}

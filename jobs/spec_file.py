@@ -9,14 +9,12 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from jobs.kinds import SPECS, Spec
 from stillhouse.errors import SpecError
-from stillhouse.spec import SelectSpec
 from stillhouse.storage.filesystem import read_bytes
 
-JOBS: dict[str, type[SelectSpec]] = {"select": SelectSpec}
 
-
-def load_spec(path: str, overrides: list[str]) -> SelectSpec:
+def load_spec(path: str, overrides: list[str]) -> Spec:
     """Read, override and validate a spec.
 
     Args:
@@ -29,15 +27,24 @@ def load_spec(path: str, overrides: list[str]) -> SelectSpec:
     content = _read(path)
     for override in overrides:
         _apply(content, override)
-    job = content.get("job")
-    if job not in JOBS:
-        near = _nearest(str(job), list(JOBS))
-        raise SpecError(f"{path}: `job: {job}` is not known{near}; known: {', '.join(JOBS)}")
+    kind = _kind(path, content)
     try:
-        return JOBS[job].model_validate(content)
+        return kind.model_validate(content)
     except ValidationError as error:
-        lines = [_line(JOBS[job], detail) for detail in error.errors()]
+        lines = [_line(kind, detail) for detail in error.errors()]
         raise SpecError("\n".join(f"{path}: {line}" for line in dict.fromkeys(lines))) from None
+
+
+def _kind(path: str, content: dict[str, Any]) -> type[Spec]:
+    """The settings class that `job` names."""
+    known = ", ".join(SPECS)
+    if "job" not in content:
+        raise SpecError(f"{path}: `job` is missing; known: {known}")
+    job = content["job"]
+    if not isinstance(job, str) or job not in SPECS:
+        near = _nearest(str(job), list(SPECS))
+        raise SpecError(f"{path}: `job: {job}` is not known{near}; known: {known}")
+    return SPECS[job]
 
 
 def _read(path: str) -> dict[str, Any]:

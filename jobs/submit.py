@@ -8,14 +8,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from jobs.kinds import Listed, Spec, list_job
 from jobs.package import write_package
 from jobs.paths import refuse_local_paths, with_absolute_paths
 from jobs.publish import check_name
 from jobs.ray_jobs import Cluster
-from pipelines.given import check_given
-from pipelines.inputs import Listing, list_job_inputs
 from stillhouse.fingerprint import fingerprint
-from stillhouse.spec import SelectSpec
 from stillhouse.storage.artifact import Store
 from stillhouse.storage.commit import check_store
 from stillhouse.storage.filesystem import use_options
@@ -36,7 +34,7 @@ class Submission:
     sent_bytes: int
 
 
-def submit_job(spec: SelectSpec, cluster: Cluster) -> Submission:
+def submit_job(spec: Spec, cluster: Cluster) -> Submission:
     """Check the spec and what it reads, then submit it, or attach to an attempt at work.
 
     Args:
@@ -66,29 +64,25 @@ def submit_job(spec: SelectSpec, cluster: Cluster) -> Submission:
                 return Submission(job_id, latest + 1, False, cluster.url, spec.store, size)
 
 
-def check_reach(spec: SelectSpec) -> Listing:
+def check_reach(spec: Spec) -> Listed:
     """Look at all that the spec names from here: data, models, store, published name.
 
     Raises:
         StillhouseError: what cannot be read, or a name that another spec publishes.
     """
     use_options(spec.store, spec.storage_options)
-    check_given(spec)
-    listed = list_job_inputs(spec)
+    listed = list_job(spec)
     check_name(Store(check_store(spec.store)), spec)
     return listed
 
 
-def submission_name(spec: SelectSpec, listed: Listing) -> str:
+def submission_name(spec: Spec, listed: Listed) -> str:
     """What tells one job from another before its data are read: the spec and the listed files.
 
     Widths do not count, so that submitting again with other ones attaches to the job at work.
     """
     asked = spec.model_dump(mode="json", exclude={"compute", "name"})
-    files = [
-        [[file.uri, file.size_bytes, file.stamp] for file in part]
-        for part in (listed.pool, listed.target, listed.heldout)
-    ]
+    files = [[[file.uri, file.size_bytes, file.stamp] for file in part] for part in listed.files]
     return fingerprint(["submission", _VERSION, asked, files])
 
 
@@ -116,7 +110,7 @@ def follow_job(
 
 
 def run_submit(
-    spec: SelectSpec, address: str | None, *, follow: bool, command: str, quiet: bool
+    spec: Spec, address: str | None, *, follow: bool, command: str, quiet: bool
 ) -> tuple[dict[str, Any], int]:
     """The verb: submit, say so, and follow where asked.
 

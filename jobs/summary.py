@@ -8,6 +8,7 @@ from rich.table import Table
 
 _MAX_SOURCES = 12
 _MAX_VERSIONS = 3
+_PUBLISHED = ("selection", "model", "distilled")
 
 
 def _console() -> Console:
@@ -29,10 +30,21 @@ def tokens_text(count: float) -> str:
 
 
 def show_result(result: dict[str, Any]) -> None:
-    """What was kept of each source, the targets' losses, and where to look."""
+    """What the job made, and where to look."""
     console = _console()
     if result["status"] == "nothing_to_do":
         console.print("[green]nothing to do[/]: this spec and these inputs have a finished run")
+    _RESULTS[result["job"]](console, result)
+    for warning in result["warnings"]:
+        console.print(f"[yellow]warning:[/] {warning}", soft_wrap=True)
+    if "published" in result:
+        console.print(_published_line(result["published"]), soft_wrap=True)
+    console.print(f"report: {result['report']}", soft_wrap=True)
+    _print_next(console, "verify", result["run"])
+
+
+def _show_selection(console: Console, result: dict[str, Any]) -> None:
+    """What was kept of each source, and the targets' losses."""
     kept = result["selection"]
     console.print(
         f"kept [bold]{kept['num_sequences']:,}[/] rows, {tokens_text(kept['num_tokens'])} tokens, "
@@ -41,12 +53,10 @@ def show_result(result: dict[str, Any]) -> None:
     console.print(_sources_table(kept["sources"]))
     if result["target"]:
         console.print(_targets_table(result["target"]))
-    for warning in result["warnings"]:
-        console.print(f"[yellow]warning:[/] {warning}", soft_wrap=True)
-    if "published" in result:
-        console.print(_published_line(result["published"]), soft_wrap=True)
-    console.print(f"report: {result['report']}", soft_wrap=True)
-    _print_next(console, "verify", result["run"])
+
+
+_RESULTS = {"select": _show_selection}
+"""By job: prints what a result holds."""
 
 
 def _sources_table(sources: dict[str, dict[str, int]]) -> Table:
@@ -181,7 +191,8 @@ def show_published(found: dict[str, Any]) -> None:
 def _published_line(found: dict[str, Any]) -> str:
     verb = "is now" if found["new"] else "stays at"
     again = f" (again version {found['again']})" if found["again"] else ""
-    return f"{found['name']} {verb} version {found['version']}{again}: {found['selection']}"
+    what = next(found[kind] for kind in _PUBLISHED if kind in found)
+    return f"{found['name']} {verb} version {found['version']}{again}: {what}"
 
 
 def _artifacts_table(artifacts: list[dict[str, Any]]) -> Table:

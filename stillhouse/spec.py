@@ -286,10 +286,9 @@ class ComputeSettings(Settings):
     )
 
 
-class SelectSpec(Settings):
-    """`job: select`: score a pool with two models, keep what the target gains most from."""
+class JobSpec(Settings):
+    """What every job's spec has. Nothing here is part of what the job makes."""
 
-    job: Literal["select"]
     name: str | None = Field(default=None, description="shown in report and status")
     store: str = Field(
         default="./store", description="folder or fsspec URI that everything goes under"
@@ -300,8 +299,33 @@ class SelectSpec(Settings):
     publish: str | None = Field(
         default=None,
         pattern=NAME_PATTERN,
-        description="name of the newest selection of this spec: `open_selection('STORE#name')`",
+        description="name of the newest result of this spec: `open_selection('STORE#name')`",
     )
+    compute: ComputeSettings = ComputeSettings()
+
+    def to_yaml(self) -> str:
+        """The resolved spec, defaults included."""
+        import yaml
+
+        content = self.model_dump(mode="json")
+        content = {"job": content.pop("job"), **content}
+        return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+
+    @field_validator("storage_options")
+    @classmethod
+    def _no_secrets(cls, options: dict[str, Any]) -> dict[str, Any]:
+        refuse_secrets(options)
+        return options
+
+
+NOT_IDENTITY = set(JobSpec.model_fields)
+"""Keys of a spec that change where and how wide it runs, never what it makes."""
+
+
+class SelectSpec(JobSpec):
+    """`job: select`: score a pool with two models, keep what the target gains most from."""
+
+    job: Literal["select"]
     pool: DataSource
     target: TargetSource
     tokenizer: TokenizerSettings = TokenizerSettings(train=TokenizerTraining())
@@ -315,7 +339,6 @@ class SelectSpec(Settings):
     scoring: ScoringSettings = ScoringSettings()
     selection: SelectionSettings
     train: TrainSettings | None = None
-    compute: ComputeSettings = ComputeSettings()
 
     @field_validator("tokenizer", mode="before")
     @classmethod
@@ -330,18 +353,6 @@ class SelectSpec(Settings):
                 "the control `dsir` ranks sequences: use `selection.grain: sequences`, or drop it"
             )
         return self
-
-    def to_yaml(self) -> str:
-        """The resolved spec, defaults included."""
-        import yaml
-
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-
-    @field_validator("storage_options")
-    @classmethod
-    def _no_secrets(cls, options: dict[str, Any]) -> dict[str, Any]:
-        refuse_secrets(options)
-        return options
 
 
 _SECRET_WORDS = ("secret", "password", "token", "credential", "private", "account_key", "sas")

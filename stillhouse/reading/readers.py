@@ -178,6 +178,8 @@ def open_selection(uri: str) -> Selection:
         published = names.current(absolute_uri(store), name)
         if published is None:
             raise ArtifactError(f"nothing is published under {name!r} in {store}")
+        if published.kind != "selections":
+            raise ArtifactError(f"{uri} stands for one of `{published.kind}`, not a selection")
         return Selection(join(absolute_uri(store), "selections", published.selection))
     folder = absolute_uri(uri)
     if folder.rsplit("/", 2)[-2] == "runs":
@@ -191,4 +193,6 @@ def _selection_of_run(folder: str) -> str:
     except FileNotFoundError as error:
         known = "the run is not finished" if exists(join(folder, "spec.yaml")) else "no run"
         raise ArtifactError(f"{folder}: {known} (see `stillhouse status {folder}`)") from error
+    if "selection_fingerprint" not in result:
+        raise ArtifactError(f"{folder} is a run of `job: {result['job']}`: it made no selection")
     return join(folder.rsplit("/", 2)[0], "selections", result["selection_fingerprint"])

@@ -34,6 +34,8 @@ class Publication:
     run: str
     spec: dict[str, Any]
     started: str
+    kind: str = "selections"
+    """Of artifact; `selection` is its fingerprint."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +48,8 @@ class Version:
     """The earlier version that it repeats, if it is a roll-back."""
     last: Publication | None = None
     """What a run published last under this name; None where only people did."""
+    kind: str = "selections"
+    """Of artifact; `selection` is its fingerprint."""
 
 
 def split_name(uri: str, default_store: str = "") -> tuple[str, str]:
@@ -111,22 +115,29 @@ def publish_run(store: str, name: str, made: Publication) -> tuple[Version, bool
         last = now.last if now else None
         if last is not None and (last.selection == made.selection or last.started > made.started):
             return None
-        return Version(_next(now), made.selection, last=made)
+        return Version(_next(now), made.selection, last=made, kind=made.kind)
 
     return _append(store, name, decide)
 
 
 def publish_by_hand(
-    store: str, name: str, selection: str, made: Publication | None = None
+    store: str,
+    name: str,
+    selection: str,
+    made: Publication | None = None,
+    kind: str = "selections",
 ) -> tuple[Version, bool]:
-    """Let a name stand for any selection of the store; with `made`, its spec owns the name then."""
+    """Let a name stand for any selection of the store; with `made`, its spec owns the name then.
+
+    `selection` is the fingerprint of an artifact of another `kind` where one is given.
+    """
 
     def decide(now: Version | None) -> Version | None:
         last = made or (now.last if now else None)
         same_owner = now is not None and _owner(now.last) == _owner(last)
         if now is not None and now.selection == selection and same_owner:
             return None
-        return Version(_next(now), selection, last=last)
+        return Version(_next(now), selection, last=last, kind=kind)
 
     return _append(store, name, decide)
 
@@ -146,10 +157,12 @@ def roll_back(store: str, name: str, number: int | None = None) -> tuple[Version
     def decide(now: Version | None) -> Version | None:
         if now is None:
             raise ArtifactError(f"nothing is published under {name!r} in {store}")
-        wanted = _last_of_run(now, name) if number is None else _numbered(store, name, number)
-        if wanted == now.selection:
+        there = _last_of_run(now, name) if number is None else _numbered(store, name, number)
+        if there.selection == now.selection:
             return None
-        return replace(now, number=_next(now), selection=wanted, again=number)
+        return replace(
+            now, number=_next(now), selection=there.selection, again=number, kind=there.kind
+        )
 
     return _append(store, name, decide)
 
@@ -183,6 +196,7 @@ def _read(folder: str, number: int) -> Version:
             content["selection"],
             content.get("again"),
             Publication(**last) if last is not None else None,
+            content.get("kind", "selections"),
         )
     except (KeyError, TypeError) as error:
         raise ArtifactError(f"broken version {number} in {folder}: {error}") from error
@@ -196,13 +210,13 @@ def _owner(last: Publication | None) -> dict[str, Any] | None:
     return last.spec if last else None
 
 
-def _last_of_run(now: Version, name: str) -> str:
+def _last_of_run(now: Version, name: str) -> Publication:
     if now.last is None:
         raise ArtifactError(f"no run has published under {name!r}: say what, with `--to`")
-    return now.last.selection
+    return now.last
 
 
-def _numbered(store: str, name: str, number: int) -> str:
+def _numbered(store: str, name: str, number: int) -> Version:
     folder = join(store, "names", name)
     known = numbered.versions(folder)
     if number not in known:
@@ -210,7 +224,7 @@ def _numbered(store: str, name: str, number: int) -> str:
             f"{name!r} has no version {number}: it has {known[0]} to {known[-1]} "
             f"(`stillhouse status {store}#{name}`)"
         )
-    return _read(folder, number).selection
+    return _read(folder, number)
 
 
 def _differences(theirs: dict[str, Any], mine: dict[str, Any]) -> str:

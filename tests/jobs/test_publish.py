@@ -9,11 +9,10 @@ from pathlib import Path
 import pytest
 from small import Quiet, parse, write_shard
 
+from jobs.kinds import list_job
 from jobs.prune import prune_store
 from jobs.publish import names_of, owner
 from jobs.run import run_job, run_name
-from pipelines.given import given_identity
-from pipelines.inputs import list_job_inputs, open_job_inputs
 from stillhouse import open_selection
 from stillhouse.errors import SpecError
 from stillhouse.fingerprint import fingerprint
@@ -32,11 +31,11 @@ def put_selection(store, word):
 def finish(spec, word):
     """Leave what a finished run of `spec` on today's inputs leaves; the run's URI."""
     store = Store(check_store(spec.store))
-    inputs = open_job_inputs(store, spec, list_job_inputs(spec))
-    name = run_name(spec, inputs, given_identity(store, spec, remember=True))
+    name = run_name(spec, list_job(spec).open(store, remember=True).identity())
     record = RunRecord(store, name)
     record.start(spec.to_yaml(), spec.job)
-    made = {"run": record.uri, "selection_fingerprint": put_selection(store, word), "work": {}}
+    made = {"job": "select", "run": record.uri, "work": {}}
+    made["selection_fingerprint"] = put_selection(store, word)
     record.put_result(made)
     record.finish("done")
     return record.uri

@@ -1,0 +1,75 @@
+"""The kinds of jobs: all that the verbs have to know of each, in one place.
+
+A new kind is a spec (a `JobSpec` in `Spec` and `SPECS`), a module such as `jobs/select.py` with
+its `Listed` and `Opened`, a line in `list_job` and in `RESULTS`, and the tables that
+`jobs/summary.py` prints.
+"""
+
+from typing import Any, Protocol, TypeAlias
+
+from pipelines.context import Context
+from stillhouse.spec import SelectSpec
+from stillhouse.storage.artifact import Store
+from stillhouse.storage.filesystem import FileInfo
+from stillhouse.storage.run_record import RunRecord
+
+Spec: TypeAlias = SelectSpec
+"""Any job's spec; `job` says which."""
+SPECS: dict[str, type[Spec]] = {"select": SelectSpec}
+RESULTS = {"select": ("selections", "selection_fingerprint")}
+"""By job: the kind of artifact that it is run for, and the key of a result that names it."""
+
+
+class Listed(Protocol):
+    """A job whose spec was checked and whose inputs were listed; the store was not touched."""
+
+    @property
+    def files(self) -> list[list[FileInfo]]:
+        """What it reads, by data source."""
+        ...
+
+    def open(self, store: Store, *, remember: bool) -> "Opened":
+        """Look at the content of its inputs; `remember` writes their digests to the store."""
+        ...
+
+
+class Opened(Protocol):
+    """A job whose inputs are known by content."""
+
+    def identity(self) -> list[Any]:
+        """What it reads, as JSON values: content, not paths."""
+        ...
+
+    def walk(self, ctx: Context) -> object:
+        """Go through the pipeline without a result: what `plan` does, with a dry context."""
+        ...
+
+    def run(self, ctx: Context, record: RunRecord) -> dict[str, Any]:
+        """Do it, write the report; the result, which `run --json` prints."""
+        ...
+
+    def estimate(self, ctx: Context, *, complete: bool) -> dict[str, dict[str, Any]]:
+        """By step: `parts` (None: not known yet), `reused`, `tokens`, `flops`, `seconds` or None.
+
+        Args:
+            ctx: a dry one that was walked as far as it goes.
+            complete: it went to the end.
+        """
+        ...
+
+
+def list_job(spec: Spec) -> Listed:
+    """Check what a spec names and list what it reads.
+
+    Raises:
+        StillhouseError: something is not there, or does not fit.
+    """
+    from jobs.select import list_select
+
+    return list_select(spec)
+
+
+def result_artifact(result: dict[str, Any]) -> tuple[str, str]:
+    """Kind and fingerprint of the artifact that a finished run was run for."""
+    kind, key = RESULTS[result["job"]]
+    return kind, result[key]

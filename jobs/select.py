@@ -1,0 +1,70 @@
+"""`job: select` as the verbs see it."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from pipelines.context import Context
+from pipelines.given import check_given, given_identity
+from pipelines.inputs import JobInputs, Listing, list_job_inputs, open_job_inputs
+from stillhouse.spec import SelectSpec
+from stillhouse.storage.artifact import Store
+from stillhouse.storage.filesystem import FileInfo
+from stillhouse.storage.run_record import RunRecord
+
+
+def list_select(spec: SelectSpec) -> "ListedSelect":
+    """See `jobs.kinds.list_job`."""
+    check_given(spec)
+    return ListedSelect(spec, list_job_inputs(spec))
+
+
+@dataclass(frozen=True, slots=True)
+class ListedSelect:
+    """A select job whose files were listed."""
+
+    spec: SelectSpec
+    listing: Listing
+
+    @property
+    def files(self) -> list[list[FileInfo]]:
+        """Of pool, target and held-out."""
+        return [self.listing.pool, self.listing.target, self.listing.heldout]
+
+    def open(self, store: Store, *, remember: bool) -> "OpenedSelect":
+        """Digest the files."""
+        inputs = open_job_inputs(store, self.spec, self.listing, remember=remember)
+        given = given_identity(store, self.spec, remember=remember)
+        return OpenedSelect(self.spec, inputs, given)
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedSelect:
+    """A select job whose inputs are known by content."""
+
+    spec: SelectSpec
+    inputs: JobInputs
+    given: list[str | None]
+    """Models, tokenizer and threshold that the spec names by path."""
+
+    def identity(self) -> list[Any]:
+        """Of the data, and of what is given."""
+        return [self.inputs.identity(), self.given]
+
+    def walk(self, ctx: Context) -> object:
+        """The whole pipeline."""
+        from pipelines.select import run_select
+
+        return run_select(ctx, self.spec, self.inputs)
+
+    def run(self, ctx: Context, record: RunRecord) -> dict[str, Any]:
+        """The pipeline, then the report."""
+        from jobs.outcome import write_outcome
+        from pipelines.select import run_select
+
+        return write_outcome(ctx, self.spec, run_select(ctx, self.spec, self.inputs), record)
+
+    def estimate(self, ctx: Context, *, complete: bool) -> dict[str, dict[str, Any]]:
+        """Behind what was walked, tokens are estimated from bytes."""
+        from jobs.select_plan import estimate_steps
+
+        return estimate_steps(self.spec, self.inputs, ctx.work, complete=complete)

@@ -1,0 +1,151 @@
+"""What the steps of a select job would cost: tokens guessed from bytes, speeds from a probe."""
+
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+
+from pipelines.context import StepWork
+from pipelines.inputs import JobInputs
+from pipelines.models import planned_shape
+from stillhouse.models.shape import model_uri, read_shape
+from stillhouse.spec import ModelSettings, SelectSpec, TokenizerTraining
+
+_CHARS_PER_TOKEN = 3.5
+_PACKED_SIZE = {".parquet": 2.5, ".gz": 3.5, ".zst": 3.5}
+"""Bytes of text in a stored byte, roughly."""
+_PROBE_TOKENS = 4096
+
+
+def estimate_steps(
+    spec: SelectSpec, inputs: JobInputs, known: dict[str, StepWork], *, complete: bool
+) -> dict[str, dict[str, Any]]:
+    """See `jobs.kinds.Opened.estimate`; `known` is what a dry walk found."""
+    tokens = known["score prior"].tokens if "score prior" in known else _guess_tokens(inputs)
+    steps: dict[str, dict[str, Any]] = {}
+    speeds = _probe(spec)
+    for name, (amount, model, passes) in _amounts(spec, inputs, tokens).items():
+        work = known.get(name)
+        if work is None and complete:
+            continue
+        flops = passes * amount * (speeds[model][1] if model else 0)
+        done = work is not None and work.reused == work.parts
+        rate = speeds[model][0 if passes == 1 else 2] if model else None
+        width = spec.compute.scorers if passes == 1 else spec.compute.trainers
+        steps[name] = {
+            "parts": work.parts if work else None,
+            "reused": work.reused if work else 0,
+            "tokens": round(amount),
+            "flops": flops,
+            "seconds": 0.0 if done else amount / rate / width if rate else None,
+        }
+    return steps
+
+
+def _amounts(
+    spec: SelectSpec, inputs: JobInputs, tokens: float
+) -> dict[str, tuple[float, str, int]]:
+    """By step: tokens, which model (if any) sees them, forward passes a token (3 in training)."""
+    target = _guess_bytes(inputs.target.files) / _CHARS_PER_TOKEN
+    conditional = spec.conditional.num_tokens or spec.conditional.epochs * target
+    steps: dict[str, tuple[float, str, int]] = {
+        "scan": (tokens + target, "", 0),
+        "tokenizer": (0, "", 0),
+        "duplicates": (0, "", 0),
+        "tokens": (tokens + target, "", 0),
+    }
+    if spec.prior.path is None:
+        steps["train prior"] = (min(spec.prior.num_tokens, tokens), "prior", 3)
+    if spec.conditional.path is None:
+        steps["train conditional"] = (conditional, "prior", 3)
+    steps["score prior"] = steps["score conditional"] = (tokens, "prior", 1)
+    controls = spec.train.controls if spec.train else []
+    if "rho_down" in controls:
+        steps["train down"] = (conditional, "prior", 3)
+        steps["score down"] = (tokens, "prior", 1)
+    if "dsir" in controls:
+        steps["score dsir"] = (tokens, "", 0)
+    if spec.selection.exclude_contaminated:
+        steps["contamination"] = (tokens, "", 0)
+    kept = _guess_kept(spec, tokens)
+    steps["selection"] = (kept, "", 0)
+    steps |= {f"control {rule}": (kept, "", 0) for rule in controls}
+    if spec.train is not None:
+        runs = len(spec.train.all_seeds) * (1 + len(controls))
+        steps["train targets"] = (runs * (spec.train.num_tokens or kept), "target", 3)
+    return steps
+
+
+def _guess_kept(spec: SelectSpec, tokens: float) -> float:
+    settings = spec.selection
+    if settings.num_tokens is not None:
+        return settings.num_tokens
+    if settings.fraction is not None:
+        return tokens * settings.fraction
+    return tokens / settings.tau if settings.tau is not None else tokens
+
+
+def _guess_tokens(inputs: JobInputs) -> float:
+    return _guess_bytes(inputs.pool.files) / _CHARS_PER_TOKEN
+
+
+def _guess_bytes(files: Any) -> float:
+    total = 0.0
+    for file in files:
+        factor = [f for end, f in _PACKED_SIZE.items() if file.uri.lower().endswith(end)]
+        total += file.size_bytes * (factor[0] if factor else 1)
+    return total
+
+
+def _probe(spec: SelectSpec) -> dict[str, tuple[float, float, float]]:
+    """By model: scoring tokens/s of one worker, FLOPs a token, training tokens/s of one worker."""
+    speeds = {"": (0.0, 0.0, 0.0), "prior": _speeds(spec, _prior_settings(spec))}
+    if spec.train is not None:
+        same = spec.train.model == _prior_settings(spec)
+        speeds["target"] = speeds["prior"] if same else _speeds(spec, spec.train.model)
+    return speeds
+
+
+def _prior_settings(spec: SelectSpec) -> ModelSettings:
+    """The auxiliary model's settings; of a given one only its sizes are read."""
+    if spec.prior.path is None:
+        return spec.prior.model or ModelSettings()
+    shape = read_shape(model_uri(spec.prior.path))
+    return ModelSettings(
+        hidden_size=shape.hidden_size,
+        num_layers=shape.num_layers,
+        num_heads=shape.num_heads,
+        intermediate_size=shape.intermediate_size,
+    )
+
+
+def _speeds(spec: SelectSpec, model: ModelSettings) -> tuple[float, float, float]:
+    from stillhouse.models.causal_lm import build_model, choose_device, choose_dtype
+    from stillhouse.models.scoring import ScoringModel
+    from stillhouse.training.batches import TokenBatches
+    from stillhouse.training.loop import train
+
+    train_settings = spec.tokenizer.train or TokenizerTraining()
+    vocab, length = train_settings.vocab_size, spec.sequence_length
+    device = choose_device(spec.compute.device, 0)
+    built = build_model(model, vocab_size=vocab, sequence_length=length, seed=0, eos_id=0)
+    built.to(device)  # pyright: ignore[reportArgumentType]
+    rows = max(2, _PROBE_TOKENS // length)
+    ids = np.random.default_rng(0).integers(0, vocab, (rows, length), dtype=np.int64)
+    scorer = ScoringModel(built, dtype=choose_dtype(spec.scoring.dtype, device))
+    scorer.token_nll(ids)
+    started = perf_counter()
+    scorer.token_nll(ids)
+    scoring = ids.size / (perf_counter() - started)
+    batch = spec.prior.global_batch
+    started = perf_counter()
+    train(
+        built,
+        TokenBatches(ids, batch_size=batch, seed=0),
+        spec.prior,
+        device=device,
+        num_steps=2,
+    )
+    training = 2 * batch * length / (perf_counter() - started)
+    flops = planned_shape(model, vocab, length).flops_per_token(length)
+    return scoring, float(flops), training
