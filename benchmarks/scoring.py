@@ -38,9 +38,10 @@ from jobs.cluster import cluster
 from pipelines.context import Context
 from pipelines.inputs import list_job_inputs, open_job_inputs
 from pipelines.models import ModelRef, Models
+from pipelines.scan import scan
 from pipelines.scores import PoolScores, Scores
 from pipelines.tokenizer import tokenizer
-from pipelines.tokens import TokenizerRef, scan, tokenise, without_dropped
+from pipelines.tokens import TokenizerRef, tokenise, without_dropped
 from stillhouse.models.causal_lm import load_model
 from stillhouse.models.scoring import load_scoring_model
 from stillhouse.selection.budget import top_k
@@ -149,7 +150,7 @@ def prepare(folder: Path, num_tokens: int, clock: Clock) -> tuple[Prepared, Cont
         write_text(folder / "text", num_tokens)
     spec = make_spec(folder)
     ctx = Context(Store(spec.store), spec.compute, clock)
-    scans = scan(ctx, open_job_inputs(ctx.store, spec, list_job_inputs(spec)))
+    scans = scan(ctx, open_job_inputs(ctx.store, spec, list_job_inputs(spec))).sources
     words = tokenizer(ctx, spec, scans[0])
     pool, target, _ = tokenise(ctx, spec, without_dropped(ctx, spec, scans, words), words)
     models = Models(ctx, spec, words)

@@ -5,6 +5,7 @@ from typing import Any
 
 from pipelines.context import Context, StepWork
 from pipelines.report import report_data
+from pipelines.scan import dead_letters_uri
 from pipelines.select import SelectRun
 from stillhouse.report.data import ReportData, to_json
 from stillhouse.report.render import render
@@ -60,6 +61,7 @@ def outcome(
             "scores": {n: uri(s.manifest) for n, s in made.candidates.scores.items()},
             "selection": uri(kept.manifest),
             "controls": {n: uri(s.manifest) for n, s in made.selections.items() if n != "color"},
+            "dead_letters": dead_letters_uri(ctx, made.scanned),
             "targets": {n: [uri(m) for m in models] for n, models in made.targets.items()},
         },
         "selection_fingerprint": kept.manifest.fingerprint,

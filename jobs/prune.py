@@ -8,6 +8,7 @@ from typing import Any
 from stillhouse.errors import ArtifactError
 from stillhouse.storage.commit import MARKER
 from stillhouse.storage.filesystem import absolute_uri, exists, join
+from stillhouse.storage.pruning import LEASE_S, promise, take_back
 from stillhouse.storage.reachability import (
     StoredObject,
     list_objects,
@@ -18,6 +19,8 @@ from stillhouse.storage.reachability import (
 from stillhouse.storage.run_record import read_json
 
 _BATCH = 500
+_REMOVING_S = LEASE_S / 2
+"""A batch that takes longer than this is continued under a new promise."""
 
 
 def prune_store(uri: str, *, grace_hours: float, yes: bool) -> dict[str, Any]:
@@ -25,8 +28,9 @@ def prune_store(uri: str, *, grace_hours: float, yes: bool) -> dict[str, Any]:
 
     A run at work may reuse any finished task, also one that only a dead run needed. So while a
     run is live (its status says running and was updated within the grace period) only
-    temporaries go; the store is looked at again before every few hundred removals. Nothing
-    younger than the grace period is ever removed.
+    temporaries go; it is looked for runs again before every few hundred removals, and a run that
+    starts waits for their end (`stillhouse.storage.pruning`). Nothing younger than the grace
+    period is ever removed.
 
     Args:
         uri: the store.
@@ -63,12 +67,18 @@ def prune_store(uri: str, *, grace_hours: float, yes: bool) -> dict[str, Any]:
 def _remove(store: str, gone: Sequence[StoredObject], before: float) -> list[StoredObject]:
     """Remove in order until a run starts; what was removed."""
     removed: list[StoredObject] = []
-    for start in range(0, len(gone), _BATCH):
-        batch = gone[start : start + _BATCH]
-        if live_runs(store, list_objects(join(store, "runs")), before, prefix=""):
-            batch = [item for item in batch if item.is_temporary]
-        remove(store, batch)
-        removed += batch
+    left = list(gone)
+    try:
+        while left:
+            promise(store)
+            until = time.monotonic() + _REMOVING_S
+            if live_runs(store, list_objects(join(store, "runs")), before, prefix=""):
+                left = [item for item in left if item.is_temporary]
+            done = remove(store, left[:_BATCH], until)
+            removed += done
+            left = [item for item in left[:_BATCH] if item not in done] + left[_BATCH:]
+    finally:
+        take_back(store)
     return removed
 
 

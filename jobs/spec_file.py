@@ -14,6 +14,24 @@ from stillhouse.errors import SpecError
 from stillhouse.storage.filesystem import read_bytes
 
 
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which a key that stands twice is an error, not the second one's victory."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        """The mapping of a node."""
+        seen: set[object] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                if key.value in seen:
+                    raise yaml.MarkedYAMLError(
+                        problem=f"the key `{key.value}` stands twice in one section",
+                        problem_mark=key.start_mark,
+                    )
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
 def load_spec(path: str, overrides: list[str]) -> Spec:
     """Read, override and validate a spec.
 
@@ -55,7 +73,7 @@ def _read(path: str) -> dict[str, Any]:
     except (IsADirectoryError, PermissionError) as error:
         raise SpecError(f"spec {path!r}: {error.strerror}") from None
     try:
-        content = yaml.safe_load(data)
+        content = yaml.load(data, _Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         where = getattr(error, "problem_mark", None)
         place = f" line {where.line + 1}" if where else ""

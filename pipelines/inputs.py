@@ -42,10 +42,18 @@ def reading_identity(source: DataSource) -> dict[str, object]:
 def list_source(source: DataSource) -> list[FileInfo]:
     """The files of a data source, sorted.
 
+    In a folder with Parquet or JSON Lines, plain text is not data: a README.md, a licence. It is
+    read where a folder holds nothing else, and where a path or glob names it.
+
     Raises:
         InputError: nothing matches, or all files are empty.
     """
-    found = list_files(source.paths, listed_suffixes(source.format))
+    if source.format == "auto":
+        found = list_files(
+            source.paths, listed_suffixes("parquet", "jsonl"), otherwise=listed_suffixes("text")
+        )
+    else:
+        found = list_files(source.paths, listed_suffixes(source.format))
     if not any(info.size_bytes for info in found):
         raise InputError(f"all files of {source.path!r} are empty")
     return found

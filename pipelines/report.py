@@ -1,6 +1,7 @@
 """Gathering what the report shows from the artifacts of a finished select job."""
 
 from importlib.metadata import version
+from itertools import islice
 from math import sqrt
 from typing import Any, Literal
 
@@ -8,9 +9,9 @@ import numpy as np
 
 from pipelines.context import Context
 from pipelines.models import planned_shape
+from pipelines.scan import dead_letters, dead_letters_uri
 from pipelines.select import SelectRun
 from pipelines.selection import Selected
-from pipelines.tokens import dead_letters
 from stillhouse.cost import paper_cost
 from stillhouse.report.data import (
     Curve,
@@ -59,7 +60,8 @@ def report_data(ctx: Context, spec: SelectSpec, made: SelectRun, run_uri: str) -
     eligible = tally.fates["kept"] + tally.fates["below the cut"]
     pool_rows = sum(tally.fates.values())
     sources = [_source(name, row) for name, row in tally.sources.items()]
-    dead = sum(scanned.num_dead for scanned in made.scans)
+    letters = dead_letters_uri(ctx, made.scanned)
+    dead = sum(scanned.num_dead for scanned in made.scanned.sources)
     return ReportData(
         title=spec.name or "Selection",
         created=now(),
@@ -94,6 +96,7 @@ def report_data(ctx: Context, spec: SelectSpec, made: SelectRun, run_uri: str) -
             ("tokenizer", made.tokenizer.path),
             ("prior", made.prior.folder),
             ("conditional", made.conditional.folder),
+            *([("dead letters", letters)] if letters else []),
         ],
         environment=[(name, version(name)) for name in _LIBRARIES],
     )
@@ -190,13 +193,11 @@ def _drops(made: SelectRun, tally: Tally) -> list[Drop]:
 
 
 def _letters(ctx: Context, made: SelectRun) -> list[DeadLetter]:
-    found: list[DeadLetter] = []
-    for scanned in made.scans:
-        found += [
-            DeadLetter(r["file"], r["row"], r["reason"], r["preview"])
-            for r in dead_letters(ctx.store, scanned, _FIRST_LETTERS - len(found))
-        ]
-    return found
+    rows = (row for scanned in made.scanned.sources for row in dead_letters(ctx.store, scanned))
+    return [
+        DeadLetter(r["file"], r["row"], r["reason"], r["preview"])
+        for r in islice(rows, _FIRST_LETTERS)
+    ]
 
 
 def _costs(ctx: Context, made: SelectRun) -> list[StepCost]:
@@ -254,7 +255,7 @@ def _health(
         packed_tokens=counts["tokens"],
         remainder_tokens=counts["remainder_tokens"],
         num_documents=counts["documents"],
-        num_dead_letters=made.scans[0].num_dead,
+        num_dead_letters=made.scanned.sources[0].num_dead,
     )
 
 

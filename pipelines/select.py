@@ -15,10 +15,11 @@ from pipelines.candidates import (
 from pipelines.context import Context
 from pipelines.inputs import JobInputs
 from pipelines.models import ModelRef, Models
+from pipelines.scan import Scanned, scan
 from pipelines.scores import PoolScores
 from pipelines.selection import Selected, check_size, select, size_of
 from pipelines.tokenizer import tokenizer
-from pipelines.tokens import Scan, Tokenised, TokenizerRef, scan, tokenise, without_dropped
+from pipelines.tokens import Tokenised, TokenizerRef, tokenise, without_dropped
 from stillhouse.spec import SelectSpec
 from stillhouse.storage.artifact import Manifest
 
@@ -27,7 +28,7 @@ from stillhouse.storage.artifact import Manifest
 class SelectRun:
     """Everything that a select job made."""
 
-    scans: list[Scan]
+    scanned: Scanned
     tokenizer: TokenizerRef
     pool: Tokenised
     target: Tokenised
@@ -45,9 +46,9 @@ def run_select(ctx: Context, spec: SelectSpec, inputs: JobInputs) -> SelectRun:
     Raises:
         StillhouseError: whatever a step raises; run again to go on from its finished parts.
     """
-    scans = scan(ctx, inputs)
-    words = tokenizer(ctx, spec, scans[0])
-    packing = without_dropped(ctx, spec, scans, words)
+    scanned = scan(ctx, inputs)
+    words = tokenizer(ctx, spec, scanned.sources[0])
+    packing = without_dropped(ctx, spec, scanned.sources, words)
     pool, target, heldout = tokenise(ctx, spec, packing, words)
     check_size(pool.manifest, spec.selection)
     sources = labels_for_shares(ctx, spec, pool.manifest)
@@ -82,7 +83,7 @@ def run_select(ctx: Context, spec: SelectSpec, inputs: JobInputs) -> SelectRun:
     kept_by = {name: made.manifest for name, made in selections.items()}
     targets = models.targets(kept_by, heldout.manifest) if spec.train else {}
     return SelectRun(
-        scans=scans,
+        scanned=scanned,
         tokenizer=words,
         pool=pool,
         target=target,

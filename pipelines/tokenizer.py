@@ -6,7 +6,8 @@ from functools import partial
 from pipelines.context import Context, Unfinished
 from pipelines.flow import run_tasks
 from pipelines.pins import pinned
-from pipelines.tokens import Scan, TokenizerRef
+from pipelines.scan import Scan
+from pipelines.tokens import TokenizerRef
 from stillhouse.fingerprint import fingerprint
 from stillhouse.spec import SelectSpec, TokenizerTraining
 from stillhouse.storage.artifact import Manifest, Store

@@ -1,47 +1,25 @@
-"""Documents to packed sequences: scan, drop what must not be packed, tokenise and pack."""
+"""Scanned documents to packed sequences: drop what must not be packed, tokenise and pack."""
 
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any
 
-from actors.text import PackerHost, Scanner
+from actors.text import PackerHost
 from pipelines.context import Context, Unfinished
 from pipelines.flow import run_tasks, stream_parts
-from pipelines.inputs import Inputs, JobInputs, reading_identity, unit_tasks
+from pipelines.inputs import reading_identity
+from pipelines.scan import Scan
 from stillhouse.errors import InputError
 from stillhouse.fingerprint import fingerprint
 from stillhouse.spec import SelectSpec
-from stillhouse.storage.artifact import Manifest, Receipt, Store, read_table
+from stillhouse.storage.artifact import Manifest, Receipt, Store
 from stillhouse.text.drops import DOCUMENTS_A_RANGE, add_digests, drop_duplicates, split_target
 from stillhouse.text.tasks import PackTask, UnitFile, UnitTask
 
 DROP_VERSION = 1
 PACK_VERSION = 1
 NO_DROPS: tuple[Receipt, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Scan:
-    """A scanned data source: a receipt for each of its units."""
-
-    inputs: Inputs
-    tasks: list[UnitTask]
-    receipts: list[Receipt]
-
-    @property
-    def counts(self) -> Counter[str]:
-        """Documents, chars and dead letters by reason, over all units."""
-        total: Counter[str] = Counter()
-        for receipt in self.receipts:
-            total.update(receipt.counts)
-        return total
-
-    @property
-    def num_dead(self) -> int:
-        """Rows that could not be used."""
-        return sum(n for name, n in self.counts.items() if name.startswith("dead: "))
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,62 +40,6 @@ class TokenizerRef:
     eos_token: str
     digest: str
     vocab_size: int
-
-
-def scan(ctx: Context, inputs: JobInputs) -> list[Scan]:
-    """Hash every document of the pool, the target and (if it has files of its own) the held-out.
-
-    Raises:
-        InputError: more bad rows than `max_bad_rows` allows, or no usable document at all.
-    """
-    sources = [inputs.pool, inputs.target, *([inputs.heldout] if inputs.heldout else [])]
-    tasks = [unit_tasks(source) for source in sources]
-    receipts = stream_parts(
-        ctx,
-        "scan",
-        kind="scans",
-        tasks=[task for group in tasks for task in group],
-        make=partial(Scanner, ctx.store),
-        workers=ctx.compute.packers,
-        unit="chars",
-    )
-    scans: list[Scan] = []
-    for source, group in zip(sources, tasks, strict=True):
-        scans.append(Scan(source, group, receipts[: len(group)]))
-        receipts = receipts[len(group) :]
-        _check_rows(ctx.store, scans[-1])
-    return scans
-
-
-def _check_rows(store: Store, scanned: Scan) -> None:
-    counts, source = scanned.counts, scanned.inputs.source
-    quarantined = counts["dead: unreadable file"]
-    usable, dead = counts["documents"], scanned.num_dead - quarantined
-    limit = source.max_bad_rows
-    allowed = limit * (usable + dead) if limit < 1 else limit
-    if dead > allowed:
-        first = "; ".join(
-            f"{row['file']} row {row['row']}: {row['reason']}"
-            for row in dead_letters(store, scanned, 3)
-        )
-        raise InputError(
-            f"{dead} of {usable + dead} rows of {source.path!r} cannot be used, "
-            f"`max_bad_rows` allows {allowed:g}. First ones: {first}"
-        )
-    if not usable:
-        raise InputError(f"{source.path!r} holds no usable document")
-
-
-def dead_letters(store: Store, scanned: Scan, count: int) -> list[dict[str, Any]]:
-    """The first `count` rows that could not be used: file, row, reason, preview."""
-    found: list[dict[str, Any]] = []
-    for task, receipt in zip(scanned.tasks, scanned.receipts, strict=True):
-        if len(found) >= count:
-            break
-        if path := receipt.info.get("dead_letters"):
-            for row in read_table(store.path(path)).slice(0, count).to_pylist():
-                found.append(row | {"file": task.files[row["file"]].uri})
-    return found[:count]
 
 
 @dataclass(frozen=True, slots=True)

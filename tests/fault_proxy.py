@@ -20,10 +20,16 @@ FAULTS = (*_ANSWERS, "reset", "truncate", "lose answer", "stall")
 _HOP = {"connection", "transfer-encoding", "content-length", "date", "server"}
 
 
-class FaultProxy:
-    """Listens on loopback from `with` on. `rule(n, method, path)` decides over the n-th request."""
+Fault = str | threading.Event | None
 
-    def __init__(self, target: str, rule: Callable[[int, str, str], str | None] | None = None):
+
+class FaultProxy:
+    """Listens on loopback from `with` on. `rule(n, method, path)` decides over the n-th request.
+
+    It gives the name of a fault, None to let it through, or an event to hold it up until then.
+    """
+
+    def __init__(self, target: str, rule: Callable[[int, str, str], Fault] | None = None):
         self.target = urlsplit(target)
         self.rule = rule or (lambda n, method, path: None)
         self.requests: list[tuple[str, str]] = []
@@ -47,11 +53,11 @@ class FaultProxy:
         self._server.shutdown()
         self._server.server_close()
 
-    def decide(self, method: str, path: str) -> str | None:
+    def decide(self, method: str, path: str) -> Fault:
         with self.lock:
             fault = self.rule(len(self.requests), method, path)
             self.requests.append((method, path))
-            self.faults += [fault] if fault else []
+            self.faults += [fault] if isinstance(fault, str) else []
         return fault
 
 
@@ -62,7 +68,10 @@ class _Handler(BaseHTTPRequestHandler):
     def answer(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         fault = self.proxy.decide(self.command, self.path)
-        if fault == "reset":
+        if isinstance(fault, threading.Event):
+            fault.wait(60)
+            self._pass_on(body, None)
+        elif fault == "reset":
             self._reset()
         elif fault == "stall":
             self.proxy.closing.wait()

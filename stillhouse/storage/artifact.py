@@ -139,17 +139,31 @@ class Store:
         return PartRef(path, num_rows, num_tokens, len(stands), sha256(stands))
 
     def finished(self, kind: str, tasks: Iterable[str]) -> dict[str, Receipt]:
-        """The receipts that exist among `tasks` (one listing, then one small read each)."""
+        """The receipts among `tasks` whose parts are all there: two listings, a read for each.
+
+        A task that lost a part is one to do again.
+        """
         names = set(list_names(self.path(kind, "receipts")))
         there = [task for task in tasks if f"{task}.json" in names]
         found = read_many([self._receipt_uri(kind, task) for task in there])
-        return {t: _parse_receipt(d, kind, t) for t, d in zip(there, found, strict=True)}
+        receipts = [_parse_receipt(d, kind, t) for t, d in zip(there, found, strict=True)]
+        lost = self._lost(part.path for receipt in receipts for part in receipt.parts)
+        return {r.task: r for r in receipts if not any(part.path in lost for part in r.parts)}
+
+    def _lost(self, paths: Iterable[str]) -> set[str]:
+        """Those of some paths in the store that are not there: a listing of each folder."""
+        wanted = set(paths)
+        folders = sorted({path.rpartition("/")[0] for path in wanted})
+        names = {folder: list_names(self.path(folder)) for folder in folders}
+        return wanted - {f"{folder}/{name}" for folder in folders for name in names[folder]}
 
     def put_receipt(self, kind: str, receipt: Receipt) -> Receipt:
         """Say that a task is finished; the receipt that came first is the one that counts."""
         data = canonical_json(asdict(receipt))
-        stands = create_or_adopt(self._receipt_uri(kind, receipt.task), data)
-        return _parse_receipt(stands, kind, receipt.task)
+        uri = self._receipt_uri(kind, receipt.task)
+        stands = _parse_receipt(create_or_adopt(uri, data), kind, receipt.task)
+        _check_same(uri, _digests(stands.parts), _digests(receipt.parts))
+        return stands
 
     def _receipt_uri(self, kind: str, task: str) -> str:
         return self.path(kind, "receipts", f"{task}.json")
@@ -170,8 +184,11 @@ class Store:
         text = json.dumps(
             content, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False
         ).encode()
-        stands = create_or_adopt(join(folder, "manifest.json"), text)
-        return _parse_manifest(stands, folder, manifest.kind, listed)
+        uri = join(folder, "manifest.json")
+        stands = _parse_manifest(create_or_adopt(uri, text), folder, manifest.kind, listed)
+        made = _digests(manifest.parts) | manifest.files
+        _check_same(uri, _digests(stands.parts) | stands.files, made)
+        return stands
 
     def get_manifest(self, kind: str, fingerprint: str) -> Manifest:
         """The manifest of an artifact.
@@ -182,12 +199,28 @@ class Store:
         return load_manifest(self.path(kind, fingerprint), kind)
 
     def find_manifest(self, kind: str, fingerprint: str) -> Manifest | None:
-        """The manifest, or None where the artifact is not there (yet)."""
+        """The manifest, or None where the artifact is not there (yet), or not whole any more."""
         try:
             data = read_bytes(self.path(kind, fingerprint, "manifest.json"))
         except FileNotFoundError:
             return None
-        return _parse_manifest(data, self.path(kind, fingerprint), kind)
+        manifest = _parse_manifest(data, self.path(kind, fingerprint), kind)
+        files = [f"{kind}/{fingerprint}/{name}" for name in manifest.files]
+        return None if self._lost([*(part.path for part in manifest.parts), *files]) else manifest
+
+
+def _digests(parts: Iterable[PartRef]) -> dict[str, str]:
+    return {part.path: part.sha256 for part in parts}
+
+
+def _check_same(uri: str, stands: Mapping[str, str], made: Mapping[str, str]) -> None:
+    """A task that is done again, for a part was lost, has to give what its first name says."""
+    different = sorted(path for path in made if made[path] != stands.get(path, made[path]))
+    if different:
+        raise ArtifactError(
+            f"{uri} names other bytes of {different[0]} than were made now, maybe by other "
+            "versions of the libraries: remove it, or begin a new `store`"
+        )
 
 
 def load_manifest(folder: str, kind: str | None = None) -> Manifest:

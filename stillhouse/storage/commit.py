@@ -12,7 +12,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from stillhouse.errors import StorageError, UnsafeStoreError
+from stillhouse.errors import SpecError, StorageError, UnsafeStoreError
 from stillhouse.storage.filesystem import (
     absolute_uri,
     filesystem,
@@ -141,10 +141,12 @@ def check_store(store: str) -> str:
         The store's absolute URI.
 
     Raises:
-        StorageError: it cannot be reached or written. UnsafeStoreError: two writers could win
-            one name.
+        SpecError: its name has a `#`. StorageError: it cannot be reached or written.
+        UnsafeStoreError: two writers could win one name.
     """
     uri = absolute_uri(store)
+    if "#" in uri.rsplit("/", 1)[-1]:
+        raise SpecError(f"`store: {store}`: a `#` stands before a published name: rename it")
     if protocol_of(uri) == "file" and Path(uri).exists() and not Path(uri).is_dir():
         raise StorageError(f"store {uri!r} is a file, not a folder: give another `store`")
     marker = join(uri, MARKER)

@@ -145,35 +145,59 @@ def list_names(uri: str) -> list[str]:
     return sorted({p.rstrip("/").rsplit("/", 1)[-1] for p in found if p.rstrip("/") != prefix})
 
 
-def list_files(paths: Iterable[str], suffixes: Iterable[str]) -> list[FileInfo]:
+def list_files(
+    paths: Iterable[str], suffixes: Iterable[str], otherwise: Iterable[str] = ()
+) -> list[FileInfo]:
     """All files of the given paths (files, folders, globs, URIs), sorted by name.
 
-    Inside a folder only files with one of `suffixes` count, and none under a name that starts
-    with a dot or underscore; a file or glob is taken at its word. `name` is relative to the
-    folder (for a glob, to what stands before its first wildcard; for a file, to its folder), so
-    that it changes neither when the folder is renamed nor when files are added.
+    Inside a folder only files with one of `suffixes` count (where it has none, those with one of
+    `otherwise`), and none under a name that starts with a dot or underscore; links to folders are
+    followed. A file or glob is taken at its word. `name` is relative to the folder (for a glob,
+    to what stands before its first wildcard; for a file, to its folder), so that it changes
+    neither when the folder is renamed nor when files are added.
 
     Raises:
-        InputError: a path that matches nothing. StorageError: a folder that cannot be read.
+        InputError: a path that matches nothing, a name that is not UTF-8. StorageError: a folder
+            that cannot be read.
     """
     files: dict[str, FileInfo] = {}
-    wanted = tuple(suffixes)
+    wanted = tuple(suffixes), tuple(otherwise)
     for given in paths:
         uri = absolute_uri(given)
         find = _find_local if protocol_of(uri) == "file" else _find_remote
         found = with_retries(partial(find, uri, wanted), f"listing {uri}")
         if not found:
-            raise InputError(f"no files match {uri!r} (looking for {', '.join(wanted)})")
+            raise InputError(_no_match(uri, wanted))
         for info in found:
+            _check_name(info.uri)
             files.setdefault(info.uri, info)
     return sorted(files.values(), key=lambda info: (info.name, info.uri))
 
 
-def _find_local(path: str, suffixes: tuple[str, ...]) -> list[FileInfo]:
+_Suffixes = tuple[tuple[str, ...], tuple[str, ...]]
+"""Those that count in a folder, and those that do where it has none of them."""
+
+
+def _no_match(uri: str, wanted: _Suffixes) -> str:
+    sought = ", ".join([*wanted[0], *wanted[1]])
+    escaped = uri.replace("[", "[[]")
+    hint = f"; write {escaped!r} if the bracket is part of the name" if "[" in uri else ""
+    return f"no files match {uri!r} (looking for {sought}){hint}"
+
+
+def _check_name(uri: str) -> None:
+    try:
+        uri.encode()
+    except UnicodeEncodeError:
+        shown = uri.encode(errors="surrogateescape")
+        raise InputError(f"the name of the file {shown!r} is not UTF-8: rename it") from None
+
+
+def _find_local(path: str, suffixes: _Suffixes) -> list[FileInfo]:
     if os.path.isfile(path):
         root, found = os.path.dirname(path), [path]
     elif os.path.isdir(path):
-        root, found = path, [p for p in _walk(path) if _counts(p, path, suffixes)]
+        root, found = path, _counted(_walk(path), path, suffixes)
     else:
         root, found = _before_wildcard(path), glob.glob(path, recursive=True)
     return [_local_info(p, root) for p in found if os.path.isfile(p)]
@@ -183,7 +207,14 @@ def _walk(folder: str) -> Iterable[str]:
     def refuse(error: OSError) -> None:
         raise error
 
-    for parent, _, names in os.walk(folder, onerror=refuse):
+    seen: set[str] = set()
+    for parent, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
+        place = os.path.realpath(parent)
+        if place in seen:  # a link leads back to where it is, or two lead to one place
+            folders.clear()
+            continue
+        seen.add(place)
+        folders.sort()
         yield from (os.path.join(parent, name) for name in names)
 
 
@@ -194,7 +225,7 @@ def _local_info(path: str, root: str) -> FileInfo:
     return FileInfo(path, os.path.relpath(path, root), found.st_size, stamp)
 
 
-def _find_remote(uri: str, suffixes: tuple[str, ...]) -> list[FileInfo]:
+def _find_remote(uri: str, suffixes: _Suffixes) -> list[FileInfo]:
     fs, path = filesystem(uri)
     wild = any(c in path for c in "*?[")
     try:
@@ -208,17 +239,22 @@ def _find_remote(uri: str, suffixes: tuple[str, ...]) -> list[FileInfo]:
         root = path.rsplit("/", 1)[0]
     else:
         root = path.rstrip("/")
-        files = {p: detail for p, detail in files.items() if _counts(p, root, suffixes)}
+        files = {p: files[p] for p in _counted(files, root, suffixes)}
     return [
         FileInfo(fs.unstrip_protocol(p), p[len(root) + 1 :], int(detail["size"]), _stamp(detail))
         for p, detail in files.items()
     ]
 
 
-def _counts(path: str, root: str, suffixes: tuple[str, ...]) -> bool:
-    pieces = path[len(root) :].strip("/").split("/")
-    hidden = any(piece.startswith((".", "_")) for piece in pieces)
-    return path.lower().endswith(suffixes) and not hidden
+def _counted(paths: Iterable[str], root: str, suffixes: _Suffixes) -> list[str]:
+    """The files of a folder that are read."""
+    seen = [path for path in paths if not _hidden(path[len(root) :])]
+    first, second = ([p for p in seen if p.lower().endswith(wanted)] for wanted in suffixes)
+    return first or second
+
+
+def _hidden(path: str) -> bool:
+    return any(piece.startswith((".", "_")) for piece in path.strip("/").split("/"))
 
 
 def _before_wildcard(path: str) -> str:

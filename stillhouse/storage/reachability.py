@@ -7,9 +7,11 @@ know nothing of their fields: it may keep too much, never too little.
 """
 
 import re
+import time
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -21,7 +23,17 @@ import pyarrow.parquet as pq
 from stillhouse.storage.filesystem import filesystem, join, read_many
 from stillhouse.storage.retries import with_retries
 
-KINDS = ("scans", "drops", "tokens", "scores", "selections", "models", "trajectories", "distilled")
+KINDS = (
+    "scans",
+    "dead_letters",
+    "drops",
+    "tokens",
+    "scores",
+    "selections",
+    "models",
+    "trajectories",
+    "distilled",
+)
 _NAME = re.compile(r"[0-9a-f]{64}")
 _TEMPORARY = re.compile(r"\.[0-9a-f]{32}\.tmp$")
 _THREADS = 16
@@ -156,20 +168,25 @@ def _rank(item: StoredObject) -> int:
     return 1 if "/receipts/" in item.path else 2
 
 
-def remove(store: str, items: Sequence[StoredObject]) -> None:
+def remove(store: str, items: Sequence[StoredObject], until: float) -> list[StoredObject]:
     """Delete objects, several at a time; one that is gone already is no error.
+
+    Returns:
+        Those whose removal began before `until` (of `time.monotonic`): the first ones.
 
     Raises:
         StorageError: no permission, or the store cannot be reached.
     """
     with ThreadPoolExecutor(_THREADS) as threads:
-        list(threads.map(partial(_remove, store), items))
+        began = list(threads.map(partial(_remove, store, until), items))
+    return [item for item, done in zip(items, began, strict=True) if done]
 
 
-def _remove(store: str, item: StoredObject) -> None:
+def _remove(store: str, until: float, item: StoredObject) -> bool:
+    if time.monotonic() >= until:
+        return False
     uri = join(store, item.path)
     fs, path = filesystem(uri)
-    try:
+    with suppress(FileNotFoundError):
         with_retries(lambda: fs.rm_file(path), f"removing {uri}")
-    except FileNotFoundError:
-        return
+    return True

@@ -5,6 +5,7 @@ changed), `status.json` (replaced), `report.json` and `report.html`, and at the 
 """
 
 import json
+import logging
 import platform
 import time
 import uuid
@@ -15,8 +16,10 @@ from stillhouse.errors import ArtifactError
 from stillhouse.storage.artifact import Store
 from stillhouse.storage.commit import create_or_adopt, replace
 from stillhouse.storage.filesystem import join, list_names, read_bytes
+from stillhouse.storage.pruning import promised, wait_for_prune
 
 _FLUSH_S = 5.0
+_log = logging.getLogger(__name__)
 
 
 def now() -> str:
@@ -29,6 +32,7 @@ class RunRecord:
 
     def __init__(self, store: Store, fingerprint: str) -> None:
         self.uri = store.path("runs", fingerprint)
+        self._store = store.uri
         self._buffer: list[dict[str, Any]] = []
         self._flushed = time.monotonic()
         self._attempt = uuid.uuid4().hex[:8]
@@ -36,10 +40,14 @@ class RunRecord:
         self._status: dict[str, Any] = {"run": fingerprint, "steps": {}}
 
     def start(self, spec_yaml: str, job: str) -> None:
-        """Note the resolved spec and that an attempt starts."""
+        """Note the resolved spec and that an attempt starts; waits for a prune that is at work."""
         create_or_adopt(join(self.uri, "spec.yaml"), spec_yaml.encode())
         self._status |= {"job": job, "state": "running", "started": now()}
         self.event("started", {"host": platform.node()}, flush=True)
+        if promised(self._store):
+            _log.warning("a prune is at work in %s: waiting for its end", self._store)
+            self.event("waiting", {"for": "prune"}, flush=True)
+            wait_for_prune(self._store)
 
     def event(self, kind: str, content: dict[str, Any], *, flush: bool = False) -> None:
         """Add an event; it reaches the store within seconds, at once with `flush`."""

@@ -51,12 +51,12 @@ class Record:
     broken: str | None = None
 
 
-def listed_suffixes(wanted: Format | Literal["auto"]) -> tuple[str, ...]:
-    """The suffixes of the files that a folder is read for: those of one format, or of all.
+def listed_suffixes(*wanted: Format) -> tuple[str, ...]:
+    """The suffixes of the files of some formats that a folder is read for.
 
     A plain `.json` beside data is mostly about them; it is read where a path or glob names it.
     """
-    suffixes = [name for name, kind in SUFFIXES.items() if wanted in ("auto", kind)]
+    suffixes = [name for name, kind in SUFFIXES.items() if kind in wanted]
     listed = [s + c for s in suffixes for c in ("", *_COMPRESSIONS)]
     return tuple(suffix for suffix in listed if suffix != ".json")
 

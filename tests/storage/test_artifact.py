@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace as replaced
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,7 +16,7 @@ from stillhouse.storage.artifact import (
     read_table,
 )
 from stillhouse.storage.commit import create, replace
-from stillhouse.storage.filesystem import list_names, read_bytes
+from stillhouse.storage.filesystem import filesystem, list_names, read_bytes
 
 TABLE = pa.table({"x": [1, 2, 3]})
 
@@ -23,6 +24,11 @@ TABLE = pa.table({"x": [1, 2, 3]})
 def manifest(parts=(), **changes):
     fields = {"kind": "tokens", "fingerprint": "f" * 64, "inputs": {}, "settings": {"a": 1}}
     return Manifest(**(fields | {"parts": tuple(parts)} | changes))
+
+
+def remove_object(uri):
+    fs, path = filesystem(uri)
+    fs.rm_file(path)
 
 
 def refs(count):
@@ -71,12 +77,57 @@ def test_row_groups_are_capped():
     assert metadata.metadata[b"k"] == b"v"
 
 
+def put_parts(store, parts):
+    for part in parts:
+        create(store.path(part.path), b"")
+
+
 def test_receipts(store):
     one = Receipt("one", tuple(refs(2)), {"documents": 3}, {"name": "é"})
+    put_parts(store, one.parts)
     assert store.put_receipt("tokens", one) == one
-    assert store.put_receipt("tokens", Receipt("one", ())) == one
+    assert store.put_receipt("tokens", Receipt("one", one.parts)) == one
     assert store.finished("tokens", ["none", "one"]) == {"one": one}
     assert store.finished("scores", ["one"]) == {}
+
+
+def test_a_task_that_lost_a_part_is_not_finished(store):
+    parts = [store.put_part(f"tokens/parts/{n}.parquet", TABLE, num_tokens=3) for n in "abc"]
+    whole, lost = Receipt("whole", tuple(parts[:1])), Receipt("lost", tuple(parts[1:]))
+    for receipt in (whole, lost):
+        store.put_receipt("tokens", receipt)
+    remove_object(store.path(parts[2].path))
+    assert store.finished("tokens", ["whole", "lost"]) == {"whole": whole}
+    # done again: the same bytes, the same receipt
+    store.put_part(parts[2].path, TABLE, num_tokens=3)
+    assert store.put_receipt("tokens", lost) == lost
+    assert store.finished("tokens", ["lost"]) == {"lost": lost}
+
+
+def test_a_lost_part_that_comes_out_differently_is_named(store):
+    part = store.put_part("tokens/parts/a.parquet", TABLE, num_tokens=3)
+    store.put_receipt("tokens", Receipt("a", (part,)))
+    made = store.put_manifest(manifest([part], files={"x": "0" * 64}))
+    remove_object(store.path(part.path))
+    other = store.put_part(part.path, TABLE.replace_schema_metadata({"k": "v"}), num_tokens=3)
+    for put, name in (
+        (lambda: store.put_receipt("tokens", Receipt("a", (other,))), "a.json"),
+        (lambda: store.put_manifest(replaced(made, parts=(other,))), "manifest.json"),
+    ):
+        with pytest.raises(ArtifactError, match=rf"{name} names other bytes of tokens/parts/a"):
+            put()
+
+
+def test_an_artifact_that_lost_something_is_not_found(store):
+    parts = refs(2)
+    files = {"a.json": "0" * 64}
+    made = store.put_manifest(manifest(parts, files=files))
+    assert store.find_manifest("tokens", "f" * 64) is None
+    put_parts(store, parts)
+    assert store.find_manifest("tokens", "f" * 64) is None
+    create(store.path("tokens", "f" * 64, "a.json"), b"")
+    assert store.find_manifest("tokens", "f" * 64) == made
+    assert store.get_manifest("tokens", "f" * 64) == made
 
 
 def test_broken_receipts(store):
@@ -93,7 +144,8 @@ def test_leftovers_are_no_receipts(tmp_path, store):
 
 
 def test_manifest(store):
-    made = manifest(refs(300), totals={"curve": [(1, 2.5)]}, files={"a.json": "0" * 64})
+    made = manifest(refs(300), totals={"curve": [(1, 2.5)]})
+    put_parts(store, made.parts)
     seen = store.put_manifest(made)
     assert seen.totals == {"curve": [[1, 2.5]]}  # as any reader gets it
     assert (seen.num_rows, seen.num_tokens) == (44850, 89700)
@@ -189,4 +241,4 @@ def test_requests_of_an_artifact(bucket, proxied):
     proxied.requests.clear()
     store.get_manifest("tokens", "f" * 64)
     store.finished("tokens", ["a"])
-    assert [method for method, _ in proxied.requests] == ["GET"] * 3
+    assert [method for method, _ in proxied.requests] == ["GET"] * 4  # two are listings

@@ -150,6 +150,36 @@ def test_names_hold_when_a_folder_is_renamed_or_grows(folder):
     assert names_of([join(folder, "new")]) == ["a/1.jsonl", "b/2.jsonl"]
 
 
+def test_suffixes_of_which_one_is_enough(folder):
+    put_all(folder, ["data/a.jsonl", "data/README.md", "texts/README.md"])
+    listed = list_files([folder], SUFFIXES, otherwise=[".md"])
+    assert [f.name for f in listed] == ["data/a.jsonl"]
+    listed = list_files([join(folder, "texts"), join(folder, "data/*")], SUFFIXES, [".md"])
+    assert [f.name for f in listed] == ["README.md", "README.md", "a.jsonl"]
+
+
+def test_links_to_folders_are_followed_once(tmp_path):
+    put_all(str(tmp_path), ["pool/a.jsonl", "elsewhere/deep/b.jsonl"])
+    (tmp_path / "pool" / "linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "pool" / "linked too").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "round").symlink_to(tmp_path / "pool")
+    assert names_of([str(tmp_path / "pool")]) == ["a.jsonl", "linked/deep/b.jsonl"]
+
+
+def test_a_name_that_is_not_utf8(tmp_path):
+    (tmp_path / os.fsdecode(b"\xff.jsonl")).write_bytes(b"x")
+    with pytest.raises(InputError, match=r"xff.jsonl' is not UTF-8: rename it"):
+        list_files([str(tmp_path)], SUFFIXES)
+
+
+def test_a_bracket_that_is_part_of_a_name(tmp_path):
+    put_all(str(tmp_path), ["pool [v1]/a.jsonl"])
+    with pytest.raises(InputError, match=r"write '.*/pool \[\[\]v1\]/\*' if the bracket"):
+        list_files([str(tmp_path / "pool [v1]" / "*")], SUFFIXES)
+    escaped = str(tmp_path / "pool [[]v1]" / "*")
+    assert names_of([escaped]) == ["pool [v1]/a.jsonl"]
+
+
 def test_nothing_matches(folder):
     put_all(folder, ["x/a.txt"])
     for path in ("x", "nothing", "x/*.jsonl", "x/b.txt"):

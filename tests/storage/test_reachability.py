@@ -1,6 +1,7 @@
 """What keeps what, in a store made by hand, on disk and on S3."""
 
 import json
+import time
 
 import pyarrow as pa
 import pytest
@@ -104,8 +105,10 @@ def test_remove_takes_what_it_is_given(store, kept):
     put_artifact(store, "tokens", "unused")
     objects = list_objects(store.uri)
     gone = unreachable(objects, references(store.uri, objects), FOREVER)
-    remove(store.uri, gone)
-    remove(store.uri, gone)  # gone already
+    assert remove(store.uri, gone, time.monotonic()) == []
+    later = time.monotonic() + 600
+    assert remove(store.uri, gone, later) == gone
+    assert remove(store.uri, gone, later) == gone  # gone already
     left = {item.path for item in list_objects(store.uri)}
     assert left == {item.path for item in objects} - {item.path for item in gone}
 

@@ -1,0 +1,162 @@
+"""Documents hashed and counted; rows that cannot be used set aside, as an artifact of their own.
+
+A unit's bad rows lie under the unit's name, with the file's number in the unit. The artifact of a
+job's bad rows brings them together with the files' URIs: it says on its own what to mend.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from typing import Any
+
+import pyarrow as pa
+
+from actors.text import Scanner
+from pipelines.context import Context
+from pipelines.flow import stream_parts
+from pipelines.inputs import Inputs, JobInputs, unit_tasks
+from stillhouse.errors import InputError
+from stillhouse.fingerprint import fingerprint
+from stillhouse.storage.artifact import Manifest, PartRef, Receipt, Store, read_table
+from stillhouse.text.tasks import UnitTask
+
+DEAD_LETTERS = "dead_letters"
+_PART_ROWS = 100_000
+_SCHEMA = pa.schema(
+    [
+        ("input", pa.string()),
+        ("file", pa.string()),
+        ("row", pa.int64()),
+        ("reason", pa.string()),
+        ("preview", pa.string()),
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Scan:
+    """A scanned data source (`name` is its key in the spec): a receipt for each of its units."""
+
+    name: str
+    inputs: Inputs
+    tasks: list[UnitTask]
+    receipts: list[Receipt]
+
+    @property
+    def counts(self) -> Counter[str]:
+        """Documents, chars and dead letters by reason, over all units."""
+        total: Counter[str] = Counter()
+        for receipt in self.receipts:
+            total.update(receipt.counts)
+        return total
+
+    @property
+    def dead_by_reason(self) -> dict[str, int]:
+        """Rows that could not be used, counted by why."""
+        found = sorted(self.counts.items())
+        return {k.removeprefix("dead: "): n for k, n in found if k.startswith("dead: ")}
+
+    @property
+    def num_dead(self) -> int:
+        """Rows that could not be used."""
+        return sum(self.dead_by_reason.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Scanned:
+    """All data sources of a job, and their bad rows (None where there are none)."""
+
+    sources: list[Scan]
+    dead_letters: Manifest | None
+
+
+def scan(ctx: Context, inputs: JobInputs) -> Scanned:
+    """Hash every document of the pool, the target and (if it has files of its own) the held-out.
+
+    Raises:
+        InputError: more bad rows than `max_bad_rows` allows, or no usable document at all.
+    """
+    named = {"pool": inputs.pool, "target": inputs.target}
+    if inputs.heldout is not None:
+        named["target.heldout"] = inputs.heldout
+    tasks = {name: unit_tasks(source) for name, source in named.items()}
+    receipts = stream_parts(
+        ctx,
+        "scan",
+        kind="scans",
+        tasks=[task for group in tasks.values() for task in group],
+        make=partial(Scanner, ctx.store),
+        workers=ctx.compute.packers,
+        unit="chars",
+    )
+    scans: list[Scan] = []
+    for name, source in named.items():
+        scans.append(Scan(name, source, tasks[name], receipts[: len(tasks[name])]))
+        receipts = receipts[len(tasks[name]) :]
+    letters = None if ctx.dry else put_dead_letters(ctx.store, scans)
+    for scanned in scans:
+        _check_rows(ctx.store, scanned, letters)
+    return Scanned(scans, letters)
+
+
+def dead_letters_uri(ctx: Context, scanned: Scanned) -> str | None:
+    """Where the job's bad rows lie."""
+    letters = scanned.dead_letters
+    return ctx.store.path(DEAD_LETTERS, letters.fingerprint) if letters else None
+
+
+def _check_rows(store: Store, scanned: Scan, letters: Manifest | None) -> None:
+    counts, source = scanned.counts, scanned.inputs.source
+    quarantined = counts["dead: unreadable file"]
+    usable, dead = counts["documents"], scanned.num_dead - quarantined
+    limit = source.max_bad_rows
+    allowed = limit * (usable + dead) if limit < 1 else limit
+    if dead > allowed:
+        first = "; ".join(
+            f"{row['file']} row {row['row']}: {row['reason']}"
+            for row in islice(dead_letters(store, scanned), 3)
+        )
+        where = f" All are in {store.path(DEAD_LETTERS, letters.fingerprint)}" if letters else ""
+        raise InputError(
+            f"{dead} of {usable + dead} rows of {source.path!r} cannot be used, "
+            f"`max_bad_rows` allows {allowed:g}. First ones: {first}.{where}"
+        )
+    if not usable:
+        raise InputError(f"{source.path!r} holds no usable document")
+
+
+def dead_letters(store: Store, scanned: Scan) -> Iterator[dict[str, Any]]:
+    """The rows of a source that cannot be used: input, file, row (-1: all), reason, preview."""
+    for task, receipt in zip(scanned.tasks, scanned.receipts, strict=True):
+        if path := receipt.info.get("dead_letters"):
+            for row in read_table(store.path(path)).to_pylist():
+                yield row | {"input": scanned.name, "file": task.files[row["file"]].uri}
+
+
+def put_dead_letters(store: Store, scans: Sequence[Scan]) -> Manifest | None:
+    """The artifact of all bad rows of a job; None where there are none."""
+    bad = [scanned for scanned in scans if scanned.num_dead]
+    if not bad:
+        return None
+    named = [[s.name, [[t.fingerprint, [f.uri for f in t.files]] for t in s.tasks]] for s in bad]
+    identity = fingerprint([DEAD_LETTERS, named])
+    found = store.find_manifest(DEAD_LETTERS, identity)
+    if found is not None:
+        return found
+    rows = (row for scanned in bad for row in dead_letters(store, scanned))
+    parts: list[PartRef] = []
+    while batch := list(islice(rows, _PART_ROWS)):
+        path = f"{DEAD_LETTERS}/{identity}/part-{len(parts):05d}.parquet"
+        table = pa.Table.from_pylist(batch, schema=_SCHEMA)
+        parts.append(store.put_part(path, table, num_tokens=0))
+    manifest = Manifest(
+        kind=DEAD_LETTERS,
+        fingerprint=identity,
+        parts=tuple(parts),
+        inputs={"scans": [receipt.task for scanned in bad for receipt in scanned.receipts]},
+        settings={},
+        totals={scanned.name: scanned.dead_by_reason for scanned in bad},
+    )
+    return store.put_manifest(manifest)
