@@ -23,16 +23,18 @@ os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
 hypothesis.settings.register_profile("shared", deadline=None)
 hypothesis.settings.load_profile("shared")
 
+# Ray's workers inherit them from the start of the session, whenever the server starts.
 S3_KEYS = {
     "AWS_ACCESS_KEY_ID": "test",
     "AWS_SECRET_ACCESS_KEY": "test-secret",
     "AWS_DEFAULT_REGION": "us-east-1",
 }
+os.environ.update(S3_KEYS)
 
 
 @pytest.fixture(scope="session")
-def ray_cluster() -> Iterator[None]:
-    """A real Ray of four CPUs for the whole session; started by the first test that asks."""
+def ray_cluster() -> Iterator[str]:
+    """A real Ray of four CPUs for the whole session, its address; started for who asks first."""
     import ray
 
     ray.init(
@@ -42,7 +44,7 @@ def ray_cluster() -> Iterator[None]:
         object_store_memory=200_000_000,
         log_to_driver=False,
     )
-    yield
+    yield ray.get_runtime_context().gcs_address
     ray.shutdown()
 
 
@@ -98,7 +100,7 @@ def reports(capsys: pytest.CaptureFixture[str]):
 
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[str]:
-    """The endpoint of an S3 server over HTTP; no environment points to it.
+    """The endpoint of an S3 server over HTTP; no environment variable points to it.
 
     moto's, on loopback; `STILLHOUSE_TEST_S3=URL` takes another one, which accepts `S3_KEYS`.
     """
@@ -118,10 +120,8 @@ def s3_server() -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def s3_url(s3_server: str) -> Iterator[str]:
-    """The same; keys and endpoint are in the environment from here on."""
+    """The same; it is in the environment from here on."""
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in S3_KEYS.items():
-            patch.setenv(name, value)
         patch.setenv("AWS_ENDPOINT_URL", s3_server)
         yield s3_server
 

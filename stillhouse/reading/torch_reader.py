@@ -101,7 +101,8 @@ def _read(uri: str, first: int, last: int) -> Iterator[torch.Tensor]:
         for group in range(file.num_row_groups):
             num_rows = file.metadata.row_group(group).num_rows
             if first < position + num_rows and position < last:
-                ids: Any = token_ids(file.read_row_group(group, columns=["input_ids"]))
+                table = file.read_row_group(group, columns=["input_ids"], use_threads=False)
+                ids: Any = token_ids(table)
                 mine = ids[max(first - position, 0) : last - position]
                 yield torch.from_numpy(mine.astype(np.int64))
             position += num_rows

@@ -14,9 +14,9 @@ def job(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def expected(job, s3_server):
+def expected(job, s3_server, ray_cluster):
     """What a run that nothing disturbs leaves in a local store: sha256 by path."""
-    bench = Bench(job, s3_server, job.folder / "undisturbed")
+    bench = Bench(job, s3_server, job.folder / "undisturbed", ray_cluster)
     store = str(bench.folder / "store")
     code, _, errors = bench.start(store).end()
     bench.close()
@@ -26,7 +26,15 @@ def expected(job, s3_server):
 
 @pytest.fixture
 def bench(job, s3_server, tmp_path):
-    """Starts drivers of the job; kills those that a test leaves behind."""
+    """Starts drivers of the job with a Ray of their own; kills those that a test leaves behind."""
     made = Bench(job, s3_server, tmp_path)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def shared_bench(job, s3_server, tmp_path, ray_cluster):
+    """The same on the session's Ray, which outlives them: a driver is up in a moment."""
+    made = Bench(job, s3_server, tmp_path, ray_cluster)
     yield made
     made.close()

@@ -59,10 +59,10 @@ class Driver:
 
 
 class Bench:
-    """Runs the job on stores of one test."""
+    """Runs the job on stores of one test; `address` is that of a Ray to join, or None."""
 
-    def __init__(self, job, s3_server, folder):
-        self.job, self.s3_server, self.folder = job, s3_server, folder
+    def __init__(self, job, s3_server, folder, address=None):
+        self.job, self.s3_server, self.folder, self.address = job, s3_server, folder, address
         self.s3 = boto3.client(
             "s3", endpoint_url=s3_server, aws_access_key_id="test", aws_secret_access_key=SECRET
         )
@@ -83,8 +83,10 @@ class Bench:
     def start(self, store, *, endpoint=None, **changes):
         """Start a driver of the job; all its S3 requests go to `endpoint`."""
         number = len(self.drivers)
-        compute = {"scorers": 1, "packers": 1, "trainers": 1}
+        compute = {"scorers": 1, "packers": 1, "trainers": 1, "address": self.address}
         changes = {"store": store, "compute": compute, "part_tokens": 8000} | changes
+        if self.address is not None:  # its workers do not inherit the driver's environment
+            changes["storage_options"] = {"endpoint_url": endpoint or self.s3_server}
         self.folder.mkdir(parents=True, exist_ok=True)
         spec = self.folder / f"spec-{number}.yaml"
         spec.write_text(yaml.safe_dump(small_spec(self.job.folder, **self.job.models, **changes)))

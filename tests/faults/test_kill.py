@@ -59,9 +59,9 @@ def killed_at(bench, store, point):
     assert code == -signal.SIGKILL
 
 
-@pytest.mark.soak
-def test_killed_at_every_commit_point_one_after_another(bench, expected):
+def test_killed_at_every_commit_point_one_after_another(shared_bench, expected):
     """Each run is killed a step further on than the one before, the last one ends."""
+    bench = shared_bench
     store = f"s3://{bench.bucket()}/store"
     for point in POINTS:
         killed_at(bench, store, point)
