@@ -73,7 +73,7 @@ def _read(path: str) -> dict[str, Any]:
     except (IsADirectoryError, PermissionError) as error:
         raise SpecError(f"spec {path!r}: {error.strerror}") from None
     try:
-        content = yaml.load(data, _Loader)
+        content = _Loader(data).get_single_data()
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         where = getattr(error, "problem_mark", None)
         place = f" line {where.line + 1}" if where else ""

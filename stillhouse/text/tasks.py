@@ -4,6 +4,7 @@ A unit is a group of small files or a range of a large one (`stillhouse.text.uni
 stream: memory holds a batch of documents and one part, whatever the size of the files.
 """
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -104,7 +105,8 @@ def scan_unit(store: Store, task: UnitTask) -> Receipt:
     """Hash every document of a unit and set aside the rows that cannot be used.
 
     Makes parts of `file, row, hash, chars`; dead letters become a part of their own, named in the
-    receipt's `info`. Counts: documents, chars, and `dead: REASON`.
+    receipt's `info`. Counts: documents, chars, and `dead: REASON` without the
+    details.
     """
     dead: list[DeadLetter] = []
     counts: Counter[str] = Counter()
@@ -119,7 +121,7 @@ def scan_unit(store: Store, task: UnitTask) -> Receipt:
         table = pa.Table.from_pylist([_letter(d) for d in dead], schema=DEAD_LETTER_SCHEMA)
         path = f"scans/dead/{task.fingerprint}.parquet"
         info["dead_letters"] = store.put_part(path, table, num_tokens=0).path
-    counts.update(f"dead: {letter.reason}" for letter in dead)
+    counts.update(f"dead: {re.split('[:;]', letter.reason)[0]}" for letter in dead)
     return store.put_receipt(
         "scans", Receipt(task.fingerprint, tuple(parts), dict(sorted(counts.items())), info)
     )

@@ -50,7 +50,7 @@ def _nothing_half_written(store):
     """What earlier steps finished is whole; there is neither a selection nor a result."""
     for path in store.rglob("manifest.json"):
         artifact = open_artifact(str(path.parent))
-        assert artifact.manifest.kind in {"models", "tokens"}
+        assert artifact.manifest.kind in {"models", "tokens", "dead_letters"}
         assert all(Path(part.uri).exists() for part in artifact.parts)
     assert [*store.rglob("*.tmp"), *store.rglob("result.json")] == []
 
@@ -113,6 +113,12 @@ def test_bad_overrides(refused, override, expected):
     assert code == 2
     assert expected in message
     assert not refused.store.exists()
+
+
+def test_a_key_that_stands_twice(refused):
+    code, message = refused(spec="job: select\nselection:\n  tau: 2\n  tau: 3\n")
+    assert code == 2
+    assert message.endswith("line 4: not YAML: the key `tau` stands twice in one section")
 
 
 @pytest.mark.parametrize("spec", ["- a list", "job: [", "", "\x00"])
@@ -314,4 +320,18 @@ def test_bad_rows_and_files_are_set_aside(ray_cluster, little, models):
     result = run_job(parse(little, pool=pool, selection={"tau": 2}, **given), Quiet())
     assert result["status"] == "done"
     assert result["dead_letters"] == 3
+    letters = open_artifact(result["artifacts"]["dead_letters"])
+    assert letters.manifest.totals == {
+        "pool": {"broken JSON": 1, "null text": 1, "unreadable file": 1}
+    }
+    found = pq.read_table(letters.parts[0].uri).to_pylist()
+    places = [
+        (r["input"], Path(r["file"]).name, r["row"], r["reason"].split(":")[0]) for r in found
+    ]
+    assert places == [
+        ("pool", "b.parquet", -1, "unreadable file"),
+        ("pool", "c.jsonl", 1, "null text"),
+        ("pool", "c.jsonl", 2, "broken JSON"),
+    ]
+    assert all(len(row["preview"]) <= 200 for row in found)
     assert set(result["selection"]["sources"]) == {"sea", "law"}
