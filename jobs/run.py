@@ -13,7 +13,7 @@ from stillhouse.errors import StillhouseError, StorageError
 from stillhouse.fingerprint import fingerprint
 from stillhouse.storage.artifact import Store
 from stillhouse.storage.commit import check_store
-from stillhouse.storage.filesystem import exists, use_options
+from stillhouse.storage.filesystem import use_options
 from stillhouse.storage.run_record import RunRecord, now, read_json
 
 RUN_VERSION = 1
@@ -66,9 +66,9 @@ def run_name(spec: Spec, inputs: list[Any]) -> str:
 
 
 def finished_result(store: Store, name: str) -> dict[str, Any] | None:
-    """The result of a finished run whose artifact is still there, or None."""
+    """The result of a finished run whose artifact is still there and whole, or None."""
     result = read_json(store.path("runs", name), "result.json")
     if result is None:
         return None
     kind, made = result_artifact(result)
-    return result if exists(store.path(kind, made, "manifest.json")) else None
+    return result if store.find_manifest(kind, made) is not None else None

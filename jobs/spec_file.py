@@ -14,7 +14,6 @@ from stillhouse.errors import SpecError
 from stillhouse.storage.filesystem import read_bytes
 
 
-
 class _Loader(yaml.SafeLoader):
     """YAML in which a key that stands twice is an error, not the second one's victory."""
 

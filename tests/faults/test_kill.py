@@ -10,6 +10,7 @@ import signal
 from pathlib import Path
 
 import pytest
+from drivers import Bench
 from fault_proxy import FaultProxy
 
 POINTS = {
@@ -121,6 +122,42 @@ def test_a_lost_worker_costs_the_part_it_held(bench, expected, point, word):
         started.append(bench.start(store, endpoint=proxy.url))
         code, _, errors = started[0].end()
     assert killed
+    assert code == 0, errors
+    assert bench.contents(store) == expected
+
+
+@pytest.fixture
+def two_nodes():
+    """A Ray whose second node has all CPUs: the cluster, the node."""
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    node = cluster.add_node(num_cpus=2)
+    yield cluster, node
+    cluster.shutdown()
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("point", POINTS)
+def test_a_lost_node_is_made_up_for_by_another(
+    job, s3_server, tmp_path, two_nodes, expected, point
+):
+    """SIGKILL of the raylet with all of the job's workers; a new node comes after it."""
+    cluster, node = two_nodes
+    bench = Bench(job, s3_server, tmp_path, cluster.address)
+    store = f"s3://{bench.bucket()}/store"
+    wanted, number, then = POINTS[point]
+
+    def kill():
+        [raylet] = node.all_processes["raylet"]
+        os.kill(raylet.process.pid, signal.SIGKILL)
+        cluster.add_node(num_cpus=2)
+
+    with FaultProxy(bench.s3_server, KillAt(wanted, number, then, kill)) as proxy:
+        driver = bench.start(store, endpoint=proxy.url)
+        code, _, errors = driver.end()
+        assert proxy.rule.killed
+    bench.close()
     assert code == 0, errors
     assert bench.contents(store) == expected
 

@@ -71,6 +71,20 @@ def test_a_dead_store_ends_the_run_and_a_later_one_goes_on(bench, expected):
 
 
 @pytest.mark.soak
+def test_two_overlapping_runs_at_once_share_one_store(bench, expected):
+    """Of one pool and the same models, of which they keep different shares."""
+    store = f"s3://{bench.bucket()}/store"
+    specs = [{}, {"selection": {"tau": 3}}]
+    ends = [driver.end() for driver in [bench.start(store, **spec) for spec in specs]]
+    assert [code for code, _, _ in ends] == [0, 0], [errors for _, _, errors in ends]
+    results = [result for _, result, _ in ends]
+    assert results[0]["artifacts"]["scores"] == results[1]["artifacts"]["scores"]
+    assert results[0]["artifacts"]["selection"] != results[1]["artifacts"]["selection"]
+    assert expected.items() < bench.contents(store).items()
+    assert [bench.verify(result["run"])[0] for result in results] == [0, 0]
+
+
+@pytest.mark.soak
 def test_two_runs_at_once_share_one_store(bench, expected):
     store = f"s3://{bench.bucket()}/store"
     ends = [driver.end() for driver in [bench.start(store), bench.start(store)]]

@@ -1,6 +1,7 @@
 """The whole select job, in this process and from the command line."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from small import LEARNING, MODEL, Quiet, digests, parse, write_spec
 from jobs.run import run_job
 from stillhouse import open_artifact, open_selection
 
+KINDS = ("tokens", "scores", "selections", "models")
 STILLHOUSE = str(Path(sys.executable).with_name("stillhouse"))
 
 
@@ -46,6 +48,28 @@ def test_counts_agree(finished):
         t["num_tokens"] == finished["target"]["color"]["num_tokens"]
         for t in finished["target"].values()
     )
+
+
+def test_what_was_deleted_by_hand_is_made_again(finished, world, tmp_path):
+    """A part of tokens, scores and selection, and a model: the same bytes stand there again."""
+    store = tmp_path / "store"
+    shutil.copytree(world / "store", store)
+    before = digests(store, *KINDS)
+    selected = open_artifact(finished["artifacts"]["selection"]).parts[0]
+    lost = [
+        *(next((store / kind / "parts").glob("*.parquet")) for kind in ("tokens", "scores")),
+        store / Path(selected.uri).relative_to(world / "store"),
+        store / "models" / Path(finished["artifacts"]["conditional"]).name / "model.safetensors",
+    ]
+    for path in lost:
+        path.unlink()
+    train = {"model": MODEL, "controls": ["random", "conditional_only", "dsir"], **LEARNING}
+    again = run_job(parse(world, store=str(store), train=train), Quiet())
+    assert again["status"] == "done"
+    assert digests(store, *KINDS) == before
+    made = {name: w["parts"] - w["reused"] for name, w in again["work"].items()}
+    assert made["tokens"] == made["scores"] == made["selection"] == made["train conditional"] == 1
+    assert made["train prior"] == made["train targets"] == 0
 
 
 def test_every_step_spent_time(finished):

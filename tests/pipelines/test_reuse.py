@@ -9,6 +9,7 @@ from small import LEARNING, MODEL, Quiet, parse, rows, write, write_shard
 
 from jobs.plan import plan_job
 from jobs.run import run_job
+from stillhouse import open_selection
 
 ALL = {"model": MODEL, "controls": ["random", "conditional_only", "dsir"], **LEARNING}
 
@@ -84,6 +85,27 @@ def test_a_new_shard_is_all_that_is_tokenised_and_scored(moved):
     old = before["work"]["score prior"]["parts"]
     for step in ("score prior", "score conditional", "contamination"):
         assert work[step]["reused"] == old < work[step]["parts"]
+
+
+def kept_rows(result):
+    """The kept sequences with the documents that own them, parts and files aside."""
+    table = open_selection(result["run"]).to_arrow().read_all()
+    rows = table.select(["input_ids", "documents"]).to_pylist()
+    return {
+        (tuple(row["input_ids"]), tuple(piece["id"] for piece in row["documents"])) for row in rows
+    }
+
+
+def test_with_a_fixed_threshold_a_selection_only_grows(moved, finished):
+    """One shard more: one is tokenised, scored once with each model, nothing is trained."""
+    selection = {"min_score": finished["selection"]["threshold"]}
+    before = run_job(parse(moved, selection=selection), Quiet())
+    write_shard(moved, 9, per_shard=20)
+    after = run_job(parse(moved, selection=selection), Quiet())
+    made = {name: work["parts"] - work["reused"] for name, work in after["work"].items()}
+    assert made["tokenizer"] == made["train prior"] == made["train conditional"] == 0
+    assert made["tokens"] == made["score prior"] == made["score conditional"] == 1
+    assert kept_rows(before) < kept_rows(after)
 
 
 def test_a_refreshed_pin_trains_on_all_shards(moved):
