@@ -98,11 +98,12 @@ def _stream(
     )
     for row in results.iter_rows():
         if row["error"] is not None:
-            raise _as_error(*row["error"])
+            raise as_error(*row["error"])
         yield row["receipt"], float(row["seconds"])
 
 
-def _as_error(name: str, message: str) -> Exception:
+def as_error(name: str, message: str) -> Exception:
+    """An error that was raised elsewhere: one of our own by its class's name."""
     kind = getattr(errors, name, None)
     return kind(message) if kind is not None else RuntimeError(message)
 

@@ -269,7 +269,15 @@ class ComputeSettings(Settings):
         default=None, description="of a Ray cluster; default RAY_ADDRESS, or local"
     )
     scorers: Count = Field(default=2, description="Scorer actors")
-    trainers: Count = Field(default=1, description="trainings side by side")
+    trainers: Count = Field(
+        default=1, description="select: trainings side by side; else: workers of one training"
+    )
+    min_trainers: Count | None = Field(
+        default=None, description="a training goes on with as few when nodes are lost; default all"
+    )
+    wait_s: Annotated[float, Field(ge=0)] = Field(
+        default=600, description="for a cluster that is too small, before giving up"
+    )
     packers: Count | None = Field(
         default=None, description="tokenising tasks at once; default all cores"
     )

@@ -42,7 +42,10 @@ def source_nll(
 
     Sources without a predicted token are left out.
     """
-    losses = np.concatenate(list(_blocks(model, input_ids)))
+    return _by_source(np.concatenate(list(_blocks(model, input_ids))), pieces)
+
+
+def _by_source(losses: NDArray[np.float32], pieces: Pieces) -> dict[str, SourceLoss]:
     sums, counts = piece_sums(losses, pieces.sequence, pieces.start, pieces.end)
     num_sources = len(pieces.sources)
     nll = np.bincount(pieces.source, sums.astype(np.float64), num_sources)
@@ -52,6 +55,15 @@ def source_nll(
         for i, name in enumerate(pieces.sources)
         if tokens[i] > 0
     }
+
+
+def measure(
+    model: TokenLosses, input_ids: NDArray[Any], pieces: Pieces | None
+) -> tuple[float, dict[str, SourceLoss]]:
+    """`heldout_nll` and `source_nll` (empty without pieces) from one pass over the sequences."""
+    losses = np.concatenate(list(_blocks(model, input_ids)))
+    by_source = {} if pieces is None else _by_source(losses, pieces)
+    return float(losses.mean(dtype=np.float64)), by_source
 
 
 def _blocks(model: TokenLosses, input_ids: NDArray[Any]) -> Iterator[NDArray[np.float32]]:

@@ -1,6 +1,7 @@
 """A training from its newest checkpoint to its end, with checkpoints on the way."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
 
 from stillhouse.training.checkpoint import Checkpoints, Loaded
 from stillhouse.training.group import WorkerGroup
@@ -8,6 +9,20 @@ from stillhouse.training.loop import StepRecord, Trainer
 
 OnStep = Callable[[StepRecord], float | None]
 """Is told of every step; returns the held-out loss where it was measured after this one."""
+OnStart = Callable[[int], None]
+"""Is told the step that the training goes on from, before its first step."""
+
+
+class Stateful(Protocol):
+    """Something that advances with a training and is kept in its checkpoints."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Its state as JSON values."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there."""
+        ...
 
 
 def fit(
@@ -18,6 +33,8 @@ def fit(
     num_steps: int,
     checkpoint_every: int,
     on_step: OnStep,
+    on_start: OnStart | None = None,
+    beside: Mapping[str, Stateful] | None = None,
 ) -> int:
     """Train up to `num_steps`; all workers call this, the first one writes the checkpoints.
 
@@ -31,6 +48,8 @@ def fit(
         num_steps: of the whole training.
         checkpoint_every: steps; the last step is always kept.
         on_step: called on every worker.
+        on_start: too.
+        beside: by name, what else is part of the training's state; the first worker's is kept.
 
     Returns:
         The step of the checkpoint that it went on from, or 0.
@@ -44,12 +63,18 @@ def fit(
     if loaded is not None:
         start = loaded.step
         trainer.restore(loaded.snapshot)
+        for name, part in (beside or {}).items():
+            part.load_state_dict(loaded.snapshot.progress["beside"][name])
+    if on_start is not None:
+        on_start(start)
     with checkpoints:
         for step in range(start + 1, num_steps + 1):
             score = on_step(trainer.step())
             if step % checkpoint_every == 0 or step == num_steps:
                 snapshot = trainer.snapshot()
                 if group.rank == 0:
+                    states = {name: part.state_dict() for name, part in (beside or {}).items()}
+                    snapshot.progress["beside"] = states
                     checkpoints.save(snapshot, score)
     return start
 

@@ -224,8 +224,8 @@ class SampleOrder:
             self._lines[dataset] = [found, *kept[:1]]
         return found
 
-    def windows(self, lanes: range, step: int) -> Iterator[Window]:
-        """The windows that these lanes need from a step on, in the order of need, without end."""
+    def windows(self, lanes: range, step: int, until: int | None = None) -> Iterator[Window]:
+        """The windows that these lanes need from a step on (before `until`), in order of need."""
         heap: list[tuple[int, int, int, int]] = []
         for lane in lanes:
             for dataset in range(len(self._weights)):
@@ -233,7 +233,9 @@ class SampleOrder:
                 heap.append(self._need(dataset, lane, position))
         heapify(heap)
         while heap:
-            _, lane, dataset, position = heappop(heap)
+            needed, lane, dataset, position = heappop(heap)
+            if until is not None and needed >= until:
+                return
             window = self.window_at(dataset, lane, position)
             yield window
             heappush(heap, self._need(dataset, lane, window.end))

@@ -78,6 +78,8 @@ class TokenStream:
         fetch: reads the windows.
         rank, num_workers: which lanes are this worker's.
         names: what tokens of parts without `documents` are called, by data set.
+        num_steps: of the training: nothing behind it is read; default without end.
+        vocab_size: token ids are below it.
     """
 
     def __init__(
@@ -88,8 +90,11 @@ class TokenStream:
         rank: int = 0,
         num_workers: int = 1,
         names: Sequence[str] = ("data",),
+        num_steps: int | None = None,
+        vocab_size: int | None = None,
     ) -> None:
         self._order, self._fetch, self._names = order, fetch, names
+        self._num_steps, self._vocab_size = num_steps, vocab_size
         self._lanes = order.lanes_of(rank, num_workers)
         self._thread = ThreadPoolExecutor(1, "next-batch")
         self._step = 0
@@ -101,12 +106,14 @@ class TokenStream:
         """This worker's rows of the next global batch.
 
         Raises:
-            ArtifactError: as `PartReader.read`.
+            ArtifactError: as `PartReader.read`, or a token id that the vocabulary does not have.
         """
         ready = self._next or self._thread.submit(self._assemble, self._step)
         batch = ready.result()
         self._step += 1
-        self._next = self._thread.submit(self._assemble, self._step)
+        self._next = None
+        if self._num_steps is None or self._step < self._num_steps:
+            self._next = self._thread.submit(self._assemble, self._step)
         return batch
 
     def state_dict(self) -> dict[str, Any]:
@@ -138,8 +145,8 @@ class TokenStream:
         if self._next is not None:
             self._next.exception()  # it works on what is replaced here
         self._step, self._next = step, None
-        self._windows = self._order.windows(self._lanes, step)
-        self._tables: Any = self._fetch(self._order.windows(self._lanes, step))
+        self._windows = self._order.windows(self._lanes, step, self._num_steps)
+        self._tables: Any = self._fetch(self._order.windows(self._lanes, step, self._num_steps))
         self._loaded: dict[tuple[int, int, int], _Loaded] = {}
         self._current: dict[tuple[int, int], _Loaded] = {}
 
@@ -193,4 +200,9 @@ class TokenStream:
         samples = np.stack([table[name].to_numpy() for name in ("part", "row")], axis=1)
         order = window.permutation()
         ids = token_ids(table)
+        if self._vocab_size is not None and int(ids.max()) >= self._vocab_size:
+            raise ArtifactError(
+                f"data set {self._names[window.dataset]!r} has the token id {int(ids.max())}, the "
+                f"tokenizer only {self._vocab_size}: they were made with another one (`tokenizer`)"
+            )
         return _Loaded(window, order, ids, samples, pieces, np.array(codes, np.int32))

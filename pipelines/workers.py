@@ -1,0 +1,117 @@
+"""A group of training workers from the driver: started, listened to, begun again, given up."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError
+
+from actors.attempts import PREEMPTION_BUDGET
+from actors.worker_group import ENVIRONMENT, GroupSize, Work, WorkerGroup
+from pipelines.context import Context
+from pipelines.flow import as_error
+from stillhouse.errors import ClusterError, PartFailedError
+from stillhouse.spec import ComputeSettings
+
+_POLL_S = 0.25
+_WAIT_POLL_S = 2.0
+STEP = "step"
+"""News of this kind carry the number of the last `step`: how far the work is."""
+
+
+def group_size(compute: ComputeSettings) -> GroupSize:
+    """The group that a spec asks for."""
+    return GroupSize(
+        num_workers=compute.trainers,
+        min_workers=compute.min_trainers or compute.trainers,
+        cpus=compute.cpus_per_worker,
+        gpus=compute.gpus_per_worker,
+        threads=compute.threads_per_worker,
+        max_failures=compute.max_attempts - 1,
+        max_preemptions=PREEMPTION_BUDGET,
+    )
+
+
+def run_workers(
+    ctx: Context, what: str, work: Work, hear: Callable[[str, dict[str, Any]], None]
+) -> None:
+    """Call `work` in `compute.trainers` workers of one torch process group, until it went through.
+
+    Workers that are lost are replaced, and `work` is called again in all of them: it has to go on
+    from what it left in the store. It gives up when `compute.max_attempts` groups were lost
+    without a step more than before.
+
+    Args:
+        ctx: the run.
+        what: is trained, for errors.
+        work: small and picklable, such as a `partial` of a function with plain values.
+        hear: told what workers tell, in the driver.
+
+    Raises:
+        ClusterError: the cluster stayed too small. PartFailedError: workers kept dying.
+        StillhouseError: what a worker raised.
+    """
+    size = group_size(ctx.compute)
+    wait_for_room(ctx, size, what)
+    best = -1
+    while True:
+        lost, reached = _try(work, size, hear)
+        if lost is None:
+            return
+        if reached <= best:
+            raise PartFailedError(
+                f"{what} lost its workers {ctx.compute.max_attempts} times without getting any "
+                f"further, at last by: {lost} (out of memory?): raise `compute.max_attempts`, or "
+                "lower `micro_batch`"
+            )
+        best = reached
+
+
+def _try(
+    work: Work, size: GroupSize, hear: Callable[[str, dict[str, Any]], None]
+) -> tuple[str | None, int]:
+    """One group and its replacements: why it was given up (None: done), and the step it reached."""
+    reached = 0
+    actor: Any = WorkerGroup
+    environment = {"env_vars": ENVIRONMENT}
+    group = actor.options(num_cpus=0, max_concurrency=8, runtime_env=environment).remote()
+    try:
+        done = group.fit.remote(work, size)
+        over = False
+        while not over:
+            over = bool(ray.wait([done], timeout=_POLL_S)[0])
+            for kind, content in ray.get(group.news.remote()):
+                reached = max(reached, content["step"]) if kind == STEP else reached
+                hear(kind, content)
+        lost: Any = ray.get(done)
+        error: Any = ray.get(group.error.remote())
+    except RayActorError as lost_actor:
+        return str(lost_actor).splitlines()[0], reached
+    finally:
+        ray.kill(group)
+    if error is not None:
+        raise as_error(*error)
+    return lost, reached
+
+
+def wait_for_room(ctx: Context, size: GroupSize, what: str) -> None:
+    """Wait until the cluster is large enough, saying what is missing.
+
+    Raises:
+        ClusterError: it is not after `compute.wait_s`.
+    """
+    kind, each = ("GPU", size.gpus) if size.gpus else ("CPU", size.cpus)
+    needed, started, said = size.min_workers * each, time.monotonic(), False
+    while (there := ray.cluster_resources().get(kind, 0)) < needed:
+        missing = (
+            f"{what} needs {needed:g} {kind}s for {size.min_workers} workers, the cluster has "
+            f"{there:g}: add nodes, or lower `compute.trainers`"
+        )
+        if time.monotonic() - started > ctx.compute.wait_s:
+            raise ClusterError(missing)
+        if not said:
+            ctx.listener.note("waiting", {"message": missing})
+            ray.autoscaler.sdk.request_resources(bundles=[{kind: each}] * size.num_workers)
+            said = True
+        time.sleep(_WAIT_POLL_S)

@@ -1,0 +1,107 @@
+"""The spec of `job: train`."""
+
+from typing import Annotated, Any, Literal, TypeAlias
+
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
+
+from stillhouse.spec import Count, DataSource, JobSpec, ModelSettings, Optimisation, Settings
+
+Weight = Annotated[float, Field(gt=0)]
+
+
+class SelectionData(Settings):
+    """Sequences of a selection."""
+
+    selection: str = Field(description="URI of a selection, of the run that made it, or STORE#NAME")
+    weight: Weight = Field(default=1.0, description="share in a mixture, against the others'")
+
+
+class FileData(DataSource):
+    """Parquet files of tokens (a column `input_ids`), a tokens artifact, or documents."""
+
+    weight: Weight = Field(default=1.0, description="share in a mixture, against the others'")
+
+
+def _form(value: Any) -> str:
+    has = "selection" in value if isinstance(value, dict) else hasattr(value, "selection")
+    return "[selection]" if has else "[files]"
+
+
+TrainingData: TypeAlias = Annotated[
+    Annotated[SelectionData, Tag("[selection]")] | Annotated[FileData, Tag("[files]")],
+    Discriminator(_form),
+]
+
+
+class GivenTokenizer(Settings):
+    """A tokenizer from a folder, URI or hub name."""
+
+    path: str
+    eos_token: str | None = Field(
+        default=None, description="stands between documents; default: its own"
+    )
+
+
+class TrainingSettings(Optimisation):
+    """How the model is trained, in which order, and what is kept on the way."""
+
+    num_tokens: Count | None = Field(default=None, description="default: one pass over the data")
+    eval_points: Count = Field(
+        default=10, description="evaluations over the run, the last at the end"
+    )
+    lanes: Count | None = Field(
+        default=None,
+        description="streams that the data are read in, shared out over the workers; default the "
+        "largest divisor of `global_batch` up to 64",
+    )
+    window: Count | None = Field(
+        default=None, description="sequences shuffled together; default 2^28 tokens in all windows"
+    )
+    checkpoint_every: Count | None = Field(
+        default=None, description="steps; default a tenth of the training, 1,000 at most"
+    )
+    keep_last: Count = Field(default=2, description="checkpoints kept, beside the best one")
+    activation_checkpointing: bool = Field(
+        default=False, description="less memory for a third more work"
+    )
+    sharding: Literal["none", "fsdp"] = Field(
+        default="none", description="fsdp: weights and moments are shared out over the workers"
+    )
+
+
+class TrainSpec(JobSpec):
+    """`job: train`: train a model on a selection, on files, or on a mixture of several."""
+
+    job: Literal["train"]
+    data: TrainingData | list[TrainingData]
+    tokenizer: GivenTokenizer | None = Field(
+        default=None, description="default: the selection's own"
+    )
+    model: ModelSettings = ModelSettings()
+    heldout: TrainingData | None = Field(default=None, description="measured on, never trained on")
+    sequence_length: Annotated[int, Field(ge=8)] | None = Field(
+        default=None, description="default that of the tokens; 256 for documents"
+    )
+    part_tokens: Count = Field(
+        default=16_000_000, description="tokens a part that is made of documents"
+    )
+    train: TrainingSettings = TrainingSettings()
+
+    @field_validator("tokenizer", mode="before")
+    @classmethod
+    def _tokenizer_name(cls, value: Any) -> Any:
+        return {"path": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _lanes_fit(self) -> "TrainSpec":
+        lanes, batch = self.train.lanes, self.train.global_batch
+        if lanes is not None and batch % lanes:
+            raise ValueError(f"`train.lanes` {lanes} does not divide `train.global_batch` {batch}")
+        if isinstance(self.data, list) and not self.data:
+            raise ValueError("`data`: give at least one data set")
+        return self
+
+    @property
+    def datasets(self) -> "list[SelectionData | FileData]":
+        """The data sets as a list."""
+        return self.data if isinstance(self.data, list) else [self.data]
