@@ -6,6 +6,7 @@ the driver asks for the news.
 """
 
 import tempfile
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -133,10 +134,12 @@ def _tell(group: Any, kind: str, content: dict[str, Any]) -> None:
 
 
 def _message(error: Exception) -> str:
-    lines = [str(error), *getattr(error, "__notes__", [])]
+    """What the driver says: of an error of our own its message, else where it came from too."""
     if isinstance(error, StillhouseError):
-        return lines[0]
-    return f"{type(error).__name__}: " + "; ".join(lines)
+        return str(error)
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    said = "; ".join([str(error), *getattr(error, "__notes__", [])])
+    return f"{type(error).__name__}: {said} ({last.filename}:{last.lineno})"
 
 
 def _first_line(error: Exception) -> str:

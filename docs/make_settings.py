@@ -9,12 +9,14 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from stillhouse import spec
+from stillhouse.training import spec as train_spec
 
+MODULES = (spec, train_spec)
 PAGE = Path(__file__).parent / "settings.md"
 HEAD = """# Settings
 
-Every key of a spec, made from `stillhouse/spec.py` by `python docs/make_settings.py`. A key that is
-not here is refused. `--set a.b=value` overrides one on the command line.
+Every key of a spec, made from the settings' classes by `python docs/make_settings.py`. A key that
+is not here is refused. `--set a.b=value` overrides one on the command line.
 """
 
 
@@ -63,11 +65,12 @@ def page() -> str:
     """The whole page, the job first."""
     models = [
         value
-        for value in vars(spec).values()
+        for module in MODULES
+        for value in vars(module).values()
         if isinstance(value, type)
         and issubclass(value, spec.Settings)
         and value is not spec.Settings
-        and value.__module__ == spec.__name__
+        and value.__module__ == module.__name__
     ]
     models.sort(key=lambda model: not issubclass(model, spec.JobSpec))
     return HEAD + "".join(section(model) for model in models)

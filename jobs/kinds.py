@@ -12,11 +12,15 @@ from stillhouse.spec import SelectSpec
 from stillhouse.storage.artifact import Store
 from stillhouse.storage.filesystem import FileInfo
 from stillhouse.storage.run_record import RunRecord
+from stillhouse.training.spec import TrainSpec
 
-Spec: TypeAlias = SelectSpec
+Spec: TypeAlias = SelectSpec | TrainSpec
 """Any job's spec; `job` says which."""
-SPECS: dict[str, type[Spec]] = {"select": SelectSpec}
-RESULTS = {"select": ("selections", "selection_fingerprint")}
+SPECS: dict[str, type[Spec]] = {"select": SelectSpec, "train": TrainSpec}
+RESULTS = {
+    "select": ("selections", "selection_fingerprint"),
+    "train": ("models", "model_fingerprint"),
+}
 """By job: the kind of artifact that it is run for, and the key of a result that names it."""
 
 
@@ -65,8 +69,9 @@ def list_job(spec: Spec) -> Listed:
         StillhouseError: something is not there, or does not fit.
     """
     from jobs.select import list_select
+    from jobs.train import list_train
 
-    return list_select(spec)
+    return list_select(spec) if isinstance(spec, SelectSpec) else list_train(spec)
 
 
 def result_artifact(result: dict[str, Any]) -> tuple[str, str]:

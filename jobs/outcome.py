@@ -3,16 +3,14 @@
 from statistics import fmean
 from typing import Any
 
+from jobs.pages import write_report
 from pipelines.context import Context, StepWork
 from pipelines.report import report_data
 from pipelines.scan import dead_letters_uri
 from pipelines.select import SelectRun
-from stillhouse.report.data import ReportData, to_json
-from stillhouse.report.render import render
+from stillhouse.report.data import ReportData
 from stillhouse.spec import SelectSpec
 from stillhouse.storage.artifact import Manifest
-from stillhouse.storage.commit import replace
-from stillhouse.storage.filesystem import join
 from stillhouse.storage.run_record import RunRecord
 
 
@@ -23,14 +21,6 @@ def write_outcome(
     data = report_data(ctx, spec, made, record.uri)
     report = write_report(record.uri, data)
     return outcome(ctx, made, record.uri, report, data)
-
-
-def write_report(run_uri: str, data: ReportData) -> str:
-    """Write `report.json` and `report.html`; the URI of the page."""
-    replace(join(run_uri, "report.json"), to_json(data))
-    page = join(run_uri, "report.html")
-    replace(page, render(data).encode("utf-8", "replace"))
-    return page
 
 
 def outcome(
@@ -65,7 +55,7 @@ def outcome(
             "targets": {n: [uri(m) for m in models] for n, models in made.targets.items()},
         },
         "selection_fingerprint": kept.manifest.fingerprint,
-        "work": _work(ctx.work),
+        "work": _select_work(ctx.work),
         "selection": {
             "num_sequences": kept.manifest.num_rows,
             "num_tokens": kept.manifest.num_tokens,
@@ -87,9 +77,14 @@ def outcome(
     }
 
 
-def _work(steps: dict[str, StepWork]) -> dict[str, Any]:
-    """Parts in all and parts reused by step; `scores` adds up both models."""
-    shown = {name: {"parts": w.parts, "reused": w.reused} for name, w in steps.items()}
+def work_of(steps: dict[str, StepWork]) -> dict[str, dict[str, int]]:
+    """Parts in all and parts reused, by step."""
+    return {name: {"parts": w.parts, "reused": w.reused} for name, w in steps.items()}
+
+
+def _select_work(steps: dict[str, StepWork]) -> dict[str, dict[str, int]]:
+    """The same; `scores` adds up both models."""
+    shown = work_of(steps)
     both = [w for name, w in shown.items() if name in {"score prior", "score conditional"}]
     total = {key: sum(w[key] for w in both) for key in ("parts", "reused")}
     return shown | {"scores": total}

@@ -1,20 +1,16 @@
 """What the steps of a select job would cost: tokens guessed from bytes, speeds from a probe."""
 
-from time import perf_counter
 from typing import Any
 
-import numpy as np
-
+from jobs.probe import probe
 from pipelines.context import StepWork
 from pipelines.inputs import JobInputs
-from pipelines.models import planned_shape
 from stillhouse.models.shape import model_uri, read_shape
 from stillhouse.spec import ModelSettings, SelectSpec, TokenizerTraining
 
-_CHARS_PER_TOKEN = 3.5
+CHARS_PER_TOKEN = 3.5
 _PACKED_SIZE = {".parquet": 2.5, ".gz": 3.5, ".zst": 3.5}
 """Bytes of text in a stored byte, roughly."""
-_PROBE_TOKENS = 4096
 
 
 def estimate_steps(
@@ -46,7 +42,7 @@ def _amounts(
     spec: SelectSpec, inputs: JobInputs, tokens: float
 ) -> dict[str, tuple[float, str, int]]:
     """By step: tokens, which model (if any) sees them, forward passes a token (3 in training)."""
-    target = _guess_bytes(inputs.target.files) / _CHARS_PER_TOKEN
+    target = guess_bytes(inputs.target.files) / CHARS_PER_TOKEN
     conditional = spec.conditional.num_tokens or spec.conditional.epochs * target
     steps: dict[str, tuple[float, str, int]] = {
         "scan": (tokens + target, "", 0),
@@ -86,10 +82,11 @@ def _guess_kept(spec: SelectSpec, tokens: float) -> float:
 
 
 def _guess_tokens(inputs: JobInputs) -> float:
-    return _guess_bytes(inputs.pool.files) / _CHARS_PER_TOKEN
+    return guess_bytes(inputs.pool.files) / CHARS_PER_TOKEN
 
 
-def _guess_bytes(files: Any) -> float:
+def guess_bytes(files: Any) -> float:
+    """Bytes of text in files, roughly."""
     total = 0.0
     for file in files:
         factor = [f for end, f in _PACKED_SIZE.items() if file.uri.lower().endswith(end)]
@@ -120,32 +117,6 @@ def _prior_settings(spec: SelectSpec) -> ModelSettings:
 
 
 def _speeds(spec: SelectSpec, model: ModelSettings) -> tuple[float, float, float]:
-    from stillhouse.models.causal_lm import build_model, choose_device, choose_dtype
-    from stillhouse.models.scoring import ScoringModel
-    from stillhouse.training.batches import TokenBatches
-    from stillhouse.training.loop import train
-
-    train_settings = spec.tokenizer.train or TokenizerTraining()
-    vocab, length = train_settings.vocab_size, spec.sequence_length
-    device = choose_device(spec.compute.device, 0)
-    built = build_model(model, vocab_size=vocab, sequence_length=length, seed=0, eos_id=0)
-    built.to(device)  # pyright: ignore[reportArgumentType]
-    rows = max(2, _PROBE_TOKENS // length)
-    ids = np.random.default_rng(0).integers(0, vocab, (rows, length), dtype=np.int64)
-    scorer = ScoringModel(built, dtype=choose_dtype(spec.scoring.dtype, device))
-    scorer.token_nll(ids)
-    started = perf_counter()
-    scorer.token_nll(ids)
-    scoring = ids.size / (perf_counter() - started)
-    batch = spec.prior.global_batch
-    started = perf_counter()
-    train(
-        built,
-        TokenBatches(ids, batch_size=batch, seed=0),
-        spec.prior,
-        device=device,
-        num_steps=2,
-    )
-    training = 2 * batch * length / (perf_counter() - started)
-    flops = planned_shape(model, vocab, length).flops_per_token(length)
-    return scoring, float(flops), training
+    vocab = (spec.tokenizer.train or TokenizerTraining()).vocab_size
+    found = probe(model, vocab, spec.sequence_length, spec.prior, spec.compute, spec.scoring.dtype)
+    return found.scoring, found.flops_per_token, found.training

@@ -5,12 +5,11 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from jobs.outcome import write_report
+from jobs.pages import read_report, write_report
 from jobs.publish import history_of, names_of
 from stillhouse.errors import ArtifactError
-from stillhouse.report.data import from_json
 from stillhouse.storage.commit import MARKER
-from stillhouse.storage.filesystem import absolute_uri, exists, join, list_names, read_bytes
+from stillhouse.storage.filesystem import absolute_uri, exists, join, list_names
 from stillhouse.storage.run_record import event_files, read_json
 
 _POLL_S = 2.0
@@ -115,7 +114,7 @@ def draw_report(uri: str) -> str:
     """
     folder = absolute_uri(uri)
     try:
-        data = from_json(read_bytes(join(folder, "report.json")))
+        data = read_report(folder)
     except FileNotFoundError:
         raise ArtifactError(f"{uri} has no report yet: see `stillhouse status {uri}`") from None
     except ValueError as error:

@@ -55,7 +55,23 @@ def _show_selection(console: Console, result: dict[str, Any]) -> None:
         console.print(_targets_table(result["target"]))
 
 
-_RESULTS = {"select": _show_selection}
+def _show_training(console: Console, result: dict[str, Any]) -> None:
+    """The model's losses, and how the training went."""
+    found = result["train"]
+    heldout = found["heldout_nll"]
+    said = "" if heldout is None else f", held-out loss [bold]{heldout:.4f}[/] nats a token"
+    console.print(
+        f"trained {found['num_steps']:,} steps on {tokens_text(found['num_tokens'])} tokens{said}"
+    )
+    mfu = "" if found["mfu"] is None else f", MFU {found['mfu']:.1%}"
+    console.print(
+        f"{tokens_text(found['tokens_per_second'])} tokens/s{mfu}, waited for data "
+        f"{found['data_wait_share']:.1%} of the time, {found['restarts']} restarts"
+    )
+    console.print(f"model:  {result['artifacts']['model']}", soft_wrap=True)
+
+
+_RESULTS = {"select": _show_selection, "train": _show_training}
 """By job: prints what a result holds."""
 
 

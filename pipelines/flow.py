@@ -79,7 +79,7 @@ def _stream(
 ) -> Iterator[tuple[Receipt, float]]:
     if ctx.attempts is None:
         ctx.attempts = Attempts.remote(ctx.compute.max_attempts)
-    _quiet()
+    quiet()
     rows = [{"task": task} for task in tasks]
     per_block = max(-(-len(rows) // _MAX_BLOCKS), min(_AHEAD, len(rows) // (4 * workers)), 1)
     dataset = ray.data.from_items(rows, override_num_blocks=-(-len(rows) // per_block))
@@ -108,7 +108,7 @@ def as_error(name: str, message: str) -> Exception:
     return kind(message) if kind is not None else RuntimeError(message)
 
 
-def _quiet() -> None:
+def quiet() -> None:
     """Our own progress is shown instead of Ray Data's; a failing part is our own error."""
     for name in [n for n in logging.root.manager.loggerDict if n.startswith("ray.data")]:
         logging.getLogger(name).setLevel(logging.ERROR)

@@ -98,8 +98,13 @@ def report_data(ctx: Context, spec: SelectSpec, made: SelectRun, run_uri: str) -
             ("conditional", made.conditional.folder),
             *([("dead letters", letters)] if letters else []),
         ],
-        environment=[(name, version(name)) for name in _LIBRARIES],
+        environment=environment(),
     )
+
+
+def environment() -> list[tuple[str, str]]:
+    """Versions of the libraries that matter."""
+    return [(name, version(name)) for name in _LIBRARIES]
 
 
 def rule_text(settings: SelectionSettings) -> str:

@@ -5,7 +5,7 @@ job's bad rows brings them together with the files' URIs: it says on its own wha
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -76,11 +76,20 @@ def scan(ctx: Context, inputs: JobInputs) -> Scanned:
     """Hash every document of the pool, the target and (if it has files of its own) the held-out.
 
     Raises:
-        InputError: more bad rows than `max_bad_rows` allows, or no usable document at all.
+        InputError: as `scan_sources`.
     """
     named = {"pool": inputs.pool, "target": inputs.target}
     if inputs.heldout is not None:
         named["target.heldout"] = inputs.heldout
+    return scan_sources(ctx, named)
+
+
+def scan_sources(ctx: Context, named: Mapping[str, Inputs]) -> Scanned:
+    """Hash every document of some data sources, by their keys in the spec.
+
+    Raises:
+        InputError: more bad rows than `max_bad_rows` allows, or no usable document at all.
+    """
     tasks = {name: unit_tasks(source) for name, source in named.items()}
     receipts = stream_parts(
         ctx,

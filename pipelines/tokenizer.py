@@ -36,20 +36,22 @@ def tokenizer(ctx: Context, spec: SelectSpec, pool: Scan) -> TokenizerRef:
     settings = spec.tokenizer
     if settings.train is None:
         assert settings.path is not None
-        manifest = _loaded(ctx, settings.path, settings.eos_token)
-    else:
-        training = settings.train
-        wanted = fingerprint(
-            [
-                "tokenizer",
-                TOKENIZER_VERSION,
-                training.model_dump(),
-                [t.fingerprint for t in pool.tasks],
-            ]
-        )
-        key = ["tokenizer", settings.model_dump(exclude={"pin"}), spec.pool.paths]
-        make = partial(_trained, ctx, wanted, training, pool)
-        manifest = pinned(ctx, "tokenizer", key, settings.pin, wanted, make)
+        return given_tokenizer(ctx, settings.path, settings.eos_token)
+    training = settings.train
+    wanted = fingerprint(
+        [
+            "tokenizer",
+            TOKENIZER_VERSION,
+            training.model_dump(),
+            [t.fingerprint for t in pool.tasks],
+        ]
+    )
+    key = ["tokenizer", settings.model_dump(exclude={"pin"}), spec.pool.paths]
+    make = partial(_trained, ctx, wanted, training, pool)
+    return _ref(ctx, pinned(ctx, "tokenizer", key, settings.pin, wanted, make))
+
+
+def _ref(ctx: Context, manifest: Manifest) -> TokenizerRef:
     return TokenizerRef(
         path=ctx.store.path("models", manifest.fingerprint),
         eos_token=manifest.totals["eos_token"],
@@ -58,13 +60,18 @@ def tokenizer(ctx: Context, spec: SelectSpec, pool: Scan) -> TokenizerRef:
     )
 
 
-def _loaded(ctx: Context, path: str, eos_token: str | None) -> Manifest:
+def given_tokenizer(ctx: Context, path: str, eos_token: str | None) -> TokenizerRef:
+    """A tokenizer by path, in the store.
+
+    Raises:
+        ModelError: no tokenizer there.
+    """
     loaded = load_tokenizer(path, eos_token)
     name = fingerprint(["tokenizer", loaded.digest, loaded.eos_token])
     found = ctx.store.find_manifest("models", name)
     if found is None and ctx.dry:
         raise Unfinished("tokenizer")
-    return found or _put(ctx.store, name, loaded.json, loaded.eos_token, {"path": path})
+    return _ref(ctx, found or _put(ctx.store, name, loaded.json, loaded.eos_token, {"path": path}))
 
 
 def _trained(ctx: Context, name: str, training: TokenizerTraining, pool: Scan) -> Manifest:

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from typing import Protocol
 
 from actors.text import PackerHost
 from pipelines.context import Context, Unfinished
@@ -40,6 +41,20 @@ class TokenizerRef:
     eos_token: str
     digest: str
     vocab_size: int
+
+
+class PackSettings(Protocol):
+    """How documents are cut; any spec that has these two keys."""
+
+    @property
+    def sequence_length(self) -> int:
+        """Tokens a sequence."""
+        ...
+
+    @property
+    def part_tokens(self) -> int:
+        """Tokens a part."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +146,7 @@ def pack_tasks(
     scanned: Scan,
     drops: Sequence[Receipt],
     tokenizer: TokenizerRef,
-    spec: SelectSpec,
+    spec: PackSettings,
 ) -> list[PackTask]:
     """A packing task for each unit; its name holds what it reads, drops and packs with."""
     part_rows = max(1, spec.part_tokens // spec.sequence_length)
@@ -159,9 +174,13 @@ def pack_tasks(
 
 
 def tokenise(
-    ctx: Context, spec: SelectSpec, packing: Sequence[Packing], tokenizer: TokenizerRef
+    ctx: Context,
+    spec: PackSettings,
+    packing: Sequence[Packing],
+    tokenizer: TokenizerRef,
+    names: Sequence[str] = ("pool", "target", "target.heldout"),
 ) -> list[Tokenised]:
-    """Tokenise and pack several sources in one stream.
+    """Tokenise and pack several sources in one stream; `names` are their keys in the spec.
 
     Raises:
         InputError: a source whose documents are together shorter than one sequence.
@@ -175,7 +194,7 @@ def tokenise(
         workers=ctx.compute.packers,
     )
     made: list[Tokenised] = []
-    for what, group in zip(("pool", "target", "target.heldout"), packing, strict=True):
+    for what, group in zip(names, packing, strict=True):
         mine, receipts = receipts[: len(group.tasks)], receipts[len(group.tasks) :]
         made.append(_manifest(ctx.store, what, group, mine, tokenizer, spec))
     ctx.work["tokens"].tokens = sum(one.manifest.num_tokens for one in made)
@@ -188,7 +207,7 @@ def _manifest(
     packing: Packing,
     receipts: list[Receipt],
     tokenizer: TokenizerRef,
-    spec: SelectSpec,
+    spec: PackSettings,
 ) -> Tokenised:
     scanned = packing.scanned
     counts: Counter[str] = Counter()

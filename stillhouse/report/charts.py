@@ -62,7 +62,7 @@ def histogram(data: Histogram, threshold: float) -> Markup:
     marks += _area("kept", across, up, edges, kept[first : last + 1])
     labels = Markup("")
     if across.low <= threshold <= across.high:
-        marks += _line("cut", [(across.x(threshold), 0), (across.x(threshold), SIZE)])
+        marks += draw_line("cut", [(across.x(threshold), 0), (across.x(threshold), SIZE)])
         labels = _cut_label(across.unit(threshold), threshold)
     outside = sum(data.pool) - sum(pool)
     note = f"; {compact(outside)} further out are not drawn" if outside else ""
@@ -79,8 +79,8 @@ def density(data: Density, threshold: float) -> Markup:
     shown = ((x, y) for x in range(x_first, x_last + 1) for y in range(y_first, y_last + 1))
     marks = _cells(data, shown, across, up)
     ends = (across.low, across.high)
-    marks += _line("even", [(across.x(x), up.y(x)) for x in ends])
-    marks += _line("cut", [(across.x(x), up.y(x - threshold)) for x in ends])
+    marks += draw_line("even", [(across.x(x), up.y(x)) for x in ends])
+    marks += draw_line("cut", [(across.x(x), up.y(x - threshold)) for x in ends])
     frame = Frame(across, up, "prior loss, nats per token; dotted: no change", "conditional loss")
     return frame.draw(marks, Markup(""), "Sequences by prior and conditional loss")
 
@@ -96,7 +96,7 @@ def curves(data: Sequence[Curve]) -> Markup:
         if tokens >= 0.08 * end
         for loss in losses
     ]
-    across, up = Axis(0, end), _padded(min(settled), max(settled))
+    across, up = Axis(0, end), padded(min(settled), max(settled))
     marks = Markup("")
     styles = _styles(groups)
     for name, group in sorted(groups.items(), key=lambda item: item[0] == MAIN_CURVE):
@@ -104,7 +104,7 @@ def curves(data: Sequence[Curve]) -> Markup:
     finals = {name: _mean(group[max(group)]) for name, group in groups.items()}
     frame = Frame(across, up, "tokens trained on", "held-out loss")
     return frame.draw(
-        marks, _end_labels(finals, styles, up), "Held-out loss over training tokens", "curves"
+        marks, end_labels(finals, styles, up), "Held-out loss over training tokens", "curves"
     )
 
 
@@ -121,7 +121,7 @@ class Frame:
         """The whole chart: gridlines, `marks`, ticks, titles and further `labels`."""
         x_ticks, y_ticks = self.across.ticks(7), self.up.ticks(6)
         grid = Markup("").join(
-            _line("grid", [(0, self.up.y(tick)), (SIZE, self.up.y(tick))]) for tick in y_ticks
+            draw_line("grid", [(0, self.up.y(tick)), (SIZE, self.up.y(tick))]) for tick in y_ticks
         )
         svg = Markup(
             '<svg viewBox="0 0 {0} {0}" preserveAspectRatio="none" role="img" aria-label="{1}">'
@@ -176,7 +176,8 @@ def _area(style: str, x: Axis, y: Axis, edges: Sequence[float], counts: Sequence
     return Markup('<path class="{}" d="M0 {}{}V{}Z"/>').format(style, SIZE, steps, SIZE)
 
 
-def _line(style: str, points: Iterable[tuple[int, int]]) -> Markup:
+def draw_line(style: str, points: Iterable[tuple[int, int]]) -> Markup:
+    """A path through points of the square."""
     path = "L".join(f"{x} {y}" for x, y in points)
     return Markup('<path class="{}" d="M{}"/>').format(style, path)
 
@@ -226,12 +227,12 @@ def _curve(style: str, group: dict[float, list[float]], across: Axis, up: Axis) 
     if any(len(losses) > 1 for _, losses in points):
         above = [(across.x(tokens), up.y(max(losses))) for tokens, losses in points]
         below = [(across.x(tokens), up.y(min(losses))) for tokens, losses in reversed(points)]
-        marks += _line(f"band {style}", above + below)
+        marks += draw_line(f"band {style}", above + below)
     middle = [(across.x(tokens), up.y(_mean(losses))) for tokens, losses in points]
-    return marks + _line(f"line {style}", middle)
+    return marks + draw_line(f"line {style}", middle)
 
 
-def _end_labels(finals: dict[str, float], styles: dict[str, str], up: Axis) -> Markup:
+def end_labels(finals: dict[str, float], styles: dict[str, str], up: Axis) -> Markup:
     """Names at the right ends of their lines, pushed apart where they would overlap."""
     names = sorted(finals, key=lambda name: -finals[name])
     places = _spread_out([100 - 100 * up.unit(finals[name]) for name in names])
@@ -257,7 +258,8 @@ def _spread_out(places: list[float]) -> list[float]:
     return spread
 
 
-def _padded(low: float, high: float) -> Axis:
+def padded(low: float, high: float) -> Axis:
+    """An axis with a little room at both ends."""
     margin = 0.06 * (high - low) or 0.5
     return Axis(low - margin, high + margin)
 

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from stillhouse.report import charts, formatting
+from stillhouse.report import charts, formatting, training_charts
 from stillhouse.report.data import BASELINE, ReportData, TargetRow, difference, source_shares
+from stillhouse.report.training import TrainingReport
 
 GROUPS = (
     ("best", "The best"),
@@ -39,6 +40,12 @@ def render(data: ReportData) -> str:
             baseline=_target(data, BASELINE),
         )
     )
+
+
+def render_training(data: TrainingReport) -> str:
+    """The page of a train job, as text to be written in UTF-8."""
+    template = _environment().get_template("train.html.j2")
+    return template.render(data=data, charts=training_charts)
 
 
 def _target(data: ReportData, name: str) -> TargetRow | None:

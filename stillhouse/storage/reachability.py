@@ -33,6 +33,7 @@ KINDS = (
     "models",
     "trajectories",
     "distilled",
+    "checkpoints",
 )
 _NAME = re.compile(r"[0-9a-f]{64}")
 _TEMPORARY = re.compile(r"\.[0-9a-f]{32}\.tmp$")

@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from stillhouse.errors import ArtifactError
 from stillhouse.storage.artifact import read_table
 from stillhouse.text.tokenizer import Tokenizer
 
@@ -48,10 +49,19 @@ class Pieces:
 
 
 def token_ids(table: pa.Table) -> NDArray[Any]:
-    """`input_ids` [n, T] in the type they are stored in; a view where that can be."""
+    """`input_ids` [n, T] in the type they are stored in; a view where that can be.
+
+    Raises:
+        ArtifactError: lists of different lengths.
+    """
     column = table["input_ids"].combine_chunks()
-    length = table.schema.field("input_ids").type.list_size
-    return column.flatten().to_numpy(zero_copy_only=False).reshape(-1, length)
+    if pa.types.is_fixed_size_list(column.type):
+        lengths = np.array([column.type.list_size])
+    else:
+        lengths = np.unique(column.value_lengths().to_numpy(zero_copy_only=False))
+    if len(lengths) != 1:
+        raise ArtifactError(f"sequences of {lengths.min()} to {lengths.max()} tokens: need one T")
+    return column.flatten().to_numpy(zero_copy_only=False).reshape(-1, lengths[0])
 
 
 def read_pieces(table: pa.Table) -> Pieces:

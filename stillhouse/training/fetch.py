@@ -112,6 +112,8 @@ def read_ahead(reader: PartReader, rows: int) -> Fetch:
                     num_rows, table = pending.popleft()
                     ahead -= num_rows
                     yield table.result()
+            while pending:
+                yield pending.popleft()[1].result()
         finally:
             for _, table in pending:
                 table.cancel()

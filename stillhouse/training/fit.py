@@ -17,7 +17,7 @@ class Stateful(Protocol):
     """Something that advances with a training and is kept in its checkpoints."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Its state as JSON values."""
+        """Its state as JSON values, which it does not touch any more."""
         ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -112,7 +112,9 @@ def run_training(store: Store, task: ModelTask, on_step: Callable[[int, int], No
             curve.append((step * batch * task.sequence_length, nll))
 
     result = train(model, source, task.settings, device=device, num_steps=num_steps, on_step=after)
-    files = {name: read_bytes(f"{task.tokenizer}/{name}") for name in _tokenizer_files(task)}
+    files = {
+        name: read_bytes(f"{task.tokenizer}/{name}") for name in tokenizer_files(task.tokenizer)
+    }
 
     def save(folder: Path) -> None:
         save_model(model, folder)
@@ -138,8 +140,9 @@ def run_training(store: Store, task: ModelTask, on_step: Callable[[int, int], No
     )
 
 
-def _tokenizer_files(task: ModelTask) -> list[str]:
-    there = list_names(task.tokenizer)
+def tokenizer_files(folder: str) -> list[str]:
+    """Names of a tokenizer's files in a folder."""
+    there = list_names(folder)
     return [name for name in TOKENIZER_FILES if name in there]
 
 

@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
+from stillhouse.errors import SpecError
 from stillhouse.spec import Count, DataSource, JobSpec, ModelSettings, Optimisation, Settings
 
 Weight = Annotated[float, Field(gt=0)]
@@ -105,3 +106,19 @@ class TrainSpec(JobSpec):
     def datasets(self) -> "list[SelectionData | FileData]":
         """The data sets as a list."""
         return self.data if isinstance(self.data, list) else [self.data]
+
+
+def check_width(spec: TrainSpec) -> None:
+    """Refuse a number of workers that the global batch does not divide into.
+
+    Raises:
+        SpecError: naming the numbers that would do.
+    """
+    whole = spec.train.lanes or spec.train.global_batch
+    if whole % spec.compute.trainers:
+        fits = [n for n in range(1, whole + 1) if whole % n == 0]
+        raise SpecError(
+            f"`compute.trainers` {spec.compute.trainers} does not divide `train.global_batch` "
+            f"{spec.train.global_batch} (`train.lanes` {spec.train.lanes or 'by default'}): use "
+            f"one of {fits}"
+        )

@@ -5,8 +5,8 @@ import signal
 import sys
 from functools import partial
 
-import cloudpickle
 import pytest
+import ray.cloudpickle
 from small import Quiet
 
 from actors.worker_group import GroupSize
@@ -34,10 +34,10 @@ def work(killed, tell):
 
 
 def test_a_lost_worker_is_replaced_and_an_error_arrives_as_it_was_raised(ray_cluster, tmp_path):
-    cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     ctx = Context(Store(str(tmp_path)), ComputeSettings(trainers=2), Quiet())
     heard = []
-    with pytest.raises(DivergedError, match="^the loss left$"):
+    with pytest.raises(DivergedError, match=r"^the loss left$"):
         run_workers(
             ctx, "it", partial(work, tmp_path / "killed"), lambda kind, said: heard.append(said)
         )

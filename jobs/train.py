@@ -1,0 +1,65 @@
+"""`job: train` as the verbs see it."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from pipelines.context import Context
+from pipelines.train_data import Listing, TrainInputs, list_data, open_data
+from stillhouse.storage.artifact import Store
+from stillhouse.storage.filesystem import FileInfo
+from stillhouse.storage.run_record import RunRecord
+from stillhouse.training.spec import TrainSpec, check_width
+
+
+def list_train(spec: TrainSpec) -> "ListedTrain":
+    """See `jobs.kinds.list_job`."""
+    check_width(spec)
+    return ListedTrain(spec, list_data(spec))
+
+
+@dataclass(frozen=True, slots=True)
+class ListedTrain:
+    """A train job whose files were listed."""
+
+    spec: TrainSpec
+    listing: Listing
+
+    @property
+    def files(self) -> list[list[FileInfo]]:
+        """Of each data set, and of the held-out."""
+        return list(self.listing.values())
+
+    def open(self, store: Store, *, remember: bool) -> "OpenedTrain":
+        """Look at manifests, footers and digests."""
+        return OpenedTrain(self.spec, open_data(store, self.spec, self.listing, remember=remember))
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedTrain:
+    """A train job whose inputs are known by content."""
+
+    spec: TrainSpec
+    inputs: TrainInputs
+
+    def identity(self) -> list[Any]:
+        """Of the data and of the tokenizer."""
+        return [self.inputs.identity()]
+
+    def walk(self, ctx: Context) -> object:
+        """The whole pipeline."""
+        from pipelines.train import run_train
+
+        return run_train(ctx, self.spec, self.inputs)
+
+    def run(self, ctx: Context, record: RunRecord) -> dict[str, Any]:
+        """The pipeline, then the report."""
+        from jobs.train_outcome import write_train_outcome
+        from pipelines.train import run_train
+
+        return write_train_outcome(ctx, self.spec, run_train(ctx, self.spec, self.inputs), record)
+
+    def estimate(self, ctx: Context, *, complete: bool) -> dict[str, dict[str, Any]]:
+        """Tokens of the training, and what one worker of this machine does in a second."""
+        from jobs.train_plan import estimate_train
+
+        return estimate_train(self.spec, self.inputs, ctx.work, complete=complete)

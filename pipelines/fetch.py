@@ -1,0 +1,105 @@
+"""Fetching a worker's windows with Ray Data, ahead of the training, inside that worker.
+
+A dataset of window descriptors goes through one reader beside the worker; `preserve_order` and the
+bound on the object store's share keep it in order and in step with the training. The dataset is
+built in the worker, so it does not matter how many workers there are or were.
+
+Ray Data takes seconds to start. The first windows do not wait for it: a thread reads them.
+"""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import chain, islice
+from typing import Any
+
+import pyarrow as pa
+import ray
+import ray.data
+from ray.data import ActorPoolStrategy, DataContext, ExecutionResources
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from actors.window_reader import WindowReader
+from pipelines.flow import as_error, quiet
+from stillhouse.training.fetch import Fetch, PartReader, read_ahead
+from stillhouse.training.order import Window
+
+_DESCRIPTORS = 512
+"""Windows of one execution: the list is short, however long the training."""
+_AHEAD_BYTES = 256 << 20
+"""Of the object store, for each worker."""
+
+
+def stream_windows(uris: Sequence[str], *, direct: int) -> Fetch:
+    """A `Fetch` in which Ray Data reads all windows but the first `direct` ones.
+
+    Args:
+        uris: of all parts of all data sets, in the order's numbering.
+        direct: as many as a worker needs at once when it starts: one a lane and data set.
+    """
+
+    def fetch(windows: Iterator[Window]) -> Iterator[pa.Table]:
+        head = list(islice(windows, direct))
+        first = next(windows, None)
+        tail = iter(()) if first is None else _one_ahead(_streamed(uris, chain([first], windows)))
+        yield from read_ahead(PartReader(uris), 1)(iter(head))
+        yield from tail
+
+    return fetch
+
+
+def _one_ahead(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
+    """The same tables; a thread asks for the next one from the beginning on."""
+    thread = ThreadPoolExecutor(1, "ray-data")
+    waiting: Future[pa.Table | None] = thread.submit(next, tables, None)
+
+    def give() -> Iterator[pa.Table]:
+        nonlocal waiting
+        try:
+            while (table := waiting.result()) is not None:
+                waiting = thread.submit(next, tables, None)
+                yield table
+        finally:
+            thread.shutdown(wait=False, cancel_futures=True)
+
+    return give()
+
+
+def _streamed(uris: Sequence[str], windows: Iterator[Window]) -> Iterator[pa.Table]:
+    while batch := list(islice(windows, _DESCRIPTORS)):
+        yield from _whole(batch, _blocks(uris, batch))
+
+
+def _blocks(uris: Sequence[str], windows: list[Window]) -> Iterator[pa.Table]:
+    """The rows of some windows in order, in blocks as Ray Data likes them."""
+    quiet()
+    context = DataContext.get_current()
+    context.execution_options.preserve_order = True
+    context.execution_options.resource_limits = ExecutionResources(object_store_memory=_AHEAD_BYTES)
+    rows: list[dict[str, Any]] = [{"window": window} for window in windows]
+    here = ray.get_runtime_context().get_node_id()
+    dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
+        WindowReader,
+        fn_constructor_args=(uris,),
+        batch_size=1,
+        compute=ActorPoolStrategy(size=1),
+        num_cpus=0,
+        scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=True),
+    )
+    yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1)
+
+
+def _whole(windows: list[Window], blocks: Iterator[pa.Table]) -> Iterator[pa.Table]:
+    """A table for each window, whatever the blocks."""
+    held: list[pa.Table] = []
+    num_rows = 0
+    for window in windows:
+        while num_rows < window.num_rows:
+            block = next(blocks)
+            if "error" in block.column_names:
+                raise as_error(block["error"][0].as_py(), block["message"][0].as_py())
+            held.append(block)
+            num_rows += block.num_rows
+        table = held[0] if len(held) == 1 else pa.concat_tables(held)
+        yield table.slice(0, window.num_rows)
+        held = [table.slice(window.num_rows)] if num_rows > window.num_rows else []
+        num_rows -= window.num_rows

@@ -1,0 +1,215 @@
+"""Training one model on streamed data: tokens -> order -> Ray Train workers -> model artifact.
+
+In each worker Ray Data fetches windows of the parts ahead of the training; checkpoints go to the
+store in the background; a lost worker's group begins again at the last one.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from pipelines.context import Context
+from pipelines.fetch import stream_windows
+from pipelines.models import planned_shape
+from pipelines.scan import scan_sources
+from pipelines.tokenizer import given_tokenizer
+from pipelines.tokens import NO_DROPS, Packing, TokenizerRef, pack_tasks, tokenise
+from pipelines.train_data import TextSet, TokenSet, TrainInputs
+from pipelines.workers import STEP, run_workers
+from stillhouse.fingerprint import fingerprint
+from stillhouse.spec import Optimisation
+from stillhouse.storage.artifact import Manifest, Store
+from stillhouse.training.order import Rows, check_workers, default_lanes, default_window
+from stillhouse.training.spec import TrainSpec
+from stillhouse.training.worker import Tell, TrainTask, train_worker
+
+TRAIN_VERSION = 1
+_TEXT_LENGTH = 256
+_POINTS = 10
+_MAX_EVERY = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """How documents are cut into sequences and parts."""
+
+    sequence_length: int
+    part_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class TrainRun:
+    """Everything that a train job made."""
+
+    model: Manifest
+    task: TrainTask
+    tokenizer: TokenizerRef
+    datasets: tuple[TokenSet, ...]
+
+
+def run_train(ctx: Context, spec: TrainSpec, inputs: TrainInputs) -> TrainRun:
+    """Train the model of a spec, or find it.
+
+    Raises:
+        StillhouseError: whatever stopped it; run again to go on from the last checkpoint.
+    """
+    seen = inputs.tokenizer
+    assert seen.folder is not None
+    tokenizer = given_tokenizer(ctx, seen.folder, seen.eos_token)
+    length = spec.sequence_length or inputs.sequence_length or _TEXT_LENGTH
+    sets = _tokens(ctx, inputs.all, tokenizer, Cut(length, spec.part_tokens))
+    heldout = sets.pop() if inputs.heldout else None
+    task = train_task(spec, sets, heldout, tokenizer)
+    check_workers(task.order(), spec.compute.trainers)
+    return TrainRun(train_model(ctx, task), task, tokenizer, tuple(sets))
+
+
+def _tokens(
+    ctx: Context, sets: Sequence[TokenSet | TextSet], tokenizer: TokenizerRef, cut: Cut
+) -> list[TokenSet]:
+    """All sets as tokens; documents are scanned and packed."""
+    texts = [one for one in sets if isinstance(one, TextSet)]
+    made: dict[str, Manifest] = {}
+    if texts:
+        scanned = scan_sources(ctx, {one.key: one.inputs for one in texts})
+        packing = [
+            Packing(s, NO_DROPS, pack_tasks(ctx.store, s, NO_DROPS, tokenizer, cut))
+            for s in scanned.sources
+        ]
+        packed = tokenise(ctx, cut, packing, tokenizer, [one.key for one in texts])
+        made = {one.key: done.manifest for one, done in zip(texts, packed, strict=True)}
+    return [
+        one
+        if isinstance(one, TokenSet)
+        else TokenSet(
+            key=one.key,
+            name=one.name,
+            weight=one.weight,
+            uris=tuple(ctx.store.path(part.path) for part in made[one.key].parts),
+            rows=tuple(part.num_rows for part in made[one.key].parts),
+            digests=tuple(part.sha256 for part in made[one.key].parts),
+            sequence_length=cut.sequence_length,
+            tokenizer=None,
+        )
+        for one in sets
+    ]
+
+
+def train_task(
+    spec: TrainSpec,
+    sets: Sequence[TokenSet],
+    heldout: TokenSet | None,
+    tokenizer: TokenizerRef,
+) -> TrainTask:
+    """The training as plain values, named by all that decides the model.
+
+    Raises:
+        ModelError: sizes that do not go together, or a context shorter than the sequences.
+    """
+    length, settings = sets[0].sequence_length, spec.train
+    planned_shape(spec.model, tokenizer.vocab_size, length)
+    batch = settings.global_batch
+    lanes = settings.lanes or default_lanes(batch, min(one.num_rows for one in sets))
+    window = settings.window or default_window(lanes, length, len(sets))
+    num_tokens = settings.num_tokens or length * sum(one.num_rows for one in sets)
+    num_steps = max(1, round(num_tokens / (length * batch)))
+    identity: dict[str, Any] = {
+        "model": spec.model.model_dump(mode="json"),
+        "train": settings.model_dump(mode="json", include=set(Optimisation.model_fields)),
+        "steps": {"num_steps": num_steps, "eval_points": settings.eval_points},
+        "order": {"lanes": lanes, "window": window},
+        "data": {
+            "sets": [{"weight": one.weight, "parts": one.identity()} for one in sets],
+            "heldout": heldout.identity() if heldout else None,
+            "sequence_length": length,
+        },
+        "tokenizer": {"sha256": tokenizer.digest, "eos_token": tokenizer.eos_token},
+    }
+    name = fingerprint(["train", TRAIN_VERSION, identity])
+    return TrainTask(
+        fingerprint=name,
+        checkpoints=fingerprint(["checkpoints", name]),
+        label=spec.name or "target",
+        identity=identity,
+        parts=tuple(uri for one in sets for uri in one.uris),
+        datasets=tuple(Rows(one.rows, one.weight) for one in sets),
+        names=tuple(one.name for one in sets),
+        heldout=heldout.uris if heldout else (),
+        sequence_length=length,
+        vocab_size=tokenizer.vocab_size,
+        tokenizer=tokenizer.path,
+        eos_token=tokenizer.eos_token,
+        model=spec.model,
+        settings=settings.model_copy(update={"lanes": lanes, "window": window}),
+        num_steps=num_steps,
+        checkpoint_every=settings.checkpoint_every or max(1, min(_MAX_EVERY, num_steps // _POINTS)),
+        device=spec.compute.device,
+        gpus=spec.compute.gpus_per_worker,
+    )
+
+
+def train_model(ctx: Context, task: TrainTask) -> Manifest:
+    """Train the model of a task in `compute.trainers` workers, or find it.
+
+    Raises:
+        DivergedError, ArtifactError: as `train_worker`. PartFailedError, ClusterError: as
+            `run_workers`.
+    """
+    found = ctx.store.find_manifest("models", task.fingerprint)
+    with ctx.step("train", total=1, reused=int(found is not None)) as advance:
+        if found is None:
+            follow = _Follower(ctx, task, advance)
+            run_workers(
+                ctx, f"training {task.label!r}", partial(_work, ctx.store, task), follow.hear
+            )
+            found = ctx.store.get_manifest("models", task.fingerprint)
+    _account(ctx, task, found)
+    return found
+
+
+def _work(store: Store, task: TrainTask, tell: Tell) -> None:
+    """In each worker."""
+    import torch
+    from ray.train import get_context
+    from ray.train.torch import get_device
+
+    if task.gpus:
+        device: Any = get_device()
+        torch.cuda.set_device(device)
+        task = replace(task, device=str(device))
+    world = get_context().get_world_size()
+    lanes = -(-(task.settings.lanes or 1) // world)
+    fetch = stream_windows(task.parts, direct=lanes * len(task.datasets))
+    train_worker(store, task, fetch, tell)
+
+
+class _Follower:
+    """Lets the step's progress move to where the training is, and keeps what it tells."""
+
+    def __init__(self, ctx: Context, task: TrainTask, advance: Any) -> None:
+        self._ctx, self._task, self._advance = ctx, task, advance
+        self._step = 0
+        self._since = 0
+
+    def hear(self, kind: str, content: dict[str, Any]) -> None:
+        """Take one of the workers' news."""
+        step = content["step"]
+        if kind == "start":
+            self._since = max(step, self._step)
+        moved = step - max(self._step, 0)
+        if kind in (STEP, "start") and moved > 0:
+            tokens = moved * self._task.settings.global_batch * self._task.sequence_length
+            self._advance(moved / self._task.num_steps, tokens if kind == STEP else 0)
+            self._step = step
+        if kind != STEP:
+            self._ctx.listener.note(f"train {kind}", content)
+
+
+def _account(ctx: Context, task: TrainTask, made: Manifest) -> None:
+    work = ctx.work["train"]
+    work.tokens = made.totals["num_tokens"]
+    shape = planned_shape(task.model, task.vocab_size, task.sequence_length)
+    work.flops = 3.0 * shape.flops_per_token(task.sequence_length) * work.tokens
+    if not work.reused:
+        work.device_seconds = made.totals["measured"]["seconds"] * ctx.compute.trainers

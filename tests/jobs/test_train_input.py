@@ -1,0 +1,185 @@
+"""What a train job refuses before any work, and what it finds out about its data. No Ray."""
+
+import json
+import shutil
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from small import Quiet, rows, write
+
+from jobs.kinds import list_job
+from jobs.plan import plan_job
+from jobs.run import run_job, run_name
+from jobs.spec_file import load_spec
+from stillhouse.errors import ClusterError, InputError, ModelError, SpecError, StillhouseError
+from stillhouse.storage.artifact import Store
+from stillhouse.storage.commit import check_store
+from stillhouse.training.spec import TrainSpec
+
+LENGTH = 16
+
+
+def write_tokens(path, count, kind=None):
+    """`count` sequences of 16 ids below 200."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    ids = np.random.default_rng(count).integers(0, 200, (count, LENGTH), np.uint16)
+    flat = pa.array(ids.reshape(-1))
+    lists = pa.FixedSizeListArray.from_arrays(flat, LENGTH)
+    pq.write_table(pa.table({"input_ids": lists if kind is None else lists.cast(kind)}), path)
+
+
+@pytest.fixture
+def place(tmp_path, untrained):
+    write_tokens(tmp_path / "tokens" / "a.parquet", 40)
+    write_tokens(tmp_path / "tokens" / "b.parquet", 24)
+    write(tmp_path / "text" / "sea.parquet", rows(7, 20, ["sea"]))
+    shutil.copytree(untrained["tokenizer"]["path"], tmp_path / "tokenizer")
+    return tmp_path
+
+
+@pytest.fixture
+def content(place):
+    """A spec of a training on token files."""
+    return {
+        "job": "train",
+        "store": str(place / "store"),
+        "data": {"path": str(place / "tokens")},
+        "tokenizer": str(place / "tokenizer"),
+        "model": {"hidden_size": 32, "num_layers": 1},
+        "train": {"num_tokens": 2048, "global_batch": 8},
+        "compute": {"trainers": 2},
+    }
+
+
+def opened(content, remember=False):
+    spec = TrainSpec.model_validate(content)
+    store = Store(check_store(spec.store))
+    return list_job(spec).open(store, remember=remember)
+
+
+def load(place, content, *sets):
+    (place / "spec.yaml").write_text(yaml.safe_dump(content))
+    return load_spec(str(place / "spec.yaml"), list(sets))
+
+
+@pytest.mark.parametrize(
+    ("sets", "error", "message"),
+    [
+        (["data={}"], SpecError, r"`data.path` is missing"),
+        (["data={selection: a, wieght: 2}"], SpecError, r"`data.wieght` \(did you mean `weight`"),
+        (["data=[]"], SpecError, "`data`: give at least one data set"),
+        (["data={path: x, weight: 0}"], SpecError, "`data.weight`: 0: input should be greater"),
+        (["train.lanes=3"], SpecError, "`train.lanes` 3 does not divide `train.global_batch` 8"),
+        (["job=trian"], SpecError, "did you mean `train`"),
+        (["train.sharding=ddp"], SpecError, "`train.sharding`: 'ddp': input should be 'none' or"),
+    ],
+)
+def test_a_bad_spec_is_refused(place, content, sets, error, message):
+    with pytest.raises(error, match=message):
+        load(place, content, *sets)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"compute": {"trainers": 3}}, SpecError, r"`compute.trainers` 3 does not divide .* 8 "),
+        ({"data": {"path": "nowhere/*.parquet"}}, InputError, "no files match"),
+        ({"data": {"selection": "nowhere/selections/x"}}, StillhouseError, "no artifact at"),
+        ({"tokenizer": "./nowhere"}, ModelError, "tokenizer './nowhere': no such file or folder"),
+        ({"tokenizer": None}, SpecError, "`tokenizer` is missing: the data do not tell"),
+        ({"sequence_length": 32}, InputError, "`data` has sequences of 16 tokens, `sequence_leng"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_any_work(content, changes, error, message):
+    with pytest.raises(error, match=message):
+        opened(content | changes)
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (pa.list_(pa.float32(), LENGTH), "`input_ids` is .*float.*, not lists of integers"),
+        (None, r"sequences of 3 to 16 tokens: pack them to one T"),
+    ],
+)
+def test_tokens_of_no_use(place, content, kind, message):
+    path = place / "tokens" / "a.parquet"
+    if kind is not None:
+        write_tokens(path, 8, kind)
+    else:
+        lists = pa.array([[1] * 16, [2] * 3], pa.list_(pa.int32()))
+        pq.write_table(pa.table({"input_ids": lists}), path)
+    with pytest.raises(InputError, match=message):
+        opened(content)
+
+
+def test_a_context_shorter_than_the_sequences(content):
+    """Found by the dry walk of `plan`, once the tokenizer is in the store."""
+    from pipelines.context import Context
+    from pipelines.tokenizer import given_tokenizer
+
+    model = {"hidden_size": 32, "num_layers": 1, "max_position": 8}
+    spec = TrainSpec.model_validate(content | {"model": model})
+    ctx = Context(Store(check_store(spec.store)), spec.compute, Quiet())
+    given_tokenizer(ctx, spec.tokenizer.path, None)
+    with pytest.raises(ModelError, match=r"`model.max_position` 8 is below `sequence_length` 16"):
+        plan_job(spec)
+
+
+def test_a_cluster_that_is_too_small_is_named_after_a_while(content, ray_cluster):
+    compute = {"trainers": 8, "wait_s": 0}
+    with pytest.raises(ClusterError, match="training 'target' needs 8 CPUs for 8 workers, the cl"):
+        run_job(TrainSpec.model_validate(content | {"compute": compute}), Quiet())
+
+
+def test_files_of_tokens_are_known_by_content(place, content):
+    inputs = opened(content).inputs
+    (tokens,) = inputs.datasets
+    assert (tokens.rows, tokens.sequence_length) == ((40, 24), LENGTH)
+    before = run_name(TrainSpec.model_validate(content), opened(content).identity())
+    shutil.move(place / "tokens", place / "moved")
+    moved = content | {"data": {"path": str(place / "moved")}}
+    assert run_name(TrainSpec.model_validate(moved), opened(moved).identity()) == before
+    write_tokens(place / "moved" / "b.parquet", 25)
+    assert run_name(TrainSpec.model_validate(moved), opened(moved).identity()) != before
+
+
+def test_a_mixture_of_tokens_documents_and_a_held_out(place, content):
+    data = [
+        {"path": str(place / "tokens"), "weight": 3},
+        {"path": str(place / "text"), "source": "ships"},
+    ]
+    held = {"path": str(place / "tokens" / "b.parquet")}
+    inputs = opened(content | {"data": data, "heldout": held}).inputs
+    assert [(type(one).__name__, one.key, one.name, one.weight) for one in inputs.all] == [
+        ("TokenSet", "data.0", "tokens", 3.0),
+        ("TextSet", "data.1", "ships", 1.0),
+        ("TokenSet", "heldout", "b", 1.0),
+    ]
+    assert inputs.sequence_length == LENGTH
+
+
+def test_a_selection_brings_its_tokenizer(finished, untrained, tmp_path, content):
+    for uri in (finished["run"], finished["artifacts"]["selection"]):
+        changes = {"data": {"selection": uri}, "tokenizer": None, "store": str(tmp_path / "other")}
+        inputs = opened(content | changes).inputs
+        (tokens,) = inputs.datasets
+        assert tokens.num_rows == finished["selection"]["num_sequences"]
+        assert inputs.tokenizer.folder == finished["artifacts"]["tokenizer"]
+    tokens = content | {"data": {"path": finished["artifacts"]["tokens"]}, "tokenizer": None}
+    assert opened(tokens).inputs.tokenizer.folder == finished["artifacts"]["tokenizer"]
+    other = changes | {"tokenizer": untrained["tokenizer"]["path"]}
+    with pytest.raises(ModelError, match="`data` was made with the tokenizer"):
+        opened(content | other)
+
+
+def test_a_plan_says_what_it_costs(content, place):
+    planned = plan_job(TrainSpec.model_validate(content))
+    assert planned["status"] == "to_do"
+    assert planned["steps"]["train"]["tokens"] == 2048
+    assert planned["steps"]["train"]["seconds"] > 0
+    assert not (place / "store").exists()
+    json.dumps(planned, allow_nan=False)
