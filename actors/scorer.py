@@ -1,11 +1,12 @@
 """The Scorer actor hosts one scorer and runs it over token parts, one read ahead."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import pyarrow as pa
 
 from stillhouse.selection.contamination import NgramIndex
+from stillhouse.selection.own import OwnCode, OwnTokenScorer
 from stillhouse.selection.scorers import (
     ContaminationScorer,
     DsirScorer,
@@ -18,6 +19,17 @@ from stillhouse.selection.scorers import (
 from stillhouse.spec import ScoringSettings
 from stillhouse.storage.artifact import Receipt, Store, libraries
 
+Kind = Literal["causal_lm", "dsir", "contamination", "own"]
+
+
+@dataclass(frozen=True, slots=True)
+class OwnPlace:
+    """A user's scorer: its code, its settings, and what the selection chooses."""
+
+    code: OwnCode
+    settings: dict[str, Any]
+    grain: str
+
 
 @dataclass(frozen=True, slots=True)
 class ScorerSettings:
@@ -26,7 +38,7 @@ class ScorerSettings:
     `path` is the folder of the model (or of the n-gram statistics) in the store.
     """
 
-    kind: Literal["causal_lm", "dsir", "contamination"]
+    kind: Kind
     path: str
     tokenizer: str
     eos_token: str
@@ -34,6 +46,7 @@ class ScorerSettings:
     device: str
     gpus: float
     threads: int
+    own: OwnPlace | None = None
 
     def build(self) -> Scorer:
         """Load the model and make the scorer."""
@@ -49,14 +62,17 @@ class ScorerSettings:
                     threads=self.threads,
                 )
             )
-        from stillhouse.selection.statistics import load_statistics
+        from stillhouse.selection.statistics import load_arrays
         from stillhouse.text.tokenizer import load_tokenizer
 
         tokenizer = load_tokenizer(self.tokenizer, self.eos_token)
-        values = load_statistics(self.path)
+        arrays = load_arrays(self.path)
+        if self.own is not None:
+            own = self.own
+            return OwnTokenScorer(own.code, own.settings, arrays, tokenizer, own.grain)
         if self.kind == "dsir":
-            return DsirScorer(values, tokenizer)
-        return ContaminationScorer(NgramIndex(values), tokenizer)
+            return DsirScorer(arrays["values"], tokenizer)
+        return ContaminationScorer(NgramIndex(arrays["values"]), tokenizer)
 
     def made_by(self) -> dict[str, str]:
         """Device type, dtype and libraries: what equal bytes are promised for."""

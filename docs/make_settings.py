@@ -9,9 +9,10 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from stillhouse import spec
+from stillhouse.selection import own_settings
 from stillhouse.training import spec as train_spec
 
-MODULES = (spec, train_spec)
+MODULES = (spec, own_settings, train_spec)
 PAGE = Path(__file__).parent / "settings.md"
 HEAD = """# Settings
 
@@ -51,7 +52,7 @@ def section(model: type[BaseModel]) -> str:
     """One table: the keys of a settings class."""
     is_job = issubclass(model, spec.JobSpec) and model is not spec.JobSpec
     rows = [
-        f"| `{name}` | {type_text(field.annotation)} | {default_text(field)} "
+        f"| `{field.alias or name}` | {type_text(field.annotation)} | {default_text(field)} "
         f"| {field.description or ''} |"
         for name, field in model.model_fields.items()
         if not is_job or name not in spec.JobSpec.model_fields

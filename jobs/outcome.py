@@ -13,6 +13,8 @@ from stillhouse.spec import SelectSpec
 from stillhouse.storage.artifact import Manifest
 from stillhouse.storage.run_record import RunRecord
 
+_MAIN_SCORES = {"score prior", "score conditional", "score"}
+
 
 def write_outcome(
     ctx: Context, spec: SelectSpec, made: SelectRun, record: RunRecord
@@ -27,7 +29,7 @@ def outcome(
     ctx: Context, made: SelectRun, run_uri: str, report: str, data: ReportData
 ) -> dict[str, Any]:
     """The object that `run --json` prints."""
-    store, kept = ctx.store, made.selections["color"]
+    store, kept = ctx.store, made.kept
 
     def uri(manifest: Manifest) -> str:
         return store.path(manifest.kind, manifest.fingerprint)
@@ -46,11 +48,11 @@ def outcome(
             "target_tokens": uri(made.target.manifest),
             "heldout_tokens": uri(made.heldout.manifest),
             "tokenizer": made.tokenizer.path,
-            "prior": made.prior.folder,
-            "conditional": made.conditional.folder,
+            "prior": made.prior.folder if made.prior else None,
+            "conditional": made.conditional.folder if made.conditional else None,
             "scores": {n: uri(s.manifest) for n, s in made.candidates.scores.items()},
             "selection": uri(kept.manifest),
-            "controls": {n: uri(s.manifest) for n, s in made.selections.items() if n != "color"},
+            "controls": {n: uri(s.manifest) for n, s in made.selections.items() if s is not kept},
             "dead_letters": dead_letters_uri(ctx, made.scanned),
             "targets": {n: [uri(m) for m in models] for n, models in made.targets.items()},
         },
@@ -83,9 +85,9 @@ def work_of(steps: dict[str, StepWork]) -> dict[str, dict[str, int]]:
 
 
 def _select_work(steps: dict[str, StepWork]) -> dict[str, dict[str, int]]:
-    """The same; `scores` adds up both models."""
+    """The same; `scores` adds up both models, or a user's scorer."""
     shown = work_of(steps)
-    both = [w for name, w in shown.items() if name in {"score prior", "score conditional"}]
+    both = [w for name, w in shown.items() if name in _MAIN_SCORES]
     total = {key: sum(w[key] for w in both) for key in ("parts", "reused")}
     return shown | {"scores": total}
 

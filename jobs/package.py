@@ -8,7 +8,8 @@ from pathlib import Path
 import yaml
 
 from stillhouse.errors import SpecError
-from stillhouse.spec import JobSpec
+from stillhouse.selection.own import OwnCode, find_code
+from stillhouse.spec import JobSpec, SelectSpec
 
 FLOORS = ("stillhouse", "actors", "pipelines", "jobs")
 SPEC_FILE = "spec.yaml"
@@ -52,6 +53,9 @@ def write_package(folder: Path, spec: JobSpec) -> int:
     files = code_files(root)
     content = spec.model_dump(mode="json", exclude_unset=True)
     content.get("compute", {}).pop("address", None)  # the job joins the cluster that it runs on
+    code = own_code(spec)
+    if code is not None:  # found there as it is here: in the working directory
+        files |= dict(code.files)
     files[SPEC_FILE] = yaml.safe_dump(content, sort_keys=False, allow_unicode=True).encode()
     files[VERSIONS_FILE] = json.dumps(pinned_versions(root), indent=1).encode()
     check_size(files)
@@ -59,6 +63,18 @@ def write_package(folder: Path, spec: JobSpec) -> int:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(data)
     return sum(map(len, files.values()))
+
+
+def own_code(spec: JobSpec) -> OwnCode | None:
+    """The code of a scorer that is not ours, where the job has one."""
+    if isinstance(spec, SelectSpec) and spec.scorer is not None:
+        return find_code(spec.scorer.import_)
+    return None
+
+
+def requirements(spec: JobSpec) -> list[str]:
+    """What that scorer needs beside the image."""
+    return spec.scorer.pip if isinstance(spec, SelectSpec) and spec.scorer is not None else []
 
 
 def code_files(root: Path) -> dict[str, bytes]:

@@ -5,7 +5,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -148,8 +148,17 @@ class Cluster:
             if start == name and end.isdigit()
         }
 
-    def start(self, job_id: str, entrypoint: str, folder: str, metadata: dict[str, str]) -> bool:
+    def start(
+        self,
+        job_id: str,
+        entrypoint: str,
+        folder: str,
+        metadata: dict[str, str],
+        pip: Sequence[str] = (),
+    ) -> bool:
         """Submit a job with the content of a folder as its working directory.
+
+        `pip`: requirements that its processes have beside those of the image.
 
         Returns:
             False if the id is taken: someone else submitted it at the same time.
@@ -159,7 +168,7 @@ class Cluster:
                 self._client.submit_job(
                     entrypoint=entrypoint,
                     submission_id=job_id,
-                    runtime_env={"working_dir": folder},
+                    runtime_env={"working_dir": folder} | ({"pip": list(pip)} if pip else {}),
                     metadata=metadata,
                 )
             except RuntimeError:

@@ -17,7 +17,8 @@ def estimate_steps(
     spec: SelectSpec, inputs: JobInputs, known: dict[str, StepWork], *, complete: bool
 ) -> dict[str, dict[str, Any]]:
     """See `jobs.kinds.Opened.estimate`; `known` is what a dry walk found."""
-    tokens = known["score prior"].tokens if "score prior" in known else _guess_tokens(inputs)
+    scored = known.get("score prior") or known.get("score")
+    tokens = scored.tokens if scored else _guess_tokens(inputs)
     steps: dict[str, dict[str, Any]] = {}
     speeds = _probe(spec)
     for name, (amount, model, passes) in _amounts(spec, inputs, tokens).items():
@@ -50,11 +51,15 @@ def _amounts(
         "duplicates": (0, "", 0),
         "tokens": (tokens + target, "", 0),
     }
-    if spec.prior.path is None:
+    if spec.scorer is not None:
+        steps["fit scorer"] = (min(spec.scorer.num_tokens, tokens), "", 0)
+        steps["score"] = (tokens, "", 0)
+    elif spec.prior.path is None:
         steps["train prior"] = (min(spec.prior.num_tokens, tokens), "prior", 3)
-    if spec.conditional.path is None:
-        steps["train conditional"] = (conditional, "prior", 3)
-    steps["score prior"] = steps["score conditional"] = (tokens, "prior", 1)
+    if spec.scorer is None:
+        if spec.conditional.path is None:
+            steps["train conditional"] = (conditional, "prior", 3)
+        steps["score prior"] = steps["score conditional"] = (tokens, "prior", 1)
     controls = spec.train.controls if spec.train else []
     if "rho_down" in controls:
         steps["train down"] = (conditional, "prior", 3)
@@ -96,9 +101,11 @@ def guess_bytes(files: Any) -> float:
 
 def _probe(spec: SelectSpec) -> dict[str, tuple[float, float, float]]:
     """By model: scoring tokens/s of one worker, FLOPs a token, training tokens/s of one worker."""
-    speeds = {"": (0.0, 0.0, 0.0), "prior": _speeds(spec, _prior_settings(spec))}
+    speeds = {"": (0.0, 0.0, 0.0)}
+    if spec.scorer is None:
+        speeds["prior"] = _speeds(spec, _prior_settings(spec))
     if spec.train is not None:
-        same = spec.train.model == _prior_settings(spec)
+        same = spec.scorer is None and spec.train.model == _prior_settings(spec)
         speeds["target"] = speeds["prior"] if same else _speeds(spec, spec.train.model)
     return speeds
 

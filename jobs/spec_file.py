@@ -145,7 +145,7 @@ def _visible(spec: type[BaseModel], loc: tuple[int | str, ...]) -> list[int | st
     steps: list[int | str] = []
     here: list[type[BaseModel]] = [spec]
     for position, step in enumerate(loc):
-        fields = {name: f for model in here for name, f in model.model_fields.items()}
+        fields = {f.alias or n: f for model in here for n, f in model.model_fields.items()}
         if step in fields:
             steps.append(step)
             here = _models(fields[str(step)].annotation)
@@ -162,7 +162,7 @@ def _is_tag(step: int | str) -> bool:
 def _fields_at(spec: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
     here: list[type[BaseModel]] = [spec]
     for step in loc:
-        fields = {name: f for model in here for name, f in model.model_fields.items()}
+        fields = {f.alias or n: f for model in here for n, f in model.model_fields.items()}
         if step in fields:
             here = _models(fields[str(step)].annotation)
-    return sorted({name for model in here for name in model.model_fields})
+    return sorted({f.alias or n for model in here for n, f in model.model_fields.items()})

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.kinds import Listed, Spec, list_job
-from jobs.package import write_package
+from jobs.package import own_code, requirements, write_package
 from jobs.paths import refuse_local_paths, with_absolute_paths
 from jobs.publish import check_name
 from jobs.ray_jobs import Cluster
@@ -60,7 +60,8 @@ def submit_job(spec: Spec, cluster: Cluster) -> Submission:
         with tempfile.TemporaryDirectory() as folder:
             size = write_package(Path(folder), spec)
             told = {"stillhouse_store": spec.store, "stillhouse_name": spec.name or ""}
-            if cluster.start(job_id, f"{python} {_ENTRYPOINT}", folder, told):
+            command = f"{python} {_ENTRYPOINT}"
+            if cluster.start(job_id, command, folder, told, requirements(spec)):
                 return Submission(job_id, latest + 1, False, cluster.url, spec.store, size)
 
 
@@ -83,7 +84,9 @@ def submission_name(spec: Spec, listed: Listed) -> str:
     """
     asked = spec.model_dump(mode="json", exclude={"compute", "name"})
     files = [[[file.uri, file.size_bytes, file.stamp] for file in part] for part in listed.files]
-    return fingerprint(["submission", _VERSION, asked, files])
+    code = own_code(spec)
+    identity = None if code is None else code.digest
+    return fingerprint(["submission", _VERSION, asked, files, identity])
 
 
 def follow_job(

@@ -45,7 +45,9 @@ class Candidates:
             RankedPart(
                 store=store,
                 tokens=part,
-                scores={name: self.scores[name].paths[index] for name in scorers_read(rule)},
+                scores={
+                    name: self.scores[name].paths[index] for name in scorers_read(rule, self.scores)
+                },
                 contamination=self.contamination.paths[index] if self.contamination else None,
                 prior_rows=self.prior_rows.get(part.sha256),
                 exclude_prior_rows=self.exclude_prior_rows,

@@ -7,6 +7,7 @@ from stillhouse.errors import ModelError
 from stillhouse.fingerprint import fingerprint
 from stillhouse.models.shape import ModelShape, model_uri, read_shape
 from stillhouse.reading.readers import open_selection
+from stillhouse.selection.own import find_code
 from stillhouse.spec import SelectSpec
 from stillhouse.storage.artifact import Store
 from stillhouse.storage.digests import digest_files
@@ -20,6 +21,7 @@ def check_given(spec: SelectSpec) -> None:
     Raises:
         ModelError: no model or tokenizer at its path; a model that cannot read the sequences; a
             conditional unlike the prior. ArtifactError: no selection at `threshold_from`.
+            SpecError: no such scorer.
     """
     vocab_size = 0  # of a tokenizer that is still to be trained nothing is known
     if spec.tokenizer.path is not None:
@@ -31,6 +33,8 @@ def check_given(spec: SelectSpec) -> None:
     }
     if len(shapes) == 2:
         check_pair(shapes["prior"], shapes["conditional"])
+    if spec.scorer is not None:
+        find_code(spec.scorer.import_)
     if spec.selection.threshold_from is not None:
         open_selection(
             selection_uri(Store(absolute_uri(spec.store)), spec.selection.threshold_from)
@@ -69,7 +73,10 @@ def check_pair(prior: ModelShape, conditional: ModelShape) -> None:
 
 
 def given_identity(store: Store, spec: SelectSpec, *, remember: bool) -> list[str | None]:
-    """What the given things hold, for the identity of a run: their content, not their paths."""
+    """What the given things hold, for the identity of a run: their content, not their paths.
+
+    Models, tokenizer, selection, and the code of a scorer.
+    """
     models = [
         None if path is None else model_identity(store, model_uri(path), remember=remember)
         for path in (spec.prior.path, spec.conditional.path)
@@ -81,6 +88,7 @@ def given_identity(store: Store, spec: SelectSpec, *, remember: bool) -> list[st
         None
         if threshold is None
         else open_selection(selection_uri(store, threshold)).manifest.fingerprint,
+        None if spec.scorer is None else find_code(spec.scorer.import_).digest,
     ]
 
 

@@ -113,7 +113,7 @@ class Models:
         """A target model for each selection and seed, on equal tokens; manifests by name."""
         train = self._spec.train
         assert train is not None
-        tokens = train.num_tokens or selections["color"].num_tokens
+        tokens = train.num_tokens or selections[self._spec.rule].num_tokens
         tasks = [
             self._task(
                 "target",

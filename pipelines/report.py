@@ -29,8 +29,8 @@ from stillhouse.report.data import (
 )
 from stillhouse.report.health import HealthInputs, check_health
 from stillhouse.report.near_duplicates import near_duplicates
-from stillhouse.selection.ledger import LOSS_EDGES, SCORE_EDGES, Tally
-from stillhouse.selection.ranking import RankedPart
+from stillhouse.selection.ledger import LOSS_EDGES, Tally, score_edges
+from stillhouse.selection.ranking import PartScores, RankedPart
 from stillhouse.spec import SelectionSettings, SelectSpec
 from stillhouse.storage.artifact import read_table
 from stillhouse.storage.run_record import now
@@ -52,11 +52,11 @@ _PAPER_METHODS = ("color_filter", "conditional_only", "rho_down", "random")
 
 def report_data(ctx: Context, spec: SelectSpec, made: SelectRun, run_uri: str) -> ReportData:
     """Everything the page shows, as plain numbers and texts."""
-    kept = made.selections["color"]
+    kept = made.kept
     tally, pool = kept.tally, made.pool.manifest
     seen = _seen(tally, made.candidates.exclude_prior_rows)
     tokenizer = load_tokenizer(made.tokenizer.path, made.tokenizer.eos_token)
-    ranked = made.candidates.ranked(ctx.store, spec, "color")
+    ranked = made.candidates.ranked(ctx.store, spec, spec.rule)
     eligible = tally.fates["kept"] + tally.fates["below the cut"]
     pool_rows = sum(tally.fates.values())
     sources = [_source(name, row) for name, row in tally.sources.items()]
@@ -76,11 +76,12 @@ def report_data(ctx: Context, spec: SelectSpec, made: SelectRun, run_uri: str) -
         eligible_tokens=tally.fate_tokens["kept"] + tally.fate_tokens["below the cut"],
         threshold=kept.threshold,
         sources=sources,
-        score_histogram=Histogram(SCORE_EDGES.tolist(), tally.pool_scores, tally.kept_scores),
-        seen=seen,
-        losses=Density(
-            LOSS_EDGES.tolist(), LOSS_EDGES.tolist(), tally.pool_losses, tally.kept_losses
+        scorer=spec.scorer.import_ if spec.scorer else None,
+        score_histogram=Histogram(
+            score_edges(tally.span).tolist(), tally.pool_scores, tally.kept_scores
         ),
+        seen=seen,
+        losses=_losses(tally),
         examples=_examples(ctx, tally, ranked, tokenizer),
         curves=_curves(made),
         targets=_targets(made),
@@ -94,8 +95,7 @@ def report_data(ctx: Context, spec: SelectSpec, made: SelectRun, run_uri: str) -
             ("selection", ctx.store.path("selections", kept.manifest.fingerprint)),
             ("tokens", ctx.store.path("tokens", pool.fingerprint)),
             ("tokenizer", made.tokenizer.path),
-            ("prior", made.prior.folder),
-            ("conditional", made.conditional.folder),
+            *_folders(made),
             *([("dead letters", letters)] if letters else []),
         ],
         environment=environment(),
@@ -105,6 +105,18 @@ def report_data(ctx: Context, spec: SelectSpec, made: SelectRun, run_uri: str) -
 def environment() -> list[tuple[str, str]]:
     """Versions of the libraries that matter."""
     return [(name, version(name)) for name in _LIBRARIES]
+
+
+def _losses(tally: Tally) -> Density | None:
+    edges = LOSS_EDGES.tolist()
+    return (
+        Density(edges, edges, tally.pool_losses, tally.kept_losses) if tally.pool_losses else None
+    )
+
+
+def _folders(made: SelectRun) -> list[tuple[str, str]]:
+    models = ("prior", made.prior), ("conditional", made.conditional)
+    return [(name, model.folder) for name, model in models if model is not None]
 
 
 def rule_text(settings: SelectionSettings) -> str:
@@ -153,8 +165,8 @@ def _examples(
                 Example(
                     group=group,
                     score=score,
-                    prior_nll=float(scores.losses["prior"][row]),
-                    conditional_nll=float(scores.losses["conditional"][row]),
+                    prior_nll=_loss(scores, "prior", row),
+                    conditional_nll=_loss(scores, "conditional", row),
                     source=source,
                     text=text,
                     part=member.tokens.path,
@@ -164,6 +176,10 @@ def _examples(
                 )
             )
     return found
+
+
+def _loss(scores: PartScores, name: str, row: int) -> float | None:
+    return float(scores.losses[name][row]) if name in scores.losses else None
 
 
 def _curves(made: SelectRun) -> list[Curve]:
@@ -206,14 +222,15 @@ def _letters(ctx: Context, made: SelectRun) -> list[DeadLetter]:
 
 
 def _costs(ctx: Context, made: SelectRun) -> list[StepCost]:
-    forward = made.prior.shape.flops_per_token(made.pool.manifest.settings["sequence_length"])
+    length = made.pool.manifest.settings["sequence_length"]
+    forward = made.prior.shape.flops_per_token(length) if made.prior else None
     return [
         StepCost(
             name,
             work.tokens,
             work.flops,
             work.seconds,
-            work.flops / forward if work.flops else None,
+            work.flops / forward if work.flops and forward else None,
             work.parts > 0 and work.reused == work.parts,
         )
         for name, work in ctx.work.items()
@@ -222,8 +239,10 @@ def _costs(ctx: Context, made: SelectRun) -> list[StepCost]:
 
 def _paper(spec: SelectSpec, made: SelectRun) -> dict[str, float]:
     """The paper's totals for this job's m, n, tau and L; target training counts as planned."""
+    if made.prior is None:
+        return {}
     length = spec.sequence_length
-    kept = made.selections["color"].manifest.num_tokens
+    kept = made.kept.manifest.num_tokens
     tau = made.pool.manifest.num_tokens / kept
     target = spec.train.model if spec.train else spec.prior.model
     ratio = 1.0

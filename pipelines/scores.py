@@ -5,16 +5,19 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
-from actors.scorer import ScorerHost, ScorerSettings
+from actors.scorer import Kind, OwnPlace, ScorerHost, ScorerSettings
 from pipelines.context import Context, Unfinished
 from pipelines.flow import run_tasks, stream_parts
 from pipelines.models import ModelRef
+from pipelines.pins import pinned
 from pipelines.tokens import TokenizerRef
 from stillhouse.fingerprint import fingerprint
+from stillhouse.selection.own import OwnCode
 from stillhouse.selection.scorers import score_task
 from stillhouse.selection.statistics import (
     DsirTask,
     NgramsTask,
+    OwnFitTask,
     compute_statistics,
     put_statistics,
 )
@@ -26,6 +29,7 @@ UNITS = {
     "causal_lm": ("nats per token", "lower"),
     "dsir": ("log importance weight", "higher"),
     "contamination": ("holds a contaminated document", "lower"),
+    "own": ("the scorer's own", "higher"),
 }
 _DSIR_TOKENS = 2_000_000
 
@@ -74,6 +78,29 @@ class PoolScores:
         task = DsirTask(self._ctx.store, *self._words, tuple(target), tuple(pool), num_rows)
         return self._by_statistics("score dsir", "dsir", fingerprint(key), task)
 
+    def own(self, code: OwnCode, target: Sequence[PackTask]) -> Scores:
+        """What a user's scorer says, fitted on the target and a random part of the pool.
+
+        Raises:
+            ScorerError: whatever its code raised.
+        """
+        asked, spec = self._spec.scorer, self._spec
+        assert asked is not None
+        num_rows = max(1, asked.num_tokens // spec.sequence_length)
+        pool = tuple(self._pool.parts)
+        key = ["own", code.digest, asked.settings, sorted(asked.pip), num_rows]
+        key += [self._tokenizer.digest, [task.unit.fingerprint for task in target]]
+        name = fingerprint([*key, [part.sha256 for part in pool]])
+        task = OwnFitTask(
+            code, asked.settings, self._ctx.store, *self._words, tuple(target), pool, num_rows
+        )
+        make = partial(self._fitted, "fit scorer", name, "own", task)
+        made = pinned(self._ctx, "fit scorer", [*key, spec.pool.paths], asked.pin, name, make)
+        scorer = fingerprint([made.fingerprint, spec.selection.grain])
+        folder = self._ctx.store.path("models", made.fingerprint)
+        own = OwnPlace(code, asked.settings, spec.selection.grain)
+        return self._score("score", "own", scorer, folder, spec.compute.gpus_per_worker, 0, own)
+
     def contamination(self, heldout: Sequence[PackTask]) -> Scores | None:
         """Which sequences hold a document that shares 13-grams with held-out text; None if off."""
         if not self._spec.selection.exclude_contaminated:
@@ -101,14 +128,21 @@ class PoolScores:
             put_statistics(store, name, kind, values)
         return self._score(step, kind, name, store.path("models", name), 0, 0)
 
+    def _fitted(self, step: str, name: str, kind: Kind, task: OwnFitTask) -> Manifest:
+        with self._ctx.step(step, total=1, reused=0) as advance:
+            values = next(run_tasks(self._ctx, compute_statistics, [task]))
+            advance(1, 0)
+        return put_statistics(self._ctx.store, name, kind, values)
+
     def _score(
         self,
         step: str,
-        kind: Literal["causal_lm", "dsir", "contamination"],
+        kind: Kind,
         scorer: str,
         folder: str,
         gpus: float,
         flops_per_token: float,
+        own: OwnPlace | None = None,
     ) -> Scores:
         compute = self._spec.compute
         settings = ScorerSettings(
@@ -120,6 +154,7 @@ class PoolScores:
             device=compute.device,
             gpus=gpus,
             threads=compute.threads_per_worker,
+            own=own,
         )
         tasks = [score_task(scorer, part) for part in self._pool.parts]
         receipts = stream_parts(

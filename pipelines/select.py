@@ -1,10 +1,15 @@
 """CoLoR-Filter end to end: score a pool with two models, keep what the target gains most from.
 
+A scorer of the user's may stand for the two models.
+
 Every step's result is an artifact named by what it was made from, so a step whose inputs did not
 change is found, not done again.
 """
 
 from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
 
 from pipelines.candidates import (
     Candidates,
@@ -20,6 +25,7 @@ from pipelines.scores import PoolScores
 from pipelines.selection import Selected, check_size, select, size_of
 from pipelines.tokenizer import tokenizer
 from pipelines.tokens import Tokenised, TokenizerRef, tokenise, without_dropped
+from stillhouse.selection.own import find_code
 from stillhouse.spec import SelectSpec
 from stillhouse.storage.artifact import Manifest
 
@@ -33,11 +39,18 @@ class SelectRun:
     pool: Tokenised
     target: Tokenised
     heldout: Tokenised
-    prior: ModelRef
-    conditional: ModelRef
+    prior: ModelRef | None
+    conditional: ModelRef | None
+    """None where a scorer of the user's stands for both models."""
     candidates: Candidates
     selections: dict[str, Selected]
+    """By rule; the job's own first."""
     targets: dict[str, list[Manifest]]
+
+    @property
+    def kept(self) -> Selected:
+        """What the job is for; the others are controls."""
+        return next(iter(self.selections.values()))
 
 
 def run_select(ctx: Context, spec: SelectSpec, inputs: JobInputs) -> SelectRun:
@@ -54,30 +67,34 @@ def run_select(ctx: Context, spec: SelectSpec, inputs: JobInputs) -> SelectRun:
     sources = labels_for_shares(ctx, spec, pool.manifest)
 
     models = Models(ctx, spec, words)
-    prior = models.prior(pool.manifest)
-    seen = models.prior_rows(prior, pool.manifest)
-    if excludes_prior_rows(spec, pool.manifest, seen):
-        check_size(pool.manifest, spec.selection, hidden=sum(map(len, seen.values())))
-    conditional = models.conditional(prior, target.manifest)
-
     scoring = PoolScores(ctx, spec, words, pool.manifest)
-    scores = {
-        "prior": scoring.losses("prior", prior),
-        "conditional": scoring.losses("conditional", conditional),
-    }
     controls = spec.train.controls if spec.train else []
-    if "rho_down" in controls:
-        scores["down"] = scoring.losses("down", models.down(prior, target.manifest))
+    prior = conditional = None
+    seen: dict[str, NDArray[np.int64]] = {}
+    if spec.scorer is not None:
+        code = find_code(spec.scorer.import_)
+        scores = {"own": scoring.own(code, packing[1].tasks)}
+    else:
+        prior = models.prior(pool.manifest)
+        seen = models.prior_rows(prior, pool.manifest)
+        if excludes_prior_rows(spec, pool.manifest, seen):
+            check_size(pool.manifest, spec.selection, hidden=sum(map(len, seen.values())))
+        conditional = models.conditional(prior, target.manifest)
+        scores = {
+            "prior": scoring.losses("prior", prior),
+            "conditional": scoring.losses("conditional", conditional),
+        }
+        if "rho_down" in controls:
+            scores["down"] = scoring.losses("down", models.down(prior, target.manifest))
     if "dsir" in controls:
         scores["dsir"] = scoring.dsir(packing[1].tasks)
     contamination = scoring.contamination(packing[2].tasks)
 
-    candidates = candidates_of(
-        ctx, spec, pool, scores, contamination, prior.fingerprint, seen, sources
-    )
-    kept = select(ctx, spec, candidates)
+    name = prior.fingerprint if prior is not None else ""
+    candidates = candidates_of(ctx, spec, pool, scores, contamination, name, seen, sources)
+    kept = select(ctx, spec, candidates, rule=spec.rule)
     size = size_of(kept, spec.selection)
-    selections = {"color": kept}
+    selections: dict[str, Selected] = {spec.rule: kept}
     for rule in controls:
         selections[rule] = select(ctx, spec, candidates, rule=rule, size=size)
     kept_by = {name: made.manifest for name, made in selections.items()}

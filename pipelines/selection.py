@@ -15,10 +15,17 @@ from stillhouse.errors import BudgetError
 from stillhouse.fingerprint import fingerprint, sha256
 from stillhouse.reading.readers import open_selection
 from stillhouse.selection.budget import Cut, find_cut, find_weighted_cut, threshold_cut
-from stillhouse.selection.ledger import LEDGER_SCHEMA, Tally
+from stillhouse.selection.ledger import LEDGER_SCHEMA, SCORE_SPAN, Tally
 from stillhouse.selection.quotas import QuotaCut, cut_to_json, find_quota_cut, named_shares
 from stillhouse.selection.ranking import RULE_VERSION, SCORERS_OF, RankedPart, Rule, scorers_read
-from stillhouse.selection.writing import GroupTask, Member, count_kept, group_parts, write_group
+from stillhouse.selection.writing import (
+    GroupTask,
+    Member,
+    count_kept,
+    group_parts,
+    score_span,
+    write_group,
+)
 from stillhouse.spec import SelectionSettings, SelectSpec
 from stillhouse.storage.artifact import Manifest, Receipt, Store, parquet_bytes
 from stillhouse.storage.commit import create_or_adopt
@@ -67,11 +74,12 @@ def select(
     name = _identity(ctx.store, pool, settings, rule, size)
     found = ctx.store.find_manifest("selections", name)
     groups = found.totals["groups"] if found else 0
-    step = "selection" if rule == "color" else f"control {rule}"
+    step = "selection" if rule in {"color", "own"} else f"control {rule}"
     with ctx.step(step, total=groups or 1, reused=groups) as advance:
         if found is None:
             cut = _cut(ctx, ranked, pool, settings, size)
-            tasks = _groups(ctx, name, ranked, pool, settings, cut)
+            span = _span(ctx, ranked) if rule == "own" else SCORE_SPAN
+            tasks = _groups(ctx, name, ranked, pool, settings, cut, span)
             receipts = _write(ctx, tasks, advance)
             found = _finish(ctx.store, name, pool, settings, rule, cut, receipts)
     return Selected(found)
@@ -191,6 +199,13 @@ def _token_budget(tokens: Manifest, settings: SelectionSettings) -> int:
     return int(tokens.num_tokens * share)
 
 
+def _span(ctx: Context, ranked: list[RankedPart]) -> tuple[float, float]:
+    """Ends of the histograms of scores whose scale is not known."""
+    lows, highs = zip(*run_tasks(ctx, score_span, ranked), strict=True)
+    low, high = min(lows), max(highs)
+    return (low, high) if low < high else SCORE_SPAN
+
+
 def _groups(
     ctx: Context,
     name: str,
@@ -198,6 +213,7 @@ def _groups(
     pool: Candidates,
     settings: SelectionSettings,
     cut: Cut | QuotaCut,
+    span: tuple[float, float],
 ) -> list[GroupTask]:
     """Group the input parts by how many rows each keeps (counted first: scores are small)."""
     index = {source: i for i, source in enumerate(pool.sources)}
@@ -217,6 +233,7 @@ def _groups(
             sources=index,
             source=pool.source,
             seed=settings.seed,
+            span=span,
         )
         for number, group in enumerate(groups)
     ]
@@ -252,7 +269,9 @@ def _finish(
         parts=tuple(receipt.parts[0] for receipt in receipts),
         inputs={
             "tokens": pool.tokens.fingerprint,
-            "scores": {n: pool.scores[n].manifest.fingerprint for n in scorers_read(rule)},
+            "scores": {
+                n: pool.scores[n].manifest.fingerprint for n in scorers_read(rule, pool.scores)
+            },
             "prior_rows": pool.prior_model if pool.prior_rows else None,
             "contamination": pool.contamination.manifest.fingerprint
             if pool.contamination

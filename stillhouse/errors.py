@@ -63,6 +63,10 @@ class PartFailedError(StillhouseError):
     exit_code = 4
 
 
+class ScorerError(StillhouseError):
+    """A scorer that is not ours (`scorer.import`) raised, or returned what is no score."""
+
+
 class DivergedError(StillhouseError):
     """A training loss became NaN or infinite, or leapt up."""
 

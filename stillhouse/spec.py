@@ -6,19 +6,13 @@ complaints into one line each. Everything below `jobs/` receives these models an
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from stillhouse.selection.own_settings import OwnScorerSettings
+from stillhouse.settings import Count, Settings, Share, refuse_secrets
 from stillhouse.storage.names import NAME_PATTERN
 
-Share = Annotated[float, Field(ge=0.0, le=1.0)]
-Count = Annotated[int, Field(ge=1)]
 Dtype = Literal["auto", "float32", "bfloat16"]
-
-
-class Settings(BaseModel):
-    """Base of all sections: frozen, and a key that it does not know is an error."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class ColumnNames(Settings):
@@ -344,6 +338,9 @@ class SelectSpec(JobSpec):
     deduplicate: bool = Field(default=True, description="drop exact duplicates after normalising")
     prior: PriorSettings = PriorSettings()
     conditional: ConditionalSettings = ConditionalSettings()
+    scorer: OwnScorerSettings | None = Field(
+        default=None, description="your own scorer, instead of `prior` and `conditional`"
+    )
     scoring: ScoringSettings = ScoringSettings()
     selection: SelectionSettings
     train: TrainSettings | None = None
@@ -360,24 +357,19 @@ class SelectSpec(JobSpec):
             raise ValueError(
                 "the control `dsir` ranks sequences: use `selection.grain: sequences`, or drop it"
             )
+        models = [name for name in ("conditional_only", "rho_down") if name in controls]
+        if self.scorer is not None and models:
+            raise ValueError(f"the control `{models[0]}` needs the models that `scorer` replaces")
         return self
 
+    @model_validator(mode="after")
+    def _one_scorer(self) -> "SelectSpec":
+        given = self.prior != PriorSettings() or self.conditional != ConditionalSettings()
+        if self.scorer is not None and given:
+            raise ValueError("give either `scorer`, or `prior` and `conditional`")
+        return self
 
-_SECRET_WORDS = ("secret", "password", "token", "credential", "private", "account_key", "sas")
-_SECRET_KEYS = {"key", "access_key", "aws_access_key_id", "connection_string"}
-
-
-def refuse_secrets(options: dict[str, Any]) -> None:
-    """Refuse storage options that look like credentials; these come from the standard chains.
-
-    Raises:
-        ValueError: naming the key, never the value.
-    """
-    for key, value in options.items():
-        low = key.lower()
-        if low in _SECRET_KEYS or any(word in low for word in _SECRET_WORDS):
-            raise ValueError(
-                f"`{key}` looks like a secret: use the environment or a profile instead"
-            )
-        if isinstance(value, dict):
-            refuse_secrets(value)
+    @property
+    def rule(self) -> Literal["color", "own"]:
+        """What the selection is made by; controls go by other rules."""
+        return "color" if self.scorer is None else "own"

@@ -22,7 +22,8 @@ TAIL = 0.001
 LEVELS = 7
 LABEL_GAP = 6.0
 """Least distance of two labels at the right, in percent of the plot's height."""
-MAIN_CURVE = "color"
+MAIN_CURVES = ("color", "own")
+"""The job's own rules; the others are controls."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +54,7 @@ class Axis:
         return [index * step for index in range(first, last + 1)]
 
 
-def histogram(data: Histogram, threshold: float) -> Markup:
+def histogram(data: Histogram, threshold: float, unit: str = ", nats per token") -> Markup:
     """Sequences by score: the pool as a grey area, the kept ones over it, the cut as a line."""
     first, last = _core(data.pool)
     edges, pool, kept = data.edges[first : last + 2], data.pool[first : last + 1], data.kept
@@ -66,7 +67,7 @@ def histogram(data: Histogram, threshold: float) -> Markup:
         labels = _cut_label(across.unit(threshold), threshold)
     outside = sum(data.pool) - sum(pool)
     note = f"; {compact(outside)} further out are not drawn" if outside else ""
-    frame = Frame(across, up, f"score, nats per token{note}", "sequences")
+    frame = Frame(across, up, f"score{unit}{note}", "sequences")
     return frame.draw(marks, labels, "Histogram of scores over the pool and the selection")
 
 
@@ -99,7 +100,7 @@ def curves(data: Sequence[Curve]) -> Markup:
     across, up = Axis(0, end), padded(min(settled), max(settled))
     marks = Markup("")
     styles = _styles(groups)
-    for name, group in sorted(groups.items(), key=lambda item: item[0] == MAIN_CURVE):
+    for name, group in sorted(groups.items(), key=lambda item: item[0] in MAIN_CURVES):
         marks += _curve(styles[name], group, across, up)
     finals = {name: _mean(group[max(group)]) for name, group in groups.items()}
     frame = Frame(across, up, "tokens trained on", "held-out loss")
@@ -217,8 +218,10 @@ def _by_name(data: Sequence[Curve]) -> dict[str, dict[float, list[float]]]:
 
 def _styles(names: Iterable[str]) -> dict[str, str]:
     """The main curve's own line, the others' dash patterns in their order."""
-    others = [name for name in names if name != MAIN_CURVE]
-    return {MAIN_CURVE: "main"} | {name: f"dash{i % 4}" for i, name in enumerate(others)}
+    others = [name for name in names if name not in MAIN_CURVES]
+    return dict.fromkeys(MAIN_CURVES, "main") | {
+        name: f"dash{i % 4}" for i, name in enumerate(others)
+    }
 
 
 def _curve(style: str, group: dict[float, list[float]], across: Axis, up: Axis) -> Markup:

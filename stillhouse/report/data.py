@@ -78,8 +78,8 @@ class Example:
 
     group: Literal["best", "above", "below", "worst"]
     score: float
-    prior_nll: float
-    conditional_nll: float
+    prior_nll: float | None
+    conditional_nll: float | None
     source: str
     text: str
     part: str
@@ -194,6 +194,8 @@ class ReportData:
     threshold: float
     """Score of the last one kept."""
     sources: list[SourceRow]
+    scorer: str | None = None
+    """The user's scorer, where one stands for prior and conditional; scores have its unit."""
     score_histogram: Histogram | None = None
     seen: SeenUnseen | None = None
     losses: Density | None = None
@@ -209,6 +211,11 @@ class ReportData:
     spec_yaml: str = ""
     artifacts: list[tuple[str, str]] = field(default_factory=list[tuple[str, str]])
     environment: list[tuple[str, str]] = field(default_factory=list[tuple[str, str]])
+
+    @property
+    def main(self) -> str:
+        """The rule of the selection, as its target model is named; the others are controls."""
+        return "color" if self.scorer is None else "own"
 
 
 def source_shares(data: ReportData) -> list[SourceShare]:

@@ -36,7 +36,7 @@ def render(data: ReportData) -> str:
             ],
             charts=charts,
             difference=difference,
-            main=_target(data, charts.MAIN_CURVE),
+            main=_target(data, data.main),
             baseline=_target(data, BASELINE),
         )
     )

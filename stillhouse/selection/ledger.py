@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from stillhouse.selection.ranking import CONTAMINATED, ELIGIBLE, REASONS, PartScores
 
-SCORE_EDGES = np.linspace(-8.0, 8.0, 321)
+SCORE_SPAN = (-8.0, 8.0)
+"""Nats per token: further out lies nothing worth a bin."""
 LOSS_EDGES = np.linspace(0.0, 12.0, 49)
 NUM_EXAMPLES = 3
 LEDGER_SCHEMA = pa.schema(
@@ -44,6 +45,8 @@ class Tally:
     sources: dict[str, SourceTally] = field(default_factory=dict)
     fates: Counter[str] = field(default_factory=Counter)
     fate_tokens: Counter[str] = field(default_factory=Counter)
+    span: tuple[float, float] = SCORE_SPAN
+    """Ends of the score histograms."""
     pool_scores: list[int] = field(default_factory=list)
     kept_scores: list[int] = field(default_factory=list)
     pool_losses: list[list[int]] = field(default_factory=list)
@@ -71,6 +74,7 @@ class Tally:
         made = cls(**content)
         made.sources = {name: SourceTally(**s) for name, s in content["sources"].items()}
         made.fates, made.fate_tokens = Counter(content["fates"]), Counter(content["fate_tokens"])
+        made.span = (made.span[0], made.span[1])
         made.examples = {g: [tuple(e) for e in found] for g, found in content["examples"].items()}  # type: ignore[misc]
         return made
 
@@ -87,9 +91,15 @@ class Tally:
         for name in ("seen", "unseen", "pieces"):
             setattr(self, name, _sum(getattr(self, name), getattr(other, name)))
         self.ties += other.ties
+        self.span = other.span
         self.rows += other.rows
         for group, found in other.examples.items():
             self.examples[group] = nearest(group, self.examples.get(group, []) + found)
+
+
+def score_edges(span: tuple[float, float]) -> NDArray[np.float64]:
+    """The edges of the 320 bins of a score histogram."""
+    return np.linspace(*span, 321)
 
 
 def nearest(
@@ -117,6 +127,7 @@ def tally_part(
     source_tokens: NDArray[np.int64],
     sources: list[str],
     row_pieces: NDArray[np.int64],
+    span: tuple[float, float] = SCORE_SPAN,
 ) -> Tally:
     """The tally of one part of n rows and s sources.
 
@@ -129,8 +140,9 @@ def tally_part(
         source_tokens: int [n, s], tokens of each source in each row.
         sources: names of the s sources.
         row_pieces: int [n], pieces of documents in each row.
+        span: ends of the score histograms; scores outside count in the last bins.
     """
-    tally = Tally()
+    tally = Tally(span=span)
     fate = np.where(kept, -1, scores.fate)
     names = ["kept", *REASONS]
     for code, name in enumerate(names, start=-1):
@@ -166,9 +178,10 @@ def tally_part(
 def _distributions(
     tally: Tally, scores: PartScores, kept: NDArray[np.bool_], usable: NDArray[np.bool_]
 ) -> None:
-    raw = np.clip(scores.raw, SCORE_EDGES[0], SCORE_EDGES[-1])
-    tally.pool_scores = np.histogram(raw[usable], SCORE_EDGES)[0].tolist()
-    tally.kept_scores = np.histogram(raw[kept], SCORE_EDGES)[0].tolist()
+    edges = score_edges(tally.span)
+    raw = np.clip(scores.raw, *tally.span)
+    tally.pool_scores = np.histogram(raw[usable], edges)[0].tolist()
+    tally.kept_scores = np.histogram(raw[kept], edges)[0].tolist()
     if {"prior", "conditional"} <= set(scores.losses):
         limits = LOSS_EDGES[0], LOSS_EDGES[-1]
         x, y = (np.clip(scores.losses[n], *limits) for n in ("prior", "conditional"))

@@ -5,7 +5,7 @@ gives the rule's value, larger is better. What must not be chosen is NaN: a row 
 that holds a document sharing 13-grams with the held-out text, or that the prior was trained on.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,7 +18,7 @@ from stillhouse.selection.color import color_score
 from stillhouse.storage.artifact import PartRef, Store, read_table
 from stillhouse.text.pieces import Pieces, read_pieces
 
-Rule = Literal["color", "random", "conditional_only", "dsir", "rho_down"]
+Rule = Literal["color", "own", "random", "conditional_only", "dsir", "rho_down"]
 Grain = Literal["sequences", "documents"]
 RULE_VERSION = 1
 ELIGIBLE, CONTAMINATED, PRIOR_ROW, NAN = range(4)
@@ -26,6 +26,7 @@ REASONS = ("below the cut", "contaminated", "prior row", "nan")
 """Why a row was not kept, by its code; code 0 is an eligible row that was not good enough."""
 SCORERS_OF: dict[Rule, tuple[str, ...]] = {
     "color": ("prior", "conditional"),
+    "own": ("own",),
     "random": (),
     "conditional_only": ("conditional",),
     "dsir": ("dsir",),
@@ -33,9 +34,15 @@ SCORERS_OF: dict[Rule, tuple[str, ...]] = {
 }
 
 
-def scorers_read(rule: Rule) -> list[str]:
-    """The scorers whose values a ranked part holds: the rule's, and both losses for the record."""
-    return sorted({*SCORERS_OF[rule], "prior", "conditional"})
+_FOR_THE_RECORD = {"prior", "conditional", "own"}
+
+
+def scorers_read(rule: Rule, scored: Collection[str]) -> list[str]:
+    """The scorers whose values a ranked part holds: the rule's, and the job's for the record.
+
+    `scored`: the scorers that the job ran.
+    """
+    return sorted({*SCORERS_OF[rule], *_FOR_THE_RECORD.intersection(scored)})
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +149,8 @@ class RankedPart:
         match self.rule:
             case "color":
                 return color_score(losses["prior"], losses["conditional"])
+            case "own":
+                return losses["own"].copy()
             case "rho_down":
                 return color_score(losses["prior"], losses["down"])
             case "conditional_only":

@@ -1,10 +1,11 @@
 """Statistics of text that a scorer without a network is made from, kept like a model.
 
 DSIR's log ratios of hashed n-grams (target against pool), and the word 13-grams of the held-out
-text that contaminated documents are found with: one array each, as safetensors.
+text that contaminated documents are found with, one array each, and whatever arrays a user's
+scorer learned: as safetensors.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ from safetensors.numpy import load, save
 
 from stillhouse.selection.baselines import NUM_BUCKETS, log_ratios, ngram_counts
 from stillhouse.selection.contamination import NgramIndex
+from stillhouse.selection.own import OwnCode, fit
 from stillhouse.selection.sampling import sample_rows
 from stillhouse.storage.artifact import Manifest, PartRef, Store, read_table
 from stillhouse.storage.filesystem import join, read_bytes
@@ -68,9 +70,34 @@ class NgramsTask:
         ).hashes
 
 
-def compute_statistics(task: DsirTask | NgramsTask) -> NDArray[Any]:
-    """What a task computes; a function that a worker can be sent."""
-    return task.compute()
+@dataclass(frozen=True, slots=True)
+class OwnFitTask:
+    """What a user's scorer learns from the target's documents and `num_rows` random sequences."""
+
+    code: OwnCode
+    settings: dict[str, Any]
+    store: Store
+    tokenizer: str
+    eos_token: str
+    target: tuple[PackTask, ...]
+    pool: tuple[PartRef, ...]
+    num_rows: int
+
+    def compute(self) -> dict[str, NDArray[Any]]:
+        """Its arrays by name."""
+        tokenizer = load_tokenizer(self.tokenizer, self.eos_token)
+        return fit(
+            self.code,
+            self.code.build(self.settings),
+            (document.text for document in _documents(self.target)),
+            _sampled_texts(self.store, tokenizer, self.pool, self.num_rows, 0),
+        )
+
+
+def compute_statistics(task: DsirTask | NgramsTask | OwnFitTask) -> dict[str, NDArray[Any]]:
+    """What a task computes, by name; a function that a worker can be sent."""
+    found = task.compute()
+    return found if isinstance(found, dict) else {"values": found}
 
 
 def _sampled_texts(
@@ -87,9 +114,11 @@ def _documents(tasks: Iterable[PackTask]) -> Iterator[Document]:
         yield from kept_documents(task)
 
 
-def put_statistics(store: Store, name: str, role: str, values: NDArray[Any]) -> Manifest:
-    """Keep an array as the model artifact `name`."""
-    content = save({"values": values})
+def put_statistics(
+    store: Store, name: str, role: str, values: Mapping[str, NDArray[Any]]
+) -> Manifest:
+    """Keep arrays as the model artifact `name`."""
+    content = save(dict(sorted(values.items())))
     return put_folder(
         store,
         name,
@@ -100,6 +129,6 @@ def put_statistics(store: Store, name: str, role: str, values: NDArray[Any]) -> 
     )
 
 
-def load_statistics(folder: str) -> NDArray[Any]:
-    """The array that lies in `folder`."""
-    return load(read_bytes(join(folder, FILE_NAME)))["values"]
+def load_arrays(folder: str) -> dict[str, NDArray[Any]]:
+    """The arrays that lie in `folder`, by name."""
+    return load(read_bytes(join(folder, FILE_NAME)))

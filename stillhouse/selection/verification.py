@@ -119,7 +119,7 @@ class Verifier:
             RankedPart(
                 store=self.store,
                 tokens=part,
-                scores={n: self.scores[n].parts[i].path for n in scorers_read(rule)},
+                scores={n: self.scores[n].parts[i].path for n in scorers_read(rule, self.scores)},
                 contamination=self.contamination.parts[i].path if self.contamination else None,
                 prior_rows=hidden.get(part.sha256),
                 exclude_prior_rows=self.settings["prior_rows_excluded"],

@@ -50,6 +50,8 @@ class GroupTask:
     sources: dict[str, int]
     source: DataSource
     seed: int
+    span: tuple[float, float]
+    """Ends of the score histograms."""
 
 
 def group_parts(
@@ -90,6 +92,16 @@ def count_kept(
     if isinstance(cut, QuotaCut):
         return int(cut.mask(index, *ranked.with_sources(sources)).sum())
     return int(cut.mask(index, ranked()).sum())
+
+
+def score_span(ranked: RankedPart) -> tuple[float, float]:
+    """Between which values lie all but 2 in 1,000 of a part's scores; (inf, -inf) without any."""
+    raw = ranked.read().raw
+    finite = raw[np.isfinite(raw)]
+    if not len(finite):
+        return np.inf, -np.inf
+    low, high = np.quantile(finite, (0.001, 0.999))
+    return float(low), float(high)
 
 
 def write_group(store: Store, task: GroupTask) -> Receipt:
@@ -148,6 +160,7 @@ def _tally(
         source_tokens=tokens.reshape(len(kept), width).astype(np.int64),
         sources=pieces.sources,
         row_pieces=np.bincount(row, minlength=len(kept)),
+        span=task.span,
     )
 
 

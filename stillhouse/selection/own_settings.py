@@ -1,0 +1,48 @@
+"""The settings of a scorer that is not ours; the class is found by `stillhouse.selection.own`."""
+
+import re
+from typing import Any, Literal
+
+from pydantic import Field, field_validator
+
+from stillhouse.settings import Count, Settings, refuse_secrets
+
+_OF_THE_IMAGE = {"ray", "torch", "stillhouse", "transformers", "pyarrow", "numpy", "pydantic"}
+
+
+class OwnScorerSettings(Settings):
+    """A scorer that is not ours, instead of prior and conditional: a class with three methods."""
+
+    import_: str = Field(
+        alias="import",
+        pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$",
+        description="`my_pkg.module:MyScorer`: has `fit`, `load` and `score`; sent with the job",
+    )
+    settings: dict[str, Any] = Field(default={}, description="given to the class as keywords")
+    num_tokens: Count = Field(
+        default=2_000_000, description="random tokens of the pool that `fit` sees"
+    )
+    pin: Literal["first", "refresh"] = Field(
+        default="first", description="first: what `fit` gave is kept when shards are added"
+    )
+    pip: list[str] = Field(
+        default=[],
+        description="requirements that the cluster's image lacks, pinned; for `submit` alone",
+    )
+
+    @field_validator("settings")
+    @classmethod
+    def _no_secrets(cls, settings: dict[str, Any]) -> dict[str, Any]:
+        refuse_secrets(settings)
+        return settings
+
+    @field_validator("pip")
+    @classmethod
+    def _requirements(cls, pip: list[str]) -> list[str]:
+        for requirement in pip:
+            found = re.fullmatch(r"([\w.-]+)(\[[\w,.-]+\])?==[\w.!+]+", requirement)
+            if found is None:
+                raise ValueError(f"{requirement!r}: write it as NAME==VERSION")
+            if re.sub(r"[-_.]+", "-", found[1].lower()) in _OF_THE_IMAGE:
+                raise ValueError(f"{requirement!r}: the cluster's image has it: build another one")
+        return pip
