@@ -9,6 +9,8 @@ from collections import Counter
 
 import ray
 
+from actors.metrics import StepMetrics
+
 PREEMPTION_BUDGET = 100
 
 
@@ -16,8 +18,9 @@ PREEMPTION_BUDGET = 100
 class Attempts:
     """Attempts by part, of one run."""
 
-    def __init__(self, budget: int) -> None:
+    def __init__(self, budget: int, run: str = "") -> None:
         self._budget = budget
+        self._metrics = StepMetrics(run)
         self._program: Counter[str] = Counter()
         self._hardware: Counter[str] = Counter()
         self._begun: Counter[str] = Counter()
@@ -31,14 +34,16 @@ class Attempts:
         """
         before = self._open.get(part)
         if before is not None:
-            kind = self._program if before in _alive_nodes() else self._hardware
-            kind[part] += 1
+            reason = "program" if before in _alive_nodes() else "hardware"
+            {"program": self._program, "hardware": self._hardware}[reason][part] += 1
+            self._metrics.retry(reason)
         if self._program[part] >= self._budget:
             return self._before(part), f"killed its worker {self._program[part]} times"
         if self._hardware[part] >= PREEMPTION_BUDGET:
             return self._before(part), f"lost its node {self._hardware[part]} times"
         self._open[part] = node
         self._begun[part] += 1
+        self._metrics.in_flight(len(self._open))
         return self._before(part), None
 
     def _before(self, part: str) -> int:
@@ -47,6 +52,7 @@ class Attempts:
     def finish(self, part: str) -> None:
         """Note that `part` was finished (or failed with an error of its own)."""
         self._open.pop(part, None)
+        self._metrics.in_flight(len(self._open))
 
     def retries(self) -> dict[str, int]:
         """Repeated attempts so far, by class."""

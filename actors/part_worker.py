@@ -7,6 +7,7 @@ plain values. A descriptor carries names and URIs, never data: the host reads an
 import os
 import traceback
 from collections.abc import Callable
+from dataclasses import dataclass
 from threading import Thread
 from time import perf_counter
 from typing import Any, Protocol
@@ -15,6 +16,7 @@ import numpy as np
 import ray
 from ray.actor import ActorHandle
 
+from actors.metrics import StepMetrics
 from stillhouse.errors import StillhouseError
 from stillhouse.storage.artifact import Receipt, Store
 
@@ -31,17 +33,35 @@ class Host(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a part could not be done: the error's class and message, and the node's address."""
+
+    kind: str
+    message: str
+    part: str
+    node: str
+
+
 class PartWorker:
     """One worker of a pool. A failure of the task itself comes back as a row, not as a crash."""
 
     def __init__(
-        self, make: Callable[[], Host], attempts: ActorHandle, store: Store, kind: str
+        self,
+        make: Callable[[], Host],
+        attempts: ActorHandle,
+        store: Store,
+        kind: str,
+        metrics: StepMetrics,
     ) -> None:
         self._make = make
         self._made: Host | None = None
         self._attempts: Any = attempts
         self._store = store
         self._kind = kind
+        self._metrics = metrics
+        self._ahead: tuple[str, Thread] | None = None
+        self._waited_s = 0.0
         self._node = ray.get_runtime_context().get_node_id()
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
@@ -51,19 +71,17 @@ class PartWorker:
             batch: a column `task` of objects with a `fingerprint`.
 
         Returns:
-            Columns `receipt` (or None), `error` (or None: its class and message) and `seconds`.
+            Columns `receipt` (or None), `error` (a `Failure`, or None) and `seconds`.
         """
         tasks: list[Any] = list(batch["task"])
         receipts = np.empty(len(tasks), object)
         errors = np.empty(len(tasks), object)
         seconds = np.zeros(len(tasks))
         for position, task in enumerate(tasks):
-            started = perf_counter()
-            ahead = self._read_ahead(tasks[position + 1 : position + 2])
-            receipts[position], errors[position] = self._one(task)
+            started, self._waited_s = perf_counter(), 0.0
+            receipts[position], errors[position] = self._one(task, tasks[position + 1 :])
             seconds[position] = perf_counter() - started
-            if ahead:
-                ahead.join()
+            self._metrics.part(seconds[position], self._waited_s)
         return {"receipt": receipts, "error": errors, "seconds": seconds}
 
     def _host(self) -> Host:
@@ -72,30 +90,42 @@ class PartWorker:
             self._made = self._make()
         return self._made
 
-    def _read_ahead(self, tasks: list[Any]) -> Thread | None:
-        if not tasks or self._made is None:
-            return None
-        thread = Thread(target=self._made.prefetch, args=(tasks[0],), daemon=True)
-        thread.start()
-        return thread
+    def _run(self, task: Any, others: list[Any]) -> Receipt:
+        """Wait for the data of a task, read those of the next one ahead, do it."""
+        host, started = self._host(), perf_counter()
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None:
+            ahead[1].join()
+        if ahead is None or ahead[0] != task.fingerprint:
+            host.prefetch(task)
+        self._waited_s = perf_counter() - started
+        if others:
+            thread = Thread(target=host.prefetch, args=(others[0],), daemon=True)
+            thread.start()
+            self._ahead = others[0].fingerprint, thread
+        return host.run(task)
 
-    def _one(self, task: Any) -> tuple[Receipt | None, tuple[str, str] | None]:
+    def _one(self, task: Any, others: list[Any]) -> tuple[Receipt | None, Failure | None]:
         name = str(task.fingerprint)
         before, given_up = ray.get(self._attempts.begin.remote(name, self._node))
         if given_up is not None:
-            return None, ("PartFailedError", f"part {name} {given_up}")
+            return None, self._failure("PartFailedError", f"part {name} {given_up}", name)
         try:
             done = self._store.finished(self._kind, [name]) if before else {}
-            receipt = done.get(name) or self._host().run(task)
+            receipt = done.get(name) or self._run(task, others)
         except StillhouseError as error:
-            return None, (type(error).__name__, str(error))
+            return None, self._failure(type(error).__name__, str(error), name)
         except Exception as error:
             if _poisons_process(error):
                 os._exit(1)
-            return None, ("Exception", "".join(traceback.format_exception(error)))
+            trace = "".join(traceback.format_exception(error))
+            return None, self._failure("Exception", trace, name)
         finally:
             self._attempts.finish.remote(name)
         return receipt, None
+
+    def _failure(self, kind: str, message: str, part: str) -> Failure:
+        return Failure(kind, message, part, ray.util.get_node_ip_address())
 
 
 def _poisons_process(error: Exception) -> bool:

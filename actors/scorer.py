@@ -102,5 +102,5 @@ class ScorerHost:
         return score_part(self._store, self._scorer, task, tokens, self._settings.made_by())
 
     def prefetch(self, task: ScoreTask) -> None:
-        """Read a part while another is scored."""
-        self._ahead = {task.fingerprint: read_tokens(self._store, task.part)}
+        """Read a part, perhaps while another is scored."""
+        self._ahead[task.fingerprint] = read_tokens(self._store, task.part)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import sys
 import traceback
@@ -133,15 +134,23 @@ def plan(spec: Spec, sets: Sets = None, as_json: AsJson = False, debug: Debug = 
 @app.command()
 def status(
     uri: Annotated[
-        str, typer.Argument(help="A run, a store, or STORE#NAME.", metavar="RUN_OR_STORE")
+        str, typer.Argument(help="A run, a store, STORE#NAME, or a submitted job's id.")
     ],
     follow: Annotated[
         bool, typer.Option("--follow", "-f", help="Show a run's steps as they change, to its end.")
     ] = False,
+    address: Annotated[
+        str | None, typer.Option(metavar="URL", help="For a job: the cluster's dashboard.")
+    ] = None,
+    store: Annotated[
+        str | None, typer.Option(help="For a job: its store, when the cluster is gone.")
+    ] = None,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
     """Show how far a run is, what a store holds, or a published name's history. Needs no cluster.
+
+    A submitted job is looked up in its cluster while that is there, and in its store.
 
     Example: `stillhouse status ./store`
     """
@@ -150,6 +159,13 @@ def status(
         from jobs.status import status_of
         from jobs.summary import show_status
 
+        if re.fullmatch(r"[0-9a-f]{64}-\d+", uri):
+            from jobs.job_status import job_status
+            from jobs.summary import show_job
+
+            known = job_status(uri, address, store)
+            _print(known) if as_json else show_job(known)
+            return
         if follow:
             _follow(uri, quiet=as_json)
         found = status_of(uri)

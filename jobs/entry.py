@@ -1,11 +1,13 @@
-"""What a submitted job runs on the cluster: `python -m jobs.entry`, in the folder that was sent."""
+"""What a submitted job runs on the cluster: `python -m jobs.entry JOB_ID`, in the sent folder."""
 
 import json
+import os
 import sys
 from pathlib import Path
 
 from jobs.cli import main
 from jobs.package import SPEC_FILE, VERSIONS_FILE, installed_versions, version_differences
+from jobs.run import SUBMISSION_VARIABLE
 
 
 def warn_of_versions() -> None:
@@ -18,5 +20,6 @@ def warn_of_versions() -> None:
 
 if __name__ == "__main__":
     warn_of_versions()
+    os.environ[SUBMISSION_VARIABLE] = sys.argv[1]
     sys.argv = ["stillhouse", "run", SPEC_FILE]
     main()

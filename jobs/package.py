@@ -5,8 +5,6 @@ import re
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-import yaml
-
 from stillhouse.errors import SpecError
 from stillhouse.selection.own import OwnCode, find_code
 from stillhouse.spec import JobSpec, SelectSpec
@@ -51,12 +49,10 @@ def write_package(folder: Path, spec: JobSpec) -> int:
     """
     root = Path(__file__).parents[1]
     files = code_files(root)
-    content = spec.model_dump(mode="json", exclude_unset=True)
-    content.get("compute", {}).pop("address", None)  # the job joins the cluster that it runs on
     code = own_code(spec)
     if code is not None:  # found there as it is here: in the working directory
         files |= dict(code.files)
-    files[SPEC_FILE] = yaml.safe_dump(content, sort_keys=False, allow_unicode=True).encode()
+    files[SPEC_FILE] = spec.to_send().encode()
     files[VERSIONS_FILE] = json.dumps(pinned_versions(root), indent=1).encode()
     check_size(files)
     for name, data in files.items():

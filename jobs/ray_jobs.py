@@ -22,7 +22,7 @@ from stillhouse.errors import ClusterError, LostClusterError
 _TIMEOUT_S = 10
 _PAUSE_S = 2.0
 _MAX_SILENT = 15
-_ADDRESS = "RAY_API_SERVER_ADDRESS"
+ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"
 _TALKATIVE = (
     "ray.dashboard.modules.dashboard_sdk",
     "ray.dashboard.modules.job.sdk",
@@ -36,7 +36,7 @@ def dashboard_url(given: str | None) -> str:
     Raises:
         ClusterError: none of them, or not http.
     """
-    address = given or os.environ.get(_ADDRESS) or os.environ.get("RAY_ADDRESS") or ""
+    address = given or os.environ.get(ADDRESS_VARIABLE) or os.environ.get("RAY_ADDRESS") or ""
     url = address if "://" in address else f"http://{address}"
     if not address or address == "auto" or urlsplit(url).scheme not in {"http", "https"}:
         raise ClusterError(
@@ -177,6 +177,17 @@ class Cluster:
                 raise
         return True
 
+    def job(self, job_id: str) -> JobDetails | None:
+        """What the cluster knows of a job; None if it does not know it."""
+        with self._explained():
+            known = self._client.list_jobs()
+        return next((job for job in known if job.submission_id == job_id), None)
+
+    def output(self, job_id: str) -> str:
+        """All that a job has written so far."""
+        with self._explained():
+            return self._client.get_job_logs(job_id)
+
     def follow(self, job_id: str, write: Callable[[str], object]) -> JobDetails:
         """Write the job's output as it comes, to its end; a broken connection is taken up again.
 
@@ -222,11 +233,11 @@ class Cluster:
 @contextmanager
 def _only_address(url: str) -> Generator[None]:
     """Ray prefers these variables to the address that it is given."""
-    names = (_ADDRESS, "RAY_ADDRESS")
+    names = (ADDRESS_VARIABLE, "RAY_ADDRESS")
     before = {name: os.environ.pop(name) for name in names if name in os.environ}
     try:
-        os.environ[_ADDRESS] = url
+        os.environ[ADDRESS_VARIABLE] = url
         yield
     finally:
-        del os.environ[_ADDRESS]
+        del os.environ[ADDRESS_VARIABLE]
         os.environ.update(before)

@@ -1,6 +1,8 @@
 """`stillhouse run`: one job from its spec to its result, or nothing where all is there already."""
 
+import os
 from contextlib import suppress
+from dataclasses import asdict
 from typing import Any
 
 from jobs.cluster import cluster
@@ -8,7 +10,7 @@ from jobs.kinds import Spec, list_job, result_artifact
 from jobs.paths import identity_of
 from jobs.publish import check_name, publish_result
 from jobs.recorder import Recorder
-from pipelines.context import Context, Listener
+from pipelines.context import Context, FailedAt, Listener
 from stillhouse.errors import StillhouseError, StorageError
 from stillhouse.fingerprint import fingerprint
 from stillhouse.storage.artifact import Store
@@ -17,6 +19,8 @@ from stillhouse.storage.filesystem import use_options
 from stillhouse.storage.run_record import RunRecord, now, read_json
 
 RUN_VERSION = 1
+SUBMISSION_VARIABLE = "STILLHOUSE_SUBMISSION"
+"""Set by `jobs.entry`: the id of the submitted job."""
 
 
 def run_job(spec: Spec, shown: Listener) -> dict[str, Any]:
@@ -45,19 +49,31 @@ def run_job(spec: Spec, shown: Listener) -> dict[str, Any]:
         reused = {step: w | {"reused": w["parts"]} for step, w in found["work"].items()}
         published = publish_result(store, spec, found, started)
         return found | {"status": "nothing_to_do", "work": reused} | published
-    record.start(spec.to_yaml(), spec.job)
+    record.start(spec.to_yaml(), spec.job, os.environ.get(SUBMISSION_VARIABLE))
+    ctx = Context(store, spec.compute, Recorder(shown, record), run=name)
     try:
         with cluster(spec.compute, worker_env):
-            ctx = Context(store, spec.compute, Recorder(shown, record))
             result = job.run(ctx, record)
     except BaseException as error:
-        message = str(error) if isinstance(error, StillhouseError) else type(error).__name__
         with suppress(StorageError):  # the store may be what failed
-            record.finish("failed", message)
+            record.finish("failed", failure_text(error), asdict(ctx.failed_at or FailedAt()))
         raise
     record.put_result(result)
     record.finish("done")
     return result | publish_result(store, spec, result, started)
+
+
+def failure_text(error: BaseException) -> str:
+    """What `status` shows of an error: our own in full, of others the line that matters.
+
+    A worker's exception carries its whole traceback, which ends with the exception itself.
+    """
+    if isinstance(error, StillhouseError):
+        return str(error)
+    lines = str(error).strip().splitlines()
+    if lines and lines[0].startswith("Traceback"):
+        return lines[-1][:300]
+    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
 
 
 def run_name(spec: Spec, inputs: list[Any]) -> str:

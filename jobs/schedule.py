@@ -112,13 +112,11 @@ def _crontab(path: str, spec: JobSpec, sets: Sequence[str], when: str, place: Pl
 
 def _config_map(path: str, spec: JobSpec) -> dict[str, Any]:
     """The spec as written; which cluster it runs on is not its business there."""
-    content = spec.model_dump(mode="json", exclude_unset=True)
-    content.get("compute", {}).pop("address", None)
     return {
         "apiVersion": "v1",
         "kind": "ConfigMap",
         "metadata": _metadata(path, spec),
-        "data": {"spec.yaml": yaml.safe_dump(content, sort_keys=False, allow_unicode=True)},
+        "data": {"spec.yaml": spec.to_send()},
     }
 
 

@@ -60,7 +60,7 @@ def submit_job(spec: Spec, cluster: Cluster) -> Submission:
         with tempfile.TemporaryDirectory() as folder:
             size = write_package(Path(folder), spec)
             told = {"stillhouse_store": spec.store, "stillhouse_name": spec.name or ""}
-            command = f"{python} {_ENTRYPOINT}"
+            command = f"{python} {_ENTRYPOINT} {job_id}"
             if cluster.start(job_id, command, folder, told, requirements(spec)):
                 return Submission(job_id, latest + 1, False, cluster.url, spec.store, size)
 

@@ -159,7 +159,8 @@ def show_status(found: dict[str, Any]) -> None:
         return
     console.print(f"{found['job']} run {found['run'][:12]}: [bold]{found['state']}[/]")
     if found.get("error"):
-        console.print(f"[red]{found['error']}[/]", soft_wrap=True)
+        said = f"{_failed_at(found)}{found['error']}"
+        console.print(said, style="red", markup=False, soft_wrap=True)
     table = Table()
     table.add_column("step")
     for name in ("state", "parts", "done", "reused", "seconds"):
@@ -168,6 +169,27 @@ def show_status(found: dict[str, Any]) -> None:
         cells = [step.get(key, "") for key in ("state", "parts", "done", "reused", "seconds")]
         table.add_row(name, *(str(cell) for cell in cells))
     console.print(table)
+
+
+def show_job(found: dict[str, Any]) -> None:
+    """What Ray says of a submitted job, then its run as the store has it."""
+    console = _console()
+    said = found["cluster"]
+    if said is not None:
+        console.print(f"job {found['job_id']} at {said['address']}: [bold]{said['state']}[/]")
+        if said["error"] and not (found["run"] or {}).get("error"):
+            console.print(said["error"], style="red", markup=False, soft_wrap=True)
+    else:
+        console.print(f"job {found['job_id']}: no cluster was asked; from its store:")
+    if found["run"] is not None:
+        show_status(found["run"])
+
+
+def _failed_at(found: dict[str, Any]) -> str:
+    """`step score prior, part 0123..., node 10.0.0.7: `, as far as it is known."""
+    failed = found.get("failed_at") or {}
+    named = [f"{key} {failed[key]}" for key in ("step", "part", "node") if failed.get(key)]
+    return f"{', '.join(named)}: " if named else ""
 
 
 def _runs_table(found: dict[str, Any]) -> Table:

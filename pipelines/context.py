@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any, Protocol
 
+from actors.metrics import StepMetrics
 from stillhouse.spec import ComputeSettings
 from stillhouse.storage.artifact import Store
 
@@ -44,6 +45,15 @@ class StepWork:
     """Busy time of its workers in this run."""
 
 
+@dataclass(frozen=True, slots=True)
+class FailedAt:
+    """Where a job stopped: the step, and the part (or training) and node where one is to blame."""
+
+    step: str | None = None
+    part: str | None = None
+    node: str | None = None
+
+
 class Unfinished(Exception):
     """Raised by a dry run at the first step that has something to do."""
 
@@ -59,9 +69,16 @@ class Context:
     compute: ComputeSettings
     listener: Listener
     dry: bool = False
+    run: str = ""
+    """Fingerprint of the run, for metrics."""
+    failed_at: FailedAt | None = None
     attempts: Any = None
     """The run's Attempts actor, made by the first step that streams parts."""
     work: dict[str, StepWork] = field(default_factory=dict)
+
+    def metrics(self, step: str) -> StepMetrics:
+        """What records for a step."""
+        return StepMetrics(self.run, step)
 
     @contextmanager
     def step(
@@ -71,11 +88,22 @@ class Context:
         work = self.work.setdefault(name, StepWork())
         work.parts += total
         work.reused += reused
+        metrics = self.metrics(name)
         self.listener.begin(name, total, reused, unit)
         started = perf_counter()
         if self.dry and reused < total:
             raise Unfinished(name)
-        yield lambda done, amount: self.listener.advance(name, done, amount)
+        metrics.expect(total - reused)
+
+        def advance(done: float, amount: float) -> None:
+            self.listener.advance(name, done, amount)
+            metrics.advance(done, amount if unit == "tokens" else 0)
+
+        try:
+            yield advance
+        except Exception:
+            self.failed_at = self.failed_at or FailedAt(name)
+            raise
         seconds = perf_counter() - started
         work.seconds += seconds
         self.listener.end(name, seconds)

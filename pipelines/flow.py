@@ -17,8 +17,8 @@ from ray.data import ActorPoolStrategy, DataContext
 from ray.exceptions import RayTaskError
 
 from actors.attempts import Attempts
-from actors.part_worker import Host, PartWorker
-from pipelines.context import Context, Unfinished
+from actors.part_worker import Failure, Host, PartWorker
+from pipelines.context import Context, FailedAt, Unfinished
 from stillhouse import errors
 from stillhouse.errors import StillhouseError
 from stillhouse.storage.artifact import Receipt
@@ -62,7 +62,7 @@ def stream_parts(
         if todo:
             cpus = int(ray.cluster_resources().get("CPU", 1) / ctx.compute.cpus_per_worker)
             pool = min(workers or max(1, cpus), len(todo))
-            for receipt, seconds in _stream(ctx, kind, list(todo.values()), make, pool, gpus):
+            for receipt, seconds in _stream(ctx, step, kind, list(todo.values()), make, pool, gpus):
                 done[receipt.task] = receipt
                 ctx.work[step].device_seconds += seconds
                 advance(1, receipt.counts.get(unit, 0))
@@ -71,6 +71,7 @@ def stream_parts(
 
 def _stream(
     ctx: Context,
+    step: str,
     kind: str,
     tasks: list[Any],
     make: Callable[[], Host],
@@ -78,7 +79,7 @@ def _stream(
     gpus: float,
 ) -> Iterator[tuple[Receipt, float]]:
     if ctx.attempts is None:
-        ctx.attempts = Attempts.remote(ctx.compute.max_attempts)
+        ctx.attempts = Attempts.remote(ctx.compute.max_attempts, ctx.run)
     quiet()
     rows = [{"task": task} for task in tasks]
     per_block = max(-(-len(rows) // _MAX_BLOCKS), min(_AHEAD, len(rows) // (4 * workers)), 1)
@@ -90,6 +91,7 @@ def _stream(
             "attempts": ctx.attempts,
             "store": ctx.store,
             "kind": kind,
+            "metrics": ctx.metrics(step),
         },
         batch_size=None,
         compute=ActorPoolStrategy(size=workers),
@@ -98,7 +100,9 @@ def _stream(
     )
     for row in results.iter_rows():
         if row["error"] is not None:
-            raise as_error(*row["error"])
+            failure: Failure = row["error"]
+            ctx.failed_at = FailedAt(step, failure.part, failure.node)
+            raise as_error(failure.kind, failure.message)
         yield row["receipt"], float(row["seconds"])
 
 

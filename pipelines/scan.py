@@ -106,6 +106,7 @@ def scan_sources(ctx: Context, named: Mapping[str, Inputs]) -> Scanned:
         receipts = receipts[len(tasks[name]) :]
     letters = None if ctx.dry else put_dead_letters(ctx.store, scans)
     for scanned in scans:
+        ctx.metrics("scan").dead_letters(scanned.name, scanned.num_dead)
         _check_rows(ctx.store, scanned, letters)
     return Scanned(scans, letters)
 

@@ -10,7 +10,7 @@ import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
 from actors.trainer import Trainer
-from pipelines.context import Context, StepWork
+from pipelines.context import Context, FailedAt
 from stillhouse.errors import PartFailedError, StillhouseError
 from stillhouse.storage.artifact import Manifest
 from stillhouse.training.job import ModelTask
@@ -52,7 +52,7 @@ def train_models(
     reused = len(found) - len(todo)
     with ctx.step(step, total=len(found), reused=reused, unit="tokens") as advance:
         if todo:
-            found |= _train_all(ctx, ctx.work[step], todo, advance)
+            found |= _train_all(ctx, step, todo, advance)
     work = ctx.work[step]
     work.tokens += sum(task.num_tokens for task in {t.fingerprint: t for t in tasks}.values())
     work.flops = 3 * flops_per_token * work.tokens
@@ -60,9 +60,7 @@ def train_models(
     return [manifest for manifest in done if manifest is not None]
 
 
-def _train_all(
-    ctx: Context, work: StepWork, todo: list[ModelTask], advance: Any
-) -> dict[str, Manifest]:
+def _train_all(ctx: Context, step: str, todo: list[ModelTask], advance: Any) -> dict[str, Manifest]:
     waiting = list(reversed(todo))
     width = min(ctx.compute.trainers, len(todo))
     threads = ctx.compute.threads_per_worker
@@ -77,18 +75,20 @@ def _train_all(
         ready, _ = ray.wait(list(running), timeout=_POLL_S)
         for reference in ready:
             ended = running.pop(reference)
-            work.device_seconds += perf_counter() - ended.started
+            ctx.work[step].device_seconds += perf_counter() - ended.started
             try:
                 done[ended.task.fingerprint] = ray.get(reference)
             except RayActorError:
                 lost[ended.task.fingerprint] += 1
-                _give_up(ctx, ended.task, lost[ended.task.fingerprint])
+                ctx.metrics(step).retry("program")
+                _give_up(ctx, step, ended.task, lost[ended.task.fingerprint])
                 waiting.append(ended.task)
                 idle.append(_actor(ctx, threads))
                 ended.tell(advance, 0.0)
                 continue
             except RayTaskError as error:
                 cause = error.cause
+                ctx.failed_at = FailedAt(step, ended.task.label, error.ip)
                 raise cause if isinstance(cause, StillhouseError) else error from None
             idle.append(ended.actor)
             ended.tell(advance, 1.0)
@@ -106,8 +106,9 @@ def _actor(ctx: Context, threads: int) -> Any:
     return actor.options(num_cpus=cpus, num_gpus=gpus, max_concurrency=2).remote(ctx.store, threads)
 
 
-def _give_up(ctx: Context, task: ModelTask, lost: int) -> None:
+def _give_up(ctx: Context, step: str, task: ModelTask, lost: int) -> None:
     if lost >= ctx.compute.max_attempts:
+        ctx.failed_at = FailedAt(step, task.label)
         raise PartFailedError(
             f"training {task.label!r} lost its worker {lost} times (out of memory?): raise "
             "`compute.max_attempts`, or lower `micro_batch`"

@@ -313,6 +313,15 @@ class JobSpec(Settings):
         content = {"job": content.pop("job"), **content}
         return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
 
+    def to_send(self) -> str:
+        """The spec as written, for a cluster that the job is on already: without its address."""
+        import yaml
+
+        content = self.model_dump(mode="json", exclude_unset=True)
+        content.get("compute", {}).pop("address", None)
+        content = {"job": content.pop("job"), **content}
+        return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+
     @field_validator("storage_options")
     @classmethod
     def _no_secrets(cls, options: dict[str, Any]) -> dict[str, Any]:

@@ -18,6 +18,8 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 # The default of 15 starves Ray's workers on a machine that does anything else.
 os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
+# Ten seconds by default: a test that reads what a node exports would wait for them.
+os.environ["RAY_metrics_report_interval_ms"] = "1000"  # noqa: SIM112
 
 # A machine that others use too is no reason to fail.
 hypothesis.settings.register_profile("shared", deadline=None)

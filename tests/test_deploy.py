@@ -1,5 +1,6 @@
 """deploy/ and Dockerfile; kubernetes-validate holds manifests against strict schemas, offline."""
 
+import json
 import re
 from importlib.metadata import version
 from pathlib import Path
@@ -9,6 +10,7 @@ import yaml
 from manifests import check_objects
 
 import stillhouse
+from actors.metrics import METRICS, exported_names
 from jobs.schedule import Place, schedule
 from jobs.spec_file import load_spec
 
@@ -81,3 +83,43 @@ def test_dockerfile():
     assert {f"!{name}" for name in copied} == {line for line in ignored if line[0] == "!"}
     assert all((ROOT / name).exists() for name in copied)
     assert f"RAY_VERSION={version('ray')}" in text
+
+
+def dashboard():
+    return json.loads((ROOT / "deploy" / "grafana" / "stillhouse.json").read_text())
+
+
+def test_dashboard_asks_for_metrics_that_are_recorded():
+    """And for all of them; a rate is taken of counters alone; Ray's own are a known few."""
+    expressions = [t["expr"] for panel in dashboard()["panels"] for t in panel.get("targets", [])]
+    assert len(expressions) > 10
+    used = {n for text in expressions for n in re.findall(r"\bray_[a-z0-9_]+", text)}
+    names = {name for metric in METRICS for name in exported_names(metric)}
+    theirs = {"ray_node_gpus_utilization"} | {
+        f"ray_cluster_{state}_nodes" for state in ("active", "pending", "failed")
+    }
+    assert used - names == theirs
+    assert all(used & set(exported_names(metric)) for metric in METRICS)
+    for name in re.findall(r"(?:rate|increase)\((ray_stillhouse\w+)", " ".join(expressions)):
+        assert name.endswith(("_total", "_sum", "_bucket"))
+    labels = {label for metric in METRICS.values() for label in metric.labels} | {"le"}
+    for text in expressions:
+        if "ray_stillhouse" in text:
+            used_labels = re.findall(r"by \(([\w, ]+)\)", text) + re.findall(r"\{(\w+)=~", text)
+            assert {n for found in used_labels for n in found.split(", ")} <= labels
+
+
+def test_dashboard_panels_have_their_places_to_themselves():
+    raw = dashboard()
+    panels = raw["panels"]
+    assert len({panel["id"] for panel in panels}) == len(panels)
+    cells = [
+        (x, y)
+        for place in (panel["gridPos"] for panel in panels)
+        for x in range(place["x"], place["x"] + place["w"])
+        for y in range(place["y"], place["y"] + place["h"])
+    ]
+    assert len(cells) == len(set(cells)) and max(x for x, _ in cells) < 24
+    known = {variable["name"] for variable in raw["templating"]["list"]}
+    names = set(re.findall(r"\$\{?(\w+)", json.dumps(panels)))
+    assert names <= known | {"__rate_interval"}

@@ -39,10 +39,14 @@ class RunRecord:
         self._number = len(event_files(self.uri))
         self._status: dict[str, Any] = {"run": fingerprint, "steps": {}}
 
-    def start(self, spec_yaml: str, job: str) -> None:
-        """Note the resolved spec and that an attempt starts; waits for a prune that is at work."""
+    def start(self, spec_yaml: str, job: str, submission: str | None = None) -> None:
+        """Note the resolved spec and that an attempt starts, by which submitted job if by one.
+
+        Waits for a prune that is at work.
+        """
         create_or_adopt(join(self.uri, "spec.yaml"), spec_yaml.encode())
         self._status |= {"job": job, "state": "running", "started": now()}
+        self._status |= {"submission": submission} if submission else {}
         self.event("started", {"host": platform.node()}, flush=True)
         if promised(self._store):
             _log.warning("a prune is at work in %s: waiting for its end", self._store)
@@ -71,10 +75,12 @@ class RunRecord:
         replace(join(self.uri, "status.json"), json.dumps(self._status, indent=1).encode())
         self._flushed = time.monotonic()
 
-    def finish(self, state: str, error: str | None = None) -> None:
-        """Note how the attempt ended: done, or failed with `error`."""
-        self._status |= {"state": state, "error": error, "ended": now()}
-        self.event(state, {"error": error} if error else {}, flush=True)
+    def finish(
+        self, state: str, error: str | None = None, failed_at: dict[str, Any] | None = None
+    ) -> None:
+        """Note how the attempt ended: done, or failed with `error` at a step, part and node."""
+        self._status |= {"state": state, "error": error, "failed_at": failed_at, "ended": now()}
+        self.event(state, {"error": error} | (failed_at or {}) if error else {}, flush=True)
 
     def put_result(self, result: dict[str, Any]) -> None:
         """The result that a later run with the same spec gives at once."""

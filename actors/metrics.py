@@ -1,0 +1,113 @@
+"""What a job's processes export for Prometheus, by `ray.util.metrics`: every name, unit and label.
+
+Ray writes `ray_` before a name and `_total` behind a counter's; each node serves its own at
+`http://NODE:MetricsExportPort/metrics`. Reused parts count nowhere. A step's name is cut in two
+for its labels: `score prior` is the step `score` of the model `prior`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+
+import ray
+from ray.util.metrics import Counter, Gauge, Histogram
+
+_STEP = ("run", "step", "model")
+_BOUNDARIES = [0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0]
+_RUN_DIGITS = 12
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """How a metric is declared."""
+
+    kind: type[Counter] | type[Gauge] | type[Histogram]
+    labels: tuple[str, ...]
+    about: str
+
+
+METRICS = {
+    "stillhouse_parts": Metric(Counter, _STEP, "Parts done"),
+    "stillhouse_parts_expected": Metric(Gauge, _STEP, "Parts that the step has to do"),
+    "stillhouse_parts_in_flight": Metric(Gauge, ("run",), "Parts being worked on"),
+    "stillhouse_tokens": Metric(Counter, _STEP, "Tokens done"),
+    "stillhouse_part_seconds": Metric(Histogram, _STEP, "Seconds that one part took"),
+    "stillhouse_data_wait_seconds": Metric(Counter, _STEP, "Seconds that workers waited for data"),
+    "stillhouse_retries": Metric(
+        Counter, ("run", "reason"), "Parts begun again: program (its worker died), hardware (node)"
+    ),
+    "stillhouse_dead_letters": Metric(Gauge, ("run", "source"), "Input rows that are unusable"),
+}
+
+
+def exported_names(name: str) -> list[str]:
+    """What Prometheus sees of one of METRICS."""
+    ends = {Counter: ("_total",), Gauge: ("",), Histogram: ("_bucket", "_sum", "_count")}
+    return [f"ray_{name}{end}" for end in ends[METRICS[name].kind]]
+
+
+@dataclass(frozen=True, slots=True)
+class StepMetrics:
+    """Records for one step of a run; small and picklable. Without Ray nothing is recorded."""
+
+    run: str
+    step: str = ""
+
+    def expect(self, parts: float) -> None:
+        """The step has so many parts to do."""
+        _set("stillhouse_parts_expected", self._labels(), parts)
+
+    def advance(self, parts: float, tokens: float) -> None:
+        """More is done; a training that starts again takes nothing back."""
+        _add("stillhouse_parts", self._labels(), parts)
+        _add("stillhouse_tokens", self._labels(), tokens)
+
+    def part(self, seconds: float, waited_s: float) -> None:
+        """A worker is through with a part: how long it took, and waited for data in this."""
+        if ray.is_initialized():
+            _histogram("stillhouse_part_seconds").observe(seconds, dict(self._labels()))
+        _add("stillhouse_data_wait_seconds", self._labels(), waited_s)
+
+    def in_flight(self, parts: int) -> None:
+        """So many parts are being worked on."""
+        _set("stillhouse_parts_in_flight", self._run(), parts)
+
+    def retry(self, reason: str) -> None:
+        """A part is begun again: `program` or `hardware`."""
+        _add("stillhouse_retries", self._run() | {"reason": reason}, 1)
+
+    def dead_letters(self, source: str, rows: int) -> None:
+        """So many rows of a data source cannot be used."""
+        _set("stillhouse_dead_letters", self._run() | {"source": source}, rows)
+
+    def _run(self) -> dict[str, str]:
+        return {"run": self.run[:_RUN_DIGITS]}
+
+    def _labels(self) -> dict[str, str]:
+        step, _, model = self.step.partition(" ")
+        return self._run() | {"step": step, "model": model}
+
+
+def _add(name: str, labels: Mapping[str, str], amount: float) -> None:
+    if amount > 0 and ray.is_initialized():
+        _counter(name).inc(float(amount), dict(labels))
+
+
+def _set(name: str, labels: Mapping[str, str], value: float) -> None:
+    if ray.is_initialized():
+        _gauge(name).set(float(value), dict(labels))
+
+
+@cache
+def _counter(name: str) -> Counter:
+    return Counter(name, METRICS[name].about, METRICS[name].labels)
+
+
+@cache
+def _gauge(name: str) -> Gauge:
+    return Gauge(name, METRICS[name].about, METRICS[name].labels)
+
+
+@cache
+def _histogram(name: str) -> Histogram:
+    return Histogram(name, METRICS[name].about, _BOUNDARIES, METRICS[name].labels)

@@ -1,0 +1,58 @@
+"""What a node really exports, read as Prometheus reads it."""
+
+import re
+from uuid import uuid4
+
+import ray
+import requests
+from small import Quiet
+
+from actors.attempts import Attempts
+from actors.metrics import METRICS, exported_names
+from pipelines.context import Context
+from stillhouse.spec import ComputeSettings
+from stillhouse.storage.artifact import Store
+
+
+def scrape(run, wanted):
+    """The samples of a run as {name: {labels: value}}, once the `wanted` names are among them."""
+    node = ray.nodes()[0]
+    url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+    while True:
+        found = {}
+        for line in requests.get(url, timeout=30).text.splitlines():
+            sample = re.fullmatch(r"(ray_stillhouse\w+)\{(.*)\} (\S+)", line)
+            labels = dict(re.findall(r'(\w+)="([^"]*)"', sample[2])) if sample else {}
+            if labels.get("run") == run:
+                ours = tuple(labels.get(n) for n in ("step", "model", "reason", "source"))
+                found.setdefault(sample[1], {})[ours] = float(sample[3])
+        if wanted <= set(found):
+            return found
+
+
+def test_nodes_export_what_is_recorded(ray_cluster, tmp_path):
+    run = uuid4().hex
+    ctx = Context(Store(str(tmp_path)), ComputeSettings(), Quiet(), run=run)
+    with ctx.step("score prior", total=5, reused=2) as advance:
+        advance(1, 1000)
+        advance(1, 500)
+    with ctx.step("scan", total=1, reused=0, unit="chars") as advance:
+        advance(1, 77)
+    worker = ray.remote(lambda metrics: metrics.part(2.0, 0.5))
+    ray.get(worker.remote(ctx.metrics("score prior")))
+    ctx.metrics("scan").dead_letters("pool", 3)
+    attempts = Attempts.remote(3, run)
+    ray.get([attempts.begin.remote(part, "a lost node") for part in ("a", "b", "a")])
+
+    wanted = {name for metric in METRICS for name in exported_names(metric)}
+    found = scrape(run[:12], wanted)
+    ray.kill(attempts)
+    score, scan = ("score", "prior", None, None), ("scan", "", None, None)
+    assert found["ray_stillhouse_parts_expected"] == {score: 3, scan: 1}
+    assert found["ray_stillhouse_parts_total"] == {score: 2, scan: 1}
+    assert found["ray_stillhouse_tokens_total"] == {score: 1500}
+    assert found["ray_stillhouse_part_seconds_sum"] == {score: 2.0}
+    assert found["ray_stillhouse_data_wait_seconds_total"] == {score: 0.5}
+    assert found["ray_stillhouse_parts_in_flight"] == {(None,) * 4: 2}
+    assert found["ray_stillhouse_retries_total"] == {(None, None, "hardware", None): 1}
+    assert found["ray_stillhouse_dead_letters"] == {(None, None, None, "pool"): 3}
