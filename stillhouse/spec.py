@@ -318,8 +318,9 @@ class JobSpec(Settings):
         import yaml
 
         content = self.model_dump(mode="json", exclude_unset=True)
-        content.get("compute", {}).pop("address", None)
-        content = {"job": content.pop("job"), **content}
+        compute = content.pop("compute", {})
+        compute.pop("address", None)
+        content = {"job": content.pop("job"), **content} | ({"compute": compute} if compute else {})
         return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
 
     @field_validator("storage_options")

@@ -52,7 +52,7 @@ def test_of_another_store_and_of_no_cluster(failed, reports):
     [
         ("scan: 3 parts\nerror: no files match\nerror: later", "no files match"),
         (
-            'x\nTraceback (most recent call last):\n  File "a", line 1\nKeyError: 3\nmore',
+            'x\nTraceback (most recent):\n  File "a", line 1\nKeyError: 3\nmore',
             "KeyError: 3",
         ),
         ("all went well", None),

@@ -64,7 +64,7 @@ def test_its_entry_runs_the_code_that_was_sent(package):
     (folder / "versions.json").write_text('{"numpy": "1.0", "pyarrow": "0.1"}')
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     done = subprocess.run(
-        [sys.executable, "-m", "jobs.entry"],
+        [sys.executable, "-m", "jobs.entry", "id-1"],
         cwd=folder,
         env=environment,
         capture_output=True,
