@@ -1,0 +1,39 @@
+"""The Scorer ahead of a trainer: scores the windows that it is asked for, one after the other."""
+
+from collections import OrderedDict
+
+import ray
+
+from stillhouse.training.online import Candidates, WindowScorer
+from stillhouse.training.online_task import OnlineTask
+
+
+@ray.remote(max_restarts=-1, max_task_retries=-1)
+class OnlineScorer:
+    """Scores its lanes' share of each window once, whoever of the training workers asks first.
+
+    Args:
+        task: what to choose from.
+        rank, num_scorers: which lanes are its own.
+        kept: windows that another worker may still ask for.
+    """
+
+    def __init__(self, task: OnlineTask, rank: int, num_scorers: int, kept: int) -> None:
+        self._make = lambda: task.scorer(rank, num_scorers)
+        self._scorer: WindowScorer | None = None
+        self._windows: OrderedDict[int, Candidates] = OrderedDict()
+        self._kept = kept
+
+    def window(self, number: int) -> Candidates:
+        """Its candidates of a window.
+
+        Raises:
+            StillhouseError: a part or model that cannot be read.
+        """
+        if self._scorer is None:  # not in __init__: its errors should be the asker's
+            self._scorer = self._make()
+        if number not in self._windows:
+            self._windows[number] = self._scorer.window(number)
+            while len(self._windows) > self._kept:
+                self._windows.popitem(last=False)
+        return self._windows[number]

@@ -1,0 +1,46 @@
+"""Scorers that choose batches while a target trains: bounded look-ahead, any number of actors."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import ray
+from ray.exceptions import RayTaskError
+
+from actors.window_scorer import OnlineScorer
+from pipelines.context import Context
+from stillhouse.errors import StillhouseError
+from stillhouse.training.online import Ask, Candidates
+from stillhouse.training.online_task import OnlineTask
+
+LOOK_AHEAD = 4
+"""Windows that are scored before they are needed: a slow one among them stalls nobody."""
+
+
+def start_scorers(ctx: Context, task: OnlineTask) -> list[Any]:
+    """The actors, `compute.scorers` of them and at most one a lane; they load at first use."""
+    compute = ctx.compute
+    count = min(compute.scorers, task.lanes)
+    actor: Any = OnlineScorer
+    options = {"num_cpus": 0 if task.gpus else compute.cpus_per_worker, "num_gpus": task.gpus}
+    return [
+        actor.options(**options).remote(task, rank, count, 2 * LOOK_AHEAD + 2)
+        for rank in range(count)
+    ]
+
+
+def ask_ahead(scorers: Sequence[Any], num_windows: int) -> Ask:
+    """Asks the scorers for windows before they are needed; made in each training worker."""
+    waiting: dict[int, list[Any]] = {}
+
+    def ask(number: int) -> list[Candidates]:
+        for ahead in range(number, min(number + LOOK_AHEAD + 1, num_windows)):
+            if ahead not in waiting:
+                waiting[ahead] = [scorer.window.remote(ahead) for scorer in scorers]
+        try:
+            return ray.get(waiting.pop(number))
+        except RayTaskError as error:
+            if isinstance(error.cause, StillhouseError):
+                raise error.cause from None
+            raise
+
+    return ask

@@ -1,0 +1,146 @@
+"""Batches chosen ahead of the training: the best of each window, whoever scores and trains."""
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from selections import rows_table
+
+from stillhouse.errors import ArtifactError, ModelError
+from stillhouse.training.fetch import PartReader, read_ahead
+from stillhouse.training.online import Candidates, OnlineBatches, WindowScorer, best_of
+from stillhouse.training.order import Rows, SampleOrder
+from stillhouse.training.stream import TokenStream
+
+PART_ROWS = (30, 50, 40)
+WINDOW, BATCH, LANES = 24, 6, 4
+
+
+class Losses:
+    """A model whose losses are arithmetic on the tokens."""
+
+    def __init__(self, factor):
+        self.factor = factor
+
+    def token_nll(self, input_ids):
+        return (input_ids[:, 1:] * self.factor % 17).astype(np.float32)
+
+
+PRIOR, CONDITIONAL = Losses(5), Losses(3)
+
+
+@pytest.fixture(scope="module")
+def uris(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("parts")
+    made = []
+    for number, rows in enumerate(PART_ROWS):
+        made.append(str(folder / f"{number}.parquet"))
+        pq.write_table(rows_table(sum(PART_ROWS[:number]), rows), made[-1], row_group_size=7)
+    return made
+
+
+def candidates_order():
+    return SampleOrder([Rows(PART_ROWS)], global_batch=WINDOW, seed=3, lanes=LANES, window=5)
+
+
+def stream(uris, rank=0, num_workers=1):
+    fetch = read_ahead(PartReader(uris), 8)
+    return TokenStream(candidates_order(), fetch, rank=rank, num_workers=num_workers)
+
+
+def scorers(uris, count, excluded=None):
+    return [
+        WindowScorer(stream(uris, k, count), PRIOR, CONDITIONAL, excluded) for k in range(count)
+    ]
+
+
+def batches(made, rank=0, num_workers=1):
+    return OnlineBatches(
+        lambda number: [scorer.window(number) for scorer in made],
+        candidates_order().describe(),
+        global_batch=BATCH,
+        rank=rank,
+        num_workers=num_workers,
+    )
+
+
+def test_each_batch_holds_the_best_of_its_window(uris):
+    whole, online = stream(uris), batches(scorers(uris, 1))
+    for _ in range(7):
+        window, batch = whole.next_batch(), online.next_batch()
+        ids = window.input_ids.numpy()
+        scores = (PRIOR.token_nll(ids) - CONDITIONAL.token_nll(ids)).mean(axis=1)
+        best = sorted(range(WINDOW), key=lambda i: (-scores[i], i))[:BATCH]
+        assert batch.samples.tolist() == window.samples[sorted(best)].tolist()
+        assert batch.input_ids.tolist() == ids[sorted(best)].tolist()
+        assert batch.sources.present() == ["web"]
+
+
+@pytest.mark.parametrize(("num_scorers", "num_workers"), [(1, 2), (2, 1), (3, 3), (4, 2)])
+def test_any_number_of_scorers_and_workers(uris, num_scorers, num_workers):
+    alone = batches(scorers(uris, 1))
+    together = [
+        batches(scorers(uris, num_scorers), rank, num_workers) for rank in range(num_workers)
+    ]
+    for _ in range(6):
+        shares = [worker.next_batch() for worker in together]
+        expected = alone.next_batch()
+        assert np.concatenate([s.samples for s in shares]).tolist() == expected.samples.tolist()
+        ids = np.concatenate([s.input_ids.numpy() for s in shares])
+        assert ids.tolist() == expected.input_ids.tolist()
+
+
+def test_goes_on_from_a_state_without_what_was_before(uris):
+    first = batches(scorers(uris, 2))
+    for _ in range(3):
+        first.next_batch()
+    state = first.state_dict()
+    later = batches(scorers(uris, 3))
+    later.load_state_dict(state)
+    assert later.state_dict() == state
+    for _ in range(3):
+        assert later.next_batch().samples.tolist() == first.next_batch().samples.tolist()
+
+
+def test_a_scorer_that_begins_anew_seeks(uris):
+    [steady], [lost] = scorers(uris, 1), scorers(uris, 1)
+    steady_windows = [steady.window(n) for n in range(4)]
+    for number in (2, 3, 1):
+        assert lost.window(number).samples.tolist() == steady_windows[number].samples.tolist()
+
+
+def test_the_state_of_other_candidates_is_refused(uris):
+    state = batches(scorers(uris, 1)).state_dict() | {"global_batch": 7}
+    with pytest.raises(ArtifactError, match="chose its batches from"):
+        batches(scorers(uris, 1)).load_state_dict(state)
+
+
+def test_excluded_rows_are_not_chosen(uris):
+    seen = []
+
+    def odd(batch):
+        seen.append(batch.samples)
+        return batch.samples[:, 1] % 2 == 1
+
+    chosen = batches(scorers(uris, 2, odd)).next_batch().samples
+    assert (chosen[:, 1] % 2 == 0).all()
+    assert len(np.concatenate(seen)) == WINDOW
+
+
+def share(scores, names=("web",)):
+    n = len(scores)
+    samples = np.stack([np.zeros(n, np.int64), np.arange(n)], axis=1)
+    return Candidates(
+        np.zeros((n, 2), np.int64), samples, np.float32(scores), np.zeros((n, 2), np.int32), names
+    )
+
+
+def test_ties_go_to_the_first_and_nan_to_nobody():
+    kept = best_of([share([1, np.nan, 2]), share([2, 1, 1], ("sea",))], 3)
+    assert kept.scores.tolist() == [1, 2, 2]
+    assert kept.samples[:, 1].tolist() == [0, 2, 0]
+    assert [kept.names[code] for code in kept.sources[:, 0]] == ["web", "web", "sea"]
+
+
+def test_too_few_to_choose_from():
+    with pytest.raises(ModelError, match=r"1 of 3 candidates may not .* 3 are to be kept"):
+        best_of([share([1, np.nan, 2])], 3)
