@@ -4,7 +4,7 @@ import logging
 import os
 import sys
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
 from stillhouse.errors import StillhouseError
@@ -63,7 +63,8 @@ def cluster(compute: ComputeSettings, worker_env: dict[str, str]) -> Generator[N
             f"cannot connect to Ray at {address or 'this machine'}: {reason}"
         ) from error
     try:
-        yield
+        with redirect_stdout(sys.stderr):  # Ray prints of lost nodes; stdout is for results
+            yield
     finally:
         ray.shutdown()
 
