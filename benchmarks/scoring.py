@@ -276,7 +276,7 @@ def run(folder: Path, num_tokens: int, out: Path) -> list[str]:
     clock = Clock()
     # Ray starts its workers at niceness 15: on a busy machine that alone would favour (a) and (b)
     os.environ.update(RAY_worker_niceness="0")
-    with cluster(make_spec(folder).compute, {}):
+    with cluster(make_spec(folder).compute, {}, make_spec(folder).num_actors):
         made, ctx = prepare(folder, num_tokens, clock)
         num_parts = len(made.pool.parts)
         chosen = range(max(ACTORS, num_parts // PLAIN_SHARE))

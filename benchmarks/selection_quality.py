@@ -351,7 +351,7 @@ def main() -> None:
     compute = bench.spec(targets[0], 2.0).compute
     # Ray starts its workers at niceness 15, too little on a machine that does anything else
     os.environ.update(RAY_worker_niceness="0")
-    with cluster(compute, use_options(bench.store, {})):
+    with cluster(compute, use_options(bench.store, {}), compute.scorers):
         run_stages(bench, targets, options.stage.split(","), options.json)
 
 

@@ -155,7 +155,6 @@ def _environment(ray_folder: str) -> dict[str, str]:
 def way_memory(options: argparse.Namespace) -> dict[str, Any]:
     """The same trainer and samples; all batches are in memory before the first step."""
     import torch
-    from stillhouse.training.spec import TrainSpec
 
     from stillhouse.models.causal_lm import build_model
     from stillhouse.spec import ModelSettings
@@ -164,6 +163,7 @@ def way_memory(options: argparse.Namespace) -> dict[str, Any]:
     from stillhouse.training.fetch import PartReader, read_ahead
     from stillhouse.training.loop import Trainer
     from stillhouse.training.order import Rows, SampleOrder
+    from stillhouse.training.spec import TrainSpec
     from stillhouse.training.stream import TokenStream
 
     torch.set_num_threads(1)

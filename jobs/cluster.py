@@ -24,7 +24,9 @@ _QUIET = {
 
 
 @contextmanager
-def cluster(compute: ComputeSettings, worker_env: dict[str, str]) -> Generator[None]:
+def cluster(
+    compute: ComputeSettings, worker_env: dict[str, str], num_actors: int
+) -> Generator[None]:
     """A Ray session for the length of a job.
 
     Joins `compute.address` or RAY_ADDRESS where one is given; else starts Ray here, wide enough
@@ -52,8 +54,7 @@ def cluster(compute: ComputeSettings, worker_env: dict[str, str]) -> Generator[N
         if address:
             options["address"] = address
         else:
-            widest = max(compute.scorers, compute.trainers) * compute.cpus_per_worker
-            cpus = max(os.cpu_count() or 1, int(widest))
+            cpus = max(os.cpu_count() or 1, int(num_actors * compute.cpus_per_worker))
             options |= {"num_cpus": cpus, "include_dashboard": False}
         with _silent_stderr():
             ray.init(**options)

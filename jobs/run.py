@@ -52,7 +52,7 @@ def run_job(spec: Spec, shown: Listener) -> dict[str, Any]:
     record.start(spec.to_yaml(), spec.job, os.environ.get(SUBMISSION_VARIABLE))
     ctx = Context(store, spec.compute, Recorder(shown, record), run=name)
     try:
-        with cluster(spec.compute, worker_env):
+        with cluster(spec.compute, worker_env, spec.num_actors):
             result = job.run(ctx, record)
     except BaseException as error:
         with suppress(StorageError):  # the store may be what failed

@@ -5,11 +5,9 @@ from typing import Any
 from jobs.probe import probe
 from jobs.select_plan import CHARS_PER_TOKEN, guess_bytes
 from pipelines.context import StepWork
-from pipelines.train_data import TextSet, TokenSet, TrainInputs
+from pipelines.train_data import TEXT_LENGTH, TextSet, TokenSet, TrainInputs
 from stillhouse.text.tokenizer import load_tokenizer
 from stillhouse.training.spec import TrainSpec
-
-_TEXT_LENGTH = 256
 
 
 def estimate_train(
@@ -18,7 +16,7 @@ def estimate_train(
     """See `jobs.kinds.Opened.estimate`."""
     assert inputs.tokenizer.folder is not None
     vocab = load_tokenizer(inputs.tokenizer.folder, inputs.tokenizer.eos_token).vocab_size
-    length = spec.sequence_length or inputs.sequence_length or _TEXT_LENGTH
+    length = spec.sequence_length or inputs.sequence_length or TEXT_LENGTH
     texts = sum(_guess(one) for one in inputs.all if isinstance(one, TextSet))
     amounts = {"scan": texts, "tokens": texts} if texts else {}
     steps = {name: _step(known.get(name), amount, 0.0, None) for name, amount in amounts.items()}

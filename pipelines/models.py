@@ -1,6 +1,6 @@
 """The models of a selection: prior, conditional, and the targets that it is judged by."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -18,6 +18,7 @@ from stillhouse.models.shape import ModelShape, model_uri, read_shape, shape_of
 from stillhouse.selection.sampling import sample_rows
 from stillhouse.spec import ConditionalSettings, ModelSettings, Optimisation, SelectSpec
 from stillhouse.storage.artifact import Manifest, PartRef, read_table
+from stillhouse.storage.filesystem import join, list_names
 from stillhouse.training.job import TRAINED_ON, DataPart, ModelTask, model_name
 
 
@@ -40,6 +41,21 @@ def planned_shape(model: ModelSettings, vocab_size: int, sequence_length: int) -
     """
     config = model_config(model, vocab_size=vocab_size, sequence_length=sequence_length, eos_id=0)
     return shape_of(config.to_dict())
+
+
+def trained_rows(folder: str, parts: Iterable[str]) -> dict[str, NDArray[np.int64]]:
+    """Rows of some parts (given by sha256) that a model was trained on, as far as it tells."""
+    if TRAINED_ON not in list_names(folder):
+        return {}
+    table = read_table(join(folder, TRAINED_ON))
+    names = table["part"].combine_chunks()
+    index, rows = names.indices.to_numpy(), table["row"].to_numpy()
+    here = set(parts)
+    return {
+        sha: np.sort(rows[index == i])
+        for i, sha in enumerate(names.dictionary.to_pylist())
+        if sha in here
+    }
 
 
 class Models:
@@ -138,15 +154,7 @@ class Models:
         """Rows of the pool that the prior was trained on, by the sha256 of their part."""
         if not prior.in_store:
             return {}
-        table = read_table(f"{prior.folder}/{TRAINED_ON}")
-        names = table["part"].combine_chunks()
-        index, rows = names.indices.to_numpy(), table["row"].to_numpy()
-        here = {part.sha256 for part in pool.parts}
-        return {
-            sha: np.sort(rows[index == i])
-            for i, sha in enumerate(names.dictionary.to_pylist())
-            if sha in here
-        }
+        return trained_rows(prior.folder, [part.sha256 for part in pool.parts])
 
     def _given(self, path: str, what: str) -> ModelRef:
         folder = model_uri(path)

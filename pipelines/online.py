@@ -1,6 +1,7 @@
 """Scorers that choose batches while a target trains: bounded look-ahead, any number of actors."""
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import ray
@@ -16,8 +17,19 @@ LOOK_AHEAD = 4
 """Windows that are scored before they are needed: a slow one among them stalls nobody."""
 
 
-def start_scorers(ctx: Context, task: OnlineTask) -> list[Any]:
-    """The actors, `compute.scorers` of them and at most one a lane; they load at first use."""
+@contextmanager
+def online_scorers(ctx: Context, task: OnlineTask | None) -> Generator[list[Any]]:
+    """The actors for as long as a training lasts; none without a task."""
+    scorers = [] if task is None else _start(ctx, task)
+    try:
+        yield scorers
+    finally:
+        for scorer in scorers:
+            ray.kill(scorer)
+
+
+def _start(ctx: Context, task: OnlineTask) -> list[Any]:
+    """`compute.scorers` of them and at most one a lane; they load models at first use."""
     compute = ctx.compute
     count = min(compute.scorers, task.lanes)
     actor: Any = OnlineScorer

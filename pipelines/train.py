@@ -11,23 +11,32 @@ from typing import Any
 
 from pipelines.context import Context
 from pipelines.fetch import stream_windows
-from pipelines.models import planned_shape
+from pipelines.models import planned_shape, trained_rows
+from pipelines.online import ask_ahead, online_scorers
 from pipelines.scan import scan_sources
 from pipelines.tokenizer import given_tokenizer
 from pipelines.tokens import NO_DROPS, Packing, TokenizerRef, pack_tasks, tokenise
-from pipelines.train_data import TextSet, TokenSet, TrainInputs
+from pipelines.train_data import TEXT_LENGTH, TextSet, TokenSet, TrainInputs
 from pipelines.workers import STEP, run_workers
 from stillhouse.fingerprint import fingerprint
+from stillhouse.models.shape import model_uri
 from stillhouse.spec import Optimisation
 from stillhouse.storage.artifact import Manifest, Store
+from stillhouse.training.online_task import OnlineTask
 from stillhouse.training.order import Rows, check_workers, default_lanes, default_window
-from stillhouse.training.spec import TrainSpec
-from stillhouse.training.worker import Tell, TrainTask, train_worker
+from stillhouse.training.spec import TrainingSettings, TrainSpec
+from stillhouse.training.worker import (
+    Tell,
+    TrainTask,
+    online_batches,
+    streamed_batches,
+    train_worker,
+)
 
 TRAIN_VERSION = 1
-_TEXT_LENGTH = 256
 _POINTS = 10
 _MAX_EVERY = 1000
+_SCORING = {"dtype", "attention"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,11 +66,14 @@ def run_train(ctx: Context, spec: TrainSpec, inputs: TrainInputs) -> TrainRun:
     seen = inputs.tokenizer
     assert seen.folder is not None
     tokenizer = given_tokenizer(ctx, seen.folder, seen.eos_token)
-    length = spec.sequence_length or inputs.sequence_length or _TEXT_LENGTH
+    length = spec.sequence_length or inputs.sequence_length or TEXT_LENGTH
     sets = _tokens(ctx, inputs.all, tokenizer, Cut(length, spec.part_tokens))
     heldout = sets.pop() if inputs.heldout else None
     task = train_task(spec, sets, heldout, tokenizer)
-    check_workers(task.order(), spec.compute.trainers)
+    if spec.online is None:
+        check_workers(task.order(), spec.compute.trainers)
+    else:
+        task = with_online(ctx.store, spec, inputs.models, sets[0], task)
     return TrainRun(train_model(ctx, task), task, tokenizer, tuple(sets))
 
 
@@ -143,10 +155,67 @@ def train_task(
         model=spec.model,
         settings=settings.model_copy(update={"lanes": lanes, "window": window}),
         num_steps=num_steps,
-        checkpoint_every=settings.checkpoint_every or max(1, min(_MAX_EVERY, num_steps // _POINTS)),
+        checkpoint_every=checkpoint_every(settings, num_steps),
         device=spec.compute.device,
         gpus=spec.compute.gpus_per_worker,
     )
+
+
+def with_online(
+    store: Store, spec: TrainSpec, models: tuple[str, ...], pool: TokenSet, task: TrainTask
+) -> TrainTask:
+    """The same training on batches that are chosen while it goes on.
+
+    By default it sees each candidate once. Rows that the prior was trained on, as far as it tells,
+    and rows with held-out text are not chosen.
+    """
+    online, compute, length = spec.online, spec.compute, task.sequence_length
+    assert online is not None
+    batch = spec.train.global_batch
+    candidates = round(online.tau * batch)
+    lanes = spec.train.lanes or default_lanes(candidates, pool.num_rows)
+    shuffled = spec.train.window or default_window(lanes, length)
+    num_steps = task.num_steps if spec.train.num_tokens else max(1, pool.num_rows // candidates)
+    prior = model_uri(online.prior.path)
+    hidden = trained_rows(prior, pool.digests)
+    places = {digest: index for index, digest in enumerate(pool.digests)}
+    identity = task.identity | {
+        "steps": task.identity["steps"] | {"num_steps": num_steps},
+        "order": {"lanes": lanes, "window": shuffled, "candidates": candidates},
+        "online": {"models": models, "scoring": online.scoring.model_dump(include=_SCORING)},
+    }
+    name = fingerprint(["train", TRAIN_VERSION, identity])
+    return replace(
+        task,
+        fingerprint=name,
+        checkpoints=fingerprint(["checkpoints", name]),
+        identity=identity,
+        num_steps=num_steps,
+        checkpoint_every=checkpoint_every(spec.train, num_steps),
+        online=OnlineTask(
+            parts=pool.uris,
+            rows=pool.rows,
+            candidates=candidates,
+            lanes=lanes,
+            shuffled=shuffled,
+            seed=spec.train.seed,
+            prior=prior,
+            conditional=model_uri(online.conditional.path),
+            scoring=online.scoring,
+            tokenizer=task.tokenizer,
+            eos_token=task.eos_token,
+            heldout=task.heldout,
+            hidden={places[digest]: rows for digest, rows in hidden.items()},
+            device=compute.device,
+            gpus=compute.gpus_per_worker,
+            threads=compute.threads_per_worker,
+        ),
+    )
+
+
+def checkpoint_every(settings: TrainingSettings, num_steps: int) -> int:
+    """Steps between checkpoints."""
+    return settings.checkpoint_every or max(1, min(_MAX_EVERY, num_steps // _POINTS))
 
 
 def train_model(ctx: Context, task: TrainTask) -> Manifest:
@@ -160,15 +229,15 @@ def train_model(ctx: Context, task: TrainTask) -> Manifest:
     with ctx.step("train", total=1, reused=int(found is not None)) as advance:
         if found is None:
             follow = _Follower(ctx, task, advance)
-            run_workers(
-                ctx, f"training {task.label!r}", partial(_work, ctx.store, task), follow.hear
-            )
+            with online_scorers(ctx, task.online) as scorers:
+                work = partial(_work, ctx.store, task, scorers)
+                run_workers(ctx, f"training {task.label!r}", work, follow.hear)
             found = ctx.store.get_manifest("models", task.fingerprint)
     _account(ctx, task, found)
     return found
 
 
-def _work(store: Store, task: TrainTask, tell: Tell) -> None:
+def _work(store: Store, task: TrainTask, scorers: list[Any], tell: Tell) -> None:
     """In each worker."""
     import torch
     from ray.train import get_context
@@ -178,10 +247,14 @@ def _work(store: Store, task: TrainTask, tell: Tell) -> None:
         device: Any = get_device()
         torch.cuda.set_device(device)
         task = replace(task, device=str(device))
-    world = get_context().get_world_size()
-    lanes = -(-(task.settings.lanes or 1) // world)
-    fetch = stream_windows(task.parts, direct=lanes * len(task.datasets))
-    train_worker(store, task, fetch, tell)
+    if task.online is not None:
+        source = partial(online_batches, task, ask_ahead(scorers, task.num_steps))
+    else:
+        world = get_context().get_world_size()
+        lanes = -(-(task.settings.lanes or 1) // world)
+        fetch = stream_windows(task.parts, direct=lanes * len(task.datasets))
+        source = partial(streamed_batches, task, fetch)
+    train_worker(store, task, source, tell)
 
 
 class _Follower:

@@ -12,10 +12,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.given import selection_uri
+from pipelines.given import check_pair, given_shape, model_identity, selection_uri
 from pipelines.inputs import Inputs, list_source, open_inputs
 from stillhouse.errors import InputError, ModelError, SpecError
 from stillhouse.fingerprint import fingerprint
+from stillhouse.models.shape import model_uri
 from stillhouse.reading.readers import Artifact, open_selection
 from stillhouse.spec import DataSource
 from stillhouse.storage.artifact import Store, load_manifest
@@ -30,6 +31,9 @@ from stillhouse.storage.filesystem import (
 )
 from stillhouse.text.tokenizer import load_tokenizer
 from stillhouse.training.spec import FileData, SelectionData, TrainSpec
+
+TEXT_LENGTH = 256
+"""Tokens a sequence, where neither spec nor data say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +90,8 @@ class TrainInputs:
     heldout: TokenSet | TextSet | None
     tokenizer: TokenizerSeen
     """With a folder."""
+    models: tuple[str, ...] = ()
+    """Fingerprints of prior and conditional, where batches are chosen online."""
 
     @property
     def all(self) -> list[TokenSet | TextSet]:
@@ -99,7 +105,8 @@ class TrainInputs:
 
     def identity(self) -> list[Any]:
         """Fingerprints of all inputs."""
-        return [[s.identity() for s in self.all], self.tokenizer.digest, self.tokenizer.eos_token]
+        data = [s.identity() for s in self.all]
+        return [data, self.tokenizer.digest, self.tokenizer.eos_token, *self.models]
 
 
 Listing = dict[str, list[FileInfo]]
@@ -144,7 +151,31 @@ def open_data(store: Store, spec: TrainSpec, listing: Listing, *, remember: bool
     heldout = made.pop("heldout", None)
     sets = tuple(made.values())
     every = [*sets, *([heldout] if heldout else [])]
-    return TrainInputs(sets, heldout, _tokenizer(store, spec, every))
+    tokenizer = _tokenizer(store, spec, every)
+    models = _models(store, spec, tokenizer, every, remember) if spec.online else ()
+    return TrainInputs(sets, heldout, tokenizer, models)
+
+
+def _models(
+    store: Store,
+    spec: TrainSpec,
+    tokenizer: TokenizerSeen,
+    sets: Sequence[TokenSet | TextSet],
+    remember: bool,
+) -> tuple[str, str]:
+    """Fingerprints of prior and conditional, which have to fit tokenizer and sequences."""
+    assert spec.online is not None and tokenizer.folder is not None
+    lengths = [one.sequence_length for one in sets if isinstance(one, TokenSet)]
+    length = spec.sequence_length or (lengths[0] if lengths else TEXT_LENGTH)
+    vocab = load_tokenizer(tokenizer.folder, tokenizer.eos_token).vocab_size
+    paths = spec.online.prior.path, spec.online.conditional.path
+    prior, conditional = (
+        given_shape(path, f"online.{name}", vocab, length)
+        for name, path in zip(("prior", "conditional"), paths, strict=True)
+    )
+    check_pair(prior, conditional)
+    found = [model_identity(store, model_uri(path), remember=remember) for path in paths]
+    return found[0], found[1]
 
 
 def _open(

@@ -305,6 +305,11 @@ class JobSpec(Settings):
     )
     compute: ComputeSettings = ComputeSettings()
 
+    @property
+    def num_actors(self) -> int:
+        """Workers that have to run at once."""
+        return max(self.compute.scorers, self.compute.trainers)
+
     def to_yaml(self) -> str:
         """The resolved spec, defaults included."""
         import yaml

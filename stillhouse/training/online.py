@@ -159,6 +159,9 @@ class OnlineBatches:
             TokenSources(best.sources[mine], best.names),
         )
 
+    def close(self) -> None:
+        """Nothing is read ahead here: the scorers do."""
+
     def state_dict(self) -> dict[str, Any]:
         """How many windows were consumed, and of which candidates."""
         return self._identity | {"window": self._window}

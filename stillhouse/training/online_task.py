@@ -78,6 +78,7 @@ class OnlineTask:
             read_ahead(PartReader(self.parts), self.shuffled),
             rank=rank,
             num_workers=num_scorers,
+            vocab_size=load_tokenizer(self.tokenizer, self.eos_token).vocab_size,
         )
         prior, conditional = (
             load_scoring_model(

@@ -5,7 +5,15 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from stillhouse.errors import SpecError
-from stillhouse.spec import Count, DataSource, JobSpec, ModelSettings, Optimisation, Settings
+from stillhouse.spec import (
+    Count,
+    DataSource,
+    JobSpec,
+    ModelSettings,
+    Optimisation,
+    ScoringSettings,
+    Settings,
+)
 
 Weight = Annotated[float, Field(gt=0)]
 
@@ -43,10 +51,31 @@ class GivenTokenizer(Settings):
     )
 
 
+class GivenModel(Settings):
+    """A causal language model to score with."""
+
+    path: str = Field(description="a transformers folder, URI or hub name")
+
+
+class OnlineSettings(Settings):
+    """Scorers ahead of the trainer: of tau x batch candidates the best make the batch."""
+
+    prior: GivenModel
+    conditional: GivenModel
+    tau: Annotated[float, Field(gt=1.0)] = Field(
+        description="candidates scored for each sequence trained on"
+    )
+    scoring: ScoringSettings = ScoringSettings()
+
+
 class TrainingSettings(Optimisation):
     """How the model is trained, in which order, and what is kept on the way."""
 
     num_tokens: Count | None = Field(default=None, description="default: one pass over the data")
+    select: Literal["global", "online"] = Field(
+        default="global",
+        description="online: batches are chosen from the data while it trains (section `online`)",
+    )
     eval_points: Count = Field(
         default=10, description="evaluations over the run, the last at the end"
     )
@@ -87,6 +116,9 @@ class TrainSpec(JobSpec):
         default=16_000_000, description="tokens a part that is made of documents"
     )
     train: TrainingSettings = TrainingSettings()
+    online: OnlineSettings | None = Field(
+        default=None, description="models and share of `train.select: online`"
+    )
 
     @field_validator("tokenizer", mode="before")
     @classmethod
@@ -101,6 +133,20 @@ class TrainSpec(JobSpec):
         if isinstance(self.data, list) and not self.data:
             raise ValueError("`data`: give at least one data set")
         return self
+
+    @model_validator(mode="after")
+    def _online_fits(self) -> "TrainSpec":
+        if (self.train.select == "online") != (self.online is not None):
+            raise ValueError("`train.select: online` and the section `online` go together")
+        if self.online is not None and len(self.datasets) > 1:
+            raise ValueError("`train.select: online` chooses from one data set, not from a mixture")
+        return self
+
+    @property
+    def num_actors(self) -> int:
+        """Workers that have to run at once."""
+        scorers = self.compute.scorers if self.online is not None else 0
+        return self.compute.trainers + scorers
 
     @property
     def datasets(self) -> "list[SelectionData | FileData]":

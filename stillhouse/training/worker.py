@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pyarrow as pa
 import torch
@@ -25,6 +25,7 @@ from stillhouse.storage.filesystem import read_bytes
 from stillhouse.storage.folders import put_folder
 from stillhouse.text.pieces import Pieces, read_pieces, token_ids
 from stillhouse.text.tokenizer import load_tokenizer
+from stillhouse.training.batches import BatchSource
 from stillhouse.training.checkpoint import KIND, Checkpoints
 from stillhouse.training.evaluate import measure
 from stillhouse.training.fetch import Fetch
@@ -33,6 +34,8 @@ from stillhouse.training.group import WorkerGroup
 from stillhouse.training.history import History
 from stillhouse.training.job import evaluation_steps, tokenizer_files
 from stillhouse.training.loop import StepRecord, Trainer
+from stillhouse.training.online import Ask, OnlineBatches
+from stillhouse.training.online_task import OnlineTask
 from stillhouse.training.order import Rows, SampleOrder
 from stillhouse.training.spec import TrainingSettings
 from stillhouse.training.state import WEIGHT, Snapshot
@@ -59,6 +62,7 @@ class TrainTask:
         tokenizer: folder whose tokenizer is saved with the model.
         settings: with lanes and window filled in.
         checkpoint_every: steps.
+        online: chooses the batches while it trains; None to take all samples in the order.
     """
 
     fingerprint: str
@@ -79,6 +83,7 @@ class TrainTask:
     checkpoint_every: int
     device: str
     gpus: float
+    online: OnlineTask | None = None
 
     def order(self) -> SampleOrder:
         """The order of its samples.
@@ -116,24 +121,17 @@ def read_heldout(uris: Sequence[str]) -> Heldout | None:
     return Heldout(token_ids(table), read_pieces(table) if owned else None)
 
 
-def train_worker(store: Store, task: TrainTask, fetch: Fetch, tell: Tell) -> None:
-    """Train, from the newest checkpoint where there is one, and commit the model.
+class ClosedSource(BatchSource, Protocol):
+    """A source that reads ahead until it is closed."""
 
-    All workers of torch's process group call this (or one process without a group).
+    def close(self) -> None:
+        """Stop reading ahead."""
+        ...
 
-    Args:
-        store: where checkpoints and model go.
-        task: what to train.
-        fetch: reads the windows of `task.parts`.
-        tell: told by the first worker.
 
-    Raises:
-        DivergedError: the loss became NaN or exploded; the last good checkpoint stays.
-        ArtifactError: a part that is not what it was, or checkpoints of another training.
-    """
-    settings = task.settings
-    group = WorkerGroup.current(sharded=settings.sharding == "fsdp")
-    stream = TokenStream(
+def streamed_batches(task: TrainTask, fetch: Fetch, group: WorkerGroup) -> ClosedSource:
+    """All samples of a task in its order; `fetch` reads the windows of `task.parts`."""
+    return TokenStream(
         task.order(),
         fetch,
         rank=group.rank,
@@ -142,6 +140,40 @@ def train_worker(store: Store, task: TrainTask, fetch: Fetch, tell: Tell) -> Non
         num_steps=task.num_steps,
         vocab_size=task.vocab_size,
     )
+
+
+def online_batches(task: TrainTask, ask: Ask, group: WorkerGroup) -> ClosedSource:
+    """The best of each window of candidates, as scorers see them."""
+    assert task.online is not None
+    return OnlineBatches(
+        ask,
+        task.online.order().describe(),
+        global_batch=task.settings.global_batch,
+        rank=group.rank,
+        num_workers=group.size,
+    )
+
+
+def train_worker(
+    store: Store, task: TrainTask, source: Callable[[WorkerGroup], ClosedSource], tell: Tell
+) -> None:
+    """Train, from the newest checkpoint where there is one, and commit the model.
+
+    All workers of torch's process group call this (or one process without a group).
+
+    Args:
+        store: where checkpoints and model go.
+        task: what to train.
+        source: makes this worker's share of the batches.
+        tell: told by the first worker.
+
+    Raises:
+        DivergedError: the loss became NaN or exploded; the last good checkpoint stays.
+        ArtifactError: a part that is not what it was, or checkpoints of another training.
+    """
+    settings = task.settings
+    group = WorkerGroup.current(sharded=settings.sharding == "fsdp")
+    stream = source(group)
     trainer = Trainer(
         build_model(
             task.model,

@@ -1,6 +1,7 @@
 """A worker of a streamed training, alone in this process: resumed, committed, refused."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from stillhouse.storage.filesystem import read_bytes
 from stillhouse.training.fetch import PartReader, read_ahead
 from stillhouse.training.order import NO_SAMPLES, Rows, chain
 from stillhouse.training.spec import TrainingSettings
-from stillhouse.training.worker import TrainTask, starts_of, train_worker
+from stillhouse.training.worker import TrainTask, starts_of, streamed_batches, train_worker
 
 STEPS, PART_ROWS = 12, (20, 12)
 
@@ -79,7 +80,8 @@ def run(store, task, stop=None):
         if stop is not None and kind == "point" and content["step"] == stop:
             raise LostError
 
-    train_worker(store, task, read_ahead(PartReader(task.parts), 8), tell)
+    fetch = read_ahead(PartReader(task.parts), 8)
+    train_worker(store, task, partial(streamed_batches, task, fetch), tell)
     return told
 
 
@@ -184,7 +186,7 @@ def test_nothing_is_read_behind_the_last_step(task, tmp_path):
             asked.append((window.lane, window.epoch, window.index))
             yield PartReader(task().parts).read(window)
 
-    train_worker(store, task(), fetch, lambda kind, content: None)
+    train_worker(store, task(), partial(streamed_batches, task(), fetch), lambda *_: None)
     assert len(asked) == len(set(asked))
     assert {epoch for _, epoch, _ in asked} == {0, 1, 2}
     assert Path(store.path("models", task().fingerprint, "manifest.json")).exists()

@@ -1,0 +1,118 @@
+"""`train.select: online`: the batches do not depend on who scores and who trains."""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from small import Quiet, make_models
+
+from jobs.kinds import list_job
+from jobs.run import run_job
+from stillhouse.errors import ModelError
+from stillhouse.models.causal_lm import build_model, save_model
+from stillhouse.spec import ModelSettings, ScoringSettings
+from stillhouse.storage.artifact import Store
+from stillhouse.storage.commit import check_store
+from stillhouse.training.online import best_of
+from stillhouse.training.online_task import OnlineTask
+from stillhouse.training.order import NO_SAMPLES, chain, default_lanes
+from stillhouse.training.spec import TrainSpec
+
+LENGTH, PART_ROWS, BATCH, TAU = 16, (70, 58), 8, 4
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """Two parts of tokens, a tokenizer and two models that no training has seen."""
+    folder = tmp_path_factory.mktemp("online")
+    make_models(folder)
+    (folder / "tokens").mkdir()
+    for number, rows in enumerate(PART_ROWS):
+        ids = np.random.default_rng(number).integers(5, 250, rows * LENGTH, np.uint16)
+        column = pa.FixedSizeListArray.from_arrays(pa.array(ids), LENGTH)
+        pq.write_table(pa.table({"input_ids": column}), folder / "tokens" / f"{number}.parquet")
+    return folder
+
+
+@pytest.fixture
+def parse(place, tmp_path):
+    def call(compute=None, **changes):
+        content = {
+            "job": "train",
+            "store": str(tmp_path / "store"),
+            "data": {"path": str(place / "tokens")},
+            "tokenizer": str(place / "tokenizer"),
+            "model": {"hidden_size": 32, "num_layers": 1},
+            "train": {"select": "online", "global_batch": BATCH, "learning_rate": 1e-2},
+            "online": {
+                "prior": {"path": str(place / "prior")},
+                "conditional": {"path": str(place / "conditional")},
+                "tau": TAU,
+            },
+            "compute": compute or {},
+        }
+        return TrainSpec.model_validate(content | changes)
+
+    return call
+
+
+def expected_order(place, num_steps):
+    """The chain over the best of each window, chosen in this process."""
+    candidates = TAU * BATCH
+    task = OnlineTask(
+        parts=tuple(str(place / "tokens" / f"{n}.parquet") for n in range(2)),
+        rows=PART_ROWS,
+        candidates=candidates,
+        lanes=default_lanes(candidates, sum(PART_ROWS)),
+        shuffled=1 << 20,  # whole lanes, as by default here
+        seed=0,
+        prior=str(place / "prior"),
+        conditional=str(place / "conditional"),
+        scoring=ScoringSettings(),
+        tokenizer=str(place / "tokenizer"),
+        eos_token="<|endoftext|>",
+        heldout=(),
+        hidden={},
+        device="cpu",
+        gpus=0,
+        threads=1,
+    )
+    scorer, state = task.scorer(0, 1), NO_SAMPLES
+    for number in range(num_steps):
+        state = chain(state, best_of([scorer.window(number)], BATCH).samples)
+    return state.hex()
+
+
+@pytest.mark.parametrize(("trainers", "scorers"), [(1, 1), (2, 2)])
+def test_any_number_of_scorers_and_trainers(ray_cluster, place, parse, trainers, scorers):
+    result = run_job(parse({"trainers": trainers, "scorers": scorers}), Quiet())
+    trained = result["train"]
+    num_steps = sum(PART_ROWS) // (TAU * BATCH)  # one pass over the candidates
+    assert trained["num_steps"] == num_steps
+    assert trained["num_tokens"] == num_steps * BATCH * LENGTH
+    assert trained["order_sha256"] == expected_order(place, num_steps)
+    assert 0 <= trained["data_wait_share"] <= 1
+
+
+def test_section_and_setting_go_together(parse):
+    with pytest.raises(ValueError, match=r"`train.select: online` and the section `online` go"):
+        parse(train={"global_batch": BATCH})
+    with pytest.raises(ValueError, match=r"`train.select: online` and the section `online` go"):
+        parse(online=None)
+    sets = [{"path": "a"}, {"path": "b"}]
+    with pytest.raises(ValueError, match=r"chooses from one data set, not from a mixture"):
+        parse(data=sets)
+
+
+def test_models_that_do_not_fit(parse, place, tmp_path):
+    settings = ModelSettings(hidden_size=32, num_layers=1)
+    other = build_model(settings, vocab_size=448, sequence_length=32, seed=0, eos_id=0)
+    save_model(other, tmp_path / "other")
+    online = {
+        "prior": {"path": str(place / "prior")},
+        "conditional": {"path": str(tmp_path / "other")},
+        "tau": TAU,
+    }
+    spec = parse(online=online)
+    with pytest.raises(ModelError, match=r"the conditional has a vocabulary of 448 tokens"):
+        list_job(spec).open(Store(check_store(spec.store)), remember=False)
