@@ -63,11 +63,11 @@ def cluster(
         raise StillhouseError(
             f"cannot connect to Ray at {address or 'this machine'}: {reason}"
         ) from error
-    try:
-        with redirect_stdout(sys.stderr):  # Ray prints of lost nodes; stdout is for results
+    with redirect_stdout(sys.stderr):  # Ray prints of lost nodes; stdout is for results
+        try:
             yield
-    finally:
-        ray.shutdown()
+        finally:
+            ray.shutdown()
 
 
 @contextmanager
