@@ -10,8 +10,9 @@ import hashlib
 import io
 import json
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,6 +20,7 @@ import pyarrow.parquet as pq
 from stillhouse.errors import InputError
 
 _ARMS = b"stillhouse.arms"
+_REGIME = b"stillhouse.regime"
 _COLUMNS = [
     pa.field("step", pa.int64()),
     pa.field("slot", pa.int32()),
@@ -43,9 +45,21 @@ class Decision:
     indices: list[float] | None = None
 
 
-def write_decisions(decisions: Sequence[Decision], arms: Sequence[str]) -> bytes:
-    """A part of the log as a Parquet file; `arms` names all K arms in their order."""
-    schema = pa.schema(_COLUMNS, metadata={_ARMS: json.dumps(list(arms)).encode()})
+def write_decisions(
+    decisions: Sequence[Decision], arms: Sequence[str], regime: Mapping[str, Any] | None = None
+) -> bytes:
+    """A part of the log as a Parquet file.
+
+    Args:
+        decisions: rows, in order.
+        arms: names of all K arms in their order.
+        regime: JSON values that a replay has to know beside the draws.
+    """
+    metadata = {
+        _ARMS: json.dumps(list(arms)).encode(),
+        _REGIME: json.dumps(dict(regime or {})).encode(),
+    }
+    schema = pa.schema(_COLUMNS, metadata=metadata)
     table = pa.Table.from_pylist([asdict(decision) for decision in decisions], schema=schema)
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd")
@@ -76,6 +90,11 @@ def read_decisions(parts: Iterable[bytes]) -> tuple[list[Decision], list[str]]:
     if not names:
         raise InputError("the log of decisions has no parts: check `policy.log`")
     return [rows[place] for place in sorted(rows)], names[0]
+
+
+def read_regime(part: bytes) -> dict[str, Any]:
+    """What `write_decisions` was told beside the draws."""
+    return json.loads(pq.read_schema(io.BytesIO(part)).metadata[_REGIME])
 
 
 def chain(previous: str, step: int, arms: Sequence[int]) -> str:

@@ -98,8 +98,17 @@ class GradientCapture:
                 self._sums[arm][span] += gradient.flatten()
 
     def total(self, arm: int) -> Tensor:
-        """Sum of the arm's gradients: float32[P], the parameters flattened one after the other."""
-        return self._sums[arm]
+        """Sum of the arm's gradients: float32[P], the parameters flattened one after the other.
+
+        Zeros for an arm that was not seen.
+        """
+        found = self._sums.get(arm)
+        return self._zeros() if found is None else found
+
+    def drop(self, arm: int) -> None:
+        """Forget one arm."""
+        self._sums.pop(arm, None)
+        self._batches.pop(arm, None)
 
     def mean(self, arm: int) -> Tensor:
         """Mean over the arm's micro-batches: float32[P]."""
@@ -121,8 +130,11 @@ class GradientCapture:
 
     def _begin(self, arm: int) -> None:
         if arm not in self._sums:
-            self._sums[arm] = torch.zeros(self._size, device=self._parameters[0].device)
+            self._sums[arm] = self._zeros()
         self._batches[arm] = self._batches.get(arm, 0) + 1
+
+    def _zeros(self) -> Tensor:
+        return torch.zeros(self._size, device=self._parameters[0].device)
 
     def _credit(self, gradient: Tensor, span: slice) -> None:
         if self._arm is not None:

@@ -43,6 +43,10 @@ class Policy(ABC):
         """Play with the generator's next uniform number."""
         return self.play(float(rng.random()))
 
+    def loss_weights(self) -> Law | None:
+        """What each arm's loss is multiplied by, float64[K]; None for 1."""
+        return None
+
     def indices(self) -> Law | None:
         """What the next arm is the maximum of, float64[K]; None for policies that draw."""
         return None

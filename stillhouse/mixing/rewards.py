@@ -4,11 +4,14 @@
     magnitude (GMS) = (2 |g||a| + 1e-8) / (|g|^2 + |a|^2 + 1e-8)       in (0, 1]
     aggregate       = (1 + GA) / 2 + GMS                               in (0, 2]
 
-Flat 1-D tensors of any float dtype, accumulated in float32. GA does not see a gradient's scale, GMS
-does: give it means on both sides, not sums over different numbers of micro-batches.
+Flat 1-D tensors of any float dtype, accumulated in float32 and, between chunks, float64. GA does
+not see a gradient's scale, GMS does: give it means on both sides, not sums over different numbers
+of micro-batches.
 """
 
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -21,27 +24,67 @@ Reward: TypeAlias = Callable[[Tensor, Tensor], float]
 
 _EPS = 1e-8
 _QUANTUM = 2.0**-10
+_CHUNK = 1 << 16
+
+
+@dataclass(frozen=True, slots=True)
+class Products:
+    """g . a, |g|^2 and |a|^2: all that the rewards need of two gradients."""
+
+    dot: float
+    target_square: float
+    arm_square: float
+
+    def alignment(self) -> float:
+        """GA; 0 where one of the gradients is zero."""
+        norms = math.sqrt(self.target_square) * math.sqrt(self.arm_square)
+        return self.dot if math.isnan(self.dot) else max(-1.0, min(1.0, self.dot / (norms or 1.0)))
+
+    def magnitude(self) -> float:
+        """GMS."""
+        lengths = 2 * math.sqrt(self.target_square) * math.sqrt(self.arm_square)
+        return (lengths + _EPS) / (self.target_square + self.arm_square + _EPS)
+
+    def reward(self, name: RewardName) -> float:
+        """The reward of this name."""
+        match name:
+            case "alignment":
+                return self.alignment()
+            case "magnitude":
+                return self.magnitude()
+            case "aggregate":
+                return (1 + self.alignment()) / 2 + self.magnitude()
+
+
+def products(target: Tensor, auxiliary: Tensor) -> Products:
+    """The products of two flat tensors [P]; waits for the device once.
+
+    Float32 in chunks whose sums are added up in float64: one float32 sum over the 66 M values of
+    T5-XL's head is off by up to 2 %.
+    """
+    g, a = target.split(_CHUNK), auxiliary.split(_CHUNK)
+    sums = torch.stack([_dot(g, a), _dot(g, g), _dot(a, a)])
+    return Products(*(float(value) for value in sums.tolist()))
+
+
+def _dot(first: Sequence[Tensor], second: Sequence[Tensor]) -> Tensor:
+    parts = [torch.dot(a.float(), b.float()) for a, b in zip(first, second, strict=True)]
+    return torch.stack(parts).to("cpu", torch.float64).sum()
 
 
 def gradient_alignment(target: Tensor, auxiliary: Tensor) -> float:
     """Cosine of two gradients; 0 where one of them is zero."""
-    g, a = target.float(), auxiliary.float()
-    norms = torch.linalg.vector_norm(g) * torch.linalg.vector_norm(a)
-    cosine = torch.where(norms == 0, 0.0, torch.dot(g, a) / norms)
-    return float(cosine.clamp(-1, 1))
+    return products(target, auxiliary).alignment()
 
 
 def gradient_magnitude_similarity(target: Tensor, auxiliary: Tensor) -> float:
     """1 where the two gradients are equally long, towards 0 where one is much longer."""
-    g = torch.linalg.vector_norm(target.float())
-    a = torch.linalg.vector_norm(auxiliary.float())
-    return float((2 * g * a + _EPS) / (g.square() + a.square() + _EPS))
+    return products(target, auxiliary).magnitude()
 
 
 def aggregate(target: Tensor, auxiliary: Tensor) -> float:
     """Alignment, moved to [0, 1], plus similarity of magnitudes."""
-    alignment = gradient_alignment(target, auxiliary)
-    return (1 + alignment) / 2 + gradient_magnitude_similarity(target, auxiliary)
+    return products(target, auxiliary).reward("aggregate")
 
 
 REWARDS: dict[RewardName, Reward] = {

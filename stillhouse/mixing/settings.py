@@ -32,17 +32,22 @@ class RewardSettings(Settings):
         description="before_step: same weights as the arms' and no second pass; after_step: as "
         "published",
     )
-    sampler: Literal["faithful", "released"] = Field(
-        default="faithful",
-        description="faithful: the bandit's own law; released: its softmax, nearly uniform, as in "
-        "the published code",
-    )
     initial_examples: Count = Field(
         default=1000, description="of each arm for the first rewards, as published"
     )
 
 
-class Exp3Settings(RewardSettings):
+class BanditSettings(RewardSettings):
+    """What EXP3 and UCB1 share."""
+
+    sampler: Literal["faithful", "released"] = Field(
+        default="faithful",
+        description="faithful: the bandit's own law; released: its softmax, nearly uniform, as in "
+        "the published code",
+    )
+
+
+class Exp3Settings(BanditSettings):
     """EXP3-FLAD: draws by exponential weights with a floor of exploration."""
 
     name: Literal["exp3"]
@@ -59,7 +64,7 @@ class Exp3Settings(RewardSettings):
     )
 
 
-class Ucb1Settings(RewardSettings):
+class Ucb1Settings(BanditSettings):
     """UCB1-FLAD: plays the arm with the highest upper confidence bound."""
 
     name: Literal["ucb1"]
@@ -107,6 +112,9 @@ class StaticSettings(Settings):
     )
     parameters: str = Field(default="output_head", description="gradients compared for alignment")
     initial_examples: Count = Field(default=1000, description="of each arm for alignment")
+    target_pass: bool = Field(
+        default=False, description="every step also holds all of the target's training half"
+    )
 
     @model_validator(mode="after")
     def _one_of(self) -> "StaticSettings":
@@ -124,6 +132,22 @@ class UniformSettings(Settings):
     """Every arm alike."""
 
     name: Literal["uniform"]
+    target_pass: bool = Field(
+        default=False, description="every step also holds all of the target's training half"
+    )
+
+
+class LossScalingSettings(RewardSettings):
+    """Arms drawn alike, each one's loss multiplied by its smoothed reward."""
+
+    name: Literal["loss_scaling"]
+    smoothing: Smoothing = Field(default=0.1, description="of rewards")
+
+
+class TargetOnlySettings(Settings):
+    """No arm is drawn: the target's training half alone."""
+
+    name: Literal["target_only"]
 
 
 class ReplaySettings(Settings):
@@ -140,6 +164,8 @@ PolicySettings: TypeAlias = Annotated[
     | DoReMiSettings
     | StaticSettings
     | UniformSettings
+    | LossScalingSettings
+    | TargetOnlySettings
     | ReplaySettings,
     Field(discriminator="name"),
 ]
@@ -165,7 +191,7 @@ class MixFacts:
 def needs_initial_pass(settings: PolicySettings) -> bool:
     """Whether `make_policy` reads `initial_rewards`."""
     match settings:
-        case Ucb1Settings():
+        case Ucb1Settings() | LossScalingSettings():
             return True
         case Exp3Settings():
             return settings.initial_pass
@@ -183,6 +209,7 @@ def make_policy(settings: PolicySettings, facts: MixFacts) -> "Policy":
         InputError: as `Replay`.
     """
     from stillhouse.mixing.doremi import DoReMi
+    from stillhouse.mixing.loss_scaling import LossScaling
     from stillhouse.mixing.odm import Odm
     from stillhouse.mixing.replay import Replay
     from stillhouse.mixing.static import Static, by_size
@@ -205,8 +232,10 @@ def make_policy(settings: PolicySettings, facts: MixFacts) -> "Policy":
             return DoReMi(reference, eta=settings.eta, smoothing=settings.smoothing)
         case StaticSettings():
             return Static(_static_weights(settings, facts))
-        case UniformSettings():
+        case UniformSettings() | TargetOnlySettings():
             return Uniform(len(facts.arms))
+        case LossScalingSettings():
+            return LossScaling(facts.initial_rewards, smoothing=settings.smoothing)
         case ReplaySettings():
             return Replay(*facts.log, facts.arms)
 

@@ -86,12 +86,14 @@ class Manifest:
         return sum(part.num_tokens for part in self.parts)
 
 
-def parquet_bytes(table: pa.Table, metadata: Mapping[str, str] | None = None) -> bytes:
+def parquet_bytes(
+    table: pa.Table, metadata: Mapping[str, str] | None = None, row_group: int = _ROW_GROUP
+) -> bytes:
     """The table as one Parquet file in zstd, in row groups small enough for any reader."""
     if metadata:
         table = table.replace_schema_metadata(dict(metadata))
     buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd", row_group_size=_ROW_GROUP)
+    pq.write_table(table, buffer, compression="zstd", row_group_size=row_group)
     return buffer.getvalue()
 
 
@@ -126,9 +128,11 @@ class Store:
         """The URI of something in the store."""
         return join(self.uri, *names)
 
-    def put_part(self, path: str, table: pa.Table, *, num_tokens: int) -> PartRef:
+    def put_part(
+        self, path: str, table: pa.Table, *, num_tokens: int, row_group: int = _ROW_GROUP
+    ) -> PartRef:
         """Create a part, or adopt the one that another writer made first."""
-        data = parquet_bytes(table)
+        data = parquet_bytes(table, row_group=row_group)
         stands = create_or_adopt(self.path(path), data)
         num_rows = table.num_rows if stands is data else _num_rows(stands, path)
         if num_rows != table.num_rows:

@@ -86,17 +86,17 @@ def read_records(uri: str, settings: DataSource, wanted: Sequence[int]) -> Itera
         BadFileError: a truncated file, or one of another format.
     """
     kind = format_of(uri, settings)
-    with open_read(uri) as stream, _naming_bad_file(uri):
+    with open_read(uri) as stream, naming_bad_file(uri):
         if kind == "parquet":
             yield from _parquet_records(uri, stream, settings, wanted)
         elif kind == "jsonl":
-            yield from _json_records(_decompressed(uri, stream), settings, wanted)
+            yield from _json_records(decompressed(uri, stream), settings, wanted)
         elif _overlaps(wanted, 0, 1):
-            yield _text_record(_decompressed(uri, stream), settings.max_chars)
+            yield _text_record(decompressed(uri, stream), settings.max_chars)
 
 
 @contextmanager
-def _naming_bad_file(uri: str) -> Generator[None]:
+def naming_bad_file(uri: str) -> Generator[None]:
     """Errors of parsers and decompressors become BadFileError; those of storage pass."""
     try:
         yield
@@ -176,7 +176,8 @@ def _values(column: pa.Array) -> list[Any]:
         return column.cast(pa.large_binary()).to_pylist()
 
 
-def _decompressed(uri: str, stream: IO[bytes]) -> IO[bytes]:
+def decompressed(uri: str, stream: IO[bytes]) -> IO[bytes]:
+    """The stream without the compression that the file's suffix names."""
     name = uri.lower()
     if name.endswith(".gz"):
         return cast(IO[bytes], gzip.GzipFile(fileobj=stream))

@@ -41,3 +41,21 @@ def make_optimizer(model: nn.Module, settings: Optimisation) -> torch.optim.Adam
     return torch.optim.AdamW(
         groups, lr=settings.learning_rate, betas=settings.betas, eps=settings.eps, fused=True
     )
+
+
+def make_adafactor(model: nn.Module, settings: Optimisation) -> torch.optim.Optimizer:
+    """Adafactor as FLAD trains with: the given learning rate, no first moment.
+
+    Shazeer, Stern (2018), with relative steps and scaling by parameters off; `betas` and `eps` are
+    not read.
+    """
+    from transformers.optimization import Adafactor
+
+    return Adafactor(
+        [p for p in model.parameters() if p.requires_grad],
+        lr=settings.learning_rate,
+        weight_decay=settings.weight_decay,
+        scale_parameter=False,
+        relative_step=False,
+        warmup_init=False,
+    )

@@ -60,7 +60,7 @@ def take_snapshot(
     for name, parameter in model.named_parameters():
         put(WEIGHT + name, parameter)
         for key, value in optimizer.state.get(parameter, {}).items():
-            put(f"{MOMENT}{key}.{name}", value)
+            put(f"{MOMENT}{key}.{name}", torch.as_tensor(value))  # Adafactor counts in an int
     return Snapshot(tensors, progress)
 
 

@@ -1,0 +1,261 @@
+"""Does the bandit find the two arms of twenty that are the target's own distribution?
+
+    python benchmarks/mixing_planted.py --data ../shared/data --work FOLDER --json OUT [--seconds 280]
+
+Target: 64 examples of SNLI (32 train, 32 validate). Arms: two more samples of SNLI's rows (good);
+two with wrong labels, two of shuffled words, three in other languages, eleven of fluent English or
+code of other domains. Small T5, 300 steps of 8 micro-batches and the target's pass. Runs are kept in FOLDER: a
+call works for `--seconds` and the next one goes on.
+"""
+
+import argparse
+import random
+from pathlib import Path
+from statistics import fmean, stdev
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from mixing_runs import World, make_world, run_one, write_json
+
+from stillhouse.mixing.decisions import Decision, read_decisions
+from stillhouse.mixing.exp3 import Exp3
+from stillhouse.mixing.mixer import log_parts
+from stillhouse.mixing.policy import Policy
+from stillhouse.mixing.preparation import Lengths
+from stillhouse.mixing.settings import Exp3Settings, PolicySettings, StaticSettings, Ucb1Settings
+from stillhouse.mixing.trainer import StepPlan
+from stillhouse.mixing.ucb1 import Ucb1
+from stillhouse.spec import ModelSettings, Optimisation
+
+GOOD = ("good_a", "good_b")
+DOMAINS = (
+    "books arxiv_abstracts us_law movie_reviews commit_messages math_word_problems medical_qa "
+    "factbook speeches textbooks task_dialogue"
+).split()
+LENGTHS = Lengths(64, 64)
+STEPS, SLOTS, SHOTS, BATCH = 300, 8, 64, 8
+MODEL = ModelSettings(hidden_size=64, num_layers=2, tie_embeddings=False)
+LEARNING = Optimisation(
+    learning_rate=5e-4, micro_batch=BATCH, schedule="constant", warmup=0.05, betas=(0.9, 0.99)
+)
+FLOORS = {"ucb1 faithful": 0.30, "exp3 faithful": 0.20}
+POLICIES: dict[str, PolicySettings] = {
+    f"{name} {sampler}": kind.model_validate(
+        {"name": name, "sampler": sampler, "initial_examples": 64, "reward": "alignment"}
+    )
+    for name, kind in (("ucb1", Ucb1Settings), ("exp3", Exp3Settings))
+    for sampler in ("faithful", "released")
+}
+SWEEP = (0.1, 0.3, 0.6, 1.0)
+"""Shares of the two good arms together in the static mixtures."""
+
+
+def planted(data: Path) -> tuple[dict[str, list[dict[str, Any]]], list[dict[str, Any]]]:
+    """The arms' rows by name, and the target's."""
+    rng = random.Random(0)
+    table = pq.read_table(data / "tasks/targets.parquet").to_pylist()
+    keys = ("input", "target", "choices")
+    snli = [
+        {k: row[k] for k in keys} | {"split": row["split"]}
+        for row in table
+        if row["task"] == "snli"
+    ]
+    train = [row for row in snli if row["split"] == "train"]
+    rng.shuffle(train)
+    target = train[:200] + [row for row in snli if row["split"] == "test"][:300]
+    cut = {"good_a": train[200:400], "good_b": train[400:600]}
+    wrong = {"wrong_a": train[600:800], "wrong_b": train[800:1000]}
+    arms: dict[str, list[dict[str, Any]]] = {
+        name: [{"input": r["input"], "target": r["target"]} for r in rows]
+        for name, rows in cut.items()
+    }
+    for name, rows in wrong.items():
+        arms[name] = [
+            {
+                "input": r["input"],
+                "target": rng.choice([c for c in r["choices"] if c != r["target"]]),
+            }
+            for r in rows
+        ]
+    texts = _texts(data)
+    for name, source in (("shuffled_a", "books"), ("shuffled_b", "movie_reviews")):
+        arms[name] = [{"text": _shuffled(text, rng)} for text in texts[source][300:500]]
+    for name in ("cli_cheatsheets_i18n", "udhr_multilingual", "ml_readmes_zh"):
+        arms[name] = [{"text": text} for text in texts[name][:300]]
+    for name in DOMAINS:
+        arms[name] = [{"text": text} for text in texts[name][:300]]
+    assert len(arms) == 20
+    return arms, target
+
+
+def _texts(data: Path) -> dict[str, list[str]]:
+    texts: dict[str, list[str]] = {}
+    for file in sorted((data / "pool").glob("*.parquet")):
+        table = pq.read_table(file, columns=["text", "source"])
+        for text, source in zip(
+            table["text"].to_pylist(), table["source"].to_pylist(), strict=True
+        ):
+            texts.setdefault(source, []).append(text[:1000])
+    return texts
+
+
+def _shuffled(text: str, rng: random.Random) -> str:
+    words = text.split()
+    rng.shuffle(words)
+    return " ".join(words)
+
+
+def run(world: World, label: str, settings: PolicySettings, seed: int) -> dict[str, Any]:
+    """One run: shares of the good arms by step, the rewards that it measured, its losses."""
+    plan = StepPlan(SHOTS // 2 // BATCH, "alignment")
+    if isinstance(settings, StaticSettings):
+        plan = StepPlan(SHOTS // 2 // BATCH)
+    made = run_one(
+        world,
+        label=label,
+        settings=settings,
+        plan=plan,
+        seed=seed,
+        slots=SLOTS,
+        num_steps=STEPS,
+        learning=LEARNING,
+        init=MODEL,
+        lengths=LENGTHS,
+        num_shots=SHOTS,
+        evaluate_every=50,
+        initial_examples=64,
+    )
+    decisions, arms = read_decisions(log_parts(made.totals["log"]))
+    good = [arms.index(name) for name in GOOD]
+    by_step = np.array([d.arm in good for d in decisions]).reshape(-1, SLOTS).mean(1)
+    quarters = [float(part.mean()) for part in np.array_split(by_step, 4)]
+    rewards = _rewards(decisions, arms)
+    heldout = [row["heldout_nll"] for row in made.totals["curve"]]
+    return {
+        "shares": quarters,
+        "heldout_nll": min(heldout),
+        "heldout_last": heldout[-1],
+        "seconds": made.totals["seconds"],
+        "rewards": rewards,
+        "replayed": _replayed(settings, decisions, len(arms), good, seed),
+    }
+
+
+def _rewards(decisions: list[Decision], arms: list[str]) -> dict[str, list[float]]:
+    """Mean and spread of good and of bad arms' rewards, by quarter of the run."""
+    seen: dict[tuple[int, int], tuple[bool, float]] = {}
+    for d in decisions:
+        if d.reward is not None:
+            seen[d.step, d.arm] = (arms[d.arm] in GOOD, d.reward)
+    found: dict[str, list[float]] = {"good": [], "bad": [], "spread": []}
+    for quarter in range(4):
+        part = [v for (step, _), v in seen.items() if step * 4 // STEPS == quarter]
+        for name, wanted in (("good", True), ("bad", False)):
+            of = [reward for is_good, reward in part if is_good == wanted]
+            found[name].append(fmean(of) if of else float("nan"))
+        found["spread"].append(stdev([reward for _, reward in part]) if len(part) > 1 else 0.0)
+    return found
+
+
+def _replayed(
+    settings: PolicySettings, decisions: list[Decision], num_arms: int, good: list[int], seed: int
+) -> float | None:
+    """Last-quarter share of the pure policy under rewards that are drawn from the run's own.
+
+    An arm's reward in a step is the one it got in the step nearest in time, whichever was measured.
+    """
+    if isinstance(settings, StaticSettings):
+        return None
+    history: dict[int, list[tuple[int, float]]] = {arm: [] for arm in range(num_arms)}
+    for d in decisions:
+        if d.reward is not None and (not history[d.arm] or history[d.arm][-1][0] != d.step):
+            history[d.arm].append((d.step, d.reward))
+    policy = _pure(settings, history, num_arms)
+    rng = np.random.default_rng([seed, 99])
+    last: list[bool] = []
+    for step in range(STEPS):
+        arms = [policy.draw(rng) for _ in range(SLOTS)]
+        policy.update({arm: _nearest(history[arm], step, rng) for arm in sorted(set(arms))})
+        if step >= STEPS * 3 // 4:
+            last += [arm in good for arm in arms]
+    return fmean(last)
+
+
+def _pure(settings: Any, history: dict[int, list[tuple[int, float]]], num_arms: int) -> Policy:
+    if settings.name == "exp3":
+        speed = 10 if settings.sampler == "released" else 1
+        return Exp3(num_arms, accumulation=SLOTS, speed=speed, sampler=settings.sampler)
+    first = [of[0][1] if of else 0.0 for of in history.values()]
+    return Ucb1(first, sampler=settings.sampler, accumulation=SLOTS, target_batches=4)
+
+
+def _nearest(history: list[tuple[int, float]], step: int, rng: np.random.Generator) -> float:
+    """One of the five rewards of the arm nearest to a step."""
+    if not history:
+        return 0.0
+    near = sorted(history, key=lambda item: abs(item[0] - step))[:5]
+    return near[int(rng.integers(len(near)))][1]
+
+
+def report(results: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Means and spreads over seeds."""
+    table: dict[str, Any] = {}
+    for label, by_seed in results.items():
+        runs = list(by_seed.values())
+        last = [r["shares"][3] for r in runs]
+        row = {
+            "seeds": len(runs),
+            "share_by_quarter": [fmean(r["shares"][q] for r in runs) for q in range(4)],
+            "last_quarter": fmean(last),
+            "last_quarter_sd": stdev(last) if len(last) > 1 else None,
+            "heldout_nll": fmean(r["heldout_nll"] for r in runs),
+            "seconds": fmean(r["seconds"] for r in runs),
+        }
+        if runs[0]["replayed"] is not None:
+            row["replayed"] = fmean(r["replayed"] for r in runs)
+            row["rewards"] = {
+                key: [fmean(r["rewards"][key][q] for r in runs) for q in range(4)]
+                for key in ("good", "bad", "spread")
+            }
+        table[label] = row
+    return table
+
+
+def main() -> int:
+    """Run what is missing, write the figures; 1 where a floor is missed."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--json", type=Path, required=True)
+    parser.add_argument("--seconds", type=float, default=1e9)
+    parser.add_argument("--seeds", type=int, default=5)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    started = perf_counter()
+    arms, target = planted(given.data)
+    world = make_world(given.work, arms, target, vocab_size=2048, lengths=LENGTHS)
+    names = [part.name for part in world.arms]
+    runs: list[tuple[str, PolicySettings, int]] = []
+    for seed in range(given.seeds):
+        runs += [(label, settings, seed) for label, settings in POLICIES.items()]
+        for share in SWEEP:
+            weights = {n: share / 2 if n in GOOD else (1 - share) / 18 for n in names}
+            runs.append((f"static {share:g}", StaticSettings(name="static", weights=weights), seed))
+    results: dict[str, dict[str, Any]] = {}
+    for label, settings, seed in runs:
+        if perf_counter() - started > given.seconds:
+            break
+        results.setdefault(label, {})[str(seed)] = run(world, label, settings, seed)
+        print(label, seed, results[label][str(seed)], flush=True)
+        write_json(given.json, {"table": report(results), "runs": results})
+    table = report(results)
+    missed = [f for f, floor in FLOORS.items() if table[f]["last_quarter"] < floor]
+    print("missed:", missed)
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

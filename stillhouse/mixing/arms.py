@@ -1,0 +1,171 @@
+"""Arms as endless streams of rows: any place in any arm's stream by arithmetic, read ahead.
+
+Row i of epoch e of an arm: its row groups in an order keyed by (seed, arm, epoch), the rows of each
+in an order keyed by the row group too. So a place in the stream, which is the number of the arm's
+rows drawn before, is all there is of state, and it is the same for any number of workers.
+
+A part is opened when its arm is first drawn. Row groups are kept up to 32 MB over all arms, so
+memory does not grow with the number of arms; footers of a few kB stay. Reading ahead
+goes by place in a stream, never by a guess of draws: nothing that it fetches can be stale.
+"""
+
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
+from threading import Lock
+from time import perf_counter
+from typing import Any, TypeAlias
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from stillhouse.errors import ArtifactError
+from stillhouse.fingerprint import fingerprint
+from stillhouse.mixing.preparation import ARM_ROW_GROUP
+from stillhouse.storage.filesystem import open_read
+
+Ids: TypeAlias = NDArray[np.int32]
+_CACHE_BYTES = 32 << 20
+_CACHED_ORDERS = 1024
+_THREADS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class ArmPart:
+    """An arm's rows: its name, the URI of its part, and how many rows that holds."""
+
+    name: str
+    uri: str
+    num_rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A row in tokens: int32 [n] input, int32 [m] target."""
+
+    input_ids: Ids
+    target_ids: Ids
+
+
+_Key: TypeAlias = tuple[int, int]
+
+
+class ArmReader:
+    """Rows of arms, by arm and place in its stream.
+
+    Args:
+        parts: of the arms, in order.
+        seed: of the order of rows.
+    """
+
+    def __init__(self, parts: Sequence[ArmPart], *, seed: int) -> None:
+        self._parts, self._seed = list(parts), seed
+        self._keys = [int(fingerprint(["arm", part.name])[:15], 16) for part in self._parts]
+        self._footers: dict[int, pq.FileMetaData] = {}
+        self._groups: OrderedDict[_Key, tuple[list[Row], int]] = OrderedDict()
+        self._pending: dict[_Key, Future[tuple[list[Row], int]]] = {}
+        self._num_bytes, self.wait_s = 0, 0.0
+        self._lock = Lock()
+        self._threads = ThreadPoolExecutor(_THREADS, "arms")
+        self._order = lru_cache(_CACHED_ORDERS)(self._make_order)
+
+    @property
+    def names(self) -> list[str]:
+        """Of the arms, in order."""
+        return [part.name for part in self._parts]
+
+    @property
+    def num_rows(self) -> list[int]:
+        """Of each arm."""
+        return [part.num_rows for part in self._parts]
+
+    @property
+    def opened(self) -> list[int]:
+        """The arms whose parts have been looked into, ascending."""
+        return sorted(self._footers)
+
+    def rows(self, arm: int, first: int, count: int) -> list[Row]:
+        """Rows [first, first + count) of an arm's stream; waits where they are not read yet.
+
+        Raises:
+            ArtifactError: the part is missing or broken.
+        """
+        return [self._group((arm, group))[row] for group, row in self._addresses(arm, first, count)]
+
+    def ahead(self, arm: int, first: int, count: int) -> None:
+        """Begin to read these rows in the background."""
+        for group in dict.fromkeys(group for group, _ in self._addresses(arm, first, count)):
+            key = (arm, group)
+            if key not in self._groups and key not in self._pending:
+                self._pending[key] = self._threads.submit(self._read, arm, group)
+
+    def close(self) -> None:
+        """End the threads."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def _addresses(self, arm: int, first: int, count: int) -> Iterator[tuple[int, int]]:
+        """Row group, and row in it, of each place."""
+        size = self._parts[arm].num_rows
+        for place in range(first, first + count):
+            epoch, row = divmod(place, size)
+            order, starts = self._order(arm, epoch)
+            at = int(np.searchsorted(starts, row, side="right")) - 1
+            group = int(order[at])
+            rows = min(ARM_ROW_GROUP, size - group * ARM_ROW_GROUP)
+            shuffled = self._shuffled(arm, epoch, group, rows)
+            yield group, int(shuffled[row - starts[at]])
+
+    def _make_order(self, arm: int, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The epoch's row groups, and the place at which each begins."""
+        size = self._parts[arm].num_rows
+        groups = -(-size // ARM_ROW_GROUP)
+        order = np.random.default_rng([self._seed, self._keys[arm], epoch]).permutation(groups)
+        sizes = np.minimum(ARM_ROW_GROUP, size - order * ARM_ROW_GROUP)
+        return order, np.concatenate([[0], np.cumsum(sizes)[:-1]])
+
+    def _shuffled(self, arm: int, epoch: int, group: int, rows: int) -> NDArray[np.int64]:
+        key = [self._seed, self._keys[arm], epoch, 1 + group]
+        return np.random.default_rng(key).permutation(rows)
+
+    def _group(self, key: _Key) -> list[Row]:
+        if key in self._groups:
+            self._groups.move_to_end(key)
+            return self._groups[key][0]
+        started = perf_counter()
+        pending = self._pending.pop(key, None)
+        read = pending.result() if pending is not None else self._read(*key)
+        self.wait_s += perf_counter() - started
+        self._groups[key] = read
+        self._num_bytes += read[1]
+        while self._num_bytes > _CACHE_BYTES and len(self._groups) > 1:
+            self._num_bytes -= self._groups.popitem(last=False)[1][1]
+        return read[0]
+
+    def _read(self, arm: int, group: int) -> tuple[list[Row], int]:
+        """A row group's rows, and their size in bytes."""
+        uri = self._parts[arm].uri
+        try:
+            with open_read(uri) as stream:
+                file = pq.ParquetFile(stream, metadata=self._footers.get(arm))
+                with self._lock:
+                    self._footers[arm] = file.metadata
+                table = file.read_row_group(group, use_threads=False)
+        except FileNotFoundError as error:
+            raise ArtifactError(f"the part {uri} of an arm is missing: put it back") from error
+        except pa.ArrowInvalid as error:
+            raise ArtifactError(f"the part {uri} of an arm is broken: {error}") from error
+        inputs, targets = (_lists(table[name]) for name in ("input_ids", "target_ids"))
+        return [Row(i, t) for i, t in zip(inputs, targets, strict=True)], table.nbytes
+
+
+def _lists(column: Any) -> list[Ids]:
+    """A column of lists as arrays that share one buffer."""
+    whole = column.combine_chunks()
+    values = whole.values.to_numpy()
+    offsets = whole.offsets.to_numpy()
+    return [values[start:end] for start, end in pairwise(offsets)]

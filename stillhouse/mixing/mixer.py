@@ -1,0 +1,191 @@
+"""The mixer of one run: its policy, its generator and its log. One process has it for all workers.
+
+    mixer.begin(initial_rewards)    or    mixer.resume(state)
+    draw = mixer.deal()             # the same for every worker
+    mixer.learn(rewards)            # of the step, from all workers
+    state = mixer.checkpoint()      # the log is in the store when this returns
+
+Its state travels with the training's checkpoint, so a mixer that is lost is made anew from there.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from stillhouse.errors import InputError, SpecError
+from stillhouse.mixing.decisions import read_decisions, read_regime, write_decisions
+from stillhouse.mixing.schedule import DrawSchedule
+from stillhouse.mixing.settings import (
+    MixFacts,
+    PolicySettings,
+    ReplaySettings,
+    TargetOnlySettings,
+    make_policy,
+)
+from stillhouse.storage.commit import replace
+from stillhouse.storage.filesystem import join, list_names, read_many
+
+
+@dataclass(frozen=True, slots=True)
+class MixerTask:
+    """What a mixer is made of. Small plain values.
+
+    Attributes:
+        arms, sizes: names and rows of the arms.
+        slots: auxiliary micro-batches a step.
+        target_batches: micro-batches of one target pass.
+        log: URI of the folder of its decisions.
+        log_every: steps between two that log the whole law.
+        regime: what a replay has to know beside the draws.
+    """
+
+    settings: PolicySettings
+    arms: tuple[str, ...]
+    sizes: tuple[int, ...]
+    slots: int
+    target_batches: int
+    seed: int
+    log: str
+    log_every: int = 10
+    regime: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """A step's arms by slot, and what each arm's loss is multiplied by (None: 1)."""
+
+    arms: list[int]
+    weights: list[float] | None = None
+
+
+class MixerHandle(Protocol):
+    """A mixer, here or in another process."""
+
+    def begin(self, initial_rewards: Sequence[float]) -> None:
+        """Start a run."""
+        ...
+
+    def resume(self, state: dict[str, Any]) -> None:
+        """Go on from a checkpoint's state."""
+        ...
+
+    def deal(self) -> Draw:
+        """The next step's draws."""
+        ...
+
+    def learn(self, rewards: Mapping[int, float]) -> list[str]:
+        """End the step; complaints about rewards that were not finite."""
+        ...
+
+    def checkpoint(self) -> dict[str, Any]:
+        """Write the log so far; the state."""
+        ...
+
+    def summary(self) -> dict[str, Any]:
+        """`draws` by arm and `decisions_sha256` of all finished steps."""
+        ...
+
+
+class Mixer:
+    """A `MixerHandle` in this process."""
+
+    def __init__(self, task: MixerTask) -> None:
+        self._task = task
+        self._initial: list[float] = []
+        self._schedule: DrawSchedule | None = None
+        self._step = 0
+
+    def begin(self, initial_rewards: Sequence[float]) -> None:
+        """Start a run; `initial_rewards` [K], or none where the policy reads none.
+
+        Raises:
+            SpecError: weights of arms that are not there. InputError: a log of other arms.
+        """
+        task = self._task
+        self._initial, self._step = list(initial_rewards), 0
+        if isinstance(task.settings, TargetOnlySettings):
+            return
+        facts = MixFacts(
+            arms=task.arms,
+            accumulation=task.slots,
+            target_batches=task.target_batches,
+            sizes=task.sizes,
+            initial_rewards=self._initial,
+            log=_log(task),
+        )
+        self._schedule = DrawSchedule(
+            make_policy(task.settings, facts),
+            task.arms,
+            accumulation=task.slots,
+            seed=task.seed,
+            log_every=task.log_every,
+        )
+
+    def resume(self, state: dict[str, Any]) -> None:
+        """Go on from a checkpoint's state.
+
+        Raises:
+            SpecError: it is of other arms.
+        """
+        self.begin(state["initial_rewards"])
+        self._step = state["step"]
+        if self._schedule is not None:
+            self._schedule.load_state_dict(state["schedule"])
+
+    def deal(self) -> Draw:
+        """The next step's draws."""
+        if self._schedule is None:
+            return Draw([])
+        weights = self._schedule.policy.loss_weights()
+        return Draw(self._schedule.deal(), None if weights is None else weights.tolist())
+
+    def learn(self, rewards: Mapping[int, float]) -> list[str]:
+        """End the step.
+
+        Raises:
+            DivergedError: too many rewards were not finite.
+        """
+        self._step += 1
+        return [] if self._schedule is None else self._schedule.learn(rewards)
+
+    def checkpoint(self) -> dict[str, Any]:
+        """Write the decisions since the last call as a part of the log; the state."""
+        schedule = None
+        if self._schedule is not None:
+            decisions = self._schedule.take_decisions()
+            if decisions:
+                part = write_decisions(decisions, self._task.arms, self._task.regime)
+                replace(join(self._task.log, f"{self._step:08d}.parquet"), part)
+            schedule = self._schedule.state_dict()
+        return {"step": self._step, "initial_rewards": self._initial, "schedule": schedule}
+
+    def summary(self) -> dict[str, Any]:
+        """What was drawn, and the chain over all decisions."""
+        if self._schedule is None:
+            return {"draws": dict.fromkeys(self._task.arms, 0), "decisions_sha256": ""}
+        return {
+            "draws": self._schedule.draws,
+            "decisions_sha256": self._schedule.decisions_sha256,
+        }
+
+
+def log_parts(uri: str) -> list[bytes]:
+    """The parts of a log of decisions, in order.
+
+    Raises:
+        InputError: there are none.
+    """
+    names = [name for name in list_names(uri) if name.endswith(".parquet")]
+    if not names:
+        raise InputError(f"{uri} holds no log of decisions (`policy.log`)")
+    return read_many([join(uri, name) for name in names])
+
+
+def _log(task: MixerTask) -> Any:
+    if not isinstance(task.settings, ReplaySettings):
+        return (), ()
+    parts = log_parts(task.settings.log)
+    seed = read_regime(parts[0]).get("seed")
+    if seed != task.seed:
+        raise SpecError(f"`policy.log` is of seed {seed}: set `seeds: [{seed}]` to replay it")
+    return read_decisions(parts)

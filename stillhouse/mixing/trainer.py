@@ -1,0 +1,450 @@
+"""One optimiser step of mixing: micro-batches of drawn arms, the target, and the arms' rewards.
+
+    1. target pass (where the policy has one): all M micro-batches of the target's training half
+    2. the step's auxiliary micro-batches, each loss divided by their number G
+    3. gradients summed over workers, clipped, optimiser step
+    4. rewards: gradient of each arm against the target's, on the named parameters
+
+The target's gradient of `before_step` is that of 1: it belongs to the weights that the arms'
+gradients belong to, and costs nothing. `after_step`, as published, is a second pass at the
+new weights. Both sides of a reward are means over micro-batches.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Generator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from statistics import fmean
+from time import perf_counter
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from stillhouse.errors import DivergedError
+from stillhouse.fingerprint import fingerprint
+from stillhouse.mixing.arms import ArmReader, Row
+from stillhouse.mixing.collation import Collator, TaskBatch
+from stillhouse.mixing.dealing import Slot, share, slots_of, spanning
+from stillhouse.mixing.gradients import GradientCapture, named_parameters, output_head
+from stillhouse.mixing.rewards import RewardName, products
+from stillhouse.mixing.target import TargetRow
+from stillhouse.mixing.task_loss import row_losses, token_losses
+from stillhouse.models.causal_lm import choose_dtype
+from stillhouse.spec import Optimisation
+from stillhouse.training.group import WorkerGroup
+from stillhouse.training.optimisation import learning_rate
+from stillhouse.training.state import Snapshot, put_snapshot, take_snapshot
+
+_TARGET = -1
+RewardKind: TypeAlias = RewardName | Literal["loss", "excess"]
+
+
+@dataclass(frozen=True, slots=True)
+class StepPlan:
+    """How the steps of a run are made up.
+
+    Attributes:
+        target_batches: micro-batches of the target in each update; 0 for none.
+        reward: what arms are rewarded for; None where nothing is learnt. `excess` is DoReMi's.
+        target_gradient: of which weights; only for rewards by gradients.
+        parameters: whose gradients are compared.
+    """
+
+    target_batches: int
+    reward: RewardKind | None = None
+    target_gradient: Literal["before_step", "after_step"] = "before_step"
+    parameters: str = "output_head"
+
+    @property
+    def by_gradient(self) -> bool:
+        """Whether rewards compare gradients."""
+        return self.reward in ("alignment", "magnitude", "aggregate")
+
+    def passes(self, slots: int) -> int:
+        """Gradient passes of a step with so many auxiliary micro-batches."""
+        again = self.by_gradient and self.target_gradient == "after_step"
+        return slots + self.target_batches * (2 if again else 1)
+
+
+@dataclass(frozen=True, slots=True)
+class MixRecord:
+    """One step of all workers: losses are means over tokens of a micro-batch, then over these.
+
+    `rewards`: of the arms of the step, not quantised. `data_wait_s`: of this worker.
+    """
+
+    step: int
+    auxiliary_loss: float | None
+    target_loss: float | None
+    rewards: dict[int, float]
+    grad_norm: float
+    learning_rate: float
+    seconds: float
+    data_wait_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """What is fixed when a step begins: all its slots in order, this worker's, losses' factors."""
+
+    slots: list[Slot]
+    mine: list[Slot]
+    shared: list[int]
+    scale: float
+    weights: Sequence[float] | None
+
+    def weight(self, arm: int) -> float:
+        """What a micro-batch's mean loss is multiplied by."""
+        return self.scale * (1.0 if self.weights is None or arm < 0 else self.weights[arm])
+
+    def batches(self, arm: int) -> int:
+        """Micro-batches of the arm over all workers."""
+        return sum(slot.arm == arm for slot in self.slots)
+
+
+@dataclass(frozen=True, slots=True)
+class _Loss:
+    """Of one micro-batch: `sums` float32 [4]: NLL, tokens, excess (clipped), its tokens."""
+
+    number: int
+    arm: int
+    sums: Tensor
+
+
+class MixTrainer:
+    """Trains a model in place, a step at a time; each worker has one.
+
+    A micro-batch is the same computation on any worker: its shape depends on its own rows, and
+    dropout is seeded by (seed, step, slot). So runs of different numbers of workers differ by the
+    order of float32 sums alone.
+
+    Args:
+        model: float32 weights on `device`, the same on all workers.
+        target: the training half of the shots.
+        num_steps: of the whole run, for the learning rate.
+        reference: DoReMi's, for rewards by excess loss.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        optimizer: torch.optim.Optimizer,
+        arms: ArmReader,
+        target: Sequence[TargetRow],
+        collate: Collator,
+        plan: StepPlan,
+        settings: Optimisation,
+        *,
+        device: torch.device,
+        num_steps: int,
+        group: WorkerGroup | None = None,
+        reference: PreTrainedModel | None = None,
+    ) -> None:
+        self.model, self._optimizer, self._arms = model, optimizer, arms
+        self._target = [row.row for row in target]
+        self._collate, self._plan, self._settings = collate, plan, settings
+        self._device, self._num_steps = device, num_steps
+        self._group, self._reference = group or WorkerGroup(), reference
+        self._micro_batch = settings.micro_batch or 8
+        self._dtype = choose_dtype(settings.dtype, device)
+        self._parameters = [p for p in model.parameters() if p.requires_grad]
+        self._subset = list(compared_parameters(model, plan.parameters).values())
+        self._capture = GradientCapture(compared_parameters(model, plan.parameters))
+        self._dropout = any(isinstance(m, nn.Dropout) and m.p > 0 for m in model.modules())
+        self.step_number = self.target_drawn = self.passes = 0
+        self.drawn: Counter[int] = Counter()
+
+    @property
+    def target_pass_batches(self) -> int:
+        """M: micro-batches that hold the target's training half once."""
+        return -(-len(self._target) // self._micro_batch)
+
+    def step(self, arms: Sequence[int], weights: Sequence[float] | None = None) -> MixRecord:
+        """One optimiser step on the micro-batches of these arms.
+
+        Args:
+            arms: by slot, the same on all workers; none for the target alone.
+            weights: what each arm's loss is multiplied by; default 1.
+
+        Raises:
+            DivergedError: loss or gradient norm is NaN or infinite.
+        """
+        started, waited = perf_counter(), self._arms.wait_s
+        rate = learning_rate(self.step_number, self._num_steps, self._settings)
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        step = self._begin(arms, weights)
+        self.model.train()
+        target = self._target_pass(step)
+        early = self._plan.by_gradient and self._plan.target_gradient == "before_step"
+        gradient = self._mean_gradient(step, _TARGET, together=True) if early else None
+        losses, rewards = self._auxiliary(step, gradient)
+        norm = self._update()
+        if self._plan.by_gradient and not early:
+            rewards = self._rewards_after(step)
+        self._end(step, arms)
+        found = self._gather([*target, *losses], rewards)
+        self._check(found, norm, rate)
+        return MixRecord(
+            step=self.step_number,
+            auxiliary_loss=found.auxiliary,
+            target_loss=found.target,
+            rewards=found.rewards,
+            grad_norm=norm,
+            learning_rate=rate,
+            seconds=perf_counter() - started,
+            data_wait_s=self._arms.wait_s - waited,
+        )
+
+    def initial_rewards(self, num_examples: int) -> list[float]:
+        """A first reward of each arm at the present weights, from at most so many of its rows.
+
+        Only the compared parameters get gradients, so the backward passes are short.
+        """
+        num_arms = len(self._arms.names)
+        sizes = [min(num_examples, rows) for rows in self._arms.num_rows]
+        batches = [-(-size // self._micro_batch) for size in sizes]
+        rewards: dict[int, float] = {}
+        name: Any = self._plan.reward if self._plan.by_gradient else "alignment"
+        with self._subset_only():
+            self.model.train()
+            pass_ = _Step([], [], [], 1.0, None)
+            self._target_pass(pass_, self.target_pass_batches)
+            total = self._take(_TARGET, together=True) / self.target_pass_batches
+            for arm in share(num_arms, self._group.rank, self._group.size):
+                for i in range(batches[arm]):
+                    first = i * self._micro_batch
+                    rows = self._arms.rows(arm, first, min(self._micro_batch, sizes[arm] - first))
+                    with self._capture.arm(arm), self._seeded(i):
+                        self._backward(rows, 1.0)
+                mean = self._take(arm, together=False) / batches[arm]
+                rewards[arm] = products(total, mean).reward(name)
+        self._optimizer.zero_grad(set_to_none=True)
+        self.target_drawn = 0
+        self.passes += sum(batches) + self.target_pass_batches
+        found = {arm: r for part in self._group.gather(rewards) for arm, r in part.items()}
+        return [found[arm] for arm in range(num_arms)]
+
+    def snapshot(self, extra: dict[str, Any]) -> Snapshot:
+        """Weights, moments and places in all streams, with `extra` JSON values."""
+        progress = {
+            "step": self.step_number,
+            "target_drawn": self.target_drawn,
+            "passes": self.passes,
+            "drawn": sorted(self.drawn.items()),
+            "extra": extra,
+        }
+        keep = self._group.rank == 0
+        return take_snapshot(self.model, self._optimizer, progress, keep=keep)
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Go on from a snapshot of the same run, with any number of workers."""
+        put_snapshot(snapshot, self.model, self._optimizer)
+        progress = snapshot.progress
+        self.step_number, self.passes = progress["step"], progress["passes"]
+        self.target_drawn = progress["target_drawn"]
+        self.drawn = Counter({int(arm): int(count) for arm, count in progress["drawn"]})
+
+    def close(self) -> None:
+        """Remove the hooks."""
+        self._capture.close()
+
+    def _begin(self, arms: Sequence[int], weights: Sequence[float] | None) -> _Step:
+        slots = slots_of(arms, self.drawn)
+        mine = [slots[i] for i in share(len(slots), self._group.rank, self._group.size)]
+        self._read_ahead(mine)
+        scale = 1 / (len(arms) or self._plan.target_batches)
+        return _Step(slots, mine, spanning(slots, self._group.size), scale, weights)
+
+    def _end(self, step: _Step, arms: Sequence[int]) -> None:
+        self.drawn.update(arms)
+        self._read_ahead([Slot(0, arm, self.drawn[arm]) for arm in {s.arm for s in step.mine}])
+        self.step_number += 1
+        self.passes += self._plan.passes(len(arms))
+
+    def _read_ahead(self, slots: Sequence[Slot]) -> None:
+        for slot in slots:
+            self._arms.ahead(slot.arm, slot.batch * self._micro_batch, self._micro_batch)
+
+    def _target_pass(self, step: _Step, batches: int | None = None) -> list[_Loss]:
+        """Backward through the target's next micro-batches, those that are this worker's."""
+        count = self._plan.target_batches if batches is None else batches
+        losses: list[_Loss] = []
+        for i in share(count, self._group.rank, self._group.size):
+            rows = self._target_rows(self.target_drawn + i)
+            with self._credited(_TARGET), self._seeded(-1 - i):
+                losses.append(_Loss(i, _TARGET, self._backward(rows, step.scale)))
+        self.target_drawn += count
+        return losses
+
+    def _target_rows(self, batch: int) -> list[Row]:
+        """Micro-batch `batch` of the target's endless stream, shuffled anew in every pass."""
+        epoch, place = divmod(batch, self.target_pass_batches)
+        rng = np.random.default_rng([self._settings.seed, 2, epoch])
+        order = rng.permutation(len(self._target))
+        rows = order[place * self._micro_batch : (place + 1) * self._micro_batch]
+        return [self._target[i] for i in rows]
+
+    def _auxiliary(
+        self, step: _Step, target: Tensor | None
+    ) -> tuple[list[_Loss], dict[int, float]]:
+        """Backward through this worker's slots. With the target's gradient, an arm is rewarded as
+        soon as it is done, so that one arm's gradient is held at a time.
+        """
+        losses: list[_Loss] = []
+        rewards: dict[int, float] = {}
+        for i, slot in enumerate(step.mine):
+            size = self._micro_batch
+            rows = self._arms.rows(slot.arm, slot.batch * size, size)
+            with self._credited(slot.arm), self._seeded(slot.number):
+                sums = self._backward(rows, step.weight(slot.arm))
+            losses.append(_Loss(slot.number, slot.arm, sums))
+            done = i + 1 == len(step.mine) or step.mine[i + 1].arm != slot.arm
+            if done and target is not None and slot.arm not in step.shared:
+                rewards[slot.arm] = self._reward(step, slot.arm, target, together=False)
+        if target is not None:
+            rewards |= self._shared_rewards(step, target)
+        return losses, rewards
+
+    def _shared_rewards(self, step: _Step, target: Tensor) -> dict[int, float]:
+        """Of arms that lie on several workers: the only arms whose gradients travel."""
+        return {arm: self._reward(step, arm, target, together=True) for arm in step.shared}
+
+    def _rewards_after(self, step: _Step) -> dict[int, float]:
+        """As published: against the target's gradient at the new weights, by a second pass."""
+        with self._subset_only():
+            self._target_pass(step)
+        self._optimizer.zero_grad(set_to_none=True)
+        target = self._mean_gradient(step, _TARGET, together=True)
+        mine = sorted({slot.arm for slot in step.mine} - {*step.shared})
+        rewards = {arm: self._reward(step, arm, target, together=False) for arm in mine}
+        return rewards | self._shared_rewards(step, target)
+
+    def _reward(self, step: _Step, arm: int, target: Tensor, *, together: bool) -> float:
+        name: Any = self._plan.reward
+        return products(target, self._mean_gradient(step, arm, together=together)).reward(name)
+
+    def _mean_gradient(self, step: _Step, arm: int, *, together: bool) -> Tensor:
+        """Mean over the arm's (or the target's) micro-batches: float32[P]. Forgets the sum."""
+        batches = self._plan.target_batches if arm == _TARGET else step.batches(arm)
+        return self._take(arm, together=together) / (batches * step.weight(arm))
+
+    def _take(self, arm: int, *, together: bool) -> Tensor:
+        total = self._capture.total(arm)
+        self._capture.drop(arm)
+        return self._group.total(total) if together else total
+
+    def _backward(self, rows: Sequence[Row], weight: float) -> Tensor:
+        """Backward of the micro-batch's mean loss times `weight`; its `_Loss.sums`."""
+        batch = self._collate(rows).to(self._device)
+        with torch.autocast(self._device.type, self._dtype, enabled=self._dtype != torch.float32):
+            if self._plan.reward == "excess" and self._reference is not None:
+                return self._backward_excess(batch, weight)
+            losses = row_losses(self.model, batch)
+        (losses.mean() * weight).backward()
+        sums = torch.stack([losses.nll.detach().sum(), losses.tokens.sum().float()])
+        return torch.cat([sums, torch.zeros_like(sums)])
+
+    def _backward_excess(self, batch: TaskBatch, weight: float) -> Tensor:
+        """The same, with the loss over the reference's, clipped at each token (DoReMi)."""
+        assert self._reference is not None
+        nll, mask = token_losses(self.model, batch)
+        with torch.no_grad():
+            reference, _ = token_losses(self._reference, batch)
+        (nll.sum() / mask.sum() * weight).backward()
+        excess = (nll.detach() - reference).clamp(min=0).sum()
+        tokens = mask.sum().float()
+        return torch.stack([nll.detach().sum(), tokens, excess, tokens])
+
+    def _update(self) -> float:
+        """Sum of gradients over workers, clipped; the optimiser's step. Returns their norm."""
+        if self._group.size > 1:
+            for parameter in self._parameters:  # a worker may have had no micro-batch
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+            self._group.sum_gradients(self._parameters)
+        norm = torch.nn.utils.clip_grad_norm_(self._parameters, self._settings.max_grad_norm)
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        return float(norm)
+
+    def _gather(self, losses: Sequence[_Loss], rewards: dict[int, float]) -> "_Found":
+        """Losses and rewards of all workers, the same on each."""
+        sums = torch.stack([loss.sums for loss in losses]).tolist() if losses else []
+        mine = [(of.arm, of.number, *row) for of, row in zip(losses, sums, strict=True)]
+        gathered = self._group.gather((mine, rewards))
+        rows = sorted(row for part, _ in gathered for row in part)
+        merged = {arm: reward for _, part in gathered for arm, reward in sorted(part.items())}
+        return _found(rows, self._plan.reward, merged)
+
+    def _check(self, found: "_Found", norm: float, rate: float) -> None:
+        losses = [found.auxiliary, found.target]
+        if math.isfinite(norm) and all(x is None or math.isfinite(x) for x in losses):
+            return
+        raise DivergedError(
+            f"step {self.step_number}: losses of arms and target {losses}, gradient norm {norm} "
+            f"at learning rate {rate:.3g}: lower `train.learning_rate`"
+        )
+
+    def _credited(self, arm: int) -> AbstractContextManager[None]:
+        return self._capture.arm(arm) if self._plan.by_gradient else nullcontext()
+
+    @contextmanager
+    def _seeded(self, number: int) -> Generator[None]:
+        """Dropout of this micro-batch, whichever worker has it."""
+        if not self._dropout:
+            yield
+            return
+        key = fingerprint(["dropout", self._settings.seed, self.step_number, number])
+        devices = [self._device] if self._device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(int(key[:15], 16))
+            yield
+
+    @contextmanager
+    def _subset_only(self) -> Generator[None]:
+        """Gradients of the compared parameters alone."""
+        others = {*self._parameters} - {*self._subset}
+        for parameter in others:
+            parameter.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for parameter in others:
+                parameter.requires_grad_(True)
+
+
+class _Found(NamedTuple):
+    """Of all workers' micro-batches."""
+
+    auxiliary: float | None
+    target: float | None
+    rewards: dict[int, float]
+
+
+def _found(rows: Sequence[Any], reward: RewardKind | None, rewards: dict[int, float]) -> _Found:
+    """From (arm, number, NLL, tokens, excess, its tokens) of each micro-batch."""
+    means = [(arm, nll / tokens) for arm, _, nll, tokens, _, _ in rows]
+    auxiliary = [mean for arm, mean in means if arm != _TARGET]
+    target = [mean for arm, mean in means if arm == _TARGET]
+    if reward in ("loss", "excess"):
+        at = 2 if reward == "loss" else 4
+        for arm in {row[0] for row in rows} - {_TARGET}:
+            own = [row for row in rows if row[0] == arm]
+            rewards[arm] = sum(row[at] for row in own) / sum(row[at + 1] for row in own)
+    return _Found(
+        fmean(auxiliary) if auxiliary else None, fmean(target) if target else None, rewards
+    )
+
+
+def compared_parameters(model: PreTrainedModel, part: str) -> dict[str, nn.Parameter]:
+    """The parameters whose gradients rewards compare: `output_head`, or by a part of their names.
+
+    Raises:
+        ModelError: no name contains `part`.
+    """
+    return output_head(model) if part == "output_head" else named_parameters(model, part)

@@ -1,0 +1,108 @@
+"""Models that mixing trains: encoder-decoders (T5) and decoders, fresh or from a folder."""
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModelForSeq2SeqLM, PreTrainedModel, T5Config
+
+from stillhouse.errors import ModelError
+from stillhouse.models.causal_lm import build_model, load_model
+from stillhouse.models.seeded import initialised
+from stillhouse.models.shape import model_uri
+from stillhouse.spec import ModelSettings
+from stillhouse.storage.folders import local_folder
+
+_VOCAB_MULTIPLE = 64
+
+
+def build_text_model(
+    settings: ModelSettings,
+    *,
+    encoder_decoder: bool,
+    vocab_size: int,
+    num_positions: int,
+    seed: int,
+    eos_id: int,
+    pad_id: int,
+) -> PreTrainedModel:
+    """A fresh float32 model on the CPU; its weights depend on the settings and the seed alone.
+
+    An encoder-decoder is T5 1.1: gated GELU, `num_layers` on both sides, no dropout, and an output
+    head of its own unless `tie_embeddings`.
+
+    Raises:
+        ModelError: the sizes do not fit each other.
+    """
+    if not encoder_decoder:
+        return build_model(
+            settings,
+            vocab_size=vocab_size,
+            sequence_length=num_positions,
+            seed=seed,
+            eos_id=eos_id,
+        )
+    config = _t5_config(settings, vocab_size, eos_id, pad_id)
+    return initialised(lambda: _t5(config, settings.tie_embeddings), seed)
+
+
+def _t5_config(settings: ModelSettings, vocab_size: int, eos_id: int, pad_id: int) -> T5Config:
+    width = settings.hidden_size
+    heads = settings.num_heads or max(1, width // (64 if width >= 256 else 32))
+    if width % heads:
+        raise ModelError(
+            f"`model.hidden_size` {width} does not divide into {heads} heads: change "
+            "`model.num_heads` or `model.hidden_size`"
+        )
+    sizes: dict[str, Any] = {
+        "vocab_size": -(-vocab_size // _VOCAB_MULTIPLE) * _VOCAB_MULTIPLE,
+        "d_model": width,
+        "d_kv": width // heads,
+        "d_ff": settings.intermediate_size or -(-round(width * 8 / 3) // 64) * 64,
+        "num_layers": settings.num_layers,
+        "num_heads": heads,
+        "feed_forward_proj": "gated-gelu",
+        "dropout_rate": 0.0,
+        "eos_token_id": eos_id,
+        "pad_token_id": pad_id,
+        "decoder_start_token_id": pad_id,
+        "tie_word_embeddings": settings.tie_embeddings,
+    }
+    return T5Config(**sizes)
+
+
+def _t5(config: T5Config, tied: bool) -> PreTrainedModel:
+    model = AutoModelForSeq2SeqLM.from_config(config, dtype=torch.float32)
+    if not tied:  # transformers ties T5's head whatever the configuration says
+        network: Any = model
+        network.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        nn.init.normal_(network.lm_head.weight, std=config.d_model**-0.5)
+    return model
+
+
+def load_text_model(path: str, *, encoder_decoder: bool, device: torch.device) -> PreTrainedModel:
+    """A model from a folder, an fsspec URI or the hub, in float32: safetensors only.
+
+    Raises:
+        ModelError: nothing there, or not a model of this kind.
+    """
+    if not encoder_decoder:
+        return load_model(path, dtype="float32", attention="auto", device=device)
+    with local_folder(model_uri(path), (".json", ".safetensors")) as folder:
+        try:
+            model: PreTrainedModel = AutoModelForSeq2SeqLM.from_pretrained(
+                folder,
+                dtype=torch.float32,
+                use_safetensors=True,
+                trust_remote_code=False,
+                local_files_only=True,
+            )
+        except (OSError, ValueError, RuntimeError, KeyError) as error:
+            reason = " ".join(str(error).replace(str(folder), path).split())[:300]
+            raise ModelError(f"cannot load the model {path!r}: {reason}") from error
+    return model.to(device)  # pyright: ignore[reportArgumentType]
+
+
+def is_encoder_decoder(config: dict[str, Any]) -> bool:
+    """What a `config.json` says."""
+    return bool(config.get("is_encoder_decoder", False))
