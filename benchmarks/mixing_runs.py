@@ -13,10 +13,10 @@ import torch
 from stillhouse.fingerprint import fingerprint
 from stillhouse.mixing.arms import ArmPart
 from stillhouse.mixing.mixer import Mixer, MixerTask
+from stillhouse.mixing.plan import StepPlan
 from stillhouse.mixing.preparation import Lengths, SourceTask, prepare_source
 from stillhouse.mixing.run import MixTask, run_mix
 from stillhouse.mixing.settings import PolicySettings
-from stillhouse.mixing.trainer import StepPlan
 from stillhouse.spec import ModelSettings, Optimisation
 from stillhouse.storage.artifact import Manifest, Store
 from stillhouse.text.tokenizer import Tokenizer, make_tokenizer, save_pretrained, train_tokenizer
@@ -41,7 +41,7 @@ def make_world(
     vocab_size: int,
     lengths: Lengths,
 ) -> World:
-    """Train a tokenizer on all texts and prepare everything; the same inputs give the same parts."""
+    """Train a tokenizer on all texts and prepare everything; equal inputs give equal parts."""
     raw = folder / "raw"
     raw.mkdir(parents=True, exist_ok=True)
     words_folder = folder / f"tokenizer-{vocab_size}"
@@ -118,8 +118,11 @@ def run_one(
     start = init if isinstance(init, str) else init.model_dump()
     parts = [[part.name, part.uri] for part in world.arms]
     key = fingerprint(
-        [label, settings.model_dump(), repr(plan), seed, slots, num_steps, learning.model_dump()]
-        + [start, num_shots, evaluate_every, initial_examples, patience, world.target, parts]
+        [
+            *(label, settings.model_dump(), repr(plan), seed, slots, num_steps),
+            *(learning.model_dump(), start, num_shots, evaluate_every, initial_examples),
+            *(patience, world.target, parts),
+        ]
     )
     found = world.store.find_manifest("models", key)
     if found is not None:

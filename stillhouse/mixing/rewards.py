@@ -12,14 +12,15 @@ of micro-batches.
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-RewardName: TypeAlias = Literal["alignment", "magnitude", "aggregate"]
+from stillhouse.mixing.plan import RewardName
+
 Reward: TypeAlias = Callable[[Tensor, Tensor], float]
 
 _EPS = 1e-8

@@ -12,9 +12,10 @@ from stillhouse.mixing.arms import ArmPart, ArmReader
 from stillhouse.mixing.collation import Collator
 from stillhouse.mixing.evaluation import Evaluation, evaluate
 from stillhouse.mixing.mixer import MixerHandle, MixerTask
+from stillhouse.mixing.plan import StepPlan
 from stillhouse.mixing.settings import needs_initial_pass
 from stillhouse.mixing.target import Shots, choose_shots, target_rows
-from stillhouse.mixing.trainer import MixTrainer, StepPlan
+from stillhouse.mixing.trainer import MixTrainer
 from stillhouse.models.causal_lm import save_model
 from stillhouse.models.text_to_text import build_text_model, load_text_model
 from stillhouse.spec import ModelSettings, Optimisation

@@ -15,9 +15,8 @@ from collections import Counter
 from collections.abc import Generator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from statistics import fmean
 from time import perf_counter
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,7 +29,9 @@ from stillhouse.mixing.arms import ArmReader, Row
 from stillhouse.mixing.collation import Collator, TaskBatch
 from stillhouse.mixing.dealing import Slot, share, slots_of, spanning
 from stillhouse.mixing.gradients import GradientCapture, named_parameters, output_head
-from stillhouse.mixing.rewards import RewardName, products
+from stillhouse.mixing.open_step import TARGET, BatchLoss, Found, OpenStep, collect
+from stillhouse.mixing.plan import StepPlan
+from stillhouse.mixing.rewards import products
 from stillhouse.mixing.target import TargetRow
 from stillhouse.mixing.task_loss import row_losses, token_losses
 from stillhouse.models.causal_lm import choose_dtype
@@ -38,36 +39,6 @@ from stillhouse.spec import Optimisation
 from stillhouse.training.group import WorkerGroup
 from stillhouse.training.optimisation import learning_rate
 from stillhouse.training.state import Snapshot, put_snapshot, take_snapshot
-
-_TARGET = -1
-RewardKind: TypeAlias = RewardName | Literal["loss", "excess"]
-
-
-@dataclass(frozen=True, slots=True)
-class StepPlan:
-    """How the steps of a run are made up.
-
-    Attributes:
-        target_batches: micro-batches of the target in each update; 0 for none.
-        reward: what arms are rewarded for; None where nothing is learnt. `excess` is DoReMi's.
-        target_gradient: of which weights; only for rewards by gradients.
-        parameters: whose gradients are compared.
-    """
-
-    target_batches: int
-    reward: RewardKind | None = None
-    target_gradient: Literal["before_step", "after_step"] = "before_step"
-    parameters: str = "output_head"
-
-    @property
-    def by_gradient(self) -> bool:
-        """Whether rewards compare gradients."""
-        return self.reward in ("alignment", "magnitude", "aggregate")
-
-    def passes(self, slots: int) -> int:
-        """Gradient passes of a step with so many auxiliary micro-batches."""
-        again = self.by_gradient and self.target_gradient == "after_step"
-        return slots + self.target_batches * (2 if again else 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,34 +56,6 @@ class MixRecord:
     learning_rate: float
     seconds: float
     data_wait_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class _Step:
-    """What is fixed when a step begins: all its slots in order, this worker's, losses' factors."""
-
-    slots: list[Slot]
-    mine: list[Slot]
-    shared: list[int]
-    scale: float
-    weights: Sequence[float] | None
-
-    def weight(self, arm: int) -> float:
-        """What a micro-batch's mean loss is multiplied by."""
-        return self.scale * (1.0 if self.weights is None or arm < 0 else self.weights[arm])
-
-    def batches(self, arm: int) -> int:
-        """Micro-batches of the arm over all workers."""
-        return sum(slot.arm == arm for slot in self.slots)
-
-
-@dataclass(frozen=True, slots=True)
-class _Loss:
-    """Of one micro-batch: `sums` float32 [4]: NLL, tokens, excess (clipped), its tokens."""
-
-    number: int
-    arm: int
-    sums: Tensor
 
 
 class MixTrainer:
@@ -181,7 +124,7 @@ class MixTrainer:
         self.model.train()
         target = self._target_pass(step)
         early = self._plan.by_gradient and self._plan.target_gradient == "before_step"
-        gradient = self._mean_gradient(step, _TARGET, together=True) if early else None
+        gradient = self._mean_gradient(step, TARGET, together=True) if early else None
         losses, rewards = self._auxiliary(step, gradient)
         norm = self._update()
         if self._plan.by_gradient and not early:
@@ -212,9 +155,9 @@ class MixTrainer:
         name: Any = self._plan.reward if self._plan.by_gradient else "alignment"
         with self._subset_only():
             self.model.train()
-            pass_ = _Step([], [], [], 1.0, None)
+            pass_ = OpenStep([], [], [], 1.0, None)
             self._target_pass(pass_, self.target_pass_batches)
-            total = self._take(_TARGET, together=True) / self.target_pass_batches
+            total = self._take(TARGET, together=True) / self.target_pass_batches
             for arm in share(num_arms, self._group.rank, self._group.size):
                 for i in range(batches[arm]):
                     first = i * self._micro_batch
@@ -253,14 +196,14 @@ class MixTrainer:
         """Remove the hooks."""
         self._capture.close()
 
-    def _begin(self, arms: Sequence[int], weights: Sequence[float] | None) -> _Step:
+    def _begin(self, arms: Sequence[int], weights: Sequence[float] | None) -> OpenStep:
         slots = slots_of(arms, self.drawn)
         mine = [slots[i] for i in share(len(slots), self._group.rank, self._group.size)]
         self._read_ahead(mine)
         scale = 1 / (len(arms) or self._plan.target_batches)
-        return _Step(slots, mine, spanning(slots, self._group.size), scale, weights)
+        return OpenStep(slots, mine, spanning(slots, self._group.size), scale, weights)
 
-    def _end(self, step: _Step, arms: Sequence[int]) -> None:
+    def _end(self, step: OpenStep, arms: Sequence[int]) -> None:
         self.drawn.update(arms)
         self._read_ahead([Slot(0, arm, self.drawn[arm]) for arm in {s.arm for s in step.mine}])
         self.step_number += 1
@@ -270,14 +213,14 @@ class MixTrainer:
         for slot in slots:
             self._arms.ahead(slot.arm, slot.batch * self._micro_batch, self._micro_batch)
 
-    def _target_pass(self, step: _Step, batches: int | None = None) -> list[_Loss]:
+    def _target_pass(self, step: OpenStep, batches: int | None = None) -> list[BatchLoss]:
         """Backward through the target's next micro-batches, those that are this worker's."""
         count = self._plan.target_batches if batches is None else batches
-        losses: list[_Loss] = []
+        losses: list[BatchLoss] = []
         for i in share(count, self._group.rank, self._group.size):
             rows = self._target_rows(self.target_drawn + i)
-            with self._credited(_TARGET), self._seeded(-1 - i):
-                losses.append(_Loss(i, _TARGET, self._backward(rows, step.scale)))
+            with self._credited(TARGET), self._seeded(-1 - i):
+                losses.append(BatchLoss(i, TARGET, self._backward(rows, step.scale)))
         self.target_drawn += count
         return losses
 
@@ -290,19 +233,19 @@ class MixTrainer:
         return [self._target[i] for i in rows]
 
     def _auxiliary(
-        self, step: _Step, target: Tensor | None
-    ) -> tuple[list[_Loss], dict[int, float]]:
+        self, step: OpenStep, target: Tensor | None
+    ) -> tuple[list[BatchLoss], dict[int, float]]:
         """Backward through this worker's slots. With the target's gradient, an arm is rewarded as
         soon as it is done, so that one arm's gradient is held at a time.
         """
-        losses: list[_Loss] = []
+        losses: list[BatchLoss] = []
         rewards: dict[int, float] = {}
         for i, slot in enumerate(step.mine):
             size = self._micro_batch
             rows = self._arms.rows(slot.arm, slot.batch * size, size)
             with self._credited(slot.arm), self._seeded(slot.number):
                 sums = self._backward(rows, step.weight(slot.arm))
-            losses.append(_Loss(slot.number, slot.arm, sums))
+            losses.append(BatchLoss(slot.number, slot.arm, sums))
             done = i + 1 == len(step.mine) or step.mine[i + 1].arm != slot.arm
             if done and target is not None and slot.arm not in step.shared:
                 rewards[slot.arm] = self._reward(step, slot.arm, target, together=False)
@@ -310,27 +253,27 @@ class MixTrainer:
             rewards |= self._shared_rewards(step, target)
         return losses, rewards
 
-    def _shared_rewards(self, step: _Step, target: Tensor) -> dict[int, float]:
+    def _shared_rewards(self, step: OpenStep, target: Tensor) -> dict[int, float]:
         """Of arms that lie on several workers: the only arms whose gradients travel."""
         return {arm: self._reward(step, arm, target, together=True) for arm in step.shared}
 
-    def _rewards_after(self, step: _Step) -> dict[int, float]:
+    def _rewards_after(self, step: OpenStep) -> dict[int, float]:
         """As published: against the target's gradient at the new weights, by a second pass."""
         with self._subset_only():
             self._target_pass(step)
         self._optimizer.zero_grad(set_to_none=True)
-        target = self._mean_gradient(step, _TARGET, together=True)
+        target = self._mean_gradient(step, TARGET, together=True)
         mine = sorted({slot.arm for slot in step.mine} - {*step.shared})
         rewards = {arm: self._reward(step, arm, target, together=False) for arm in mine}
         return rewards | self._shared_rewards(step, target)
 
-    def _reward(self, step: _Step, arm: int, target: Tensor, *, together: bool) -> float:
+    def _reward(self, step: OpenStep, arm: int, target: Tensor, *, together: bool) -> float:
         name: Any = self._plan.reward
         return products(target, self._mean_gradient(step, arm, together=together)).reward(name)
 
-    def _mean_gradient(self, step: _Step, arm: int, *, together: bool) -> Tensor:
+    def _mean_gradient(self, step: OpenStep, arm: int, *, together: bool) -> Tensor:
         """Mean over the arm's (or the target's) micro-batches: float32[P]. Forgets the sum."""
-        batches = self._plan.target_batches if arm == _TARGET else step.batches(arm)
+        batches = self._plan.target_batches if arm == TARGET else step.batches(arm)
         return self._take(arm, together=together) / (batches * step.weight(arm))
 
     def _take(self, arm: int, *, together: bool) -> Tensor:
@@ -339,7 +282,7 @@ class MixTrainer:
         return self._group.total(total) if together else total
 
     def _backward(self, rows: Sequence[Row], weight: float) -> Tensor:
-        """Backward of the micro-batch's mean loss times `weight`; its `_Loss.sums`."""
+        """Backward of the micro-batch's mean loss times `weight`; its `BatchLoss.sums`."""
         batch = self._collate(rows).to(self._device)
         with torch.autocast(self._device.type, self._dtype, enabled=self._dtype != torch.float32):
             if self._plan.reward == "excess" and self._reference is not None:
@@ -372,16 +315,16 @@ class MixTrainer:
         self._optimizer.zero_grad(set_to_none=True)
         return float(norm)
 
-    def _gather(self, losses: Sequence[_Loss], rewards: dict[int, float]) -> "_Found":
+    def _gather(self, losses: Sequence[BatchLoss], rewards: dict[int, float]) -> Found:
         """Losses and rewards of all workers, the same on each."""
         sums = torch.stack([loss.sums for loss in losses]).tolist() if losses else []
         mine = [(of.arm, of.number, *row) for of, row in zip(losses, sums, strict=True)]
         gathered = self._group.gather((mine, rewards))
         rows = sorted(row for part, _ in gathered for row in part)
         merged = {arm: reward for _, part in gathered for arm, reward in sorted(part.items())}
-        return _found(rows, self._plan.reward, merged)
+        return collect(rows, self._plan.reward, merged)
 
-    def _check(self, found: "_Found", norm: float, rate: float) -> None:
+    def _check(self, found: Found, norm: float, rate: float) -> None:
         losses = [found.auxiliary, found.target]
         if math.isfinite(norm) and all(x is None or math.isfinite(x) for x in losses):
             return
@@ -416,29 +359,6 @@ class MixTrainer:
         finally:
             for parameter in others:
                 parameter.requires_grad_(True)
-
-
-class _Found(NamedTuple):
-    """Of all workers' micro-batches."""
-
-    auxiliary: float | None
-    target: float | None
-    rewards: dict[int, float]
-
-
-def _found(rows: Sequence[Any], reward: RewardKind | None, rewards: dict[int, float]) -> _Found:
-    """From (arm, number, NLL, tokens, excess, its tokens) of each micro-batch."""
-    means = [(arm, nll / tokens) for arm, _, nll, tokens, _, _ in rows]
-    auxiliary = [mean for arm, mean in means if arm != _TARGET]
-    target = [mean for arm, mean in means if arm == _TARGET]
-    if reward in ("loss", "excess"):
-        at = 2 if reward == "loss" else 4
-        for arm in {row[0] for row in rows} - {_TARGET}:
-            own = [row for row in rows if row[0] == arm]
-            rewards[arm] = sum(row[at] for row in own) / sum(row[at + 1] for row in own)
-    return _Found(
-        fmean(auxiliary) if auxiliary else None, fmean(target) if target else None, rewards
-    )
 
 
 def compared_parameters(model: PreTrainedModel, part: str) -> dict[str, nn.Parameter]:

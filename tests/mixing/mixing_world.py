@@ -6,15 +6,15 @@ import pyarrow.parquet as pq
 
 from stillhouse.mixing.arms import ArmPart
 from stillhouse.mixing.mixer import MixerTask
+from stillhouse.mixing.plan import StepPlan
 from stillhouse.mixing.preparation import Lengths, SourceTask, prepare_source
 from stillhouse.mixing.run import MixTask
 from stillhouse.mixing.settings import UniformSettings
-from stillhouse.mixing.trainer import StepPlan
 from stillhouse.spec import ModelSettings, Optimisation
 from stillhouse.storage.artifact import Store
 from stillhouse.text.tokenizer import make_tokenizer, save_pretrained, train_tokenizer
 
-WORDS = "red green blue one two three cat dog bird sun moon star".split()
+WORDS = ["red", "green", "blue", "one", "two", "three", "cat", "dog", "bird", "sun", "moon", "star"]
 ARMS = ("good", "other", "noise")
 
 
@@ -109,9 +109,7 @@ def mix_task(folder, store, parts, target, *, settings=None, slots=4, steps=12, 
         "max_target": 8,
         "plan": plan,
         "num_steps": steps,
-        "learning": Optimisation(
-            learning_rate=3e-3, micro_batch=4, schedule="constant", seed=seed
-        ),
+        "learning": Optimisation(learning_rate=3e-3, micro_batch=4, schedule="constant", seed=seed),
         "optimizer": "adamw",
         "activation_checkpointing": False,
         "initial_examples": 8,

@@ -11,6 +11,7 @@ from mixing_world import ARMS, make_world, mix_task
 
 from stillhouse.errors import DivergedError, SpecError
 from stillhouse.mixing.mixer import Mixer
+from stillhouse.mixing.plan import StepPlan
 from stillhouse.mixing.run import run_mix
 from stillhouse.mixing.settings import (
     Exp3Settings,
@@ -19,12 +20,12 @@ from stillhouse.mixing.settings import (
     Ucb1Settings,
     UniformSettings,
 )
-from stillhouse.mixing.trainer import StepPlan
 from stillhouse.training.group import WorkerGroup
 
 CPU = torch.device("cpu")
 UCB1 = Ucb1Settings(name="ucb1", initial_examples=8)
 BEFORE = StepPlan(2, "aggregate")
+AFTER = StepPlan(2, "alignment", "after_step")
 
 
 class Stopped(Exception):
@@ -117,7 +118,7 @@ def test_a_decoder_learns_too(world):
 def test_a_loss_that_is_not_finite_stops(world):
     learning = task_of(world).learning.model_copy(update={"learning_rate": 1e30})
     task = task_of(world, label="diverges", learning=learning, plan=StepPlan(0))
-    with pytest.raises(DivergedError, match="lower `train.learning_rate`"):
+    with pytest.raises(DivergedError, match=r"lower `train\.learning_rate`"):
         run(world[1], task)
 
 
@@ -134,7 +135,12 @@ def test_two_workers_replay_one(world, tmp_path):
     free = {
         "before": task_of(world, settings=UCB1, plan=BEFORE, label="one", slots=5, steps=20),
         "after": task_of(
-            world, settings=UCB1, plan=StepPlan(2, "alignment", "after_step"), label="two", slots=5, steps=6
+            world,
+            settings=UCB1,
+            plan=StepPlan(2, "alignment", "after_step"),
+            label="two",
+            slots=5,
+            steps=6,
         ),
     }
     alone = {name: run(world[1], task) for name, task in free.items()}
@@ -152,7 +158,9 @@ def test_two_workers_replay_one(world, tmp_path):
     assert made["replay"].totals["workers"] == 2
     assert made["replay"].totals["decisions_sha256"] == alone["before"].totals["decisions_sha256"]
     for name, one in (("replay", "before"), ("after", "after")):
-        for mine, theirs in zip(made[name].totals["losses"], alone[one].totals["losses"], strict=True):
+        for mine, theirs in zip(
+            made[name].totals["losses"], alone[one].totals["losses"], strict=True
+        ):
             assert mine == pytest.approx(theirs, abs=1e-5)
 
 

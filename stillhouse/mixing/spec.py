@@ -1,0 +1,219 @@
+"""The spec of `job: mix`."""
+
+from typing import Annotated, Any, Literal, TypeAlias
+
+from pydantic import Field, field_validator, model_validator
+
+from stillhouse.mixing.plan import StepPlan
+from stillhouse.mixing.settings import (
+    DoReMiSettings,
+    Exp3Settings,
+    LossScalingSettings,
+    OdmSettings,
+    PolicySettings,
+    ReplaySettings,
+    StaticSettings,
+    TargetOnlySettings,
+    Ucb1Settings,
+    UniformSettings,
+)
+from stillhouse.spec import (
+    Count,
+    Dtype,
+    JobSpec,
+    ModelSettings,
+    Optimisation,
+    Settings,
+    Share,
+    TokenizerSettings,
+    TokenizerTraining,
+)
+
+Control: TypeAlias = Literal[
+    "target_only",
+    "uniform",
+    "uniform_with_target_pass",
+    "static_alignment",
+    "loss_scaling",
+]
+_SOFTMAX = 0.1
+
+
+class ArmSource(Settings):
+    """Auxiliary data: one arm, or with `by` one for each value of a column."""
+
+    name: str | None = Field(default=None, description="of the arm; default: of its file or folder")
+    path: str | list[str] | None = Field(
+        default=None, description="files, folders, globs or URIs of task rows or texts"
+    )
+    selection: str | None = Field(
+        default=None, description="instead: a selection (URI, fingerprint here, or STORE#NAME)"
+    )
+    where: dict[str, str] = Field(default={}, description="only rows with these values, by column")
+    by: str | None = Field(default=None, description="column whose values are arms of their own")
+
+    @model_validator(mode="after")
+    def _one_of(self) -> "ArmSource":
+        if (self.path is None) == (self.selection is None):
+            raise ValueError("give either `path` or `selection`")
+        if self.selection is not None and (self.by is not None or self.where):
+            raise ValueError("`by` and `where` are for `path`, a selection is one arm")
+        if self.by is not None and self.name is not None:
+            raise ValueError("with `by` the column's values are the names: drop `name`")
+        return self
+
+
+class TargetTask(Settings):
+    """The few-shot target. Rows whose column `split` is `test` are for measuring only."""
+
+    path: str | list[str] = Field(description="files, folders, globs or URIs of task rows")
+    where: dict[str, str] = Field(default={}, description="only rows with these values, by column")
+    num_shots: Annotated[int, Field(ge=2)] = Field(
+        default=32, description="half train, half decide when to stop; published: 20 to 70"
+    )
+
+
+class MixModel(ModelSettings):
+    """The model that is trained: a fresh one, or one from a path."""
+
+    kind: Literal["encoder_decoder", "decoder"] = Field(
+        default="encoder_decoder", description="encoder_decoder: T5, as published"
+    )
+    path: str | None = Field(
+        default=None, description="a transformers folder, URI or hub name; sizes are its own then"
+    )
+    tie_embeddings: bool = Field(
+        default=False, description="one matrix for input and output; rewards look at the output's"
+    )
+
+
+class MixTraining(Settings):
+    """How the target model is trained."""
+
+    num_steps: Count = Field(default=10_000, description="at most; published: 10,000")
+    micro_batch: Count = Field(default=8, description="rows of a micro-batch, all of one arm")
+    accumulation: Count = Field(
+        default=16, description="auxiliary micro-batches a step; published: 16 for 3B models"
+    )
+    optimizer: Literal["adafactor", "adamw"] = Field(
+        default="adafactor", description="adafactor: as published, without a first moment"
+    )
+    learning_rate: Annotated[float, Field(gt=0)] = Field(
+        default=1e-4, description="as published for pre-trained models; fresh small ones want 1e-3"
+    )
+    schedule: Literal["constant", "cosine", "wsd"] = "constant"
+    warmup: Share = Field(default=0.01, description="share of the steps")
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    dtype: Dtype = Field(default="auto", description="of the forward pass; auto: bfloat16 on GPUs")
+    activation_checkpointing: bool = Field(
+        default=False, description="less memory for a third more work"
+    )
+    evaluate_every: Count = Field(
+        default=100, description="steps between measurements, which are also the checkpoints"
+    )
+    patience: Count | None = Field(
+        default=10, description="measurements without a better one that end a run"
+    )
+
+    def optimisation(self, seed: int) -> Optimisation:
+        """The settings in the form that trainers read."""
+        return Optimisation(
+            learning_rate=self.learning_rate,
+            schedule=self.schedule,
+            warmup=self.warmup,
+            micro_batch=self.micro_batch,
+            weight_decay=self.weight_decay,
+            max_grad_norm=self.max_grad_norm,
+            betas=(0.9, 0.999),
+            dtype=self.dtype,
+            seed=seed,
+        )
+
+
+class MixSpec(JobSpec):
+    """`job: mix`: a bandit chooses the auxiliary data while the target model trains."""
+
+    job: Literal["mix"]
+    target: TargetTask
+    auxiliary: ArmSource | list[ArmSource]
+    tokenizer: TokenizerSettings = TokenizerSettings(train=TokenizerTraining())
+    max_input_tokens: Count = Field(default=512, description="longer inputs are cut, and counted")
+    max_target_tokens: Count = Field(default=128, description="longer targets are cut, and counted")
+    max_examples: Count | None = Field(
+        default=10_000, description="of each arm, the first ones, as published; null for all"
+    )
+    skip_bad_arms: bool = Field(
+        default=False, description="go on without arms that are empty or cannot be read"
+    )
+    model: MixModel = MixModel()
+    policy: PolicySettings = Ucb1Settings(name="ucb1")
+    train: MixTraining = MixTraining()
+    controls: list[Control] = Field(
+        default=[], description="runs of as many gradient passes under other rules"
+    )
+    seeds: list[int] = Field(
+        default=[0], min_length=1, description="each draws its own shots, order and weights"
+    )
+    log_every: Count = Field(default=10, description="steps between two that log the whole law")
+
+    @field_validator("tokenizer", mode="before")
+    @classmethod
+    def _tokenizer_name(cls, value: Any) -> Any:
+        return {"path": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _fits(self) -> "MixSpec":
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"`seeds` {self.seeds} hold one twice")
+        if len(set(self.controls)) < len(self.controls):
+            raise ValueError(f"`controls` {self.controls} hold one twice")
+        return self
+
+    @property
+    def sources(self) -> list[ArmSource]:
+        """The sources of arms as a list."""
+        return self.auxiliary if isinstance(self.auxiliary, list) else [self.auxiliary]
+
+    @property
+    def target_batches(self) -> int:
+        """M: micro-batches of a target pass."""
+        return -(-((self.target.num_shots + 1) // 2) // self.train.micro_batch)
+
+
+def control_settings(name: Control, policy: PolicySettings) -> PolicySettings:
+    """A control as a policy; it compares the gradients that the policy does, where it compares."""
+    asked = policy.model_dump(include={"parameters", "initial_examples"})
+    match name:
+        case "target_only":
+            return TargetOnlySettings(name="target_only")
+        case "uniform":
+            return UniformSettings(name="uniform")
+        case "uniform_with_target_pass":
+            return UniformSettings(name="uniform", target_pass=True)
+        case "static_alignment":
+            return StaticSettings(
+                name="static", alignment_temperature=_SOFTMAX, target_pass=True, **asked
+            )
+        case "loss_scaling":
+            return LossScalingSettings(name="loss_scaling", **asked)
+
+
+def plan_of(settings: PolicySettings, target_batches: int) -> StepPlan:
+    """What a step under a policy holds beside the drawn micro-batches, and what it rewards."""
+    match settings:
+        case Exp3Settings() | Ucb1Settings() | LossScalingSettings():
+            return StepPlan(
+                target_batches, settings.reward, settings.target_gradient, settings.parameters
+            )
+        case OdmSettings():
+            return StepPlan(0, "loss")
+        case DoReMiSettings():
+            return StepPlan(0, "excess")
+        case StaticSettings():
+            batches = target_batches if settings.target_pass else 0
+            return StepPlan(batches, None, "before_step", settings.parameters)
+        case UniformSettings():
+            return StepPlan(target_batches if settings.target_pass else 0)
+        case TargetOnlySettings() | ReplaySettings():
+            return StepPlan(target_batches)
