@@ -11,7 +11,7 @@ from stillhouse.errors import SpecError
 from stillhouse.spec import NOT_IDENTITY, DataSource, JobSpec
 
 S = TypeVar("S", bound=JobSpec)
-_REFERENCES = {"threshold_from", "selection"}
+_REFERENCES = {"threshold_from", "selection", "log"}
 """Keys whose text is the URI of an artifact, or its fingerprint in the store."""
 
 

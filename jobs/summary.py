@@ -71,7 +71,28 @@ def _show_training(console: Console, result: dict[str, Any]) -> None:
     console.print(f"model:  {result['artifacts']['model']}", soft_wrap=True)
 
 
-_RESULTS = {"select": _show_selection, "train": _show_training}
+def _show_mix(console: Console, result: dict[str, Any]) -> None:
+    """Policies and controls, the best first."""
+    table = Table(title="on the target's test rows, over seeds", title_justify="left")
+    table.add_column("policy")
+    for name in ("held-out loss", "accuracy", "gradient passes"):
+        table.add_column(name, justify="right")
+    rows = [
+        (label, [list(column) for column in zip(*map(_measured, found["seeds"].values()))])
+        for label, found in result["mix"].items()
+    ]
+    for label, (losses, accuracies, passes) in sorted(rows, key=lambda row: sum(row[1][0])):
+        shown = "" if None in accuracies else f"{sum(accuracies) / len(accuracies):.3f}"
+        loss = f"{sum(losses) / len(losses):.4f}"
+        table.add_row(label, loss, shown, f"{sum(passes) / len(passes):,.0f}")
+    console.print(table)
+
+
+def _measured(row: dict[str, Any]) -> tuple[float, float | None, int]:
+    return row["heldout_nll"], row["accuracy"], row["gradient_passes"]
+
+
+_RESULTS = {"select": _show_selection, "train": _show_training, "mix": _show_mix}
 """By job: prints what a result holds."""
 
 

@@ -1,6 +1,6 @@
 """The tokenizer: trained on a random part of the pool, or loaded; kept in the store either way."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 
 from pipelines.context import Context, Unfinished
@@ -9,7 +9,7 @@ from pipelines.pins import pinned
 from pipelines.scan import Scan
 from pipelines.tokens import TokenizerRef
 from stillhouse.fingerprint import fingerprint
-from stillhouse.spec import SelectSpec, TokenizerTraining
+from stillhouse.spec import SelectSpec, TokenizerSettings, TokenizerTraining
 from stillhouse.storage.artifact import Manifest, Store
 from stillhouse.storage.folders import put_folder
 from stillhouse.text.documents import Document
@@ -126,3 +126,33 @@ def _put(
             "digest": made.digest,
         },
     )
+
+
+def task_tokenizer(
+    ctx: Context,
+    settings: TokenizerSettings,
+    what: list[object],
+    paths: list[str],
+    work: Callable[[TokenizerTraining], bytes],
+) -> TokenizerRef:
+    """The tokenizer of a mix job: by path, or trained by `work` in a Ray task.
+
+    Args:
+        what: JSON values that decide what it is trained on.
+        paths: of the data, by which a pin is known.
+        work: makes `tokenizer.json`; small and picklable.
+    """
+    if settings.train is None:
+        assert settings.path is not None
+        return given_tokenizer(ctx, settings.path, settings.eos_token)
+    training = settings.train
+    wanted = fingerprint(["tokenizer", TOKENIZER_VERSION, training.model_dump(), what])
+    key = ["tokenizer", settings.model_dump(exclude={"pin"}), paths]
+
+    def make() -> Manifest:
+        with ctx.step("tokenizer", total=1, reused=0, unit="bytes") as advance:
+            made = next(run_tasks(ctx, work, [training]))
+            advance(1, training.num_bytes)
+        return _put(ctx.store, wanted, made, None, training.model_dump())
+
+    return _ref(ctx, pinned(ctx, "tokenizer", key, settings.pin, wanted, make))

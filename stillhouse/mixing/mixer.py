@@ -12,7 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from stillhouse.errors import InputError, SpecError
+from stillhouse.errors import SpecError
+from stillhouse.mixing.decision_log import log_parts
 from stillhouse.mixing.decisions import read_decisions, read_regime, write_decisions
 from stillhouse.mixing.schedule import DrawSchedule
 from stillhouse.mixing.settings import (
@@ -23,7 +24,7 @@ from stillhouse.mixing.settings import (
     make_policy,
 )
 from stillhouse.storage.commit import replace
-from stillhouse.storage.filesystem import join, list_names, read_many
+from stillhouse.storage.filesystem import join
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,18 +168,6 @@ class Mixer:
             "draws": self._schedule.draws,
             "decisions_sha256": self._schedule.decisions_sha256,
         }
-
-
-def log_parts(uri: str) -> list[bytes]:
-    """The parts of a log of decisions, in order.
-
-    Raises:
-        InputError: there are none.
-    """
-    names = [name for name in list_names(uri) if name.endswith(".parquet")]
-    if not names:
-        raise InputError(f"{uri} holds no log of decisions (`policy.log`)")
-    return read_many([join(uri, name) for name in names])
 
 
 def _log(task: MixerTask) -> Any:

@@ -47,7 +47,7 @@ class SourceTask:
         fingerprint: names the result.
         name: of the arm; with `by`, of the source, whose arms are named by their values.
         uris: files, in order.
-        tokenizer: folder of the tokenizer of a selection's sequences; None for files of text.
+        selection_tokenizer: folder of the tokenizer of a selection's sequences; None for files.
         max_examples: of each arm, the first ones; None for all.
     """
 

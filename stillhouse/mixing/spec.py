@@ -51,6 +51,7 @@ class ArmSource(Settings):
     )
     where: dict[str, str] = Field(default={}, description="only rows with these values, by column")
     by: str | None = Field(default=None, description="column whose values are arms of their own")
+    exclude: list[str] = Field(default=[], description="with `by`: values that are no arms")
 
     @model_validator(mode="after")
     def _one_of(self) -> "ArmSource":
@@ -168,6 +169,8 @@ class MixSpec(JobSpec):
             raise ValueError(f"`seeds` {self.seeds} hold one twice")
         if len(set(self.controls)) < len(self.controls):
             raise ValueError(f"`controls` {self.controls} hold one twice")
+        if self.policy.name in self.controls:
+            raise ValueError(f"`{self.policy.name}` is the policy and among the `controls`")
         return self
 
     @property

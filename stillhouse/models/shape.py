@@ -90,6 +90,20 @@ def shape_of(config: dict[str, Any]) -> ModelShape:
     )
 
 
+def read_config(folder: str) -> dict[str, Any]:
+    """The transformers configuration in a folder.
+
+    Raises:
+        ModelError: there is no `config.json`, or it is no JSON.
+    """
+    try:
+        return json.loads(read_bytes(join(folder, "config.json")))
+    except FileNotFoundError:
+        raise ModelError(f"{folder} holds no config.json: not a transformers model") from None
+    except ValueError as error:
+        raise ModelError(f"{folder}/config.json is not JSON: {error}") from None
+
+
 def read_shape(folder: str) -> ModelShape:
     """The shape of the model in a folder.
 
@@ -97,9 +111,7 @@ def read_shape(folder: str) -> ModelShape:
         ModelError: no `config.json`, or not one of a causal language model.
     """
     try:
-        return shape_of(json.loads(read_bytes(join(folder, "config.json"))))
-    except FileNotFoundError:
-        raise ModelError(f"{folder} holds no config.json: not a transformers model") from None
+        return shape_of(read_config(folder))
     except (ValueError, KeyError, TypeError) as error:
         raise ModelError(
             f"{folder}/config.json is not a causal language model's: {error}"

@@ -86,8 +86,17 @@ def density(data: Density, threshold: float) -> Markup:
     return frame.draw(marks, Markup(""), "Sequences by prior and conditional loss")
 
 
-def curves(data: Sequence[Curve]) -> Markup:
-    """Held-out loss over training tokens: mean over the seeds, and a band from least to most."""
+def curves(
+    data: Sequence[Curve],
+    *,
+    main: Sequence[str] = MAIN_CURVES,
+    x_title: str = "tokens trained on",
+    y_title: str = "held-out loss",
+) -> Markup:
+    """A loss over training: mean over the seeds, and a band from least to most.
+
+    `main` are names of curves that stand out.
+    """
     groups = _by_name(data)
     end = max(tokens for group in groups.values() for tokens in group)
     settled = [
@@ -99,13 +108,13 @@ def curves(data: Sequence[Curve]) -> Markup:
     ]
     across, up = Axis(0, end), padded(min(settled), max(settled))
     marks = Markup("")
-    styles = _styles(groups)
-    for name, group in sorted(groups.items(), key=lambda item: item[0] in MAIN_CURVES):
+    styles = _styles(groups, main)
+    for name, group in sorted(groups.items(), key=lambda item: item[0] in main):
         marks += _curve(styles[name], group, across, up)
     finals = {name: _mean(group[max(group)]) for name, group in groups.items()}
-    frame = Frame(across, up, "tokens trained on", "held-out loss")
+    frame = Frame(across, up, x_title, y_title)
     return frame.draw(
-        marks, end_labels(finals, styles, up), "Held-out loss over training tokens", "curves"
+        marks, end_labels(finals, styles, up), f"{y_title} over {x_title}".capitalize(), "curves"
     )
 
 
@@ -216,12 +225,10 @@ def _by_name(data: Sequence[Curve]) -> dict[str, dict[float, list[float]]]:
     return groups
 
 
-def _styles(names: Iterable[str]) -> dict[str, str]:
+def _styles(names: Iterable[str], main: Sequence[str]) -> dict[str, str]:
     """The main curve's own line, the others' dash patterns in their order."""
-    others = [name for name in names if name not in MAIN_CURVES]
-    return dict.fromkeys(MAIN_CURVES, "main") | {
-        name: f"dash{i % 4}" for i, name in enumerate(others)
-    }
+    others = [name for name in names if name not in main]
+    return dict.fromkeys(main, "main") | {name: f"dash{i % 4}" for i, name in enumerate(others)}
 
 
 def _curve(style: str, group: dict[float, list[float]], across: Axis, up: Axis) -> Markup:

@@ -11,6 +11,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from stillhouse.report import charts, formatting, training_charts
 from stillhouse.report.data import BASELINE, ReportData, TargetRow, difference, source_shares
+from stillhouse.report.heat import heat_plot
+from stillhouse.report.mix_data import MixReport
 from stillhouse.report.training import TrainingReport
 
 GROUPS = (
@@ -46,6 +48,22 @@ def render_training(data: TrainingReport) -> str:
     """The page of a train job, as text to be written in UTF-8."""
     template = _environment().get_template("train.html.j2")
     return template.render(data=data, charts=training_charts)
+
+
+def render_mix(data: MixReport) -> str:
+    """The page of a mix job."""
+    by_name = {row.name: row for row in data.policies}
+    return (
+        _environment()
+        .get_template("mix.html.j2")
+        .render(
+            data=data,
+            main=by_name[data.main],
+            best=min(data.policies, key=lambda row: row.heldout[0]),
+            charts=charts,
+            heat_plot=heat_plot,
+        )
+    )
 
 
 def _target(data: ReportData, name: str) -> TargetRow | None:

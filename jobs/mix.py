@@ -1,0 +1,111 @@
+"""`job: mix` as the verbs see it."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from pipelines.context import Context
+from pipelines.given import model_identity
+from pipelines.mix_data import ListedSource, MixInputs, list_sources, open_sources
+from stillhouse.errors import ModelError
+from stillhouse.mixing.decision_log import log_digest
+from stillhouse.mixing.settings import ReplaySettings
+from stillhouse.mixing.spec import MixSpec
+from stillhouse.models.shape import model_uri, read_config
+from stillhouse.storage.artifact import Store
+from stillhouse.storage.filesystem import FileInfo, join
+from stillhouse.storage.run_record import RunRecord
+from stillhouse.text.tokenizer import load_tokenizer
+
+
+def list_mix(spec: MixSpec) -> "ListedMix":
+    """See `jobs.kinds.list_job`."""
+    if spec.tokenizer.path is not None:
+        load_tokenizer(spec.tokenizer.path, spec.tokenizer.eos_token)
+    if spec.model.path is not None:
+        _check_model(spec.model.path, spec.model.kind)
+    if isinstance(spec.policy, ReplaySettings):
+        log_digest(spec.policy.log)
+    target, sources = list_sources(spec)
+    return ListedMix(spec, target, tuple(sources))
+
+
+def _check_model(path: str, kind: str) -> None:
+    """ModelError: nothing there, or a model of the other kind."""
+    found = read_config(model_uri(path)).get("is_encoder_decoder", False)
+    if found != (kind == "encoder_decoder"):
+        other = "encoder_decoder" if found else "decoder"
+        raise ModelError(f"the model {path!r} is no {kind}: set `model.kind: {other}`")
+
+
+@dataclass(frozen=True, slots=True)
+class ListedMix:
+    """A mix job whose files were listed."""
+
+    spec: MixSpec
+    target: ListedSource
+    sources: tuple[ListedSource, ...]
+
+    @property
+    def files(self) -> list[list[FileInfo]]:
+        """Of the target, and of each source of arms."""
+        return [list(source.files) for source in (self.target, *self.sources)]
+
+    def open(self, store: Store, *, remember: bool) -> "OpenedMix":
+        """Digest the files."""
+        inputs = open_sources(store, self.target, self.sources, remember=remember)
+        path = self.spec.model.path
+        init = None if path is None else model_identity(store, model_uri(path), remember=remember)
+        return OpenedMix(self.spec, inputs, init)
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedMix:
+    """A mix job whose inputs are known by content; `init` is that of a given model."""
+
+    spec: MixSpec
+    inputs: MixInputs
+    init: str | None
+
+    def identity(self) -> list[Any]:
+        """Of target, arms, and what is given."""
+        spec, sources = self.spec, (self.inputs.target, *self.inputs.sources)
+        tokenizer, policy = spec.tokenizer.path, spec.policy
+        return [
+            [[source.listed.name, source.digests] for source in sources],
+            self.inputs.broken,
+            self.init,
+            None if tokenizer is None else load_tokenizer(tokenizer).digest,
+            log_digest(policy.log) if isinstance(policy, ReplaySettings) else None,
+        ]
+
+    def walk(self, ctx: Context) -> object:
+        """The whole pipeline; where it begins to train is where a dry one ends."""
+        from pipelines.mix import run_mix_job
+
+        return run_mix_job(ctx, self.spec, self.inputs, self.init, "")
+
+    def run(self, ctx: Context, record: RunRecord) -> dict[str, Any]:
+        """The pipeline, then the report."""
+        from jobs.mix_outcome import write_mix_outcome
+        from pipelines.mix import run_mix_job
+
+        decisions = join(record.uri, "decisions")
+        made = run_mix_job(ctx, self.spec, self.inputs, self.init, decisions)
+        return write_mix_outcome(ctx, self.spec, made, record)
+
+    def estimate(self, ctx: Context, *, complete: bool) -> dict[str, dict[str, Any]]:
+        """Runs and gradient passes; what a pass takes is known when one has been made."""
+        known = {name: (work.parts, work.reused) for name, work in ctx.work.items()}
+        runs = len(self.spec.seeds) * (1 + len(self.spec.controls))
+        names: dict[str, tuple[int | None, int]] = {"tokenizer": (1, 0), "arms": (None, 0)}
+        return {
+            name: {
+                "parts": known.get(name, default)[0],
+                "reused": known.get(name, default)[1],
+                "tokens": 0,
+                "flops": 0,
+                "seconds": None,
+            }
+            for name, default in {**names, "mix": (runs, 0)}.items()
+            if not complete or name in known
+        }

@@ -1,0 +1,270 @@
+"""Mixing: arms -> Mixer actor -> training workers -> rewards -> Mixer; a model for each run.
+
+A job's runs (the policy and its controls, with every seed) follow each other in the same workers;
+one that is in the store already is not run again.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from actors.mixer import Mixer, RemoteMixer
+from pipelines.context import Context
+from pipelines.mix_data import ArmsMade, MixInputs, prepare_arms
+from pipelines.workers import STEP, run_workers
+from stillhouse.errors import SpecError
+from stillhouse.fingerprint import fingerprint
+from stillhouse.mixing.decision_log import log_digest, read_log_regime
+from stillhouse.mixing.mixer import MixerTask
+from stillhouse.mixing.plan import StepPlan
+from stillhouse.mixing.run import MIX_VERSION, MixTask
+from stillhouse.mixing.settings import PolicySettings, ReplaySettings, needs_initial_pass
+from stillhouse.mixing.spec import MixSpec, control_settings, plan_of
+from stillhouse.spec import ModelSettings
+from stillhouse.storage.artifact import Manifest, Store
+
+_MODEL_KEYS = {"kind", "path"}
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A policy or control of the job: how many micro-batches, passes and steps it has."""
+
+    label: str
+    settings: PolicySettings
+    plan: StepPlan
+    slots: int
+    num_steps: int
+
+
+@dataclass(frozen=True, slots=True)
+class MixRun:
+    """Everything that a mix job made; `models` by label and seed."""
+
+    arms: ArmsMade
+    rules: tuple[Rule, ...]
+    models: dict[str, dict[int, Manifest]]
+
+
+def run_mix_job(
+    ctx: Context, spec: MixSpec, inputs: MixInputs, init: str | None, decisions: str
+) -> MixRun:
+    """Prepare the arms and train every run.
+
+    Args:
+        ctx: the run.
+        spec: the job.
+        inputs: what it reads.
+        init: content of a given model, for identities; None for a fresh one.
+        decisions: URI of the folder under which logs are written.
+
+    Raises:
+        StillhouseError: whatever stopped it; run again to go on from the last checkpoint.
+    """
+    arms = prepare_arms(ctx, spec, inputs)
+    rules = rules_of(spec, [part.num_rows for part in arms.arms])
+    tasks = [
+        mix_task(ctx.store, spec, arms, rule, seed, init, decisions)
+        for seed in spec.seeds
+        for rule in rules
+    ]
+    made = train_mixes(ctx, tasks)
+    models: dict[str, dict[int, Manifest]] = {rule.label: {} for rule in rules}
+    for task, manifest in zip(tasks, made, strict=True):
+        models[task.label][task.seed] = manifest
+    return MixRun(arms, tuple(rules), models)
+
+
+def rules_of(spec: MixSpec, sizes: Sequence[int]) -> list[Rule]:
+    """The policy, and its controls with as many gradient passes.
+
+    A control has the policy's passes in every step, and as many steps as the policy's initial pass
+    over the arms would have made.
+    """
+    train, batches = spec.train, spec.target_batches
+    plan, slots = plan_of(spec.policy, batches), train.accumulation
+    if isinstance(spec.policy, ReplaySettings):
+        plan = _replayed_plan(spec, spec.policy)
+    first = Rule(spec.policy.name, spec.policy, plan, slots, train.num_steps)
+    rules, each = [first], plan.passes(slots)
+    budget = each * train.num_steps + _initial_passes(spec, spec.policy, sizes)
+    for name in spec.controls:
+        settings = control_settings(name, spec.policy)
+        plan = plan_of(settings, batches)
+        steps = max(1, (budget - _initial_passes(spec, settings, sizes)) // each)
+        if name == "target_only":
+            rules.append(Rule(name, settings, StepPlan(each), 0, steps))
+        else:
+            rules.append(Rule(name, settings, plan, each - plan.passes(0), steps))
+    return rules
+
+
+def _initial_passes(spec: MixSpec, settings: PolicySettings, sizes: Sequence[int]) -> int:
+    if not needs_initial_pass(settings):
+        return 0
+    examples: int = getattr(settings, "initial_examples", 0)
+    batch = spec.train.micro_batch
+    return sum(-(-min(examples, size) // batch) for size in sizes) + spec.target_batches
+
+
+def _replayed_plan(spec: MixSpec, settings: ReplaySettings) -> StepPlan:
+    regime = read_log_regime(settings.log)
+    if regime["weighted"]:
+        raise SpecError(f"`policy.log` is of `{regime['policy']}`, whose losses are weighted")
+    for key, here in (("slots", spec.train.accumulation), ("micro_batch", spec.train.micro_batch)):
+        if regime[key] != here:
+            name = "accumulation" if key == "slots" else key
+            raise SpecError(
+                f"`policy.log` was written with `train.{name}: {regime[key]}`, not {here}"
+            )
+    return StepPlan(regime["target_batches"])
+
+
+def mix_task(
+    store: Store,
+    spec: MixSpec,
+    arms: ArmsMade,
+    rule: Rule,
+    seed: int,
+    init: str | None,
+    decisions: str,
+) -> MixTask:
+    """A run as plain values, named by all that decides its model."""
+    train = spec.train
+    sizes = tuple(part.num_rows for part in arms.arms)
+    settings = rule.settings.model_dump(mode="json", exclude={"log"})
+    if isinstance(rule.settings, ReplaySettings):
+        settings["log_sha256"] = log_digest(rule.settings.log)
+    identity: dict[str, Any] = {
+        "policy": settings,
+        "seed": seed,
+        "plan": [rule.slots, rule.num_steps, rule.plan.target_batches],
+        "train": train.model_dump(mode="json"),
+        "model": spec.model.model_dump(mode="json", exclude={"path"}) if init is None else init,
+        "data": {
+            "arms": [[a.name, d] for a, d in zip(arms.arms, arms.digests, strict=True)],
+            "target": arms.target,
+            "num_shots": spec.target.num_shots,
+        },
+        "tokenizer": arms.tokenizer.digest,
+    }
+    name = fingerprint(["mix", MIX_VERSION, identity])
+    regime = {
+        "policy": rule.label,
+        "seed": seed,
+        "slots": rule.slots,
+        "micro_batch": train.micro_batch,
+        "target_batches": rule.plan.target_batches,
+        "weighted": rule.settings.name in ("loss_scaling", "doremi"),
+    }
+    mixer = MixerTask(
+        settings=rule.settings,
+        arms=tuple(part.name for part in arms.arms),
+        sizes=sizes,
+        slots=rule.slots,
+        target_batches=spec.target_batches,
+        seed=seed,
+        log=f"{decisions}/{rule.label}-{seed}",
+        log_every=spec.log_every,
+        regime=regime,
+    )
+    fresh = ModelSettings(**spec.model.model_dump(exclude=_MODEL_KEYS))
+    return MixTask(
+        fingerprint=name,
+        label=rule.label,
+        seed=seed,
+        init=fresh if spec.model.path is None else spec.model.path,
+        encoder_decoder=spec.model.kind == "encoder_decoder",
+        arms=tuple(arms.arms),
+        target=arms.target,
+        num_shots=spec.target.num_shots,
+        tokenizer=arms.tokenizer.path,
+        eos_token=arms.tokenizer.eos_token,
+        max_input=spec.max_input_tokens,
+        max_target=spec.max_target_tokens,
+        plan=rule.plan,
+        num_steps=rule.num_steps,
+        learning=train.optimisation(seed),
+        optimizer=train.optimizer,
+        activation_checkpointing=train.activation_checkpointing,
+        initial_examples=getattr(rule.settings, "initial_examples", 0),
+        evaluate_every=train.evaluate_every,
+        patience=train.patience,
+        mixer=mixer,
+        inputs={"arms": [part.uri for part in arms.arms], "target": arms.target},
+        settings=identity,
+    )
+
+
+def train_mixes(ctx: Context, tasks: Sequence[MixTask]) -> list[Manifest]:
+    """Train every run that is not in the store, in one group of workers; all manifests, in order.
+
+    Raises:
+        DivergedError, SpecError: as `run_mix`. PartFailedError, ClusterError: as `run_workers`.
+    """
+    found = {t.fingerprint: ctx.store.find_manifest("models", t.fingerprint) for t in tasks}
+    todo = [task for task in tasks if found[task.fingerprint] is None]
+    with ctx.step("mix", total=len(tasks), reused=len(tasks) - len(todo), unit="steps") as advance:
+        if todo:
+            actor: Any = Mixer
+            mixer = actor.remote()
+            follower = _Follower(ctx, todo, advance)
+            gpus = ctx.compute.gpus_per_worker > 0
+            work = partial(_work, ctx.store, tuple(todo), mixer, ctx.compute.device, gpus)
+            run_workers(ctx, "mixing", work, follower.hear)
+    return [ctx.store.get_manifest("models", task.fingerprint) for task in tasks]
+
+
+def _work(
+    store: Store, tasks: Sequence[MixTask], mixer: Any, device: str, gpus: bool, tell: Any
+) -> None:
+    """In each worker: one run after another."""
+    import torch
+
+    from stillhouse.mixing.run import run_mix
+    from stillhouse.models.causal_lm import choose_device
+    from stillhouse.training.group import WorkerGroup
+
+    where = choose_device(device, float(gpus))
+    if gpus:
+        from ray.train.torch import get_device
+
+        where = torch.device(str(get_device()))
+        torch.cuda.set_device(where)
+    group = WorkerGroup.current()
+    for number, task in enumerate(tasks):
+        there = store.find_manifest("models", task.fingerprint) is not None
+        if group.gather(there)[0]:
+            continue
+        say = partial(_tell, tell, number, tasks) if group.rank == 0 else None
+        run_mix(store, task, RemoteMixer(mixer, task.mixer), device=where, group=group, on_step=say)
+        if group.rank == 0:
+            tell("run", {"label": task.label, "seed": task.seed, "number": number})
+
+
+def _tell(tell: Any, number: int, tasks: Sequence[MixTask], step: int, num_steps: int) -> None:
+    """Where the job is, in steps over all of its runs."""
+    before = sum(task.num_steps for task in tasks[:number])
+    tell(STEP, {"step": before + step, "run": number, "of": num_steps})
+
+
+class _Follower:
+    """Lets the step's progress move to where the runs are."""
+
+    def __init__(self, ctx: Context, tasks: Sequence[MixTask], advance: Any) -> None:
+        self._ctx, self._tasks, self._advance = ctx, tasks, advance
+        self._done = 0.0
+
+    def hear(self, kind: str, content: dict[str, Any]) -> None:
+        """Take one of the workers' news."""
+        if kind == STEP:
+            place = content["run"] + 0.999 * (
+                content["step"] - sum(t.num_steps for t in self._tasks[: content["run"]])
+            ) / (self._tasks[content["run"]].num_steps)
+        else:
+            place = content["number"] + 1.0
+            self._ctx.listener.note("mix run", content)
+        if place > self._done:
+            self._advance(place - self._done, place - self._done)
+            self._done = place

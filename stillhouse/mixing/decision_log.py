@@ -1,0 +1,36 @@
+"""A log of decisions in the store: the parts of one run's folder."""
+
+from typing import Any
+
+from stillhouse.errors import InputError
+from stillhouse.fingerprint import sha256
+from stillhouse.mixing.decisions import read_regime
+from stillhouse.storage.filesystem import absolute_uri, join, list_names, read_bytes, read_many
+
+
+def log_names(uri: str) -> list[str]:
+    """URIs of the parts, in order.
+
+    Raises:
+        InputError: there are none.
+    """
+    folder = absolute_uri(uri)
+    names = [name for name in list_names(folder) if name.endswith(".parquet")]
+    if not names:
+        raise InputError(f"{uri} holds no log of decisions (`policy.log`)")
+    return [join(folder, name) for name in names]
+
+
+def log_parts(uri: str) -> list[bytes]:
+    """The parts, in order. InputError: there are none."""
+    return read_many(log_names(uri))
+
+
+def read_log_regime(uri: str) -> dict[str, Any]:
+    """What the log says of its run beside the draws. InputError: there is no log."""
+    return read_regime(read_bytes(log_names(uri)[0]))
+
+
+def log_digest(uri: str) -> str:
+    """SHA-256 over the parts. InputError: there are none."""
+    return sha256(b"".join(log_parts(uri)))
