@@ -20,9 +20,9 @@ import pyarrow.parquet as pq
 import torch
 from mixing_runs import World, make_world, run_one, write_json
 
+from stillhouse.mixing.decision_log import log_parts
 from stillhouse.mixing.decisions import Decision, read_decisions
 from stillhouse.mixing.exp3 import Exp3
-from stillhouse.mixing.mixer import log_parts
 from stillhouse.mixing.plan import StepPlan
 from stillhouse.mixing.policy import Policy
 from stillhouse.mixing.preparation import Lengths
@@ -39,7 +39,7 @@ LENGTHS = Lengths(48, 48)
 STEPS, SLOTS, SHOTS, BATCH = 300, 8, 64, 8
 MODEL = ModelSettings(hidden_size=64, num_layers=1, tie_embeddings=False)
 LEARNING = Optimisation(
-    learning_rate=5e-4, micro_batch=BATCH, schedule="constant", warmup=0.05, betas=(0.9, 0.99)
+    learning_rate=1.5e-4, micro_batch=BATCH, schedule="constant", warmup=0.05, betas=(0.9, 0.99)
 )
 FLOORS = {"ucb1 faithful": 0.30, "exp3 faithful": 0.20}
 POLICIES: dict[str, PolicySettings] = {

@@ -23,6 +23,7 @@ from stillhouse.storage.run_record import RunRecord, now
 
 _BINS = 120
 _ENTROPY_BINS = 20
+_MOST_DRAWN = 5
 
 
 def write_mix_outcome(
@@ -107,10 +108,15 @@ def mix_report(spec: MixSpec, made: MixRun, run_uri: str) -> MixReport:
             for label, of in made.models.items()
         ],
         heats=[_heat(label, logs[label], names) for label in logs if label in _shown(main, logs)],
-        curves=[_curve(label, t["curve"], "step") for label, t in runs],
-        passes=[_curve(label, t["curve"], "passes") for label, t in runs],
-        effective=[_effective(label, log, len(names)) for label in logs for log in logs[label]],
+        curves=[_curve(label, t, "step") for label, t in runs],
+        passes=[_curve(label, t, "passes") for label, t in runs],
+        effective=[
+            _effective(label, seed, log, len(names))
+            for label in logs
+            for seed, log in enumerate(logs[label])
+        ],
         arms=_arm_rows(logs[main], names, made) if main in logs else [],
+        cumulative=_cumulative(logs[main], names) if main in logs else [],
         rows=row_fates(made.arms),
         skipped=made.arms.skipped,
         warnings=_warnings(runs, made),
@@ -138,8 +144,9 @@ def _seed_row(made: Manifest) -> SeedRow:
     )
 
 
-def _curve(label: str, rows: Sequence[dict[str, Any]], key: str) -> Curve:
-    return Curve(label, [(float(row[key]), row["heldout_nll"]) for row in rows])
+def _curve(label: str, totals: dict[str, Any], key: str) -> Curve:
+    points = [(float(row[key]), row["heldout_nll"]) for row in totals["curve"]]
+    return Curve(label, totals["seed"], points)
 
 
 def _counts(log: Sequence[Decision], num_arms: int, bins: int) -> NDArray[np.float64]:
@@ -171,13 +178,29 @@ def _heat(label: str, logs: Sequence[Sequence[Decision]], names: Sequence[str]) 
     return Heat(label, [names[i] for i in order], np.round(shares[order], 5).tolist(), steps)
 
 
-def _effective(label: str, log: Sequence[Decision], num_arms: int) -> Curve:
+def _effective(label: str, seed: int, log: Sequence[Decision], num_arms: int) -> Curve:
     steps = log[-1].step + 1
     bins = min(_ENTROPY_BINS, steps)
     shares = _laws(log, num_arms, bins)
     logs = np.log(np.where(shares > 0, shares, 1))
     effective = np.exp(-(shares * logs).sum(0))
-    return Curve(label, [((b + 1) * steps / bins, float(effective[b])) for b in range(bins)])
+    points = [((b + 1) * steps / bins, float(effective[b])) for b in range(bins)]
+    return Curve(label, seed, points)
+
+
+def _cumulative(logs: Sequence[Sequence[Decision]], names: Sequence[str]) -> list[Curve]:
+    """Draws so far of the most drawn arms, at twenty places of the run."""
+    counts = [np.bincount([d.arm for d in log], minlength=len(names)) for log in logs]
+    most = np.argsort(-np.sum(counts, axis=0), kind="stable")[:_MOST_DRAWN]
+    curves: list[Curve] = []
+    for arm in most:
+        for seed, log in enumerate(logs):
+            steps = log[-1].step + 1
+            drawn = np.cumsum(np.bincount([d.step for d in log if d.arm == arm], minlength=steps))
+            places = np.unique(np.linspace(1, steps, _ENTROPY_BINS).astype(int))
+            points = [(float(place), float(drawn[place - 1])) for place in places]
+            curves.append(Curve(names[arm], seed, points))
+    return curves
 
 
 def _arm_rows(

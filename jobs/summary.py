@@ -77,19 +77,17 @@ def _show_mix(console: Console, result: dict[str, Any]) -> None:
     table.add_column("policy")
     for name in ("held-out loss", "accuracy", "gradient passes"):
         table.add_column(name, justify="right")
-    rows = [
-        (label, [list(column) for column in zip(*map(_measured, found["seeds"].values()))])
-        for label, found in result["mix"].items()
-    ]
-    for label, (losses, accuracies, passes) in sorted(rows, key=lambda row: sum(row[1][0])):
-        shown = "" if None in accuracies else f"{sum(accuracies) / len(accuracies):.3f}"
-        loss = f"{sum(losses) / len(losses):.4f}"
-        table.add_row(label, loss, shown, f"{sum(passes) / len(passes):,.0f}")
+    rows = {label: list(found["seeds"].values()) for label, found in result["mix"].items()}
+    for label, seeds in sorted(rows.items(), key=lambda row: _mean(row[1], "heldout_nll")):
+        told = all(seed["accuracy"] is not None for seed in seeds)
+        accuracy = f"{_mean(seeds, 'accuracy'):.3f}" if told else ""
+        passes = f"{_mean(seeds, 'gradient_passes'):,.0f}"
+        table.add_row(label, f"{_mean(seeds, 'heldout_nll'):.4f}", accuracy, passes)
     console.print(table)
 
 
-def _measured(row: dict[str, Any]) -> tuple[float, float | None, int]:
-    return row["heldout_nll"], row["accuracy"], row["gradient_passes"]
+def _mean(rows: list[dict[str, Any]], key: str) -> float:
+    return sum(row[key] for row in rows) / len(rows)
 
 
 _RESULTS = {"select": _show_selection, "train": _show_training, "mix": _show_mix}

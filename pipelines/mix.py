@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
+from uuid import uuid4
 
 from actors.mixer import Mixer, RemoteMixer
 from pipelines.context import Context
@@ -208,7 +209,7 @@ def train_mixes(ctx: Context, tasks: Sequence[MixTask]) -> list[Manifest]:
     with ctx.step("mix", total=len(tasks), reused=len(tasks) - len(todo), unit="steps") as advance:
         if todo:
             actor: Any = Mixer
-            mixer = actor.remote()
+            mixer = actor.options(name=f"mixer-{uuid4().hex}").remote()
             follower = _Follower(ctx, todo, advance)
             gpus = ctx.compute.gpus_per_worker > 0
             work = partial(_work, ctx.store, tuple(todo), mixer, ctx.compute.device, gpus)

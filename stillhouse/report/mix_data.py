@@ -88,6 +88,7 @@ class MixReport:
         main: name of the policy; the others are controls.
         curves: held-out loss over steps; `passes`: over gradient passes; `effective`: effective
             number of arms, the exponential of the law's entropy, over steps.
+        cumulative: draws of the most drawn arms so far, over steps, a curve of each seed.
         rows: what became of the arms' rows, by reason.
         skipped: arms that were left out, and why.
     """
@@ -105,6 +106,7 @@ class MixReport:
     passes: list[Curve]
     effective: list[Curve]
     arms: list[ArmRow]
+    cumulative: list[Curve] = field(default_factory=list)
     rows: dict[str, int] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)

@@ -1,0 +1,98 @@
+import json
+
+import pyarrow as pa
+import pytest
+from mixing_world import source_task, write_rows, write_tokenizer
+
+from stillhouse.mixing.preparation import Lengths, prepare_source
+from stillhouse.storage.artifact import Store, read_table
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory):
+    return write_tokenizer(tmp_path_factory.mktemp("words"))
+
+
+def prepared(words, folder, uri, **changes):
+    store = Store(str(folder / "store"))
+    receipt = prepare_source(store, words, source_task("a", uri, **changes))
+    tables = [read_table(store.path(part.path)) for part in receipt.parts]
+    return receipt, pa.concat_tables(tables).to_pylist() if tables else []
+
+
+def counts(receipt):
+    return receipt.info["arms"][0]["counts"]
+
+
+def test_bad_rows_are_counted_by_reason(words, tmp_path):
+    rows = [
+        {"input": "red", "target": "cat", "choices": ["cat", "dog"]},
+        {"input": None, "target": "cat", "choices": None},
+        {"input": "red", "target": " ", "choices": None},
+        {"input": "red", "target": None, "choices": ["cat"]},
+        {"input": "red", "target": "sun", "choices": ["cat", "dog"]},
+        {"input": "red", "target": "cat", "choices": ["cat", "cat"]},
+    ]
+    receipt, made = prepared(words, tmp_path, write_rows(tmp_path / "a.parquet", rows))
+    assert len(made) == 1
+    assert counts(receipt) == {
+        "examples": 1,
+        "tokens": len(made[0]["input_ids"]) + len(made[0]["target_ids"]),
+        "bad: no `input`": 1,
+        "bad: empty `target`": 1,
+        "bad: `choices` without `target`": 1,
+        "bad: `target` is none of its `choices`": 1,
+        "bad: two equal `choices`": 1,
+    }
+
+
+def test_long_rows_are_cut_and_counted(words, tmp_path):
+    rows = [{"input": "red " * 50, "target": "cat"}, {"input": "red", "target": "dog"}]
+    uri = write_rows(tmp_path / "a.parquet", rows)
+    receipt, made = prepared(words, tmp_path, uri, lengths=Lengths(7, 3))
+    assert sorted(len(row["input_ids"]) for row in made)[1] == 7
+    assert counts(receipt)["truncated"] == 1
+
+
+def test_the_first_rows_up_to_the_cap_are_taken(words, tmp_path):
+    rows = [{"input": f"red {i}", "target": "cat"} for i in range(20)]
+    receipt, made = prepared(
+        words, tmp_path, write_rows(tmp_path / "a.parquet", rows), max_examples=4
+    )
+    found = sorted(words.decode(row["input_ids"]) for row in made)
+    assert found == ["red 0", "red 1", "red 2", "red 3"]
+    assert counts(receipt)["over the cap"] == 16
+
+
+@pytest.mark.parametrize(("split_text", "lost"), [(True, 0), (False, 0)])
+def test_text_is_cut_in_pieces_and_nothing_is_lost(words, tmp_path, split_text, lost):
+    text = " ".join(["red green blue cat"] * 30)
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps({"text": text}) + "\nnot json\n")
+    receipt, made = prepared(
+        words, tmp_path, str(path), lengths=Lengths(16, 16), split_text=split_text
+    )
+    pieces = [words.decode(row["input_ids"] + row["target_ids"]) for row in made]
+    assert sum(map(len, pieces)) == len(text) - lost
+    assert all(bool(row["input_ids"]) == split_text for row in made)
+    assert any(key.startswith("bad: broken JSON") for key in counts(receipt))
+
+
+def test_values_of_a_column_become_arms_and_rows_are_filtered(words, tmp_path):
+    rows = [
+        {"input": "red", "target": "cat", "task": task, "lang": lang}
+        for task in ("b", "a")
+        for lang in ("en", "de", "en")
+    ]
+    uri = write_rows(tmp_path / "a.parquet", rows)
+    receipt, made = prepared(words, tmp_path, uri, by="task", where={"lang": "en"})
+    assert [(arm["name"], arm["rows"]) for arm in receipt.info["arms"]] == [("a", 2), ("b", 2)]
+    assert len(made) == 4
+
+
+def test_a_file_that_cannot_be_read_is_told(words, tmp_path):
+    (tmp_path / "a.parquet").write_bytes(b"no parquet")
+    receipt, made = prepared(words, tmp_path, str(tmp_path / "a.parquet"))
+    assert "a.parquet: cannot be read" in receipt.info["broken"] and not made
+    gone, _ = prepared(words, tmp_path, str(tmp_path / "gone.parquet"), fingerprint="other")
+    assert "gone.parquet" in gone.info["broken"]
