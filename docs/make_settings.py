@@ -9,10 +9,12 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from stillhouse import spec
+from stillhouse.mixing import settings as policies
+from stillhouse.mixing import spec as mix_spec
 from stillhouse.selection import own_settings
 from stillhouse.training import spec as train_spec
 
-MODULES = (spec, own_settings, train_spec)
+MODULES = (spec, own_settings, train_spec, mix_spec, policies)
 PAGE = Path(__file__).parent / "settings.md"
 HEAD = """# Settings
 

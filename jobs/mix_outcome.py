@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from jobs.pages import write_report
 from pipelines.context import Context
 from pipelines.mix import MixRun
 from pipelines.mix_data import row_fates
@@ -14,11 +15,8 @@ from stillhouse.mixing.decision_log import log_parts
 from stillhouse.mixing.decisions import Decision, read_decisions
 from stillhouse.mixing.spec import MixSpec
 from stillhouse.report.data import Curve
-from stillhouse.report.mix_data import ArmRow, Heat, MixReport, PolicyRow, SeedRow, to_json
-from stillhouse.report.render import render_mix
+from stillhouse.report.mix_data import ArmRow, Heat, MixReport, PolicyRow, SeedRow
 from stillhouse.storage.artifact import Manifest
-from stillhouse.storage.commit import replace
-from stillhouse.storage.filesystem import join
 from stillhouse.storage.run_record import RunRecord, now
 
 _BINS = 120
@@ -31,7 +29,7 @@ def write_mix_outcome(
 ) -> dict[str, Any]:
     """Write the report beside the run's record; the result of the job."""
     data = mix_report(spec, made, record.uri)
-    report = write_mix_report(record.uri, data)
+    report = write_report(record.uri, data)
     main = made.models[made.rules[0].label]
     best = min(main.values(), key=lambda m: m.totals["test"]["nll"])
     return {
@@ -75,14 +73,6 @@ def _measured(made: Manifest) -> dict[str, Any]:
         "draws": totals["draws"],
         "decisions_sha256": totals["decisions_sha256"],
     }
-
-
-def write_mix_report(run_uri: str, data: MixReport) -> str:
-    """Write `report.json` and `report.html`; the URI of the page."""
-    replace(join(run_uri, "report.json"), to_json(data))
-    page = join(run_uri, "report.html")
-    replace(page, render_mix(data).encode("utf-8", "replace"))
-    return page
 
 
 def mix_report(spec: MixSpec, made: MixRun, run_uri: str) -> MixReport:
@@ -175,7 +165,7 @@ def _heat(label: str, logs: Sequence[Sequence[Decision]], names: Sequence[str]) 
     bins = min(_BINS, steps)
     shares = np.mean([_laws(log, len(names), bins) for log in logs], axis=0)
     order = np.argsort(-shares.sum(1), kind="stable")
-    return Heat(label, [names[i] for i in order], np.round(shares[order], 5).tolist(), steps)
+    return Heat(label, [names[int(i)] for i in order], np.round(shares[order], 5).tolist(), steps)
 
 
 def _effective(label: str, seed: int, log: Sequence[Decision], num_arms: int) -> Curve:
@@ -199,7 +189,7 @@ def _cumulative(logs: Sequence[Sequence[Decision]], names: Sequence[str]) -> lis
             drawn = np.cumsum(np.bincount([d.step for d in log if d.arm == arm], minlength=steps))
             places = np.unique(np.linspace(1, steps, _ENTROPY_BINS).astype(int))
             points = [(float(place), float(drawn[place - 1])) for place in places]
-            curves.append(Curve(names[arm], seed, points))
+            curves.append(Curve(names[int(arm)], seed, points))
     return curves
 
 

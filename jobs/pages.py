@@ -4,18 +4,21 @@ from collections.abc import Callable
 from typing import Any, TypeAlias
 
 from stillhouse.report import data as selection
+from stillhouse.report import mix_data as mixing
 from stillhouse.report import training
 from stillhouse.report.data import ReportData
-from stillhouse.report.render import render, render_training
+from stillhouse.report.mix_data import MixReport
+from stillhouse.report.render import render, render_mix, render_training
 from stillhouse.report.training import TrainingReport
 from stillhouse.storage.commit import replace
 from stillhouse.storage.filesystem import join, read_bytes
 from stillhouse.storage.run_record import read_json
 
-Report: TypeAlias = ReportData | TrainingReport
+Report: TypeAlias = ReportData | TrainingReport | MixReport
 _READERS: dict[str, Callable[[bytes], Any]] = {
     "select": selection.from_json,
     "train": training.from_json,
+    "mix": mixing.from_json,
 }
 
 
@@ -23,6 +26,8 @@ def write_report(run_uri: str, data: Report) -> str:
     """Write `report.json` and `report.html`; the URI of the page."""
     if isinstance(data, TrainingReport):
         content, text = training.to_json(data), render_training(data)
+    elif isinstance(data, MixReport):
+        content, text = mixing.to_json(data), render_mix(data)
     else:
         content, text = selection.to_json(data), render(data)
     replace(join(run_uri, "report.json"), content)

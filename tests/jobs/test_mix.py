@@ -97,8 +97,19 @@ def test_a_job_mixes_and_reports(done, data):
 @pytest.mark.parametrize("workers", [2, pytest.param(4, marks=pytest.mark.soak)])
 def test_a_replay_has_the_order_and_losses_of_the_run(done, data, workers):
     policy = {"name": "replay", "log": done["artifacts"]["decisions"]["ucb1"]["0"]}
-    store = {"store": str(data / f"store{workers}"), "compute": {"trainers": workers}}
-    result = run_job(parse(data, policy=policy, **store), Quiet())
+    (data / "torn.parquet").write_bytes(b"PAR1 no")
+    arms = {"path": str(data / "arms.parquet"), "by": "task"}
+    changes = {
+        "policy": policy,
+        "store": str(data / f"store{workers}"),
+        "compute": {"trainers": workers},
+        "auxiliary": [arms, {"path": str(data / "gone")}, {"path": str(data / "torn.parquet")}],
+        "skip_bad_arms": True,
+        "tokenizer": {"path": done["artifacts"]["tokenizer"]},
+    }
+    result = run_job(parse(data, **changes), Quiet())
+    assert result["skipped_arms"].keys() == {"gone", "torn"}
+    assert any("2 arms were left out" in warning for warning in result["warnings"])
     wanted = done["mix"]["ucb1"]["seeds"]["0"]
     assert result["mix"]["replay"]["seeds"]["0"]["decisions_sha256"] == wanted["decisions_sha256"]
     for mine, theirs in zip(losses(result, "replay"), losses(done, "ucb1"), strict=True):
@@ -123,41 +134,32 @@ def test_a_killed_mixer_decides_the_same_again(done, data):
     assert result["mix"]["ucb1"] == done["mix"]["ucb1"]
 
 
-def bad(data, match, error=InputError, **changes):
-    with pytest.raises(error, match=match):
-        run_job(parse(data, store=str(data / "bad"), **changes), Quiet())
-
-
 def test_bad_input_is_named_before_any_training(done, data):
+    tokenizer = {"path": done["artifacts"]["tokenizer"]}
+
+    def bad(match, error=InputError, **changes):
+        given = {"store": str(data / "bad"), "tokenizer": tokenizer} | changes
+        with pytest.raises(error, match=match):
+            run_job(parse(data, **given), Quiet())
+
     given = {"path": str(data / "arms.parquet")}
     empty = write_rows(data / "empty.parquet", [{"input": "a", "target": " "}])
     (data / "broken.parquet").write_bytes(b"PAR1 no")
     lone = write_rows(data / "lone.parquet", [{"input": "a", "choices": ["b"]}])
     good = [given | {"name": n, "where": {"task": n}} for n in ("good", "noise")]
-    bad(data, r"arm `gone`: no files match", auxiliary=[*good, {"path": str(data / "gone")}])
-    bad(data, r"arm `empty`: no usable row .*empty `target`", auxiliary=[*good, {"path": empty}])
+    bad(r"arm `gone`: no files match", auxiliary=[*good, {"path": str(data / "gone")}])
+    bad(r"arm `empty`: no usable row .*empty `target`", auxiliary=[*good, {"path": empty}])
     bad(
-        data,
         r"arm `broken`: .*skip_bad_arms: true",
         auxiliary=[*good, {"path": str(data / "broken.parquet")}],
     )
-    bad(data, r"`choices` without a column `target`", auxiliary=[*good, {"path": lone}])
-    bad(data, r"several arms of one name: \['good'\]", SpecError, auxiliary=[*good, good[0]])
-    bad(data, r"has 1 arm\(s\) \['good'\]", SpecError, auxiliary=good[0])
+    bad(r"`choices` without a column `target`", auxiliary=[*good, {"path": lone}])
+    bad(r"several arms of one name: \['good'\]", SpecError, auxiliary=[*good, good[0]])
+    bad(r"has 1 arm\(s\) \['good'\]", SpecError, auxiliary=good[0])
     target = {"path": str(data / "target.parquet")}
-    bad(data, r"the target is among the arms: `target`", SpecError, auxiliary=[*good, target])
+    bad(r"the target is among the arms: `target`", SpecError, auxiliary=[*good, target])
     by = target | {"by": "task"}
-    bad(data, r"value 'ring' of `by: task`", SpecError, auxiliary=[*good, by])
+    bad(r"value 'ring' of `by: task`", SpecError, auxiliary=[*good, by])
     few = {"path": target["path"], "num_shots": 99}
-    bad(data, r"24 rows .* fewer than `target.num_shots` 99", target=few)
-    bad(data, r"no log of decisions", policy={"name": "replay", "log": str(data / "none")})
-
-
-def test_arms_that_cannot_be_used_are_skipped_and_told(done, data):
-    given = {"path": str(data / "arms.parquet"), "by": "task"}
-    sources = [given, {"path": str(data / "gone")}, {"path": str(data / "broken.parquet")}]
-    spec = parse(data, store=str(data / "skipping"), auxiliary=sources, skip_bad_arms=True)
-    train = spec.train.model_copy(update={"num_steps": 2})
-    result = run_job(spec.model_copy(update={"train": train}), Quiet())
-    assert result["skipped_arms"].keys() == {"gone", "broken"}
-    assert any("2 arms were left out" in warning for warning in result["warnings"])
+    bad(r"24 rows .* fewer than `target.num_shots` 99", target=few)
+    bad(r"no log of decisions", policy={"name": "replay", "log": str(data / "none")})

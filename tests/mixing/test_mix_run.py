@@ -65,7 +65,6 @@ def test_a_killed_run_goes_on_bitwise(world, plan, optimizer):
     options = {"settings": UCB1, "plan": plan, "optimizer": optimizer}
     whole = run(world[1], task_of(world, label=label, **options))
     task = task_of(world, label=label + " again", **options)
-    task = replace(task, mixer=replace(task.mixer, log=task.mixer.log))
 
     def stop(step, num_steps):
         if step == 6:
@@ -133,7 +132,7 @@ def worker(rank, folder, tasks):
 
 def test_two_workers_replay_one(world, tmp_path):
     free = {
-        "before": task_of(world, settings=UCB1, plan=BEFORE, label="one", slots=5, steps=20),
+        "before": task_of(world, settings=UCB1, plan=BEFORE, label="one", slots=5, steps=12),
         "after": task_of(
             world,
             settings=UCB1,
@@ -147,7 +146,7 @@ def test_two_workers_replay_one(world, tmp_path):
     replay = ReplaySettings(name="replay", log=free["before"].mixer.log)
     tasks = {
         "replay": task_of(
-            world, settings=replay, plan=StepPlan(2), label="replay2", slots=5, steps=20
+            world, settings=replay, plan=StepPlan(2), label="replay2", slots=5, steps=12
         ),
         "after": replace(free["after"], fingerprint="a" * 64),
     }
