@@ -8,6 +8,7 @@ its `Listed` and `Opened`, a line in `list_job` and in `RESULTS`, and the tables
 from typing import Any, Protocol, TypeAlias
 
 from pipelines.context import Context
+from stillhouse.distillation.spec import DistillSpec
 from stillhouse.mixing.spec import MixSpec
 from stillhouse.spec import SelectSpec
 from stillhouse.storage.artifact import Store
@@ -15,13 +16,19 @@ from stillhouse.storage.filesystem import FileInfo
 from stillhouse.storage.run_record import RunRecord
 from stillhouse.training.spec import TrainSpec
 
-Spec: TypeAlias = SelectSpec | TrainSpec | MixSpec
+Spec: TypeAlias = SelectSpec | TrainSpec | MixSpec | DistillSpec
 """Any job's spec; `job` says which."""
-SPECS: dict[str, type[Spec]] = {"select": SelectSpec, "train": TrainSpec, "mix": MixSpec}
+SPECS: dict[str, type[Spec]] = {
+    "select": SelectSpec,
+    "train": TrainSpec,
+    "mix": MixSpec,
+    "distill": DistillSpec,
+}
 RESULTS = {
     "select": ("selections", "selection_fingerprint"),
     "train": ("models", "model_fingerprint"),
     "mix": ("models", "model_fingerprint"),
+    "distill": ("distilled", "distilled_fingerprint"),
 }
 """By job: the kind of artifact that it is run for, and the key of a result that names it."""
 
@@ -70,10 +77,13 @@ def list_job(spec: Spec) -> Listed:
     Raises:
         StillhouseError: something is not there, or does not fit.
     """
+    from jobs.distill import list_distill
     from jobs.mix import list_mix
     from jobs.select import list_select
     from jobs.train import list_train
 
+    if isinstance(spec, DistillSpec):
+        return list_distill(spec)
     if isinstance(spec, MixSpec):
         return list_mix(spec)
     return list_select(spec) if isinstance(spec, SelectSpec) else list_train(spec)

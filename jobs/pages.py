@@ -4,9 +4,10 @@ from collections.abc import Callable
 from typing import Any, TypeAlias
 
 from stillhouse.report import data as selection
+from stillhouse.report import distill, training
 from stillhouse.report import mix_data as mixing
-from stillhouse.report import training
 from stillhouse.report.data import ReportData
+from stillhouse.report.distill import DistillReport, render_distill
 from stillhouse.report.mix_data import MixReport
 from stillhouse.report.render import render, render_mix, render_training
 from stillhouse.report.training import TrainingReport
@@ -14,11 +15,12 @@ from stillhouse.storage.commit import replace
 from stillhouse.storage.filesystem import join, read_bytes
 from stillhouse.storage.run_record import read_json
 
-Report: TypeAlias = ReportData | TrainingReport | MixReport
+Report: TypeAlias = ReportData | TrainingReport | MixReport | DistillReport
 _READERS: dict[str, Callable[[bytes], Any]] = {
     "select": selection.from_json,
     "train": training.from_json,
     "mix": mixing.from_json,
+    "distill": distill.from_json,
 }
 
 
@@ -28,6 +30,8 @@ def write_report(run_uri: str, data: Report) -> str:
         content, text = training.to_json(data), render_training(data)
     elif isinstance(data, MixReport):
         content, text = mixing.to_json(data), render_mix(data)
+    elif isinstance(data, DistillReport):
+        content, text = distill.to_json(data), render_distill(data)
     else:
         content, text = selection.to_json(data), render(data)
     replace(join(run_uri, "report.json"), content)

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
+from stillhouse.distillation.image_sources import ImageData
 from stillhouse.errors import SpecError
 from stillhouse.spec import NOT_IDENTITY, DataSource, JobSpec
 
@@ -92,7 +93,11 @@ def _places(spec: JobSpec) -> Iterator[_Place]:
 
 def _inside(section: BaseModel, keys: tuple[str | int, ...]) -> Iterator[_Place]:
     for name in type(section).model_fields:
-        yield from _found(getattr(section, name), (*keys, name), isinstance(section, DataSource))
+        value = getattr(section, name)
+        is_data = isinstance(section, DataSource | ImageData)
+        yield from _found(value, (*keys, name), is_data)
+        if isinstance(section, ImageData) and name == "test" and isinstance(value, str):
+            yield _Place((*keys, name), value, is_data)
 
 
 def _found(value: Any, keys: tuple[str | int, ...], is_data: bool) -> Iterator[_Place]:

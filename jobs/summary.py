@@ -90,7 +90,31 @@ def _mean(rows: list[dict[str, Any]], key: str) -> float:
     return sum(row[key] for row in rows) / len(rows)
 
 
-_RESULTS = {"select": _show_selection, "train": _show_training, "mix": _show_mix}
+def _show_distilled(console: Console, result: dict[str, Any]) -> None:
+    """The set's bytes and accuracy beside the controls'."""
+    made = result["distill"]
+    console.print(
+        f"[bold]{made['images_per_class']}[/] images per class by {made['method']}, "
+        f"{bytes_text(made['bytes'])}, validation accuracy {made['validation_accuracy']:.3f}"
+    )
+    table = Table(title="test accuracy", title_justify="left")
+    table.add_column("set")
+    for name in ("bytes", "mean", "std", "seeds"):
+        table.add_column(name, justify="right")
+    rows = {made["method"]: made} | made["controls"]
+    for name, row in rows.items():
+        found = row["test_accuracy"]
+        numbers = f"{found['mean']:.4f}", f"{found['std']:.4f}", str(found["seeds"])
+        table.add_row(name.replace("_", " "), bytes_text(row["bytes"]), *numbers)
+    console.print(table)
+
+
+_RESULTS = {
+    "select": _show_selection,
+    "train": _show_training,
+    "mix": _show_mix,
+    "distill": _show_distilled,
+}
 """By job: prints what a result holds."""
 
 

@@ -272,6 +272,9 @@ class ComputeSettings(Settings):
     wait_s: Annotated[float, Field(ge=0)] = Field(
         default=600, description="for a cluster that is too small, before giving up"
     )
+    experts: Count = Field(default=2, description="distil: experts or teachers trained at once")
+    distillers: Count = Field(default=1, description="distil: workers that share every batch")
+    evaluators: Count = Field(default=2, description="distil: networks trained on sets at once")
     packers: Count | None = Field(
         default=None, description="tokenising tasks at once; default all cores"
     )

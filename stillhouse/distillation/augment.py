@@ -7,15 +7,14 @@ draws are kept, so that the adjoint's second pass sees the images that the first
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import pi
-from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample
 
-Group = Literal["color", "crop", "cutout", "flip", "scale", "rotate"]
+from stillhouse.distillation.settings import DSA_GROUPS as DSA_GROUPS
+from stillhouse.distillation.settings import Group
 
-DSA_GROUPS: tuple[Group, ...] = ("color", "crop", "cutout", "flip", "scale", "rotate")
 _SCALE = 1.2
 _ROTATION = 15 * pi / 180
 _CROP = 0.125  # of the height

@@ -14,21 +14,18 @@ from torch import Tensor, nn
 
 from stillhouse.distillation.baselines import random_real
 from stillhouse.distillation.images import ImageSet
-from stillhouse.distillation.infer import (
-    CompensatedSet,
-    CompensatorSettings,
-    compensate,
-    compensated_set,
-)
+from stillhouse.distillation.infer import CompensatedSet, compensate, compensated_set
 from stillhouse.distillation.labels import mean_logits
-from stillhouse.distillation.nrr_dd import (
+from stillhouse.distillation.nrr_dd import critical_patches, refine
+from stillhouse.distillation.rded import distil_class
+from stillhouse.distillation.settings import (
+    CompensatorSettings,
     CriticalPatchSettings,
+    PatchSettings,
+    RecoverSettings,
     RefineSettings,
-    critical_patches,
-    refine,
 )
-from stillhouse.distillation.rded import PatchSettings, distil_class
-from stillhouse.distillation.sre2l import RecoverSettings, recover, recovery_batches
+from stillhouse.distillation.sre2l import recover, recovery_batches
 from stillhouse.distillation.standardise import Standardisation
 from stillhouse.distillation.storage_budget import (
     StoredBytes,

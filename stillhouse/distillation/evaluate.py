@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from stillhouse.distillation.augment import DSA_GROUPS, augment, draw_augmentation
-from stillhouse.distillation.fit import Augment, Recipe, fit
+from stillhouse.distillation.fit import Augment, fit
 from stillhouse.distillation.labels import Objective
-from stillhouse.distillation.views import ViewSettings
+from stillhouse.distillation.settings import Recipe, ViewSettings
 
 ProtocolName = Literal["p1", "p2", "p3"]
 _BATCH = 512

@@ -5,37 +5,16 @@ One loop for both: passes over views of the images, an objective, an optimiser, 
 
 import math
 from collections.abc import Callable
-from typing import Annotated, Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from stillhouse.distillation.labels import Objective
-from stillhouse.distillation.views import ViewSettings, epoch_views
+from stillhouse.distillation.settings import Recipe
+from stillhouse.distillation.views import epoch_views
 from stillhouse.errors import DivergedError
-from stillhouse.spec import Count, Settings
 
 Augment = Callable[[Tensor], Tensor]
-
-
-class Recipe(Settings):
-    """How a network is trained on a set of images."""
-
-    optimiser: Literal["sgd", "adamw"] = Field(
-        default="adamw", description="adamw: no weight decay on biases and norms"
-    )
-    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
-    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(default=0.9, description="of sgd")
-    weight_decay: Annotated[float, Field(ge=0)] = 0.01
-    epochs: Count = 300
-    batch_size: Count = 100
-    schedule: Literal["cosine", "half_cosine", "step"] = Field(
-        default="cosine",
-        description="cosine: to 0; half_cosine: to half the rate; step: a tenth after half-time, "
-        "with a fresh optimiser",
-    )
-    views: ViewSettings = ViewSettings()
 
 
 def fit(

@@ -18,20 +18,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
-from stillhouse.distillation.sre2l import MatchingSettings, matching_loss, minimise, roll
+from stillhouse.distillation.settings import CompensatorSettings
+from stillhouse.distillation.sre2l import matching_loss, minimise, roll
 from stillhouse.distillation.standardise import Standardisation
 from stillhouse.distillation.storage_budget import StoredBytes, soft_label_bytes
 
 _LEVELS = 127
-
-
-class CompensatorSettings(MatchingSettings):
-    """How a compensator is fitted."""
-
-    statistics_weight: float = Field(default=1.0, ge=0, description="r_bn: 1 CIFAR, 0.01 ImageNet")
 
 
 def compensate(

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from stillhouse.distillation.views import Views, ViewSettings, epoch_views
+from stillhouse.distillation.settings import ViewSettings
+from stillhouse.distillation.views import Views, epoch_views
 
 Objective = Callable[[Tensor, Views], Tensor]
 _BATCH = 512

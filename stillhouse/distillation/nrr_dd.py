@@ -21,52 +21,33 @@ the least sure of them teach little.
 
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
 from stillhouse.distillation.labels import Objective, mean_logits, mixed_cross_entropy
 from stillhouse.distillation.rded import (
-    PatchSettings,
     draw_candidates,
     draw_crops,
     patch_log_probs,
     select_patches,
     stitch,
 )
+from stillhouse.distillation.settings import (
+    CriticalPatchSettings,
+    RefineSettings,
+    ViewSettings,
+)
 from stillhouse.distillation.sre2l import matching_loss
 from stillhouse.distillation.standardise import Standardisation
-from stillhouse.distillation.views import Views, ViewSettings, epoch_views
+from stillhouse.distillation.views import Views, epoch_views
 from stillhouse.errors import DivergedError
-from stillhouse.spec import Count, Settings
 
 DEVIATION_WEIGHT = 1.0
 """alpha_dbr."""
-
-
-class CriticalPatchSettings(PatchSettings):
-    """How NRR-DD's initial patches are chosen."""
-
-    num_covering: Count = Field(
-        default=2,
-        description="crops of an image that cover most of its map; the least sure is kept",
-    )
-
-
-class RefineSettings(Settings):
-    """How non-critical regions are refined."""
-
-    iterations: Count = 200
-    batch_size: Count = Field(default=100, description="images whose statistics are taken together")
-    learning_rate: Annotated[float, Field(gt=0)] = 0.1
-    statistics_weight: Annotated[float, Field(ge=0)] = Field(default=0.01, description="alpha_bn")
-    epsilon: Annotated[float, Field(gt=0, le=1)] = Field(
-        default=0.5, description="where the map is stronger, pixels are critical and never move"
-    )
 
 
 def activation_map(teacher: nn.Module, images: Tensor, labels: Tensor) -> Tensor:

@@ -6,29 +6,16 @@ lowest loss, factor x factor of them to an image (Sun et al. 2024, section 4).
 """
 
 from dataclasses import dataclass
-from typing import Annotated
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
+from stillhouse.distillation.settings import PatchSettings
 from stillhouse.errors import InputError
-from stillhouse.spec import Count, Settings
 
 _BATCH = 512
-
-
-class PatchSettings(Settings):
-    """How patches are cut and chosen."""
-
-    factor: Count = Field(default=1, description="factor x factor patches to an image; 2 from 128")
-    num_crops: Count = Field(default=5, description="tried of each real image")
-    num_candidates: Count = Field(default=300, description="real images of a class looked at")
-    min_scale: Annotated[float, Field(gt=0, le=1)] = Field(
-        default=0.08, description="smallest share of an image's area that a crop may cover"
-    )
 
 
 @dataclass(frozen=True, slots=True)

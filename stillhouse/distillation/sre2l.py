@@ -13,20 +13,19 @@ import math
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from stillhouse.distillation.fit import Recipe, fit
+from stillhouse.distillation.fit import fit
 from stillhouse.distillation.labels import towards_classes
+from stillhouse.distillation.settings import MatchingSettings, Recipe, RecoverSettings, ViewSettings
 from stillhouse.distillation.standardise import Standardisation
-from stillhouse.distillation.views import ViewSettings, resized_crop
+from stillhouse.distillation.views import resized_crop
 from stillhouse.errors import DivergedError, ModelError
-from stillhouse.spec import Count, Settings
 
 _FIRST_LAYER = 10.0
 _BETAS = (0.5, 0.9)
@@ -40,32 +39,6 @@ SQUEEZE = Recipe(
     views=ViewSettings(mix="none"),
 )
 """The teachers of SRe2L on CIFAR."""
-
-
-class MatchingSettings(Settings):
-    """How images, or a compensator, are fitted to a teacher: Adam with a cosine to 0."""
-
-    iterations: Count = 1_000
-    learning_rate: Annotated[float, Field(gt=0)] = 0.25
-    statistics_weight: Annotated[float, Field(ge=0)] = Field(
-        default=0.01, description="r_bn; the terms grow with the network's depth and width"
-    )
-    jitter: Annotated[int, Field(ge=0)] = Field(
-        default=4, description="images are rolled by 0 to this many pixels in both directions"
-    )
-
-
-class RecoverSettings(MatchingSettings):
-    """How SRe2L's images are recovered."""
-
-    batch_size: Count = Field(default=100, description="images whose statistics are taken together")
-    min_scale: Annotated[float, Field(gt=0, le=1)] = Field(
-        default=1.0, description="below 1: random crops of at least this share (0.08 for ImageNet)"
-    )
-    total_variation: Annotated[float, Field(ge=0)] = Field(
-        default=0.0, description="weight of the smoothness prior"
-    )
-    l2: Annotated[float, Field(ge=0)] = Field(default=0.0, description="weight of the image norm")
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,35 +9,13 @@ very same views. Draws are made on the CPU, by a NumPy generator, whatever the d
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Annotated, Literal
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
-from stillhouse.spec import Settings
-
-
-class ViewSettings(Settings):
-    """How the images of a batch are changed, each step of training."""
-
-    crop: Literal["none", "pad", "resized"] = Field(
-        default="pad",
-        description="pad: moved by up to an eighth of the side; resized: a part, enlarged",
-    )
-    min_scale: Annotated[float, Field(gt=0, le=1)] = Field(
-        default=0.08, description="resized: smallest share of the image's area"
-    )
-    flip: bool = Field(default=True, description="left and right; off for digits and letters")
-    mix: Literal["none", "mixup", "cutmix"] = "mixup"
-    mix_beta: Annotated[float, Field(gt=0)] = Field(
-        default=0.8, description="the image's weight is drawn from Beta(mix_beta, mix_beta)"
-    )
-    patches: Annotated[int, Field(ge=1)] = Field(
-        default=1, description="shuffle patches x patches tiles (RDED's stitched images)"
-    )
+from stillhouse.distillation.settings import ViewSettings
 
 
 @dataclass(frozen=True, slots=True)

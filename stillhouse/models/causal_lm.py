@@ -14,8 +14,9 @@ from transformers import (
     Qwen3Config,
 )
 
-from stillhouse.errors import ModelError, SpecError
+from stillhouse.errors import ModelError
 from stillhouse.models.cpu import Attention, set_attention
+from stillhouse.models.device import choose_device as choose_device
 from stillhouse.models.seeded import initialised
 from stillhouse.models.shape import model_uri
 from stillhouse.spec import Dtype, ModelSettings
@@ -28,21 +29,6 @@ _CONFIGS: dict[str, type[PreTrainedConfig]] = {
     "olmo2": Olmo2Config,
     "gpt_neox": GPTNeoXConfig,
 }
-
-
-def choose_device(device: str, gpus: float) -> torch.device:
-    """The torch device; `auto` is cuda where GPUs were asked for, else cpu.
-
-    Raises:
-        SpecError: cuda, and this process sees none.
-    """
-    name = device if device != "auto" else "cuda" if gpus > 0 else "cpu"
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise SpecError(
-            f"`compute.device` is {device!r} with {gpus:g} GPUs a worker, but this process sees no "
-            "GPU: set `compute.gpus_per_worker` to 0 for the CPU, or to 1 on machines with GPUs"
-        )
-    return torch.device(name)
 
 
 def choose_dtype(dtype: Dtype, device: torch.device) -> torch.dtype:

@@ -22,7 +22,7 @@ TAIL = 0.001
 LEVELS = 7
 LABEL_GAP = 6.0
 """Least distance of two labels at the right, in percent of the plot's height."""
-MAIN_CURVES = ("color", "own")
+MAIN_CURVES = ("color", "own", "synthetic", "experts", "teachers")
 """The job's own rules; the others are controls."""
 
 
@@ -92,10 +92,12 @@ def curves(
     main: Sequence[str] = MAIN_CURVES,
     x_title: str = "tokens trained on",
     y_title: str = "held-out loss",
+    settled_from: float = 0.08,
 ) -> Markup:
     """A loss over training: mean over the seeds, and a band from least to most.
 
-    `main` are names of curves that stand out.
+    `main` are names of curves that stand out; the axis fits what lies behind a share
+    `settled_from` of the way.
     """
     groups = _by_name(data)
     end = max(tokens for group in groups.values() for tokens in group)
@@ -103,7 +105,7 @@ def curves(
         loss
         for group in groups.values()
         for tokens, losses in group.items()
-        if tokens >= 0.08 * end
+        if tokens >= settled_from * end
         for loss in losses
     ]
     across, up = Axis(0, end), padded(min(settled), max(settled))

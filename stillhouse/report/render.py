@@ -27,7 +27,7 @@ FILTERS = ("compact", "day", "decimals", "duration", "flops", "percent", "ratio"
 def render(data: ReportData) -> str:
     """The page, as text to be written in UTF-8."""
     return (
-        _environment()
+        environment()
         .get_template("select.html.j2")
         .render(
             data=data,
@@ -46,7 +46,7 @@ def render(data: ReportData) -> str:
 
 def render_training(data: TrainingReport) -> str:
     """The page of a train job, as text to be written in UTF-8."""
-    template = _environment().get_template("train.html.j2")
+    template = environment().get_template("train.html.j2")
     return template.render(data=data, charts=training_charts)
 
 
@@ -54,7 +54,7 @@ def render_mix(data: MixReport) -> str:
     """The page of a mix job."""
     by_name = {row.name: row for row in data.policies}
     return (
-        _environment()
+        environment()
         .get_template("mix.html.j2")
         .render(
             data=data,
@@ -71,7 +71,8 @@ def _target(data: ReportData, name: str) -> TargetRow | None:
 
 
 @cache
-def _environment() -> Environment:
+def environment() -> Environment:
+    """The pages' templates; every value is escaped."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,

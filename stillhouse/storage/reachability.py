@@ -24,6 +24,7 @@ from stillhouse.storage.filesystem import filesystem, join, read_many
 from stillhouse.storage.retries import with_retries
 
 KINDS = (
+    "images",
     "scans",
     "dead_letters",
     "drops",

@@ -21,8 +21,8 @@ from stillhouse.distillation.nrr_dd import (
     activation_map,
     critical_patches,
 )
-from stillhouse.distillation.rded import PatchSettings
-from stillhouse.distillation.sre2l import RecoverSettings, recover
+from stillhouse.distillation.settings import PatchSettings, RecoverSettings
+from stillhouse.distillation.sre2l import recover
 from stillhouse.errors import BudgetError, InputError
 
 REAL = RealImages(PLAIN.clip(noise(18, 1, 8, 8)), torch.arange(18) % 3, 3, PLAIN)

@@ -1,0 +1,80 @@
+"""`job: distill` as the verbs see it."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from pipelines.context import Context
+from pipelines.image_inputs import ImageInputs, list_images, open_images
+from stillhouse.distillation.spec import DistillSpec
+from stillhouse.storage.artifact import Store
+from stillhouse.storage.filesystem import FileInfo
+from stillhouse.storage.run_record import RunRecord
+
+_MATCHING = ("images", "experts", "distil", "choose", "tune controls", "evaluate", "result")
+_DECOUPLED = ("images", "teachers", "distil", "labels", "choose", "evaluate", "result")
+
+
+def list_distill(spec: DistillSpec) -> "ListedDistill":
+    """See `jobs.kinds.list_job`."""
+    return ListedDistill(spec, list_images(spec.data))
+
+
+@dataclass(frozen=True, slots=True)
+class ListedDistill:
+    """A distil job whose files were listed."""
+
+    spec: DistillSpec
+    found: list[FileInfo]
+
+    @property
+    def files(self) -> list[list[FileInfo]]:
+        """Of the images."""
+        return [self.found]
+
+    def open(self, store: Store, *, remember: bool) -> "OpenedDistill":
+        """Digest the files."""
+        return OpenedDistill(
+            self.spec, open_images(store, self.spec, self.found, remember=remember)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedDistill:
+    """A distil job whose inputs are known by content."""
+
+    spec: DistillSpec
+    inputs: ImageInputs
+
+    def identity(self) -> list[Any]:
+        """Of the images and of given experts."""
+        return self.inputs.identity()
+
+    def walk(self, ctx: Context) -> object:
+        """The whole pipeline."""
+        from pipelines.distill import run_distill
+
+        return run_distill(ctx, self.spec, self.inputs)
+
+    def run(self, ctx: Context, record: RunRecord) -> dict[str, Any]:
+        """The pipeline, the artifact, then the report."""
+        from jobs.distill_outcome import write_distill_outcome
+        from pipelines.distill import run_distill
+
+        made = run_distill(ctx, self.spec, self.inputs)
+        return write_distill_outcome(ctx, self.spec, made, record)
+
+    def estimate(self, ctx: Context, *, complete: bool) -> dict[str, dict[str, Any]]:
+        """What was walked is exact; of the steps behind it nothing is known but their names."""
+        names = _MATCHING if self.spec.matching else _DECOUPLED
+        steps: dict[str, dict[str, Any]] = {}
+        left = [] if complete else [name for name in names if name not in ctx.work]
+        for name in [*ctx.work, *left]:
+            work = ctx.work.get(name)
+            steps[name] = {
+                "parts": work.parts if work else None,
+                "reused": work.reused if work else 0,
+                "tokens": None,
+                "flops": None,
+                "seconds": None,
+            }
+        return steps

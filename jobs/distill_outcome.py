@@ -1,0 +1,69 @@
+"""What a finished distil job says: the object of `run --json`, and the report."""
+
+from statistics import fmean
+from typing import Any
+
+from jobs.pages import write_report
+from pipelines.context import Context
+from pipelines.distill import DistillRun, image_work
+from pipelines.distill_report import distill_report
+from pipelines.distilled import draw, put_result
+from pipelines.evaluation import Tested
+from stillhouse.distillation.spec import DistillSpec
+from stillhouse.storage.run_record import RunRecord
+
+
+def write_distill_outcome(
+    ctx: Context, spec: DistillSpec, made: DistillRun, record: RunRecord
+) -> dict[str, Any]:
+    """Commit the artifact, write the report beside the run's record; the result of the job."""
+    work = image_work(spec, made.images.fingerprint)
+    manifest = put_result(ctx, spec, made, work)
+    data = distill_report(ctx, spec, made, draw(ctx, made, work), record.uri)
+    page = write_report(record.uri, data)
+    store, first = ctx.store, next(iter(made.tests.values()))
+    return {
+        "status": "done",
+        "job": "distill",
+        "run": record.uri,
+        "report": page,
+        "artifacts": {
+            "images": store.path("images", made.images.fingerprint),
+            "learned_from": [
+                store.path("trajectories" if spec.matching else "models", name)
+                for name in made.made.fingerprints
+            ],
+            "distilled": store.path("distilled", manifest.fingerprint),
+        },
+        "distilled_fingerprint": manifest.fingerprint,
+        "work": {n: {"parts": w.parts, "reused": w.reused} for n, w in ctx.work.items()},
+        "distill": {
+            "method": spec.method.name,
+            "images_per_class": spec.method.images_per_class,
+            "bytes": made.stored.total,
+            "validation_accuracy": fmean(made.best.validation),
+            "test_accuracy": accuracy(first),
+            "networks": {name: accuracy(tested) for name, tested in made.tests.items()},
+            "controls": {
+                c.name: {"bytes": c.num_bytes, "test_accuracy": accuracy(c.tested)}
+                for c in made.controls
+            },
+            "iteration": made.best.iteration,
+            "learning_rate": made.best.learning_rate,
+        },
+        "cost": {"device_seconds": {n: round(w.device_seconds, 3) for n, w in ctx.work.items()}},
+        "dead_letters": made.images.totals["dead_letters"],
+        "warnings": [warning.title for warning in data.warnings],
+    }
+
+
+def accuracy(tested: Tested) -> dict[str, Any]:
+    """Mean, deviation and number of seeds; `published` under a published protocol."""
+    found: dict[str, Any] = {
+        "mean": tested.mean,
+        "std": tested.std,
+        "seeds": len(tested.accuracies),
+    }
+    if tested.published:
+        found["published"] = fmean(tested.published)
+    return found

@@ -1,0 +1,399 @@
+"""The distil job on one page: images -> experts or teachers -> sets -> the best -> tests.
+
+Every stage is tasks with receipts in the store: a run that was killed redoes what was in flight.
+"""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from statistics import fmean
+from typing import Any
+
+from actors.image_worker import ImageHost, ImageWork, SourceHost
+from pipelines.context import Context
+from pipelines.distilling import distil
+from pipelines.evaluation import Evaluator, Tested
+from pipelines.flow import stream_parts
+from pipelines.image_inputs import ImageInputs
+from stillhouse.distillation.assembly_job import AssemblyTask, run_assembly
+from stillhouse.distillation.controls_job import ControlName, ControlTask, run_control
+from stillhouse.distillation.decoupled_job import plan_refinement, plan_units, run_unit
+from stillhouse.distillation.evaluate_job import SetSource
+from stillhouse.distillation.expert_job import ExpertTask, TeacherTask, run_expert, run_teacher
+from stillhouse.distillation.expert_options import expert_options, kept_epochs
+from stillhouse.distillation.matching_job import MatchingTask
+from stillhouse.distillation.methods import DecoupledMethod, ExpertSettings, NrrDd, TrajectoryMethod
+from stillhouse.distillation.spec import DistillSpec
+from stillhouse.distillation.storage_budget import (
+    StoredBytes,
+    hard_label_bytes,
+    images_per_class_within,
+)
+from stillhouse.distillation.stored_images import KIND as IMAGES
+from stillhouse.distillation.stored_images import SPLITS, SourceTask
+from stillhouse.errors import BudgetError, InputError
+from stillhouse.fingerprint import fingerprint
+from stillhouse.storage.artifact import Manifest, PartRef, Receipt, load_manifest
+
+EXPERT_VERSION = 1
+DISTIL_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A set along the way: after `iteration` updates; `validation` are accuracies by seed."""
+
+    iteration: int
+    part: PartRef
+    losses: tuple[float, ...]
+    learning_rate: float | None
+    seconds: float
+    validation: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """The sets that a method made, before any was chosen.
+
+    Attributes:
+        name: of the distillation.
+        points: the sets; one for the decoupled methods.
+        label_path, label_sha256: of stored labels of views.
+        stored: bytes, where they are not in the set itself.
+        fingerprints: of experts or teachers.
+        diverged: why it ended early, or None.
+        peak_bytes: memory of the worker that made them, where it was measured.
+    """
+
+    name: str
+    points: tuple[Point, ...]
+    fingerprints: tuple[str, ...]
+    label_path: str | None = None
+    label_sha256: str | None = None
+    stored: StoredBytes | None = None
+    diverged: str | None = None
+    peak_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Control:
+    """A control that was tested."""
+
+    name: str
+    num_bytes: int
+    images_per_class: int
+    tested: Tested
+
+
+@dataclass
+class DistillRun:
+    """All that a finished distil job made."""
+
+    images: Manifest
+    made: Made
+    chosen: int
+    points: list[Point]
+    tests: dict[str, Tested]
+    """By network, the spec's first one first."""
+    stored: StoredBytes
+    controls: list[Control] = field(default_factory=list[Control])
+    expert_losses: list[list[float]] = field(default_factory=list[list[float]])
+
+    @property
+    def best(self) -> Point:
+        """The set that was chosen on the validation part."""
+        return self.points[self.chosen]
+
+
+def run_distill(ctx: Context, spec: DistillSpec, inputs: ImageInputs) -> DistillRun:
+    """Images to the tested set. A dry context raises `Unfinished` at the first thing to do."""
+    images = _images(ctx, spec, inputs)
+    check_counts(spec, images)
+    work = image_work(spec, inputs.images)
+    base = [inputs.images, spec.preprocessing.zca]
+    expert_losses: list[list[float]] = []
+    if isinstance(spec.method, TrajectoryMethod):
+        made = _matching(ctx, spec, spec.method, inputs, work, base, expert_losses)
+    else:
+        made = _decoupled(ctx, spec, spec.method, images, work, base, expert_losses)
+    return _judge(ctx, spec, images, work, base, made, expert_losses)
+
+
+def image_work(spec: DistillSpec, images: str) -> ImageWork:
+    """What the job's workers are made from."""
+    compute = spec.compute
+    return ImageWork(
+        images,
+        spec.preprocessing.zca,
+        compute.device,
+        compute.gpus_per_worker,
+        compute.threads_per_worker,
+    )
+
+
+def _images(ctx: Context, spec: DistillSpec, inputs: ImageInputs) -> Manifest:
+    task = SourceTask(inputs.images, spec.data)
+    make = partial(SourceHost, ctx.store)
+    stream_parts(ctx, "images", kind=IMAGES, tasks=[task], make=make, workers=1, unit="images")
+    return ctx.store.get_manifest(IMAGES, inputs.images)
+
+
+def check_counts(spec: DistillSpec, images: Manifest) -> None:
+    """Every class has as many training images as are asked for.
+
+    Raises:
+        InputError: naming the method's key; found before anything is trained.
+    """
+    train = images.parts[SPLITS.index("train")]
+    classes = len(images.totals["class_names"])
+    wanted = spec.method.images_per_class
+    least = images.totals["least_per_class"]
+    if least < wanted:
+        raise InputError(
+            f"a class has {least} training images of {train.num_rows} in {classes} classes, "
+            f"{wanted} are needed: lower `method.images_per_class` or add images"
+        )
+
+
+def _pool(ctx: Context, work: ImageWork, function: Callable[..., Receipt]) -> partial[ImageHost]:
+    return partial(ImageHost, ctx.store, work, function)
+
+
+def _matching(
+    ctx: Context,
+    spec: DistillSpec,
+    method: TrajectoryMethod,
+    inputs: ImageInputs,
+    work: ImageWork,
+    base: list[Any],
+    losses: list[list[float]],
+) -> Made:
+    settings = spec.experts or ExpertSettings()
+    groups = tuple(spec.preprocessing.augmentation)
+    if inputs.experts:
+        uris = tuple(uri for uri, _ in inputs.experts)
+        names = tuple(name for _, name in inputs.experts)
+        epochs = max(load_manifest(uris[0]).totals["epochs"])
+    else:
+        tasks = expert_tasks(spec, settings, method, base)
+        receipts = stream_parts(
+            ctx,
+            "experts",
+            kind="trajectories",
+            tasks=tasks,
+            make=_pool(ctx, work, run_expert),
+            workers=ctx.compute.experts,
+            gpus=ctx.compute.gpus_per_worker,
+            unit="images",
+        )
+        losses += [receipt.info["losses"] for receipt in receipts]
+        names = tuple(task.fingerprint for task in tasks)
+        uris = tuple(ctx.store.path("trajectories", name) for name in names)
+        epochs = settings.epochs
+    asked = method.model_dump(mode="json")
+    name = fingerprint(
+        [
+            "distil",
+            DISTIL_VERSION,
+            base,
+            spec.preprocessing.augmentation,
+            spec.network.model_dump(),
+            asked,
+            names,
+        ]
+    )
+    task = MatchingTask(name, spec.network, method, uris, epochs, groups)
+    receipts = distil(ctx, work, task)
+    diverged = next((r.info["diverged"] for r in receipts if "diverged" in r.info), None)
+    points = [_point(r) for r in receipts if r.parts]
+    peak = max((r.info["peak_bytes"] for r in receipts if r.parts), default=0)
+    return Made(name, tuple(points), names, diverged=diverged, peak_bytes=peak or None)
+
+
+def _point(receipt: Receipt) -> Point:
+    info = receipt.info
+    return Point(
+        info["iteration"],
+        receipt.parts[0],
+        tuple(info["losses"]),
+        info["learning_rate"],
+        info["seconds"],
+    )
+
+
+def expert_tasks(
+    spec: DistillSpec, settings: ExpertSettings, method: TrajectoryMethod, base: list[Any]
+) -> list[ExpertTask]:
+    """One task an expert, named by all that decides its trajectory."""
+    groups = tuple(spec.preprocessing.augmentation)
+    options = expert_options(settings, spec.method.name, groups)
+    keep = kept_epochs(settings, method)
+    tasks: list[ExpertTask] = []
+    for i in range(settings.count):
+        seed = settings.seed + i
+        identity = [spec.network.model_dump(), asdict(options), keep, settings.stored_as, seed]
+        name = fingerprint(["expert", EXPERT_VERSION, base, *identity])
+        tasks.append(ExpertTask(name, spec.network, options, keep, settings.stored_as, seed))
+    return tasks
+
+
+def _decoupled(
+    ctx: Context,
+    spec: DistillSpec,
+    method: DecoupledMethod,
+    images: Manifest,
+    work: ImageWork,
+    base: list[Any],
+    losses: list[list[float]],
+) -> Made:
+    tasks: list[TeacherTask] = []
+    for seed, network in enumerate(spec.teachers or []):
+        identity = [network.model_dump(), spec.squeeze.model_dump(), seed]
+        name = fingerprint(["teacher", EXPERT_VERSION, base, *identity])
+        tasks.append(TeacherTask(name, network, spec.squeeze, seed))
+    receipts = stream_parts(
+        ctx,
+        "teachers",
+        kind="models",
+        tasks=tasks,
+        make=_pool(ctx, work, run_teacher),
+        workers=ctx.compute.experts,
+        gpus=ctx.compute.gpus_per_worker,
+        unit="images",
+    )
+    losses += [receipt.info["losses"] for receipt in receipts]
+    names = tuple(task.fingerprint for task in tasks)
+    protocol = Evaluator(ctx, spec, images, work, base).protocol(None)
+    asked = method.model_dump(mode="json")
+    name = fingerprint(["decoupled", DISTIL_VERSION, base, names, asked, asdict(protocol)])
+    asking = ImageWork(
+        *(getattr(work, key) for key in ("images", "zca", "device", "gpus", "threads")),
+        teachers=tuple((t.network, t.fingerprint) for t in tasks),
+    )
+    classes = len(images.totals["class_names"])
+    run = partial(
+        stream_parts,
+        ctx,
+        kind="distilled",
+        make=_pool(ctx, asking, run_unit),
+        workers=ctx.compute.distillers,
+        gpus=ctx.compute.gpus_per_worker,
+        unit="images",
+    )
+    planned = plan_units(name, method, len(tasks), classes)
+    if isinstance(method, NrrDd):
+        starts = [r.parts[0].path for r in run("patches", tasks=planned)]
+        planned = plan_refinement(name, method, classes, starts)
+    units = run("distil", tasks=planned)
+    assembly = AssemblyTask(name, method, protocol, tuple(r.parts[0].path for r in units))
+    (done,) = stream_parts(
+        ctx,
+        "labels",
+        kind="distilled",
+        tasks=[assembly],
+        make=_pool(ctx, asking, run_assembly),
+        workers=1,
+        gpus=ctx.compute.gpus_per_worker,
+        unit="images",
+    )
+    seconds = sum(r.info["seconds"] for r in units)
+    unit_losses = tuple(units[0].info["losses"])
+    return Made(
+        name,
+        (Point(len(unit_losses), done.parts[0], unit_losses, None, seconds),),
+        names,
+        done.info["label_path"],
+        done.info["label_sha256"],
+        StoredBytes(*done.info["stored"]),
+    )
+
+
+def _judge(
+    ctx: Context,
+    spec: DistillSpec,
+    images: Manifest,
+    work: ImageWork,
+    base: list[Any],
+    made: Made,
+    expert_losses: list[list[float]],
+) -> DistillRun:
+    """Choose on the validation part, then test once; the controls beside it."""
+    judge = Evaluator(ctx, spec, images, work, base)
+    kind = getattr(spec.method, "labels", None)
+    weight = getattr(spec.method, "deviation_weight", 1.0)
+
+    def source(part: PartRef) -> SetSource:
+        named = kind if made.label_path is not None else None
+        return SetSource(part.path, made.label_path, named, weight)
+
+    compared = judge.compare(
+        "choose", [(source(p.part), p.part.sha256, p.learning_rate) for p in made.points]
+    )
+    points = [
+        Point(p.iteration, p.part, p.losses, p.learning_rate, p.seconds, accuracies)
+        for p, accuracies in zip(made.points, compared, strict=True)
+    ]
+    chosen = max(range(len(points)), key=lambda i: (fmean(points[i].validation), -i))
+    best = points[chosen]
+    stored = made.stored or judge.stored_bytes(best.part)
+    sets = _control_sets(ctx, spec, images, work, made.name, stored)
+    rates = [None] if best.learning_rate is None else [None, best.learning_rate]
+    tests, controls = judge.final(
+        (source(best.part), best.part.sha256, best.learning_rate), sets, rates
+    )
+    return DistillRun(
+        images,
+        made,
+        chosen,
+        points,
+        tests,
+        stored,
+        [Control(name, cost, count, tested) for name, cost, count, tested in controls],
+        expert_losses,
+    )
+
+
+def _control_sets(
+    ctx: Context,
+    spec: DistillSpec,
+    images: Manifest,
+    work: ImageWork,
+    name: str,
+    stored: StoredBytes,
+) -> list[tuple[str, PartRef, int, int]]:
+    """Name, part, bytes and images per class of each control but `full`."""
+    wanted: list[ControlName] = [name for name in spec.controls if name != "full"]
+    if not wanted:
+        return []
+    shape, classes = images.totals["shape"], len(images.totals["class_names"])
+    one = shape[0] * shape[1] * shape[2] + hard_label_bytes(1, classes)
+    try:
+        count = images_per_class_within(
+            stored.total, num_classes=classes, bytes_per_image=one, key="method.images_per_class"
+        )
+    except BudgetError:
+        count = 1
+    count = min(count, images.totals["least_per_class"])
+    tasks = [
+        ControlTask(
+            fingerprint(["control", 1, work.images, work.zca, control, count, spec.method.seed]),
+            control,
+            count,
+            spec.method.seed,
+        )
+        for control in wanted
+    ]
+    receipts = stream_parts(
+        ctx,
+        "controls",
+        kind="distilled",
+        tasks=tasks,
+        make=_pool(ctx, work, run_control),
+        workers=1,
+        unit="images",
+    )
+    cost = count * classes * one
+    return [
+        (control, receipt.parts[0], cost, count)
+        for control, receipt in zip(wanted, receipts, strict=True)
+    ]

@@ -1,0 +1,175 @@
+"""From a finished distil job to the data of its report."""
+
+from base64 import b64encode
+from collections.abc import Sequence
+from importlib.metadata import version
+
+from pipelines.context import Context
+from pipelines.distill import DistillRun
+from pipelines.distilled import Pictures
+from pipelines.evaluation import Tested
+from stillhouse.distillation.spec import DistillSpec
+from stillhouse.report.data import Curve, HealthWarning
+from stillhouse.report.distill import (
+    MAIN,
+    ClassRow,
+    DistillReport,
+    SetRow,
+    Stage,
+    StepRow,
+    smoothed,
+)
+from stillhouse.storage.run_record import now
+
+_LIBRARIES = ("stillhouse", "ray", "torch", "pyarrow")
+_MAX_CLASSES = 100
+
+
+def distill_report(
+    ctx: Context, spec: DistillSpec, made: DistillRun, pictures: Pictures, run_uri: str
+) -> DistillReport:
+    """Numbers and pictures of a run."""
+    totals = made.images.totals
+    names: list[str] = totals["class_names"]
+    first = next(iter(made.tests.values()))
+    main = _row(
+        spec.method.name.replace("_", "-").upper(),
+        spec.method.images_per_class,
+        made.stored.total,
+        first,
+        sum(ctx.work[n].seconds for n in ("distil", "patches", "labels") if n in ctx.work),
+    )
+    controls = [
+        _row(c.name.replace("_", " "), c.images_per_class, c.num_bytes, c.tested, None)
+        for c in made.controls
+    ]
+    return DistillReport(
+        title=spec.name or f"{spec.method.name} on {spec.data.dataset or spec.data.path}",
+        created=now(),
+        run_uri=run_uri,
+        method=spec.method.name,
+        network=spec.network.label if spec.matching else spec.networks[0].label,
+        images_per_class=spec.method.images_per_class,
+        num_classes=len(names),
+        num_train=made.images.parts[0].num_rows,
+        image_side=totals["shape"][1],
+        image_bytes=made.stored.images,
+        label_bytes=made.stored.labels,
+        learning_rate=made.best.learning_rate,
+        iteration=made.best.iteration,
+        validation=list(made.best.validation),
+        rows=[main, *controls],
+        networks=[
+            _row(name, spec.method.images_per_class, made.stored.total, tested, None)
+            for name, tested in made.tests.items()
+        ],
+        classes=_classes(names, pictures),
+        stages=[
+            Stage(point, [_text(images[0]) for _, images in sorted(by_class.items())[:10]])
+            for point, by_class in pictures.along.items()
+        ],
+        losses=_losses(made),
+        accuracy=_accuracy(made),
+        experts=[
+            Curve("experts" if spec.matching else "teachers", seed, _points(losses)) for seed, losses in enumerate(made.expert_losses)
+        ],
+        steps=[
+            StepRow(name, w.parts, w.reused, w.seconds, w.device_seconds)
+            for name, w in ctx.work.items()
+        ],
+        peak_bytes=made.made.peak_bytes,
+        warnings=_warnings(spec, made, controls, main),
+        spec_yaml=spec.to_yaml(),
+        artifacts=[("Run", run_uri), ("Images", ctx.store.path("images", made.images.fingerprint))],
+        environment=[(name, version(name)) for name in _LIBRARIES],
+        protocol=spec.evaluate.protocol,
+    )
+
+
+def _row(name: str, count: int, num_bytes: int, tested: Tested, seconds: float | None) -> SetRow:
+    accuracies, published = list(tested.accuracies), list(tested.published)
+    return SetRow(name, count, num_bytes, accuracies, published, seconds)
+
+
+def _classes(names: Sequence[str], pictures: Pictures) -> list[ClassRow]:
+    return [
+        ClassRow(
+            name,
+            [_text(png) for png in pictures.starts.get(label, [])],
+            [_text(png) for png in pictures.made.get(label, [])],
+        )
+        for label, name in enumerate(names[:_MAX_CLASSES])
+    ]
+
+
+def _text(png: bytes) -> str:
+    return b64encode(png).decode()
+
+
+def _points(losses: Sequence[float]) -> list[tuple[float, float]]:
+    return [(float(epoch), loss) for epoch, loss in enumerate(losses, start=1)]
+
+
+def _losses(made: DistillRun) -> list[Curve]:
+    every = [loss for point in made.points for loss in point.losses]
+    return [Curve(MAIN, 0, smoothed(every))] if len(every) > 1 else []
+
+
+def _accuracy(made: DistillRun) -> list[Curve]:
+    """Validation accuracy by iteration, one curve a seed; none for a single set."""
+    if len(made.points) < 2:
+        return []
+    return [
+        Curve(MAIN, seed, [(float(p.iteration), p.validation[seed]) for p in made.points])
+        for seed in range(len(made.best.validation))
+    ]
+
+
+def _warnings(
+    spec: DistillSpec, made: DistillRun, controls: Sequence[SetRow], main: SetRow
+) -> list[HealthWarning]:
+    found: list[HealthWarning] = []
+    if made.made.diverged is not None:
+        found.append(
+            HealthWarning(
+                "The matching loss diverged; the best set before it was kept.", made.made.diverged
+            )
+        )
+    random = next((row for row in controls if row.name == "random real"), None)
+    if random is not None and main.mean <= random.mean:
+        found.append(
+            HealthWarning(
+                "Random real images of equal bytes are as good.",
+                f"They reach {random.mean:.3f} on the test part, the synthetic ones "
+                f"{main.mean:.3f}: give more iterations, other step sizes or better experts.",
+            )
+        )
+    if len(made.points) > 1 and made.best.iteration == 0:
+        found.append(
+            HealthWarning(
+                "No set along the way was better than the images it started from.",
+                "The real start was kept: lower `method.image_rate`, or give more `experts`.",
+            )
+        )
+    if len(made.points) > 1 and made.chosen == len(made.points) - 1 and made.chosen > 1:
+        found.append(
+            HealthWarning(
+                "The last set was the best: it may not be finished.",
+                "Validation accuracy still rose: raise `method.num_iterations`.",
+            )
+        )
+    if made.images.totals["dead_letters"]:
+        found.append(
+            HealthWarning(
+                f"{made.images.totals['dead_letters']} images could not be read.",
+                "They stand in the manifest of the images artifact.",
+            )
+        )
+    if spec.evaluate.protocol != "own":
+        found.append(
+            HealthWarning(
+                f"Protocol {spec.evaluate.protocol} chooses on the test set, as it was printed.",
+                "Its `published` figures are for comparison with printed ones only.",
+            )
+        )
+    return found

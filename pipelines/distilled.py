@@ -1,0 +1,86 @@
+"""The last steps of a distil job: the artifact that is delivered, and the pictures to look at."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from actors.image_worker import ImageHost, ImageWork
+from pipelines.context import Context
+from pipelines.distill import DistillRun, Point
+from pipelines.flow import stream_parts
+from stillhouse.distillation.pictures_job import REAL, PictureTask, run_pictures
+from stillhouse.distillation.result_job import ResultTask, run_result
+from stillhouse.distillation.spec import DistillSpec
+from stillhouse.fingerprint import fingerprint
+from stillhouse.storage.artifact import Manifest, read_table
+
+RESULT_VERSION = 1
+_SHOWN_POINTS = 6
+_SHOWN_PER_CLASS = 10
+
+
+def put_result(ctx: Context, spec: DistillSpec, made: DistillRun, work: ImageWork) -> Manifest:
+    """The artifact of the chosen set, named by the set, its labels and the images."""
+    best = made.best
+    name = fingerprint(
+        ["distilled", RESULT_VERSION, work.images, work.zca, best.part.sha256,
+         made.made.label_sha256, made.made.name, best.iteration]
+    )  # fmt: skip
+    totals: dict[str, Any] = {
+        "method": spec.method.name,
+        "images_per_class": spec.method.images_per_class,
+        "bytes": made.stored.total,
+        "image_bytes": made.stored.images,
+        "label_bytes": made.stored.labels,
+        "learning_rate": best.learning_rate,
+        "iteration": best.iteration,
+    }
+    inputs = {
+        "images": work.images,
+        "distillation": made.made.name,
+        "learned_from": list(made.made.fingerprints),
+    }
+    task = ResultTask(
+        name, best.part.path, made.made.label_path, inputs, spec.method.model_dump(mode="json"),
+        totals,
+    )  # fmt: skip
+    make = partial(ImageHost, ctx.store, work, run_result)
+    stream_parts(ctx, "result", kind="distilled", tasks=[task], make=make, workers=1, unit="images")
+    return ctx.store.get_manifest("distilled", name)
+
+
+@dataclass(frozen=True, slots=True)
+class Pictures:
+    """PNGs by point and class: `starts` the real images, `made` the chosen set, `along` the way."""
+
+    starts: dict[int, list[bytes]]
+    made: dict[int, list[bytes]]
+    along: dict[int, dict[int, list[bytes]]]
+
+
+def draw(ctx: Context, made: DistillRun, work: ImageWork) -> Pictures:
+    """The pictures of a run, made by a worker that has the images."""
+    real = len(made.points) == 1
+    shown = _spread(made.points, made.best)
+    points = tuple((p.iteration, p.part.path) for p in shown)
+    name = fingerprint(["pictures", 1, work.images, work.zca, [p.part.sha256 for p in shown]])
+    task = PictureTask(name, points, _SHOWN_PER_CLASS, real)
+    make = partial(ImageHost, ctx.store, work, run_pictures)
+    (done,) = stream_parts(
+        ctx, "pictures", kind="distilled", tasks=[task], make=make, workers=1, unit="images"
+    )
+    found: dict[int, dict[int, list[bytes]]] = {}
+    for row in read_table(ctx.store.path(done.parts[0].path)).to_pylist():
+        found.setdefault(row["point"], {}).setdefault(row["label"], []).append(row["png"])
+    first = REAL if real else min(found)
+    along = {point: found[point] for point in sorted(found) if point != REAL}
+    return Pictures(found[first], found[made.best.iteration], along)
+
+
+def _spread(points: Sequence[Point], best: Point) -> list[Point]:
+    """The first, the chosen and the last point, and some evenly between."""
+    count = min(_SHOWN_POINTS, len(points))
+    chosen = {round(i * (len(points) - 1) / max(1, count - 1)) for i in range(count)}
+    chosen.add(points.index(best))
+    return [points[i] for i in sorted(chosen)]

@@ -1,0 +1,223 @@
+"""Sets judged by fresh networks, many at once: compared on the validation part, tested once."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from statistics import fmean, stdev
+from typing import Literal
+
+from actors.image_worker import ImageHost, ImageWork
+from pipelines.context import Context
+from pipelines.flow import stream_parts
+from stillhouse.distillation.evaluate import Protocol
+from stillhouse.distillation.evaluate_job import (
+    EvaluationTask,
+    SetSource,
+    protocol_of,
+    run_evaluation,
+)
+from stillhouse.distillation.methods import Infer, Sre2l, TrajectoryMethod
+from stillhouse.distillation.settings import PatchSettings, Recipe
+from stillhouse.distillation.spec import DistillSpec, NetworkSettings
+from stillhouse.distillation.storage_budget import StoredBytes
+from stillhouse.distillation.stored_sets import read_set
+from stillhouse.fingerprint import fingerprint
+from stillhouse.storage.artifact import Manifest, PartRef, Receipt, read_table
+
+EVALUATION_VERSION = 1
+Judged = tuple[SetSource, str, float | None]
+"""A set, the sha256 of its part, and its learned learning rate."""
+ControlSet = tuple[str, PartRef, int, int]
+TestedControl = tuple[str, int, int, "Tested"]
+
+
+@dataclass(frozen=True, slots=True)
+class Tested:
+    """Test accuracies in [0, 1] of fresh networks.
+
+    Attributes:
+        network: what people call it.
+        accuracies: by seed.
+        published: the best of the protocol's checks on the test set, by seed; for comparison with
+            printed numbers only, empty under the own protocol.
+        seconds: of all its trainings.
+    """
+
+    network: str
+    accuracies: tuple[float, ...]
+    published: tuple[float, ...]
+    seconds: float
+
+    @property
+    def mean(self) -> float:
+        """Over the seeds."""
+        return fmean(self.accuracies)
+
+    @property
+    def std(self) -> float:
+        """Over the seeds, 0 for one."""
+        return stdev(self.accuracies) if len(self.accuracies) > 1 else 0.0
+
+
+class Evaluator:
+    """Trains and tests the networks of one job; equal evaluations are done once."""
+
+    def __init__(
+        self,
+        ctx: Context,
+        spec: DistillSpec,
+        images: Manifest,
+        work: ImageWork,
+        base: list[object],
+    ) -> None:
+        self._ctx, self._spec, self._work, self._base = ctx, spec, work, base
+        self._classes = len(images.totals["class_names"])
+        self._groups = tuple(spec.preprocessing.augmentation)
+
+    def protocol(self, learning_rate: float | None) -> Protocol:
+        """How networks are trained on the set."""
+        method = self._spec.method
+        family: Literal["p1", "p2", "p3"] = "p3"
+        if isinstance(method, TrajectoryMethod):
+            family = "p1"
+        elif isinstance(method, Sre2l | Infer):
+            family = "p2"
+        factor = method.factor if isinstance(method, PatchSettings) else 1
+        return protocol_of(
+            family,
+            self._spec.evaluate,
+            images_per_class=method.images_per_class,
+            num_classes=self._classes,
+            learning_rate=learning_rate,
+            factor=factor,
+        )
+
+    def compare(self, step: str, sets: Sequence[Judged]) -> list[tuple[float, ...]]:
+        """Accuracies on the validation part, by set and seed, of the first network."""
+        seeds = range(self._spec.evaluate.choose_seeds)
+        network = self._spec.networks[0]
+        tasks = [self._task(s, network, "validation", seed) for s in sets for seed in seeds]
+        receipts = self._run(step, tasks)
+        width = len(seeds)
+        return [
+            tuple(r.info["accuracy"] for r in receipts[i * width : (i + 1) * width])
+            for i in range(len(sets))
+        ]
+
+    def final(
+        self, best: Judged, controls: Sequence[ControlSet], rates: Sequence[float | None]
+    ) -> tuple[dict[str, Tested], list[TestedControl]]:
+        """The one look at the test set: the chosen set on every network, and the controls.
+
+        A control's learning rate is the better of `rates` on the validation part.
+        """
+        seeds = range(100, 100 + self._spec.evaluate.seeds)
+        judged = self._tuned(controls, rates)
+        networks = self._spec.networks
+        tasks = [self._task(best, n, "test", seed) for n in networks for seed in seeds]
+        tasks += [self._task(one, networks[0], "test", seed) for one in judged for seed in seeds]
+        if "full" in self._spec.controls:
+            tasks += [self._full(networks[0], seed) for seed in seeds]
+        receipts = self._run("evaluate", tasks)
+        width = len(seeds)
+        groups = [receipts[i : i + width] for i in range(0, len(receipts), width)]
+        tested = {n.label: self._tested(n, groups.pop(0)) for n in networks}
+        found: list[TestedControl] = [
+            (name, cost, count, self._tested(networks[0], groups.pop(0)))
+            for name, _, cost, count in controls
+        ]
+        if groups:
+            found.append(("full", self._full_bytes(), 0, self._tested(networks[0], groups[0])))
+        return tested, found
+
+    def stored_bytes(self, part: PartRef) -> StoredBytes:
+        """What a set says that it costs to store."""
+        store = self._ctx.store
+        return read_set(read_table(store.path(part.path)), part.path).stored
+
+    def _tuned(self, controls: Sequence[ControlSet], rates: Sequence[float | None]) -> list[Judged]:
+        sources = [(SetSource(part.path), part.sha256) for _, part, _, _ in controls]
+        if len(rates) < 2 or not controls:
+            return [(source, sha, rates[0]) for source, sha in sources]
+        tried: list[Judged] = [(source, sha, rate) for source, sha in sources for rate in rates]
+        accuracies = [fmean(a) for a in self.compare("tune controls", tried)]
+        width = len(rates)
+        return [
+            max(
+                zip(tried[i : i + width], accuracies[i : i + width], strict=True),
+                key=lambda pair: pair[1],
+            )[0]
+            for i in range(0, len(tried), width)
+        ]
+
+    def _full_bytes(self) -> int:
+        images = self._ctx.store.get_manifest("images", self._work.images)
+        channels, height, width = images.totals["shape"]
+        return images.parts[0].num_rows * (channels * height * width + 1)
+
+    def _tested(self, network: NetworkSettings, receipts: Sequence[Receipt]) -> Tested:
+        published = self._spec.evaluate.protocol != "own"
+        return Tested(
+            network.label,
+            tuple(r.info["accuracy"] for r in receipts),
+            tuple(r.info["best"] for r in receipts) if published else (),
+            sum(r.info["seconds"] for r in receipts),
+        )
+
+    def _full(self, network: NetworkSettings, seed: int) -> EvaluationTask:
+        recipe = self._spec.evaluate.full
+        protocol = Protocol(recipe, 1.0, 1, 1.0)
+        return self._named(SetSource(None), "all", network, protocol, "test", seed)
+
+    def _task(
+        self,
+        judged: Judged,
+        network: NetworkSettings,
+        part: Literal["validation", "test"],
+        seed: int,
+    ) -> EvaluationTask:
+        source, sha, rate = judged
+        return self._named(source, sha, network, self.protocol(rate), part, seed)
+
+    def _named(
+        self,
+        source: SetSource,
+        sha: str,
+        network: NetworkSettings,
+        protocol: Protocol,
+        part: Literal["validation", "test"],
+        seed: int,
+    ) -> EvaluationTask:
+        published = part == "test" and self._spec.evaluate.protocol != "own"
+        matching = self._spec.matching
+        groups = self._groups if matching else ()
+        labels = [source.label_path, source.label_kind, source.deviation_weight]
+        recipe: Recipe = protocol.recipe
+        name = fingerprint(
+            [
+                "evaluate",
+                EVALUATION_VERSION,
+                self._base,
+                [sha, labels],
+                network.model_dump(),
+                [recipe.model_dump(), protocol.temperature],
+                [groups, part, published, seed],
+            ]
+        )
+        return EvaluationTask(name, source, network, protocol, groups, part, published, seed)
+
+    def _run(self, step: str, tasks: Sequence[EvaluationTask]) -> list[Receipt]:
+        ctx = self._ctx
+        once = list({task.fingerprint: task for task in tasks}.values())
+        made = stream_parts(
+            ctx,
+            step,
+            kind="distilled",
+            tasks=once,
+            make=partial(ImageHost, ctx.store, self._work, run_evaluation),
+            workers=ctx.compute.evaluators,
+            gpus=ctx.compute.gpus_per_worker,
+            unit="images",
+        )
+        by_name = {task.fingerprint: r for task, r in zip(once, made, strict=True)}
+        return [by_name[task.fingerprint] for task in tasks]

@@ -1,0 +1,66 @@
+"""What a distil job reads from outside its store, and the names of all that it makes."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from stillhouse.distillation.image_files import SUFFIXES
+from stillhouse.distillation.image_sources import ImageData
+from stillhouse.distillation.spec import DistillSpec
+from stillhouse.fingerprint import fingerprint
+from stillhouse.storage.artifact import Store, load_manifest
+from stillhouse.storage.digests import digest_files
+from stillhouse.storage.filesystem import FileInfo, absolute_uri, list_files
+
+IMAGES_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class ImageInputs:
+    """A source of images known by content, and given experts by their manifests.
+
+    Attributes:
+        images: name of the images artifact that it becomes.
+        experts: URI and identity of each given trajectory.
+    """
+
+    images: str
+    experts: tuple[tuple[str, str], ...]
+
+    def identity(self) -> list[Any]:
+        """As JSON values."""
+        return [self.images, [name for _, name in self.experts]]
+
+
+def list_images(data: ImageData) -> list[FileInfo]:
+    """The files of a source; none for a data set that ships with a library.
+
+    Raises:
+        InputError: nothing matches.
+    """
+    if data.path is None:
+        return []
+    files = list_files([data.path], SUFFIXES)
+    return files + (list_files([data.test], SUFFIXES) if isinstance(data.test, str) else [])
+
+
+def open_images(
+    store: Store, spec: DistillSpec, files: list[FileInfo], *, remember: bool
+) -> ImageInputs:
+    """Digest the files and look at given experts.
+
+    Raises:
+        ArtifactError: a given expert is not there. BadFileError: a file vanished.
+    """
+    digests = [d.sha256 for d in digest_files(store, files, remember=remember)] if files else []
+    asked = spec.data.model_dump(mode="json", exclude={"path"})
+    if isinstance(spec.data.test, str):
+        asked.pop("test")
+    names = [file.name for file in files]
+    images = fingerprint(["images", IMAGES_VERSION, asked, names, digests])
+    given = spec.experts.path if spec.experts is not None else None
+    experts = [(absolute_uri(uri), _expert_identity(absolute_uri(uri))) for uri in given or []]
+    return ImageInputs(images, tuple(experts))
+
+
+def _expert_identity(uri: str) -> str:
+    return load_manifest(uri, "trajectories").fingerprint

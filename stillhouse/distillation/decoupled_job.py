@@ -1,0 +1,278 @@
+"""The decoupled methods as tasks: units that know nothing of one another, then one assembly.
+
+A unit is what `decoupled` makes a set of: a batch (SRe2L), a teacher and an index (INFER), a class
+(RDED, and NRR-DD's start), a batch again (NRR-DD's refinement). Its images are a part with a
+receipt of its own, so that any number of workers makes the same set, and a killed run redoes only
+the units in flight.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any, Literal
+
+import pyarrow as pa
+import torch
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from stillhouse.distillation.decoupled import infer_real, unit_generator
+from stillhouse.distillation.evaluate import Protocol
+from stillhouse.distillation.evaluate_job import LABEL_SEED
+from stillhouse.distillation.infer import compensate, compensated_set
+from stillhouse.distillation.labels import mean_logits, relabel
+from stillhouse.distillation.methods import DecoupledMethod, Infer, NrrDd, Rded, Sre2l
+from stillhouse.distillation.nrr_dd import critical_patches, distance_labels, refine
+from stillhouse.distillation.prepared import Prepared
+from stillhouse.distillation.rded import distil_class
+from stillhouse.distillation.sre2l import recover, recovery_batches
+from stillhouse.distillation.storage_budget import (
+    StoredBytes,
+    compensator_budget,
+    distance_label_bytes,
+    soft_label_bytes,
+)
+from stillhouse.distillation.stored_sets import LabelledSet, pixel_set, set_table, with_logits
+from stillhouse.fingerprint import fingerprint, sha256
+from stillhouse.storage.artifact import PartRef, Receipt, Store, read_table
+from stillhouse.storage.commit import create_or_adopt
+
+KIND = "distilled"
+Stage = Literal["start", "make"]
+
+
+@dataclass(frozen=True, slots=True)
+class UnitTask:
+    """One unit of a decoupled method.
+
+    Attributes:
+        fingerprint: its receipt's name.
+        method: all settings.
+        teacher: index of the teacher that it asks.
+        unit: its number among the units of its kind: batch, INFER's index, or class.
+        stage: `start` for NRR-DD's patches, `make` for everything else.
+        starts: paths of NRR-DD's patches by class, for its refinement.
+    """
+
+    fingerprint: str
+    method: DecoupledMethod
+    teacher: int
+    unit: int
+    stage: Stage = "make"
+    starts: tuple[str, ...] = ()
+
+
+def plan_units(
+    name: str, method: DecoupledMethod, num_teachers: int, num_classes: int
+) -> list[UnitTask]:
+    """The first stage's units of the distillation `name`.
+
+    Raises:
+        BudgetError: INFER has no room for a real image.
+    """
+    stage: Stage = "make"
+    if isinstance(method, Sre2l):
+        batches = recovery_batches(num_classes, method.images_per_class, method.batch_size)
+        keys = [(0, unit) for unit in range(len(batches))]
+    elif isinstance(method, Infer):
+        budget = compensator_budget(method.images_per_class, num_teachers, num_classes)
+        keys = [(m, k) for m in range(num_teachers) for k in range(budget.num_real)]
+    else:
+        stage = "start" if isinstance(method, NrrDd) else "make"
+        keys = [(0, label) for label in range(num_classes)]
+    return [
+        UnitTask(fingerprint(["unit", name, stage, m, unit]), method, m, unit, stage)
+        for m, unit in keys
+    ]
+
+
+def plan_refinement(
+    name: str, method: NrrDd, num_classes: int, starts: Sequence[str]
+) -> list[UnitTask]:
+    """NRR-DD's second stage, in batches of all classes."""
+    batches = recovery_batches(num_classes, method.images_per_class, method.batch_size)
+    return [
+        UnitTask(fingerprint(["unit", name, "make", 0, unit]), method, 0, unit, "make", (*starts,))
+        for unit in range(len(batches))
+    ]
+
+
+def run_unit(
+    store: Store, prepared: Prepared, teachers: Sequence[nn.Module], task: UnitTask
+) -> Receipt:
+    """Make a unit's images and commit them.
+
+    Raises:
+        InputError: a class with too few images. DivergedError: a loss is NaN or infinite.
+    """
+    started = perf_counter()
+    images, losses = _make(store, prepared, teachers[task.teacher], task)
+    part = store.put_part(f"{KIND}/parts/{task.fingerprint}.parquet", _table(images), num_tokens=0)
+    info: dict[str, Any] = {"losses": losses, "seconds": perf_counter() - started}
+    counts = {"images": len(images)}
+    return store.put_receipt(KIND, Receipt(task.fingerprint, (part,), counts, info))
+
+
+def _make(
+    store: Store, prepared: Prepared, teacher: nn.Module, task: UnitTask
+) -> tuple[Tensor, list[float]]:
+    method, real, device = task.method, prepared.real, prepared.device
+    if isinstance(method, Sre2l):
+        labels = recovery_batches(real.num_classes, method.images_per_class, method.batch_size)[
+            task.unit
+        ].to(device)
+        rng = unit_generator(method.seed, task.unit)
+        return recover(teacher, labels, real.shape, method, real.standardisation, rng=rng)
+    if isinstance(method, Infer):
+        chosen = infer_real(real, task.unit + 1, method.seed)[task.unit]
+        classes = torch.arange(real.num_classes, device=device)
+        rng = unit_generator(method.seed, task.teacher, task.unit)
+        return compensate(teacher, chosen, classes, method, rng=rng)
+    rng = unit_generator(method.seed, task.unit)
+    count = method.images_per_class
+    if isinstance(method, Rded):
+        made = distil_class(
+            teacher,
+            real.images,
+            real.labels,
+            task.unit,
+            images_per_class=count,
+            settings=method,
+            rng=rng,
+        )
+        return made, []
+    assert isinstance(method, NrrDd)
+    if task.stage == "start":
+        return _start_patches(teacher, prepared, method, task.unit), []
+    initial = torch.stack([_images(store, path, real.shape) for path in task.starts], 1)
+    images = initial.flatten(0, 1).split(method.batch_size)[task.unit].to(device)
+    labels = recovery_batches(real.num_classes, count, method.batch_size)[task.unit].to(device)
+    return refine(teacher, images, labels, method, real.standardisation)
+
+
+def _start_patches(teacher: nn.Module, prepared: Prepared, method: NrrDd, label: int) -> Tensor:
+    real, rng = prepared.real, unit_generator(method.seed, label)
+    make = critical_patches if method.least_sure else distil_class
+    options: dict[str, Any] = {
+        "images_per_class": method.images_per_class,
+        "settings": method,
+        "rng": rng,
+    }
+    return make(teacher, real.images, real.labels, label, **options)
+
+
+def _table(images: Tensor) -> pa.Table:
+    flat = images.detach().cpu().flatten(1).numpy()
+    values = pa.FixedSizeListArray.from_arrays(pa.array(flat.ravel()), flat.shape[1])
+    return pa.table({"values": values})
+
+
+def _images(store: Store, path: str, shape: tuple[int, int, int]) -> Tensor:
+    column = read_table(store.path(path))["values"].combine_chunks().flatten()
+    return torch.from_numpy(column.to_numpy(zero_copy_only=False).copy()).reshape(-1, *shape)
+
+
+@dataclass(frozen=True, slots=True)
+class Assembly:
+    """A decoupled set put together from its units.
+
+    Attributes:
+        part: the set.
+        label_path: the labels of its views in the store, or None.
+        label_sha256: of that file.
+        stored: bytes, labels included.
+    """
+
+    part: PartRef
+    label_path: str | None
+    label_sha256: str | None
+    stored: StoredBytes
+
+
+def assemble(
+    store: Store,
+    prepared: Prepared,
+    teachers: Sequence[nn.Module],
+    method: DecoupledMethod,
+    protocol: Protocol,
+    units: Sequence[str],
+    name: str,
+) -> Assembly:
+    """Put the units' images (paths in their order) together, and label them."""
+    made = [_images(store, path, prepared.shape) for path in units]
+    given = _joined(prepared, method, made, len(teachers))
+    kind = getattr(method, "labels", "classes")
+    images = given.images.to(prepared.device)
+    if kind == "static":
+        given = _priced(with_logits(given, mean_logits(teachers, images)), given)
+    label_path = digest = None
+    stored = given.stored
+    if kind in ("views", "distances"):
+        labels = _view_labels(teachers, images, given.labels.to(prepared.device), method, protocol)
+        data = save({"labels": labels.cpu().contiguous()})
+        label_path = f"{KIND}/parts/{name}.labels.safetensors"
+        digest = sha256(create_or_adopt(store.path(label_path), data))
+        views = labels.shape[0] * labels.shape[1]
+        cost = (
+            distance_label_bytes(views)
+            if kind == "distances"
+            else soft_label_bytes(views, prepared.num_classes)
+        )
+        stored = StoredBytes(given.stored.images, given.stored.labels + cost)
+    part = store.put_part(f"{KIND}/parts/{name}.parquet", set_table(given), num_tokens=0)
+    return Assembly(part, label_path, digest, stored)
+
+
+def _joined(
+    prepared: Prepared, method: DecoupledMethod, made: list[Tensor], num_teachers: int
+) -> LabelledSet:
+    real, norm = prepared.real, prepared.standardisation
+    count = method.images_per_class
+    if isinstance(method, Infer):
+        num_real = len(made) // num_teachers
+        chosen = [images.cpu() for images in infer_real(real, num_real, method.seed)]
+        by_teacher = [made[m * num_real : (m + 1) * num_real] for m in range(num_teachers)]
+        both = compensated_set(chosen, by_teacher, norm)
+        found = pixel_set(both.expand(), both.labels, real.num_classes, norm.mean, norm.std)
+        images = StoredBytes(both.stored_bytes().images, found.stored.labels)
+        return LabelledSet(found.images, found.labels, None, None, found.ranges, images)
+    if isinstance(method, Sre2l | NrrDd):
+        labels = torch.cat(recovery_batches(real.num_classes, count, method.batch_size))
+    else:
+        labels = torch.arange(real.num_classes).repeat_interleave(count)
+    return pixel_set(torch.cat(made), labels, real.num_classes, norm.mean, norm.std)
+
+
+def _priced(soft: LabelledSet, hard: LabelledSet) -> LabelledSet:
+    """Soft labels beside images that cost what they cost (INFER's are stored apart)."""
+    stored = StoredBytes(hard.stored.images, soft.stored.labels)
+    return LabelledSet(soft.images, soft.labels, soft.label_logits, None, soft.ranges, stored)
+
+
+def _view_labels(
+    teachers: Sequence[nn.Module],
+    images: Tensor,
+    labels: Tensor,
+    method: DecoupledMethod,
+    protocol: Protocol,
+) -> Tensor:
+    recipe = protocol.recipe
+    epochs = min(method.label_epochs or recipe.epochs, recipe.epochs)
+    if getattr(method, "labels", None) == "distances":
+        return distance_labels(
+            teachers,
+            images,
+            labels,
+            recipe.views,
+            batch_size=recipe.batch_size,
+            seed=LABEL_SEED,
+            num_epochs=epochs,
+        )
+    return relabel(
+        teachers,
+        images,
+        recipe.views,
+        batch_size=recipe.batch_size,
+        seed=LABEL_SEED,
+        num_epochs=epochs,
+    )

@@ -1,0 +1,61 @@
+"""Pictures for the report as a task: sets along the way, and the real images they began as."""
+
+from dataclasses import dataclass
+
+import pyarrow as pa
+import torch
+
+from stillhouse.distillation.baselines import random_real
+from stillhouse.distillation.prepared import Prepared
+from stillhouse.distillation.stored_sets import png_bytes, read_set
+from stillhouse.storage.artifact import Receipt, Store, read_table
+
+KIND = "distilled"
+REAL = -1
+"""In place of a point: real images of the class."""
+
+
+@dataclass(frozen=True, slots=True)
+class PictureTask:
+    """Which sets to draw: (iteration, path of the set's part), and how many images of a class.
+
+    With `real`, random training images of each class come first, as point `REAL`.
+    """
+
+    fingerprint: str
+    points: tuple[tuple[int, str], ...]
+    per_class: int
+    real: bool
+
+
+def run_pictures(store: Store, prepared: Prepared, task: PictureTask) -> Receipt:
+    """Commit a part of rows (point, label, png), then its receipt."""
+    rows: list[dict[str, object]] = []
+    if task.real:
+        labels = prepared.train_labels.cpu()
+        least = int(torch.bincount(labels).min())
+        chosen = random_real(labels.numpy(), min(task.per_class, least), seed=0)
+        there = torch.from_numpy(chosen)
+        rows += _rows(REAL, prepared, prepared.train[there.to(prepared.device)], labels[there])
+    for iteration, path in task.points:
+        given = read_set(read_table(store.path(path)), path)
+        firsts = torch.cat(
+            [
+                (given.labels == label).nonzero()[: task.per_class, 0]
+                for label in range(prepared.num_classes)
+            ]
+        )
+        rows += _rows(iteration, prepared, given.images[firsts], given.labels[firsts])
+    path = f"{KIND}/parts/{task.fingerprint}.parquet"
+    part = store.put_part(path, pa.Table.from_pylist(rows), num_tokens=0)
+    return store.put_receipt(KIND, Receipt(task.fingerprint, (part,), {"images": len(rows)}))
+
+
+def _rows(
+    point: int, prepared: Prepared, images: torch.Tensor, labels: torch.Tensor
+) -> list[dict[str, object]]:
+    pngs = png_bytes(prepared.pixels(images.cpu()))
+    return [
+        {"point": point, "label": label, "png": png}
+        for label, png in zip(labels.tolist(), pngs, strict=True)
+    ]

@@ -1,0 +1,169 @@
+"""`job: distill`: the settings of a dataset distillation, checked before any work."""
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from stillhouse.distillation.image_sources import ImageData
+from stillhouse.distillation.methods import ExpertSettings, Infer, Method, TrajectoryMethod
+from stillhouse.distillation.settings import DSA_GROUPS, Group, Recipe, ViewSettings
+from stillhouse.spec import Count, JobSpec, Settings
+
+
+class NetworkSettings(Settings):
+    """A network for images."""
+
+    name: Literal["convnet", "resnet18", "factory"] = "convnet"
+    depth: Count = Field(default=3, description="convnet: blocks, each halves the image")
+    width: Count | None = Field(default=None, description="channels; convnet 128, resnet18 64")
+    norm: Literal["instance", "batch", "none"] | None = Field(
+        default=None, description="convnet instance, resnet18 batch"
+    )
+    factory: str | None = Field(
+        default=None,
+        pattern=r"^[\w.]+:\w+$",
+        description="`package.module:function`, called with num_channels, image_size, num_classes "
+        "and `options`; gives a torch.nn.Module",
+    )
+    options: dict[str, Any] = Field(default={}, description="keyword arguments of the factory")
+
+    @model_validator(mode="after")
+    def _fits(self) -> "NetworkSettings":
+        if (self.name == "factory") != (self.factory is not None):
+            raise ValueError("`factory` goes with `name: factory`, and only with it")
+        return self
+
+    @property
+    def label(self) -> str:
+        """How people call it: `convnet-3, width 32`."""
+        if self.factory is not None:
+            return self.factory
+        base = f"convnet-{self.depth}" if self.name == "convnet" else self.name
+        width = f", width {self.width}" if self.width else ""
+        return f"{base}{width}{f', {self.norm} norm' if self.norm else ''}"
+
+
+class Preprocessing(Settings):
+    """What networks see of the pixels; the same for experts, students and evaluation."""
+
+    zca: bool = Field(default=False, description="whiten; else mean and deviation a channel")
+    augmentation: list[Group] = Field(
+        default=list(DSA_GROUPS),
+        description="DSA, one drawn a batch; leave out `flip` for digits and letters; [] for none",
+    )
+
+
+class EvaluateSettings(Settings):
+    """How good the set is: fresh networks trained on it, tested once on the test part."""
+
+    networks: list[NetworkSettings] = Field(
+        default=[], description="several give the cross-architecture table; default `network`"
+    )
+    seeds: Count = Field(default=3, description="fresh networks of each architecture")
+    protocol: Literal["own", "p1", "p2", "p3"] = Field(
+        default="own",
+        description="own: chosen on the validation part; p1 (MTT), p2 (SRe2L, INFER), p3 (RDED): "
+        "as printed, choosing on the test set, for comparison only",
+    )
+    epochs: Count | None = Field(default=None, description="of training on a set; p1 1001, ...")
+    batch_size: Count | None = Field(default=None, description="default the protocol's")
+    choose_seeds: Count = Field(
+        default=1, description="networks that compare the sets of one run on the validation part"
+    )
+    full: Recipe = Field(
+        default=Recipe(epochs=30, batch_size=128, views=ViewSettings(mix="none", flip=False)),
+        description="how the control `full` is trained on all real images",
+    )
+
+
+class DistillSpec(JobSpec):
+    """`job: distill`: a data set of images becomes a small synthetic one."""
+
+    job: Literal["distill"]
+    data: ImageData
+    network: NetworkSettings = NetworkSettings()
+    preprocessing: Preprocessing = Preprocessing()
+    experts: ExpertSettings | None = Field(
+        default=None, description="of trajectory matching (mtt, tesla, ftd, datm, ast)"
+    )
+    teachers: list[NetworkSettings] | None = Field(
+        default=None, description="of sre2l, infer, rded, nrr_dd: networks with batch norm"
+    )
+    squeeze: Recipe = Field(
+        default=Recipe(
+            optimiser="sgd",
+            learning_rate=0.1,
+            weight_decay=5e-4,
+            epochs=200,
+            batch_size=128,
+            views=ViewSettings(mix="none"),
+        ),
+        description="how teachers are trained",
+    )
+    method: Method
+    evaluate: EvaluateSettings = EvaluateSettings()
+    controls: list[Literal["random_real", "herding", "k_centre", "full"]] = Field(
+        default=[], description="sets of equal bytes without any synthesis, and the whole data"
+    )
+
+    @property
+    def num_actors(self) -> int:
+        """How many may be at work at once."""
+        compute = self.compute
+        return max(compute.experts, compute.distillers, compute.evaluators)
+
+    @property
+    def matching(self) -> bool:
+        """Whether the method matches trajectories."""
+        return isinstance(self.method, TrajectoryMethod)
+
+    @property
+    def networks(self) -> list[NetworkSettings]:
+        """What the set is evaluated on."""
+        return self.evaluate.networks or [self.network]
+
+    @model_validator(mode="after")
+    def _family(self) -> "DistillSpec":
+        name = self.method.name
+        if self.matching:
+            if self.teachers is not None:
+                raise ValueError(f"`method: {name}` matches trajectories: `experts`, no `teachers`")
+            _check_window(self)
+        else:
+            if self.experts is not None:
+                raise ValueError(f"`method: {name}` learns from `teachers`, not from `experts`")
+            if not self.teachers:
+                raise ValueError(f"`method: {name}` needs `teachers`, networks with batch norm")
+            if self.preprocessing.zca:
+                raise ValueError(f"`method: {name}` works on plain pixels: `preprocessing.zca` off")
+            for i, teacher in enumerate(self.teachers):
+                norm = teacher.norm or ("batch" if teacher.name == "resnet18" else "instance")
+                if teacher.factory is None and norm != "batch":
+                    raise ValueError(
+                        f"`teachers.{i}` has no batch statistics to match: give it `norm: batch`"
+                    )
+        if isinstance(self.method, Infer) and self.method.images_per_class < 2:
+            raise ValueError(
+                "`method.images_per_class: 1` leaves INFER no real image beside its compensators: "
+                "at least 2 are needed, more where there are more `teachers` than classes"
+            )
+        return self
+
+
+def _check_window(spec: DistillSpec) -> None:
+    """The start window lies inside the experts' epochs."""
+    experts, method = spec.experts or ExpertSettings(), spec.method
+    assert isinstance(method, TrajectoryMethod)
+    if experts.path is not None:
+        return
+    end = method.window_end(experts.epochs)
+    if method.min_start_epoch >= end:
+        raise ValueError(
+            f"no start epoch lies in [{method.min_start_epoch}, {end}): raise "
+            "`method.max_start_epoch` or lower `method.min_start_epoch`"
+        )
+    if end - 1 + method.expert_epochs > experts.epochs:
+        raise ValueError(
+            f"a start at epoch {end - 1} and {method.expert_epochs} epochs more lead beyond the "
+            f"experts' {experts.epochs}: lower `method.max_start_epoch` or raise `experts.epochs`"
+        )

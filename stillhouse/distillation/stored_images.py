@@ -1,0 +1,91 @@
+"""The prepared images of a job in the store: read, checked and split once, for every worker.
+
+Artifact `images/<fingerprint>`: three parts (train, validation, test), one row an image with its
+pixels (uint8, or float32 from NumPy archives) and its class.
+"""
+
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from stillhouse.distillation.image_sources import ImageData, ImageSplits, load_images
+from stillhouse.distillation.images import ImageSet, Pixels
+from stillhouse.storage.artifact import Manifest, PartRef, Receipt, Store, read_table
+
+KIND = "images"
+SPLITS = ("train", "validation", "test")
+_MAX_LETTERS = 100
+
+
+def store_images(store: Store, name: str, data: ImageData) -> Manifest:
+    """Read, check, split and commit the images of a source as the artifact `name`.
+
+    Raises:
+        InputError: see `load_images`.
+    """
+    splits = load_images(data)
+    sets = [splits.train, splits.validation, splits.test]
+    parts = [
+        store.put_part(f"{KIND}/parts/{name}-{which}.parquet", images_table(one), num_tokens=0)
+        for which, one in zip(SPLITS, sets, strict=True)
+    ]
+    letters = [asdict(letter) for one in (splits.train, splits.test) for letter in one.dead_letters]
+    totals = {
+        "shape": list(splits.train.shape),
+        "class_names": list(splits.train.class_names),
+        "least_per_class": int(np.bincount(splits.train.labels).min()),
+        "dead_letters": len(letters),
+        "first_dead_letters": letters[:_MAX_LETTERS],
+    }
+    settings = data.model_dump(mode="json", exclude={"path"})
+    return store.put_manifest(Manifest(KIND, name, tuple(parts), {}, settings, totals))
+
+
+def images_table(images: ImageSet) -> pa.Table:
+    """One row an image: `pixels` fixed_size_list<uint8 or float32, C*H*W>, `label` int32."""
+    flat = images.images.reshape(len(images), -1)
+    pixels = pa.FixedSizeListArray.from_arrays(pa.array(flat.ravel()), flat.shape[1])
+    return pa.table({"pixels": pixels, "label": pa.array(images.labels.astype(np.int32))})
+
+
+def read_splits(store: Store, manifest: Manifest) -> ImageSplits:
+    """The three sets of an images artifact.
+
+    Raises:
+        ArtifactError: a part is missing or broken.
+    """
+    sets = [_read(store, manifest, part) for part in manifest.parts]
+    return ImageSplits(*sets)
+
+
+def _read(store: Store, manifest: Manifest, part: PartRef) -> ImageSet:
+    table = read_table(store.path(part.path))
+    shape = tuple(manifest.totals["shape"])
+    pixels: Pixels = (
+        table["pixels"]
+        .combine_chunks()
+        .flatten()
+        .to_numpy(zero_copy_only=False)
+        .reshape(-1, *shape)
+    )
+    labels = table["label"].to_numpy().astype(np.int64)
+    return ImageSet(pixels, labels, tuple(manifest.totals["class_names"]))
+
+
+@dataclass(frozen=True, slots=True)
+class SourceTask:
+    """A source to read as the images artifact `fingerprint`."""
+
+    fingerprint: str
+    data: ImageData
+
+
+def run_source(store: Store, task: SourceTask) -> Receipt:
+    """Commit the images artifact of a task, then its receipt.
+
+    Raises:
+        InputError: see `load_images`.
+    """
+    made = store_images(store, task.fingerprint, task.data)
+    return store.put_receipt(KIND, Receipt(task.fingerprint, made.parts, {"images": made.num_rows}))

@@ -1,0 +1,108 @@
+"""Reading a distilled set, without Ray.
+
+import stillhouse
+small = stillhouse.open_distilled("store/runs/...")      # a run, an artifact or STORE#name
+small.images, small.labels, small.learning_rate
+"""
+
+import json
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stillhouse.errors import ArtifactError
+from stillhouse.reading.readers import Artifact
+from stillhouse.storage import names
+from stillhouse.storage.artifact import read_table
+from stillhouse.storage.filesystem import absolute_uri, exists, join, read_bytes
+
+
+class Distilled(Artifact):
+    """A distilled set as a network is trained on it.
+
+    Attributes:
+        images: float32 [N, C, H, W], preprocessed.
+        labels: classes int64 [N], indices into `class_names`.
+        soft_labels: logits float32 [N, num_classes], or None.
+        learning_rate: learned with the images, or None.
+        preprocessing: `mean` and `std` [C] of pixels in [0, 1], or ZCA's `mean` [D], `matrix` and
+            `inverse` [D, D] (`zca.whiten`).
+    """
+
+    def __init__(self, uri: str) -> None:
+        from safetensors.numpy import load
+
+        from stillhouse.distillation.result_job import PREPROCESSING
+        from stillhouse.distillation.stored_sets import read_set
+
+        super().__init__(uri, "distilled")
+        part = self.parts[0].uri
+        found = read_set(read_table(part), part)
+        self.images: NDArray[np.float32] = found.images.numpy()
+        self.labels: NDArray[np.int64] = found.labels.numpy()
+        soft = found.label_logits
+        self.soft_labels: NDArray[np.float32] | None = None if soft is None else soft.numpy()
+        self.learning_rate = found.learning_rate
+        self.preprocessing: dict[str, NDArray[np.float32]] = load(
+            read_bytes(join(self.uri, PREPROCESSING))
+        )
+
+    @property
+    def class_names(self) -> list[str]:
+        """In label order."""
+        return list(self.manifest.totals["class_names"])
+
+    @property
+    def num_bytes(self) -> int:
+        """What the set costs to store, labels included, pictures to look at not."""
+        return int(self.manifest.totals["bytes"])
+
+    def view_labels(self) -> NDArray[Any]:
+        """Stored labels of views, [epochs, N, num_classes] logits or [epochs, N, 2] distances.
+
+        Raises:
+            ArtifactError: the set's labels are of its images.
+        """
+        from safetensors.numpy import load
+
+        from stillhouse.distillation.result_job import LABELS
+
+        if LABELS not in self.manifest.files:
+            raise ArtifactError(f"{self.uri} has one label an image, none of views")
+        return load(read_bytes(join(self.uri, LABELS)))["labels"]
+
+    def to_datasets(self) -> Any:
+        """A Hugging Face `Dataset` with `image` (8-bit pictures), `label` and `values`."""
+        import datasets
+
+        files = [part.uri for part in self.parts]
+        return datasets.load_dataset("parquet", data_files=files, split="train")
+
+
+def open_distilled(uri: str) -> Distilled:
+    """Open a distilled set by the URI of its folder, of the run that made it, or `STORE#name`.
+
+    Raises:
+        ArtifactError: nothing there, an unfinished run, or an artifact of another kind.
+    """
+    store, mark, name = uri.rpartition("#")
+    if mark and "/" not in name:
+        published = names.current(absolute_uri(store), name)
+        if published is None:
+            raise ArtifactError(f"nothing is published under {name!r} in {store}")
+        if published.kind != "distilled":
+            raise ArtifactError(f"{uri} stands for one of `{published.kind}`, not a distilled set")
+        return Distilled(join(absolute_uri(store), "distilled", published.selection))
+    folder = absolute_uri(uri)
+    if folder.rsplit("/", 2)[-2] != "runs":
+        return Distilled(folder)
+    try:
+        result = json.loads(read_bytes(join(folder, "result.json")))
+    except FileNotFoundError as error:
+        known = "the run is not finished" if exists(join(folder, "spec.yaml")) else "no run"
+        raise ArtifactError(f"{folder}: {known} (see `stillhouse status {folder}`)") from error
+    if "distilled_fingerprint" not in result:
+        raise ArtifactError(f"{folder} is a run of `job: {result['job']}`: it distilled nothing")
+    made = result["distilled_fingerprint"]
+    return Distilled(join(folder.rsplit("/", 2)[0], "distilled", made))

@@ -1,0 +1,243 @@
+"""The stages of a distil job without Ray, on the digits and a network of a few hundred weights."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+
+import stillhouse
+from stillhouse.distillation.assembly_job import AssemblyTask, run_assembly
+from stillhouse.distillation.controls_job import ControlTask, run_control
+from stillhouse.distillation.decoupled_job import plan_refinement, plan_units, run_unit
+from stillhouse.distillation.evaluate_job import (
+    EvaluationTask,
+    SetSource,
+    protocol_of,
+    run_evaluation,
+)
+from stillhouse.distillation.expert_job import (
+    ExpertTask,
+    TeacherTask,
+    load_teacher,
+    run_expert,
+    run_teacher,
+)
+from stillhouse.distillation.expert_options import expert_options, kept_epochs
+from stillhouse.distillation.image_sources import ImageData
+from stillhouse.distillation.matching_job import MatchingTask, run_matching
+from stillhouse.distillation.methods import Ast, Datm, ExpertSettings, Infer, Mtt, NrrDd
+from stillhouse.distillation.pictures_job import PictureTask, run_pictures
+from stillhouse.distillation.prepared import prepare
+from stillhouse.distillation.result_job import ResultTask, run_result
+from stillhouse.distillation.settings import Recipe
+from stillhouse.distillation.spec import EvaluateSettings, NetworkSettings
+from stillhouse.distillation.stored_images import SourceTask, run_source
+from stillhouse.distillation.stored_sets import read_set
+from stillhouse.errors import ArtifactError, DivergedError
+from stillhouse.storage.artifact import Store, read_table
+
+IMAGES = "1" * 64
+NETWORK = NetworkSettings(depth=2, width=3)
+TEACHER = NetworkSettings(depth=2, width=3, norm="batch")
+EXPERTS = ExpertSettings(count=1, epochs=3, batch_size=256)
+TINY = {"images_per_class": 1, "num_iterations": 4, "num_steps": 2, "evaluate_every": 2}
+
+
+@pytest.fixture(scope="module")
+def kitchen(tmp_path_factory):
+    """A store with images and two experts, and the prepared images."""
+    store = Store(str(tmp_path_factory.mktemp("kitchen")))
+    data = ImageData(dataset="digits", num_images=200)
+    run_source(store, SourceTask(IMAGES, data))
+    prepared = prepare(store, IMAGES, zca=False, device="cpu", gpus=0)
+    options = expert_options(EXPERTS, "mtt", ())
+    for seed, name in enumerate(("a" * 64, "b" * 64)):
+        task = ExpertTask(name, NETWORK, options, (0, 1, 2, 3), "float32", seed)
+        run_expert(store, prepared, task)
+    return store, prepared
+
+
+def matching(store, method, name="c" * 64, network=NETWORK):
+    uris = tuple(store.path("trajectories", letter * 64) for letter in "ab")
+    return MatchingTask(name, network, method, uris, 3, ())
+
+
+def sets(store, task):
+    done = store.finished("distilled", [task.receipt(p) for p in task.points])
+    return [done[task.receipt(p)] for p in task.points if task.receipt(p) in done]
+
+
+def part_bytes(store, task):
+    return [r.parts[0].sha256 for r in sets(store, task)]
+
+
+def quiet(done, total):
+    pass
+
+
+class Killed(Exception):
+    pass
+
+
+def test_images_are_kept_as_they_are_split(kitchen):
+    store, prepared = kitchen
+    manifest = store.get_manifest("images", IMAGES)
+    assert [part.num_rows for part in manifest.parts] == [199, 143, 359]
+    assert manifest.totals["class_names"] == [str(digit) for digit in range(10)]
+    assert prepared.train.shape == (199, 1, 8, 8)
+    assert manifest.totals["least_per_class"] == int(torch.bincount(prepared.train_labels).min())
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        Mtt(name="mtt", **TINY),
+        Ast(name="ast", **TINY, image_rate=1.0),
+        Datm(name="datm", **TINY),
+    ],
+    ids=lambda method: method.name,
+)
+def test_killed_distillation_goes_on_to_the_same_bytes(kitchen, tmp_path, method):
+    store, prepared = kitchen
+    whole = matching(store, method, name=method.name.ljust(64, "0"))
+    run_matching(store, prepared, whole, quiet)
+    assert len(sets(store, whole)) == 3
+
+    def die(done, total):
+        if done == 3:
+            raise Killed
+
+    again = Store(str(tmp_path))
+    task = dataclasses.replace(whole, fingerprint="d" * 64)
+    with pytest.raises(Killed):
+        run_matching(again, prepared, task, die)
+    assert len(sets(again, task)) == 2
+    run_matching(again, prepared, task, quiet)
+    assert part_bytes(again, task) == part_bytes(store, whole)
+    assert [len(r.info["losses"]) for r in sets(again, task)] == [0, 2, 2]
+
+
+def test_divergence_keeps_the_sets_before_it(kitchen, tmp_path):
+    _, prepared = kitchen
+    store = Store(str(tmp_path))
+    method = Mtt(name="mtt", **(TINY | {"num_iterations": 60}), image_rate=1e38, learning_rate=1.0)
+    task = matching(kitchen[0], method)
+    with pytest.raises(DivergedError, match="image_rate"):
+        run_matching(store, prepared, task, quiet)
+    assert len(sets(store, task)) == 1
+
+
+def test_experts_of_another_network_are_refused(kitchen):
+    store, prepared = kitchen
+    wider = NetworkSettings(depth=2, width=4)
+    task = matching(store, Mtt(name="mtt", **TINY), network=wider)
+    with pytest.raises(ArtifactError, match=r"features\.0\.weight is \(3, 1, 3, 3\) there"):
+        run_matching(store, prepared, task, quiet)
+
+
+def test_only_epochs_that_are_read_are_kept():
+    experts = ExpertSettings(count=1, epochs=50)
+    mtt = Mtt(name="mtt", images_per_class=1, min_start_epoch=2, max_start_epoch=5)
+    assert kept_epochs(experts, mtt) == (2, 3, 4, 5, 6)
+    ast = Ast(name="ast", images_per_class=1, max_start_epoch=2)
+    assert kept_epochs(experts, ast) == (0, 1, 2, 3, 50)
+
+
+def recipe(**changes):
+    settings = EvaluateSettings(**({"epochs": 2} | changes))
+    rate = {"images_per_class": 1, "num_classes": 10, "learning_rate": 0.02, "factor": 1}
+    return protocol_of("p1", settings, **rate)
+
+
+def test_evaluation_and_controls(kitchen):
+    store, prepared = kitchen
+    control = ControlTask("e" * 64, "random_real", 2, 0)
+    receipt = run_control(store, prepared, control)
+    given = read_set(read_table(store.path(receipt.parts[0].path)), "here")
+    assert given.stored.total == 20 * 65
+    assert given.labels.tolist() == [label for label in range(10) for _ in range(2)]
+    rows = (prepared.train[:, None] - given.images[None, :, :, :]).abs().amax((2, 3, 4))
+    assert float(rows.amin(0).max()) < 1e-4  # they are training images
+
+    source = SetSource(receipt.parts[0].path)
+    task = EvaluationTask("f" * 64, source, NETWORK, recipe(), (), "validation", False, 0)
+    found = run_evaluation(store, prepared, task)
+    assert 0 <= found.info["accuracy"] <= 1
+    again = dataclasses.replace(task, fingerprint="9" * 64)
+    assert run_evaluation(store, prepared, again).info["accuracy"] == found.info["accuracy"]
+
+
+def test_result_opens_as_it_was_made_and_in_datasets(kitchen):
+    store, prepared = kitchen
+    task = matching(store, Datm(name="datm", **TINY), name="7" * 64)
+    run_matching(store, prepared, task, quiet)
+    best = sets(store, task)[-1]
+    result = ResultTask("8" * 64, best.parts[0].path, None, {}, {}, {"bytes": 1240})
+    run_result(store, prepared, result)
+    opened = stillhouse.open_distilled(store.path("distilled", "8" * 64))
+    assert opened.images.shape == (10, 1, 8, 8)
+    assert opened.images.dtype == np.float32
+    assert opened.labels.tolist() == list(range(10))
+    assert opened.soft_labels.shape == (10, 10)
+    assert opened.learning_rate == pytest.approx(best.info["learning_rate"])
+    assert opened.preprocessing["mean"] == pytest.approx(prepared.standardisation.mean)
+    assert opened.num_bytes == 1240
+    found = opened.to_datasets()
+    assert found[3]["image"].size == (8, 8)
+    assert found.features["label"].names == [str(digit) for digit in range(10)]
+    values = np.array(found[3]["values"], np.float32).reshape(1, 8, 8)
+    header = json.loads(read_table(opened.parts[0].uri).schema.metadata[b"stillhouse"])
+    (low, step) = header["ranges"][0]
+    assert low + values * step == pytest.approx(opened.images[3], abs=1e-5)
+
+
+def test_pictures_of_every_class(kitchen):
+    store, prepared = kitchen
+    task = matching(store, Mtt(name="mtt", **TINY), name="6" * 64)
+    run_matching(store, prepared, task, quiet)
+    points = tuple((i, r.parts[0].path) for i, r in enumerate(sets(store, task)))
+    made = run_pictures(store, prepared, PictureTask("5" * 64, points, 3, True))
+    rows = read_table(store.path(made.parts[0].path)).to_pylist()
+    assert {row["point"] for row in rows} == {-1, 0, 1, 2}
+    assert all(row["png"].startswith(b"\x89PNG") for row in rows)
+    assert sum(row["point"] == -1 for row in rows) == 30
+
+
+@pytest.fixture(scope="module")
+def taught(kitchen):
+    store, prepared = kitchen
+    short = Recipe(epochs=2)
+    run_teacher(store, prepared, TeacherTask("4" * 64, TEACHER, short, 0))
+    return load_teacher(store, prepared, TEACHER, "4" * 64)
+
+
+def test_infer_is_stored_apart_and_priced_so(kitchen, taught):
+    store, prepared = kitchen
+    method = Infer(name="infer", images_per_class=2, iterations=2)
+    units = plan_units("3" * 64, method, 1, 10)
+    assert [(u.teacher, u.unit) for u in units] == [(0, 0)]  # floor(2 / (1 + 1/10)) = 1
+    paths = tuple(run_unit(store, prepared, [taught], u).parts[0].path for u in units)
+    made = run_assembly(store, prepared, [taught], AssemblyTask("3" * 64, method, recipe(), paths))
+    assert made.info["stored"] == [10 * 64 + 64, 20 * 10 * 2]
+    given = read_set(read_table(store.path(made.parts[0].path)), "here")
+    assert given.images.shape == (20, 1, 8, 8)
+    assert given.label_logits.shape == (20, 10)
+
+
+def test_nrr_dd_stores_two_distances_a_view(kitchen, taught):
+    store, prepared = kitchen
+    method = NrrDd(name="nrr_dd", images_per_class=1, iterations=2, num_candidates=5)
+    protocol = protocol_of(
+        "p3", EvaluateSettings(epochs=3), images_per_class=1, num_classes=10, learning_rate=None,
+        factor=1,
+    )  # fmt: skip
+    starts = [run_unit(store, prepared, [taught], u) for u in plan_units("2" * 64, method, 1, 10)]
+    units = plan_refinement("2" * 64, method, 10, [r.parts[0].path for r in starts])
+    paths = tuple(run_unit(store, prepared, [taught], u).parts[0].path for u in units)
+    made = run_assembly(store, prepared, [taught], AssemblyTask("2" * 64, method, protocol, paths))
+    assert made.info["stored"] == [640, 10 + 3 * 10 * 2 * 2]
+    source = SetSource(made.parts[0].path, made.info["label_path"], "distances")
+    task = EvaluationTask("0" * 64, source, TEACHER, protocol, (), "validation", False, 0)
+    assert 0 <= run_evaluation(store, prepared, task).info["accuracy"] <= 1

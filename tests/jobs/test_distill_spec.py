@@ -1,0 +1,110 @@
+"""Specs of `job: distill`: what is accepted, and what each wrong one is told."""
+
+import pytest
+import yaml
+
+from jobs.paths import identity_of, with_absolute_paths
+from jobs.spec_file import load_spec
+from stillhouse.errors import SpecError
+
+CONTRACT = """
+job: distill
+store: ./store
+data:     {path: data/fashion-mnist}
+network:  {name: convnet, depth: 3, width: 32, norm: instance}
+experts:  {count: 10, epochs: 15}
+method:   {name: ast, images_per_class: 10}
+evaluate: {networks: [{name: convnet, depth: 3, width: 32}], seeds: 3}
+controls: [random_real, full]
+compute:  {experts: 2, distillers: 1, gpus_per_worker: 0}
+"""
+TEACHER = {"name": "convnet", "depth": 3, "width": 32, "norm": "batch"}
+
+
+def load(tmp_path, *drop, **changes):
+    content = yaml.safe_load(CONTRACT) | changes
+    for key in drop:
+        content.pop(key, None)
+    path = tmp_path / "spec.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return load_spec(str(path), [])
+
+
+def test_contract_is_accepted(tmp_path):
+    spec = load(tmp_path)
+    assert spec.matching
+    assert spec.method.window_end(spec.experts.epochs) == 14
+    assert spec.method.student_momentum == 0.9
+    assert spec.networks[0].label == "convnet-3, width 32"
+
+
+@pytest.mark.parametrize("name", ["mtt", "tesla", "ftd", "datm", "ast"])
+def test_matching_methods(tmp_path, name):
+    assert load(tmp_path, method={"name": name, "images_per_class": 1}).method.name == name
+
+
+@pytest.mark.parametrize("name", ["sre2l", "infer", "rded", "nrr_dd"])
+def test_decoupled_methods(tmp_path, name):
+    method = {"name": name, "images_per_class": 10}
+    assert not load(tmp_path, "experts", method=method, teachers=[TEACHER]).matching
+
+
+@pytest.mark.parametrize(
+    ("drop", "changes", "said"),
+    [
+        ([], {"method": {"name": "ast"}}, "`method.images_per_class` is missing"),
+        ([], {"method": {"name": "atm", "images_per_class": 1}}, "'atm'"),
+        (
+            [],
+            {"method": {"name": "mtt", "images_per_class": 1, "balanced": True}},
+            "unknown key `method.balanced`",
+        ),
+        (
+            [],
+            {"method": {"name": "mtt", "images_per_class": 1, "max_start_epoch": 15}},
+            "a start at epoch 14 and 2 epochs more lead beyond the experts' 15",
+        ),
+        (
+            [],
+            {"method": {"name": "mtt", "images_per_class": 1, "min_start_epoch": 14}},
+            "no start epoch lies in [14, 14)",
+        ),
+        ([], {"teachers": [TEACHER]}, "`method: ast` matches trajectories"),
+        (
+            ["experts"],
+            {"method": {"name": "rded", "images_per_class": 1}},
+            "`method: rded` needs `teachers`",
+        ),
+        (
+            ["experts"],
+            {
+                "method": {"name": "rded", "images_per_class": 1},
+                "teachers": [TEACHER | {"norm": "instance"}],
+            },
+            "`teachers.0` has no batch statistics to match: give it `norm: batch`",
+        ),
+        (
+            ["experts"],
+            {"method": {"name": "infer", "images_per_class": 1}, "teachers": [TEACHER]},
+            "at least 2 are needed",
+        ),
+        ([], {"data": {}}, "give either `path` or `dataset`"),
+        ([], {"network": {"name": "factory"}}, "`factory` goes with `name: factory`"),
+        ([], {"evaluate": {"protocol": "p4"}}, "`evaluate.protocol`"),
+        ([], {"controls": ["random"]}, "`controls.0`"),
+    ],
+)
+def test_wrong_specs_are_told(tmp_path, drop, changes, said):
+    with pytest.raises(SpecError) as error:
+        load(tmp_path, *drop, **changes)
+    assert said in str(error.value)
+
+
+def test_paths_and_widths_are_no_identity(tmp_path):
+    (tmp_path / "a").mkdir()
+    one = load(tmp_path, data={"path": str(tmp_path / "a"), "test": str(tmp_path / "b")})
+    two = load(tmp_path, data={"path": "s3://b/a", "test": "s3://b/b"}, compute={"experts": 7})
+    assert identity_of(one) == identity_of(two)
+    moved = with_absolute_paths(load(tmp_path, data={"path": "./a", "test": "./b"}))
+    assert moved.data.path.startswith("/")
+    assert moved.data.test.startswith("/")
