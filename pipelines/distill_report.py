@@ -71,7 +71,8 @@ def distill_report(
         losses=_losses(made),
         accuracy=_accuracy(made),
         experts=[
-            Curve("experts" if spec.matching else "teachers", seed, _points(losses)) for seed, losses in enumerate(made.expert_losses)
+            Curve("experts" if spec.matching else "teachers", seed, _points(losses))
+            for seed, losses in enumerate(made.expert_losses)
         ],
         steps=[
             StepRow(name, w.parts, w.reused, w.seconds, w.device_seconds)
