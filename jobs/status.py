@@ -64,7 +64,7 @@ def artifacts_of(store: str) -> list[dict[str, Any]]:
         folder, _, file = item.path.rpartition("/")
         if file != "manifest.json" or item.kind not in KINDS:
             continue
-        name = folder.rpartition("/")[2]
+        name = item.names[-1] if item.names else folder.rpartition("/")[2]
         listed = {part.path for part in load_manifest(join(store, folder)).parts}
         labels = {label for label in reached.get(name, ()) if "/receipts" not in label}
         rows.append(

@@ -12,6 +12,10 @@ from jobs.prune import prune_store
 from jobs.run import run_job
 from stillhouse.errors import ArtifactError
 from stillhouse.fingerprint import fingerprint
+from stillhouse.storage import numbered
+from stillhouse.storage.artifact import Manifest, Store
+from stillhouse.storage.commit import check_store
+from stillhouse.storage.run_record import RunRecord
 
 DAY_S = 86400
 
@@ -129,3 +133,27 @@ def test_a_run_at_work_keeps_what_it_may_reuse(store, world, given, reports):
 def test_of_no_store(tmp_path):
     with pytest.raises(ArtifactError, match="is not a store"):
         prune_store(str(tmp_path), grace_hours=24, yes=False)
+
+
+def test_checkpoints_go_when_their_training_is_over(tmp_path, reports):
+    """A finished training's are removed; while a run is at work none is."""
+    store = Store(check_store(str(tmp_path / "store")))
+    model, checkpoints = fingerprint("model"), fingerprint("its checkpoints")
+    for kind, name in (("models", model), ("checkpoints", f"{checkpoints}/00000010")):
+        store.put_manifest(Manifest(kind, name, (), {}, {}))
+    numbered.append(store.path("checkpoints", checkpoints, "starts"), {"step": 0})
+    record = RunRecord(store, fingerprint("run"))
+    record.start("job: train", "train")
+    record.put_result({"job": "train", "model_fingerprint": model})
+    age(store.uri)
+    (row,) = [r for r in reports("status", store.uri)[1]["artifacts"] if r["kind"] != "models"]
+    assert (row["kind"], row["fingerprint"], row["referred_by"]) == ("checkpoints", checkpoints, [])
+    record.flush()
+    assert prune_store(store.uri, grace_hours=24, yes=True)["objects"] == []
+    record.finish("done")
+    gone = prune_store(store.uri, grace_hours=24, yes=True)["objects"]
+    assert gone == [
+        f"checkpoints/{checkpoints}/00000010/manifest.json",
+        f"checkpoints/{checkpoints}/starts/00000001.json",
+    ]
+    assert names(Path(store.uri), "models") == {model}

@@ -1,0 +1,171 @@
+"""`job: train` on real Ray: one, two and four workers, a killed worker, shards, the report."""
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import psutil
+import pytest
+from small import Quiet, make_world
+
+from jobs.pages import read_report
+from jobs.plan import plan_job
+from jobs.run import run_job
+from jobs.status import draw_report
+from stillhouse.storage.run_record import event_files
+from stillhouse.training.spec import TrainSpec
+
+STEPS = 240
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory, untrained):
+    folder = make_world(tmp_path_factory.mktemp("train"), shards=2, per_shard=80)
+    return folder, untrained["tokenizer"]
+
+
+def parse(place, store, trainers, **learning):
+    """Documents in two data sets, 2:1, and a held-out; 240 steps of 8 sequences of 32."""
+    folder, tokenizer = place
+    pool = [str(folder / "pool" / f"pool-{i:02d}.parquet") for i in (0, 1)]
+    settings = {"num_tokens": STEPS * 8 * 32, "global_batch": 8, "learning_rate": 3e-3}
+    settings |= {"window": 40, "eval_points": 4, "checkpoint_every": 40, "dtype": "float32"}
+    return TrainSpec.model_validate(
+        {
+            "job": "train",
+            "name": "small",
+            "store": str(folder / store),
+            "data": [{"path": pool[0], "weight": 2}, {"path": pool[1]}],
+            "tokenizer": tokenizer,
+            "sequence_length": 32,
+            "part_tokens": 2000,
+            "model": {"hidden_size": 32, "num_layers": 1},
+            "heldout": {"path": str(folder / "target" / "*.parquet")},
+            "train": settings | learning,
+            "compute": {"trainers": trainers, "packers": 1},
+        }
+    )
+
+
+def model_of(result):
+    return json.loads(Path(result["artifacts"]["model"], "manifest.json").read_text())
+
+
+def losses(result):
+    return [point["loss"] for point in model_of(result)["totals"]["points"]]
+
+
+@pytest.fixture(scope="module")
+def trained(ray_cluster, place):
+    """Two workers, nothing happens to them."""
+    return run_job(parse(place, "two", 2), Quiet())
+
+
+class Killer(Quiet):
+    """Kills a training worker of this process's Ray once, when the training has got somewhere."""
+
+    def __init__(self):
+        super().__init__()
+        self.killed, self.starts = [], []
+
+    def note(self, kind, content):
+        if kind == "train start":
+            self.starts.append(content)
+        if kind == "train point" and content["step"] >= 60 and not self.killed:
+            worker = training_workers()[-1]
+            self.killed.append(worker.pid)
+            os.kill(worker.pid, signal.SIGKILL)
+
+
+def training_workers():
+    found = psutil.Process().children(recursive=True)
+    return [p for p in found if "RayTrainWorker" in " ".join(p.cmdline())]
+
+
+def test_the_result_is_the_contract(trained, place):
+    found = trained["train"]
+    assert (trained["status"], trained["job"]) == ("done", "train")
+    assert found["num_tokens"] == STEPS * 8 * 32 and found["num_steps"] == STEPS
+    assert found["heldout_nll"] < 5 and found["restarts"] == 0
+    assert len(bytes.fromhex(found["order_sha256"])) == 32
+    assert found["tokens_per_second"] > 0 and 0 <= found["data_wait_share"] < 1
+    assert set(found["sources"]) == {"sea"}
+    manifest = model_of(trained)
+    assert set(manifest["totals"]["evaluations"][-1]["trained"]) == {"sea", "code", "law", "food"}
+    assert manifest["inputs"]["data"]["sets"][0]["weight"] == 2
+    assert manifest["settings"]["train"]["learning_rate"] == 3e-3
+    json.dumps(trained, allow_nan=False)
+    spec = parse(place, "two", 2)
+    again = run_job(spec, Quiet())
+    assert (again["status"], again["train"]) == ("nothing_to_do", found)
+    assert plan_job(spec)["status"] == "nothing_to_do"
+
+
+def test_the_report_shows_it(trained):
+    data = read_report(trained["run"])
+    assert data.heldout[-1][1] == trained["train"]["heldout_nll"]
+    assert [(row.name, round(row.share, 3)) for row in data.data] == [
+        ("pool-00", 0.667),
+        ("pool-01", 0.333),
+    ]
+    page = Path(draw_report(trained["run"])).read_text()
+    assert page.startswith("<!doctype html>") and "held-out" in page and "sea" in page
+    events = [
+        json.loads(line)["event"]
+        for name in event_files(trained["run"])
+        for line in Path(trained["run"], name).read_text().splitlines()
+    ]
+    assert {"train start", "train point", "train evaluation"} <= set(events)
+
+
+def test_one_worker_sees_the_same_in_the_same_order(trained, place):
+    alone = run_job(parse(place, "one", 1), Quiet())
+    assert alone["train"]["order_sha256"] == trained["train"]["order_sha256"]
+    assert losses(alone) == pytest.approx(losses(trained), rel=1e-5)
+    assert alone["model_fingerprint"] == trained["model_fingerprint"]
+
+
+def test_a_killed_worker_changes_no_byte(trained, place):
+    killer = Killer()
+    killed = run_job(parse(place, "killed", 2), killer)
+    assert len(killer.killed) == 1
+    assert [start["workers"] for start in killer.starts] == [2, 2]
+    assert killer.starts[1]["step"] % 40 == 0 and killed["train"]["restarts"] == 1
+    assert killed["train"]["order_sha256"] == trained["train"]["order_sha256"]
+    assert model_of(killed)["files"] == model_of(trained)["files"]
+    assert read_report(killed["run"]).restarts[0].workers == 2
+
+
+@pytest.mark.soak
+def test_four_workers_accumulation_and_shards(trained, place):
+    for store, trainers, learning in (
+        ("four", 4, {}),
+        ("micro", 2, {"micro_batch": 1}),
+        ("sharded", 2, {"sharding": "fsdp"}),
+    ):
+        found = run_job(parse(place, store, trainers, **learning), Quiet())
+        assert found["train"]["order_sha256"] == trained["train"]["order_sha256"]
+        assert losses(found) == pytest.approx(losses(trained), rel=1e-5)
+
+
+@pytest.mark.soak
+def test_another_number_of_workers_goes_on(trained, place):
+    """Two workers die for good; one goes on from their checkpoint in a new run."""
+
+    class Stop(Quiet):
+        def note(self, kind, content):
+            if kind == "train point" and content["step"] >= 60:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_job(parse(place, "changed", 2), Stop())
+    found = run_job(parse(place, "changed", 1), Quiet())
+    assert found["train"]["order_sha256"] == trained["train"]["order_sha256"]
+    assert losses(found) == pytest.approx(losses(trained), rel=1e-4)
+    assert found["train"]["restarts"] == 1
+    assert [row["workers"] for row in model_of(found)["totals"]["measured"]["starts"]] == [2, 1]
+
+
+def test_no_process_is_left(trained):
+    assert training_workers() == []
