@@ -343,7 +343,9 @@ def report(
 
 @app.command()
 def verify(
-    uri: Annotated[str, typer.Argument(help="A run or a selection.", metavar="RUN_OR_SELECTION")],
+    uri: Annotated[
+        str, typer.Argument(help="A run, a selection or a model.", metavar="RUN_OR_ARTIFACT")
+    ],
     sample: Annotated[int, typer.Option(min=0, help="Scores to recompute with the models.")] = 64,
     as_json: AsJson = False,
     debug: Debug = False,
@@ -355,9 +357,9 @@ def verify(
 
     def action() -> int:
         from jobs.summary import show_verification
-        from jobs.verify import verify_selection
+        from jobs.verify import verify as check
 
-        found = verify_selection(uri, sample)
+        found = check(uri, sample)
         _print(found) if as_json else show_verification(found)
         return 3 if found["problems"] else 0
 

@@ -64,7 +64,9 @@ class Bars:
         self._progress.update(task, completed=self._progress.tasks[task].total)
 
     def note(self, kind: str, content: dict[str, Any]) -> None:
-        """Notes go to the run's events only."""
+        """Notes go to the run's events; why nothing goes on is for people too."""
+        if kind == "waiting":
+            self._progress.console.print(f"waiting: {content['message']}", markup=False)
 
     def close(self) -> None:
         """Leave the bars on the screen."""
@@ -99,7 +101,9 @@ class Lines:
         self._say(f"{step}: done in {seconds:.1f} s")
 
     def note(self, kind: str, content: dict[str, Any]) -> None:
-        """Notes go to the run's events only."""
+        """Notes go to the run's events; why nothing goes on is for people too."""
+        if kind == "waiting":
+            self._say(f"waiting: {content['message']}")
 
     def close(self) -> None:
         """Nothing to close."""

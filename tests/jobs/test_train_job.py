@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -165,6 +166,19 @@ def test_another_number_of_workers_goes_on(trained, place):
     assert losses(found) == pytest.approx(losses(trained), rel=1e-4)
     assert found["train"]["restarts"] == 1
     assert [row["workers"] for row in model_of(found)["totals"]["measured"]["starts"]] == [2, 1]
+
+
+def test_every_file_of_the_model_is_checked(trained, tmp_path, reports):
+    assert reports("verify", trained["run"])[1]["checked"]["files"] >= 4
+    folder = tmp_path / "store" / "models" / trained["model_fingerprint"]
+    shutil.copytree(trained["artifacts"]["model"], folder)
+    (folder / "config.json").write_text("{}")
+    (folder / "tokenizer.json").unlink()
+    code, found = reports("verify", str(folder))
+    assert (code, found["problems"]) == (
+        3,
+        [f"{folder}/config.json is not what was written", f"{folder}/tokenizer.json is missing"],
+    )
 
 
 def test_no_process_is_left(trained):
