@@ -36,4 +36,5 @@ class Recorder:
 
     def note(self, kind: str, content: dict[str, Any]) -> None:
         """Anything else."""
+        self._shown.note(kind, content)
         self._record.event(kind, content)

@@ -6,46 +6,71 @@ import shutil
 import signal
 from pathlib import Path
 
+import numpy as np
 import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
-from small import Quiet, make_world
+from small import Quiet, rows, write
 
 from jobs.pages import read_report
 from jobs.plan import plan_job
 from jobs.run import run_job
 from jobs.status import draw_report
 from stillhouse.storage.run_record import event_files
+from stillhouse.text.packing import tokens_schema
 from stillhouse.training.spec import TrainSpec
 
-STEPS = 240
+STEPS, LENGTH = 240, 32
+DOCUMENTS = tokens_schema(LENGTH, np.uint16).field("documents").type
+
+
+def write_tokens(path, seed, count, sources):
+    """Counting sequences, each of one source, which its first token tells."""
+    rng = np.random.default_rng(seed)
+    kinds = np.arange(count) % len(sources)
+    ids = (rng.integers(5, 60, (count, 1)) * (kinds[:, None] + 1) + np.arange(LENGTH)) % 250
+    documents = [
+        [{"id": "a", "source": sources[k], "start": 0, "end": LENGTH, "file": 0, "row": row}]
+        for row, k in enumerate(kinds)
+    ]
+    flat = pa.array(ids.astype(np.uint16).reshape(-1))
+    columns = [pa.FixedSizeListArray.from_arrays(flat, LENGTH), pa.array(documents, DOCUMENTS)]
+    path.parent.mkdir(exist_ok=True)
+    pq.write_table(pa.table(columns, ["input_ids", "documents"]), path, row_group_size=50)
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory, untrained):
-    folder = make_world(tmp_path_factory.mktemp("train"), shards=2, per_shard=80)
+    folder = tmp_path_factory.mktemp("train")
+    for name, count, sources in (
+        ("a/0", 120, ["sea", "code"]),
+        ("a/1", 80, ["sea", "law"]),
+        ("b/0", 100, ["food"]),
+        ("heldout/0", 24, ["sea"]),
+    ):
+        write_tokens(folder / f"{name}.parquet", count, count, sources)
     return folder, untrained["tokenizer"]
 
 
-def parse(place, store, trainers, **learning):
-    """Documents in two data sets, 2:1, and a held-out; 240 steps of 8 sequences of 32."""
+def parse(place, store, trainers, changes=None, **learning):
+    """Tokens in two data sets, 2:1, and a held-out; 240 steps of 8 sequences of 32."""
     folder, tokenizer = place
-    pool = [str(folder / "pool" / f"pool-{i:02d}.parquet") for i in (0, 1)]
-    settings = {"num_tokens": STEPS * 8 * 32, "global_batch": 8, "learning_rate": 3e-3}
-    settings |= {"window": 40, "eval_points": 4, "checkpoint_every": 40, "dtype": "float32"}
+    settings = {"num_tokens": STEPS * 8 * LENGTH, "global_batch": 8, "learning_rate": 3e-3}
+    settings |= {"window": 10, "eval_points": 4, "checkpoint_every": 40, "dtype": "float32"}
     return TrainSpec.model_validate(
         {
             "job": "train",
             "name": "small",
             "store": str(folder / store),
-            "data": [{"path": pool[0], "weight": 2}, {"path": pool[1]}],
+            "data": [{"path": str(folder / "a"), "weight": 2}, {"path": str(folder / "b")}],
             "tokenizer": tokenizer,
-            "sequence_length": 32,
-            "part_tokens": 2000,
             "model": {"hidden_size": 32, "num_layers": 1},
-            "heldout": {"path": str(folder / "target" / "*.parquet")},
+            "heldout": {"path": str(folder / "heldout")},
             "train": settings | learning,
             "compute": {"trainers": trainers, "packers": 1},
         }
+        | (changes or {})
     )
 
 
@@ -107,8 +132,8 @@ def test_the_report_shows_it(trained):
     data = read_report(trained["run"])
     assert data.heldout[-1][1] == trained["train"]["heldout_nll"]
     assert [(row.name, round(row.share, 3)) for row in data.data] == [
-        ("pool-00", 0.667),
-        ("pool-01", 0.333),
+        ("a", 0.667),
+        ("b", 0.333),
     ]
     page = Path(draw_report(trained["run"])).read_text()
     assert page.startswith("<!doctype html>") and "held-out" in page and "sea" in page
@@ -148,6 +173,22 @@ def test_four_workers_accumulation_and_shards(trained, place):
         found = run_job(parse(place, store, trainers, **learning), Quiet())
         assert found["train"]["order_sha256"] == trained["train"]["order_sha256"]
         assert losses(found) == pytest.approx(losses(trained), rel=1e-5)
+
+
+@pytest.mark.soak
+def test_documents_are_packed_first(ray_cluster, place, tmp_path):
+    write(tmp_path / "pool" / "0.parquet", rows(1, 60, ["sea", "law"]))
+    write(tmp_path / "heldout" / "0.parquet", rows(2, 20, ["sea"]))
+    changes = {
+        "data": {"path": str(tmp_path / "pool")},
+        "heldout": {"path": str(tmp_path / "heldout")},
+        "sequence_length": 16,
+        "part_tokens": 1000,
+    }
+    found = run_job(parse(place, "text", 1, changes, num_tokens=16 * 8 * 20), Quiet())
+    assert found["work"]["tokens"]["parts"] >= 2
+    last = model_of(found)["totals"]["evaluations"][-1]
+    assert set(last["trained"]) == {"sea", "law"} and set(last["heldout"]) == {"sea"}
 
 
 @pytest.mark.soak

@@ -33,6 +33,7 @@ def work(killed, tell):
     raise DivergedError("the loss left")
 
 
+@pytest.mark.soak
 def test_a_lost_worker_is_replaced_and_an_error_arrives_as_it_was_raised(ray_cluster, tmp_path):
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     ctx = Context(Store(str(tmp_path)), ComputeSettings(trainers=2), Quiet())
