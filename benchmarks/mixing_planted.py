@@ -242,7 +242,8 @@ def main() -> int:
     runs: list[tuple[str, PolicySettings, int]] = []
     for seed in range(given.seeds):
         runs += [(label, settings, seed) for label, settings in POLICIES.items()]
-        for share in SWEEP if seed < SWEEP_SEEDS else ():
+    for seed in range(min(given.seeds, SWEEP_SEEDS)):
+        for share in SWEEP:
             weights = {n: share / 2 if n in GOOD else (1 - share) / 18 for n in names}
             runs.append((f"static {share:g}", StaticSettings(name="static", weights=weights), seed))
     results: dict[str, dict[str, Any]] = {}

@@ -5,7 +5,7 @@ from typing import Any
 
 from pipelines.context import Context
 from pipelines.given import model_identity
-from pipelines.mix_data import ListedSource, MixInputs, list_sources, open_sources
+from pipelines.mix_data import GivenModels, ListedSource, MixInputs, list_sources, open_sources
 from stillhouse.errors import ModelError
 from stillhouse.mixing.decision_log import log_digest
 from stillhouse.mixing.settings import ReplaySettings
@@ -23,6 +23,8 @@ def list_mix(spec: MixSpec) -> "ListedMix":
         load_tokenizer(spec.tokenizer.path, spec.tokenizer.eos_token)
     if spec.model.path is not None:
         _check_model(spec.model.path, spec.model.kind)
+    if spec.reference is not None:
+        _check_model(spec.reference, spec.model.kind)
     if isinstance(spec.policy, ReplaySettings):
         log_digest(spec.policy.log)
     target, sources = list_sources(spec)
@@ -53,18 +55,21 @@ class ListedMix:
     def open(self, store: Store, *, remember: bool) -> "OpenedMix":
         """Digest the files."""
         inputs = open_sources(store, self.target, self.sources, remember=remember)
-        path = self.spec.model.path
-        init = None if path is None else model_identity(store, model_uri(path), remember=remember)
-        return OpenedMix(self.spec, inputs, init)
+        paths = (self.spec.model.path, self.spec.reference)
+        given = [
+            None if path is None else model_identity(store, model_uri(path), remember=remember)
+            for path in paths
+        ]
+        return OpenedMix(self.spec, inputs, GivenModels(*given))
 
 
 @dataclass(frozen=True, slots=True)
 class OpenedMix:
-    """A mix job whose inputs are known by content; `init` is that of a given model."""
+    """A mix job whose inputs are known by content."""
 
     spec: MixSpec
     inputs: MixInputs
-    init: str | None
+    given: GivenModels
 
     def identity(self) -> list[Any]:
         """Of target, arms, and what is given."""
@@ -73,7 +78,7 @@ class OpenedMix:
         return [
             [[source.listed.name, source.digests] for source in sources],
             self.inputs.broken,
-            self.init,
+            [self.given.init, self.given.reference],
             None if tokenizer is None else load_tokenizer(tokenizer).digest,
             log_digest(policy.log) if isinstance(policy, ReplaySettings) else None,
         ]
@@ -82,7 +87,7 @@ class OpenedMix:
         """The whole pipeline; where it begins to train is where a dry one ends."""
         from pipelines.mix import run_mix_job
 
-        return run_mix_job(ctx, self.spec, self.inputs, self.init, "")
+        return run_mix_job(ctx, self.spec, self.inputs, self.given, "")
 
     def run(self, ctx: Context, record: RunRecord) -> dict[str, Any]:
         """The pipeline, then the report."""
@@ -90,7 +95,7 @@ class OpenedMix:
         from pipelines.mix import run_mix_job
 
         decisions = join(record.uri, "decisions")
-        made = run_mix_job(ctx, self.spec, self.inputs, self.init, decisions)
+        made = run_mix_job(ctx, self.spec, self.inputs, self.given, decisions)
         return write_mix_outcome(ctx, self.spec, made, record)
 
     def estimate(self, ctx: Context, *, complete: bool) -> dict[str, dict[str, Any]]:

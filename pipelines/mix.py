@@ -12,7 +12,7 @@ from uuid import uuid4
 
 from actors.mixer import Mixer, RemoteMixer
 from pipelines.context import Context
-from pipelines.mix_data import ArmsMade, MixInputs, prepare_arms
+from pipelines.mix_data import ArmsMade, GivenModels, MixInputs, prepare_arms
 from pipelines.workers import STEP, run_workers
 from stillhouse.errors import SpecError
 from stillhouse.fingerprint import fingerprint
@@ -49,7 +49,7 @@ class MixRun:
 
 
 def run_mix_job(
-    ctx: Context, spec: MixSpec, inputs: MixInputs, init: str | None, decisions: str
+    ctx: Context, spec: MixSpec, inputs: MixInputs, given: GivenModels, decisions: str
 ) -> MixRun:
     """Prepare the arms and train every run.
 
@@ -57,7 +57,7 @@ def run_mix_job(
         ctx: the run.
         spec: the job.
         inputs: what it reads.
-        init: content of a given model, for identities; None for a fresh one.
+        given: content of given models, for identities.
         decisions: URI of the folder under which logs are written.
 
     Raises:
@@ -66,7 +66,7 @@ def run_mix_job(
     arms = prepare_arms(ctx, spec, inputs)
     rules = rules_of(spec, [part.num_rows for part in arms.arms])
     tasks = [
-        mix_task(ctx.store, spec, arms, rule, seed, init, decisions)
+        mix_task(ctx.store, spec, arms, rule, seed, given, decisions)
         for seed in spec.seeds
         for rule in rules
     ]
@@ -128,21 +128,25 @@ def mix_task(
     arms: ArmsMade,
     rule: Rule,
     seed: int,
-    init: str | None,
+    given: GivenModels,
     decisions: str,
 ) -> MixTask:
     """A run as plain values, named by all that decides its model."""
     train = spec.train
     sizes = tuple(part.num_rows for part in arms.arms)
-    settings = rule.settings.model_dump(mode="json", exclude={"log"})
+    settings = rule.settings.model_dump(mode="json", exclude={"log", "path"})
     if isinstance(rule.settings, ReplaySettings):
         settings["log_sha256"] = log_digest(rule.settings.log)
+    if spec.reference is not None:
+        settings["reference"] = given.reference
     identity: dict[str, Any] = {
         "policy": settings,
         "seed": seed,
         "plan": [rule.slots, rule.num_steps, rule.plan.target_batches],
         "train": train.model_dump(mode="json"),
-        "model": spec.model.model_dump(mode="json", exclude={"path"}) if init is None else init,
+        "model": spec.model.model_dump(mode="json", exclude={"path"})
+        if given.init is None
+        else given.init,
         "data": {
             "arms": [[a.name, d] for a, d in zip(arms.arms, arms.digests, strict=True)],
             "target": arms.target,
@@ -193,6 +197,7 @@ def mix_task(
         evaluate_every=train.evaluate_every,
         patience=train.patience,
         mixer=mixer,
+        reference=spec.reference if rule.settings.name == "doremi" else None,
         inputs={"arms": [part.uri for part in arms.arms], "target": arms.target},
         settings=identity,
     )

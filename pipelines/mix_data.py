@@ -64,6 +64,14 @@ class MixInputs:
     broken: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class GivenModels:
+    """Content of models that the spec names by path: where runs begin, DoReMi's reference."""
+
+    init: str | None = None
+    reference: str | None = None
+
+
 @dataclass(slots=True)
 class ArmsMade:
     """The prepared arms, the target's part, and what became of rows.

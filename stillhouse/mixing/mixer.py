@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from stillhouse.errors import SpecError
 from stillhouse.mixing.decision_log import log_parts
 from stillhouse.mixing.decisions import read_decisions, read_regime, write_decisions
+from stillhouse.mixing.doremi import DoReMi
 from stillhouse.mixing.schedule import DrawSchedule
 from stillhouse.mixing.settings import (
     MixFacts,
@@ -164,10 +165,15 @@ class Mixer:
         """What was drawn, and the chain over all decisions."""
         if self._schedule is None:
             return {"draws": dict.fromkeys(self._task.arms, 0), "decisions_sha256": ""}
-        return {
+        found = {
             "draws": self._schedule.draws,
             "decisions_sha256": self._schedule.decisions_sha256,
         }
+        policy = self._schedule.policy
+        if isinstance(policy, DoReMi):
+            weights = zip(self._task.arms, policy.average.tolist(), strict=True)
+            found["average_weights"] = dict(weights)
+        return found
 
 
 def _log(task: MixerTask) -> Any:

@@ -48,6 +48,7 @@ class MixTask:
         evaluate_every: steps between measurements, which are also the checkpoints.
         patience: measurements without a better one that end the run; None for never.
         mixer: of this run.
+        reference: folder of DoReMi's reference model.
     """
 
     fingerprint: str
@@ -71,6 +72,7 @@ class MixTask:
     evaluate_every: int
     patience: int | None
     mixer: MixerTask
+    reference: str | None = None
     inputs: dict[str, Any] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
 
@@ -150,6 +152,7 @@ class _Run:
             device=device,
             num_steps=task.num_steps,
             group=group,
+            reference=_reference(task, device),
         )
         identity = {"task": task.fingerprint, "arms": [part.name for part in task.arms]}
         self._checkpoints = Checkpoints(store, task.fingerprint, identity, keep_last=1)
@@ -308,6 +311,13 @@ def start_model(task: MixTask, words: Tokenizer, device: torch.device) -> PreTra
     if task.activation_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     return model
+
+
+def _reference(task: MixTask, device: torch.device) -> PreTrainedModel | None:
+    if task.reference is None:
+        return None
+    model = load_text_model(task.reference, encoder_decoder=task.encoder_decoder, device=device)
+    return model.eval().requires_grad_(False)
 
 
 def collator(task: MixTask, words: Tokenizer) -> Collator:

@@ -90,6 +90,10 @@ class DoReMiSettings(Settings):
     """DoReMi: weights by excess loss of a proxy over a reference model."""
 
     name: Literal["doremi"]
+    path: str | None = Field(
+        default=None,
+        description="the reference model, trained on the reference weights: a folder or URI",
+    )
     eta: Positive = Field(default=1.0, description="step size; 0.1 for small batches")
     smoothing: Share = Field(default=1e-3, description="share spread evenly; as published")
     size_temperature: Annotated[float, Field(ge=0)] = Field(

@@ -169,9 +169,19 @@ class MixSpec(JobSpec):
             raise ValueError(f"`seeds` {self.seeds} hold one twice")
         if len(set(self.controls)) < len(self.controls):
             raise ValueError(f"`controls` {self.controls} hold one twice")
+        if isinstance(self.policy, DoReMiSettings) and self.policy.path is None:
+            raise ValueError(
+                "`policy.path` is missing: DoReMi compares with a reference model, such as the "
+                "model of a run with `policy: {name: static, size_temperature: 0}`"
+            )
         if self.policy.name in self.controls:
             raise ValueError(f"`{self.policy.name}` is the policy and among the `controls`")
         return self
+
+    @property
+    def reference(self) -> str | None:
+        """The path of DoReMi's reference model."""
+        return self.policy.path if isinstance(self.policy, DoReMiSettings) else None
 
     @property
     def sources(self) -> list[ArmSource]:

@@ -14,6 +14,7 @@ from stillhouse.mixing.mixer import Mixer
 from stillhouse.mixing.plan import StepPlan
 from stillhouse.mixing.run import run_mix
 from stillhouse.mixing.settings import (
+    DoReMiSettings,
     Exp3Settings,
     ReplaySettings,
     TargetOnlySettings,
@@ -119,6 +120,18 @@ def test_a_loss_that_is_not_finite_stops(world):
     task = task_of(world, label="diverges", learning=learning, plan=StepPlan(0))
     with pytest.raises(DivergedError, match=r"lower `train\.learning_rate`"):
         run(world[1], task)
+
+
+def test_doremi_weighs_by_what_the_reference_knows(world):
+    start = run(world[1], task_of(world, plan=StepPlan(0), label="reference"))
+    settings = DoReMiSettings(name="doremi", path="x")
+    folder = world[1].path("models", start.fingerprint)
+    plan = StepPlan(0, "excess")
+    task = task_of(world, settings=settings, plan=plan, label="proxy", reference=folder, seed=1)
+    totals = run(world[1], task).totals
+    assert totals["average_weights"].keys() == {*ARMS}
+    assert sum(totals["average_weights"].values()) == pytest.approx(1)
+    assert len({*totals["average_weights"].values()}) == 3
 
 
 def worker(rank, folder, tasks):

@@ -1,0 +1,191 @@
+"""What the bandit costs: step time against static mixing, memory of many arms, waiting for S3.
+
+    python benchmarks/mixing_overhead.py --json OUT
+
+Three figures, each side by side in one run: seconds a step of UCB1 and of static mixing with the
+same gradient passes, steps of both in turn; resident memory after the same 60 steps over 300
+arms and over 3; the share of the step that waited for rows of 300 arms on a local S3 server.
+"""
+
+import argparse
+import json
+import os
+import random
+import resource
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from mixing_runs import World, make_world, write_json
+
+from stillhouse.mixing.arms import ArmPart, ArmReader
+from stillhouse.mixing.collation import Collator
+from stillhouse.mixing.mixer import Mixer, MixerTask
+from stillhouse.mixing.plan import StepPlan
+from stillhouse.mixing.preparation import Lengths
+from stillhouse.mixing.settings import PolicySettings, StaticSettings, Ucb1Settings
+from stillhouse.mixing.target import choose_shots, target_rows
+from stillhouse.mixing.trainer import MixTrainer
+from stillhouse.models.text_to_text import build_text_model
+from stillhouse.spec import ModelSettings, Optimisation
+from stillhouse.storage.artifact import read_table
+from stillhouse.training.optimisation import make_optimizer
+
+LENGTHS = Lengths(64, 16)
+SLOTS, BATCH, SHOTS = 8, 8, 32
+MODEL = ModelSettings(hidden_size=128, num_layers=2, tie_embeddings=False)
+LEARNING = Optimisation(learning_rate=1e-4, micro_batch=BATCH, schedule="constant")
+CPU = torch.device("cpu")
+
+
+def world(folder: Path, num_arms: int) -> World:
+    """Arms of 1,000 rows of random words."""
+    rng = random.Random(0)
+    words = ["".join(rng.choices("abcdefghijklmnop", k=5)) for _ in range(500)]
+
+    def rows(count: int) -> list[dict[str, Any]]:
+        return [
+            {"input": " ".join(rng.choices(words, k=24)), "target": rng.choice(words)}
+            for _ in range(count)
+        ]
+
+    target = [r | {"split": "train"} for r in rows(64)] + [r | {"split": "test"} for r in rows(8)]
+    arms = {f"arm{i:03}": rows(1000) for i in range(num_arms)}
+    return make_world(folder, arms, target, vocab_size=4096, lengths=LENGTHS)
+
+
+class Run:
+    """A trainer and its mixer, a step at a time."""
+
+    def __init__(self, made: World, settings: PolicySettings, plan: StepPlan, root: str) -> None:
+        table = read_table(made.store.path(made.target))
+        rows, splits = target_rows(table)
+        shots = choose_shots(rows, splits, num_shots=SHOTS, seed=0)
+        model = build_text_model(
+            MODEL,
+            encoder_decoder=True,
+            vocab_size=4096,
+            num_positions=81,
+            seed=0,
+            eos_id=0,
+            pad_id=1,
+        )
+        parts = [ArmPart(p.name, f"{root}/{p.uri}", p.num_rows) for p in made.arms]
+        self.arms = ArmReader(parts, seed=0)
+        self.trainer = MixTrainer(
+            model,
+            make_optimizer(model, LEARNING),
+            self.arms,
+            shots.train,
+            Collator("encoder_decoder", 0, 1),
+            plan,
+            LEARNING,
+            device=CPU,
+            num_steps=10_000,
+        )
+        names = tuple(part.name for part in parts)
+        task = MixerTask(settings, names, (1000,) * len(names), SLOTS, 2, 0, "")
+        self.mixer = Mixer(task)
+        self.mixer.begin(np.random.default_rng(0).uniform(0.1, 0.3, len(names)).tolist())
+
+    def step(self) -> tuple[float, float]:
+        """Seconds of a step, and how many of them waited for data."""
+        draw = self.mixer.deal()
+        record = self.trainer.step(draw.arms, draw.weights)
+        self.mixer.learn(record.rewards)
+        return record.seconds, record.data_wait_s
+
+
+def bandit(target: int = 2) -> tuple[PolicySettings, StepPlan]:
+    """UCB1 with the target pass."""
+    return Ucb1Settings(name="ucb1"), StepPlan(target, "aggregate")
+
+
+def step_times(made: World, steps: int) -> dict[str, Any]:
+    """Of UCB1 and of static mixing with as many passes, a step of each in turn."""
+    static = StaticSettings(name="static", size_temperature=0.0, target_pass=True)
+    runs = {
+        "ucb1": Run(made, *bandit(), made.store.uri),
+        "static": Run(made, static, StepPlan(2), made.store.uri),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for number in range(steps):
+        for name, run in runs.items():
+            took = run.step()[0]
+            if number >= 5:
+                seconds[name].append(took)
+    middle = {name: median(times) for name, times in seconds.items()}
+    return middle | {"overhead": middle["ucb1"] / middle["static"] - 1}
+
+
+def memory(folder: str, num_arms: int) -> float:
+    """Resident MB of a fresh process after 60 steps over the first `num_arms` arms."""
+    command = [sys.executable, __file__, "--json", "-", "--folder", folder, "--only", str(num_arms)]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def waits(made: World, steps: int) -> dict[str, float]:
+    """Share of the time that waited for rows on a local S3 server."""
+    import s3fs
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    os.environ |= {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
+    os.environ |= {"AWS_DEFAULT_REGION": "us-east-1"}
+    os.environ["AWS_ENDPOINT_URL"] = f"http://{host}:{port}"
+    files = s3fs.S3FileSystem()
+    files.mkdir("arms")
+    for part in made.arms:
+        files.put(made.store.path(part.uri), f"arms/{part.uri}")
+    run = Run(made, *bandit(), "s3://arms")
+    took = [run.step() for _ in range(steps)]
+    server.stop()
+    late = took[steps // 2 :]
+    return {
+        "all": sum(w for _, w in took) / sum(s for s, _ in took),
+        "second_half": sum(w for _, w in late) / sum(s for s, _ in late),
+        "opened": len(run.arms.opened),
+    }
+
+
+def main() -> int:
+    """Measure; 1 where a limit is passed."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", required=True)
+    parser.add_argument("--folder")
+    parser.add_argument("--only", type=int)
+    parser.add_argument("--steps", type=int, default=60)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    folder = Path(given.folder or tempfile.mkdtemp())
+    made = world(folder, 300)
+    if given.only:
+        few = World(made.store, made.tokenizer, made.words, made.arms[: given.only], made.target)
+        run = Run(few, *bandit(), made.store.uri)
+        for _ in range(given.steps):
+            run.step()
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+        return 0
+    found: dict[str, Any] = {"step": step_times(made, given.steps)}
+    found["memory_mb"] = {str(n): memory(str(folder), n) for n in (3, 300)}
+    found["s3_wait"] = waits(made, given.steps)
+    grown = found["memory_mb"]["300"] - found["memory_mb"]["3"]
+    limits = {
+        "overhead_at_most_5_percent": found["step"]["overhead"] <= 0.05,
+        "memory_at_most_300_mb": grown <= 300,
+        "wait_at_most_2_percent": found["s3_wait"]["all"] <= 0.02,
+    }
+    write_json(Path(given.json), found | {"limits": limits})
+    print(json.dumps(found | {"limits": limits}, indent=1))
+    return 0 if all(limits.values()) else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
