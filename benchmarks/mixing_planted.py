@@ -39,7 +39,7 @@ LENGTHS = Lengths(48, 48)
 STEPS, SLOTS, SHOTS, BATCH = 300, 8, 64, 8
 MODEL = ModelSettings(hidden_size=64, num_layers=1, tie_embeddings=False)
 LEARNING = Optimisation(
-    learning_rate=1.5e-4, micro_batch=BATCH, schedule="constant", warmup=0.05, betas=(0.9, 0.99)
+    learning_rate=5e-4, micro_batch=BATCH, schedule="constant", warmup=0.05, betas=(0.9, 0.99)
 )
 FLOORS = {"ucb1 faithful": 0.30, "exp3 faithful": 0.20}
 POLICIES: dict[str, PolicySettings] = {

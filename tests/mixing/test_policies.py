@@ -9,6 +9,7 @@ from stillhouse.errors import InputError
 from stillhouse.mixing.decisions import Decision
 from stillhouse.mixing.doremi import DoReMi
 from stillhouse.mixing.exp3 import Exp3
+from stillhouse.mixing.loss_scaling import LossScaling
 from stillhouse.mixing.odm import Odm
 from stillhouse.mixing.policy import invert
 from stillhouse.mixing.replay import Replay
@@ -27,6 +28,7 @@ MAKERS = {
     "exp3": lambda k: Exp3(k, accumulation=G),
     "exp3_released": lambda k: Exp3(k, accumulation=G, speed=10, sampler="released", smoothing=0.5),
     "ucb1": lambda k: Ucb1(np.linspace(0, 1, k)),
+    "loss_scaling": lambda k: LossScaling(np.linspace(0, 1, k)),
     "ucb1_released": lambda k: Ucb1(
         np.linspace(0, 1, k), sampler="released", accumulation=G, target_batches=5
     ),
@@ -179,3 +181,11 @@ def test_replay_wants_the_same_arms():
         Replay([], ["a", "b"], ["a", "c"])
     with pytest.raises(InputError, match="only in their order"):
         Replay([], ["a", "b"], ["b", "a"])
+
+
+def test_loss_scaling_draws_alike_and_weighs_by_reward():
+    policy = LossScaling([0.5, -0.2, 1.0], smoothing=0.5)
+    assert policy.probabilities().tolist() == [1 / 3] * 3
+    assert policy.loss_weights().tolist() == pytest.approx([0.500001, 1e-6, 1.000001])
+    policy.update({0: 0.1, 1: 0.6})
+    assert policy.loss_weights().tolist() == pytest.approx([0.300001, 0.200001, 1.000001])

@@ -6,6 +6,7 @@ from stillhouse.mixing.rewards import (
     gradient_alignment,
     gradient_magnitude_similarity,
     initial_rewards,
+    products,
     quantise,
 )
 
@@ -45,3 +46,12 @@ def test_initial_pass_reads_one_gradient_at_a_time():
 
     assert initial_rewards(gradients(), ONES, gradient_alignment).tolist() == [1, -1, 0]
     assert alive == [0, 1, 2]
+
+
+def test_long_gradients_are_summed_in_chunks():
+    """One float32 sum over so many values is off by percents."""
+    ones = torch.full((20_000_000,), 0.1)
+    found = products(ones, 3 * ones)
+    assert found.dot == pytest.approx(3 * 0.01 * len(ones), rel=1e-4)
+    assert found.alignment() == pytest.approx(1, abs=1e-6)
+    assert found.magnitude() == pytest.approx(0.6, abs=1e-6)

@@ -1,0 +1,64 @@
+import pytest
+from pydantic import ValidationError
+
+from pipelines.mix import rules_of
+from stillhouse.mixing.plan import StepPlan
+from stillhouse.mixing.spec import MixSpec
+
+CONTRACT = {
+    "job": "mix",
+    "store": "./store",
+    "target": {"path": "tasks/targets.parquet", "where": {"task": "copa"}, "num_shots": 32},
+    "auxiliary": {"path": "tasks/auxiliary.parquet", "by": "task"},
+    "tokenizer": {"train": {"vocab_size": 4096}},
+    "model": {"kind": "encoder_decoder", "hidden_size": 128, "num_layers": 2},
+    "policy": {"name": "ucb1", "reward": "aggregate", "sampler": "faithful"},
+    "train": {"num_steps": 300, "micro_batch": 8, "accumulation": 8, "learning_rate": 1e-3},
+    "controls": ["target_only", "uniform", "uniform_with_target_pass"],
+    "seeds": [0, 1, 2],
+    "compute": {"trainers": 1},
+}
+
+
+def spec(**changes):
+    return MixSpec.model_validate(CONTRACT | changes)
+
+
+def test_the_contracts_spec_is_one():
+    found = spec()
+    assert found.policy.name == "ucb1" and found.target_batches == 2 and len(found.sources) == 1
+    assert MixSpec.model_validate_json(found.model_dump_json()) == found
+
+
+def test_controls_have_the_policys_passes():
+    rules = rules_of(spec(controls=["target_only", "uniform", "loss_scaling"]), [40, 4000])
+    # the policy's initial pass: 5 batches of the first arm, 125 of the second, 2 of the target
+    assert [(r.label, r.slots, r.num_steps) for r in rules] == [
+        ("ucb1", 8, 300),
+        ("target_only", 0, 313),
+        ("uniform", 10, 313),
+        ("loss_scaling", 8, 300),
+    ]
+    assert [r.plan.passes(r.slots) for r in rules] == [10] * 4
+    assert rules[1].plan == StepPlan(10) and rules[3].plan.reward == "alignment"
+
+
+def test_the_second_target_pass_is_paid_for():
+    policy = {"name": "exp3", "target_gradient": "after_step"}
+    rules = rules_of(spec(policy=policy, controls=["uniform_with_target_pass"]), [40, 40])
+    assert [(r.slots, r.plan.passes(r.slots)) for r in rules] == [(8, 12), (10, 12)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"auxiliary": {"path": "a", "selection": "b"}}, "either `path` or `selection`"),
+        ({"auxiliary": {"path": "a", "by": "task", "name": "b"}}, "drop `name`"),
+        ({"seeds": [1, 1]}, "hold one twice"),
+        ({"policy": {"name": "uniform"}}, "is the policy and among the `controls`"),
+        ({"policy": {"name": "doremi"}}, "`policy.path` is missing"),
+    ],
+)
+def test_what_does_not_fit_is_refused(changes, said):
+    with pytest.raises(ValidationError, match=said):
+        spec(**changes)
