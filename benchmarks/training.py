@@ -31,9 +31,9 @@ from processes import Stages, Ways, in_fresh_process, memory_mb, run_stages
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
 
-LENGTH, VOCAB, BATCH, STEPS = 256, 300, 16, 60
+LENGTH, VOCAB, BATCH, STEPS = 256, 300, 16, 40
 MODEL = {"hidden_size": 256, "num_layers": 4}
-ROUNDS = 3
+ROUNDS = 2
 PARTS, PART_ROWS = 8, 2_000
 
 
