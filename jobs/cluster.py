@@ -55,7 +55,8 @@ def cluster(
             options["address"] = address
         else:
             cpus = max(os.cpu_count() or 1, int(num_actors * compute.cpus_per_worker))
-            options |= {"num_cpus": cpus, "include_dashboard": False}
+            # "local": without it Ray would look for any session that was started on this machine
+            options |= {"address": "local", "num_cpus": cpus, "include_dashboard": False}
         with _silent_stderr():
             ray.init(**options)
     except Exception as error:  # Ray raises a bare one when its own start takes too long

@@ -1,0 +1,312 @@
+"""Dataset distillation: memory, time and exactness of the adjoint, experts an hour, quality.
+
+    python benchmarks/distillation.py --stage memory,time,tesla --dir FOLDER --json OUT
+    python benchmarks/distillation.py --stage experts --dir FOLDER --json OUT
+    python benchmarks/distillation.py --stage quality --dir FOLDER --data FASHION
+
+`memory` measures each number of inner steps in a process of its own; `quality` keeps every expert,
+set and evaluation in FOLDER/store, so that a killed run goes on where it was. Its table says "no
+difference" where two means are within two standard errors.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from math import sqrt
+from pathlib import Path
+from typing import Any
+
+import torch
+from processes import in_fresh_process, memory_mb
+
+from stillhouse.distillation.adjoint import Descent, adjoint, descend, unrolled
+from stillhouse.distillation.functional import FlatModule
+from stillhouse.distillation.trajectory import Match, matching_objective
+from stillhouse.models.convnet import ConvNet
+from stillhouse.models.seeded import initialised
+
+STEPS = (1, 4, 10, 20, 50)
+CLASSES, WIDTH, IMAGES = 10, 32, 10
+NO_POOLS = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+"""Freed memory goes back at once, so that the peak is what was needed."""
+
+
+def problem(images: int, width: int, eta: float) -> tuple[Descent, torch.Tensor, Any, list[Any]]:
+    """A matching problem on 28x28 images: descent, start, objective, leaves."""
+    network = FlatModule(
+        initialised(
+            lambda: ConvNet(num_channels=1, image_size=28, num_classes=CLASSES, width=width), 0
+        )
+    )
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randn(images, 1, 28, 28, generator=generator).requires_grad_()
+    labels = torch.arange(images) % CLASSES
+    start = network.parameters()
+    target = start + 0.01 * torch.randn(len(start), generator=generator)
+
+    def loss(_step: int, theta: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.cross_entropy(network(theta, pixels), labels)
+
+    def objective(num_steps: int) -> Any:
+        return matching_objective(start, [Match(num_steps, target)])
+
+    return Descent(loss, torch.tensor(eta)), start, objective, [pixels]
+
+
+def gradient(way: str, num_steps: int, eta: float = 0.01, width: int = WIDTH) -> torch.Tensor:
+    """The gradient of the images by one of the ways."""
+    descent, start, objective, leaves = problem(IMAGES, width, eta)
+    if way == "unrolled":
+        return unrolled(descent, start, num_steps, objective(num_steps), leaves).leaves[0]
+    run = descend(descent, start, num_steps)
+    found = adjoint(
+        descent, run.states, objective(num_steps), leaves, first_order=way == "first order"
+    )
+    return found.leaves[0]
+
+
+def peak(options: argparse.Namespace) -> dict[str, Any]:
+    """Peak memory above what one step has touched, MB; in a fresh process."""
+    torch.set_num_threads(1)
+    base = memory_mb("VmRSS")
+    gradient(options.way, options.steps)
+    return {"peak_mb": memory_mb("VmHWM") - base}
+
+
+def memory() -> dict[str, Any]:
+    """Peaks of adjoint and full unroll by number of inner steps, and what the target asks."""
+    found: dict[str, Any] = {}
+    parameters_mb = (
+        4
+        * FlatModule(
+            ConvNet(num_channels=1, image_size=28, num_classes=CLASSES, width=WIDTH)
+        ).num_parameters
+        / 1e6
+    )
+    for steps in STEPS:
+        for way in ("adjoint", "unrolled"):
+            made = in_fresh_process(__file__, "--way", way, "--steps", str(steps), **NO_POOLS)
+            found[f"{way}, N = {steps}, MB"] = round(made["peak_mb"], 1)
+    stored = 40 * parameters_mb
+    allowed = 1.1 * found["adjoint, N = 10, MB"] + stored
+    found["N = 50 over 1.1 x N = 10 plus stored parameters"] = (
+        found["adjoint, N = 50, MB"] / allowed
+    )
+    return found
+
+
+def timing() -> dict[str, Any]:
+    """Seconds of an outer gradient side by side, medians of five; both must agree."""
+    torch.set_num_threads(1)
+    found: dict[str, Any] = {}
+    for steps in (4, 10, 20):
+        seconds: dict[str, list[float]] = {"adjoint": [], "unrolled": []}
+        for _ in range(5):
+            for way, times in seconds.items():
+                started = time.perf_counter()
+                gradient(way, steps)
+                times.append(time.perf_counter() - started)
+        ratio = statistics.median(seconds["adjoint"]) / statistics.median(seconds["unrolled"])
+        found[f"adjoint over unroll, N = {steps}"] = round(ratio, 3)
+        found[f"adjoint, N = {steps}, s"] = round(statistics.median(seconds["adjoint"]), 3)
+    one, two = gradient("adjoint", 10), gradient("unrolled", 10)
+    found["relative difference, float32, N = 10"] = float((one - two).norm() / two.norm())
+    return found
+
+
+def tesla() -> dict[str, Any]:
+    """Cosine of TESLA's gradient to the exact one."""
+    found: dict[str, Any] = {}
+    for eta in (0.01, 0.05):
+        for steps in (1, 4, 10, 20, 50):
+            exact, first = (gradient(w, steps, eta, width=8) for w in ("adjoint", "first order"))
+            cosine = torch.nn.functional.cosine_similarity(exact.flatten(), first.flatten(), dim=0)
+            found[f"eta {eta}, N = {steps}"] = round(float(cosine), 4)
+    return found
+
+
+BASE: dict[str, Any] = {
+    "job": "distill",
+    "network": {"name": "convnet", "depth": 3, "width": 16},
+    "preprocessing": {"augmentation": ["color", "crop", "cutout", "flip", "scale", "rotate"]},
+    "evaluate": {"seeds": 5, "epochs": 300},
+    "controls": ["random_real"],
+}
+MATCHING = {"num_iterations": 1000, "num_steps": 20, "max_start_epoch": 6}
+PLAIN = {"count": 10, "epochs": 8, "keep": "all"}
+TEACHERS = [
+    {"depth": d, "width": w, "norm": "batch"} for d, w in ((3, 16), (3, 32), (2, 16), (2, 32))
+]
+CELLS: dict[str, dict[str, Any]] = {
+    "mtt, 1": {"method": {"name": "mtt", "images_per_class": 1, **MATCHING}, "experts": PLAIN},
+    "mtt, 10": {"method": {"name": "mtt", "images_per_class": 10, **MATCHING}, "experts": PLAIN},
+    "ast, 1": {"method": {"name": "ast", "images_per_class": 1, **MATCHING}, "experts": PLAIN},
+    "ast, 10": {"method": {"name": "ast", "images_per_class": 10, **MATCHING}, "experts": PLAIN},
+    "datm, 10": {"method": {"name": "datm", "images_per_class": 10, **MATCHING}, "experts": PLAIN},
+    "sre2l, 10": {"method": {"name": "sre2l", "images_per_class": 10}, "teachers": TEACHERS},
+    "infer, 10": {"method": {"name": "infer", "images_per_class": 10}, "teachers": TEACHERS},
+    "rded, 10": {
+        "method": {"name": "rded", "images_per_class": 10, "min_scale": 0.5},
+        "teachers": TEACHERS[:1],
+    },
+    "nrr_dd, 10": {
+        "method": {"name": "nrr_dd", "images_per_class": 10, "min_scale": 0.5},
+        "teachers": TEACHERS[:1],
+    },
+}
+for _cell in ("sre2l, 10", "infer, 10", "rded, 10", "nrr_dd, 10"):
+    CELLS[_cell]["squeeze"] = {
+        "optimiser": "sgd", "learning_rate": 0.1, "weight_decay": 5e-4, "epochs": 10,
+        "batch_size": 128, "views": {"mix": "none", "flip": True},
+    }  # fmt: skip
+    CELLS[_cell]["network"] = TEACHERS[0]
+
+
+class _Quiet:
+    """A listener that says nothing."""
+
+    def begin(self, step: str, total: int, reused: int, unit: str) -> None:
+        """Nothing."""
+
+    def advance(self, step: str, done: float, amount: float) -> None:
+        """Nothing."""
+
+    def end(self, step: str, seconds: float) -> None:
+        """Nothing."""
+
+    def note(self, kind: str, content: dict[str, Any]) -> None:
+        """Nothing."""
+
+
+def run_cell(folder: Path, data: dict[str, Any], cell: dict[str, Any]) -> dict[str, Any]:
+    """One job; everything that an earlier run finished is found."""
+    from jobs.run import run_job
+    from stillhouse.distillation.spec import DistillSpec
+
+    content = BASE | {"store": str(folder / "store"), "data": data} | cell
+    return run_job(DistillSpec.model_validate(content), _Quiet())
+
+
+def quality(folder: Path, data: str, cells: list[str], num_images: int) -> dict[str, Any]:
+    """Test accuracy of each cell beside random real images of equal bytes."""
+    found: dict[str, Any] = {}
+    source = {"path": data, "num_images": num_images} if data != "digits" else {"dataset": data}
+    for name in cells:
+        started = time.perf_counter()
+        result = run_cell(folder, source, CELLS[name])
+        made, random = result["distill"], result["distill"]["controls"]["random_real"]
+        gap = made["test_accuracy"]["mean"] - random["test_accuracy"]["mean"]
+        error = sqrt(
+            sum(
+                row["test_accuracy"]["std"] ** 2 / row["test_accuracy"]["seeds"]
+                for row in (made, random)
+            )
+        )
+        found[name] = {
+            "accuracy": made["test_accuracy"],
+            "random_real": random["test_accuracy"],
+            "bytes": made["bytes"],
+            "points_over_random": round(100 * gap, 2),
+            "verdict": "no difference" if abs(gap) <= 2 * error else "differs",
+            "seconds": round(time.perf_counter() - started, 1),
+            "device_seconds": result["cost"]["device_seconds"],
+        }
+        print(json.dumps({name: found[name]}), flush=True)
+    return found
+
+
+def experts(folder: Path, data: str, num_images: int) -> dict[str, Any]:
+    """Experts an hour of two actors, and of one bare loop with the same threads."""
+    script = (
+        "import sys, time, torch\n"
+        "from stillhouse.distillation.prepared import prepare\n"
+        "from stillhouse.distillation.expert_job import run_expert\n"
+        "from stillhouse.storage.artifact import Store\n"
+        "from pathlib import Path\n"
+        "torch.set_num_threads(1)\n"
+        "sys.path.insert(0, 'benchmarks')\n"
+        "import distillation as b\n"
+        "print(b.bare(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])))\n"
+    )
+    command = [sys.executable, "-c", script, str(folder), data, str(num_images)]
+    bare_s = float(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout.split()[-1])
+    started = time.perf_counter()
+    cell = {
+        "method": {"name": "mtt", "images_per_class": 1, "num_iterations": 1, "num_steps": 1},
+        "experts": {"count": 8, "epochs": 3, "seed": int(started * 1000) % 2**30},
+        "evaluate": {"seeds": 1, "epochs": 1},
+        "controls": [],
+    }
+    source = {"path": data, "num_images": num_images} if data != "digits" else {"dataset": data}
+    result = run_cell(folder, source, cell)
+    busy = result["cost"]["device_seconds"]["experts"]
+    return {
+        "bare loop, s an expert": bare_s,
+        "two actors, busy s an expert": busy / 8,
+        "busy ratio": bare_s / (busy / 8),
+    }
+
+
+def bare(folder: Path, data: str, num_images: int) -> float:
+    """Seconds an expert in one loop of this process."""
+    from stillhouse.distillation.expert_job import ExpertTask, run_expert
+    from stillhouse.distillation.expert_options import expert_options
+    from stillhouse.distillation.image_sources import ImageData
+    from stillhouse.distillation.methods import ExpertSettings
+    from stillhouse.distillation.prepared import prepare
+    from stillhouse.distillation.settings import DSA_GROUPS
+    from stillhouse.distillation.spec import NetworkSettings
+    from stillhouse.distillation.stored_images import SourceTask, run_source
+    from stillhouse.storage.artifact import Store
+
+    store = Store(str(folder / f"bare-{os.getpid()}"))
+    source = {"path": data, "num_images": num_images} if data != "digits" else {"dataset": data}
+    run_source(store, SourceTask("0" * 64, ImageData.model_validate(source)))
+    prepared = prepare(store, "0" * 64, zca=False, device="cpu", gpus=0)
+    network = NetworkSettings.model_validate(BASE["network"])
+    options = expert_options(ExpertSettings(epochs=3), "mtt", DSA_GROUPS)
+    started = time.perf_counter()
+    for seed in range(2):
+        task = ExpertTask(f"{seed:064d}", network, options, (0, 1, 2, 3), "float32", seed)
+        run_expert(store, prepared, task)
+    return (time.perf_counter() - started) / 2
+
+
+def main() -> None:
+    """The stages that were asked for, each printed as it is done."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--stage", default="memory,time,tesla")
+    parser.add_argument("--dir", type=Path, default=Path("bench_files"))
+    parser.add_argument("--data", default="digits")
+    parser.add_argument("--num-images", type=int, default=10_000)
+    parser.add_argument("--cells", default=";".join(CELLS), help="separated by ;")
+    parser.add_argument("--json", type=Path)
+    for hidden in ("--way", "--steps"):
+        parser.add_argument(hidden, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.way:
+        options.steps = int(options.steps)
+        print(json.dumps(peak(options)))
+        return
+    folder, cells = options.dir.resolve(), options.cells.split(";")
+    stages = {
+        "memory": memory,
+        "time": timing,
+        "tesla": tesla,
+        "experts": lambda: experts(folder, options.data, options.num_images),
+        "quality": lambda: quality(folder, options.data, cells, options.num_images),
+    }
+    found: dict[str, Any] = {}
+    for stage in options.stage.split(","):
+        found[stage] = stages[stage]()
+        print(json.dumps({stage: found[stage]}, indent=1), flush=True)
+        if options.json:
+            options.json.write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
