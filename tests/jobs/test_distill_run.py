@@ -60,7 +60,7 @@ def test_result_says_what_was_made(distilled):
 
 
 def test_set_opens_by_its_run(distilled):
-    store, result = distilled
+    _, result = distilled
     small = stillhouse.open_distilled(result["run"])
     assert small.images.shape == (20, 1, 8, 8)
     assert small.labels.tolist() == [label for label in range(10) for _ in range(2)]
@@ -87,7 +87,7 @@ def test_plan_knows_what_is_there_for_another_method(distilled):
 
 
 def test_two_distillers_learn_what_one_does(distilled, tmp_path):
-    store, result = distilled
+    _, result = distilled
     compute = {"distillers": 2}
     other = run_job(spec(tmp_path / "store", compute=compute), Quiet())
     one, two = (stillhouse.open_distilled(r["run"]) for r in (result, other))
