@@ -3,7 +3,7 @@
     python benchmarks/mixing_overhead.py --json OUT
 
 Three figures, each side by side in one run: seconds a step of UCB1 and of static mixing with the
-same gradient passes, steps of both in turn; resident memory after the same 60 steps over 300
+same gradient passes, steps of both in turn; resident memory after the same steps over 300
 arms and over 3; the share of the step that waited for rows of 300 arms on a local S3 server.
 """
 
@@ -37,25 +37,25 @@ from stillhouse.storage.artifact import read_table
 from stillhouse.training.optimisation import make_optimizer
 
 LENGTHS = Lengths(64, 16)
-SLOTS, BATCH, SHOTS = 8, 8, 32
+SLOTS, BATCH, SHOTS, ROWS = 8, 8, 32, 400
 MODEL = ModelSettings(hidden_size=128, num_layers=2, tie_embeddings=False)
 LEARNING = Optimisation(learning_rate=1e-4, micro_batch=BATCH, schedule="constant")
 CPU = torch.device("cpu")
 
 
 def world(folder: Path, num_arms: int) -> World:
-    """Arms of 1,000 rows of random words."""
+    """Arms of `ROWS` rows of random words."""
     rng = random.Random(0)
     words = ["".join(rng.choices("abcdefghijklmnop", k=5)) for _ in range(500)]
 
     def rows(count: int) -> list[dict[str, Any]]:
         return [
-            {"input": " ".join(rng.choices(words, k=24)), "target": rng.choice(words)}
+            {"input": " ".join(rng.choices(words, k=16)), "target": rng.choice(words)}
             for _ in range(count)
         ]
 
     target = [r | {"split": "train"} for r in rows(64)] + [r | {"split": "test"} for r in rows(8)]
-    arms = {f"arm{i:03}": rows(1000) for i in range(num_arms)}
+    arms = {f"arm{i:03}": rows(ROWS) for i in range(num_arms)}
     return make_world(folder, arms, target, vocab_size=4096, lengths=LENGTHS)
 
 
@@ -89,7 +89,7 @@ class Run:
             num_steps=10_000,
         )
         names = tuple(part.name for part in parts)
-        task = MixerTask(settings, names, (1000,) * len(names), SLOTS, 2, 0, "")
+        task = MixerTask(settings, names, (ROWS,) * len(names), SLOTS, 2, 0, "")
         self.mixer = Mixer(task)
         self.mixer.begin(np.random.default_rng(0).uniform(0.1, 0.3, len(names)).tolist())
 
@@ -124,7 +124,7 @@ def step_times(made: World, steps: int) -> dict[str, Any]:
 
 
 def memory(folder: str, num_arms: int) -> float:
-    """Resident MB of a fresh process after 60 steps over the first `num_arms` arms."""
+    """Resident MB of a fresh process after the steps over the first `num_arms` arms."""
     command = [sys.executable, __file__, "--json", "-", "--folder", folder, "--only", str(num_arms)]
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
@@ -161,7 +161,7 @@ def main() -> int:
     parser.add_argument("--json", required=True)
     parser.add_argument("--folder")
     parser.add_argument("--only", type=int)
-    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--steps", type=int, default=40)
     given = parser.parse_args()
     torch.set_num_threads(1)
     folder = Path(given.folder or tempfile.mkdtemp())
@@ -173,7 +173,9 @@ def main() -> int:
             run.step()
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
         return 0
+    print("arms prepared", flush=True)
     found: dict[str, Any] = {"step": step_times(made, given.steps)}
+    print(found, flush=True)
     found["memory_mb"] = {str(n): memory(str(folder), n) for n in (3, 300)}
     found["s3_wait"] = waits(made, given.steps)
     grown = found["memory_mb"]["300"] - found["memory_mb"]["3"]

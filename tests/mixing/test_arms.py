@@ -22,6 +22,23 @@ def parts(tmp_path_factory):
     return [ArmPart(name, store.path(part.path), part.num_rows) for name, part in refs]
 
 
+def test_arms_on_s3_are_read_where_they_are_drawn(parts, bucket):
+    import s3fs
+
+    files = s3fs.S3FileSystem()
+    there = []
+    for part in parts:
+        uri = f"{bucket}/{part.name}.parquet"
+        files.put(part.uri, uri)
+        there.append(ArmPart(part.name, uri, part.num_rows))
+    remote, local = ArmReader(there, seed=0), ArmReader(parts, seed=0)
+    remote.ahead(3, 0, 8)
+    assert ids(remote.rows(3, 0, 8)) == ids(local.rows(3, 0, 8))
+    assert ids(remote.rows(39, 700, 99)) == ids(local.rows(39, 700, 99))
+    assert remote.opened == [3, 39]
+    remote.close()
+
+
 def ids(rows):
     return [(*row.input_ids, -1, *row.target_ids) for row in rows]
 
