@@ -130,6 +130,9 @@ class TrainSpec(JobSpec):
         lanes, batch = self.train.lanes, self.train.global_batch
         if lanes is not None and batch % lanes:
             raise ValueError(f"`train.lanes` {lanes} does not divide `train.global_batch` {batch}")
+        most, least = self.compute.trainers, self.compute.min_trainers
+        if least is not None and least > most:
+            raise ValueError(f"`compute.min_trainers` {least} is above `compute.trainers` {most}")
         if isinstance(self.data, list) and not self.data:
             raise ValueError("`data`: give at least one data set")
         return self

@@ -74,6 +74,7 @@ def load(place, content, *sets):
         (["data={path: x, weight: 0}"], SpecError, "`data.weight`: 0: input should be greater"),
         (["train.lanes=3"], SpecError, "`train.lanes` 3 does not divide `train.global_batch` 8"),
         (["job=trian"], SpecError, "did you mean `train`"),
+        (["compute.min_trainers=3"], SpecError, "`compute.min_trainers` 3 is above `compute.tr"),
         (["train.sharding=ddp"], SpecError, "`train.sharding`: 'ddp': input should be 'none' or"),
     ],
 )
