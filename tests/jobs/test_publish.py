@@ -14,7 +14,7 @@ from jobs.prune import prune_store
 from jobs.publish import names_of, owner
 from jobs.run import run_job, run_name
 from stillhouse import open_selection
-from stillhouse.errors import SpecError
+from stillhouse.errors import ArtifactError, SpecError
 from stillhouse.fingerprint import fingerprint
 from stillhouse.storage.artifact import Manifest, Store
 from stillhouse.storage.commit import check_store
@@ -142,6 +142,23 @@ def test_by_hand_any_selection_of_the_store(place, reports):
     code, found = reports("publish", "mine", "--to", away, "--store", store.uri)
     assert code == 3
     assert "a name refers to its own store" in found["error"]
+
+
+def test_a_name_may_stand_for_a_model(tmp_path, reports):
+    store = Store(check_store(str(tmp_path / "store")))
+    for word in ("first", "second"):
+        store.put_manifest(Manifest("models", fingerprint(word), (), {}, {}))
+        uri = store.path("models", fingerprint(word))
+        found = reports("publish", "model", "--to", uri, "--store", store.uri)[1]
+        assert (found["model"], found["new"]) == (uri, True)
+    code, found = reports("publish", "model", "--to", "1", "--store", store.uri)
+    assert (code, found["model"]) == (0, store.path("models", fingerprint("first")))
+    with pytest.raises(ArtifactError, match="stands for one of `models`, not a selection"):
+        open_selection(f"{store.uri}#model")
+    tokens = store.put_manifest(Manifest("tokens", fingerprint("t"), (), {}, {}))
+    uri = store.path("tokens", tokens.fingerprint)
+    code, found = reports("publish", "model", "--to", uri, "--store", store.uri)
+    assert code == 3 and "is one of `tokens`: a name stands for" in found["error"]
 
 
 @pytest.mark.parametrize(

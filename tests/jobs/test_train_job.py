@@ -17,6 +17,8 @@ from jobs.pages import read_report
 from jobs.plan import plan_job
 from jobs.run import run_job
 from jobs.status import draw_report
+from stillhouse import open_selection
+from stillhouse.errors import ArtifactError
 from stillhouse.storage.run_record import event_files
 from stillhouse.text.packing import tokens_schema
 from stillhouse.training.spec import TrainSpec
@@ -143,6 +145,8 @@ def test_the_report_shows_it(trained):
         for line in Path(trained["run"], name).read_text().splitlines()
     ]
     assert {"train start", "train point", "train evaluation"} <= set(events)
+    with pytest.raises(ArtifactError, match="is a run of `job: train`: it made no selection"):
+        open_selection(trained["run"])
 
 
 def test_one_worker_sees_the_same_in_the_same_order(trained, place):
