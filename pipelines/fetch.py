@@ -94,12 +94,24 @@ def _whole(windows: list[Window], blocks: Iterator[pa.Table]) -> Iterator[pa.Tab
     num_rows = 0
     for window in windows:
         while num_rows < window.num_rows:
-            block = next(blocks)
-            if "error" in block.column_names:
-                raise as_error(block["error"][0].as_py(), block["message"][0].as_py())
+            block = _checked(next(blocks))
             held.append(block)
             num_rows += block.num_rows
         table = held[0] if len(held) == 1 else pa.concat_tables(held)
         yield table.slice(0, window.num_rows)
         held = [table.slice(window.num_rows)] if num_rows > window.num_rows else []
         num_rows -= window.num_rows
+
+
+def _checked(block: pa.Table) -> pa.Table:
+    """The block without the columns of errors, which Ray Data may have joined to its neighbours'.
+
+    Raises:
+        StillhouseError: what a reader met.
+    """
+    if "error" not in block.column_names:
+        return block
+    for name, message in zip(*(block[n].to_pylist() for n in ("error", "message")), strict=True):
+        if name is not None:
+            raise as_error(name, message)
+    return block.drop_columns(["error", "message"])

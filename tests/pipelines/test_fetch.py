@@ -37,6 +37,7 @@ def test_every_window_whole_and_in_order(ray_cluster, uris):
     assert len(wanted) > 10 and found == wanted
 
 
+@pytest.mark.soak
 def test_a_broken_part_is_named(ray_cluster, uris):
     Path(uris[1]).write_bytes(b"PAR1 no more")
     with pytest.raises(ArtifactError, match=r"part .*1\.parquet is broken"):
