@@ -5,12 +5,14 @@ Ray writes `ray_` before a name and `_total` behind a counter's; each node serve
 for its labels: `score prior` is the step `score` of the model `prior`.
 """
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
+from typing import TYPE_CHECKING, Literal
 
-import ray
-from ray.util.metrics import Counter, Gauge, Histogram
+if TYPE_CHECKING:
+    from ray.util.metrics import Counter, Gauge, Histogram
 
 _STEP = ("run", "step", "model")
 _BOUNDARIES = [0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0]
@@ -21,28 +23,30 @@ _RUN_DIGITS = 12
 class Metric:
     """How a metric is declared."""
 
-    kind: type[Counter] | type[Gauge] | type[Histogram]
+    kind: Literal["counter", "gauge", "histogram"]
     labels: tuple[str, ...]
     about: str
 
 
 METRICS = {
-    "stillhouse_parts": Metric(Counter, _STEP, "Parts done"),
-    "stillhouse_parts_expected": Metric(Gauge, _STEP, "Parts that the step has to do"),
-    "stillhouse_parts_in_flight": Metric(Gauge, ("run",), "Parts being worked on"),
-    "stillhouse_tokens": Metric(Counter, _STEP, "Tokens done"),
-    "stillhouse_part_seconds": Metric(Histogram, _STEP, "Seconds that one part took"),
-    "stillhouse_data_wait_seconds": Metric(Counter, _STEP, "Seconds that workers waited for data"),
+    "stillhouse_parts": Metric("counter", _STEP, "Parts done"),
+    "stillhouse_parts_expected": Metric("gauge", _STEP, "Parts that the step has to do"),
+    "stillhouse_parts_in_flight": Metric("gauge", ("run",), "Parts being worked on"),
+    "stillhouse_tokens": Metric("counter", _STEP, "Tokens done"),
+    "stillhouse_part_seconds": Metric("histogram", _STEP, "Seconds that one part took"),
+    "stillhouse_data_wait_seconds": Metric("counter", _STEP, "Seconds waited for data"),
     "stillhouse_retries": Metric(
-        Counter, ("run", "reason"), "Parts begun again: program (its worker died), hardware (node)"
+        "counter",
+        ("run", "reason"),
+        "Parts whose worker (program) or node (hardware) died",
     ),
-    "stillhouse_dead_letters": Metric(Gauge, ("run", "source"), "Input rows that are unusable"),
+    "stillhouse_dead_letters": Metric("gauge", ("run", "source"), "Input rows that are unusable"),
 }
 
 
 def exported_names(name: str) -> list[str]:
     """What Prometheus sees of one of METRICS."""
-    ends = {Counter: ("_total",), Gauge: ("",), Histogram: ("_bucket", "_sum", "_count")}
+    ends = {"counter": ("_total",), "gauge": ("",), "histogram": ("_bucket", "_sum", "_count")}
     return [f"ray_{name}{end}" for end in ends[METRICS[name].kind]]
 
 
@@ -64,7 +68,7 @@ class StepMetrics:
 
     def part(self, seconds: float, waited_s: float) -> None:
         """A worker is through with a part: how long it took, and waited for data in this."""
-        if ray.is_initialized():
+        if _has_ray():
             _histogram("stillhouse_part_seconds").observe(seconds, dict(self._labels()))
         _add("stillhouse_data_wait_seconds", self._labels(), waited_s)
 
@@ -88,26 +92,37 @@ class StepMetrics:
         return self._run() | {"step": step, "model": model}
 
 
+def _has_ray() -> bool:
+    """Whether this process is part of a Ray; it is not imported for the question."""
+    return "ray" in sys.modules and sys.modules["ray"].is_initialized()
+
+
 def _add(name: str, labels: Mapping[str, str], amount: float) -> None:
-    if amount > 0 and ray.is_initialized():
+    if amount > 0 and _has_ray():
         _counter(name).inc(float(amount), dict(labels))
 
 
 def _set(name: str, labels: Mapping[str, str], value: float) -> None:
-    if ray.is_initialized():
+    if _has_ray():
         _gauge(name).set(float(value), dict(labels))
 
 
 @cache
-def _counter(name: str) -> Counter:
+def _counter(name: str) -> "Counter":
+    from ray.util.metrics import Counter
+
     return Counter(name, METRICS[name].about, METRICS[name].labels)
 
 
 @cache
-def _gauge(name: str) -> Gauge:
+def _gauge(name: str) -> "Gauge":
+    from ray.util.metrics import Gauge
+
     return Gauge(name, METRICS[name].about, METRICS[name].labels)
 
 
 @cache
-def _histogram(name: str) -> Histogram:
+def _histogram(name: str) -> "Histogram":
+    from ray.util.metrics import Histogram
+
     return Histogram(name, METRICS[name].about, _BOUNDARIES, METRICS[name].labels)
