@@ -8,7 +8,7 @@ the driver asks for the news.
 import tempfile
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -39,6 +39,10 @@ class GroupSize:
     max_failures: int
     """Lost groups before it gives up; those on preempted nodes count apart."""
     max_preemptions: int
+    accelerator: str | None = None
+    """Ray's name of what the workers' nodes must have."""
+    labels: dict[str, str] = field(default_factory=dict[str, str])
+    """A selector of their labels."""
 
 
 @ray.remote
@@ -71,6 +75,8 @@ class WorkerGroup:
                     else size.num_workers,
                     use_gpu=size.gpus > 0,
                     resources_per_worker={"GPU": size.gpus} if size.gpus else {"CPU": size.cpus},
+                    accelerator_type=size.accelerator,
+                    label_selector=size.labels or None,
                 ),
                 run_config=RunConfig(
                     name="group",

@@ -53,6 +53,9 @@ def run_job(spec: Spec, shown: Listener) -> dict[str, Any]:
     ctx = Context(store, spec.compute, Recorder(shown, record), run=name)
     try:
         with cluster(spec.compute, worker_env, spec.num_actors):
+            from pipelines.placement import check_placement
+
+            check_placement(spec.compute)
             result = job.run(ctx, record)
     except BaseException as error:
         with suppress(StorageError):  # the store may be what failed

@@ -214,9 +214,10 @@ def _groups(spec: JobSpec, place: Place) -> list[dict[str, Any]]:
     width = max(compute.scorers, compute.trainers)
     cpus = float(compute.packers or _PACKERS)
     groups: list[dict[str, Any]] = []
-    if compute.gpus_per_worker:
-        gpus = max(1, math.ceil(compute.gpus_per_worker))
-        most = math.ceil(width * compute.gpus_per_worker / gpus)
+    each = max(compute.gpus_of(compute.scorer), compute.gpus_of(compute.trainer))
+    if each:
+        gpus = max(1, math.ceil(each))
+        most = math.ceil(width * each / gpus)
         node = _GPU_NODE | {"nvidia.com/gpu": str(gpus)}
         groups.append(_group("gpu", most, node, place))
     else:

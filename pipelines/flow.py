@@ -7,7 +7,7 @@ with a bounded number in flight.
 """
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -38,7 +38,7 @@ def stream_parts(
     tasks: Sequence[Any],
     make: Callable[[], Host],
     workers: int | None,
-    gpus: float = 0,
+    options: Mapping[str, Any] | None = None,
     unit: str = "tokens",
 ) -> list[Receipt]:
     """Do every task whose receipt is not in the store yet; the receipts of all, in order.
@@ -50,7 +50,7 @@ def stream_parts(
         tasks: descriptors with a `fingerprint`.
         make: builds the host in each worker process; small and picklable.
         workers: size of the pool, None for one on every CPU; the result does not depend on it.
-        gpus: GPUs of each worker.
+        options: Ray's, of each worker; default a CPU or what `compute.cpus_per_worker` says.
         unit: what `Receipt.counts` is shown as the rate.
 
     Raises:
@@ -62,7 +62,9 @@ def stream_parts(
         if todo:
             cpus = int(ray.cluster_resources().get("CPU", 1) / ctx.compute.cpus_per_worker)
             pool = min(workers or max(1, cpus), len(todo))
-            for receipt, seconds in _stream(ctx, step, kind, list(todo.values()), make, pool, gpus):
+            for receipt, seconds in _stream(
+                ctx, step, kind, list(todo.values()), make, pool, options
+            ):
                 done[receipt.task] = receipt
                 ctx.work[step].device_seconds += seconds
                 advance(1, receipt.counts.get(unit, 0))
@@ -76,7 +78,7 @@ def _stream(
     tasks: list[Any],
     make: Callable[[], Host],
     workers: int,
-    gpus: float,
+    options: Mapping[str, Any] | None,
 ) -> Iterator[tuple[Receipt, float]]:
     if ctx.attempts is None:
         ctx.attempts = Attempts.remote(ctx.compute.max_attempts, ctx.run)
@@ -95,8 +97,7 @@ def _stream(
         },
         batch_size=None,
         compute=ActorPoolStrategy(size=workers),
-        num_cpus=0 if gpus else ctx.compute.cpus_per_worker,
-        num_gpus=gpus or None,
+        **(options or {"num_cpus": ctx.compute.cpus_per_worker}),
     )
     for row in results.iter_rows():
         if row["error"] is not None:

@@ -224,5 +224,5 @@ class Models:
             tokenizer=self._tokenizer.path,
             inputs={"start": start, "data": fingerprint(seen)},
             device=compute.device,
-            gpus=compute.gpus_per_worker,
+            gpus=compute.gpus_of(compute.trainer),
         )

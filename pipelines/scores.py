@@ -3,13 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 from actors.scorer import Kind, OwnPlace, ScorerHost, ScorerSettings
 from pipelines.context import Context, Unfinished
 from pipelines.flow import run_tasks, stream_parts
 from pipelines.models import ModelRef
 from pipelines.pins import pinned
+from pipelines.placement import actor_options
 from pipelines.tokens import TokenizerRef
 from stillhouse.fingerprint import fingerprint
 from stillhouse.selection.own import OwnCode
@@ -61,13 +62,14 @@ class PoolScores:
         self._spec = spec
         self._tokenizer = tokenizer
         self._pool = pool
+        self._gpus = spec.compute.gpus_of(spec.compute.scorer)
 
     def losses(self, name: str, model: ModelRef) -> Scores:
         """Mean NLL of every sequence under a language model, on `compute.scorers` actors."""
         settings = self._spec.scoring.model_dump(include={"dtype", "attention"})
         scorer = fingerprint(["causal_lm", model.fingerprint, settings])
         flops = model.shape.flops_per_token(self._spec.sequence_length)
-        gpus = self._spec.compute.gpus_per_worker
+        gpus = self._gpus
         return self._score(f"score {name}", "causal_lm", scorer, model.folder, gpus, flops)
 
     def dsir(self, target: Sequence[PackTask]) -> Scores:
@@ -99,7 +101,7 @@ class PoolScores:
         scorer = fingerprint([made.fingerprint, spec.selection.grain])
         folder = self._ctx.store.path("models", made.fingerprint)
         own = OwnPlace(code, asked.settings, spec.selection.grain)
-        return self._score("score", "own", scorer, folder, spec.compute.gpus_per_worker, 0, own)
+        return self._score("score", "own", scorer, folder, self._gpus, 0, own)
 
     def contamination(self, heldout: Sequence[PackTask]) -> Scores | None:
         """Which sequences hold a document that shares 13-grams with held-out text; None if off."""
@@ -108,6 +110,12 @@ class PoolScores:
         key = ["contamination", [task.unit.fingerprint for task in heldout]]
         task = NgramsTask(*self._words, tuple(heldout))
         return self._by_statistics("contamination", "contamination", fingerprint(key), task)
+
+    def _placed(self, kind: Kind) -> dict[str, Any] | None:
+        """Models go where the spec wants its scorers; n-grams go anywhere."""
+        if kind not in {"causal_lm", "own"}:
+            return None
+        return actor_options(self._spec.compute, self._spec.compute.scorer)
 
     @property
     def _words(self) -> tuple[str, str]:
@@ -164,7 +172,7 @@ class PoolScores:
             tasks=tasks,
             make=partial(ScorerHost, self._ctx.store, settings),
             workers=compute.scorers,
-            gpus=gpus,
+            options=self._placed(kind),
         )
         work = self._ctx.work[step]
         work.tokens = self._pool.num_tokens

@@ -157,7 +157,7 @@ def train_task(
         num_steps=num_steps,
         checkpoint_every=checkpoint_every(settings, num_steps),
         device=spec.compute.device,
-        gpus=spec.compute.gpus_per_worker,
+        gpus=spec.compute.gpus_of(spec.compute.trainer),
     )
 
 

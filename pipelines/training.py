@@ -11,6 +11,7 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
 from actors.trainer import Trainer
 from pipelines.context import Context, FailedAt
+from pipelines.placement import actor_options
 from stillhouse.errors import PartFailedError, StillhouseError
 from stillhouse.storage.artifact import Manifest
 from stillhouse.training.job import ModelTask
@@ -100,10 +101,9 @@ def _train_all(ctx: Context, step: str, todo: list[ModelTask], advance: Any) -> 
 
 
 def _actor(ctx: Context, threads: int) -> Any:
-    gpus = ctx.compute.gpus_per_worker
-    cpus = 0 if gpus else ctx.compute.cpus_per_worker
+    options = actor_options(ctx.compute, ctx.compute.trainer)
     actor: Any = Trainer
-    return actor.options(num_cpus=cpus, num_gpus=gpus, max_concurrency=2).remote(ctx.store, threads)
+    return actor.options(**options, max_concurrency=2).remote(ctx.store, threads)
 
 
 def _give_up(ctx: Context, step: str, task: ModelTask, lost: int) -> None:

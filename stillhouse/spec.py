@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from stillhouse.compute_settings import ComputeSettings
 from stillhouse.selection.own_settings import OwnScorerSettings
 from stillhouse.settings import Count, Settings, Share, refuse_secrets
 from stillhouse.storage.names import NAME_PATTERN
@@ -254,41 +255,6 @@ class TrainSettings(Optimisation):
     def all_seeds(self) -> list[int]:
         """The seeds to train with."""
         return self.seeds if self.seeds else [self.seed]
-
-
-class ComputeSettings(Settings):
-    """Where and how wide it runs. Never part of any identity."""
-
-    address: str | None = Field(
-        default=None, description="of a Ray cluster; default RAY_ADDRESS, or local"
-    )
-    scorers: Count = Field(default=2, description="Scorer actors")
-    trainers: Count = Field(
-        default=1, description="select: trainings side by side; else: workers of one training"
-    )
-    min_trainers: Count | None = Field(
-        default=None, description="a training goes on with as few when nodes are lost; default all"
-    )
-    wait_s: Annotated[float, Field(ge=0)] = Field(
-        default=600, description="for a cluster that is too small, before giving up"
-    )
-    experts: Count = Field(default=2, description="distil: experts or teachers trained at once")
-    distillers: Count = Field(default=1, description="distil: workers that share every batch")
-    evaluators: Count = Field(default=2, description="distil: networks trained on sets at once")
-    packers: Count | None = Field(
-        default=None, description="tokenising tasks at once; default all cores"
-    )
-    gpus_per_worker: Annotated[float, Field(ge=0)] = 0
-    cpus_per_worker: Annotated[float, Field(gt=0)] = 1
-    threads_per_worker: Count = Field(default=1, description="torch threads of an actor on the CPU")
-    device: str = Field(
-        default="auto",
-        pattern=r"^(auto|cpu|cuda(:\d+)?|mps|xpu)$",
-        description="auto: cuda where a GPU was asked for, else cpu",
-    )
-    max_attempts: Count = Field(
-        default=3, description="a part that kills its worker this often is given up"
-    )
 
 
 class JobSpec(Settings):

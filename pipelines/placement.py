@@ -1,0 +1,102 @@
+"""Which nodes a job's actors may run on, and whether the cluster has or can start any."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+
+from stillhouse.compute_settings import ComputeSettings, WorkerSettings
+from stillhouse.errors import ClusterError
+
+_EPSILON = 1e-6
+
+
+def actor_options(compute: ComputeSettings, worker: WorkerSettings) -> dict[str, Any]:
+    """Ray's options for an actor of this kind: its resources, accelerator and nodes' labels."""
+    gpus = compute.gpus_of(worker)
+    options: dict[str, Any] = {"num_cpus": 0 if gpus else compute.cpus_per_worker, "num_gpus": gpus}
+    if worker.accelerator is not None:
+        options["accelerator_type"] = worker.accelerator
+    if worker.labels:
+        options["label_selector"] = worker.labels
+    return options
+
+
+@dataclass(frozen=True, slots=True)
+class NodeType:
+    """A node that is there, or that the autoscaler can start: its resources and labels."""
+
+    name: str
+    resources: Mapping[str, float]
+    labels: Mapping[str, str]
+
+    def holds(self, need: Mapping[str, float], labels: Mapping[str, str]) -> bool:
+        """Whether an empty node of this kind has all of it."""
+        enough = all(self.resources.get(k, 0) + _EPSILON >= n for k, n in need.items())
+        return enough and all(_matches(self.labels.get(k), value) for k, value in labels.items())
+
+    def __str__(self) -> str:
+        accelerator = "".join(
+            f", {name.removeprefix('accelerator_type:')}"
+            for name in sorted(self.resources)
+            if name.startswith("accelerator_type:")
+        )
+        counts = ", ".join(f"{self.resources.get(name, 0):g} {name}s" for name in ("CPU", "GPU"))
+        labels = "".join(f", {k}={v}" for k, v in sorted(self.labels.items()) if "/" in k)
+        return f"{self.name}: {counts}{accelerator}{labels}"
+
+
+def _matches(found: str | None, wanted: str) -> bool:
+    """One value of a label selector: `x`, `!x`, `in(x,y)` or `!in(x,y)`, as Ray has them."""
+    negated, value = wanted.startswith("!"), wanted.removeprefix("!")
+    names = value[3:-1].split(",") if value.startswith("in(") else [value]
+    return (found in [name.strip() for name in names]) != negated
+
+
+def check_placement(compute: ComputeSettings) -> None:
+    """Refuse a job whose actors no node can ever hold; without this Ray would wait for ever.
+
+    Raises:
+        ClusterError: naming what is asked and what exists.
+    """
+    types = node_types()
+    for key, worker in (("scorer", compute.scorer), ("trainer", compute.trainer)):
+        options = actor_options(compute, worker)
+        need = {"CPU": options["num_cpus"], "GPU": options["num_gpus"]}
+        if worker.accelerator is not None:
+            need[f"accelerator_type:{worker.accelerator}"] = 0.001
+        if not any(kind.holds(need, worker.labels) for kind in types):
+            asked = [
+                f"{count:g} {name}s" for name, count in need.items() if count and ":" not in name
+            ]
+            asked += [worker.accelerator] if worker.accelerator else []
+            asked += [f"{k}={v}" for k, v in worker.labels.items()]
+            there = "; ".join(sorted({str(kind) for kind in types}))
+            raise ClusterError(
+                f"no node of this cluster can ever hold a {key} ({', '.join(asked)}); it has: "
+                f"{there}. Set `compute.{key}`, or `compute.gpus_per_worker`"
+            )
+
+
+def node_types() -> list[NodeType]:
+    """The nodes that are alive, and what the autoscaler may start."""
+    alive = [
+        NodeType("node", node["Resources"], node.get("Labels") or {})
+        for node in ray.nodes()
+        if node["Alive"]
+    ]
+    return alive + _startable()
+
+
+def _startable() -> list[NodeType]:
+    """The autoscaler's node groups, as it reported them; Ray has no public call for this."""
+    from ray._private.state import state
+
+    config = state.get_cluster_config()
+    groups: list[Any] = list(config.node_group_configs) if config is not None else []
+    return [
+        NodeType(str(group.name), dict(group.resources), dict(group.labels))
+        for group in groups
+        if group.max_count != 0
+    ]

@@ -1,0 +1,63 @@
+"""The settings of `compute:`: where a job runs, how wide, and on what kind of nodes."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from stillhouse.settings import Count, Settings
+
+
+class WorkerSettings(Settings):
+    """What one kind of actor needs of the node that it runs on."""
+
+    gpus: Annotated[float, Field(ge=0)] | None = Field(
+        default=None, description="of each; a fraction shares one; default `gpus_per_worker`"
+    )
+    accelerator: str | None = Field(
+        default=None, description="Ray's name of the accelerator, such as `H100` or `A10G`"
+    )
+    labels: dict[str, str] = Field(
+        default={},
+        description="of its node: `ray.io/market-type: spot` (or `on-demand`), a pool of your own",
+    )
+
+
+class ComputeSettings(Settings):
+    """Where and how wide it runs. Never part of any identity."""
+
+    address: str | None = Field(
+        default=None, description="of a Ray cluster; default RAY_ADDRESS, or local"
+    )
+    scorers: Count = Field(default=2, description="Scorer actors")
+    trainers: Count = Field(
+        default=1, description="select: trainings side by side; else: workers of one training"
+    )
+    min_trainers: Count | None = Field(
+        default=None, description="a training goes on with as few when nodes are lost; default all"
+    )
+    wait_s: Annotated[float, Field(ge=0)] = Field(
+        default=600, description="for a cluster that is too small, before giving up"
+    )
+    experts: Count = Field(default=2, description="distil: experts or teachers trained at once")
+    distillers: Count = Field(default=1, description="distil: workers that share every batch")
+    evaluators: Count = Field(default=2, description="distil: networks trained on sets at once")
+    packers: Count | None = Field(
+        default=None, description="tokenising tasks at once; default all cores"
+    )
+    gpus_per_worker: Annotated[float, Field(ge=0)] = 0
+    scorer: WorkerSettings = WorkerSettings()
+    trainer: WorkerSettings = WorkerSettings()
+    cpus_per_worker: Annotated[float, Field(gt=0)] = 1
+    threads_per_worker: Count = Field(default=1, description="torch threads of an actor on the CPU")
+    device: str = Field(
+        default="auto",
+        pattern=r"^(auto|cpu|cuda(:\d+)?|mps|xpu)$",
+        description="auto: cuda where a GPU was asked for, else cpu",
+    )
+    max_attempts: Count = Field(
+        default=3, description="a part that kills its worker this often is given up"
+    )
+
+    def gpus_of(self, worker: WorkerSettings) -> float:
+        """GPUs of each actor of this kind."""
+        return self.gpus_per_worker if worker.gpus is None else worker.gpus
