@@ -11,7 +11,7 @@ export PIP_NO_INPUT := 1
 # pyright would ask the package index for a newer version of itself at every run
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
-.PHONY: help demo test check format soak clean
+.PHONY: help demo test check format soak docs clean
 
 help:
 	@echo "make demo    select training data from text on this machine, end to end, with a report"
@@ -19,6 +19,7 @@ help:
 	@echo "make check   the same without the tests"
 	@echo "make format  rewrite the sources in the project's format"
 	@echo "make soak    the long fault matrices"
+	@echo "make docs    the site, in docs/_build"
 	@echo "make clean   remove .venv, caches and the demo's data (never a store)"
 
 demo: $(INSTALLED)
@@ -40,6 +41,9 @@ format: $(INSTALLED)
 soak: $(INSTALLED)
 	$(BIN)/python -m pytest -m soak --timeout 3600
 
+docs: $(INSTALLED)
+	$(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build
+
 # The tools are installed for the demo too: its data are read from the installed packages, and so
 # stay the same before and after `make test`.
 $(INSTALLED): pyproject.toml constraints.txt
@@ -55,5 +59,5 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@touch $@
 
 clean:
-	rm -rf .venv .pytest_cache .ruff_cache .hypothesis build dist *.egg-info examples/data
+	rm -rf docs/_build .venv .pytest_cache .ruff_cache .hypothesis build dist *.egg-info examples/data
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -38,6 +38,7 @@ def stream_parts(
     tasks: Sequence[Any],
     make: Callable[[], Host],
     workers: int | None,
+    gpus: float = 0,
     options: Mapping[str, Any] | None = None,
     unit: str = "tokens",
 ) -> list[Receipt]:
@@ -50,7 +51,8 @@ def stream_parts(
         tasks: descriptors with a `fingerprint`.
         make: builds the host in each worker process; small and picklable.
         workers: size of the pool, None for one on every CPU; the result does not depend on it.
-        options: Ray's, of each worker; default a CPU or what `compute.cpus_per_worker` says.
+        gpus: of each worker; without one it has `compute.cpus_per_worker`.
+        options: Ray's, of each worker, instead.
         unit: what `Receipt.counts` is shown as the rate.
 
     Raises:
@@ -60,10 +62,14 @@ def stream_parts(
     todo = {t.fingerprint: t for t in tasks if t.fingerprint not in done}
     with ctx.step(step, total=len(tasks), reused=len(tasks) - len(todo), unit=unit) as advance:
         if todo:
+            placed = options or {
+                "num_cpus": 0 if gpus else ctx.compute.cpus_per_worker,
+                "num_gpus": gpus or None,
+            }
             cpus = int(ray.cluster_resources().get("CPU", 1) / ctx.compute.cpus_per_worker)
             pool = min(workers or max(1, cpus), len(todo))
             for receipt, seconds in _stream(
-                ctx, step, kind, list(todo.values()), make, pool, options
+                ctx, step, kind, list(todo.values()), make, pool, placed
             ):
                 done[receipt.task] = receipt
                 ctx.work[step].device_seconds += seconds
@@ -78,7 +84,7 @@ def _stream(
     tasks: list[Any],
     make: Callable[[], Host],
     workers: int,
-    options: Mapping[str, Any] | None,
+    options: Mapping[str, Any],
 ) -> Iterator[tuple[Receipt, float]]:
     if ctx.attempts is None:
         ctx.attempts = Attempts.remote(ctx.compute.max_attempts, ctx.run)
@@ -97,7 +103,7 @@ def _stream(
         },
         batch_size=None,
         compute=ActorPoolStrategy(size=workers),
-        **(options or {"num_cpus": ctx.compute.cpus_per_worker}),
+        **options,
     )
     for row in results.iter_rows():
         if row["error"] is not None:
