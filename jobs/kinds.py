@@ -77,16 +77,21 @@ def list_job(spec: Spec) -> Listed:
     Raises:
         StillhouseError: something is not there, or does not fit.
     """
-    from jobs.distill import list_distill
-    from jobs.mix import list_mix
-    from jobs.select import list_select
-    from jobs.train import list_train
+    if isinstance(spec, DistillSpec):  # a job's own module alone: the others are heavy
+        from jobs.distill import list_distill
 
-    if isinstance(spec, DistillSpec):
         return list_distill(spec)
     if isinstance(spec, MixSpec):
+        from jobs.mix import list_mix
+
         return list_mix(spec)
-    return list_select(spec) if isinstance(spec, SelectSpec) else list_train(spec)
+    if isinstance(spec, SelectSpec):
+        from jobs.select import list_select
+
+        return list_select(spec)
+    from jobs.train import list_train
+
+    return list_train(spec)
 
 
 def result_artifact(result: dict[str, Any]) -> tuple[str, str]:
