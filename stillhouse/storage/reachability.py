@@ -35,6 +35,7 @@ KINDS = (
     "trajectories",
     "distilled",
     "checkpoints",
+    "arms",
 )
 _NAME = re.compile(r"[0-9a-f]{64}")
 _TEMPORARY = re.compile(r"\.[0-9a-f]{32}\.tmp$")

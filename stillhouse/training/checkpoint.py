@@ -202,9 +202,12 @@ class Checkpoints:
 
     def _manifest(self, step: int) -> Manifest | None:
         try:
-            return self._store.find_manifest(KIND, f"{self._name}/{step:08d}")
+            found = self._store.find_manifest(KIND, f"{self._name}/{step:08d}")
         except ArtifactError as error:
             raise _BrokenError(str(error)) from error
+        if found is None and "manifest.json" in list_names(self._uri(step)):
+            raise _BrokenError(f"{self._uri(step)} has lost a file")
+        return found
 
     def _uri(self, step: int) -> str:
         return self._store.path(KIND, self._name, f"{step:08d}")
