@@ -25,7 +25,7 @@ Reward: TypeAlias = Callable[[Tensor, Tensor], float]
 
 _EPS = 1e-8
 _QUANTUM = 2.0**-10
-_CHUNK = 1 << 16
+_CHUNK = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +60,9 @@ class Products:
 def products(target: Tensor, auxiliary: Tensor) -> Products:
     """The products of two flat tensors [P]; waits for the device once.
 
-    Float32 in chunks whose sums are added up in float64: one float32 sum over the 66 M values of
-    T5-XL's head is off by up to 2 %.
+    Float32 in chunks whose sums are added up in float64, and `sum`, which adds in pairs, not
+    `torch.dot`, whose error is the BLAS library's: over the 66 M values of T5-XL's head it is off
+    by up to 2 %, in chunks of 65,536 still by 4e-6.
     """
     g, a = target.split(_CHUNK), auxiliary.split(_CHUNK)
     sums = torch.stack([_dot(g, a), _dot(g, g), _dot(a, a)])
@@ -69,7 +70,7 @@ def products(target: Tensor, auxiliary: Tensor) -> Products:
 
 
 def _dot(first: Sequence[Tensor], second: Sequence[Tensor]) -> Tensor:
-    parts = [torch.dot(a.float(), b.float()) for a, b in zip(first, second, strict=True)]
+    parts = [(a.float() * b.float()).sum() for a, b in zip(first, second, strict=True)]
     return torch.stack(parts).to("cpu", torch.float64).sum()
 
 

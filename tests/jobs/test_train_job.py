@@ -108,7 +108,15 @@ class Killer(Quiet):
 
 def training_workers():
     found = psutil.Process().children(recursive=True)
-    return [p for p in found if "RayTrainWorker" in " ".join(p.cmdline())]
+    return [p for p in found if "RayTrainWorker" in command_line(p)]
+
+
+def command_line(process):
+    """Empty for one that has ended."""
+    try:
+        return " ".join(process.cmdline())
+    except (psutil.NoSuchProcess, psutil.ZombieProcess):
+        return ""
 
 
 def test_the_result_is_the_contract(trained, place):
