@@ -1,72 +1,85 @@
-"""The pool workers of a distillation: experts, teachers, units and evaluations, one task at a time.
+"""What the crew of a distillation hosts: the prepared images of the job, and the teachers.
 
-Each hosts the prepared images of the job and calls the library on them.
+Every step of the job is calls of library functions on them; one worker serves all steps.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from stillhouse.distillation.spec import NetworkSettings
 from stillhouse.storage.artifact import Receipt, Store
 
+Teachers = tuple[tuple[NetworkSettings, str], ...]
+"""Networks with the fingerprints of their weights."""
+
 
 @dataclass(frozen=True, slots=True)
 class ImageWork:
-    """What a worker is made from: small plain values.
-
-    `teachers` are networks with the fingerprints of their weights, for the decoupled methods.
-    """
+    """What a worker is made from: small plain values."""
 
     images: str
     zca: bool
     device: str
     gpus: float
     threads: int
-    teachers: tuple[tuple[NetworkSettings, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ImageCall:
+    """A task for a worker.
+
+    Attributes:
+        function: the library's: (store, prepared images, teachers where there are any, task).
+        task: its last argument.
+        teachers: of the decoupled methods.
+        prepared: off for what comes before the images are there.
+    """
+
+    function: Callable[..., Receipt]
+    task: Any
+    teachers: Teachers = ()
+    prepared: bool = True
+
+    @property
+    def fingerprint(self) -> str:
+        """The task's."""
+        return self.task.fingerprint
 
 
 class ImageHost:
-    """Hosts the prepared images; `function` is the library's for one kind of task."""
+    """Hosts prepared images and teachers; each is loaded with the first task that needs it."""
 
-    def __init__(
-        self,
-        store: Store,
-        work: ImageWork,
-        function: Callable[..., Receipt],
-    ) -> None:
+    def __init__(self, store: Store, work: ImageWork) -> None:
         import torch
 
-        from stillhouse.distillation.expert_job import load_teacher
-        from stillhouse.distillation.prepared import prepare
-
         torch.set_num_threads(work.threads)
-        self._store, self._function = store, function
-        self._given: list[Any] = [
-            prepare(store, work.images, zca=work.zca, device=work.device, gpus=work.gpus)
-        ]
-        if work.teachers:
-            self._given.append([load_teacher(store, self._given[0], *one) for one in work.teachers])
+        self._store, self._work = store, work
+        self._prepared = cache(self._prepare)
+        self._teachers: dict[tuple[str, ...], list[Any]] = {}
 
-    def run(self, task: Any) -> Receipt:
+    def run(self, call: ImageCall) -> Receipt:
         """Do one task."""
-        return self._function(self._store, *self._given, task)
+        given: list[Any] = [self._prepared()] if call.prepared else []
+        if call.teachers:
+            given.append(self._load(call.teachers))
+        return call.function(self._store, *given, call.task)
 
-    def prefetch(self, task: Any) -> None:
+    def prefetch(self, call: ImageCall) -> None:
         """Nothing: what a task reads is small."""
 
+    def _prepare(self) -> Any:
+        from stillhouse.distillation.prepared import prepare
 
-class SourceHost:
-    """Reads, checks and splits a source of images: one task, of `stored_images`."""
+        work = self._work
+        return prepare(self._store, work.images, zca=work.zca, device=work.device, gpus=work.gpus)
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    def _load(self, teachers: Teachers) -> list[Any]:
+        from stillhouse.distillation.expert_job import load_teacher
 
-    def run(self, task: Any) -> Receipt:
-        """Commit the images artifact."""
-        from stillhouse.distillation.stored_images import run_source
-
-        return run_source(self._store, task)
-
-    def prefetch(self, task: Any) -> None:
-        """Nothing."""
+        names = tuple(name for _, name in teachers)
+        if names not in self._teachers:
+            given = self._prepared()
+            self._teachers[names] = [load_teacher(self._store, given, *one) for one in teachers]
+        return self._teachers[names]

@@ -8,6 +8,7 @@ import os
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from threading import Thread
 from time import perf_counter
 from typing import Any, Protocol
@@ -126,6 +127,22 @@ class PartWorker:
 
     def _failure(self, kind: str, message: str, part: str) -> Failure:
         return Failure(kind, message, part, ray.util.get_node_ip_address())
+
+
+@ray.remote(max_restarts=-1, max_task_retries=-1)
+class CrewWorker:
+    """A worker that stays for many steps, with one host for all of them."""
+
+    def __init__(self, make: Callable[[], Host], attempts: ActorHandle, store: Store) -> None:
+        self._host = cache(make)
+        self._attempts, self._store = attempts, store
+
+    def run(
+        self, task: Any, kind: str, metrics: StepMetrics
+    ) -> tuple[Receipt | None, Failure | None, float]:
+        """Do one task, as `PartWorker` does: its receipt or why there is none, and seconds."""
+        done = PartWorker(self._host, self._attempts, self._store, kind, metrics)({"task": [task]})
+        return done["receipt"][0], done["error"][0], float(done["seconds"][0])
 
 
 def _poisons_process(error: Exception) -> bool:

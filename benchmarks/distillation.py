@@ -4,9 +4,10 @@
     python benchmarks/distillation.py --stage experts --dir FOLDER --json OUT
     python benchmarks/distillation.py --stage quality --dir FOLDER --data FASHION
 
-`memory` measures each number of inner steps in a process of its own; `quality` keeps every expert,
-set and evaluation in FOLDER/store, so that a killed run goes on where it was. Its table says "no
-difference" where two means are within two standard errors.
+`memory` measures each number of inner steps in a process of its own; `quality` runs the job's
+pipeline in one process on one thread and keeps every expert, set and evaluation in FOLDER/store, so
+that a killed run goes on where it was. It says "no difference" where two means are within two
+standard errors of their difference.
 """
 
 import argparse
@@ -16,6 +17,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from math import sqrt
 from pathlib import Path
 from typing import Any
@@ -136,34 +138,50 @@ BASE: dict[str, Any] = {
     "evaluate": {"seeds": 5, "epochs": 300},
     "controls": ["random_real"],
 }
-MATCHING = {"num_iterations": 1000, "num_steps": 20, "max_start_epoch": 6}
-PLAIN = {"count": 10, "epochs": 8, "keep": "all"}
+MATCHING = {"num_iterations": 600, "num_steps": 20, "max_start_epoch": 6}
+EXPERTS = {"count": 5, "epochs": 8, "keep": "all"}
 TEACHERS = [
     {"depth": d, "width": w, "norm": "batch"} for d, w in ((3, 16), (3, 32), (2, 16), (2, 32))
 ]
+SQUEEZE = {
+    "optimiser": "sgd", "learning_rate": 0.1, "weight_decay": 5e-4, "epochs": 5,
+    "batch_size": 128, "views": {"mix": "none", "flip": True},
+}  # fmt: skip
+
+
+def _matching(name: str, count: int, **changes: Any) -> dict[str, Any]:
+    """A cell of trajectory matching."""
+    method = {"name": name, "images_per_class": count, **MATCHING, **changes}
+    return {"method": method, "experts": EXPERTS}
+
+
+def _decoupled(name: str, teachers: list[dict[str, Any]], **settings: Any) -> dict[str, Any]:
+    """A cell of the decoupled family, ten images a class."""
+    method = {"name": name, "images_per_class": 10, **settings}
+    return {
+        "method": method,
+        "teachers": teachers,
+        "squeeze": SQUEEZE,
+        "network": TEACHERS[0],
+        "evaluate": {"seeds": 5, "epochs": 100},
+    }
+
+
 CELLS: dict[str, dict[str, Any]] = {
-    "mtt, 1": {"method": {"name": "mtt", "images_per_class": 1, **MATCHING}, "experts": PLAIN},
-    "mtt, 10": {"method": {"name": "mtt", "images_per_class": 10, **MATCHING}, "experts": PLAIN},
-    "ast, 1": {"method": {"name": "ast", "images_per_class": 1, **MATCHING}, "experts": PLAIN},
-    "ast, 10": {"method": {"name": "ast", "images_per_class": 10, **MATCHING}, "experts": PLAIN},
-    "datm, 10": {"method": {"name": "datm", "images_per_class": 10, **MATCHING}, "experts": PLAIN},
-    "sre2l, 10": {"method": {"name": "sre2l", "images_per_class": 10}, "teachers": TEACHERS},
-    "infer, 10": {"method": {"name": "infer", "images_per_class": 10}, "teachers": TEACHERS},
-    "rded, 10": {
-        "method": {"name": "rded", "images_per_class": 10, "min_scale": 0.5},
-        "teachers": TEACHERS[:1],
-    },
-    "nrr_dd, 10": {
-        "method": {"name": "nrr_dd", "images_per_class": 10, "min_scale": 0.5},
-        "teachers": TEACHERS[:1],
-    },
+    "mtt, 1": _matching("mtt", 1),
+    "ast, 1": _matching("ast", 1),
+    # labels of equal bytes: ten logits an image, or two distances of five views of it
+    "rded, 10": _decoupled("rded", TEACHERS[:1], min_scale=0.5),
+    "rded, views, 10": _decoupled(
+        "rded", TEACHERS[:1], min_scale=0.5, labels="views", label_epochs=1
+    ),
+    "nrr_dd, 10": _decoupled("nrr_dd", TEACHERS[:1], min_scale=0.5, label_epochs=5),
+    "sre2l, 10": _decoupled("sre2l", TEACHERS, iterations=300),
+    "infer, 10": _decoupled("infer", TEACHERS, iterations=300),
+    "mtt, 10": _matching("mtt", 10, batch_size=20),
+    "ast, 10": _matching("ast", 10, batch_size=20),
+    "datm, 10": _matching("datm", 10, batch_size=20),
 }
-for _cell in ("sre2l, 10", "infer, 10", "rded, 10", "nrr_dd, 10"):
-    CELLS[_cell]["squeeze"] = {
-        "optimiser": "sgd", "learning_rate": 0.1, "weight_decay": 5e-4, "epochs": 10,
-        "batch_size": 128, "views": {"mix": "none", "flip": True},
-    }  # fmt: skip
-    CELLS[_cell]["network"] = TEACHERS[0]
 
 
 class _Quiet:
@@ -191,32 +209,96 @@ def run_cell(folder: Path, data: dict[str, Any], cell: dict[str, Any]) -> dict[s
     return run_job(DistillSpec.model_validate(content), _Quiet())
 
 
+def distil_here(ctx: Any, work: Any, task: Any) -> list[Any]:
+    """`pipelines.distilling.distil` in this process."""
+    from stillhouse.distillation.matching_job import KIND, run_matching
+    from stillhouse.distillation.prepared import prepare
+
+    names = [task.receipt(point) for point in task.points]
+    reused = len(ctx.store.finished(KIND, names))
+    with ctx.step("distil", total=len(names), reused=reused, unit="iterations"):
+        if reused < len(names):
+            prepared = prepare(ctx.store, work.images, zca=work.zca, device="cpu", gpus=0)
+            run_matching(ctx.store, prepared, task, lambda done, total: None)
+    done = ctx.store.finished(KIND, names)
+    return [done[name] for name in names]
+
+
+def run_here(folder: Path, data: dict[str, Any], cell: dict[str, Any]) -> tuple[Any, Any]:
+    """One job's pipeline in this process, on one thread and without Ray: context and outcome."""
+    import pipelines.distill as pipeline
+    from actors.image_worker import ImageHost
+    from jobs.distill import list_distill
+    from pipelines.context import Context
+    from pipelines.crew import Crew
+    from stillhouse.distillation.spec import DistillSpec
+    from stillhouse.storage.artifact import Store
+
+    class Here(Crew):
+        """A crew of this process alone."""
+
+        def _stream(self, step: str, kind: str, workers: int, calls: list[Any]) -> Any:
+            host = ImageHost(ctx.store, work)
+            for call in calls:
+                started = time.perf_counter()
+                yield host.run(call), time.perf_counter() - started
+
+    pipeline.distil = distil_here
+    torch.set_num_threads(1)
+    content = BASE | {"store": str(folder / "store"), "data": data} | cell
+    spec = DistillSpec.model_validate(content)
+    store = Store(spec.store)
+    ctx = Context(store, spec.compute, _Quiet())
+    job = list_distill(spec).open(store, remember=True)
+    work = pipeline.image_work(spec, job.inputs.images)
+    return ctx, pipeline.run_distill(ctx, Here(ctx, work), spec, job.inputs)
+
+
 def quality(folder: Path, data: str, cells: list[str], num_images: int) -> dict[str, Any]:
     """Test accuracy of each cell beside random real images of equal bytes."""
     found: dict[str, Any] = {}
     source = {"path": data, "num_images": num_images} if data != "digits" else {"dataset": data}
     for name in cells:
-        started = time.perf_counter()
-        result = run_cell(folder, source, CELLS[name])
-        made, random = result["distill"], result["distill"]["controls"]["random_real"]
-        gap = made["test_accuracy"]["mean"] - random["test_accuracy"]["mean"]
-        error = sqrt(
-            sum(
-                row["test_accuracy"]["std"] ** 2 / row["test_accuracy"]["seeds"]
-                for row in (made, random)
-            )
-        )
+        ctx, made = run_here(folder, source, CELLS[name])
+        best, (random,) = next(iter(made.tests.values())), made.controls
         found[name] = {
-            "accuracy": made["test_accuracy"],
-            "random_real": random["test_accuracy"],
-            "bytes": made["bytes"],
-            "points_over_random": round(100 * gap, 2),
-            "verdict": "no difference" if abs(gap) <= 2 * error else "differs",
-            "seconds": round(time.perf_counter() - started, 1),
-            "device_seconds": result["cost"]["device_seconds"],
+            "bytes": made.stored.total,
+            "label bytes": made.stored.labels,
+            "random real bytes": random.num_bytes,
+            "random real images a class": random.images_per_class,
+            "accuracies": [round(a, 4) for a in best.accuracies],
+            "random real accuracies": [round(a, 4) for a in random.tested.accuracies],
+            "over random real": compared(best.accuracies, random.tested.accuracies),
+            "validation": round(statistics.fmean(made.best.validation), 4),
+            "iteration": made.best.iteration,
+            "learning rate": made.best.learning_rate,
+            "experts or teachers, last loss": [round(one[-1], 4) for one in made.expert_losses],
+            "seconds": {n: round(w.seconds, 1) for n, w in ctx.work.items()},
         }
         print(json.dumps({name: found[name]}), flush=True)
-    return found
+    return found | {
+        f"{one} over {two}": compared(found[one]["accuracies"], found[two]["accuracies"])
+        for one, two in PAIRS
+        if one in found and two in found
+    }
+
+
+PAIRS = (
+    ("ast, 1", "mtt, 1"),
+    ("ast, 10", "mtt, 10"),
+    ("datm, 10", "mtt, 10"),
+    ("infer, 10", "sre2l, 10"),
+    ("nrr_dd, 10", "rded, 10"),
+    ("nrr_dd, 10", "rded, views, 10"),
+)
+
+
+def compared(one: Sequence[float], two: Sequence[float]) -> str:
+    """Points of accuracy between two means, and two standard errors of the difference."""
+    gap = statistics.fmean(one) - statistics.fmean(two)
+    error = sqrt(sum(statistics.variance(given) / len(given) for given in (one, two)))
+    verdict = "differs" if abs(gap) > 2 * error else "no difference"
+    return f"{100 * gap:+.1f} points, two standard errors {200 * error:.1f}: {verdict}"
 
 
 def experts(folder: Path, data: str, num_images: int) -> dict[str, Any]:

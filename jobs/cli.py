@@ -70,9 +70,10 @@ def _guarded(action: Callable[[], int | None], as_json: bool, debug: bool) -> No
     except Exception as error:
         if debug:
             raise
-        first = (str(error).strip().splitlines() or [""])[0][:300]
+        from jobs.run import failure_text
+
         hint = "run again with --debug for the traceback"
-        _complain(error, f"{type(error).__name__}: {first} ({hint})", as_json, debug)
+        _complain(error, f"{failure_text(error)} ({hint})", as_json, debug)
         code = 1
     raise typer.Exit(code)
 
@@ -344,7 +345,10 @@ def report(
 @app.command()
 def verify(
     uri: Annotated[
-        str, typer.Argument(help="A run, a selection or a model.", metavar="RUN_OR_ARTIFACT")
+        str,
+        typer.Argument(
+            help="A run, a selection, a model or a distilled set.", metavar="RUN_OR_ARTIFACT"
+        ),
     ],
     sample: Annotated[int, typer.Option(min=0, help="Scores to recompute with the models.")] = 64,
     as_json: AsJson = False,

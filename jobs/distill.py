@@ -51,17 +51,21 @@ class OpenedDistill:
 
     def walk(self, ctx: Context) -> object:
         """The whole pipeline."""
-        from pipelines.distill import run_distill
+        from pipelines.crew import Crew
+        from pipelines.distill import image_work, run_distill
 
-        return run_distill(ctx, self.spec, self.inputs)
+        with Crew(ctx, image_work(self.spec, self.inputs.images)) as crew:
+            return run_distill(ctx, crew, self.spec, self.inputs)
 
     def run(self, ctx: Context, record: RunRecord) -> dict[str, Any]:
         """The pipeline, the artifact, then the report."""
         from jobs.distill_outcome import write_distill_outcome
-        from pipelines.distill import run_distill
+        from pipelines.crew import Crew
+        from pipelines.distill import image_work, run_distill
 
-        made = run_distill(ctx, self.spec, self.inputs)
-        return write_distill_outcome(ctx, self.spec, made, record)
+        with Crew(ctx, image_work(self.spec, self.inputs.images)) as crew:
+            made = run_distill(ctx, crew, self.spec, self.inputs)
+            return write_distill_outcome(ctx, crew, self.spec, made, record)
 
     def estimate(self, ctx: Context, *, complete: bool) -> dict[str, dict[str, Any]]:
         """What was walked is exact; of the steps behind it nothing is known but their names."""

@@ -5,6 +5,7 @@ from typing import Any
 
 from jobs.pages import write_report
 from pipelines.context import Context
+from pipelines.crew import Crew
 from pipelines.distill import DistillRun, image_work
 from pipelines.distill_report import distill_report
 from pipelines.distilled import draw, put_result
@@ -14,12 +15,12 @@ from stillhouse.storage.run_record import RunRecord
 
 
 def write_distill_outcome(
-    ctx: Context, spec: DistillSpec, made: DistillRun, record: RunRecord
+    ctx: Context, crew: Crew, spec: DistillSpec, made: DistillRun, record: RunRecord
 ) -> dict[str, Any]:
     """Commit the artifact, write the report beside the run's record; the result of the job."""
     work = image_work(spec, made.images.fingerprint)
-    manifest = put_result(ctx, spec, made, work)
-    data = distill_report(ctx, spec, made, draw(ctx, made, work), record.uri)
+    manifest = put_result(ctx, crew, spec, made, work)
+    data = distill_report(ctx, spec, made, draw(ctx, crew, made, work), record.uri)
     page = write_report(record.uri, data)
     store, first = ctx.store, next(iter(made.tests.values()))
     return {

@@ -1,36 +1,43 @@
 """`stillhouse verify`: everything that a result rests on, checked from the store alone."""
 
 import secrets
+from collections.abc import Mapping
 from typing import Any
 
 from jobs.kinds import result_artifact
 from stillhouse.fingerprint import sha256
 from stillhouse.reading.readers import open_selection
 from stillhouse.selection.verification import Verifier
-from stillhouse.storage.artifact import load_manifest
+from stillhouse.storage.artifact import load_manifest, read_table
 from stillhouse.storage.filesystem import absolute_uri, exists, join, read_bytes
 from stillhouse.storage.run_record import read_json
 
 
 def verify(uri: str, sample: int) -> dict[str, Any]:
-    """Check a selection, or a trained model (or the one that a run made).
+    """Check a selection, a trained model or a distilled set (or the one that a run made).
 
     Raises:
-        ArtifactError: there is neither, or a manifest that is named is missing.
+        ArtifactError: there is none, or a manifest that is named is missing.
     """
-    folder = _model_folder(uri)
-    return verify_selection(uri, sample) if folder is None else verify_model(folder)
+    found = _other_than_selection(uri)
+    if found is None:
+        return verify_selection(uri, sample)
+    kind, folder = found
+    return verify_model(folder) if kind == "models" else verify_distilled(folder)
 
 
-def _model_folder(uri: str) -> str | None:
-    """The folder of the model at a URI, or of the one that the run there made."""
+def _other_than_selection(uri: str) -> tuple[str, str] | None:
+    """Kind and folder of the model or distilled set at a URI, or of what the run there made."""
     folder = absolute_uri(uri)
     result = read_json(folder, "result.json")
     if result is not None:
         kind, made = result_artifact(result)
-        return join(folder.rsplit("/", 2)[0], kind, made) if kind == "models" else None
-    is_artifact = exists(join(folder, "manifest.json"))
-    return folder if is_artifact and load_manifest(folder).kind == "models" else None
+        folder = join(folder.rsplit("/", 2)[0], kind, made)
+    elif exists(join(folder, "manifest.json")):
+        kind = load_manifest(folder).kind
+    else:
+        return None
+    return (kind, folder) if kind in ("models", "distilled") else None
 
 
 def verify_model(folder: str) -> dict[str, Any]:
@@ -39,15 +46,45 @@ def verify_model(folder: str) -> dict[str, Any]:
     Returns:
         `checked` (counts by what) and `problems` (one sentence each).
     """
-    problems: list[str] = []
     manifest = load_manifest(folder, "models")
-    for name, digest in manifest.files.items():
+    problems = _changed(folder, manifest.files)
+    return {"model": folder, "checked": {"files": len(manifest.files)}, "problems": problems}
+
+
+def verify_distilled(folder: str) -> dict[str, Any]:
+    """Check part and files of a distilled set, and that it costs the bytes that it says.
+
+    Returns:
+        `checked` (counts by what) and `problems` (one sentence each).
+    """
+    manifest = load_manifest(folder, "distilled")
+    store = folder.rsplit("/", 2)[0]
+    problems = _changed(store, {part.path: part.sha256 for part in manifest.parts})
+    problems += _changed(folder, manifest.files)
+    checked = {"parts": len(manifest.parts), "files": len(manifest.files)}
+    if not problems:
+        from stillhouse.distillation.stored_sets import read_set
+
+        found = read_set(read_table(join(store, manifest.parts[0].path)), folder)
+        said, classes = manifest.totals["image_bytes"], len(manifest.totals["class_names"])
+        checked["images"] = len(found.images)
+        if found.stored.images != said:
+            problems.append(f"{folder}: images of {found.stored.images} bytes, {said} are said")
+        if not 0 <= int(found.labels.min()) <= int(found.labels.max()) < classes:
+            problems.append(f"{folder} has labels outside its {classes} classes")
+    return {"distilled": folder, "checked": checked, "problems": problems}
+
+
+def _changed(folder: str, digests: Mapping[str, str]) -> list[str]:
+    """What is wrong with files by path in `folder`: missing, or other bytes."""
+    problems: list[str] = []
+    for name, digest in digests.items():
         try:
             if sha256(read_bytes(join(folder, name))) != digest:
                 problems.append(f"{join(folder, name)} is not what was written")
         except FileNotFoundError:
             problems.append(f"{join(folder, name)} is missing")
-    return {"model": folder, "checked": {"files": len(manifest.files)}, "problems": problems}
+    return problems
 
 
 def verify_selection(uri: str, sample: int) -> dict[str, Any]:

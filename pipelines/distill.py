@@ -3,21 +3,20 @@
 Every stage is tasks with receipts in the store: a run that was killed redoes what was in flight.
 """
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from statistics import fmean
 from typing import Any
 
-from actors.image_worker import ImageHost, ImageWork, SourceHost
+from actors.image_worker import ImageCall, ImageWork
 from pipelines.context import Context
+from pipelines.crew import Crew
 from pipelines.distilling import distil
 from pipelines.evaluation import Evaluator, Tested
-from pipelines.flow import stream_parts
 from pipelines.image_inputs import ImageInputs
 from stillhouse.distillation.assembly_job import AssemblyTask, run_assembly
 from stillhouse.distillation.controls_job import ControlName, ControlTask, run_control
-from stillhouse.distillation.decoupled_job import plan_refinement, plan_units, run_unit
+from stillhouse.distillation.decoupled_job import UnitTask, plan_refinement, plan_units, run_unit
 from stillhouse.distillation.evaluate_job import SetSource
 from stillhouse.distillation.expert_job import ExpertTask, TeacherTask, run_expert, run_teacher
 from stillhouse.distillation.expert_options import expert_options, kept_epochs
@@ -30,13 +29,15 @@ from stillhouse.distillation.storage_budget import (
     images_per_class_within,
 )
 from stillhouse.distillation.stored_images import KIND as IMAGES
-from stillhouse.distillation.stored_images import SPLITS, SourceTask
+from stillhouse.distillation.stored_images import SPLITS, SourceTask, run_source
 from stillhouse.errors import BudgetError, InputError
 from stillhouse.fingerprint import fingerprint
 from stillhouse.storage.artifact import Manifest, PartRef, Receipt, load_manifest
 
 EXPERT_VERSION = 1
 DISTIL_VERSION = 1
+_CONTROL_SEED = 1_000_000
+"""Away from the method's own: the control is no second look at the images that it began as."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,18 +106,18 @@ class DistillRun:
         return self.points[self.chosen]
 
 
-def run_distill(ctx: Context, spec: DistillSpec, inputs: ImageInputs) -> DistillRun:
+def run_distill(ctx: Context, crew: Crew, spec: DistillSpec, inputs: ImageInputs) -> DistillRun:
     """Images to the tested set. A dry context raises `Unfinished` at the first thing to do."""
-    images = _images(ctx, spec, inputs)
+    images = _images(ctx, crew, spec, inputs)
     check_counts(spec, images)
     work = image_work(spec, inputs.images)
     base = [inputs.images, spec.preprocessing.zca]
     expert_losses: list[list[float]] = []
     if isinstance(spec.method, TrajectoryMethod):
-        made = _matching(ctx, spec, spec.method, inputs, work, base, expert_losses)
+        made = _matching(ctx, crew, spec, spec.method, inputs, work, base, expert_losses)
     else:
-        made = _decoupled(ctx, spec, spec.method, images, work, base, expert_losses)
-    return _judge(ctx, spec, images, work, base, made, expert_losses)
+        made = _decoupled(ctx, crew, spec, spec.method, images, base, expert_losses)
+    return _judge(ctx, crew, spec, images, work, base, made, expert_losses)
 
 
 def image_work(spec: DistillSpec, images: str) -> ImageWork:
@@ -131,10 +132,9 @@ def image_work(spec: DistillSpec, images: str) -> ImageWork:
     )
 
 
-def _images(ctx: Context, spec: DistillSpec, inputs: ImageInputs) -> Manifest:
+def _images(ctx: Context, crew: Crew, spec: DistillSpec, inputs: ImageInputs) -> Manifest:
     task = SourceTask(inputs.images, spec.data)
-    make = partial(SourceHost, ctx.store)
-    stream_parts(ctx, "images", kind=IMAGES, tasks=[task], make=make, workers=1, unit="images")
+    crew.do("images", IMAGES, [ImageCall(run_source, task, prepared=False)])
     return ctx.store.get_manifest(IMAGES, inputs.images)
 
 
@@ -155,12 +155,9 @@ def check_counts(spec: DistillSpec, images: Manifest) -> None:
         )
 
 
-def _pool(ctx: Context, work: ImageWork, function: Callable[..., Receipt]) -> partial[ImageHost]:
-    return partial(ImageHost, ctx.store, work, function)
-
-
 def _matching(
     ctx: Context,
+    crew: Crew,
     spec: DistillSpec,
     method: TrajectoryMethod,
     inputs: ImageInputs,
@@ -176,16 +173,8 @@ def _matching(
         epochs = max(load_manifest(uris[0]).totals["epochs"])
     else:
         tasks = expert_tasks(spec, settings, method, base)
-        receipts = stream_parts(
-            ctx,
-            "experts",
-            kind="trajectories",
-            tasks=tasks,
-            make=_pool(ctx, work, run_expert),
-            workers=ctx.compute.experts,
-            gpus=ctx.compute.gpus_per_worker,
-            unit="images",
-        )
+        calls = [ImageCall(run_expert, task) for task in tasks]
+        receipts = crew.do("experts", "trajectories", calls, workers=ctx.compute.experts)
         losses += [receipt.info["losses"] for receipt in receipts]
         names = tuple(task.fingerprint for task in tasks)
         uris = tuple(ctx.store.path("trajectories", name) for name in names)
@@ -203,6 +192,7 @@ def _matching(
         ]
     )
     task = MatchingTask(name, spec.network, method, uris, epochs, groups)
+    crew.dismiss()  # what they hold is the distillers' for as long as that takes
     receipts = distil(ctx, work, task)
     diverged = next((r.info["diverged"] for r in receipts if "diverged" in r.info), None)
     points = [_point(r) for r in receipts if r.parts]
@@ -239,10 +229,10 @@ def expert_tasks(
 
 def _decoupled(
     ctx: Context,
+    crew: Crew,
     spec: DistillSpec,
     method: DecoupledMethod,
     images: Manifest,
-    work: ImageWork,
     base: list[Any],
     losses: list[list[float]],
 ) -> Made:
@@ -251,51 +241,27 @@ def _decoupled(
         identity = [network.model_dump(), spec.squeeze.model_dump(), seed]
         name = fingerprint(["teacher", EXPERT_VERSION, base, *identity])
         tasks.append(TeacherTask(name, network, spec.squeeze, seed))
-    receipts = stream_parts(
-        ctx,
-        "teachers",
-        kind="models",
-        tasks=tasks,
-        make=_pool(ctx, work, run_teacher),
-        workers=ctx.compute.experts,
-        gpus=ctx.compute.gpus_per_worker,
-        unit="images",
-    )
+    trained = [ImageCall(run_teacher, task) for task in tasks]
+    receipts = crew.do("teachers", "models", trained, workers=ctx.compute.experts)
     losses += [receipt.info["losses"] for receipt in receipts]
     names = tuple(task.fingerprint for task in tasks)
-    protocol = Evaluator(ctx, spec, images, work, base).protocol(None)
+    protocol = Evaluator(ctx, crew, spec, images, base).protocol(None)
     asked = method.model_dump(mode="json")
     name = fingerprint(["decoupled", DISTIL_VERSION, base, names, asked, asdict(protocol)])
-    asking = ImageWork(
-        *(getattr(work, key) for key in ("images", "zca", "device", "gpus", "threads")),
-        teachers=tuple((t.network, t.fingerprint) for t in tasks),
-    )
+    teachers = tuple((t.network, t.fingerprint) for t in tasks)
     classes = len(images.totals["class_names"])
-    run = partial(
-        stream_parts,
-        ctx,
-        kind="distilled",
-        make=_pool(ctx, asking, run_unit),
-        workers=ctx.compute.distillers,
-        gpus=ctx.compute.gpus_per_worker,
-        unit="images",
-    )
+
+    def run(step: str, planned: Sequence[UnitTask]) -> list[Receipt]:
+        calls = [ImageCall(run_unit, task, teachers) for task in planned]
+        return crew.do(step, "distilled", calls, workers=ctx.compute.distillers)
+
     planned = plan_units(name, method, len(tasks), classes)
     if isinstance(method, NrrDd):
-        starts = [r.parts[0].path for r in run("patches", tasks=planned)]
+        starts = [r.parts[0].path for r in run("patches", planned)]
         planned = plan_refinement(name, method, classes, starts)
-    units = run("distil", tasks=planned)
+    units = run("distil", planned)
     assembly = AssemblyTask(name, method, protocol, tuple(r.parts[0].path for r in units))
-    (done,) = stream_parts(
-        ctx,
-        "labels",
-        kind="distilled",
-        tasks=[assembly],
-        make=_pool(ctx, asking, run_assembly),
-        workers=1,
-        gpus=ctx.compute.gpus_per_worker,
-        unit="images",
-    )
+    (done,) = crew.do("labels", "distilled", [ImageCall(run_assembly, assembly, teachers)])
     seconds = sum(r.info["seconds"] for r in units)
     unit_losses = tuple(units[0].info["losses"])
     return Made(
@@ -310,6 +276,7 @@ def _decoupled(
 
 def _judge(
     ctx: Context,
+    crew: Crew,
     spec: DistillSpec,
     images: Manifest,
     work: ImageWork,
@@ -318,7 +285,7 @@ def _judge(
     expert_losses: list[list[float]],
 ) -> DistillRun:
     """Choose on the validation part, then test once; the controls beside it."""
-    judge = Evaluator(ctx, spec, images, work, base)
+    judge = Evaluator(ctx, crew, spec, images, base)
     kind = getattr(spec.method, "labels", None)
     weight = getattr(spec.method, "deviation_weight", 1.0)
 
@@ -336,7 +303,7 @@ def _judge(
     chosen = max(range(len(points)), key=lambda i: (fmean(points[i].validation), -i))
     best = points[chosen]
     stored = made.stored or judge.stored_bytes(best.part)
-    sets = _control_sets(ctx, spec, images, work, made.name, stored)
+    sets = _control_sets(crew, spec, images, work, stored)
     rates = [None] if best.learning_rate is None else [None, best.learning_rate]
     tests, controls = judge.final(
         (source(best.part), best.part.sha256, best.learning_rate), sets, rates
@@ -354,11 +321,10 @@ def _judge(
 
 
 def _control_sets(
-    ctx: Context,
+    crew: Crew,
     spec: DistillSpec,
     images: Manifest,
     work: ImageWork,
-    name: str,
     stored: StoredBytes,
 ) -> list[tuple[str, PartRef, int, int]]:
     """Name, part, bytes and images per class of each control but `full`."""
@@ -374,24 +340,17 @@ def _control_sets(
     except BudgetError:
         count = 1
     count = min(count, images.totals["least_per_class"])
+    seed = spec.method.seed + _CONTROL_SEED
     tasks = [
         ControlTask(
-            fingerprint(["control", 1, work.images, work.zca, control, count, spec.method.seed]),
+            fingerprint(["control", 1, work.images, work.zca, control, count, seed]),
             control,
             count,
-            spec.method.seed,
+            seed,
         )
         for control in wanted
     ]
-    receipts = stream_parts(
-        ctx,
-        "controls",
-        kind="distilled",
-        tasks=tasks,
-        make=_pool(ctx, work, run_control),
-        workers=1,
-        unit="images",
-    )
+    receipts = crew.do("controls", "distilled", [ImageCall(run_control, task) for task in tasks])
     cost = count * classes * one
     return [
         (control, receipt.parts[0], cost, count)

@@ -2,13 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
-from actors.image_worker import ImageHost, ImageWork
+from actors.image_worker import ImageCall, ImageWork
 from pipelines.context import Context
+from pipelines.crew import Crew
 from pipelines.distill import DistillRun, Point
-from pipelines.flow import stream_parts
 from stillhouse.distillation.pictures_job import REAL, PictureTask, run_pictures
 from stillhouse.distillation.result_job import ResultTask, run_result
 from stillhouse.distillation.spec import DistillSpec
@@ -20,7 +19,9 @@ _SHOWN_POINTS = 6
 _SHOWN_PER_CLASS = 10
 
 
-def put_result(ctx: Context, spec: DistillSpec, made: DistillRun, work: ImageWork) -> Manifest:
+def put_result(
+    ctx: Context, crew: Crew, spec: DistillSpec, made: DistillRun, work: ImageWork
+) -> Manifest:
     """The artifact of the chosen set, named by the set, its labels and the images."""
     best = made.best
     name = fingerprint(
@@ -45,8 +46,7 @@ def put_result(ctx: Context, spec: DistillSpec, made: DistillRun, work: ImageWor
         name, best.part.path, made.made.label_path, inputs, spec.method.model_dump(mode="json"),
         totals,
     )  # fmt: skip
-    make = partial(ImageHost, ctx.store, work, run_result)
-    stream_parts(ctx, "result", kind="distilled", tasks=[task], make=make, workers=1, unit="images")
+    crew.do("result", "distilled", [ImageCall(run_result, task)])
     return ctx.store.get_manifest("distilled", name)
 
 
@@ -59,17 +59,14 @@ class Pictures:
     along: dict[int, dict[int, list[bytes]]]
 
 
-def draw(ctx: Context, made: DistillRun, work: ImageWork) -> Pictures:
+def draw(ctx: Context, crew: Crew, made: DistillRun, work: ImageWork) -> Pictures:
     """The pictures of a run, made by a worker that has the images."""
     real = len(made.points) == 1
     shown = _spread(made.points, made.best)
     points = tuple((p.iteration, p.part.path) for p in shown)
     name = fingerprint(["pictures", 1, work.images, work.zca, [p.part.sha256 for p in shown]])
     task = PictureTask(name, points, _SHOWN_PER_CLASS, real)
-    make = partial(ImageHost, ctx.store, work, run_pictures)
-    (done,) = stream_parts(
-        ctx, "pictures", kind="distilled", tasks=[task], make=make, workers=1, unit="images"
-    )
+    (done,) = crew.do("pictures", "distilled", [ImageCall(run_pictures, task)])
     found: dict[int, dict[int, list[bytes]]] = {}
     for row in read_table(ctx.store.path(done.parts[0].path)).to_pylist():
         found.setdefault(row["point"], {}).setdefault(row["label"], []).append(row["png"])

@@ -2,13 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from statistics import fmean, stdev
 from typing import Literal
 
-from actors.image_worker import ImageHost, ImageWork
+from actors.image_worker import ImageCall
 from pipelines.context import Context
-from pipelines.flow import stream_parts
+from pipelines.crew import Crew
 from stillhouse.distillation.evaluate import Protocol
 from stillhouse.distillation.evaluate_job import (
     EvaluationTask,
@@ -65,12 +64,13 @@ class Evaluator:
     def __init__(
         self,
         ctx: Context,
+        crew: Crew,
         spec: DistillSpec,
         images: Manifest,
-        work: ImageWork,
         base: list[object],
     ) -> None:
-        self._ctx, self._spec, self._work, self._base = ctx, spec, work, base
+        self._ctx, self._crew, self._spec = ctx, crew, spec
+        self._images, self._base = images, base
         self._classes = len(images.totals["class_names"])
         self._groups = tuple(spec.preprocessing.augmentation)
 
@@ -151,9 +151,8 @@ class Evaluator:
         ]
 
     def _full_bytes(self) -> int:
-        images = self._ctx.store.get_manifest("images", self._work.images)
-        channels, height, width = images.totals["shape"]
-        return images.parts[0].num_rows * (channels * height * width + 1)
+        channels, height, width = self._images.totals["shape"]
+        return self._images.parts[0].num_rows * (channels * height * width + 1)
 
     def _tested(self, network: NetworkSettings, receipts: Sequence[Receipt]) -> Tested:
         published = self._spec.evaluate.protocol != "own"
@@ -207,17 +206,8 @@ class Evaluator:
         return EvaluationTask(name, source, network, protocol, groups, part, published, seed)
 
     def _run(self, step: str, tasks: Sequence[EvaluationTask]) -> list[Receipt]:
-        ctx = self._ctx
         once = list({task.fingerprint: task for task in tasks}.values())
-        made = stream_parts(
-            ctx,
-            step,
-            kind="distilled",
-            tasks=once,
-            make=partial(ImageHost, ctx.store, self._work, run_evaluation),
-            workers=ctx.compute.evaluators,
-            gpus=ctx.compute.gpus_per_worker,
-            unit="images",
-        )
+        calls = [ImageCall(run_evaluation, task) for task in once]
+        made = self._crew.do(step, "distilled", calls, workers=self._ctx.compute.evaluators)
         by_name = {task.fingerprint: r for task, r in zip(once, made, strict=True)}
         return [by_name[task.fingerprint] for task in tasks]

@@ -9,7 +9,7 @@ with a bounded number in flight.
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import ray
 import ray.data
@@ -25,6 +25,8 @@ from stillhouse.storage.artifact import Receipt
 
 T = TypeVar("T")
 R = TypeVar("R")
+Stream: TypeAlias = Callable[[list[Any]], Iterator[tuple[Receipt, float]]]
+"""Does tasks in any order: their receipts, and the seconds that each took."""
 _MAX_BLOCKS = 2000
 _AHEAD = 4
 """Descriptors in a block where there are many: a worker reads one part ahead inside a block."""
@@ -58,19 +60,19 @@ def stream_parts(
     Raises:
         PartFailedError: a part kept killing its worker. Any StillhouseError of a task.
     """
+    stream = partial(_stream, ctx, step, kind, make, workers, gpus, options)
+    return finish_parts(ctx, step, kind, tasks, stream, unit=unit)
+
+
+def finish_parts(
+    ctx: Context, step: str, kind: str, tasks: Sequence[Any], stream: Stream, *, unit: str
+) -> list[Receipt]:
+    """What `stream` makes of the tasks that are not finished, told and accounted; all receipts."""
     done = ctx.store.finished(kind, [task.fingerprint for task in tasks])
     todo = {t.fingerprint: t for t in tasks if t.fingerprint not in done}
     with ctx.step(step, total=len(tasks), reused=len(tasks) - len(todo), unit=unit) as advance:
         if todo:
-            placed = options or {
-                "num_cpus": 0 if gpus else ctx.compute.cpus_per_worker,
-                "num_gpus": gpus or None,
-            }
-            cpus = int(ray.cluster_resources().get("CPU", 1) / ctx.compute.cpus_per_worker)
-            pool = min(workers or max(1, cpus), len(todo))
-            for receipt, seconds in _stream(
-                ctx, step, kind, list(todo.values()), make, pool, placed
-            ):
+            for receipt, seconds in stream(list(todo.values())):
                 done[receipt.task] = receipt
                 ctx.work[step].device_seconds += seconds
                 advance(1, receipt.counts.get(unit, 0))
@@ -81,16 +83,23 @@ def _stream(
     ctx: Context,
     step: str,
     kind: str,
-    tasks: list[Any],
     make: Callable[[], Host],
-    workers: int,
-    options: Mapping[str, Any],
+    workers: int | None,
+    gpus: float,
+    options: Mapping[str, Any] | None,
+    tasks: list[Any],
 ) -> Iterator[tuple[Receipt, float]]:
     if ctx.attempts is None:
         ctx.attempts = Attempts.remote(ctx.compute.max_attempts, ctx.run)
     quiet()
+    placed = options or {
+        "num_cpus": 0 if gpus else ctx.compute.cpus_per_worker,
+        "num_gpus": gpus or None,
+    }
+    cpus = int(ray.cluster_resources().get("CPU", 1) / ctx.compute.cpus_per_worker)
+    size = min(workers or max(1, cpus), len(tasks))
     rows = [{"task": task} for task in tasks]
-    per_block = max(-(-len(rows) // _MAX_BLOCKS), min(_AHEAD, len(rows) // (4 * workers)), 1)
+    per_block = max(-(-len(rows) // _MAX_BLOCKS), min(_AHEAD, len(rows) // (4 * size)), 1)
     dataset = ray.data.from_items(rows, override_num_blocks=-(-len(rows) // per_block))
     results = dataset.map_batches(
         PartWorker,
@@ -102,15 +111,22 @@ def _stream(
             "metrics": ctx.metrics(step),
         },
         batch_size=None,
-        compute=ActorPoolStrategy(size=workers),
-        **options,
+        compute=ActorPoolStrategy(size=size),
+        **placed,
     )
     for row in results.iter_rows():
-        if row["error"] is not None:
-            failure: Failure = row["error"]
-            ctx.failed_at = FailedAt(step, failure.part, failure.node)
-            raise as_error(failure.kind, failure.message)
-        yield row["receipt"], float(row["seconds"])
+        yield made_by(ctx, step, row["receipt"], row["error"], float(row["seconds"]))
+
+
+def made_by(
+    ctx: Context, step: str, receipt: Receipt | None, failure: Failure | None, seconds: float
+) -> tuple[Receipt, float]:
+    """A worker's receipt and seconds; raises its failure, with a note of where it was."""
+    if receipt is None:
+        assert failure is not None
+        ctx.failed_at = FailedAt(step, failure.part, failure.node)
+        raise as_error(failure.kind, failure.message)
+    return receipt, seconds
 
 
 def as_error(name: str, message: str) -> Exception:

@@ -1,19 +1,26 @@
-"""Whole distil jobs on a real Ray: result, reuse, several distillers."""
+"""A whole distil job on a real Ray: result, reuse, several distillers, verification."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from small import Quiet
 
 import stillhouse
 from jobs.plan import plan_job
 from jobs.run import run_job
 from jobs.status import draw_report
+from pipelines.context import Context
+from pipelines.distill import image_work
+from pipelines.distilling import distil
+from stillhouse.distillation.matching_job import MatchingTask
 from stillhouse.distillation.spec import DistillSpec
 from stillhouse.distillation.stored_sets import read_set
 from stillhouse.errors import ArtifactError, InputError
-from stillhouse.storage.artifact import read_table
+from stillhouse.spec import ComputeSettings
+from stillhouse.storage.artifact import Store, read_table
 
 TINY = {
     "job": "distill",
@@ -87,30 +94,68 @@ def test_plan_knows_what_is_there_for_another_method(distilled):
     assert steps["evaluate"]["parts"] is None
 
 
-def last_set(store):
-    """The set after the last iteration, chosen or not."""
-    for path in (Path(store) / "distilled" / "receipts").glob("*.json"):
-        receipt = json.loads(path.read_text())
-        if receipt["info"].get("iteration") == 4:
-            return read_set(read_table(f"{store}/{receipt['parts'][0]['path']}"), "here")
-    raise AssertionError("no receipt of the last point")
-
-
 def test_two_distillers_learn_what_one_does(distilled, tmp_path):
+    store, result = distilled
+    for kind in ("images", "trajectories"):
+        shutil.copytree(store / kind, tmp_path / kind)
+    parsed, artifacts = spec(tmp_path), result["artifacts"]
+    experts = tuple(
+        str(tmp_path / "trajectories" / Path(u).name) for u in artifacts["learned_from"]
+    )
+    task = MatchingTask("2" * 64, parsed.network, parsed.method, experts, 3, ("crop", "scale"))
+    ctx = Context(Store(str(tmp_path)), ComputeSettings(distillers=2), Quiet())
+    receipts = distil(ctx, image_work(parsed, Path(artifacts["images"]).name), task)
+    assert [receipt.info["iteration"] for receipt in receipts] == [0, 2, 4]
+    for receipt in receipts:
+        two = read_set(read_table(f"{tmp_path}/{receipt.parts[0].path}"), "here")
+        one = set_after(receipt.info["iteration"], store)
+        span = float(one.images.max() - one.images.min())
+        # 8 bits: a level apart at most, where two workers' sums differ in their last digits
+        assert float((one.images - two.images).abs().max()) <= 1.01 * span / 255
+        assert two.learning_rate == pytest.approx(one.learning_rate, rel=1e-5)
+
+
+def set_after(iteration, store):
+    """What the job had then."""
+    for path in (store / "distilled" / "receipts").glob("*.json"):
+        receipt = json.loads(path.read_text())
+        if receipt["info"].get("iteration") == iteration:
+            return read_set(read_table(f"{store}/{receipt['parts'][0]['path']}"), "here")
+    raise AssertionError(f"no set of iteration {iteration}")
+
+
+def test_too_few_images_are_told_before_any_training(distilled):
     store, _ = distilled
-    run_job(spec(tmp_path / "store", compute={"distillers": 2}, controls=[]), Quiet())
-    one, two = last_set(store), last_set(tmp_path / "store")
-    span = float(one.images.max() - one.images.min())
-    # 8 bits: a level apart at most, where the sums of two workers differ in their last digits
-    assert float((one.images - two.images).abs().max()) <= 1.01 * span / 255
-    assert two.learning_rate == pytest.approx(one.learning_rate, rel=1e-5)
-
-
-def test_too_few_images_are_told_before_any_training(ray_cluster, tmp_path):
     method = TINY["method"] | {"images_per_class": 40}
     listener = Quiet()
     with pytest.raises(InputError, match=r"lower `method\.images_per_class`"):
-        run_job(spec(tmp_path / "store", method=method), listener)
+        run_job(spec(store, method=method), listener)
     assert [step for step, _, _ in listener.steps] == ["images"]
-    (status,) = (tmp_path / "store" / "runs").glob("*/status.json")
-    assert json.loads(status.read_text())["state"] == "failed"
+    states = [json.loads(p.read_text())["state"] for p in store.glob("runs/*/status.json")]
+    assert sorted(states) == ["done", "failed"]
+
+
+def test_verify_finds_what_was_changed(distilled, reports, tmp_path):
+    store, result = distilled
+    code, found = reports("verify", result["run"])
+    assert (code, found["problems"]) == (0, [])
+    assert found["checked"] == {"parts": 1, "files": 1, "images": 20}
+    shutil.copytree(store / "distilled", tmp_path / "distilled")
+    copy = tmp_path / "distilled" / result["distilled_fingerprint"]
+    part = copy / "part-00000.parquet"
+    part.write_bytes(part.read_bytes()[:-1] + b"!")
+    (copy / "preprocessing.safetensors").unlink()
+    code, found = reports("verify", str(copy))
+    said = [f"{part} is not what was written", f"{copy}/preprocessing.safetensors is missing"]
+    assert (code, found["problems"]) == (3, said)
+
+
+def test_control_is_no_second_look_at_the_start_images(distilled):
+    store, _ = distilled
+    start = set_after(0, store)
+    listed = [json.loads(p.read_text()) for p in (store / "distilled" / "receipts").glob("*.json")]
+    paths = [r["parts"][0]["path"] for r in listed if r["parts"] and not r["info"]]
+    drawn = [read_table(f"{store}/{path}") for path in paths if "/parts/" in path]
+    (control,) = [read_set(table, "here") for table in drawn if "values" in table.column_names]
+    assert torch.equal(control.labels, start.labels)
+    assert not torch.allclose(control.images, start.images, atol=0.1)
