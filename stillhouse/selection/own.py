@@ -32,6 +32,8 @@ from stillhouse.text.tokenizer import Tokenizer
 METHODS = ("fit", "load", "score")
 MAX_BYTES = 2_000_000
 _BATCH = 1024
+BUILT_IN = "stillhouse.selection.pds:PdsScorer"
+_BUILT_IN_FILES = ("distillation/adjoint.py", "distillation/pds.py", "selection/pds.py")
 _OURS = {"stillhouse", "actors", "pipelines", "jobs", "ray", "torch"}
 
 
@@ -123,6 +125,8 @@ def _folder(fullname: str) -> str:
 
 def _import(code: OwnCode, module: str) -> ModuleType:
     """The module as `code` has it, also where another version of it was imported before."""
+    if code.name == BUILT_IN:
+        return importlib.import_module(module)
     first = sys.meta_path[0]
     if not isinstance(first, _Finder) or first.code != code:
         sys.meta_path[:] = [f for f in sys.meta_path if not isinstance(f, _Finder)]
@@ -136,7 +140,7 @@ def _import(code: OwnCode, module: str) -> ModuleType:
 def find_code(name: str, folders: Sequence[str] | None = None) -> OwnCode:
     """Find and check the code of `module:Class` without running it.
 
-    A module at the top is sent alone, of a package all Python files.
+    A module at the top is sent alone, of a package all Python files. Of ours, `BUILT_IN` alone.
 
     Args:
         name: as in the spec.
@@ -147,6 +151,10 @@ def find_code(name: str, folders: Sequence[str] | None = None) -> OwnCode:
     """
     module = name.partition(":")[0]
     top, file = module.partition(".")[0], module.replace(".", "/")
+    if name == BUILT_IN:
+        ours = Path(__file__).parents[1]
+        paths = [(f"stillhouse/{path}", (ours / path).read_bytes()) for path in _BUILT_IN_FILES]
+        return OwnCode(name, tuple(paths))
     if top in _OURS:
         raise SpecError(f"`scorer.import: {name}`: `{top}` is taken: call your package otherwise")
     for folder in folders if folders is not None else [os.getcwd(), *sys.path]:
