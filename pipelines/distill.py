@@ -256,13 +256,14 @@ def _decoupled(
         return crew.do(step, "distilled", calls, workers=ctx.compute.distillers)
 
     planned = plan_units(name, method, len(tasks), classes)
+    first: list[Receipt] = []
     if isinstance(method, NrrDd):
-        starts = [r.parts[0].path for r in run("patches", planned)]
-        planned = plan_refinement(name, method, classes, starts)
+        first = run("patches", planned)
+        planned = plan_refinement(name, method, classes, [r.parts[0].path for r in first])
     units = run("distil", planned)
     assembly = AssemblyTask(name, method, protocol, tuple(r.parts[0].path for r in units))
     (done,) = crew.do("labels", "distilled", [ImageCall(run_assembly, assembly, teachers)])
-    seconds = sum(r.info["seconds"] for r in units)
+    seconds = sum(r.info["seconds"] for r in [*first, *units])
     unit_losses = tuple(units[0].info["losses"])
     return Made(
         name,

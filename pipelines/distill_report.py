@@ -37,7 +37,7 @@ def distill_report(
         spec.method.images_per_class,
         made.stored.total,
         first,
-        sum(ctx.work[n].seconds for n in ("distil", "patches", "labels") if n in ctx.work),
+        max(point.seconds for point in made.points),
     )
     controls = [
         _row(c.name.replace("_", " "), c.images_per_class, c.num_bytes, c.tested, None)
