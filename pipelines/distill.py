@@ -247,7 +247,8 @@ def _decoupled(
     names = tuple(task.fingerprint for task in tasks)
     protocol = Evaluator(ctx, crew, spec, images, base).protocol(None)
     asked = method.model_dump(mode="json")
-    name = fingerprint(["decoupled", DISTIL_VERSION, base, names, asked, asdict(protocol)])
+    labelled = [protocol.recipe.model_dump(), protocol.temperature]
+    name = fingerprint(["decoupled", DISTIL_VERSION, base, names, asked, labelled])
     teachers = tuple((t.network, t.fingerprint) for t in tasks)
     classes = len(images.totals["class_names"])
 
