@@ -100,7 +100,7 @@ def best_of(shares: Sequence[Candidates], count: int) -> Candidates:
     if known < count:
         raise ModelError(
             f"{len(scores) - known} of {len(scores)} candidates may not be chosen (excluded, or "
-            f"their loss is NaN) and {count} are to be kept: raise `selection.tau`"
+            f"their loss is NaN) and {count} are to be kept: raise `online.tau`"
         )
     kept = np.sort(np.argsort(-scores, kind="stable")[:count])  # NaN comes last
     names = tuple(dict.fromkeys(name for share in shares for name in share.names))
