@@ -133,15 +133,15 @@ class PartWorker:
 class CrewWorker:
     """A worker that stays for many steps, with one host for all of them."""
 
-    def __init__(self, make: Callable[[], Host], attempts: ActorHandle, store: Store) -> None:
+    def __init__(self, make: Callable[[], Host], store: Store) -> None:
         self._host = cache(make)
-        self._attempts, self._store = attempts, store
+        self._store = store
 
     def run(
-        self, task: Any, kind: str, metrics: StepMetrics
+        self, task: Any, kind: str, metrics: StepMetrics, attempts: ActorHandle
     ) -> tuple[Receipt | None, Failure | None, float]:
         """Do one task, as `PartWorker` does: its receipt or why there is none, and seconds."""
-        done = PartWorker(self._host, self._attempts, self._store, kind, metrics)({"task": [task]})
+        done = PartWorker(self._host, attempts, self._store, kind, metrics)({"task": [task]})
         return done["receipt"][0], done["error"][0], float(done["seconds"][0])
 
 

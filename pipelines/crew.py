@@ -57,25 +57,25 @@ class Crew:
     def _stream(
         self, step: str, kind: str, workers: int, calls: list[ImageCall]
     ) -> Iterator[tuple[Receipt, float]]:
-        metrics = self._ctx.metrics(step)
+        ctx, metrics = self._ctx, self._ctx.metrics(step)
+        if ctx.attempts is None:
+            ctx.attempts = Attempts.remote(ctx.compute.max_attempts, ctx.run)
         idle, left = self._called(min(workers, len(calls))), deque(calls)
         busy: dict[Any, Any] = {}
         while left or busy:
             while left and idle:
                 actor = idle.pop()
-                busy[actor.run.remote(left.popleft(), kind, metrics)] = actor
+                busy[actor.run.remote(left.popleft(), kind, metrics, ctx.attempts)] = actor
             (ready,), _ = ray.wait(list(busy), num_returns=1)
             idle.append(busy.pop(ready))
-            yield made_by(self._ctx, step, *ray.get(ready))
+            yield made_by(ctx, step, *ray.get(ready))
 
     def _called(self, count: int) -> list[Any]:
         """So many of the workers, the missing ones made."""
         ctx, gpus = self._ctx, self._work.gpus
-        if ctx.attempts is None:
-            ctx.attempts = Attempts.remote(ctx.compute.max_attempts, ctx.run)
         maker: Any = CrewWorker
         options = {"num_cpus": 0 if gpus else ctx.compute.cpus_per_worker, "num_gpus": gpus}
         make = partial(ImageHost, ctx.store, self._work)
         while len(self._actors) < count:
-            self._actors.append(maker.options(**options).remote(make, ctx.attempts, ctx.store))
+            self._actors.append(maker.options(**options).remote(make, ctx.store))
         return self._actors[:count]
