@@ -6,6 +6,11 @@ Target: 64 examples of SNLI (32 train, 32 validate). Arms: two more samples of S
 two with wrong labels, two of shuffled words, three in other languages, eleven of fluent English or
 code of other domains. Small T5, 300 steps of 8 micro-batches and the target's pass. Runs are kept
 in FOLDER: with `--seconds` a call works for so long, and the next one goes on.
+
+The rewards that a run measured are given to the pure policy again, in two ways: with the run's own
+random numbers (then every draw has to be the run's), and REPEATS times with others, an arm's reward
+then being one of its five measured nearest in time (then the last quarter's share has to be the
+run's within 0.05, on average over the seeds).
 """
 
 import argparse
@@ -31,6 +36,7 @@ from stillhouse.mixing.ucb1 import Ucb1
 from stillhouse.spec import ModelSettings, Optimisation
 
 GOOD = ("good_a", "good_b")
+WRONG = ("wrong_a", "wrong_b")
 DOMAINS = (
     *("books", "arxiv_abstracts", "us_law", "movie_reviews", "commit_messages"),
     *("math_word_problems", "medical_qa", "factbook", "speeches", "textbooks", "task_dialogue"),
@@ -41,6 +47,8 @@ MODEL = ModelSettings(hidden_size=64, num_layers=1, tie_embeddings=False)
 LEARNING = Optimisation(
     learning_rate=5e-4, micro_batch=BATCH, schedule="constant", warmup=0.05, betas=(0.9, 0.99)
 )
+REPLAY_WITHIN = 0.05
+REPEATS = 20
 FLOORS = {"ucb1 faithful": 0.30, "exp3 faithful": 0.20}
 POLICIES: dict[str, PolicySettings] = {
     f"{name} {sampler}": kind.model_validate(
@@ -133,16 +141,24 @@ def run(world: World, label: str, settings: PolicySettings, seed: int) -> dict[s
     good = [arms.index(name) for name in GOOD]
     by_step = np.array([d.arm in good for d in decisions]).reshape(-1, SLOTS).mean(1)
     quarters = [float(part.mean()) for part in np.array_split(by_step, 4)]
-    rewards = _rewards(decisions, arms)
+    last = [arms[d.arm] for d in decisions if d.step >= STEPS * 3 // 4]
     heldout = [row["heldout_nll"] for row in made.totals["curve"]]
     return {
         "shares": quarters,
         "heldout_nll": min(heldout),
         "heldout_last": heldout[-1],
         "seconds": made.totals["seconds"],
-        "rewards": rewards,
-        "replayed": _replayed(settings, decisions, len(arms), good, seed),
-    }
+        "last_quarter_by_arm": {n: last.count(n) / len(last) for n in (*GOOD, *WRONG)},
+        "rewards": _rewards(decisions, arms),
+        "rewards_by_slots": _by_slots(decisions, arms),
+    } | (
+        {}
+        if isinstance(settings, StaticSettings)
+        else {
+            "replayed_draws_equal": _same_draws(settings, decisions, len(arms)),
+            "replayed": _replayed(settings, decisions, len(arms), good, seed),
+        }
+    )
 
 
 def _rewards(decisions: list[Decision], arms: list[str]) -> dict[str, list[float]]:
@@ -161,44 +177,70 @@ def _rewards(decisions: list[Decision], arms: list[str]) -> dict[str, list[float
     return found
 
 
+def _by_slots(decisions: list[Decision], arms: list[str]) -> dict[str, float]:
+    """Mean reward of the arms of the target's form (right and wrong labels) in the middle third,
+    by how many of the step's micro-batches the arm had.
+    """
+    form = {arms.index(name) for name in (*GOOD, *WRONG)}
+    count: dict[tuple[int, int], int] = {}
+    reward: dict[tuple[int, int], float] = {}
+    for d in decisions:
+        if d.arm in form and STEPS // 3 <= d.step < STEPS * 2 // 3 and d.reward is not None:
+            count[d.step, d.arm] = count.get((d.step, d.arm), 0) + 1
+            reward[d.step, d.arm] = d.reward
+    found: dict[str, list[float]] = {"1": [], "2-3": [], "4-7": [], "8": []}
+    for place, slots in count.items():
+        key = "1" if slots == 1 else "2-3" if slots < 4 else "4-7" if slots < 8 else "8"
+        found[key].append(reward[place])
+    return {key: fmean(values) for key, values in found.items() if values}
+
+
 def _replayed(
     settings: PolicySettings, decisions: list[Decision], num_arms: int, good: list[int], seed: int
-) -> float | None:
-    """Last-quarter share of the pure policy under rewards that are drawn from the run's own.
-
-    An arm's reward in a step is the one it got in the step nearest in time, whichever was measured.
-    """
-    if isinstance(settings, StaticSettings):
-        return None
+) -> float:
+    """Last-quarter share of the pure policy under rewards that are drawn from the run's own."""
     history: dict[int, list[tuple[int, float]]] = {arm: [] for arm in range(num_arms)}
     for d in decisions:
         if d.reward is not None and (not history[d.arm] or history[d.arm][-1][0] != d.step):
             history[d.arm].append((d.step, d.reward))
-    policy = _pure(settings, history, num_arms)
-    rng = np.random.default_rng([seed, 99])
+    near = {arm: [_nearest(of, step) for step in range(STEPS)] for arm, of in history.items()}
     last: list[bool] = []
-    for step in range(STEPS):
-        arms = [policy.draw(rng) for _ in range(SLOTS)]
-        policy.update({arm: _nearest(history[arm], step, rng) for arm in sorted(set(arms))})
-        if step >= STEPS * 3 // 4:
-            last += [arm in good for arm in arms]
+    for repeat in range(REPEATS):
+        policy = _pure(settings, decisions, num_arms)
+        rng = np.random.default_rng([seed, 99, repeat])
+        for step in range(STEPS):
+            arms = [policy.draw(rng) for _ in range(SLOTS)]
+            policy.update({arm: float(rng.choice(near[arm][step])) for arm in sorted(set(arms))})
+            if step >= STEPS * 3 // 4:
+                last += [arm in good for arm in arms]
     return fmean(last)
 
 
-def _pure(settings: Any, history: dict[int, list[tuple[int, float]]], num_arms: int) -> Policy:
+def _same_draws(settings: PolicySettings, decisions: list[Decision], num_arms: int) -> bool:
+    """Whether the pure policy draws as the run did, from its rewards and random numbers."""
+    policy = _pure(settings, decisions, num_arms)
+    for start in range(0, len(decisions), SLOTS):
+        step = decisions[start : start + SLOTS]
+        if [policy.play(d.uniform) for d in step] != [d.arm for d in step]:
+            return False
+        policy.update({d.arm: d.reward for d in step if d.reward is not None})
+    return True
+
+
+def _pure(settings: Any, decisions: list[Decision], num_arms: int) -> Policy:
+    """The policy as the run began; UCB1's first rewards are what its first indices exceed."""
     if settings.name == "exp3":
         speed = 10 if settings.sampler == "released" else 1
         return Exp3(num_arms, accumulation=SLOTS, speed=speed, sampler=settings.sampler)
-    first = [of[0][1] if of else 0.0 for of in history.values()]
+    assert decisions[0].indices is not None
+    first = np.array(decisions[0].indices) - np.sqrt(2 * np.log(num_arms))
     return Ucb1(first, sampler=settings.sampler, accumulation=SLOTS, target_batches=4)
 
 
-def _nearest(history: list[tuple[int, float]], step: int, rng: np.random.Generator) -> float:
-    """One of the five rewards of the arm nearest to a step."""
-    if not history:
-        return 0.0
+def _nearest(history: list[tuple[int, float]], step: int) -> list[float]:
+    """The five rewards of an arm nearest to a step; 0 for one that never had any."""
     near = sorted(history, key=lambda item: abs(item[0] - step))[:5]
-    return near[int(rng.integers(len(near)))][1]
+    return [reward for _, reward in near] or [0.0]
 
 
 def report(results: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -215,8 +257,18 @@ def report(results: dict[str, dict[str, Any]]) -> dict[str, Any]:
             "heldout_nll": fmean(r["heldout_nll"] for r in runs),
             "seconds": fmean(r["seconds"] for r in runs),
         }
-        if runs[0]["replayed"] is not None:
+        row["by_arm"] = {
+            arm: [round(r["last_quarter_by_arm"][arm], 3) for r in runs] for arm in (*GOOD, *WRONG)
+        }
+        if "replayed" in runs[0]:
             row["replayed"] = fmean(r["replayed"] for r in runs)
+            row["replayed_within"] = abs(row["replayed"] - row["last_quarter"]) <= REPLAY_WITHIN
+            row["replayed_draws_equal"] = all(r["replayed_draws_equal"] for r in runs)
+            row["rewards_by_slots"] = {
+                key: fmean(r["rewards_by_slots"][key] for r in runs if key in r["rewards_by_slots"])
+                for key in ("1", "2-3", "4-7", "8")
+                if any(key in r["rewards_by_slots"] for r in runs)
+            }
             row["rewards"] = {
                 key: [fmean(r["rewards"][key][q] for r in runs) for q in range(4)]
                 for key in ("good", "bad", "spread")
@@ -226,7 +278,7 @@ def report(results: dict[str, dict[str, Any]]) -> dict[str, Any]:
 
 
 def main() -> int:
-    """Run what is missing, write the figures; 1 where a floor is missed."""
+    """Run what is missing, write the figures; 1 where a floor or a replay is missed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True)
@@ -240,8 +292,8 @@ def main() -> int:
     world = make_world(given.work, arms, target, vocab_size=2048, lengths=LENGTHS)
     names = [part.name for part in world.arms]
     runs: list[tuple[str, PolicySettings, int]] = []
-    for seed in range(given.seeds):
-        runs += [(label, settings, seed) for label, settings in POLICIES.items()]
+    for label, settings in sorted(POLICIES.items(), key=lambda of: of[0].split()[1]):
+        runs += [(label, settings, seed) for seed in range(given.seeds)]
     for seed in range(min(given.seeds, SWEEP_SEEDS)):
         for share in SWEEP:
             weights = {n: share / 2 if n in GOOD else (1 - share) / 18 for n in names}
@@ -256,6 +308,10 @@ def main() -> int:
         write_json(given.json, {"table": report(results), "runs": results})
     table = report(results)
     missed = [f for f, floor in FLOORS.items() if table[f]["last_quarter"] < floor]
+    for label in POLICIES:
+        row = table[label]
+        missed += [f"{label}, replayed"] * (not row["replayed_within"])
+        missed += [f"{label}, draws of the replay"] * (not row["replayed_draws_equal"])
     print("missed:", missed)
     return 1 if missed else 0
 

@@ -13,13 +13,15 @@ from uuid import uuid4
 from actors.mixer import Mixer, RemoteMixer
 from pipelines.context import Context
 from pipelines.mix_data import ArmsMade, GivenModels, MixInputs, prepare_arms
+from pipelines.mix_families import Family, families_of, with_origins_tokenizer
 from pipelines.workers import STEP, run_workers
 from stillhouse.errors import SpecError
 from stillhouse.fingerprint import fingerprint
 from stillhouse.mixing.decision_log import log_digest, read_log_regime
 from stillhouse.mixing.mixer import MixerTask
+from stillhouse.mixing.origins import run_name
 from stillhouse.mixing.plan import StepPlan
-from stillhouse.mixing.run import MIX_VERSION, MixTask
+from stillhouse.mixing.run import MixTask
 from stillhouse.mixing.settings import PolicySettings, ReplaySettings, needs_initial_pass
 from stillhouse.mixing.spec import MixSpec, control_settings, plan_of
 from stillhouse.spec import ModelSettings
@@ -63,10 +65,11 @@ def run_mix_job(
     Raises:
         StillhouseError: whatever stopped it; run again to go on from the last checkpoint.
     """
-    arms = prepare_arms(ctx, spec, inputs)
+    families = families_of(ctx.store, spec, inputs, given)
+    arms = prepare_arms(ctx, with_origins_tokenizer(ctx.store, spec, families), inputs)
     rules = rules_of(spec, [part.num_rows for part in arms.arms])
     tasks = [
-        mix_task(ctx.store, spec, arms, rule, seed, given, decisions)
+        mix_task(ctx.store, spec, arms, rule, families[rule.label, seed], seed, given, decisions)
         for seed in spec.seeds
         for rule in rules
     ]
@@ -127,11 +130,16 @@ def mix_task(
     spec: MixSpec,
     arms: ArmsMade,
     rule: Rule,
+    family: Family,
     seed: int,
     given: GivenModels,
     decisions: str,
 ) -> MixTask:
-    """A run as plain values, named by all that decides its model."""
+    """A run as plain values, named by all that decides its model.
+
+    Raises:
+        SpecError: it stopped with other arms, and the spec does not say what to do then.
+    """
     train = spec.train
     sizes = tuple(part.num_rows for part in arms.arms)
     settings = rule.settings.model_dump(mode="json", exclude={"log", "path"})
@@ -154,7 +162,12 @@ def mix_task(
         },
         "tokenizer": arms.tokenizer.digest,
     }
-    name = fingerprint(["mix", MIX_VERSION, identity])
+    parts = [(part.name, part.uri) for part in arms.arms]
+    name = run_name(family.lineage, fingerprint(identity))
+    origin = family.origin(store, name, parts, spec.arms, f"`{rule.label}`, seed {seed},")
+    if origin is not None:
+        identity["extends"] = [origin.name, origin.step]
+        name = run_name(family.lineage, fingerprint(identity))
     regime = {
         "policy": rule.label,
         "seed": seed,
@@ -198,6 +211,7 @@ def mix_task(
         patience=train.patience,
         mixer=mixer,
         reference=spec.reference if rule.settings.name == "doremi" else None,
+        origin=origin,
         inputs={"arms": [part.uri for part in arms.arms], "target": arms.target},
         settings=identity,
     )

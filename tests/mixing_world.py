@@ -1,9 +1,12 @@
 """A small world for mixing: a target that maps words, arms that do the same or something else."""
 
+import io
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from stillhouse.fingerprint import sha256
 from stillhouse.mixing.arms import ArmPart
 from stillhouse.mixing.mixer import MixerTask
 from stillhouse.mixing.plan import StepPlan
@@ -11,7 +14,9 @@ from stillhouse.mixing.preparation import Lengths, SourceTask, prepare_source
 from stillhouse.mixing.run import MixTask
 from stillhouse.mixing.settings import UniformSettings
 from stillhouse.spec import ModelSettings, Optimisation
-from stillhouse.storage.artifact import Store
+from stillhouse.storage.artifact import Manifest, PartRef, Store
+from stillhouse.storage.commit import create
+from stillhouse.storage.folders import put_folder
 from stillhouse.text.tokenizer import make_tokenizer, save_pretrained, train_tokenizer
 
 WORDS = ["red", "green", "blue", "one", "two", "three", "cat", "dog", "bird", "sun", "moon", "star"]
@@ -44,6 +49,28 @@ def write_tokenizer(folder):
     words = make_tokenizer(train_tokenizer(texts, vocab_size=300), None)
     save_pretrained(words, str(folder), model_max_length=512)
     return words
+
+
+def put_text_selection(store, words, texts, length=16):
+    """A selection of whole sequences of these texts, and the tokenizer of its tokens; its URI."""
+    put_folder(
+        store,
+        "f" * 64,
+        lambda folder: save_pretrained(words, str(folder), model_max_length=512),
+        inputs={},
+        settings={},
+        totals={"role": "tokenizer", "digest": words.digest},
+    )
+    ids = [i for text in texts for i in [*words.encode_batch([text])[0].tolist(), words.eos_id]]
+    kept = np.array(ids[: len(ids) // length * length], np.uint16)
+    buffer = io.BytesIO()
+    pq.write_table(pa.table({"input_ids": pa.FixedSizeListArray.from_arrays(kept, length)}), buffer)
+    path, data = "selections/parts/kept.parquet", buffer.getvalue()
+    create(store.path(path), data)
+    part = PartRef(path, len(kept) // length, len(kept), len(data), sha256(data))
+    settings = {"tokenizer": {"digest": words.digest}}
+    store.put_manifest(Manifest("selections", "kept", (part,), {}, settings))
+    return store.path("selections", "kept")
 
 
 def source_task(name, uri, **changes):

@@ -8,7 +8,7 @@ Three trainings: the reference, the proxy (this policy, sampled by the reference
 weighted by w / q), and the final model, which samples by the average.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -70,6 +70,11 @@ class DoReMi(Policy):
             "excess": self.excess.tolist(),
             "terms": self._terms,
         }
+
+    def extended(self, state: dict[str, Any], places: Sequence[int]) -> dict[str, Any]:
+        """As of every policy; new arms start at their reference weight."""
+        found = super().extended(state, places)
+        return found | {key: normalise(found[key]).tolist() for key in ("weights", "average")}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a state."""

@@ -8,7 +8,7 @@ G micro-batches make a window (one optimiser step), so G * step micro-batches ha
 paper's formula is speed 1; the released code has 10, so it explores sqrt(10) times less.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -84,6 +84,14 @@ class Exp3(Policy):
             "cumulative_reward": self._cumulative.tolist(),
             "step": self._step,
         }
+
+    def extended(self, state: dict[str, Any], places: Sequence[int]) -> dict[str, Any]:
+        """As of every policy; new arms start at the mean Rhat, for at 0 they would be last."""
+        found = super().extended(state, places)
+        new = {*range(len(self._cumulative))} - {*places}
+        for arm in new:
+            found["cumulative_reward"][arm] = float(np.mean(state["cumulative_reward"]))
+        return found
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a state."""

@@ -14,7 +14,13 @@ from typing import Any, Protocol
 
 from stillhouse.errors import SpecError
 from stillhouse.mixing.decision_log import log_parts
-from stillhouse.mixing.decisions import read_decisions, read_regime, write_decisions
+from stillhouse.mixing.decisions import (
+    Decision,
+    among,
+    read_decisions,
+    read_regime,
+    write_decisions,
+)
 from stillhouse.mixing.doremi import DoReMi
 from stillhouse.mixing.schedule import DrawSchedule
 from stillhouse.mixing.settings import (
@@ -25,7 +31,7 @@ from stillhouse.mixing.settings import (
     make_policy,
 )
 from stillhouse.storage.commit import replace
-from stillhouse.storage.filesystem import join
+from stillhouse.storage.filesystem import join, list_names
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +75,10 @@ class MixerHandle(Protocol):
 
     def resume(self, state: dict[str, Any]) -> None:
         """Go on from a checkpoint's state."""
+        ...
+
+    def extend(self, state: dict[str, Any], initial_rewards: Sequence[float]) -> None:
+        """Go on from a state of fewer arms."""
         ...
 
     def deal(self) -> Draw:
@@ -127,12 +137,42 @@ class Mixer:
         """Go on from a checkpoint's state.
 
         Raises:
-            SpecError: it is of other arms.
+            SpecError: it is of other arms. InputError: its log is gone.
         """
         self.begin(state["initial_rewards"])
         self._step = state["step"]
         if self._schedule is not None:
             self._schedule.load_state_dict(state["schedule"])
+            if self._part() not in list_names(self._task.log):  # begun under another spec's run
+                self._adopt(state)
+
+    def extend(self, state: dict[str, Any], initial_rewards: Sequence[float]) -> None:
+        """Go on from the state of a run with fewer arms; its log becomes the first part of ours.
+
+        Args:
+            state: as `checkpoint` gave it.
+            initial_rewards: of all arms here, or none.
+
+        Raises:
+            InputError: its log is gone.
+        """
+        self.begin(initial_rewards)
+        self._step = state["step"]
+        if self._schedule is not None:
+            self._schedule.extend_state_dict(state["schedule"], self._adopt(state))
+
+    def _adopt(self, state: dict[str, Any]) -> list[Decision]:
+        """Put what another run logged up to here into this run's log."""
+        logged, names = read_decisions(log_parts(state["log"]))
+        arms = self._task.arms
+        found = among((d for d in logged if d.step < self._step), names, arms)
+        part = write_decisions(found, arms, self._task.regime)
+        replace(join(self._task.log, self._part()), part)
+        return found
+
+    def _part(self) -> str:
+        """Name of the log's part that ends here."""
+        return f"{self._step:08d}.parquet"
 
     def deal(self) -> Draw:
         """The next step's draws."""
@@ -157,9 +197,14 @@ class Mixer:
             decisions = self._schedule.take_decisions()
             if decisions:
                 part = write_decisions(decisions, self._task.arms, self._task.regime)
-                replace(join(self._task.log, f"{self._step:08d}.parquet"), part)
+                replace(join(self._task.log, self._part()), part)
             schedule = self._schedule.state_dict()
-        return {"step": self._step, "initial_rewards": self._initial, "schedule": schedule}
+        return {
+            "step": self._step,
+            "initial_rewards": self._initial,
+            "schedule": schedule,
+            "log": self._task.log,
+        }
 
     def summary(self) -> dict[str, Any]:
         """What was drawn, and the chain over all decisions."""

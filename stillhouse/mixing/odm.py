@@ -12,7 +12,7 @@ each normalised and then pi_t = (1 - K eps_t) pi + eps_t, eps_t = min(1/K, sqrt(
 so pi drifts to uniform.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -91,6 +91,13 @@ class Odm(Policy):
             "law": self._law.tolist(),
             "step": self._step,
         }
+
+    def extended(self, state: dict[str, Any], places: Sequence[int]) -> dict[str, Any]:
+        """As of every policy; new arms start at the mean estimate and at their share by size."""
+        found = super().extended(state, places)
+        for arm in {*range(len(self._law))} - {*places}:
+            found["estimate"][arm] = float(np.mean(state["estimate"]))
+        return found | {"law": normalise(found["law"]).tolist()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a state."""

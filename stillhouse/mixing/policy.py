@@ -6,7 +6,7 @@ change with each play (UCB1) or only at updates (the others). State is plain JSO
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -34,6 +34,22 @@ class Policy(ABC):
     @abstractmethod
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a state of a policy with the same settings and arms."""
+
+    def extended(self, state: dict[str, Any], places: Sequence[int]) -> dict[str, Any]:
+        """A state of fewer arms as one of this fresh policy's arms, which the new ones keep.
+
+        Args:
+            state: of a policy with the same settings.
+            places: where its arms are here.
+        """
+        found = self.state_dict()
+        for key, value in state.items():
+            if isinstance(value, list):
+                for place, of_arm in zip(places, value, strict=True):  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+                    found[key][place] = of_arm
+            else:
+                found[key] = value
+        return found
 
     def play(self, uniform: float) -> int:
         """The arm that a uniform number in [0, 1) falls on."""

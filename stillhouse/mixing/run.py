@@ -12,6 +12,7 @@ from stillhouse.mixing.arms import ArmPart, ArmReader
 from stillhouse.mixing.collation import Collator
 from stillhouse.mixing.evaluation import Evaluation, evaluate
 from stillhouse.mixing.mixer import MixerHandle, MixerTask
+from stillhouse.mixing.origins import Origin, checkpoint_identity
 from stillhouse.mixing.plan import StepPlan
 from stillhouse.mixing.settings import needs_initial_pass
 from stillhouse.mixing.target import Shots, choose_shots, target_rows
@@ -28,9 +29,9 @@ from stillhouse.training.fit import load_together
 from stillhouse.training.group import WorkerGroup
 from stillhouse.training.job import TOKENIZER_FILES
 from stillhouse.training.optimisation import make_adafactor, make_optimizer
-from stillhouse.training.state import put_snapshot
+from stillhouse.training.state import Snapshot, put_snapshot
 
-MIX_VERSION = 1
+MIX_VERSION = 2
 _CURVE_ROWS = 256
 
 
@@ -49,6 +50,7 @@ class MixTask:
         patience: measurements without a better one that end the run; None for never.
         mixer: of this run.
         reference: folder of DoReMi's reference model.
+        origin: a run with fewer arms whose checkpoint this one begins at.
     """
 
     fingerprint: str
@@ -73,6 +75,7 @@ class MixTask:
     patience: int | None
     mixer: MixerTask
     reference: str | None = None
+    origin: Origin | None = None
     inputs: dict[str, Any] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
 
@@ -154,7 +157,8 @@ class _Run:
             group=group,
             reference=_reference(task, device),
         )
-        identity = {"task": task.fingerprint, "arms": [part.name for part in task.arms]}
+        arms = [(part.name, part.uri) for part in task.arms]
+        identity = checkpoint_identity(task.fingerprint, arms, task.tokenizer)
         self._checkpoints = Checkpoints(store, task.fingerprint, identity, keep_last=1)
         self._seen = _Progress()
 
@@ -174,6 +178,7 @@ class _Run:
                 if number % task.evaluate_every == 0 or number == task.num_steps:
                     self._measure()
                     self._save()
+        self._group.gather(None)  # the first worker's checkpoints are there for the others
 
     def finish(self) -> Manifest:
         """Measure the best checkpoint on the test split; the first worker commits the model."""
@@ -190,17 +195,41 @@ class _Run:
     def _begin(self) -> None:
         loaded = load_together(self._checkpoints, self._group)
         if loaded is not None:
-            self._trainer.restore(loaded.snapshot)
-            extra = loaded.snapshot.progress["extra"]
-            self._seen = _Progress(**extra["seen"])
+            state = self._restore(loaded.snapshot)
             if self._group.rank == 0:
-                self._mixer.resume(extra["mixer"])
+                self._mixer.resume(state)
+            return
+        if self._task.origin is not None:
+            self._extend(self._task.origin)
             return
         rewards: list[float] = []
         if needs_initial_pass(self._task.mixer.settings):
             rewards = self._trainer.initial_rewards(self._task.initial_examples)
         if self._group.rank == 0:
             self._mixer.begin(rewards)
+
+    def _restore(self, snapshot: Snapshot, places: list[int] | None = None) -> dict[str, Any]:
+        """All but the mixer, whose state is returned."""
+        self._trainer.restore(snapshot, places)
+        extra = snapshot.progress["extra"]
+        self._seen = _Progress(**extra["seen"])
+        return extra["mixer"]
+
+    def _extend(self, origin: Origin) -> None:
+        """Begin at the checkpoint of a run with fewer arms; only new ones get a first reward."""
+        task, there = self._task, [name for name, _ in origin.arms]
+        identity = checkpoint_identity(origin.name, origin.arms, origin.tokenizer)
+        snapshot = Checkpoints(self._store, origin.name, identity).load(origin.step).snapshot
+        names = [part.name for part in task.arms]
+        state = self._restore(snapshot, [names.index(name) for name in there])
+        rewards: dict[str, float] = {}
+        if needs_initial_pass(task.mixer.settings):
+            new = [arm for arm, name in enumerate(names) if name not in there]
+            measured = self._trainer.initial_rewards(task.initial_examples, new)
+            rewards = dict(zip(there, state["initial_rewards"], strict=True))
+            rewards |= {names[arm]: reward for arm, reward in zip(new, measured, strict=True)}
+        if self._group.rank == 0:
+            self._mixer.extend(state, [rewards[name] for name in names if rewards])
 
     def _stopped(self) -> bool:
         patience = self._task.patience

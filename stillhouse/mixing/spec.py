@@ -147,6 +147,11 @@ class MixSpec(JobSpec):
     skip_bad_arms: bool = Field(
         default=False, description="go on without arms that are empty or cannot be read"
     )
+    arms: Literal["same", "extend", "fresh"] = Field(
+        default="same",
+        description="where a run stopped with other arms: same refuses, extend goes on with new "
+        "ones added, fresh begins again",
+    )
     model: MixModel = MixModel()
     policy: PolicySettings = Ucb1Settings(name="ucb1")
     train: MixTraining = MixTraining()

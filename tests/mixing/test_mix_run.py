@@ -10,7 +10,10 @@ import torch.distributed as dist
 from mixing_world import ARMS, make_world, mix_task
 
 from stillhouse.errors import DivergedError, SpecError
+from stillhouse.mixing.decision_log import log_parts
+from stillhouse.mixing.decisions import read_decisions
 from stillhouse.mixing.mixer import Mixer
+from stillhouse.mixing.origins import unfinished_runs
 from stillhouse.mixing.plan import StepPlan
 from stillhouse.mixing.run import run_mix
 from stillhouse.mixing.settings import (
@@ -21,6 +24,7 @@ from stillhouse.mixing.settings import (
     Ucb1Settings,
     UniformSettings,
 )
+from stillhouse.storage.filesystem import list_names
 from stillhouse.training.group import WorkerGroup
 
 CPU = torch.device("cpu")
@@ -91,6 +95,65 @@ def test_a_replay_gives_order_and_losses(world):
         run(world[1], other)
 
 
+def test_arms_are_added_to_a_run_that_stopped(world):
+    folder, store, _, parts, target = world
+
+    def task(label, parts=parts, **changes):
+        given = {"settings": UCB1, "plan": BEFORE, "label": label} | changes
+        return mix_task(folder, store, parts, target, **given)
+
+    def stop_at(last):
+        def stop(step, num_steps):
+            if step == last:
+                raise Stopped
+
+        return stop
+
+    fewer = task("fewer", parts[1:])
+    with pytest.raises(Stopped):
+        run(store, fewer, on_step=stop_at(6))
+    names = list_names(store.path("checkpoints"))
+    (origin,) = unfinished_runs(store, names, fewer.fingerprint)
+    assert origin.step == 4 and [name for name, _ in origin.arms] == ["other", "noise"]
+    whole = run(store, task("more", origin=origin)).totals
+    killed = task("more again", origin=origin)
+    with pytest.raises(Stopped):
+        run(store, killed, on_step=stop_at(10))
+    resumed = run(store, killed).totals
+    # 12 steps of 4 + 2 passes; two arms at the beginning, the third at step 4: 2 batches each and
+    # twice the target's 2
+    assert whole["gradient_passes"] == 12 * 6 + 3 * 2 + 2 * 2
+    for key in ("decisions_sha256", "draws", "losses", "curve", "test", "gradient_passes"):
+        assert resumed[key] == whole[key], key
+    early, _ = read_decisions(log_parts(fewer.mixer.log))
+    log, arms = read_decisions(log_parts(whole["log"]))
+    assert arms == ["good", "other", "noise"] and len(log) == 12 * 4
+    assert [d.arm for d in log[:16]] == [d.arm + 1 for d in early]
+    assert [d.reward for d in log[:16]] == [d.reward for d in early]
+    assert log[0].probabilities == [0.0, *early[0].probabilities]
+    assert {d.arm for d in log[16:]} == {0, 1, 2}
+    replay = ReplaySettings(name="replay", log=whole["log"])
+    again = run(store, task("more replayed", settings=replay, plan=StepPlan(2))).totals
+    assert again["decisions_sha256"] == whole["decisions_sha256"]
+    assert again["losses"] == whole["losses"]
+
+
+def test_a_run_under_another_spec_takes_its_log_along(world):
+    first = task_of(world, settings=UCB1, plan=BEFORE, label="elsewhere")
+
+    def stop(step, num_steps):
+        if step == 6:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        run(world[1], first, on_step=stop)
+    moved = replace(first, mixer=replace(first.mixer, log=world[1].path("runs/other/log")))
+    totals = run(world[1], moved).totals
+    log, _ = read_decisions(log_parts(moved.mixer.log))
+    assert [(d.step, d.slot) for d in log] == [(s, g) for s in range(12) for g in range(4)]
+    assert totals["log"] == moved.mixer.log
+
+
 def test_the_target_alone_draws_nothing(world):
     settings = TargetOnlySettings(name="target_only")
     made = run(world[1], task_of(world, settings=settings, plan=StepPlan(6), label="alone"))
@@ -145,21 +208,21 @@ def worker(rank, folder, tasks):
 
 def test_two_workers_replay_one(world, tmp_path):
     free = {
-        "before": task_of(world, settings=UCB1, plan=BEFORE, label="one", slots=5, steps=12),
+        "before": task_of(world, settings=UCB1, plan=BEFORE, label="one", slots=5, steps=6),
         "after": task_of(
             world,
             settings=UCB1,
             plan=StepPlan(2, "alignment", "after_step"),
             label="two",
             slots=5,
-            steps=6,
+            steps=3,
         ),
     }
     alone = {name: run(world[1], task) for name, task in free.items()}
     replay = ReplaySettings(name="replay", log=free["before"].mixer.log)
     tasks = {
         "replay": task_of(
-            world, settings=replay, plan=StepPlan(2), label="replay2", slots=5, steps=12
+            world, settings=replay, plan=StepPlan(2), label="replay2", slots=5, steps=6
         ),
         "after": replace(free["after"], fingerprint="a" * 64),
     }

@@ -1,10 +1,14 @@
 import json
+import shutil
 
 import pyarrow as pa
 import pytest
-from mixing_world import source_task, write_rows, write_tokenizer
+from mixing_world import put_text_selection, source_task, write_rows, write_tokenizer
 
+from pipelines.mix_data import list_sources, open_sources
+from stillhouse.errors import InputError
 from stillhouse.mixing.preparation import Lengths, prepare_source
+from stillhouse.mixing.spec import MixSpec
 from stillhouse.storage.artifact import Store, read_table
 
 
@@ -88,6 +92,33 @@ def test_values_of_a_column_become_arms_and_rows_are_filtered(words, tmp_path):
     receipt, made = prepared(words, tmp_path, uri, by="task", where={"lang": "en"})
     assert [(arm["name"], arm["rows"]) for arm in receipt.info["arms"]] == [("a", 2), ("b", 2)]
     assert len(made) == 4
+
+
+def test_a_selection_is_an_arm_of_its_texts(words, tmp_path):
+    store = Store(str(tmp_path / "kept"))
+    texts = ["red green blue cat dog", "one two three", "sun moon star sun moon star sun moon"]
+    uri = put_text_selection(store, words, texts * 10, length=16)
+    spec = MixSpec.model_validate(
+        {
+            "job": "mix",
+            "target": {"path": write_rows(tmp_path / "t.parquet", [{"input": "a", "target": "b"}])},
+            "auxiliary": [{"selection": uri}, {"selection": f"{tmp_path}/gone"}],
+            "skip_bad_arms": True,
+        }
+    )
+    target, sources = list_sources(spec)
+    assert sources[0].name == "kept" and "gone" in sources[1].broken
+    opened = open_sources(store, target, sources, remember=False).sources[0]
+    assert opened.selection_tokenizer == store.path("models", "f" * 64)
+    receipt, made = prepared(
+        words, tmp_path, opened.uris[0], selection_tokenizer=opened.selection_tokenizer
+    )
+    found = [words.decode(row["input_ids"] + row["target_ids"]) for row in made]
+    assert 20 <= len(found) <= counts(receipt)["examples"]  # a single token is no row
+    assert set(texts) <= set(found)  # those that no sequence cuts in two
+    shutil.rmtree(store.path("models"))
+    with pytest.raises(InputError, match="the tokenizer of its sequences is not in its store"):
+        open_sources(store, target, sources[:1], remember=False)
 
 
 def test_a_file_that_cannot_be_read_is_told(words, tmp_path):
