@@ -51,13 +51,15 @@ def test_a_run_goes_on_from_what_it_only_adds_to():
 
 
 def test_specs_that_differ_in_their_arms_alone_are_of_one_lineage(tmp_path):
-    row = [{"input": "a", "target": "b"}]
-    paths = [{"path": write_rows(tmp_path / f"{n}.parquet", row), "name": n} for n in "tabc"]
+    paths = [
+        {"path": write_rows(tmp_path / f"{n}.parquet", [{"input": n, "target": "b"}]), "name": n}
+        for n in "tabc"
+    ]
     store = Store(str(tmp_path / "store"))
 
-    def lineages(arms, **changes):
+    def lineages(sources, **changes):
         spec = MixSpec.model_validate(
-            {"job": "mix", "target": {"path": paths[0]["path"]}, "auxiliary": arms} | changes
+            {"job": "mix", "target": {"path": paths[0]["path"]}, "auxiliary": sources} | changes
         )
         inputs = open_sources(store, *list_sources(spec), remember=False)
         found = families_of(store, spec, inputs, GivenModels())
