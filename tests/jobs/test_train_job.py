@@ -11,6 +11,7 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from samples import order_digest
 from small import Quiet, rows, write
 
 from jobs.pages import read_report
@@ -21,9 +22,10 @@ from stillhouse import open_selection
 from stillhouse.errors import ArtifactError
 from stillhouse.storage.run_record import event_files
 from stillhouse.text.packing import tokens_schema
+from stillhouse.training.order import Rows, SampleOrder
 from stillhouse.training.spec import TrainSpec
 
-STEPS, LENGTH = 240, 32
+STEPS, LENGTH = 160, 32
 DOCUMENTS = tokens_schema(LENGTH, np.uint16).field("documents").type
 
 
@@ -56,7 +58,7 @@ def place(tmp_path_factory, untrained):
 
 
 def parse(place, store, trainers, changes=None, **learning):
-    """Tokens in two data sets, 2:1, and a held-out; 240 steps of 8 sequences of 32."""
+    """Tokens in two data sets, 2:1, and a held-out; 160 steps of 8 sequences of 32."""
     folder, tokenizer = place
     settings = {"num_tokens": STEPS * 8 * LENGTH, "global_batch": 8, "learning_rate": 3e-3}
     settings |= {"window": 10, "eval_points": 4, "checkpoint_every": 40, "dtype": "float32"}
@@ -157,6 +159,13 @@ def test_the_report_shows_it(trained):
         open_selection(trained["run"])
 
 
+def test_its_order_is_that_of_one_process(trained):
+    sets = [Rows((120, 80), 2), Rows((100,), 1)]
+    order = SampleOrder(sets, global_batch=8, seed=0, lanes=8, window=10)
+    assert trained["train"]["order_sha256"] == order_digest(order, STEPS)
+
+
+@pytest.mark.soak
 def test_one_worker_sees_the_same_in_the_same_order(trained, place):
     alone = run_job(parse(place, "one", 1), Quiet())
     assert alone["train"]["order_sha256"] == trained["train"]["order_sha256"]

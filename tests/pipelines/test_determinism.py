@@ -59,7 +59,7 @@ def num_scored(store):
     return len(list((store / "scores" / "receipts").glob("*.json")))
 
 
-@pytest.mark.parametrize("scorers", [1, 4])
+@pytest.mark.parametrize("scorers", [pytest.param(1, marks=pytest.mark.soak), 3])
 def test_any_number_of_scorers(world, changes, reference, unscored, scorers):
     compute = {"scorers": scorers, "packers": 1}
     run_job(parse(world, **changes, store=str(unscored), compute=compute), Quiet())
@@ -89,6 +89,7 @@ def test_a_scorer_is_killed(world, changes, reference, unscored):
     assert digests(unscored, *KINDS) == digests(reference, *KINDS)
 
 
+@pytest.mark.soak
 def test_the_driver_is_killed(world, changes, reference, unscored, tmp_path):
     """And all of its Ray; run again, the job goes on from the parts that are finished."""
     folder = tmp_path / "spec"

@@ -73,6 +73,7 @@ def test_another_target_scores_only_the_conditional(moved):
     )
 
 
+@pytest.mark.soak
 def test_a_new_shard_is_all_that_is_tokenised_and_scored(moved):
     before = run_job(parse(moved, selection={"tau": 11.5}), Quiet())
     write_shard(moved, 9, per_shard=40)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from samples import step_samples
 
 from stillhouse.errors import InputError, SpecError
 from stillhouse.training.order import (
@@ -26,20 +27,6 @@ from stillhouse.training.order import (
 def order_of(part_rows, *, global_batch=8, lanes=4, window=5, seed=1, weights=None):
     datasets = [Rows(rows, w) for rows, w in zip(part_rows, weights or [1.0], strict=True)]
     return SampleOrder(datasets, global_batch=global_batch, seed=seed, lanes=lanes, window=window)
-
-
-def step_samples(order, step, rank=0, num_workers=1):
-    """The samples of a worker's rows of a step, one by one: slow and plain."""
-    found = []
-    for lane in order.lanes_of(rank, num_workers):
-        first = step * order.rows_per_lane
-        for dataset, position in zip(
-            *order.mixture.draws(lane, first, order.rows_per_lane), strict=True
-        ):
-            window = order.window_at(int(dataset), lane, int(position))
-            row = window.permutation()[position - window.start]
-            found.append(tuple(window.samples()[row].tolist()))
-    return found
 
 
 PARTS = st.lists(st.integers(0, 12), min_size=1, max_size=8).filter(lambda rows: sum(rows) >= 8)
