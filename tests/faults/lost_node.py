@@ -3,6 +3,7 @@
 import json
 import sys
 
+import ray
 from ray.cluster_utils import Cluster
 from small import Quiet
 
@@ -37,6 +38,7 @@ def main():
     breaker = Breaker(cluster, node)
     result = run_job(TrainSpec.model_validate(content), breaker)
     print(json.dumps({"result": result, "starts": breaker.starts}), flush=True)
+    ray.shutdown()
     cluster.shutdown()
 
 

@@ -39,8 +39,9 @@ def test_every_window_whole_and_in_order(ray_cluster, uris):
 
 @pytest.mark.soak
 def test_a_broken_part_is_named(ray_cluster, uris):
-    Path(uris[1]).write_bytes(b"PAR1 no more")
-    with pytest.raises(ArtifactError, match=r"part .*1\.parquet is broken"):
+    """The part that the first window of lane 2 is in."""
+    Path(uris[0]).write_bytes(b"PAR1 no more")
+    with pytest.raises(ArtifactError, match=r"part .*0\.parquet is broken"):
         list(stream_windows(uris, direct=0)(windows()))
 
 
