@@ -17,6 +17,7 @@ _ANSWERS = {
     "region": (400, "AuthorizationHeaderMalformed"),  # signed for another one
 }
 FAULTS = (*_ANSWERS, "reset", "truncate", "lose answer", "stall")
+_STALL_S = 30
 _HOP = {"connection", "transfer-encoding", "content-length", "date", "server"}
 
 
@@ -74,7 +75,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif fault == "reset":
             self._reset()
         elif fault == "stall":
-            self.proxy.closing.wait()
+            self.proxy.closing.wait(_STALL_S)
             self._reset()
         elif fault in _ANSWERS:
             self._refuse(*_ANSWERS[fault])

@@ -31,6 +31,8 @@ def test_everything_on_s3_with_one_request_in_ten_failing(bench, expected):
     faults = ("500", "503", "reset", "truncate")
 
     def rule(n, method, path):
+        if n % 100 == 50:
+            return "stall"
         return chance.choice(faults) if chance.random() < 0.1 else None
 
     with FaultProxy(bench.s3_server, rule) as proxy:
@@ -41,7 +43,7 @@ def test_everything_on_s3_with_one_request_in_ten_failing(bench, expected):
             target={"path": f"s3://{bucket}/target/*.parquet", "heldout": 0.2},
         ).end()
     assert code == 0, errors
-    assert set(proxy.faults) == set(faults)
+    assert set(proxy.faults) == {*faults, "stall"}
     assert bench.contents(f"s3://{bucket}/store") == expected
 
 
