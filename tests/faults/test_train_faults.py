@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from drivers import PATIENCE_S, STILLHOUSE, Driver
+from drivers import KEYS, PATIENCE_S, STILLHOUSE, Bench, Driver, Job
 from small import make_world
 
 from stillhouse.storage.filesystem import list_names
@@ -23,7 +23,7 @@ def place(tmp_path_factory, untrained):
     return folder, untrained["tokenizer"]
 
 
-def spec_of(place, store, **compute):
+def spec_of(place, store, changes=None, **compute):
     folder, tokenizer = place
     return {
         "job": "train",
@@ -36,14 +36,14 @@ def spec_of(place, store, **compute):
         "heldout": {"path": str(folder / "target")},
         "train": {"num_tokens": STEPS * 8 * 32, "global_batch": 8, "checkpoint_every": 20},
         "compute": {"trainers": 2, "packers": 1} | compute,
-    }
+    } | (changes or {})
 
 
-def start(place, store, number):
+def start(place, store, number, changes=None, **environment):
     folder = place[0] / f"{store}-{number}"
     path = place[0] / f"{store}-{number}.yaml"
-    path.write_text(yaml.safe_dump(spec_of(place, store)))
-    environment = os.environ | {"RAY_TMPDIR": f"/tmp/sh-{os.getpid()}-{number}"}
+    path.write_text(yaml.safe_dump(spec_of(place, store, changes)))
+    environment = os.environ | {"RAY_TMPDIR": f"/tmp/sh-{os.getpid()}-{number}"} | environment
     return Driver([STILLHOUSE, "run", str(path), "--json"], folder, environment)
 
 
@@ -72,6 +72,25 @@ def test_a_killed_driver_goes_on_where_its_training_was(place, whole):
     assert manifest(result)["files"] == manifest(whole)["files"]
     starts = manifest(result)["totals"]["measured"]["starts"]
     assert len(starts) == 2 and starts[1]["step"] >= 20
+    assert result["train"]["order_sha256"] == whole["train"]["order_sha256"]
+
+
+@pytest.mark.soak
+def test_on_s3_it_is_the_same_model(place, whole, s3_server):
+    bench = Bench(Job(place[0], {}), s3_server, place[0])
+    bucket = bench.bucket()
+    bench.upload(bucket, "pool", "target")
+    at = f"s3://{bucket}/"
+    changes = {
+        "store": f"{at}store",
+        "data": {"path": f"{at}pool"},
+        "heldout": {"path": f"{at}target"},
+    }
+    code, result, errors = start(place, "s3", 3, changes, **KEYS, AWS_ENDPOINT_URL=s3_server).end()
+    assert code == 0, errors
+    model = result["artifacts"]["model"].removeprefix(at)
+    made = json.loads(bench.objects(bucket)[f"{model}/manifest.json"])
+    assert made["files"] == manifest(whole)["files"]
     assert result["train"]["order_sha256"] == whole["train"]["order_sha256"]
 
 
