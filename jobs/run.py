@@ -55,7 +55,9 @@ def run_job(spec: Spec, shown: Listener) -> dict[str, Any]:
         with cluster(spec.compute, worker_env, spec.num_actors):
             from pipelines.placement import check_placement
 
-            check_placement(spec.compute)
+            check_placement(
+                spec.compute, lambda text: ctx.listener.note("waiting", {"message": text})
+            )
             result = job.run(ctx, record)
     except BaseException as error:
         with suppress(StorageError):  # the store may be what failed

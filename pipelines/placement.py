@@ -1,6 +1,6 @@
 """Which nodes a job's actors may run on, and whether the cluster has or can start any."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,8 @@ from stillhouse.compute_settings import ComputeSettings, WorkerSettings
 from stillhouse.errors import ClusterError
 
 _EPSILON = 1e-6
+_GROUP = "ray.io/node-group"
+"""A label of nodes that KubeRay or the cluster launcher started."""
 
 
 def actor_options(compute: ComputeSettings, worker: WorkerSettings) -> dict[str, Any]:
@@ -54,29 +56,58 @@ def _matches(found: str | None, wanted: str) -> bool:
     return (found in [name.strip() for name in names]) != negated
 
 
-def check_placement(compute: ComputeSettings) -> None:
+def check_placement(compute: ComputeSettings, say: Callable[[str], object]) -> None:
     """Refuse a job whose actors no node can ever hold; without this Ray would wait for ever.
+
+    Where an autoscaler may start nodes, of kinds that Ray does not tell, one that holds the actor
+    is asked for, and waited for up to `compute.wait_s` seconds; `say` is told so.
 
     Raises:
         ClusterError: naming what is asked and what exists.
     """
-    types = node_types()
     for key, worker in (("scorer", compute.scorer), ("trainer", compute.trainer)):
         options = actor_options(compute, worker)
         need = {"CPU": options["num_cpus"], "GPU": options["num_gpus"]}
         if worker.accelerator is not None:
             need[f"accelerator_type:{worker.accelerator}"] = 0.001
-        if not any(kind.holds(need, worker.labels) for kind in types):
-            asked = [
-                f"{count:g} {name}s" for name, count in need.items() if count and ":" not in name
-            ]
-            asked += [worker.accelerator] if worker.accelerator else []
-            asked += [f"{k}={v}" for k, v in worker.labels.items()]
-            there = "; ".join(sorted({str(kind) for kind in types}))
-            raise ClusterError(
-                f"no node of this cluster can ever hold a {key} ({', '.join(asked)}); it has: "
-                f"{there}. Set `compute.{key}`, or `compute.gpus_per_worker`"
-            )
+        types = node_types()
+        if any(kind.holds(need, worker.labels) for kind in types):
+            continue
+        asked = [f"{count:g} {name}s" for name, count in need.items() if count and ":" not in name]
+        asked += [worker.accelerator] if worker.accelerator else []
+        asked += [f"{k}={v}" for k, v in worker.labels.items()]
+        what, tried = f"a {key} ({', '.join(asked)})", ""
+        if can_grow():
+            say(f"no node is there that holds {what}: asking the autoscaler for one")
+            if _comes(options, compute.wait_s):
+                continue
+            tried = f", and none came within {compute.wait_s:g} s (`compute.wait_s`)"
+        there = "; ".join(sorted({str(kind) for kind in types}))
+        raise ClusterError(
+            f"no node of this cluster can ever hold {what}; it has: {there}{tried}. Set "
+            f"`compute.{key}`, or `compute.gpus_per_worker`"
+        )
+
+
+def can_grow() -> bool:
+    """Whether something may start nodes: version 2 of the autoscaler, or who groups the nodes."""
+    from ray.autoscaler.v2.utils import is_autoscaler_v2
+
+    grouped = any(_GROUP in (node.get("Labels") or {}) for node in ray.nodes())
+    return grouped or is_autoscaler_v2(fetch_from_server=True)
+
+
+def _comes(options: Mapping[str, Any], wait_s: float) -> bool:
+    """Whether a task that does nothing, with an actor's needs, finds a node in time."""
+    probe: Any = ray.remote(**options)(_nothing).remote()
+    ready = bool(ray.wait([probe], timeout=wait_s)[0])
+    if not ready:
+        ray.cancel(probe, force=True)
+    return ready
+
+
+def _nothing() -> None:
+    pass
 
 
 def node_types() -> list[NodeType]:
@@ -90,7 +121,7 @@ def node_types() -> list[NodeType]:
 
 
 def _startable() -> list[NodeType]:
-    """The autoscaler's node groups, as it reported them; Ray has no public call for this."""
+    """The autoscaler's node groups, where it reports them; few do, and Ray has no public call."""
     from ray._private.state import state
 
     config = state.get_cluster_config()

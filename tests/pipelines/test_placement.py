@@ -66,9 +66,9 @@ def test_a_node_says_what_it_is():
 )
 def test_what_never_can_be_is_refused(ray_cluster, asked, says):
     with pytest.raises(ClusterError) as refused:
-        check_placement(ComputeSettings.model_validate(asked))
+        check_placement(ComputeSettings.model_validate(asked), print)
     assert says in str(refused.value)
 
 
 def test_what_can_be_is_not(ray_cluster):
-    check_placement(ComputeSettings(cpus_per_worker=4))
+    check_placement(ComputeSettings(cpus_per_worker=4), print)
