@@ -54,7 +54,7 @@ def undisturbed(ray_cluster, tmp_path_factory):
     return contents(store)
 
 
-TITLES = {"experts": "ray::CrewWorker.run", "distil": "ray::Distiller.run"}
+TITLES = {"experts": "ray::CrewWorker.run", "distil": "ray::Distiller"}  # `progress` renames it
 
 
 class Killer(Quiet):
