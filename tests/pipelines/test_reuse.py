@@ -110,8 +110,8 @@ def test_with_a_fixed_threshold_a_selection_only_grows(moved, finished):
 
 
 def test_a_refreshed_pin_trains_on_all_shards(moved):
-    """To be run after a shard was added: a plan says it without doing it."""
-    write_shard(moved, 9, per_shard=40)
+    """To be run after a shard was added, as above: a plan says it without doing it."""
+    write_shard(moved, 8, per_shard=20)
     before = plan_job(parse(moved, selection={"tau": 10}))
     assert before["steps"]["train prior"]["seconds"] == 0
     prior = {"model": MODEL, "num_tokens": 6000, **LEARNING, "pin": "refresh"}
