@@ -38,14 +38,10 @@ class Distiller:
         import torch.distributed as dist
 
         from stillhouse.distillation.matching_job import MatchingTask, run_matching
-        from stillhouse.distillation.prepared import prepare
         from stillhouse.training.group import WorkerGroup
 
         assert isinstance(task, MatchingTask)
-        work = self._work
-        prepared = prepare(
-            self._store, work.images, zca=work.zca, device=work.device, gpus=work.gpus
-        )
+        prepared = self._work.prepare(self._store)
         if size == 1:
             run_matching(self._store, prepared, task, self._note)
             return

@@ -5,7 +5,7 @@ Every step of the job is calls of library functions on them; one worker serves a
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 from stillhouse.distillation.spec import NetworkSettings
@@ -24,6 +24,12 @@ class ImageWork:
     device: str
     gpus: float
     threads: int
+
+    def prepare(self, store: Store) -> Any:
+        """The job's images on the worker's device: a `Prepared`."""
+        from stillhouse.distillation.prepared import prepare
+
+        return prepare(store, self.images, zca=self.zca, device=self.device, gpus=self.gpus)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +61,8 @@ class ImageHost:
         import torch
 
         torch.set_num_threads(work.threads)
-        self._store, self._work = store, work
-        self._prepared = cache(self._prepare)
+        self._store = store
+        self._prepared = cache(partial(work.prepare, store))
         self._teachers: dict[tuple[str, ...], list[Any]] = {}
 
     def run(self, call: ImageCall) -> Receipt:
@@ -68,12 +74,6 @@ class ImageHost:
 
     def prefetch(self, call: ImageCall) -> None:
         """Nothing: what a task reads is small."""
-
-    def _prepare(self) -> Any:
-        from stillhouse.distillation.prepared import prepare
-
-        work = self._work
-        return prepare(self._store, work.images, zca=work.zca, device=work.device, gpus=work.gpus)
 
     def _load(self, teachers: Teachers) -> list[Any]:
         from stillhouse.distillation.expert_job import load_teacher

@@ -13,7 +13,6 @@ then being one of its five measured nearest in time (then the last quarter's sha
 run's within 0.05, on average over the seeds).
 """
 
-import argparse
 import random
 from pathlib import Path
 from statistics import fmean, stdev
@@ -23,7 +22,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import torch
-from mixing_runs import World, make_world, run_one, write_json
+from mixing_runs import World, make_world, options, run_one, write_json
 
 from stillhouse.mixing.decision_log import log_parts
 from stillhouse.mixing.decisions import Decision, read_decisions
@@ -279,13 +278,7 @@ def report(results: dict[str, dict[str, Any]]) -> dict[str, Any]:
 
 def main() -> int:
     """Run what is missing, write the figures; 1 where a floor or a replay is missed."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--json", type=Path, required=True)
-    parser.add_argument("--seconds", type=float, default=1e9)
-    parser.add_argument("--seeds", type=int, default=5)
-    given = parser.parse_args()
+    given = options(__doc__, seeds=5).parse_args()
     torch.set_num_threads(1)
     started = perf_counter()
     arms, target = planted(given.data)

@@ -1,5 +1,6 @@
 """What the mixing benchmarks share: arms and targets prepared in a store, runs without Ray."""
 
+import argparse
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,17 @@ from stillhouse.mixing.settings import PolicySettings
 from stillhouse.spec import ModelSettings, Optimisation
 from stillhouse.storage.artifact import Manifest, Store
 from stillhouse.text.tokenizer import Tokenizer, make_tokenizer, save_pretrained, train_tokenizer
+
+
+def options(text: str | None, *, seeds: int) -> argparse.ArgumentParser:
+    """What every benchmark of many runs is asked."""
+    parser = argparse.ArgumentParser(description=text)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--json", type=Path, required=True)
+    parser.add_argument("--seconds", type=float, default=1e9)
+    parser.add_argument("--seeds", type=int, default=seeds)
+    return parser
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,6 @@ and seed under every policy and control, all with the same number of gradient pa
 in FOLDER: with `--seconds` a call works for so long, and the next one goes on.
 """
 
-import argparse
 from pathlib import Path
 from statistics import fmean, stdev
 from time import perf_counter
@@ -15,7 +14,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import torch
-from mixing_runs import World, make_world, run_one, write_json
+from mixing_runs import World, make_world, options, run_one, write_json
 
 from stillhouse.mixing.plan import StepPlan
 from stillhouse.mixing.preparation import Lengths
@@ -146,12 +145,7 @@ def run(
 
 def main() -> int:
     """Run what is missing and write the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--json", type=Path, required=True)
-    parser.add_argument("--seconds", type=float, default=1e9)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser = options(__doc__, seeds=3)
     parser.add_argument("--budget", type=int, default=3000, help="gradient passes of a run")
     parser.add_argument("--pool-steps", type=int, default=400)
     given = parser.parse_args()

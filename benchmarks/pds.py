@@ -46,13 +46,7 @@ class Losses:
         """Weights after steps of AdamW on texts, from `start` or from random weights."""
         scorer, rng = self._scorer, np.random.default_rng(seed)
         batches = scorer._drawn(texts, steps * 32, rng, "choice").split(32)
-        theta = (scorer._network.parameters() if start is None else start.clone()).requires_grad_()
-        optimiser = torch.optim.AdamW([theta], lr=1e-3)
-        for batch in batches:
-            optimiser.zero_grad()
-            scorer._losses(theta, batch).mean().backward()
-            optimiser.step()
-        return theta.detach()
+        return scorer._trained(scorer._network.parameters() if start is None else start, batches)
 
     @torch.no_grad()
     def of(self, theta: torch.Tensor, texts: list[str]) -> NDArray[np.float64]:

@@ -7,11 +7,10 @@ from typing import Any
 
 import ray
 
-from actors.attempts import Attempts
 from actors.image_worker import ImageCall, ImageHost, ImageWork
 from actors.part_worker import CrewWorker
 from pipelines.context import Context
-from pipelines.flow import Stream, finish_parts, made_by
+from pipelines.flow import Stream, attempts_of, finish_parts, made_by
 from stillhouse.storage.artifact import Receipt
 
 
@@ -58,23 +57,22 @@ class Crew:
         self, step: str, kind: str, workers: int, calls: list[ImageCall]
     ) -> Iterator[tuple[Receipt, float]]:
         ctx, metrics = self._ctx, self._ctx.metrics(step)
-        if ctx.attempts is None:
-            ctx.attempts = Attempts.remote(ctx.compute.max_attempts, ctx.run)
+        attempts = attempts_of(ctx)
         idle, left = self._called(min(workers, len(calls))), deque(calls)
         busy: dict[Any, Any] = {}
         while left or busy:
             while left and idle:
                 actor = idle.pop()
-                busy[actor.run.remote(left.popleft(), kind, metrics, ctx.attempts)] = actor
+                busy[actor.run.remote(left.popleft(), kind, metrics, attempts)] = actor
             (ready,), _ = ray.wait(list(busy), num_returns=1)
             idle.append(busy.pop(ready))
             yield made_by(ctx, step, *ray.get(ready))
 
     def _called(self, count: int) -> list[Any]:
         """So many of the workers, the missing ones made."""
-        ctx, gpus = self._ctx, self._work.gpus
+        ctx = self._ctx
         maker: Any = CrewWorker
-        options = {"num_cpus": 0 if gpus else ctx.compute.cpus_per_worker, "num_gpus": gpus}
+        options = ctx.compute.resources(self._work.gpus)
         make = partial(ImageHost, ctx.store, self._work)
         while len(self._actors) < count:
             self._actors.append(maker.options(**options).remote(make, ctx.store))

@@ -4,7 +4,7 @@ Every stage is tasks with receipts in the store: a run that was killed redoes wh
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from statistics import fmean
 from typing import Any
 
@@ -12,7 +12,7 @@ from actors.image_worker import ImageCall, ImageWork
 from pipelines.context import Context
 from pipelines.crew import Crew
 from pipelines.distilling import distil
-from pipelines.evaluation import Evaluator, Tested
+from pipelines.evaluation import Control, Evaluator, Tested
 from pipelines.image_inputs import ImageInputs
 from stillhouse.distillation.assembly_job import AssemblyTask, run_assembly
 from stillhouse.distillation.controls_job import ControlName, ControlTask, run_control
@@ -74,16 +74,6 @@ class Made:
     stored: StoredBytes | None = None
     diverged: str | None = None
     peak_bytes: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Control:
-    """A control that was tested."""
-
-    name: str
-    num_bytes: int
-    images_per_class: int
-    tested: Tested
 
 
 @dataclass
@@ -299,8 +289,8 @@ def _judge(
         "choose", [(source(p.part), p.part.sha256, p.learning_rate) for p in made.points]
     )
     points = [
-        Point(p.iteration, p.part, p.losses, p.learning_rate, p.seconds, accuracies)
-        for p, accuracies in zip(made.points, compared, strict=True)
+        replace(point, validation=accuracies)
+        for point, accuracies in zip(made.points, compared, strict=True)
     ]
     chosen = max(range(len(points)), key=lambda i: (fmean(points[i].validation), -i))
     best = points[chosen]
@@ -317,7 +307,7 @@ def _judge(
         points,
         tests,
         stored,
-        [Control(name, cost, count, tested) for name, cost, count, tested in controls],
+        controls,
         expert_losses,
     )
 

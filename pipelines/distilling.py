@@ -50,9 +50,8 @@ def distil(ctx: Context, work: ImageWork, task: MatchingTask) -> list[Receipt]:
 def _run(ctx: Context, work: ImageWork, task: MatchingTask, reused: int, advance: Any) -> None:
     """One attempt with fresh workers; a lost one takes the others with it."""
     size = ctx.compute.distillers
-    gpus = ctx.compute.gpus_per_worker
     maker: Any = Distiller
-    options = {"num_cpus": 0 if gpus else ctx.compute.cpus_per_worker, "num_gpus": gpus}
+    options = ctx.compute.resources(ctx.compute.gpus_per_worker)
     actors = [
         maker.options(max_concurrency=2, **options).remote(ctx.store, work) for _ in range(size)
     ]

@@ -27,7 +27,6 @@ EVALUATION_VERSION = 1
 Judged = tuple[SetSource, str, float | None]
 """A set, the sha256 of its part, and its learned learning rate."""
 ControlSet = tuple[str, PartRef, int, int]
-TestedControl = tuple[str, int, int, "Tested"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +55,16 @@ class Tested:
     def std(self) -> float:
         """Over the seeds, 0 for one."""
         return stdev(self.accuracies) if len(self.accuracies) > 1 else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Control:
+    """A control that was tested."""
+
+    name: str
+    num_bytes: int
+    images_per_class: int
+    tested: Tested
 
 
 class Evaluator:
@@ -106,7 +115,7 @@ class Evaluator:
 
     def final(
         self, best: Judged, controls: Sequence[ControlSet], rates: Sequence[float | None]
-    ) -> tuple[dict[str, Tested], list[TestedControl]]:
+    ) -> tuple[dict[str, Tested], list[Control]]:
         """The one look at the test set: the chosen set on every network, and the controls.
 
         A control's learning rate is the better of `rates` on the validation part.
@@ -122,12 +131,13 @@ class Evaluator:
         width = len(seeds)
         groups = [receipts[i : i + width] for i in range(0, len(receipts), width)]
         tested = {n.label: self._tested(n, groups.pop(0)) for n in networks}
-        found: list[TestedControl] = [
-            (name, cost, count, self._tested(networks[0], groups.pop(0)))
+        found = [
+            Control(name, cost, count, self._tested(networks[0], groups.pop(0)))
             for name, _, cost, count in controls
         ]
         if groups:
-            found.append(("full", self._full_bytes(), 0, self._tested(networks[0], groups[0])))
+            tested_full = self._tested(networks[0], groups[0])
+            found.append(Control("full", self._full_bytes(), 0, tested_full))
         return tested, found
 
     def stored_bytes(self, part: PartRef) -> StoredBytes:

@@ -89,13 +89,9 @@ def _stream(
     options: Mapping[str, Any] | None,
     tasks: list[Any],
 ) -> Iterator[tuple[Receipt, float]]:
-    if ctx.attempts is None:
-        ctx.attempts = Attempts.remote(ctx.compute.max_attempts, ctx.run)
+    attempts = attempts_of(ctx)
     quiet()
-    placed = options or {
-        "num_cpus": 0 if gpus else ctx.compute.cpus_per_worker,
-        "num_gpus": gpus or None,
-    }
+    placed = options or ctx.compute.resources(gpus)
     cpus = int(ray.cluster_resources().get("CPU", 1) / ctx.compute.cpus_per_worker)
     size = min(workers or max(1, cpus), len(tasks))
     rows = [{"task": task} for task in tasks]
@@ -105,7 +101,7 @@ def _stream(
         PartWorker,
         fn_constructor_kwargs={
             "make": make,
-            "attempts": ctx.attempts,
+            "attempts": attempts,
             "store": ctx.store,
             "kind": kind,
             "metrics": ctx.metrics(step),
@@ -116,6 +112,13 @@ def _stream(
     )
     for row in results.iter_rows():
         yield made_by(ctx, step, row["receipt"], row["error"], float(row["seconds"]))
+
+
+def attempts_of(ctx: Context) -> Any:
+    """The run's Attempts actor, made for who asks first."""
+    if ctx.attempts is None:
+        ctx.attempts = Attempts.remote(ctx.compute.max_attempts, ctx.run)
+    return ctx.attempts
 
 
 def made_by(

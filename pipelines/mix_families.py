@@ -1,7 +1,7 @@
 """Runs of a mix job and their relatives: runs of the same spec but for the arms."""
 
 from dataclasses import dataclass
-from functools import partial
+from itertools import product
 from typing import Any
 
 from pipelines.mix_data import GivenModels, MixInputs
@@ -37,13 +37,11 @@ def families_of(
     """By label and seed."""
     names = list_names(store.path(KIND))
     common = _common(spec, inputs, given)
-    lineage = partial(_lineage, common)
-    return {
-        key: Family(lineage(key), tuple(unfinished_runs(store, names, lineage(key))))
-        for label in (spec.policy.name, *spec.controls)
-        for seed in spec.seeds
-        for key in [(label, seed)]
-    }
+    found: dict[tuple[str, int], Family] = {}
+    for key in product((spec.policy.name, *spec.controls), spec.seeds):
+        lineage = fingerprint(["mix", MIX_VERSION, key, common])
+        found[key] = Family(lineage, tuple(unfinished_runs(store, names, lineage)))
+    return found
 
 
 def with_origins_tokenizer(
@@ -55,10 +53,6 @@ def with_origins_tokenizer(
         return spec
     path = store.path("models", origins[0].tokenizer)
     return spec.model_copy(update={"tokenizer": TokenizerSettings(path=path)})
-
-
-def _lineage(common: dict[str, Any], key: tuple[str, int]) -> str:
-    return fingerprint(["mix", MIX_VERSION, key, common])
 
 
 def _common(spec: MixSpec, inputs: MixInputs, given: GivenModels) -> dict[str, Any]:

@@ -33,7 +33,7 @@ def _start(ctx: Context, task: OnlineTask) -> list[Any]:
     compute = ctx.compute
     count = min(compute.scorers, task.lanes)
     actor: Any = OnlineScorer
-    options = {"num_cpus": 0 if task.gpus else compute.cpus_per_worker, "num_gpus": task.gpus}
+    options = compute.resources(task.gpus)
     return [
         actor.options(**options).remote(task, rank, count, 2 * LOOK_AHEAD + 2)
         for rank in range(count)

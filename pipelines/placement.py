@@ -16,8 +16,7 @@ _GROUP = "ray.io/node-group"
 
 def actor_options(compute: ComputeSettings, worker: WorkerSettings) -> dict[str, Any]:
     """Ray's options for an actor of this kind: its resources, accelerator and nodes' labels."""
-    gpus = compute.gpus_of(worker)
-    options: dict[str, Any] = {"num_cpus": 0 if gpus else compute.cpus_per_worker, "num_gpus": gpus}
+    options: dict[str, Any] = {**compute.resources(compute.gpus_of(worker))}
     if worker.accelerator is not None:
         options["accelerator_type"] = worker.accelerator
     if worker.labels:

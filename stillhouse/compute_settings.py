@@ -61,3 +61,7 @@ class ComputeSettings(Settings):
     def gpus_of(self, worker: WorkerSettings) -> float:
         """GPUs of each actor of this kind."""
         return self.gpus_per_worker if worker.gpus is None else worker.gpus
+
+    def resources(self, gpus: float) -> dict[str, float]:
+        """Ray's options for an actor with so many GPUs; without one it has `cpus_per_worker`."""
+        return {"num_cpus": 0 if gpus else self.cpus_per_worker, "num_gpus": gpus}

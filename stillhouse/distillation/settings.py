@@ -53,6 +53,17 @@ class Recipe(Settings):
     views: ViewSettings = ViewSettings()
 
 
+SQUEEZE = Recipe(
+    optimiser="sgd",
+    learning_rate=0.1,
+    weight_decay=5e-4,
+    epochs=200,
+    batch_size=128,
+    views=ViewSettings(mix="none"),
+)
+"""The teachers of SRe2L on CIFAR."""
+
+
 class MatchingSettings(Settings):
     """How images, or a compensator, are fitted to a teacher: Adam with a cosine to 0."""
 

@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from stillhouse.distillation.image_sources import ImageData
 from stillhouse.distillation.methods import ExpertSettings, Infer, Method, TrajectoryMethod
-from stillhouse.distillation.settings import DSA_GROUPS, Group, Recipe, ViewSettings
+from stillhouse.distillation.settings import DSA_GROUPS, SQUEEZE, Group, Recipe, ViewSettings
 from stillhouse.spec import Count, JobSpec, Settings
 
 
@@ -89,17 +89,7 @@ class DistillSpec(JobSpec):
     teachers: list[NetworkSettings] | None = Field(
         default=None, description="of sre2l, infer, rded, nrr_dd: networks with batch norm"
     )
-    squeeze: Recipe = Field(
-        default=Recipe(
-            optimiser="sgd",
-            learning_rate=0.1,
-            weight_decay=5e-4,
-            epochs=200,
-            batch_size=128,
-            views=ViewSettings(mix="none"),
-        ),
-        description="how teachers are trained",
-    )
+    squeeze: Recipe = Field(default=SQUEEZE, description="how teachers are trained")
     method: Method
     evaluate: EvaluateSettings = EvaluateSettings()
     controls: list[Literal["random_real", "herding", "k_centre", "full"]] = Field(

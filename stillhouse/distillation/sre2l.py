@@ -22,23 +22,13 @@ from torch.nn import functional
 
 from stillhouse.distillation.fit import fit
 from stillhouse.distillation.labels import towards_classes
-from stillhouse.distillation.settings import MatchingSettings, Recipe, RecoverSettings, ViewSettings
+from stillhouse.distillation.settings import SQUEEZE, MatchingSettings, Recipe, RecoverSettings
 from stillhouse.distillation.standardise import Standardisation
 from stillhouse.distillation.views import resized_crop
 from stillhouse.errors import DivergedError, ModelError
 
 _FIRST_LAYER = 10.0
 _BETAS = (0.5, 0.9)
-
-SQUEEZE = Recipe(
-    optimiser="sgd",
-    learning_rate=0.1,
-    weight_decay=5e-4,
-    epochs=200,
-    batch_size=128,
-    views=ViewSettings(mix="none"),
-)
-"""The teachers of SRe2L on CIFAR."""
 
 
 @dataclass(frozen=True, slots=True)

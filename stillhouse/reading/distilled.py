@@ -5,17 +5,17 @@ small = stillhouse.open_distilled("store/runs/...")      # a run, an artifact or
 small.images, small.labels, small.learning_rate
 """
 
-import json
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stillhouse.errors import ArtifactError
-from stillhouse.reading.readers import Artifact
-from stillhouse.storage import names
+from stillhouse.reading.readers import Artifact, Sought, find_folder
 from stillhouse.storage.artifact import read_table
-from stillhouse.storage.filesystem import absolute_uri, exists, join, read_bytes
+from stillhouse.storage.filesystem import join, read_bytes
+
+_DISTILLED = Sought("distilled", "distilled_fingerprint", "a distilled set", "distilled nothing")
 
 
 class Distilled(Artifact):
@@ -86,23 +86,4 @@ def open_distilled(uri: str) -> Distilled:
     Raises:
         ArtifactError: nothing there, an unfinished run, or an artifact of another kind.
     """
-    store, mark, name = uri.rpartition("#")
-    if mark and "/" not in name:
-        published = names.current(absolute_uri(store), name)
-        if published is None:
-            raise ArtifactError(f"nothing is published under {name!r} in {store}")
-        if published.kind != "distilled":
-            raise ArtifactError(f"{uri} stands for one of `{published.kind}`, not a distilled set")
-        return Distilled(join(absolute_uri(store), "distilled", published.selection))
-    folder = absolute_uri(uri)
-    if folder.rsplit("/", 2)[-2] != "runs":
-        return Distilled(folder)
-    try:
-        result = json.loads(read_bytes(join(folder, "result.json")))
-    except FileNotFoundError as error:
-        known = "the run is not finished" if exists(join(folder, "spec.yaml")) else "no run"
-        raise ArtifactError(f"{folder}: {known} (see `stillhouse status {folder}`)") from error
-    if "distilled_fingerprint" not in result:
-        raise ArtifactError(f"{folder} is a run of `job: {result['job']}`: it distilled nothing")
-    made = result["distilled_fingerprint"]
-    return Distilled(join(folder.rsplit("/", 2)[0], "distilled", made))
+    return Distilled(find_folder(uri, _DISTILLED))

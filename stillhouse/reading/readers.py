@@ -8,6 +8,7 @@ dataset = selection.to_datasets()
 import glob
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -27,6 +28,21 @@ from stillhouse.storage.filesystem import (
 
 if TYPE_CHECKING:
     from stillhouse.reading.torch_reader import SelectionDataset
+
+
+@dataclass(frozen=True, slots=True)
+class Sought:
+    """What people mean by a URI: a kind of artifact, the key of a run's result that names one, and
+    the words of messages.
+    """
+
+    kind: str
+    key: str
+    noun: str
+    made_none: str
+
+
+_SELECTION = Sought("selections", "selection_fingerprint", "a selection", "made no selection")
 
 
 class Artifact:
@@ -173,26 +189,33 @@ def open_selection(uri: str) -> Selection:
     Raises:
         ArtifactError: nothing there, an unfinished run, or an artifact of another kind.
     """
+    return Selection(find_folder(uri, _SELECTION))
+
+
+def find_folder(uri: str, sought: Sought) -> str:
+    """The folder of what is sought: at its own URI, that of the run that made it, or `STORE#name`.
+
+    Raises:
+        ArtifactError: nothing there, an unfinished run, or a name or run of another kind.
+    """
     store, mark, name = uri.rpartition("#")
     if mark and "/" not in name:
         published = names.current(absolute_uri(store), name)
         if published is None:
             raise ArtifactError(f"nothing is published under {name!r} in {store}")
-        if published.kind != "selections":
-            raise ArtifactError(f"{uri} stands for one of `{published.kind}`, not a selection")
-        return Selection(join(absolute_uri(store), "selections", published.selection))
+        if published.kind != sought.kind:
+            raise ArtifactError(f"{uri} stands for one of `{published.kind}`, not {sought.noun}")
+        return join(absolute_uri(store), sought.kind, published.selection)
     folder = absolute_uri(uri)
-    if folder.rsplit("/", 2)[-2] == "runs":
-        return Selection(_selection_of_run(folder))
-    return Selection(folder)
+    return _made_by_run(folder, sought) if folder.rsplit("/", 2)[-2] == "runs" else folder
 
 
-def _selection_of_run(folder: str) -> str:
+def _made_by_run(folder: str, sought: Sought) -> str:
     try:
         result = json.loads(read_bytes(join(folder, "result.json")))
     except FileNotFoundError as error:
         known = "the run is not finished" if exists(join(folder, "spec.yaml")) else "no run"
         raise ArtifactError(f"{folder}: {known} (see `stillhouse status {folder}`)") from error
-    if "selection_fingerprint" not in result:
-        raise ArtifactError(f"{folder} is a run of `job: {result['job']}`: it made no selection")
-    return join(folder.rsplit("/", 2)[0], "selections", result["selection_fingerprint"])
+    if sought.key not in result:
+        raise ArtifactError(f"{folder} is a run of `job: {result['job']}`: it {sought.made_none}")
+    return join(folder.rsplit("/", 2)[0], sought.kind, result[sought.key])

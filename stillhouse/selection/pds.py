@@ -79,7 +79,7 @@ class PdsScorer:
         aims = self._drawn(target, self._num_target, rng, "target")
         count = (self._warmup + self._steps) * self._batch
         batches = self._drawn(pool, count, rng, "pool").split(self._batch)
-        start = self._warm(batches[: self._warmup])
+        start = self._trained(self._network.parameters(), batches[: self._warmup])
         run = PdsRun(self._losses, batches[self._warmup :], aims, self._rate)
         states = train_for_scores(run, start).states
         kept: dict[int, tuple[Tensor, Tensor]] = {}
@@ -132,9 +132,9 @@ class PdsScorer:
         there = windows[:, 1:] != PAD
         return (nll * there).sum(-1) / there.sum(-1).clamp(min=1)
 
-    def _warm(self, batches: Sequence[Tensor]) -> Tensor:
-        """The start theta_0 [P]: AdamW from random weights."""
-        theta = self._network.parameters().requires_grad_()
+    def _trained(self, start: Tensor, batches: Sequence[Tensor]) -> Tensor:
+        """Weights [P] after a step of AdamW on each batch, from `start`, which is left alone."""
+        theta = start.clone().requires_grad_()
         optimiser = torch.optim.AdamW([theta], lr=1e-3)
         for batch in batches:
             optimiser.zero_grad()
