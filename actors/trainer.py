@@ -3,7 +3,7 @@
 import ray
 
 from stillhouse.storage.artifact import Manifest, Store
-from stillhouse.training.job import ModelTask, run_training
+from stillhouse.training.task import ModelTask
 
 
 @ray.remote
@@ -23,6 +23,8 @@ class Trainer:
         Raises:
             DivergedError: the loss became NaN or infinite.
         """
+        from stillhouse.training.job import run_training
+
         self._progress = (0, 0)
         return run_training(self._store, task, self._note)
 

@@ -5,7 +5,8 @@ from collections import OrderedDict
 import ray
 
 from stillhouse.training.online import Candidates, WindowScorer
-from stillhouse.training.online_task import OnlineTask
+from stillhouse.training.online_scorer import online_scorer
+from stillhouse.training.task import OnlineTask
 
 
 @ray.remote(max_restarts=-1, max_task_retries=-1)
@@ -19,7 +20,7 @@ class OnlineScorer:
     """
 
     def __init__(self, task: OnlineTask, rank: int, num_scorers: int, kept: int) -> None:
-        self._make = lambda: task.scorer(rank, num_scorers)
+        self._make = lambda: online_scorer(task, rank, num_scorers)
         self._scorer: WindowScorer | None = None
         self._windows: OrderedDict[int, Candidates] = OrderedDict()
         self._kept = kept

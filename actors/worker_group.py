@@ -16,9 +16,8 @@ import ray
 from ray.exceptions import RayError
 
 from stillhouse.errors import DivergedError, StillhouseError
+from stillhouse.training.task import Tell
 
-Tell = Callable[[str, dict[str, Any]], None]
-"""Says something to the driver: what it is about, and plain values. Does not wait."""
 Work = Callable[[Tell], None]
 """What each worker does, between starts of its process; torch's process group is there."""
 ENVIRONMENT = {"RAY_CHDIR_TO_TRIAL_DIR": "0", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5"}

@@ -5,7 +5,7 @@ from time import perf_counter
 
 import numpy as np
 
-from pipelines.models import planned_shape
+from stillhouse.models.shape import planned_shape
 from stillhouse.spec import ComputeSettings, Dtype, ModelSettings, Optimisation
 
 _PROBE_TOKENS = 4096

@@ -13,13 +13,12 @@ from pipelines.pins import pinned
 from pipelines.tokens import TokenizerRef
 from pipelines.training import train_models
 from stillhouse.fingerprint import fingerprint, sha256
-from stillhouse.models.causal_lm import model_config
-from stillhouse.models.shape import ModelShape, model_uri, read_shape, shape_of
+from stillhouse.models.shape import ModelShape, model_uri, planned_shape, read_shape
 from stillhouse.selection.sampling import sample_rows
 from stillhouse.spec import ConditionalSettings, ModelSettings, Optimisation, SelectSpec
 from stillhouse.storage.artifact import Manifest, PartRef, read_table
 from stillhouse.storage.filesystem import join, list_names
-from stillhouse.training.job import TRAINED_ON, DataPart, ModelTask, model_name
+from stillhouse.training.task import TRAINED_ON, DataPart, ModelTask, model_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,16 +30,6 @@ class ModelRef:
     shape: ModelShape
     num_tokens: int
     in_store: bool
-
-
-def planned_shape(model: ModelSettings, vocab_size: int, sequence_length: int) -> ModelShape:
-    """The shape that a model of these settings will have.
-
-    Raises:
-        ModelError: sizes that do not go together.
-    """
-    config = model_config(model, vocab_size=vocab_size, sequence_length=sequence_length, eos_id=0)
-    return shape_of(config.to_dict())
 
 
 def trained_rows(folder: str, parts: Iterable[str]) -> dict[str, NDArray[np.int64]]:

@@ -9,18 +9,19 @@ from ray.exceptions import RayTaskError
 
 from actors.window_scorer import OnlineScorer
 from pipelines.context import Context
+from pipelines.placement import actor_options
 from stillhouse.errors import StillhouseError
 from stillhouse.training.online import Ask, Candidates
-from stillhouse.training.online_task import OnlineTask
+from stillhouse.training.task import OnlineTask
 
 LOOK_AHEAD = 4
 """Windows that are scored before they are needed: a slow one among them stalls nobody."""
 
 
 @contextmanager
-def online_scorers(ctx: Context, task: OnlineTask | None) -> Generator[list[Any]]:
-    """The actors for as long as a training lasts; none without a task."""
-    scorers = [] if task is None else _start(ctx, task)
+def online_scorers(ctx: Context, task: OnlineTask) -> Generator[list[Any]]:
+    """The actors for as long as a training lasts."""
+    scorers = _start(ctx, task)
     try:
         yield scorers
     finally:
@@ -30,10 +31,9 @@ def online_scorers(ctx: Context, task: OnlineTask | None) -> Generator[list[Any]
 
 def _start(ctx: Context, task: OnlineTask) -> list[Any]:
     """`compute.scorers` of them and at most one a lane; they load models at first use."""
-    compute = ctx.compute
-    count = min(compute.scorers, task.lanes)
+    count = min(ctx.compute.scorers, task.lanes)
     actor: Any = OnlineScorer
-    options = compute.resources(task.gpus)
+    options = actor_options(ctx.compute, ctx.compute.scorer)
     return [
         actor.options(**options).remote(task, rank, count, 2 * LOOK_AHEAD + 2)
         for rank in range(count)

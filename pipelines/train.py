@@ -5,33 +5,25 @@ store in the background; a lost worker's group begins again at the last one.
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 from pipelines.context import Context
-from pipelines.fetch import stream_windows
-from pipelines.models import planned_shape, trained_rows
-from pipelines.online import ask_ahead, online_scorers
+from pipelines.models import trained_rows
 from pipelines.scan import scan_sources
 from pipelines.tokenizer import given_tokenizer
 from pipelines.tokens import NO_DROPS, Packing, TokenizerRef, pack_tasks, tokenise
 from pipelines.train_data import TEXT_LENGTH, TextSet, TokenSet, TrainInputs
 from pipelines.workers import STEP, run_workers
 from stillhouse.fingerprint import fingerprint
-from stillhouse.models.shape import model_uri
+from stillhouse.models.shape import model_uri, planned_shape
 from stillhouse.spec import Optimisation
 from stillhouse.storage.artifact import Manifest, Store
-from stillhouse.training.online_task import OnlineTask
 from stillhouse.training.order import Rows, check_workers, default_lanes, default_window
 from stillhouse.training.spec import TrainingSettings, TrainSpec
-from stillhouse.training.worker import (
-    Tell,
-    TrainTask,
-    online_batches,
-    streamed_batches,
-    train_worker,
-)
+from stillhouse.training.task import OnlineTask, Tell, TrainTask
 
 TRAIN_VERSION = 1
 _POINTS = 10
@@ -207,7 +199,7 @@ def with_online(
             heldout=task.heldout,
             hidden={places[digest]: rows for digest, rows in hidden.items()},
             device=compute.device,
-            gpus=compute.gpus_per_worker,
+            gpus=compute.gpus_of(compute.scorer),
             threads=compute.threads_per_worker,
         ),
     )
@@ -229,7 +221,7 @@ def train_model(ctx: Context, task: TrainTask) -> Manifest:
     with ctx.step("train", total=1, reused=int(found is not None)) as advance:
         if found is None:
             follow = _Follower(ctx, task, advance)
-            with online_scorers(ctx, task.online) as scorers:
+            with _online_scorers(ctx, task.online) as scorers:
                 work = partial(_work, ctx.store, task, scorers)
                 run_workers(ctx, f"training {task.label!r}", work, follow.hear)
             found = ctx.store.get_manifest("models", task.fingerprint)
@@ -237,17 +229,30 @@ def train_model(ctx: Context, task: TrainTask) -> Manifest:
     return found
 
 
+def _online_scorers(ctx: Context, task: OnlineTask | None) -> AbstractContextManager[list[Any]]:
+    if task is None:
+        return nullcontext([])
+    from pipelines.online import online_scorers
+
+    return online_scorers(ctx, task)
+
+
 def _work(store: Store, task: TrainTask, scorers: list[Any], tell: Tell) -> None:
-    """In each worker."""
+    """In each worker; the driver needs none of these modules, and some take seconds."""
     import torch
     from ray.train import get_context
     from ray.train.torch import get_device
+
+    from pipelines.fetch import stream_windows
+    from stillhouse.training.worker import online_batches, streamed_batches, train_worker
 
     if task.gpus:
         device: Any = get_device()
         torch.cuda.set_device(device)
         task = replace(task, device=str(device))
     if task.online is not None:
+        from pipelines.online import ask_ahead
+
         source = partial(online_batches, task, ask_ahead(scorers, task.num_steps))
     else:
         world = get_context().get_world_size()

@@ -14,7 +14,7 @@ from pipelines.context import Context, FailedAt
 from pipelines.placement import actor_options
 from stillhouse.errors import PartFailedError, StillhouseError
 from stillhouse.storage.artifact import Manifest
-from stillhouse.training.job import ModelTask
+from stillhouse.training.task import ModelTask
 
 _POLL_S = 0.5
 

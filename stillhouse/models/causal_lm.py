@@ -18,11 +18,10 @@ from stillhouse.errors import ModelError
 from stillhouse.models.cpu import Attention, set_attention
 from stillhouse.models.device import choose_device as choose_device
 from stillhouse.models.seeded import initialised
-from stillhouse.models.shape import model_uri
+from stillhouse.models.shape import model_uri, planned_sizes
 from stillhouse.spec import Dtype, ModelSettings
 from stillhouse.storage.folders import local_folder
 
-_VOCAB_MULTIPLE = 64  # tensor cores and vector units want whole tiles
 _CONFIGS: dict[str, type[PreTrainedConfig]] = {
     "llama": LlamaConfig,
     "qwen3": Qwen3Config,
@@ -41,39 +40,14 @@ def choose_dtype(dtype: Dtype, device: torch.device) -> torch.dtype:
 def model_config(
     settings: ModelSettings, *, vocab_size: int, sequence_length: int, eos_id: int
 ) -> PreTrainedConfig:
-    """The transformers configuration. The vocabulary is rounded up to a multiple of 64.
+    """The transformers configuration of `planned_sizes`.
 
     Raises:
-        ModelError: the width is no multiple of twice the number of heads (rotary positions turn
-            pairs), or the context is shorter than the sequences.
+        ModelError: as `planned_sizes`.
     """
-    width = settings.hidden_size
-    heads = settings.num_heads or max(1, width // (64 if width >= 256 else 32))
-    if width % (2 * heads):
-        raise ModelError(
-            f"`model.hidden_size` {width} does not divide into {heads} heads of an even width: "
-            "change `model.num_heads` or `model.hidden_size`"
-        )
-    positions = settings.max_position or sequence_length
-    if positions < sequence_length:
-        raise ModelError(
-            f"`model.max_position` {positions} is below `sequence_length` {sequence_length}"
-        )
-    sizes: dict[str, Any] = {
-        "vocab_size": _round_up(vocab_size, _VOCAB_MULTIPLE),
-        "hidden_size": width,
-        "num_hidden_layers": settings.num_layers,
-        "num_attention_heads": heads,
-        "intermediate_size": settings.intermediate_size or _round_up(round(width * 8 / 3), 64),
-        "max_position_embeddings": positions,
-        "tie_word_embeddings": settings.tie_embeddings,
-        "eos_token_id": eos_id,
-        "bos_token_id": None,
-        "pad_token_id": None,
-    }
-    if settings.architecture != "gpt_neox":
-        sizes |= {"num_key_value_heads": heads, "head_dim": width // heads}
-    return _CONFIGS[settings.architecture](**sizes)
+    sizes = planned_sizes(settings, vocab_size, sequence_length)
+    special: dict[str, Any] = {"eos_token_id": eos_id, "bos_token_id": None, "pad_token_id": None}
+    return _CONFIGS[settings.architecture](**sizes, **special)
 
 
 def build_model(
@@ -117,7 +91,3 @@ def load_model(
 def save_model(model: PreTrainedModel, folder: Path) -> None:
     """Write config.json and safetensors; the same weights give the same bytes."""
     model.save_pretrained(folder)
-
-
-def _round_up(number: int, multiple: int) -> int:
-    return -(-number // multiple) * multiple

@@ -6,7 +6,10 @@ from typing import Any
 
 from stillhouse.cost import forward_flops
 from stillhouse.errors import ModelError
+from stillhouse.spec import ModelSettings
 from stillhouse.storage.filesystem import absolute_uri, join, list_names, protocol_of, read_bytes
+
+_TILE = 64  # tensor cores and vector units want whole ones
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +76,55 @@ def model_uri(path: str) -> str:
         raise ModelError(
             f"model {path!r} is neither a folder here nor to be had from the hub ({reason})"
         ) from None
+
+
+def planned_sizes(settings: ModelSettings, vocab_size: int, sequence_length: int) -> dict[str, Any]:
+    """The sizes of a fresh model, as its transformers configuration names them.
+
+    The vocabulary is rounded up to a multiple of 64.
+
+    Raises:
+        ModelError: the width is no multiple of twice the number of heads (rotary positions turn
+            pairs), or the context is shorter than the sequences.
+    """
+    width = settings.hidden_size
+    heads = settings.num_heads or max(1, width // (64 if width >= 256 else 32))
+    if width % (2 * heads):
+        raise ModelError(
+            f"`model.hidden_size` {width} does not divide into {heads} heads of an even width: "
+            "change `model.num_heads` or `model.hidden_size`"
+        )
+    positions = settings.max_position or sequence_length
+    if positions < sequence_length:
+        raise ModelError(
+            f"`model.max_position` {positions} is below `sequence_length` {sequence_length}"
+        )
+    sizes: dict[str, Any] = {
+        "vocab_size": _round_up(vocab_size),
+        "hidden_size": width,
+        "num_hidden_layers": settings.num_layers,
+        "num_attention_heads": heads,
+        "intermediate_size": settings.intermediate_size or _round_up(round(width * 8 / 3)),
+        "max_position_embeddings": positions,
+        "tie_word_embeddings": settings.tie_embeddings,
+    }
+    if settings.architecture != "gpt_neox":
+        sizes |= {"num_key_value_heads": heads, "head_dim": width // heads}
+    return sizes
+
+
+def _round_up(number: int) -> int:
+    return -(-number // _TILE) * _TILE
+
+
+def planned_shape(model: ModelSettings, vocab_size: int, sequence_length: int) -> ModelShape:
+    """The shape that a model of these settings will have.
+
+    Raises:
+        ModelError: as `planned_sizes`.
+    """
+    activation = "gelu" if model.architecture == "gpt_neox" else "silu"
+    return shape_of(planned_sizes(model, vocab_size, sequence_length) | {"hidden_act": activation})
 
 
 def shape_of(config: dict[str, Any]) -> ModelShape:

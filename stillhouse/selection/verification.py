@@ -29,7 +29,7 @@ from stillhouse.selection.ranking import REASONS, PartScores, RankedPart, Rule, 
 from stillhouse.storage.artifact import Manifest, Store, read_table
 from stillhouse.storage.filesystem import join, list_names, read_bytes
 from stillhouse.text.pieces import token_ids
-from stillhouse.training.job import TRAINED_ON
+from stillhouse.training.task import TRAINED_ON
 
 _MAX_PROBLEMS = 50
 

@@ -1,7 +1,6 @@
 """One training as a task: read the sequences, train, measure, and keep the model in the store."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +9,9 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from stillhouse.fingerprint import fingerprint
 from stillhouse.models.causal_lm import build_model, choose_device, load_model, save_model
 from stillhouse.models.scoring import ScoringModel
-from stillhouse.spec import ModelSettings, Optimisation
+from stillhouse.spec import ModelSettings
 from stillhouse.storage.artifact import Manifest, Store, parquet_bytes, read_table
 from stillhouse.storage.filesystem import list_names, read_bytes
 from stillhouse.storage.folders import put_folder
@@ -22,61 +20,9 @@ from stillhouse.text.tokenizer import load_tokenizer
 from stillhouse.training.batches import TokenBatches
 from stillhouse.training.evaluate import heldout_nll
 from stillhouse.training.loop import train
+from stillhouse.training.task import TRAINED_ON, DataPart, ModelTask
 
-TRAIN_VERSION = 1
-TRAINED_ON = "trained_on.parquet"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
-
-
-@dataclass(frozen=True, slots=True)
-class DataPart:
-    """A part to train on: all of its rows, or the given ones."""
-
-    path: str
-    sha256: str = ""
-    rows: NDArray[np.int64] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class ModelTask:
-    """A model to train. Small plain values: a worker needs nothing else.
-
-    Attributes:
-        fingerprint: name of the model artifact.
-        label: what people call it, such as `prior` or `color, seed 0`.
-        init: folder of the model to start from, or the settings of a fresh one.
-        data: parts to train on, in order.
-        num_tokens: tokens to train on; more than there are means further epochs.
-        heldout: token parts to measure on; none to measure nothing.
-        eval_points: measurements over the run, the last at its end.
-        tokenizer: folder in the store whose tokenizer is saved with the model.
-    """
-
-    fingerprint: str
-    label: str
-    role: str
-    init: str | ModelSettings
-    data: tuple[DataPart, ...]
-    num_tokens: int
-    settings: Optimisation
-    seed: int
-    heldout: tuple[str, ...]
-    eval_points: int
-    sequence_length: int
-    vocab_size: int
-    eos_token: str
-    tokenizer: str
-    inputs: dict[str, Any]
-    device: str
-    gpus: float
-
-
-def model_name(
-    role: str, init: object, data: object, settings: Optimisation, seed: int, num_tokens: int
-) -> str:
-    """The fingerprint of a training: what it starts from, sees, and how it learns."""
-    learning = settings.model_dump(include=set(Optimisation.model_fields) - {"seed"})
-    return fingerprint(["model", TRAIN_VERSION, role, init, data, learning, seed, num_tokens])
 
 
 def run_training(store: Store, task: ModelTask, on_step: Callable[[int, int], None]) -> Manifest:

@@ -18,7 +18,6 @@ import torch
 from numpy.typing import NDArray
 
 from stillhouse.models.causal_lm import build_model, choose_device, save_model
-from stillhouse.spec import ModelSettings
 from stillhouse.storage import numbered
 from stillhouse.storage.artifact import Store, read_table
 from stillhouse.storage.filesystem import read_bytes
@@ -35,71 +34,11 @@ from stillhouse.training.history import History
 from stillhouse.training.job import evaluation_steps, tokenizer_files
 from stillhouse.training.loop import StepRecord, Trainer
 from stillhouse.training.online import Ask, OnlineBatches
-from stillhouse.training.online_task import OnlineTask
-from stillhouse.training.order import Rows, SampleOrder
-from stillhouse.training.spec import TrainingSettings
 from stillhouse.training.state import WEIGHT, Snapshot
 from stillhouse.training.stream import TokenStream
+from stillhouse.training.task import Tell, TrainTask
 
 _TELL_S = 1.0
-
-Tell = Callable[[str, dict[str, Any]], None]
-"""Says to whoever follows the training what happens: a word, and plain values."""
-
-
-@dataclass(frozen=True, slots=True)
-class TrainTask:
-    """A model to train on streamed data. Small plain values: a worker needs nothing else.
-
-    Attributes:
-        fingerprint: name of the model artifact.
-        checkpoints: name of its checkpoints.
-        identity: what decides the model, by section; what a checkpoint has to agree with.
-        parts: URIs of the parts of all data sets, in the order's numbering.
-        datasets: the rows of each data set's parts, and its weight.
-        names: of the data sets.
-        heldout: URIs of token parts to measure on; none to measure nothing.
-        tokenizer: folder whose tokenizer is saved with the model.
-        settings: with lanes and window filled in.
-        checkpoint_every: steps.
-        online: chooses the batches while it trains; None to take all samples in the order.
-    """
-
-    fingerprint: str
-    checkpoints: str
-    label: str
-    identity: dict[str, Any]
-    parts: tuple[str, ...]
-    datasets: tuple[Rows, ...]
-    names: tuple[str, ...]
-    heldout: tuple[str, ...]
-    sequence_length: int
-    vocab_size: int
-    tokenizer: str
-    eos_token: str
-    model: ModelSettings
-    settings: TrainingSettings
-    num_steps: int
-    checkpoint_every: int
-    device: str
-    gpus: float
-    online: OnlineTask | None = None
-
-    def order(self) -> SampleOrder:
-        """The order of its samples.
-
-        Raises:
-            InputError: a data set with fewer rows than lanes.
-        """
-        settings = self.settings
-        assert settings.lanes is not None and settings.window is not None
-        return SampleOrder(
-            self.datasets,
-            global_batch=settings.global_batch,
-            seed=settings.seed,
-            lanes=settings.lanes,
-            window=settings.window,
-        )
 
 
 @dataclass(frozen=True, slots=True)

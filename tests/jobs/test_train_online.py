@@ -14,9 +14,10 @@ from stillhouse.spec import ModelSettings, ScoringSettings
 from stillhouse.storage.artifact import Store
 from stillhouse.storage.commit import check_store
 from stillhouse.training.online import best_of
-from stillhouse.training.online_task import OnlineTask
+from stillhouse.training.online_scorer import online_scorer
 from stillhouse.training.order import NO_SAMPLES, chain, default_lanes
 from stillhouse.training.spec import TrainSpec
+from stillhouse.training.task import OnlineTask
 
 LENGTH, PART_ROWS, BATCH, TAU = 16, (70, 58), 8, 4
 
@@ -77,7 +78,7 @@ def expected_order(place, num_steps):
         gpus=0,
         threads=1,
     )
-    scorer, state = task.scorer(0, 1), NO_SAMPLES
+    scorer, state = online_scorer(task, 0, 1), NO_SAMPLES
     for number in range(num_steps):
         state = chain(state, best_of([scorer.window(number)], BATCH).samples)
     return state.hex()

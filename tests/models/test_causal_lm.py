@@ -13,6 +13,7 @@ from stillhouse.models.causal_lm import (
     load_model,
     save_model,
 )
+from stillhouse.models.shape import planned_shape, shape_of
 from stillhouse.spec import ModelSettings
 
 CPU = torch.device("cpu")
@@ -38,6 +39,13 @@ def test_build_follows_the_settings(architecture: str) -> None:
     assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
     assert {p.dtype for p in model.parameters()} == {torch.float32}
     assert model(input_ids=torch.arange(16)[None]).logits.shape == (1, 16, 128)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_planned_shape_is_that_of_the_model(architecture: str) -> None:
+    settings = ModelSettings.model_validate({"architecture": architecture, "hidden_size": 64})
+    model = build_model(settings, vocab_size=100, sequence_length=16, seed=0, eos_id=3)
+    assert planned_shape(settings, 100, 16) == shape_of(model.config.to_dict())
 
 
 def test_default_sizes_of_the_demo_model() -> None:

@@ -11,15 +11,8 @@ from stillhouse.storage.artifact import Store, read_table
 from stillhouse.text.documents import Document
 from stillhouse.text.packing import Packer, tokens_table
 from stillhouse.text.tokenizer import make_tokenizer, save_pretrained, train_tokenizer
-from stillhouse.training.job import (
-    TRAINED_ON,
-    DataPart,
-    ModelTask,
-    evaluation_steps,
-    model_name,
-    read_sequences,
-    run_training,
-)
+from stillhouse.training.job import evaluation_steps, read_sequences, run_training
+from stillhouse.training.task import TRAINED_ON, DataPart, ModelTask, model_name
 
 LENGTH = 16
 MODEL = ModelSettings(hidden_size=32, num_layers=1)

@@ -17,7 +17,8 @@ from stillhouse.storage.filesystem import read_bytes
 from stillhouse.training.fetch import PartReader, read_ahead
 from stillhouse.training.order import NO_SAMPLES, Rows, chain
 from stillhouse.training.spec import TrainingSettings
-from stillhouse.training.worker import TrainTask, starts_of, streamed_batches, train_worker
+from stillhouse.training.task import TrainTask
+from stillhouse.training.worker import starts_of, streamed_batches, train_worker
 
 STEPS, PART_ROWS = 12, (20, 12)
 

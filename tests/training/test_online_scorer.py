@@ -10,7 +10,8 @@ from stillhouse.models.scoring import load_scoring_model
 from stillhouse.spec import ScoringSettings
 from stillhouse.text.tokenizer import load_tokenizer
 from stillhouse.training.online import best_of
-from stillhouse.training.online_task import OnlineTask
+from stillhouse.training.online_scorer import online_scorer
+from stillhouse.training.task import OnlineTask
 
 LENGTH, ROWS = 24, 16
 
@@ -62,7 +63,7 @@ def made(models, tmp_path_factory):
 
 def test_scores_are_the_difference_of_mean_losses(made, models):
     ids, task = made
-    window = task.scorer(0, 1).window(0)
+    window = online_scorer(task, 0, 1).window(0)
     assert sorted(map(tuple, window.samples.tolist())) == [
         (p, r) for p in range(2) for r in range(ROWS)
     ]
@@ -78,14 +79,14 @@ def test_scores_are_the_difference_of_mean_losses(made, models):
 
 def test_held_out_and_hidden_rows_have_no_score(made):
     _, task = made
-    window = task.scorer(0, 1).window(0)
+    window = online_scorer(task, 0, 1).window(0)
     without = window.samples[np.isnan(window.scores)].tolist()
     assert sorted(without) == [[0, 2], [0, 7], [1, 3]]
 
 
 def test_two_scorers_choose_what_one_does(made):
     _, task = made
-    [alone], pair = [task.scorer(0, 1)], [task.scorer(k, 2) for k in range(2)]
+    [alone], pair = [online_scorer(task, 0, 1)], [online_scorer(task, k, 2) for k in range(2)]
     for number in (0, 2):
         one = best_of([alone.window(number)], 6)
         two = best_of([scorer.window(number) for scorer in pair], 6)
