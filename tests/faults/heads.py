@@ -1,4 +1,4 @@
-"""Heads of Ray of these a test's own, with token authentication: killed by id, gone at the end."""
+"""A test's own heads of Ray, with token authentication: killed by id, gone at the end."""
 
 import os
 import signal

@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-from contextlib import contextmanager
 
 import pytest
 import yaml
@@ -10,12 +9,6 @@ from drivers import KEYS, PATIENCE_S, SECRET, STILLHOUSE, Bench
 from heads import TOKEN, clean_environment, free_ports, running_head
 from mixing_world import rows_of, with_choices, write_rows
 from small import LEARNING, MODEL, small_spec
-
-
-@contextmanager
-def a_head(environment, folder, ports, number=0):
-    with running_head(environment, folder / f"head-{number}.log", ports) as head:
-        yield head
 
 
 def submit(folder, environment, url, spec):
@@ -109,7 +102,7 @@ def four_jobs(uri):
 def test_four_jobs_on_s3_behind_a_token(bucket, s3_server, tmp_path):
     bench, name = bucket
     environment = clean_environment(tmp_path) | KEYS | {"AWS_ENDPOINT_URL": s3_server}
-    with a_head(environment, tmp_path, free_ports(5)) as head:
+    with running_head(environment, tmp_path / "head.log", free_ports(5)) as head:
         for spec in four_jobs(f"s3://{name}"):
             code, found, said = followed(submit(tmp_path, environment, head.url, spec))
             assert (code, found["state"], found["attempt"]) == (0, "SUCCEEDED", 1), said
@@ -127,25 +120,19 @@ def test_a_lost_head_costs_what_was_in_flight(job, expected, bench, tmp_path):
     store = tmp_path / "store"
     spec = small_spec(job.folder, **job.models, store=str(store), part_tokens=8000)
     environment, ports = clean_environment(tmp_path), free_ports(5)
-    with a_head(environment, tmp_path, ports) as head:
+    with running_head(environment, tmp_path / "head.log", ports) as head:
         process = submit(tmp_path, environment, head.url, spec)
         lines = [process.stderr.readline()]
         while "score prior: " not in lines[-1]:
             assert lines[-1], "".join(lines)
             lines.append(process.stderr.readline())
         head.kill()
-        code, _, said = followed_lost(process)
+        code, _, said = followed(process)
         assert (code, "submit" in said) == (4, True), said
-    with a_head(environment, tmp_path, ports, 1) as head:
+    with running_head(environment, tmp_path / "second.log", ports) as head:
         code, found, said = followed(submit(tmp_path, environment, head.url, spec))
         assert (code, found["state"]) == (0, "SUCCEEDED"), said
     (path,) = store.glob("runs/*/result.json")
     work = json.loads(path.read_text())["work"]["tokens"]
     assert work["reused"] == work["parts"] > 0
     assert bench.contents(str(store)) == expected
-
-
-def followed_lost(process):
-    """As `followed`, where the end is an error."""
-    out, errors = process.communicate(timeout=PATIENCE_S)
-    return process.returncode, out, out + errors

@@ -1,80 +1,29 @@
 """A head with token authentication in a process of its own, and jobs submitted from others."""
 
 import json
-import os
 import signal
-import socket
 import subprocess
-import sys
-import tempfile
-from contextlib import ExitStack
-from pathlib import Path
 
 import pytest
 from drivers import STILLHOUSE
+from heads import TOKEN, clean_environment, free_ports, running_head
 from small import make_models, make_world, write_shard, write_spec
 
 from stillhouse import open_selection
 
-RAY = str(Path(sys.executable).with_name("ray"))
-TOKEN = "0123456789abcdef0123456789abcdef"
 PATIENCE_S = 600
-
-
-def free_ports(count):
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
 
 
 @pytest.fixture
 def environment(tmp_path):
-    """No Ray, no token, no home of this machine."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
-    return kept | {"HOME": str(tmp_path), "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}
+    return clean_environment(tmp_path)
 
 
 @pytest.fixture
 def address(environment, tmp_path):
     """The dashboard of a running head that wants TOKEN."""
-    gcs, dashboard, agent, client, metrics = free_ports(5)
-    with tempfile.TemporaryDirectory(prefix="sh", dir="/tmp") as folder:  # sockets need short paths
-        command = [RAY, "start", "--head", "--block", "--num-cpus=4", "--disable-usage-stats"]
-        command += [f"--port={gcs}", f"--dashboard-port={dashboard}", f"--temp-dir={folder}"]
-        command += [f"--dashboard-agent-listen-port={agent}", f"--metrics-export-port={metrics}"]
-        command += [f"--ray-client-server-port={client}", "--node-ip-address=127.0.0.1"]
-        command += ["--dashboard-host=127.0.0.1", "--object-store-memory=200000000"]
-        secret = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}
-        with open(tmp_path / "head.log", "wb") as log:
-            head = subprocess.Popen(
-                command, env=environment | secret, stdout=log, stderr=log, start_new_session=True
-            )
-        try:
-            url = f"http://127.0.0.1:{dashboard}"
-            wait_for(url, head)
-            yield url
-        finally:
-            os.killpg(head.pid, signal.SIGTERM)
-            try:
-                head.wait(30)
-            except subprocess.TimeoutExpired:
-                os.killpg(head.pid, signal.SIGKILL)
-                head.wait()
-
-
-def wait_for(url, head):
-    """Ask until the dashboard answers; a head that ended is an error at once."""
-    import requests
-
-    while True:
-        assert head.poll() is None, "the head ended"
-        try:
-            if requests.get(f"{url}/api/version", timeout=5).status_code in {200, 401}:
-                return
-        except requests.RequestException:
-            continue
+    with running_head(environment, tmp_path / "head.log", free_ports(5)) as head:
+        yield head.url
 
 
 @pytest.mark.soak
