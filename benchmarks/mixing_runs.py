@@ -16,8 +16,9 @@ from stillhouse.mixing.arms import ArmPart
 from stillhouse.mixing.mixer import Mixer, MixerTask
 from stillhouse.mixing.plan import StepPlan
 from stillhouse.mixing.preparation import Lengths, SourceTask, prepare_source
-from stillhouse.mixing.run import MixTask, run_mix
+from stillhouse.mixing.run import run_mix
 from stillhouse.mixing.settings import PolicySettings
+from stillhouse.mixing.task import MixTask
 from stillhouse.spec import ModelSettings, Optimisation
 from stillhouse.storage.artifact import Manifest, Store
 from stillhouse.text.tokenizer import Tokenizer, make_tokenizer, save_pretrained, train_tokenizer

@@ -21,9 +21,9 @@ from stillhouse.mixing.decision_log import log_digest, read_log_regime
 from stillhouse.mixing.mixer import MixerTask
 from stillhouse.mixing.origins import run_name
 from stillhouse.mixing.plan import StepPlan
-from stillhouse.mixing.run import MixTask
 from stillhouse.mixing.settings import PolicySettings, ReplaySettings, needs_initial_pass
 from stillhouse.mixing.spec import MixSpec, control_settings, plan_of
+from stillhouse.mixing.task import MixTask
 from stillhouse.spec import ModelSettings
 from stillhouse.storage.artifact import Manifest, Store
 

@@ -7,13 +7,13 @@ from typing import Any
 from pipelines.mix_data import GivenModels, MixInputs
 from stillhouse.fingerprint import fingerprint
 from stillhouse.mixing.origins import Arms, Origin, Rule, choose_origin, unfinished_runs
-from stillhouse.mixing.run import MIX_VERSION
 from stillhouse.mixing.spec import MixSpec
+from stillhouse.mixing.task import MIX_VERSION
 from stillhouse.spec import TokenizerSettings
 from stillhouse.storage.artifact import Store
 from stillhouse.storage.filesystem import list_names
 from stillhouse.text.tokenizer import load_tokenizer
-from stillhouse.training.checkpoint import KIND
+from stillhouse.training.task import CHECKPOINTS
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ def families_of(
     store: Store, spec: MixSpec, inputs: MixInputs, given: GivenModels
 ) -> dict[tuple[str, int], Family]:
     """By label and seed."""
-    names = list_names(store.path(KIND))
+    names = list_names(store.path(CHECKPOINTS))
     common = _common(spec, inputs, given)
     found: dict[tuple[str, int], Family] = {}
     for key in product((spec.policy.name, *spec.controls), spec.seeds):

@@ -11,8 +11,8 @@ from stillhouse.mixing.arms import ArmPart
 from stillhouse.mixing.mixer import MixerTask
 from stillhouse.mixing.plan import StepPlan
 from stillhouse.mixing.preparation import Lengths, SourceTask, prepare_source
-from stillhouse.mixing.run import MixTask
 from stillhouse.mixing.settings import UniformSettings
+from stillhouse.mixing.task import MixTask
 from stillhouse.spec import ModelSettings, Optimisation
 from stillhouse.storage.artifact import Manifest, PartRef, Store
 from stillhouse.storage.commit import create

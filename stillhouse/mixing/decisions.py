@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -30,6 +31,13 @@ _COLUMNS = [
     pa.field("probabilities", pa.list_(pa.float64())),
     pa.field("indices", pa.list_(pa.float64())),
 ]
+
+_QUANTUM = 2.0**-10
+
+
+def quantise(reward: float) -> float:
+    """The nearest multiple of 2^-10 (halves to even), so that summation order rarely matters."""
+    return float(np.rint(reward / _QUANTUM) * _QUANTUM)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeAlias
 
 from stillhouse.errors import SpecError
 from stillhouse.storage.artifact import Store
-from stillhouse.training.checkpoint import KIND, Checkpoints
+from stillhouse.training.task import CHECKPOINTS
 
 Arms: TypeAlias = Sequence[tuple[str, str]]
 """Names and parts of arms, in order."""
@@ -54,12 +54,14 @@ def unfinished_runs(store: Store, names: Sequence[str], lineage: str) -> list[Or
         names: of all runs there that have checkpoints.
         lineage: what they have in common.
     """
+    from stillhouse.training.checkpoint import Checkpoints  # brings torch
+
     found: list[Origin] = []
     for name in names:
         if not name.startswith(lineage[:_HALF]) or store.find_manifest("models", name) is not None:
             continue
         for step in Checkpoints(store, name, {}).steps()[-1:]:
-            of: Mapping[str, Any] = store.get_manifest(KIND, f"{name}/{step:08d}").settings
+            of: Mapping[str, Any] = store.get_manifest(CHECKPOINTS, f"{name}/{step:08d}").settings
             arms = tuple((arm, part) for arm, part in of["arms"])
             found.append(Origin(name, step, arms, of["tokenizer"]))
     return sorted(found, key=lambda origin: (-origin.step, origin.name))

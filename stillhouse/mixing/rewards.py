@@ -19,12 +19,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from stillhouse.mixing.decisions import quantise
 from stillhouse.mixing.plan import RewardName
 
 Reward: TypeAlias = Callable[[Tensor, Tensor], float]
 
 _EPS = 1e-8
-_QUANTUM = 2.0**-10
 _CHUNK = 1 << 20
 
 
@@ -94,11 +94,6 @@ REWARDS: dict[RewardName, Reward] = {
     "magnitude": gradient_magnitude_similarity,
     "aggregate": aggregate,
 }
-
-
-def quantise(reward: float) -> float:
-    """The nearest multiple of 2^-10 (halves to even), so that summation order rarely matters."""
-    return float(np.rint(reward / _QUANTUM) * _QUANTUM)
 
 
 def initial_rewards(

@@ -11,15 +11,14 @@ from transformers import PreTrainedModel
 from stillhouse.mixing.arms import ArmPart, ArmReader
 from stillhouse.mixing.collation import Collator
 from stillhouse.mixing.evaluation import Evaluation, evaluate
-from stillhouse.mixing.mixer import MixerHandle, MixerTask
+from stillhouse.mixing.mixer import MixerHandle
 from stillhouse.mixing.origins import Origin, checkpoint_identity
-from stillhouse.mixing.plan import StepPlan
 from stillhouse.mixing.settings import needs_initial_pass
 from stillhouse.mixing.target import Shots, choose_shots, target_rows
+from stillhouse.mixing.task import MixTask
 from stillhouse.mixing.trainer import MixTrainer
 from stillhouse.models.causal_lm import save_model
 from stillhouse.models.text_to_text import build_text_model, load_text_model
-from stillhouse.spec import ModelSettings, Optimisation
 from stillhouse.storage.artifact import Manifest, Store, read_table
 from stillhouse.storage.filesystem import list_names, read_bytes
 from stillhouse.storage.folders import put_folder
@@ -31,53 +30,7 @@ from stillhouse.training.job import TOKENIZER_FILES
 from stillhouse.training.optimisation import make_adafactor, make_optimizer
 from stillhouse.training.state import Snapshot, put_snapshot
 
-MIX_VERSION = 2
 _CURVE_ROWS = 256
-
-
-@dataclass(frozen=True, slots=True)
-class MixTask:
-    """One run. Small plain values: a worker needs nothing else.
-
-    Attributes:
-        fingerprint: names the model artifact and the checkpoints.
-        label: the policy, as people call it.
-        init: folder of the model to start from, or the settings of a fresh one.
-        target: part of the target's rows.
-        tokenizer: folder in the store.
-        max_input, max_target: longest in tokens, EOS not counted.
-        evaluate_every: steps between measurements, which are also the checkpoints.
-        patience: measurements without a better one that end the run; None for never.
-        mixer: of this run.
-        reference: folder of DoReMi's reference model.
-        origin: a run with fewer arms whose checkpoint this one begins at.
-    """
-
-    fingerprint: str
-    label: str
-    seed: int
-    init: str | ModelSettings
-    encoder_decoder: bool
-    arms: tuple[ArmPart, ...]
-    target: str
-    num_shots: int
-    tokenizer: str
-    eos_token: str
-    max_input: int
-    max_target: int
-    plan: StepPlan
-    num_steps: int
-    learning: Optimisation
-    optimizer: str
-    activation_checkpointing: bool
-    initial_examples: int
-    evaluate_every: int
-    patience: int | None
-    mixer: MixerTask
-    reference: str | None = None
-    origin: Origin | None = None
-    inputs: dict[str, Any] = field(default_factory=dict)
-    settings: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(slots=True)

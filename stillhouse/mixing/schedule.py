@@ -17,9 +17,8 @@ from typing import Any
 import numpy as np
 
 from stillhouse.errors import DivergedError, SpecError
-from stillhouse.mixing.decisions import Decision, chain
+from stillhouse.mixing.decisions import Decision, chain, quantise
 from stillhouse.mixing.policy import Policy
-from stillhouse.mixing.rewards import quantise
 
 
 class DrawSchedule:

@@ -25,8 +25,8 @@ from stillhouse.storage.commit import create
 from stillhouse.storage.filesystem import filesystem, list_names, read_bytes
 from stillhouse.storage.retries import with_retries
 from stillhouse.training.state import MOMENT, WEIGHT, Snapshot
+from stillhouse.training.task import CHECKPOINTS
 
-KIND = "checkpoints"
 _SHARD_BYTES = 1 << 30
 _PREFIXES = {"model": WEIGHT, "optimizer": MOMENT}
 
@@ -140,7 +140,7 @@ class Checkpoints:
             files[name] = digest
         self._store.put_manifest(
             Manifest(
-                kind=KIND,
+                kind=CHECKPOINTS,
                 fingerprint=f"{self._name}/{step:08d}",
                 parts=(),
                 inputs={},
@@ -197,12 +197,12 @@ class Checkpoints:
                 with_retries(partial(fs.rm, name, recursive=recursive), f"removing {name}")
 
     def _folders(self) -> list[int]:
-        names = list_names(self._store.path(KIND, self._name))
+        names = list_names(self._store.path(CHECKPOINTS, self._name))
         return sorted(int(name) for name in names if name.isdigit())
 
     def _manifest(self, step: int) -> Manifest | None:
         try:
-            found = self._store.find_manifest(KIND, f"{self._name}/{step:08d}")
+            found = self._store.find_manifest(CHECKPOINTS, f"{self._name}/{step:08d}")
         except ArtifactError as error:
             raise _BrokenError(str(error)) from error
         if found is None and "manifest.json" in list_names(self._uri(step)):
@@ -210,7 +210,7 @@ class Checkpoints:
         return found
 
     def _uri(self, step: int) -> str:
-        return self._store.path(KIND, self._name, f"{step:08d}")
+        return self._store.path(CHECKPOINTS, self._name, f"{step:08d}")
 
 
 class _BrokenError(ArtifactError):

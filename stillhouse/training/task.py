@@ -15,6 +15,8 @@ from stillhouse.spec import ModelSettings, Optimisation, ScoringSettings
 from stillhouse.training.order import Rows, SampleOrder
 from stillhouse.training.spec import TrainingSettings
 
+CHECKPOINTS = "checkpoints"
+"""Where in the store those of all trainings lie."""
 MODEL_VERSION = 1
 TRAINED_ON = "trained_on.parquet"
 

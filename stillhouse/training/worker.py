@@ -25,7 +25,7 @@ from stillhouse.storage.folders import put_folder
 from stillhouse.text.pieces import Pieces, read_pieces, token_ids
 from stillhouse.text.tokenizer import load_tokenizer
 from stillhouse.training.batches import BatchSource
-from stillhouse.training.checkpoint import KIND, Checkpoints
+from stillhouse.training.checkpoint import Checkpoints
 from stillhouse.training.evaluate import measure
 from stillhouse.training.fetch import Fetch
 from stillhouse.training.fit import fit
@@ -36,7 +36,7 @@ from stillhouse.training.loop import StepRecord, Trainer
 from stillhouse.training.online import Ask, OnlineBatches
 from stillhouse.training.state import WEIGHT, Snapshot
 from stillhouse.training.stream import TokenStream
-from stillhouse.training.task import Tell, TrainTask
+from stillhouse.training.task import CHECKPOINTS, Tell, TrainTask
 
 _TELL_S = 1.0
 
@@ -150,7 +150,7 @@ def train_worker(
 
 def starts_of(store: Store, checkpoints: str) -> list[dict[str, int]]:
     """Every time that a training began or went on: `step` and number of `workers`."""
-    folder = store.path(KIND, checkpoints, "starts")
+    folder = store.path(CHECKPOINTS, checkpoints, "starts")
     return [numbered.read_version(folder, number) for number in numbered.versions(folder)]
 
 
@@ -159,7 +159,7 @@ def _note_start(
 ) -> None:
     if group.rank == 0:
         content = {"step": step, "workers": group.size, "time": time.time()}
-        numbered.append(store.path(KIND, task.checkpoints, "starts"), content)
+        numbered.append(store.path(CHECKPOINTS, task.checkpoints, "starts"), content)
     watch.began(step, group.size)
 
 

@@ -1,13 +1,13 @@
 import pytest
 import torch
 
+from stillhouse.mixing.decisions import quantise
 from stillhouse.mixing.rewards import (
     aggregate,
     gradient_alignment,
     gradient_magnitude_similarity,
     initial_rewards,
     products,
-    quantise,
 )
 
 ZERO = torch.zeros(4)
