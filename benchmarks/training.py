@@ -34,6 +34,7 @@ sys.path.append(str(Path(__file__).parents[1] / "tests"))
 LENGTH, VOCAB, BATCH, STEPS = 256, 300, 16, 40
 MODEL = {"hidden_size": 256, "num_layers": 4}
 ROUNDS = 2
+RESUMES = 3
 PARTS, PART_ROWS = 8, 2_000
 
 
@@ -221,63 +222,78 @@ def way_memory(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def measure_resume(folder: Path) -> dict[str, Any]:
-    """Kill a run after its second checkpoint; the time its successor takes until it trains."""
-    from stillhouse.training.worker import starts_of
+    """Kill a run after its second checkpoint; the time its successors take until they train.
 
+    Each round has its bare start of Ray before it; the first is not counted.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     store = folder / "resume"
     shutil.rmtree(store, ignore_errors=True)
     spec = write_spec(folder, str(store), 10 * STEPS, checkpoint_every=5)
-    ray_start = [in_fresh_process(__file__, "--way", "ray")["s"] for _ in range(ROUNDS)]
     with tempfile.TemporaryDirectory(prefix="sh-") as ray_folder:
-        environment = _environment(ray_folder)
-        first = subprocess.Popen(_command(spec), stdout=subprocess.DEVNULL, env=environment)
+        first = subprocess.Popen(
+            _command(spec),
+            stdout=subprocess.DEVNULL,
+            env=_environment(ray_folder),
+            start_new_session=True,
+        )
         while len(list(store.glob("checkpoints/*/*/manifest.json"))) < 2:
             time.sleep(0.2)
         first.send_signal(signal.SIGKILL)
         first.wait()
-    time.sleep(20)  # what is left of its Ray goes by itself
-    [checkpoints] = [path.name for path in (store / "checkpoints").iterdir()]
-    before = len(_starts(store, checkpoints, starts_of))
-    with tempfile.TemporaryDirectory(prefix="sh-") as ray_folder:
-        environment = _environment(ray_folder)
-        began = time.time()
-        second = subprocess.Popen(_command(spec), stdout=subprocess.DEVNULL, env=environment)
-        while len(found := _starts(store, checkpoints, starts_of)) == before:
-            time.sleep(0.05)
-        second.send_signal(signal.SIGTERM)
-        second.wait()
-    seconds = found[-1]["time"] - began
+    while subprocess.run(["ps", "-s", str(first.pid)], stdout=subprocess.DEVNULL).returncode == 0:
+        time.sleep(1)  # its Ray goes by itself, the last of it after a minute
+    bare: list[float] = []
+    resumed: list[float] = []
+    for _ in range(RESUMES + 1):
+        bare.append(in_fresh_process(__file__, "--way", "ray", "--uri", str(time.time()))["s"])
+        seconds, step = _resume(spec, store)
+        resumed.append(seconds)
+    beyond = [ours - theirs for ours, theirs in zip(resumed[1:], bare[1:], strict=True)]
     return {
-        "went on after step": found[-1]["step"],
-        "until it trains: s": seconds,
-        "Ray's start with a worker that has torch: s": statistics.median(ray_start),
-        "beyond Ray's start: s": seconds - statistics.median(ray_start),
+        "went on after step": step,
+        "until it trains: s": statistics.median(resumed[1:]),
+        "Ray Train's start, to a worker that does nothing: s": statistics.median(bare[1:]),
+        "beyond Ray's start: s": statistics.median(beyond),
+        "each": beyond,
     }
 
 
-def _starts(store: Path, checkpoints: str, starts_of: Any) -> list[dict[str, Any]]:
+def _resume(spec: str, store: Path) -> tuple[float, int]:
+    """Seconds from the start of a process until its training goes on, and after which step."""
     from stillhouse.storage.artifact import Store
+    from stillhouse.training.worker import starts_of
 
-    return starts_of(Store(str(store)), checkpoints)
+    [checkpoints] = [path.name for path in (store / "checkpoints").iterdir()]
+    before = len(starts_of(Store(str(store)), checkpoints))
+    with tempfile.TemporaryDirectory(prefix="sh-") as ray_folder:
+        began = time.time()
+        process = subprocess.Popen(
+            _command(spec), stdout=subprocess.DEVNULL, env=_environment(ray_folder)
+        )
+        while len(found := starts_of(Store(str(store)), checkpoints)) == before:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        process.wait()
+    return found[-1]["time"] - began, found[-1]["step"]
 
 
-def way_ray(_: argparse.Namespace) -> dict[str, Any]:
-    """A process, Ray, and one worker of Ray Train that does nothing."""
-    started = float(os.environ.get("STARTED", time.time()))
+def way_ray(options: argparse.Namespace) -> dict[str, Any]:
+    """A process, Ray, and one worker of Ray Train that only says when it begins."""
     import ray
     from ray.train import ScalingConfig
     from ray.train.torch import TorchTrainer
 
     with tempfile.TemporaryDirectory(prefix="sh-") as folder:
         ray.init(_temp_dir=folder, include_dashboard=False, log_to_driver=False, logging_level=40)
-        TorchTrainer(_nothing, scaling_config=ScalingConfig(num_workers=1)).fit()
+        said = Path(folder) / "said"
+        bare = TorchTrainer(
+            lambda: said.write_text(str(time.time())), scaling_config=ScalingConfig(num_workers=1)
+        )
+        bare.fit()
+        began = float(said.read_text())
         ray.shutdown()
-    return {"s": time.time() - started}
-
-
-def _nothing() -> None:
-    """What the bare worker does."""
+    return {"s": began - float(options.uri)}
 
 
 STAGES: Stages = {"order": measure_order, "loop": measure_loop, "resume": measure_resume}

@@ -12,8 +12,6 @@ from functools import partial
 from typing import Any, TypeAlias, TypeVar
 
 import ray
-import ray.data
-from ray.data import ActorPoolStrategy, DataContext
 from ray.exceptions import RayTaskError
 
 from actors.attempts import Attempts
@@ -89,6 +87,8 @@ def _stream(
     options: Mapping[str, Any] | None,
     tasks: list[Any],
 ) -> Iterator[tuple[Receipt, float]]:
+    from ray.data import ActorPoolStrategy, from_items  # seconds, for who has no parts to do
+
     attempts = attempts_of(ctx)
     quiet()
     placed = options or ctx.compute.resources(gpus)
@@ -96,7 +96,7 @@ def _stream(
     size = min(workers or max(1, cpus), len(tasks))
     rows = [{"task": task} for task in tasks]
     per_block = max(-(-len(rows) // _MAX_BLOCKS), min(_AHEAD, len(rows) // (4 * size)), 1)
-    dataset = ray.data.from_items(rows, override_num_blocks=-(-len(rows) // per_block))
+    dataset = from_items(rows, override_num_blocks=-(-len(rows) // per_block))
     results = dataset.map_batches(
         PartWorker,
         fn_constructor_kwargs={
@@ -140,6 +140,8 @@ def as_error(name: str, message: str) -> Exception:
 
 def quiet() -> None:
     """Our own progress is shown instead of Ray Data's; a failing part is our own error."""
+    from ray.data import DataContext
+
     for name in [n for n in logging.root.manager.loggerDict if n.startswith("ray.data")]:
         logging.getLogger(name).setLevel(logging.ERROR)
     context = DataContext.get_current()
