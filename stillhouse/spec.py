@@ -231,6 +231,8 @@ class SelectionSettings(Settings):
         return self
 
 
+_SCORERS = {"pds": "stillhouse.selection.pds:PdsScorer"}
+"""Classes for `scorer` that come with Stillhouse, by their short names."""
 Control = Literal["random", "conditional_only", "dsir", "rho_down"]
 
 
@@ -323,7 +325,8 @@ class SelectSpec(JobSpec):
     prior: PriorSettings = PriorSettings()
     conditional: ConditionalSettings = ConditionalSettings()
     scorer: OwnScorerSettings | None = Field(
-        default=None, description="your own scorer, instead of `prior` and `conditional`"
+        default=None,
+        description="your own scorer, or `pds`, instead of `prior` and `conditional`",
     )
     scoring: ScoringSettings = ScoringSettings()
     selection: SelectionSettings
@@ -333,6 +336,11 @@ class SelectSpec(JobSpec):
     @classmethod
     def _tokenizer_name(cls, value: Any) -> Any:
         return {"path": value} if isinstance(value, str) else value
+
+    @field_validator("scorer", mode="before")
+    @classmethod
+    def _scorer_name(cls, value: Any) -> Any:
+        return {"import": _SCORERS.get(value, value)} if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _controls_fit(self) -> "SelectSpec":

@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
+from small import small_spec
 
 from stillhouse.distillation.adjoint import unrolled
 from stillhouse.distillation.pds import PdsRun, uniform_weights
@@ -10,6 +12,7 @@ from stillhouse.errors import InputError
 from stillhouse.selection import pds
 from stillhouse.selection.own import find_code, fit
 from stillhouse.selection.pds import PdsScorer
+from stillhouse.spec import SelectSpec
 
 SMALL = {"hidden_size": 16, "num_layers": 1, "window": 16, "num_warmup": 30, "num_target": 8}
 LOW, HIGH = "abcdefgh", "stuvwxyz"
@@ -31,6 +34,19 @@ def scorer():
     fresh = code.build({**SMALL, "num_steps": 10, "every": 5})
     fresh.load(state)
     return fresh
+
+
+def test_its_short_name(tmp_path):
+    ours = {"prior": None, "conditional": None}
+    short, long = (
+        SelectSpec.model_validate(
+            {k: v for k, v in small_spec(tmp_path, scorer=s).items() if k not in ours}
+        )
+        for s in ("pds", {"import": "stillhouse.selection.pds:PdsScorer"})
+    )
+    assert short.scorer == long.scorer is not None
+    with pytest.raises(ValidationError, match="scorer"):
+        SelectSpec.model_validate(small_spec(tmp_path, scorer="pdx"))
 
 
 def test_texts_like_the_target_score_higher(scorer):
