@@ -1,5 +1,7 @@
 """`train.select: online`: the batches do not depend on who scores and who trains."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -8,6 +10,8 @@ from small import Quiet, make_models
 
 from jobs.kinds import list_job
 from jobs.run import run_job
+from pipelines import online
+from stillhouse.compute_settings import ComputeSettings
 from stillhouse.errors import ModelError
 from stillhouse.models.causal_lm import build_model, save_model
 from stillhouse.spec import ModelSettings, ScoringSettings
@@ -95,6 +99,30 @@ def test_any_number_of_scorers_and_trainers(ray_cluster, place, parse, trainers,
     assert trained["num_tokens"] == num_steps * BATCH * LENGTH
     assert trained["order_sha256"] == expected_order(place, num_steps)
     assert 0 <= trained["data_wait_share"] <= 1
+
+
+def test_scorers_ask_for_what_scorers_need(monkeypatch):
+    asked = []
+
+    class Recorder:
+        @classmethod
+        def options(cls, **options):
+            asked.append(options)
+            return cls
+
+        @staticmethod
+        def remote(*_):
+            return None
+
+    monkeypatch.setattr(online, "OnlineScorer", Recorder)
+    monkeypatch.setattr(online.ray, "kill", lambda _: None)
+    scorer = {"gpus": 0.25, "accelerator": "L4", "labels": {"pool": "spot"}}
+    compute = ComputeSettings(scorers=2, gpus_per_worker=1, scorer=scorer)
+    with online.online_scorers(SimpleNamespace(compute=compute), SimpleNamespace(lanes=1)):
+        pass
+    [options] = asked
+    assert options["num_gpus"] == 0.25
+    assert (options["accelerator_type"], options["label_selector"]) == ("L4", {"pool": "spot"})
 
 
 def test_section_and_setting_go_together(parse):
