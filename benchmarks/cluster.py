@@ -1,6 +1,6 @@
 """What a large cluster asks of the driver, and what a scheduled run with nothing to do costs.
 
-    python benchmarks/cluster.py --dir FOLDER --json OUT [--stage driver,records,nothing]
+    python benchmarks/cluster.py --dir FOLDER --json OUT [--stage driver,records,nothing,submit]
 
 FOLDER is on local disk. Stages:
 
@@ -9,6 +9,8 @@ FOLDER is on local disk. Stages:
 * records: the store's side of 100,000 parts: receipts found again, a manifest written and read.
 * nothing: a finished, published job on S3 (moto behind a proxy that counts) run again by the
   command line: seconds from the process's start to its end, requests.
+* submit: a job submitted to a head with a token: seconds until its first part is done, beyond those
+  of a bare Ray job that says hello.
 """
 
 import argparse
@@ -26,6 +28,7 @@ from typing import Any
 import psutil
 from processes import Stages, Ways, in_fresh_process, memory_mb, run_stages
 from store import run_cli, s3_client, s3_server, small_job
+from submit import measure_submit
 
 from stillhouse.fingerprint import canonical_json, fingerprint
 from stillhouse.selection.scorers import ScoreTask
@@ -42,6 +45,7 @@ NEEDED = 512 * 700_000 / PART_TOKENS
 LIMITS = {
     "driver: memory growth, MB": 500.0,
     "nothing: s": 10.0,
+    "submit: s beyond a bare job": 15.0,
     "nothing: requests beyond artifacts and files / 1000": 20.0,
 }
 FLOORS = {"driver: parts a second over those of 512 GPUs": 5.0}
@@ -271,6 +275,7 @@ STAGES: Stages = {
     "driver": measure_driver,
     "records": measure_records,
     "nothing": measure_nothing,
+    "submit": measure_submit,
 }
 WAYS: Ways = {"driver": way_driver, "records": way_records}
 

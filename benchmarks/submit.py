@@ -1,9 +1,7 @@
-"""How long a submitted job takes to begin, against a Ray job that says hello.
+"""The stage `submit` of `cluster.py`: how long a submitted job takes to begin, against a bare one.
 
-    python benchmarks/submit.py --dir FOLDER --json OUT
-
-FOLDER is on local disk. The head is one of the benchmark's own on this machine, with a token. A
-part counts when its receipt is in the store, which is a little after it was begun.
+The head is one of the benchmark's own on this machine, with a token. A part counts when its receipt
+is in the store, which is a little after it was begun.
 """
 
 import shutil
@@ -13,12 +11,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from processes import Stages, Ways, run_stages
-
 ROOT = Path(__file__).parents[1]
 sys.path += [str(ROOT / "tests"), str(ROOT / "tests" / "faults")]
-
-LIMITS = {"submit: s beyond a bare job": 15.0}
 
 
 def measure_submit(folder: Path) -> dict[str, Any]:
@@ -58,10 +52,3 @@ def _bare(url: str, environment: dict[str, str]) -> float:
     out = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
     said = next(line for line in out.stdout.splitlines() if line.startswith("at "))
     return float(said.split()[1]) - started
-
-
-STAGES: Stages = {"submit": measure_submit}
-WAYS: Ways = {}
-
-if __name__ == "__main__":
-    run_stages(STAGES, WAYS, LIMITS, {})
