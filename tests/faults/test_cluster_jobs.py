@@ -128,7 +128,7 @@ def test_a_lost_head_costs_what_was_in_flight(job, expected, bench, tmp_path):
             lines.append(process.stderr.readline())
         head.kill()
         code, _, said = followed(process)
-        assert (code, "submit" in said) == (4, True), said
+        assert (code, "run the same command again" in said) == (4, True), said
     with running_head(environment, tmp_path / "second.log", ports) as head:
         code, found, said = followed(submit(tmp_path, environment, head.url, spec))
         assert (code, found["state"]) == (0, "SUCCEEDED"), said
