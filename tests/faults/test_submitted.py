@@ -3,6 +3,7 @@
 import json
 import signal
 import subprocess
+from functools import partial
 
 import pytest
 from drivers import STILLHOUSE
@@ -35,7 +36,12 @@ def test_submit_to_a_real_cluster(address, environment, tmp_path):
     def submit(*options, env=environment | {"RAY_AUTH_TOKEN": TOKEN}, sent=None):
         command = [STILLHOUSE, "submit", spec, "--address", address, "--json", *options]
         process = subprocess.Popen(
-            command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            command,
+            env=env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # not ours: `&`'s
         )
         lines = []
         if sent is not None:
