@@ -4,6 +4,7 @@ import json
 import re
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from zipfile import ZIP_DEFLATED, ZipFile, ZipInfo
 
 from stillhouse.errors import SpecError
 from stillhouse.selection.own import OwnCode, find_code
@@ -38,11 +39,13 @@ LIBRARIES = (
 """What the image of a cluster has to have: the dependencies of pyproject.toml."""
 
 
-def write_package(folder: Path, spec: JobSpec) -> int:
-    """Write everything that the job needs into an empty folder.
+def write_package(path: Path, spec: JobSpec) -> int:
+    """Write everything that the job needs into a zip; the same spec makes the same bytes.
+
+    Ray would zip a folder as well, but without compressing it.
 
     Returns:
-        Bytes written.
+        Bytes of the zip.
 
     Raises:
         SpecError: more than `MAX_BYTES`, naming the largest file.
@@ -55,10 +58,12 @@ def write_package(folder: Path, spec: JobSpec) -> int:
     files[SPEC_FILE] = spec.to_send().encode()
     files[VERSIONS_FILE] = json.dumps(pinned_versions(root), indent=1).encode()
     check_size(files)
-    for name, data in files.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(data)
-    return sum(map(len, files.values()))
+    with ZipFile(path, "w") as archive:
+        for name, data in sorted(files.items()):
+            entry = ZipInfo(name)  # of 1980, whenever it is written
+            entry.external_attr = 0o644 << 16
+            archive.writestr(entry, data, ZIP_DEFLATED)
+    return path.stat().st_size
 
 
 def own_code(spec: JobSpec) -> OwnCode | None:

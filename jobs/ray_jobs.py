@@ -152,23 +152,24 @@ class Cluster:
         self,
         job_id: str,
         entrypoint: str,
-        folder: str,
+        package: Path,
         metadata: dict[str, str],
         pip: Sequence[str] = (),
     ) -> bool:
-        """Submit a job with the content of a folder as its working directory.
+        """Submit a job with the content of a zip as its working directory.
 
         `pip`: requirements that its processes have beside those of the image.
 
         Returns:
             False if the id is taken: someone else submitted it at the same time.
         """
+        environment: dict[str, Any] = {"working_dir": str(package)}
         with self._explained():
             try:
                 self._client.submit_job(
                     entrypoint=entrypoint,
                     submission_id=job_id,
-                    runtime_env={"working_dir": folder} | ({"pip": list(pip)} if pip else {}),
+                    runtime_env=environment | ({"pip": list(pip)} if pip else {}),
                     metadata=metadata,
                 )
             except RuntimeError:

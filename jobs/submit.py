@@ -58,10 +58,11 @@ def submit_job(spec: Spec, cluster: Cluster) -> Submission:
             return Submission(f"{name}-{latest}", latest, True, cluster.url, spec.store, 0)
         job_id = f"{name}-{latest + 1}"
         with tempfile.TemporaryDirectory() as folder:
-            size = write_package(Path(folder), spec)
+            package = Path(folder) / "job.zip"
+            size = write_package(package, spec)
             told = {"stillhouse_store": spec.store, "stillhouse_name": spec.name or ""}
             command = f"{python} {_ENTRYPOINT} {job_id}"
-            if cluster.start(job_id, command, folder, told, requirements(spec)):
+            if cluster.start(job_id, command, package, told, requirements(spec)):
                 return Submission(job_id, latest + 1, False, cluster.url, spec.store, size)
 
 
