@@ -24,7 +24,7 @@ def measure_submit(folder: Path) -> dict[str, Any]:
     shutil.rmtree(place, ignore_errors=True)
     make_world(place, shards=2)
     spec = write_spec(place, **make_models(place))
-    environment = clean_environment(place) | {"RAY_AUTH_TOKEN": TOKEN}
+    environment = clean_environment(place) | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}
     stillhouse = str(Path(sys.executable).with_name("stillhouse"))
     with running_head(environment, place / "head.log", free_ports(5)) as head:
         bare = [_bare(head.url, environment)]
@@ -49,6 +49,6 @@ def _bare(url: str, environment: dict[str, str]) -> float:
     hello = f"{sys.executable} -c 'import time; print(\"at\", time.time())'"
     started = time.time()
     command = [ray, "job", "submit", "--address", url, "--", "sh", "-c", hello]
-    out = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+    out = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
     said = next(line for line in out.stdout.splitlines() if line.startswith("at "))
     return float(said.split()[1]) - started
