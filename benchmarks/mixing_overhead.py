@@ -36,6 +36,8 @@ from stillhouse.storage.artifact import read_table
 from stillhouse.training.optimisation import make_optimizer
 
 LENGTHS = Lengths(64, 16)
+ALLOCATOR = {"MALLOC_TRIM_THRESHOLD_": str(2**30), "MALLOC_MMAP_THRESHOLD_": str(2**30)}
+"""As every job's workers have it (`jobs/cluster.py`)."""
 SLOTS, BATCH, SHOTS, ROWS = 8, 8, 32, 400
 MODEL = ModelSettings(hidden_size=128, num_layers=2, tie_embeddings=False)
 LEARNING = Optimisation(learning_rate=1e-4, micro_batch=BATCH, schedule="constant")
@@ -195,4 +197,6 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    if not {*ALLOCATOR} <= {*os.environ}:
+        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | ALLOCATOR)
     raise SystemExit(main())

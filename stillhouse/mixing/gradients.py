@@ -8,7 +8,6 @@ DDP the hook runs before the reduction: what it sees is this worker's own.
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor, nn
@@ -56,15 +55,12 @@ class GradientCapture:
 
     def __init__(self, parameters: Mapping[str, Parameter]) -> None:
         self._parameters = list(parameters.values())
-        ends = list(accumulate((p.numel() for p in self._parameters), initial=0))
-        self._spans = [slice(start, end) for start, end in pairwise(ends)]
-        self._size = ends[-1]
-        self._sums: dict[int, Tensor] = {}
+        self._sums: dict[int, list[Tensor | None]] = {}
         self._batches: dict[int, int] = {}
         self._arm: int | None = None
         self._hooks = [
-            parameter.register_hook(partial(self._credit, span=span))
-            for parameter, span in zip(self._parameters, self._spans, strict=True)
+            parameter.register_hook(partial(self._hear, index=index))
+            for index, parameter in enumerate(self._parameters)
         ]
 
     @property
@@ -94,16 +90,20 @@ class GradientCapture:
             gradients = torch.autograd.grad(
                 loss, self._parameters, retain_graph=True, materialize_grads=True
             )
-            for span, gradient in zip(self._spans, gradients, strict=True):
-                self._sums[arm][span] += gradient.flatten()
+            for index, gradient in enumerate(gradients):
+                self._credit(arm, gradient, index)
 
     def total(self, arm: int) -> Tensor:
         """Sum of the arm's gradients: float32[P], the parameters flattened one after the other.
 
         Zeros for an arm that was not seen.
         """
-        found = self._sums.get(arm)
-        return self._zeros() if found is None else found
+        sums = self._sums.get(arm) or [None] * len(self._parameters)
+        parts = [
+            torch.zeros(parameter.numel(), device=parameter.device) if found is None else found
+            for parameter, found in zip(self._parameters, sums, strict=True)
+        ]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def drop(self, arm: int) -> None:
         """Forget one arm."""
@@ -112,7 +112,7 @@ class GradientCapture:
 
     def mean(self, arm: int) -> Tensor:
         """Mean over the arm's micro-batches: float32[P]."""
-        return self._sums[arm] / self._batches[arm]
+        return self.total(arm) / self._batches[arm]
 
     def batches(self, arm: int) -> int:
         """How many micro-batches of the arm have been seen."""
@@ -130,12 +130,17 @@ class GradientCapture:
 
     def _begin(self, arm: int) -> None:
         if arm not in self._sums:
-            self._sums[arm] = self._zeros()
+            self._sums[arm] = [None] * len(self._parameters)
         self._batches[arm] = self._batches.get(arm, 0) + 1
 
-    def _zeros(self) -> Tensor:
-        return torch.zeros(self._size, device=self._parameters[0].device)
-
-    def _credit(self, gradient: Tensor, span: slice) -> None:
+    def _hear(self, gradient: Tensor, index: int) -> None:
         if self._arm is not None:
-            self._sums[self._arm][span] += gradient.flatten()
+            self._credit(self._arm, gradient, index)
+
+    def _credit(self, arm: int, gradient: Tensor, index: int) -> None:
+        flat, sums = gradient.detach().flatten(), self._sums[arm]
+        found = sums[index]
+        if found is None:
+            sums[index] = flat.to(torch.float32, copy=True)
+        else:
+            found += flat

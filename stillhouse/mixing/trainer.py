@@ -31,7 +31,7 @@ from stillhouse.mixing.dealing import Slot, share, slots_of, spanning
 from stillhouse.mixing.gradients import GradientCapture, named_parameters, output_head
 from stillhouse.mixing.open_step import TARGET, BatchLoss, Found, OpenStep, collect
 from stillhouse.mixing.plan import StepPlan
-from stillhouse.mixing.rewards import products
+from stillhouse.mixing.rewards import Aim
 from stillhouse.mixing.target import TargetRow
 from stillhouse.mixing.task_loss import row_losses, token_losses
 from stillhouse.models.causal_lm import choose_dtype
@@ -124,8 +124,8 @@ class MixTrainer:
         self.model.train()
         target = self._target_pass(step)
         early = self._plan.by_gradient and self._plan.target_gradient == "before_step"
-        gradient = self._mean_gradient(step, TARGET, together=True) if early else None
-        losses, rewards = self._auxiliary(step, gradient)
+        aim = self._aim(step) if early else None
+        losses, rewards = self._auxiliary(step, aim)
         norm = self._update()
         if self._plan.by_gradient and not early:
             rewards = self._rewards_after(step)
@@ -159,7 +159,7 @@ class MixTrainer:
             self.model.train()
             pass_ = OpenStep([], [], [], 1.0, None)
             self._target_pass(pass_, self.target_pass_batches)
-            total = self._take(TARGET, together=True) / self.target_pass_batches
+            aim = Aim.of(self._take(TARGET, together=True) / self.target_pass_batches)
             for arm in [asked[i] for i in share(len(asked), self._group.rank, self._group.size)]:
                 for i in range(batches[arm]):
                     first = i * self._micro_batch
@@ -167,7 +167,7 @@ class MixTrainer:
                     with self._capture.arm(arm), self._seeded(i):
                         self._backward(rows, 1.0)
                 mean = self._take(arm, together=False) / batches[arm]
-                rewards[arm] = products(total, mean).reward(name)
+                rewards[arm] = aim.products(mean).reward(name)
         self._optimizer.zero_grad(set_to_none=True)
         self.target_drawn = before
         self.passes += sum(batches.values()) + self.target_pass_batches
@@ -240,7 +240,7 @@ class MixTrainer:
         return [self._target[i] for i in rows]
 
     def _auxiliary(
-        self, step: OpenStep, target: Tensor | None
+        self, step: OpenStep, aim: Aim | None
     ) -> tuple[list[BatchLoss], dict[int, float]]:
         """Backward through this worker's slots. With the target's gradient, an arm is rewarded as
         soon as it is done, so that one arm's gradient is held at a time.
@@ -254,34 +254,38 @@ class MixTrainer:
                 sums = self._backward(rows, step.weight(slot.arm))
             losses.append(BatchLoss(slot.number, slot.arm, sums))
             done = i + 1 == len(step.mine) or step.mine[i + 1].arm != slot.arm
-            if done and target is not None and slot.arm not in step.shared:
-                rewards[slot.arm] = self._reward(step, slot.arm, target, together=False)
-        if target is not None:
-            rewards |= self._shared_rewards(step, target)
+            if done and aim is not None and slot.arm not in step.shared:
+                rewards[slot.arm] = self._reward(step, slot.arm, aim, together=False)
+        if aim is not None:
+            rewards |= self._shared_rewards(step, aim)
         return losses, rewards
 
-    def _shared_rewards(self, step: OpenStep, target: Tensor) -> dict[int, float]:
+    def _shared_rewards(self, step: OpenStep, aim: Aim) -> dict[int, float]:
         """Of arms that lie on several workers: the only arms whose gradients travel."""
-        return {arm: self._reward(step, arm, target, together=True) for arm in step.shared}
+        return {arm: self._reward(step, arm, aim, together=True) for arm in step.shared}
 
     def _rewards_after(self, step: OpenStep) -> dict[int, float]:
         """As published: against the target's gradient at the new weights, by a second pass."""
         with self._subset_only():
             self._target_pass(step)
         self._optimizer.zero_grad(set_to_none=True)
-        target = self._mean_gradient(step, TARGET, together=True)
+        aim = self._aim(step)
         mine = sorted({slot.arm for slot in step.mine} - {*step.shared})
-        rewards = {arm: self._reward(step, arm, target, together=False) for arm in mine}
-        return rewards | self._shared_rewards(step, target)
+        rewards = {arm: self._reward(step, arm, aim, together=False) for arm in mine}
+        return rewards | self._shared_rewards(step, aim)
 
-    def _reward(self, step: OpenStep, arm: int, target: Tensor, *, together: bool) -> float:
+    def _aim(self, step: OpenStep) -> Aim:
+        return Aim.of(self._mean_gradient(step, TARGET, together=True))
+
+    def _reward(self, step: OpenStep, arm: int, aim: Aim, *, together: bool) -> float:
         name: Any = self._plan.reward
-        return products(target, self._mean_gradient(step, arm, together=together)).reward(name)
+        return aim.products(self._mean_gradient(step, arm, together=together)).reward(name)
 
     def _mean_gradient(self, step: OpenStep, arm: int, *, together: bool) -> Tensor:
         """Mean over the arm's (or the target's) micro-batches: float32[P]. Forgets the sum."""
         batches = self._plan.target_batches if arm == TARGET else step.batches(arm)
-        return self._take(arm, together=together) / (batches * step.weight(arm))
+        total, parts = self._take(arm, together=together), batches * step.weight(arm)
+        return total if parts == 1 else total.div_(parts)
 
     def _take(self, arm: int, *, together: bool) -> Tensor:
         total = self._capture.total(arm)
