@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from stillhouse.errors import StillhouseError
+from stillhouse.errors import SpecError, StillhouseError
 
 app = typer.Typer(
     name="stillhouse",
@@ -165,6 +165,11 @@ def status(
             from jobs.summary import show_job
 
             known = job_status(uri, address, store)
+            if follow and known["run"] is None:
+                raise SpecError(f"job {uri} has no run yet: follow it with `submit SPEC --follow`")
+            if follow:
+                _follow(known["run"]["uri"], quiet=as_json)
+                known = job_status(uri, address, store)
             _print(known) if as_json else show_job(known)
             return
         if follow:

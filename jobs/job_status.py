@@ -19,13 +19,14 @@ def job_status(job_id: str, address: str | None, store: str | None) -> dict[str,
         store: where to look when Ray does not say; it knows the store of a job that it knows.
 
     Returns:
-        `job_id`; `cluster` (state, message, first error line of the output; None without Ray);
+        `job_id`; `cluster` (state, message, first error line of the output; None without Ray, then
+        `why_not` says why);
         `run`, the run's status as its store has it, or None while there is none.
 
     Raises:
         ClusterError: no Ray to ask, and no store given. ArtifactError: nobody knows the job.
     """
-    said = _ask_ray(job_id, address, store)
+    said, why_not = _ask_ray(job_id, address, store)
     place = said["store"] if said is not None else store
     run = None if place is None else run_of(place, job_id)
     if said is None and run is None:
@@ -33,37 +34,40 @@ def job_status(job_id: str, address: str | None, store: str | None) -> dict[str,
             f"no run in {store} was made by job {job_id}: is this its store (`--store`)? A job "
             "that found nothing to do leaves no trace there"
         )
-    return {"job_id": job_id, "cluster": said, "run": run}
+    return {"job_id": job_id, "cluster": said, "why_not": why_not, "run": run}
 
 
-def _ask_ray(job_id: str, address: str | None, store: str | None) -> dict[str, Any] | None:
-    """What Ray says; None where it cannot be asked and there is a store to look at."""
+def _ask_ray(
+    job_id: str, address: str | None, store: str | None
+) -> tuple[dict[str, Any] | None, str | None]:
+    """What Ray says; where it cannot be asked and there is a store to look at, None and why."""
     known = address or os.environ.get(ADDRESS_VARIABLE) or os.environ.get("RAY_ADDRESS")
     if store is not None and not known:
-        return None
+        return None, "no cluster was asked"
     try:
         cluster = Cluster(address)
         job = cluster.job(job_id)
-    except ClusterError:
+    except ClusterError as error:
         if store is None:
             raise
-        return None
+        return None, str(error)
     if job is None:
         if store is None:
             raise ArtifactError(
                 f"the cluster at {cluster.url} does not know job {job_id} (its head was replaced?)"
                 ": give `--store` to see what is in its store"
             )
-        return None
+        return None, f"the cluster at {cluster.url} does not know it"
     state = job.status.value
     failed = job.status.is_terminal() and state != "SUCCEEDED"
-    return {
+    told = {
         "address": cluster.url,
         "state": state,
         "exit_code": job.driver_exit_code,
         "store": (job.metadata or {}).get("stillhouse_store"),
         "error": first_error(cluster.output(job_id)) or (job.message or "") if failed else None,
     }
+    return told, None
 
 
 def first_error(output: str) -> str | None:

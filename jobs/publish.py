@@ -91,6 +91,13 @@ def _publish_uri(store: str, name: str, to: str) -> tuple[Version, bool]:
     kind, made = _named(to) if result is None else result_artifact(result)
     if not exists(join(store, kind, made, "manifest.json")):
         raise ArtifactError(f"{to} is not in the store {store}: a name refers to its own store")
+    stands = names.current(store, name)
+    if stands is not None and stands.kind != kind:
+        raise ArtifactError(
+            f"{name!r} stands for one of `{stands.kind}` and {to} is one of `{kind}`: use another"
+        )
+    if kind == "models" and not exists(join(store, kind, made, "config.json")):
+        raise ArtifactError(f"{to} is no trained model (no config.json): a name is for results")
     publication = None if result is None else _made_by(result, _spec_of(folder), now())
     return names.publish_by_hand(store, name, made, publication, kind)
 

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+import re
 import socket
 import time
 from collections.abc import Callable, Generator, Sequence
@@ -50,15 +51,22 @@ def token() -> tuple[str, str] | None:
     """The cluster's token and where it is from: RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH, ~/.ray.
 
     Raises:
-        ClusterError: RAY_AUTH_TOKEN_PATH names no readable file.
+        ClusterError: RAY_AUTH_TOKEN_PATH names no readable file, or it cannot be a token.
     """
+    found = _given_token()
+    if found is not None and not re.fullmatch(r"[!-~]+", found[0]):
+        raise ClusterError(f"the token from {found[1]} has characters that no token has")
+    return found
+
+
+def _given_token() -> tuple[str, str] | None:
     given = os.environ.get("RAY_AUTH_TOKEN", "").strip()
     if given:
         return given, "RAY_AUTH_TOKEN"
     path = os.environ.get("RAY_AUTH_TOKEN_PATH")
     file = Path(path) if path else Path.home() / ".ray" / "auth_token"
     try:
-        return file.read_text().strip(), str(file)
+        return file.read_text(errors="replace").strip(), str(file)
     except OSError as error:
         if path:
             raise ClusterError(f"RAY_AUTH_TOKEN_PATH: {path}: {error.strerror}") from None

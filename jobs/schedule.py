@@ -19,7 +19,8 @@ import yaml
 
 from jobs.cron import check_cron
 from jobs.paths import refuse_local_paths
-from stillhouse.errors import SpecError
+from stillhouse.errors import ClusterError, SpecError
+from stillhouse.fingerprint import fingerprint
 from stillhouse.spec import JobSpec
 
 Kind = Literal["raycronjob", "cronjob", "crontab"]
@@ -32,6 +33,7 @@ _CPUS = 8
 _PACKERS = 32
 _RESTARTS = 3
 _KEPT_S = 86_400
+_LABEL = r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,7 @@ def schedule(
         SpecError: a bad cron line, local paths for Kubernetes, no image, no address.
     """
     when = check_cron(cron)
+    _check_place(kind, place)
     if kind == "crontab":
         return _crontab(path, spec, sets, when, place)
     refuse_local_paths(spec, f"a {'RayCronJob' if kind == 'raycronjob' else 'CronJob'}")
@@ -77,10 +80,36 @@ def schedule(
     return "---\n".join(yaml.dump(d, Dumper=_Dumper, sort_keys=False) for d in documents)
 
 
+def _check_place(kind: Kind, place: Place) -> None:
+    """Refuse what the kind has no use for, and an address that `submit` would refuse every time."""
+    unused = {
+        "raycronjob": {"--address": place.address},
+        "cronjob": {},
+        "crontab": {"--image": place.image, "--service-account": place.service_account},
+    }[kind]
+    for option, value in unused.items():
+        if value is not None:
+            raise SpecError(f"--kind {kind} has no use for {option}")
+    if place.service_account is not None and not re.fullmatch(_LABEL, place.service_account):
+        raise SpecError(f"--service-account {place.service_account!r} is no name in Kubernetes")
+    if place.address is not None:
+        from jobs.ray_jobs import dashboard_url  # brings Ray
+
+        try:
+            dashboard_url(place.address)
+        except ClusterError as error:
+            raise SpecError(str(error)) from None
+
+
 def object_name(path: str, spec: JobSpec) -> str:
-    """What the objects are called: after `publish`, `name` or the file, as Kubernetes allows."""
-    plain = re.sub(r"[^a-z0-9]+", "-", (spec.publish or spec.name or Path(path).stem).lower())
-    return f"stillhouse-{plain.strip('-')[:30].strip('-') or 'job'}"
+    """What the objects are called: after `publish`, `name` or the file, as Kubernetes allows.
+
+    Six more digits keep apart what would be called alike, and are the same every time.
+    """
+    given = spec.publish or spec.name
+    plain = re.sub(r"[^a-z0-9]+", "-", (given or Path(path).stem).lower())
+    digits = fingerprint([spec.store, given or path])[:6]
+    return f"stillhouse-{plain.strip('-')[:23].strip('-') or 'job'}-{digits}"
 
 
 class _Dumper(yaml.SafeDumper):

@@ -200,7 +200,8 @@ def show_status(found: dict[str, Any]) -> None:
             console.print(_names_table(found["names"], _MAX_VERSIONS))
         console.print(_artifacts_table(found["artifacts"]))
         return
-    console.print(f"{found['job']} run {found['run'][:12]}: [bold]{found['state']}[/]")
+    since = f", last heard of at {found['updated']}" if found["state"] == "running" else ""
+    console.print(f"{found['job']} run {found['run'][:12]}: [bold]{found['state']}[/]{since}")
     if found.get("error"):
         said = f"{_failed_at(found)}{found['error']}"
         console.print(said, style="red", markup=False, soft_wrap=True)
@@ -219,11 +220,13 @@ def show_job(found: dict[str, Any]) -> None:
     console = _console()
     said = found["cluster"]
     if said is not None:
-        console.print(f"job {found['job_id']} at {said['address']}: [bold]{said['state']}[/]")
+        line = f"job {found['job_id']} at {said['address']}: [bold]{said['state']}[/]"
+        console.print(line, soft_wrap=True)
         if said["error"] and not (found["run"] or {}).get("error"):
             console.print(said["error"], style="red", markup=False, soft_wrap=True)
     else:
-        console.print(f"job {found['job_id']}: no cluster was asked; from its store:")
+        said = f"job {found['job_id']}: {found['why_not']}; from its store:"
+        console.print(said, markup=False, soft_wrap=True)
     if found["run"] is not None:
         show_status(found["run"])
 

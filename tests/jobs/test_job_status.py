@@ -31,12 +31,18 @@ def test_from_the_store(failed, reports):
     assert found["run"]["failed_at"]["node"] == "10.0.0.7"
 
 
+def test_following_a_job_is_following_its_run(failed, reports):
+    code, found = reports("status", JOB, "--follow", "--store", failed)
+    assert (code, found["run"]["state"]) == (0, "failed")
+
+
 def test_what_a_person_sees_of_a_failure(failed, capsys):
     from jobs.summary import show_job
 
-    show_job({"job_id": JOB, "cluster": None, "run": run_of(failed, JOB)})
+    show_job({"job_id": JOB, "cluster": None, "why_not": "gone", "run": run_of(failed, JOB)})
     said = " ".join(capsys.readouterr().out.split())
     part = "b" * 64
+    assert "gone; from its store:" in said
     assert f"step score prior, part {part}, node 10.0.0.7: part killed its worker 3 times" in said
 
 

@@ -149,6 +149,10 @@ def test_a_name_may_stand_for_a_model(tmp_path, reports):
     for word in ("first", "second"):
         store.put_manifest(Manifest("models", fingerprint(word), (), {}, {}))
         uri = store.path("models", fingerprint(word))
+        if word == "second":  # the first is none yet
+            code, found = reports("publish", "model", "--to", uri, "--store", store.uri)
+            assert code == 3 and "is no trained model (no config.json)" in found["error"]
+        Path(uri, "config.json").write_bytes(b"{}")
         found = reports("publish", "model", "--to", uri, "--store", store.uri)[1]
         assert (found["model"], found["new"]) == (uri, True)
     code, found = reports("publish", "model", "--to", "1", "--store", store.uri)
@@ -159,6 +163,10 @@ def test_a_name_may_stand_for_a_model(tmp_path, reports):
     uri = store.path("tokens", tokens.fingerprint)
     code, found = reports("publish", "model", "--to", uri, "--store", store.uri)
     assert code == 3 and "is one of `tokens`: a name stands for" in found["error"]
+    store.put_manifest(Manifest("distilled", fingerprint("d"), (), {}, {}))
+    uri = store.path("distilled", fingerprint("d"))
+    code, found = reports("publish", "model", "--to", uri, "--store", store.uri)
+    assert code == 3 and "'model' stands for one of `models`" in found["error"]
 
 
 @pytest.mark.parametrize(

@@ -87,15 +87,18 @@ def test_no_address(given):
 def test_token_comes_from_the_standard_places(monkeypatch, tmp_path):
     assert token() is None
     (tmp_path / ".ray").mkdir()
-    (tmp_path / ".ray" / "auth_token").write_text("of home\n")
-    assert token() == ("of home", str(tmp_path / ".ray" / "auth_token"))
+    (tmp_path / ".ray" / "auth_token").write_text("of-home\n")
+    assert token() == ("of-home", str(tmp_path / ".ray" / "auth_token"))
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "other"))
     with pytest.raises(ClusterError, match=r"RAY_AUTH_TOKEN_PATH: .*other: No such file"):
         token()
-    (tmp_path / "other").write_text("of a file")
-    assert token() == ("of a file", str(tmp_path / "other"))
-    monkeypatch.setenv("RAY_AUTH_TOKEN", "of the environment")
-    assert token() == ("of the environment", "RAY_AUTH_TOKEN")
+    (tmp_path / "other").write_text("of-a-file")
+    assert token() == ("of-a-file", str(tmp_path / "other"))
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "of-the-environment")
+    assert token() == ("of-the-environment", "RAY_AUTH_TOKEN")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "tökén")
+    with pytest.raises(ClusterError, match="from RAY_AUTH_TOKEN has characters that no token"):
+        token()
 
 
 def test_nothing_answers():

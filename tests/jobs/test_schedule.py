@@ -1,5 +1,6 @@
 """What `stillhouse schedule` prints, held against the schemas of Kubernetes and run by a shell."""
 
+import re
 import subprocess
 from importlib.metadata import version
 
@@ -38,7 +39,8 @@ def objects(kind, place=IMAGE, **changes):
 
 def test_ray_cron_job():
     spec_map, job = objects("raycronjob", compute={"address": "auto", "scorers": 20})
-    assert spec_map["metadata"]["name"] == job["metadata"]["name"] == "stillhouse-books-daily"
+    name = object_name("books.yaml", remote())
+    assert spec_map["metadata"]["name"] == job["metadata"]["name"] == name
     shipped = yaml.safe_load(spec_map["data"]["spec.yaml"])
     assert SelectSpec.model_validate(shipped) == remote(compute={"scorers": 20})
     assert job["spec"]["schedule"] == "0 3 * * *"
@@ -49,7 +51,7 @@ def test_ray_cron_job():
     assert cluster["authOptions"] == {"mode": "token"}
     head = cluster["headGroupSpec"]
     assert head["rayStartParams"] == {"num-cpus": "0"}
-    assert head["template"]["spec"]["volumes"][0]["configMap"]["name"] == "stillhouse-books-daily"
+    assert head["template"]["spec"]["volumes"][0]["configMap"]["name"] == name
     assert [group["groupName"] for group in cluster["workerGroupSpecs"]] == ["cpu"]
     assert {group["minReplicas"] for group in cluster["workerGroupSpecs"]} == {0}
 
@@ -161,14 +163,15 @@ def test_crontab_line_runs_as_it_stands(tmp_path, monkeypatch):
     spec = SelectSpec.model_validate(small_spec(tmp_path, name="100% of it"))
     text = schedule("my spec.yaml", spec, sets, "@daily", "crontab", Place())
     comment, line = text.splitlines()
-    assert comment == "# stillhouse-100-of-it: exit codes and errors go to stillhouse-100-of-it.log"
+    name = object_name("my spec.yaml", spec)
+    assert comment == f"# {name}: exit codes and errors go to {name}.log"
     when, command = line.split(" ", 1)
     assert when == "@daily"
     assert "%" not in command.replace(r"\%", "")
     path.write_text("job: select\nselect: 1\n")
     done = subprocess.run(["sh", "-c", command.replace(r"\%", "%")], check=False)
     assert done.returncode == 2
-    assert "unknown key `select`" in (folder / "stillhouse-100-of-it.log").read_text()
+    assert "unknown key `select`" in (folder / f"{name}.log").read_text()
 
 
 def test_crontab_line_for_a_running_cluster():
@@ -176,7 +179,8 @@ def test_crontab_line_for_a_running_cluster():
     text = schedule("s3://b/books.yaml", remote(), ["a=b"], "0 3 * * *", "crontab", place)
     assert text.splitlines()[1].startswith("0 3 * * * cd ")
     end = "submit s3://b/books.yaml --set a=b --address http://head:8265 --follow"
-    assert f"{end} >> stillhouse-books-daily.log 2>&1" in text
+    log = object_name("s3://b/books.yaml", remote())
+    assert f"{end} >> {log}.log 2>&1" in text
 
 
 def test_a_line_break_is_refused():
@@ -191,11 +195,38 @@ def test_a_line_break_is_refused():
         ({"publish": None, "name": "Python's own prose"}, "stillhouse-python-s-own-prose"),
         ({"publish": None}, "stillhouse-my-books"),
         ({"publish": None, "name": "本"}, "stillhouse-job"),
-        ({"publish": "a" * 63}, "stillhouse-" + "a" * 30),
+        ({"publish": "a" * 63}, "stillhouse-" + "a" * 23),
     ],
 )
 def test_names_of_objects(changes, name):
-    assert object_name("dir/My books.yaml", remote(**changes)) == name
+    found = object_name("dir/My books.yaml", remote(**changes))
+    assert re.fullmatch(f"{name}-[0-9a-f]{{6}}", found)
+    assert found == object_name("dir/My books.yaml", remote(**changes))
+
+
+def test_no_two_schedules_have_one_name():
+    alike = [{"publish": "a" * 62 + end} for end in "bc"] + [{"publish": p} for p in ("a.b", "a-b")]
+    names = [object_name("a.yaml", remote(**changes)) for changes in alike]
+    names += [object_name(path, remote(publish=None)) for path in ("a/s.yaml", "b/s.yaml")]
+    names += [object_name("a.yaml", remote(publish="b", store="s3://other/store"))]
+    names += [object_name("a.yaml", remote(publish="b"))]
+    assert len({*names}) == len(names)
+
+
+@pytest.mark.parametrize(
+    ("kind", "place", "said"),
+    [
+        ("raycronjob", {"image": "x", "address": "http://h:1"}, "no use for --address"),
+        ("crontab", {"image": "x"}, "no use for --image"),
+        ("crontab", {"service_account": "x"}, "no use for --service-account"),
+        ("crontab", {"address": "foo://h"}, "is no dashboard"),
+        ("cronjob", {"image": "x", "address": "ray://h:10001"}, "is no dashboard"),
+        ("cronjob", {"image": "x", "address": "h:1", "service_account": "A b"}, "is no name in"),
+    ],
+)
+def test_places_that_a_kind_cannot_have(kind, place, said):
+    with pytest.raises(SpecError, match=said):
+        schedule("books.yaml", remote(), [], "0 3 * * *", kind, Place(**place))
 
 
 def test_from_the_command_line(tmp_path, reports):
