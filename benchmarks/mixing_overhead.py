@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from mixing_runs import World, make_world, write_json
 
+from jobs.cluster import ALLOCATOR
 from stillhouse.mixing.arms import ArmPart, ArmReader
 from stillhouse.mixing.collation import Collator
 from stillhouse.mixing.mixer import Mixer, MixerTask
@@ -36,8 +37,6 @@ from stillhouse.storage.artifact import read_table
 from stillhouse.training.optimisation import make_optimizer
 
 LENGTHS = Lengths(64, 16)
-ALLOCATOR = {"MALLOC_TRIM_THRESHOLD_": str(2**30), "MALLOC_MMAP_THRESHOLD_": str(2**30)}
-"""As every job's workers have it (`jobs/cluster.py`)."""
 SLOTS, BATCH, SHOTS, ROWS = 8, 8, 32, 400
 MODEL = ModelSettings(hidden_size=128, num_layers=2, tie_embeddings=False)
 LEARNING = Optimisation(learning_rate=1e-4, micro_batch=BATCH, schedule="constant")
@@ -197,6 +196,6 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    if not {*ALLOCATOR} <= {*os.environ}:
+    if not {*ALLOCATOR} <= {*os.environ}:  # as every job's workers have it
         os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | ALLOCATOR)
     raise SystemExit(main())

@@ -165,9 +165,10 @@ def status(
             from jobs.summary import show_job
 
             known = job_status(uri, address, store)
-            if follow and known["run"] is None:
-                raise SpecError(f"job {uri} has no run yet: follow it with `submit SPEC --follow`")
             if follow:
+                if known["run"] is None:
+                    say = f"job {uri} has no run yet: follow it with `submit SPEC --follow`"
+                    raise SpecError(say)
                 _follow(known["run"]["uri"], quiet=as_json)
                 known = job_status(uri, address, store)
             _print(known) if as_json else show_job(known)

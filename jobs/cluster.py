@@ -10,15 +10,15 @@ from typing import Any
 from stillhouse.errors import StillhouseError
 from stillhouse.spec import ComputeSettings
 
+ALLOCATOR = {"MALLOC_TRIM_THRESHOLD_": str(2**30), "MALLOC_MMAP_THRESHOLD_": str(2**30)}
+"""Large temporaries stay with the process: a tenth more speed for models on CPUs (glibc)."""
 _QUIET = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_DEDUP_LOGS": "1",
     "RAY_BACKEND_LOG_LEVEL": "fatal",
     "TOKENIZERS_PARALLELISM": "false",
     "TRANSFORMERS_VERBOSITY": "error",
-    # large temporaries stay with the process: a tenth more speed for models on CPUs (glibc)
-    "MALLOC_TRIM_THRESHOLD_": str(2**30),
-    "MALLOC_MMAP_THRESHOLD_": str(2**30),
+    **ALLOCATOR,
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
 }
 

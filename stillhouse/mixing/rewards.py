@@ -74,7 +74,7 @@ class Aim:
         """With the flat gradient [P] of an arm; waits for the device once."""
         g, a = self.gradient.split(_CHUNK), arm.split(_CHUNK)
         dot, square = torch.stack([_dot(g, a), _dot(a, a)]).tolist()
-        return Products(float(dot), self.square, float(square))
+        return Products(dot, self.square, square)
 
 
 def products(target: Tensor, auxiliary: Tensor) -> Products:

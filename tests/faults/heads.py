@@ -97,12 +97,10 @@ def _is_up(head, log):
     import requests
 
     while head.process.poll() is None:
-        try:
+        with suppress(requests.RequestException):
             answer = requests.get(f"{head.url}/api/version", timeout=5).status_code
-        except requests.RequestException:
-            continue
-        if answer in {200, 401} and "Ray runtime started" in log.read_text():
-            return True
+            if answer in {200, 401} and "Ray runtime started" in log.read_text():
+                return True
         time.sleep(0.5)
     return False
 

@@ -149,9 +149,8 @@ def test_a_name_may_stand_for_a_model(tmp_path, reports):
     for word in ("first", "second"):
         store.put_manifest(Manifest("models", fingerprint(word), (), {}, {}))
         uri = store.path("models", fingerprint(word))
-        if word == "second":  # the first is none yet
-            code, found = reports("publish", "model", "--to", uri, "--store", store.uri)
-            assert code == 3 and "is no trained model (no config.json)" in found["error"]
+        code, found = reports("publish", "model", "--to", uri, "--store", store.uri)
+        assert code == 3 and "is no trained model (no config.json)" in found["error"]
         Path(uri, "config.json").write_bytes(b"{}")
         found = reports("publish", "model", "--to", uri, "--store", store.uri)[1]
         assert (found["model"], found["new"]) == (uri, True)
