@@ -230,7 +230,7 @@ def train_mixes(ctx: Context, tasks: Sequence[MixTask]) -> list[Manifest]:
             actor: Any = Mixer
             mixer = actor.options(name=f"mixer-{uuid4().hex}").remote()
             follower = _Follower(ctx, todo, advance)
-            gpus = ctx.compute.gpus_per_worker > 0
+            gpus = ctx.compute.gpus_of(ctx.compute.trainer) > 0
             work = partial(_work, ctx.store, tuple(todo), mixer, ctx.compute.device, gpus)
             run_workers(ctx, "mixing", work, follower.hear)
     return [ctx.store.get_manifest("models", task.fingerprint) for task in tasks]
