@@ -11,6 +11,7 @@ from actors.image_worker import ImageCall, ImageHost, ImageWork
 from actors.part_worker import CrewWorker
 from pipelines.context import Context
 from pipelines.flow import Stream, attempts_of, finish_parts, made_by
+from pipelines.placement import actor_options
 from stillhouse.storage.artifact import Receipt
 
 
@@ -72,7 +73,7 @@ class Crew:
         """So many of the workers, the missing ones made."""
         ctx = self._ctx
         maker: Any = CrewWorker
-        options = ctx.compute.resources(self._work.gpus)
+        options = actor_options(ctx.compute, ctx.compute.trainer)
         make = partial(ImageHost, ctx.store, self._work)
         while len(self._actors) < count:
             self._actors.append(maker.options(**options).remote(make, ctx.store))

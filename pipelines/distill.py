@@ -117,7 +117,7 @@ def image_work(spec: DistillSpec, images: str) -> ImageWork:
         images,
         spec.preprocessing.zca,
         compute.device,
-        compute.gpus_per_worker,
+        compute.gpus_of(compute.trainer),
         compute.threads_per_worker,
     )
 

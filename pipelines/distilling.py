@@ -9,6 +9,7 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 from actors.distiller import Distiller
 from actors.image_worker import ImageWork
 from pipelines.context import Context
+from pipelines.placement import actor_options
 from stillhouse.distillation.matching_job import KIND, MatchingTask
 from stillhouse.errors import PartFailedError, StillhouseError
 from stillhouse.storage.artifact import Receipt
@@ -51,7 +52,7 @@ def _run(ctx: Context, work: ImageWork, task: MatchingTask, reused: int, advance
     """One attempt with fresh workers; a lost one takes the others with it."""
     size = ctx.compute.distillers
     maker: Any = Distiller
-    options = ctx.compute.resources(ctx.compute.gpus_per_worker)
+    options = actor_options(ctx.compute, ctx.compute.trainer)
     actors = [
         maker.options(max_concurrency=2, **options).remote(ctx.store, work) for _ in range(size)
     ]

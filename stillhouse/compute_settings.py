@@ -46,7 +46,9 @@ class ComputeSettings(Settings):
     )
     gpus_per_worker: Annotated[float, Field(ge=0)] = 0
     scorer: WorkerSettings = WorkerSettings()
-    trainer: WorkerSettings = WorkerSettings()
+    trainer: WorkerSettings = Field(
+        default=WorkerSettings(), description="workers of trainings; distil: all its workers"
+    )
     cpus_per_worker: Annotated[float, Field(gt=0)] = 1
     threads_per_worker: Count = Field(default=1, description="torch threads of an actor on the CPU")
     device: str = Field(

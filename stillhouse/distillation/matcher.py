@@ -182,8 +182,9 @@ class Matcher:
         if not skipped and not torch.isfinite(found.loss):
             raise DivergedError(
                 f"iteration {self._iteration + 1}: the matching loss is {loss} from epoch "
-                f"{start_epoch}: lower `method.image_rate` or `method.max_start_epoch`, or set "
-                "`method.max_loss` to skip such segments"
+                f"{start_epoch}, the student's learning rate {self.synthetic.learning_rate:.3g}: "
+                "lower `method.step_size_rate`, `method.learning_rate` or `method.image_rate`, or "
+                "set `method.max_loss` to skip such segments"
             )
         if not skipped:
             self._update(found)
