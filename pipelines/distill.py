@@ -35,7 +35,7 @@ from stillhouse.fingerprint import fingerprint
 from stillhouse.storage.artifact import Manifest, PartRef, Receipt, load_manifest
 
 EXPERT_VERSION = 1
-DISTIL_VERSION = 1
+DISTIL_VERSION = 2
 _CONTROL_SEED = 1_000_000
 """Away from the method's own: the control is no second look at the images that it began as."""
 

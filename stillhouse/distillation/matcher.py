@@ -222,7 +222,12 @@ class Matcher:
         )
 
     def _update(self, found: MatchGradients) -> None:
-        """SGD with momentum of each learned tensor; images and labels are summed over workers."""
+        """SGD with momentum of each learned tensor; images and labels are summed over workers.
+
+        The learned rate halves or doubles at most: one steep segment would else turn it negative,
+        and no release prevents that.
+        """
+        eta = self._learned["learning_rate"]
         steps = [("images", self._sum(found.images), self._options.image_rate, _OUTER_MOMENTUM)]
         steps.append(
             ("learning_rate", found.learning_rate, self._options.step_size_rate, _OUTER_MOMENTUM)
@@ -233,6 +238,7 @@ class Matcher:
         for name, gradient, rate, momentum in steps:
             self._velocity[name] = momentum * self._velocity[name] + gradient
             self._learned[name] = self._learned[name] - rate * self._velocity[name]
+        self._learned["learning_rate"] = self._learned["learning_rate"].clamp(eta / 2, 2 * eta)
         decay = self._options.image_average
         if decay is not None:
             self._average = decay * self._average + (1 - decay) * self._learned["images"]

@@ -3,9 +3,9 @@
 Apart from the methods, so that a spec is checked without loading PyTorch.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from stillhouse.spec import Count, Settings
 
@@ -62,6 +62,27 @@ SQUEEZE = Recipe(
     views=ViewSettings(mix="none"),
 )
 """The teachers of SRe2L on CIFAR."""
+
+FULL = Recipe(epochs=30, batch_size=128, views=ViewSettings(mix="none", flip=False))
+"""On all real images."""
+
+
+def _over(base: Recipe) -> BeforeValidator:
+    """Keys that are not given, of the views as well, are those of `base`, not of a bare recipe."""
+
+    def filled(given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        views = given.get("views", {})
+        if isinstance(views, dict):
+            views = base.views.model_dump() | views
+        return base.model_dump() | given | {"views": views}
+
+    return BeforeValidator(filled)
+
+
+SqueezeRecipe = Annotated[Recipe, _over(SQUEEZE)]
+FullRecipe = Annotated[Recipe, _over(FULL)]
 
 
 class MatchingSettings(Settings):

@@ -6,7 +6,14 @@ from pydantic import Field, model_validator
 
 from stillhouse.distillation.image_sources import ImageData
 from stillhouse.distillation.methods import ExpertSettings, Infer, Method, TrajectoryMethod
-from stillhouse.distillation.settings import DSA_GROUPS, SQUEEZE, Group, Recipe, ViewSettings
+from stillhouse.distillation.settings import (
+    DSA_GROUPS,
+    FULL,
+    SQUEEZE,
+    FullRecipe,
+    Group,
+    SqueezeRecipe,
+)
 from stillhouse.spec import Count, JobSpec, Settings
 
 
@@ -70,9 +77,10 @@ class EvaluateSettings(Settings):
     choose_seeds: Count = Field(
         default=1, description="networks that compare the sets of one run on the validation part"
     )
-    full: Recipe = Field(
-        default=Recipe(epochs=30, batch_size=128, views=ViewSettings(mix="none", flip=False)),
-        description="how the control `full` is trained on all real images",
+    full: FullRecipe = Field(
+        default=FULL,
+        description="how the control `full` is trained on all real images; where not given adamw, "
+        "30 epochs, batches of 128, no flip, no mix",
     )
 
 
@@ -89,7 +97,11 @@ class DistillSpec(JobSpec):
     teachers: list[NetworkSettings] | None = Field(
         default=None, description="of sre2l, infer, rded, nrr_dd: networks with batch norm"
     )
-    squeeze: Recipe = Field(default=SQUEEZE, description="how teachers are trained")
+    squeeze: SqueezeRecipe = Field(
+        default=SQUEEZE,
+        description="how teachers are trained; where not given as SRe2L's: sgd of rate 0.1 and "
+        "decay 5e-4, 200 epochs, batches of 128, no mix",
+    )
     method: Method
     evaluate: EvaluateSettings = EvaluateSettings()
     controls: list[Literal["random_real", "herding", "k_centre", "full"]] = Field(

@@ -1,4 +1,5 @@
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -126,6 +127,15 @@ def test_a_segment_without_a_finite_loss_stops_or_is_skipped(expert):
     skipping = new_matcher(replace(MTT, max_loss=1.0))
     assert skipping.step(same_everywhere.__getitem__).skipped
     assert torch.equal(skipping.synthetic.images, before)
+
+
+def test_a_learned_rate_halves_or_doubles_at_most(expert):
+    matcher = new_matcher(replace(MTT, step_size_rate=1e6))
+    rates = [matcher.synthetic.learning_rate.item()]
+    for _ in range(3):
+        matcher.step(expert.__getitem__)
+        rates.append(matcher.synthetic.learning_rate.item())
+    assert {now / before for before, now in pairwise(rates)} <= {0.5, 2.0}
 
 
 def test_datm_learns_labels_and_averages_images(expert):

@@ -49,6 +49,18 @@ def test_decoupled_methods(tmp_path, name):
     assert not load(tmp_path, "experts", method=method, teachers=[TEACHER]).matching
 
 
+def test_a_recipe_given_in_part_keeps_the_rest_of_its_own_default(tmp_path):
+    method = {"name": "rded", "images_per_class": 10}
+    given = {"epochs": 5, "views": {"flip": False}}
+    evaluate = {"full": {"epochs": 7}}
+    changes = {"method": method, "teachers": [TEACHER], "squeeze": given, "evaluate": evaluate}
+    spec = load(tmp_path, "experts", **changes)
+    assert (spec.squeeze.optimiser, spec.squeeze.epochs) == ("sgd", 5)
+    assert (spec.squeeze.views.mix, spec.squeeze.views.flip) == ("none", False)
+    assert (spec.evaluate.full.epochs, spec.evaluate.full.batch_size) == (7, 128)
+    assert spec.evaluate.full.views.mix == "none"
+
+
 @pytest.mark.parametrize(
     ("drop", "changes", "said"),
     [
