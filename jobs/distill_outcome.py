@@ -7,7 +7,7 @@ from jobs.pages import write_report
 from pipelines.context import Context
 from pipelines.crew import Crew
 from pipelines.distill import DistillRun, image_work
-from pipelines.distill_report import distill_report
+from pipelines.distill_report import dead_letters_uri, distill_report
 from pipelines.distilled import draw, put_result
 from pipelines.evaluation import Tested
 from stillhouse.distillation.spec import DistillSpec
@@ -23,6 +23,7 @@ def write_distill_outcome(
     data = distill_report(ctx, spec, made, draw(ctx, crew, made, work), record.uri)
     page = write_report(record.uri, data)
     store, first = ctx.store, next(iter(made.tests.values()))
+    left_out = dead_letters_uri(ctx, made.images)
     return {
         "status": "done",
         "job": "distill",
@@ -35,7 +36,8 @@ def write_distill_outcome(
                 for name in made.made.fingerprints
             ],
             "distilled": store.path("distilled", manifest.fingerprint),
-        },
+        }
+        | ({"dead_letters": left_out} if left_out else {}),
         "distilled_fingerprint": manifest.fingerprint,
         "work": {n: {"parts": w.parts, "reused": w.reused} for n, w in ctx.work.items()},
         "distill": {

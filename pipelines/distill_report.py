@@ -9,6 +9,8 @@ from pipelines.distill import DistillRun
 from pipelines.distilled import Pictures
 from pipelines.evaluation import Tested
 from stillhouse.distillation.spec import DistillSpec
+from stillhouse.distillation.stored_images import DEAD_LETTERS
+from stillhouse.distillation.stored_images import KIND as IMAGES
 from stillhouse.report.data import Curve, HealthWarning
 from stillhouse.report.distill import (
     MAIN,
@@ -19,6 +21,7 @@ from stillhouse.report.distill import (
     StepRow,
     smoothed,
 )
+from stillhouse.storage.artifact import Manifest
 from stillhouse.storage.run_record import now
 
 _LIBRARIES = ("stillhouse", "ray", "torch", "pyarrow")
@@ -81,10 +84,27 @@ def distill_report(
         peak_bytes=made.made.peak_bytes,
         warnings=_warnings(spec, made, controls, main),
         spec_yaml=spec.to_yaml(),
-        artifacts=[("Run", run_uri), ("Images", ctx.store.path("images", made.images.fingerprint))],
+        artifacts=_artifacts(ctx, made, run_uri),
         environment=[(name, version(name)) for name in _LIBRARIES],
         protocol=spec.evaluate.protocol,
     )
+
+
+def _artifacts(ctx: Context, made: DistillRun, run_uri: str) -> list[tuple[str, str]]:
+    images = ctx.store.path(IMAGES, made.images.fingerprint)
+    letters = dead_letters_uri(ctx, made.images)
+    return [
+        ("Run", run_uri),
+        ("Images", images),
+        *([("Images left out", letters)] if letters else []),
+    ]
+
+
+def dead_letters_uri(ctx: Context, images: Manifest) -> str | None:
+    """Where the images that could not be read are listed; None where all could."""
+    if DEAD_LETTERS not in images.files:
+        return None
+    return ctx.store.path(IMAGES, images.fingerprint, DEAD_LETTERS)
 
 
 def _row(name: str, count: int, num_bytes: int, tested: Tested, seconds: float | None) -> SetRow:
@@ -163,7 +183,7 @@ def _warnings(
         found.append(
             HealthWarning(
                 f"{made.images.totals['dead_letters']} images could not be read.",
-                "They stand in the manifest of the images artifact.",
+                "They and the reasons stand in `dead_letters.parquet` of the artifact `images`.",
             )
         )
     if spec.evaluate.protocol != "own":

@@ -62,7 +62,7 @@ def decode_image(data: bytes) -> NDArray[np.uint8]:
     Raises:
         ValueError: not an image, truncated, too large, or more than 8 bits a channel.
     """
-    from PIL import Image, ImageOps
+    from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
         with Image.open(io.BytesIO(data)) as opened:
@@ -71,6 +71,8 @@ def decode_image(data: bytes) -> NDArray[np.uint8]:
             upright = ImageOps.exif_transpose(opened)
             grey = upright.mode in ("1", "L")
             array = np.asarray(upright.convert("L" if grey else "RGB"), np.uint8)
+    except UnidentifiedImageError as error:  # its own words hold an address of memory
+        raise ValueError("cannot decode the image: no known format") from error
     except (*_BROKEN, Image.DecompressionBombError) as error:
         raise ValueError(f"cannot decode the image: {error}") from error
     return array[None] if grey else np.ascontiguousarray(array.transpose(2, 0, 1))

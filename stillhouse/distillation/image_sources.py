@@ -10,7 +10,7 @@ chosen on it, and the test set is touched once.
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Annotated, Any, Literal
 
@@ -115,11 +115,34 @@ def load_images(data: ImageData) -> ImageSplits:
     if test is None:
         share = data.test if isinstance(data.test, float) else 0.2
         train, test = split(train, share, seed=data.seed, key="data.test")
+        test = replace(test, dead_letters=())  # they are of both, and counted once
+    train, test = _alike(train, test)
     train, validation = split(train, data.validation, seed=data.seed + 1, key="data.validation")
     if data.num_images is not None and data.num_images < len(train):
         kept = data.num_images / len(train)
         _, train = split(train, kept, seed=data.seed + 2, key="data.num_images")
     return ImageSplits(train, validation, test)
+
+
+def _alike(train: ImageSet, test: ImageSet) -> tuple[ImageSet, ImageSet]:
+    """Both in colour where one is.
+
+    Raises:
+        InputError: their images have different sizes.
+    """
+    channels = max(train.shape[0], test.shape[0])
+    if test.shape[1:] != train.shape[1:]:
+        sizes = [f"{height}x{width}" for _, height, width in (train.shape, test.shape)]
+        raise InputError(
+            f"training images of {sizes[0]}, test images of {sizes[1]}: set `data.image_size`"
+        )
+    return _in_colour(train, channels), _in_colour(test, channels)
+
+
+def _in_colour(images: ImageSet, channels: int) -> ImageSet:
+    if images.shape[0] == channels:
+        return images
+    return replace(images, images=np.repeat(images.images, channels, 1))
 
 
 def _digits() -> ImageSet:
@@ -164,9 +187,9 @@ def _parts(files: Sequence[FileInfo]) -> tuple[list[FileInfo], list[FileInfo]]:
 
 
 def _part(name: str) -> str:
-    """ "train", "test", "validation" or "": of an image only the first folder counts."""
+    """ "train", "test", "validation" or "": of an image the first folder, if a class is in it."""
     image = name.lower().endswith(IMAGE_SUFFIXES)
-    words = name.lower().split("/")[:1] if image else re.split(r"[/_.-]", name.lower())
+    words = name.lower().split("/")[:-2][:1] if image else re.split(r"[/_.-]", name.lower())
     return next((part for part, names in _PARTS.items() if names & set(words)), "")
 
 

@@ -1,7 +1,8 @@
 """The prepared images of a job in the store: read, checked and split once, for every worker.
 
 Artifact `images/<fingerprint>`: three parts (train, validation, test), one row an image with its
-pixels (uint8, or float32 from NumPy archives) and its class.
+pixels (uint8, or float32 from NumPy archives) and its class. The images that were left out are in
+`dead_letters.parquet` beside the manifest, if there are any.
 """
 
 from dataclasses import asdict, dataclass
@@ -11,11 +12,21 @@ import pyarrow as pa
 
 from stillhouse.distillation.image_sources import ImageData, ImageSplits, load_images
 from stillhouse.distillation.images import ImageSet, Pixels
-from stillhouse.storage.artifact import Manifest, PartRef, Receipt, Store, read_table
+from stillhouse.fingerprint import sha256
+from stillhouse.storage.artifact import (
+    Manifest,
+    PartRef,
+    Receipt,
+    Store,
+    parquet_bytes,
+    read_table,
+)
+from stillhouse.storage.commit import create_or_adopt
 
 KIND = "images"
 SPLITS = ("train", "validation", "test")
-_MAX_LETTERS = 100
+DEAD_LETTERS = "dead_letters.parquet"
+"""Rows of file, row and reason."""
 
 
 def store_images(store: Store, name: str, data: ImageData) -> Manifest:
@@ -31,15 +42,19 @@ def store_images(store: Store, name: str, data: ImageData) -> Manifest:
         for which, one in zip(SPLITS, sets, strict=True)
     ]
     letters = [asdict(letter) for one in (splits.train, splits.test) for letter in one.dead_letters]
+    files: dict[str, str] = {}
+    if letters:
+        listed = parquet_bytes(pa.Table.from_pylist(letters))
+        stands = create_or_adopt(store.path(KIND, name, DEAD_LETTERS), listed)
+        files[DEAD_LETTERS] = sha256(stands)
     totals = {
         "shape": list(splits.train.shape),
         "class_names": list(splits.train.class_names),
         "least_per_class": int(np.bincount(splits.train.labels).min()),
         "dead_letters": len(letters),
-        "first_dead_letters": letters[:_MAX_LETTERS],
     }
     settings = data.model_dump(mode="json", exclude={"path"})
-    return store.put_manifest(Manifest(KIND, name, tuple(parts), {}, settings, totals))
+    return store.put_manifest(Manifest(KIND, name, tuple(parts), {}, settings, totals, {}, files))
 
 
 def images_table(images: ImageSet) -> pa.Table:
