@@ -13,7 +13,7 @@ from time import perf_counter
 from typing import Any
 
 import torch
-from safetensors.torch import load, save_file
+from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from stillhouse.distillation.experts import ExpertOptions, train_expert
@@ -32,9 +32,9 @@ from stillhouse.distillation.trajectory_file import (
 from stillhouse.errors import ArtifactError
 from stillhouse.fingerprint import sha256
 from stillhouse.models.networks import state_tensors
-from stillhouse.storage.artifact import Manifest, Receipt, Store
+from stillhouse.storage.artifact import Manifest, PartRef, Receipt, Store
 from stillhouse.storage.commit import create_or_adopt
-from stillhouse.storage.filesystem import read_bytes
+from stillhouse.storage.filesystem import join, read_bytes
 from stillhouse.storage.folders import local_folder, put_folder
 
 KIND = "trajectories"
@@ -75,7 +75,8 @@ def run_expert(store: Store, prepared: Prepared, task: ExpertTask) -> Receipt:
         if snapshot.epoch >= task.keep[-1]:
             break
     data = encode_trajectory(network, kept, task.stored_as)
-    stands = create_or_adopt(store.path(KIND, task.fingerprint, FILE), data)
+    path = f"{KIND}/{task.fingerprint}/{FILE}"
+    stands = create_or_adopt(store.path(path), data)
     seconds = perf_counter() - started
     totals = {"epochs": sorted(kept), "losses": losses, "bytes": len(stands)}
     store.put_manifest(
@@ -91,7 +92,13 @@ def run_expert(store: Store, prepared: Prepared, task: ExpertTask) -> Receipt:
     )
     counts = {"images": len(prepared.train) * len(losses), "bytes": len(stands)}
     info: dict[str, Any] = {"losses": losses, "seconds": seconds}
-    return store.put_receipt(KIND, Receipt(task.fingerprint, (), counts, info))
+    part = _file_part(path, stands, len(kept))
+    return store.put_receipt(KIND, Receipt(task.fingerprint, (part,), counts, info))
+
+
+def _file_part(path: str, data: bytes, num_rows: int) -> PartRef:
+    """A file as its receipt names it: where it was deleted, the task is one to do again."""
+    return PartRef(path, num_rows, 0, len(data), sha256(data))
 
 
 class Trajectories:
@@ -111,7 +118,7 @@ class Trajectories:
         folder = Path(self._open.enter_context(local_folder(uri, (FILE,))))
         if not (folder / FILE).exists():
             raise ArtifactError(f"{uri} holds no {FILE}: it is no expert's trajectory")
-        return open_trajectory(folder / FILE, network)
+        return open_trajectory(folder / FILE, network, join(uri, FILE))
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,20 +143,20 @@ def run_teacher(store: Store, prepared: Prepared, task: TeacherTask) -> Receipt:
     images, labels = prepared.train, prepared.train_labels
     losses = squeeze(network, images, labels, task.recipe, seed=task.seed)
 
-    def save(folder: Path) -> None:
-        save_file(state_tensors(network), folder / WEIGHTS)
-
+    weights = save(state_tensors(network))
     put_folder(
         store,
         task.fingerprint,
-        save,
+        lambda folder: (folder / WEIGHTS).write_bytes(weights),
         inputs={},
         settings={"network": task.network.model_dump(), "seed": task.seed},
         totals={"role": "teacher", "losses": losses},
     )
     info: dict[str, Any] = {"losses": losses, "seconds": perf_counter() - started}
     counts = {"images": len(images) * len(losses)}
-    return store.put_receipt("models", Receipt(task.fingerprint, (), counts, info))
+    stands = read_bytes(store.path("models", task.fingerprint, WEIGHTS))
+    part = _file_part(f"models/{task.fingerprint}/{WEIGHTS}", stands, 1)
+    return store.put_receipt("models", Receipt(task.fingerprint, (part,), counts, info))
 
 
 def load_teacher(

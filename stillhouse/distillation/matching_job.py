@@ -11,7 +11,8 @@ from time import perf_counter
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 
 from stillhouse.distillation.ast import representative_rows
 from stillhouse.distillation.baselines import random_real
@@ -26,7 +27,7 @@ from stillhouse.distillation.spec import NetworkSettings
 from stillhouse.distillation.stored_sets import LabelledSet, rounded_set, set_table
 from stillhouse.distillation.trajectory import SyntheticSet
 from stillhouse.distillation.trajectory_file import Trajectory
-from stillhouse.errors import DivergedError
+from stillhouse.errors import DivergedError, SpecError
 from stillhouse.fingerprint import fingerprint
 from stillhouse.models.device import peak_bytes
 from stillhouse.storage.artifact import Receipt, Store
@@ -100,6 +101,27 @@ def match_options(
     )
 
 
+def epochs_read(method: TrajectoryMethod, num_epochs: int) -> list[int]:
+    """The epochs of an expert that matching may ask for: starts and what is matched."""
+    first = 1 if isinstance(method, Ast) and method.intermediate else method.expert_epochs
+    ahead = [0, *range(first, method.expert_epochs + 1)]
+    starts = range(method.min_start_epoch, method.window_end(num_epochs))
+    return sorted({start + epochs for start in starts for epochs in ahead})
+
+
+def require_no_batch_norm(network: nn.Module, name: str) -> None:
+    """Workers that share a batch would each take the statistics of their own part.
+
+    Raises:
+        SpecError: the network has a batch norm layer.
+    """
+    if any(isinstance(module, _BatchNorm) for module in network.modules()):
+        raise SpecError(
+            f"{name} has batch norm, whose statistics are the whole batch's: set "
+            "`compute.distillers` to 1, or give `network` another norm"
+        )
+
+
 def start_rows(
     prepared: Prepared, network: FlatModule, experts: list[Trajectory], method: TrajectoryMethod
 ) -> Tensor:
@@ -162,10 +184,16 @@ def run_matching(
 
     Raises:
         DivergedError: before the first point after the start.
+        ArtifactError: an expert of another network, or without an epoch that may be drawn.
+        SpecError: several workers, and a network with batch norm.
     """
     group = group or WorkerGroup()
     network = prepared.flat(task.network, 0)
+    if group.size > 1:
+        require_no_batch_norm(prepared.network(task.network, 0), task.network.label)
     with Trajectories(task.experts, network) as experts:
+        for expert in experts:
+            expert.require(epochs_read(task.method, task.num_epochs))
         run = _Run(store, prepared, task, network, experts, group)
         with Checkpoints(store, task.fingerprint, {"task": task.fingerprint}) as checkpoints:
             run.resume(checkpoints)

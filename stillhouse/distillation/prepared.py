@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd  # pyright: ignore[reportPrivateUsage]
 
 from stillhouse.distillation.decoupled import RealImages
 from stillhouse.distillation.functional import FlatModule
@@ -13,6 +14,7 @@ from stillhouse.distillation.spec import NetworkSettings
 from stillhouse.distillation.standardise import Standardisation, fit_standardisation
 from stillhouse.distillation.stored_images import KIND, read_splits
 from stillhouse.distillation.zca import Zca, fit_zca
+from stillhouse.errors import ModelError
 from stillhouse.models.device import choose_device
 from stillhouse.models.networks import build_network
 from stillhouse.storage.artifact import Store
@@ -69,8 +71,19 @@ class Prepared:
         return build_network(settings, self.shape, self.num_classes, seed).to(self.device)
 
     def flat(self, settings: NetworkSettings, seed: int) -> FlatModule:
-        """The same as a function of one vector of parameters."""
-        return FlatModule(self.network(settings, seed))
+        """The same as a function of one vector of parameters.
+
+        Raises:
+            ModelError: it has dropout, so that two calls would be two functions.
+        """
+        network = self.network(settings, seed)
+        for name, module in network.named_modules():
+            if isinstance(module, _DropoutNd) and module.p > 0:
+                raise ModelError(
+                    f"{settings.label} drops out at random ({name}): a trajectory is walked twice "
+                    "and has to be the same; build it without dropout (`network.options`)"
+                )
+        return FlatModule(network)
 
 
 def prepare(store: Store, images: str, *, zca: bool, device: str, gpus: float) -> Prepared:

@@ -5,7 +5,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from stillhouse.distillation.image_sources import ImageData
-from stillhouse.distillation.methods import ExpertSettings, Infer, Method, TrajectoryMethod
+from stillhouse.distillation.methods import Datm, ExpertSettings, Infer, Method, TrajectoryMethod
 from stillhouse.distillation.settings import (
     DSA_GROUPS,
     FULL,
@@ -38,16 +38,32 @@ class NetworkSettings(Settings):
     def _fits(self) -> "NetworkSettings":
         if (self.name == "factory") != (self.factory is not None):
             raise ValueError("`factory` goes with `name: factory`, and only with it")
+        unread = {
+            "convnet": {"options"},
+            "resnet18": {"options", "depth"},
+            "factory": {"depth", "width", "norm"},
+        }[self.name]
+        for key in sorted(unread):
+            if getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(f"`{key}` does nothing for `name: {self.name}`: leave it out")
         return self
 
     @property
+    def batch_norm(self) -> bool:
+        """Whether it has batch norm; of a factory nobody knows before it is called."""
+        own = "batch" if self.name == "resnet18" else "instance"
+        return self.factory is None and (self.norm or own) == "batch"
+
+    @property
     def label(self) -> str:
-        """How people call it: `convnet-3, width 32`."""
+        """How people call it, `convnet-3, width 32`; different networks have different ones."""
         if self.factory is not None:
-            return self.factory
+            options = [f"{name} {value}" for name, value in sorted(self.options.items())]
+            return ", ".join([self.factory, *options])
         base = f"convnet-{self.depth}" if self.name == "convnet" else self.name
         width = f", width {self.width}" if self.width else ""
-        return f"{base}{width}{f', {self.norm} norm' if self.norm else ''}"
+        norm = {None: "", "none": ", no norm"}.get(self.norm, f", {self.norm} norm")
+        return base + width + norm
 
 
 class Preprocessing(Settings):
@@ -130,6 +146,11 @@ class DistillSpec(JobSpec):
         if self.matching:
             if self.teachers is not None:
                 raise ValueError(f"`method: {name}` matches trajectories: `experts`, no `teachers`")
+            if self.network.batch_norm and self.compute.distillers > 1:
+                raise ValueError(
+                    "`compute.distillers` above 1 splits batches, whose statistics `network` takes "
+                    "as a whole: one distiller, or a `norm` other than batch"
+                )
             _check_window(self)
         else:
             if self.experts is not None:
@@ -139,8 +160,7 @@ class DistillSpec(JobSpec):
             if self.preprocessing.zca:
                 raise ValueError(f"`method: {name}` works on plain pixels: `preprocessing.zca` off")
             for i, teacher in enumerate(self.teachers):
-                norm = teacher.norm or ("batch" if teacher.name == "resnet18" else "instance")
-                if teacher.factory is None and norm != "batch":
+                if teacher.factory is None and not teacher.batch_norm:
                     raise ValueError(
                         f"`teachers.{i}` has no batch statistics to match: give it `norm: batch`"
                     )
@@ -159,6 +179,12 @@ def _check_window(spec: DistillSpec) -> None:
     if experts.path is not None:
         return
     end = method.window_end(experts.epochs)
+    first = method.first_max_start_epoch if isinstance(method, Datm) else None
+    if first is not None and not method.min_start_epoch < first <= end:
+        raise ValueError(
+            f"`method.first_max_start_epoch: {first}` has to lie above `min_start_epoch` "
+            f"({method.min_start_epoch}) and at most at `max_start_epoch` ({end})"
+        )
     if method.min_start_epoch >= end:
         raise ValueError(
             f"no start epoch lies in [{method.min_start_epoch}, {end}): raise "

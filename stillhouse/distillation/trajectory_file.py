@@ -11,7 +11,7 @@ snapshot, which is checked when the snapshot is read. The same snapshots give th
 
 import json
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -61,9 +61,12 @@ def _row_bytes(parameters: Tensor, dtype: StoredDtype) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Trajectory:
-    """An open file: `epochs` are those stored, `array` the snapshots' bits [E, P] on disk."""
+    """An open file: `epochs` are those stored, `array` the snapshots' bits [E, P] on disk.
 
-    path: Path
+    `place` is what messages call it; the file itself may be a copy.
+    """
+
+    place: str
     dtype: StoredDtype
     epochs: tuple[int, ...]
     checksums: tuple[str, ...]
@@ -75,49 +78,70 @@ class Trajectory:
         Raises:
             ArtifactError: the epoch is not stored, or its bytes are not those that were written.
         """
-        if epoch not in self.epochs:
-            raise ArtifactError(
-                f"{self.path} holds epochs {self.epochs[0]} to {self.epochs[-1]}, not {epoch}: "
-                "train experts with more `experts.epochs`, or lower `method.max_start_epoch`"
-            )
+        self.require([epoch])
         index = self.epochs.index(epoch)
         row = np.array(self.array[index])
         if sha256(row.tobytes()) != self.checksums[index]:
             raise ArtifactError(
-                f"{self.path}: epoch {epoch} is not what was written (checksum): delete the file "
+                f"{self.place}: epoch {epoch} is not what was written (checksum): delete the file "
                 "and run again, the expert is then trained anew"
             )
         native = row.astype(row.dtype.newbyteorder("="))
         return torch.from_numpy(native).view(_TORCH[self.dtype]).float()
 
+    def require(self, epochs: Iterable[int]) -> None:
+        """Refuse a trajectory that lacks one of some epochs.
 
-def open_trajectory(path: Path, network: FlatModule) -> Trajectory:
+        Raises:
+            ArtifactError: naming the first one, and those that are stored.
+        """
+        missing = next((epoch for epoch in epochs if epoch not in self.epochs), None)
+        if missing is not None:
+            raise ArtifactError(
+                f"{self.place} holds epochs {_ranges(self.epochs)}, not {missing}: train experts "
+                "with more `experts.epochs` or `keep: all`, or move the starts by "
+                "`method.max_start_epoch` and `min_start_epoch`"
+            )
+
+
+def _ranges(epochs: Sequence[int]) -> str:
+    """`0 to 7, 15`."""
+    starts = [epoch for epoch in epochs if epoch - 1 not in epochs]
+    ends = [epoch for epoch in epochs if epoch + 1 not in epochs]
+    pairs = zip(starts, ends, strict=True)
+    return ", ".join(f"{a} to {b}" if a < b else str(a) for a, b in pairs)
+
+
+def open_trajectory(path: Path, network: FlatModule, place: str | None = None) -> Trajectory:
     """Map a trajectory of `network`; the array is read only where snapshots are asked for.
+
+    Messages call it `place`, by default its path.
 
     Raises:
         ArtifactError: no trajectory, cut short, or one of another network.
     """
+    place = place or str(path)
     with path.open("rb") as file:
         prefix = file.read(_PREFIX.size)
         if len(prefix) < _PREFIX.size or not prefix.startswith(_MAGIC):
-            raise ArtifactError(f"{path} is no expert trajectory")
+            raise ArtifactError(f"{place} is no expert trajectory")
         (_, length) = _PREFIX.unpack(prefix)
         text = file.read(length)
     if len(text) < length:
-        raise ArtifactError(f"{path} is cut short: delete it and run again")
+        raise ArtifactError(f"{place} is cut short: delete it and run again")
     header = json.loads(text)
-    _check_network(path, header["names"], header["shapes"], network)
+    _check_network(place, header["names"], header["shapes"], network)
     dtype: StoredDtype = header["dtype"]
     size = (len(header["epochs"]), network.num_parameters)
     start, stored = _PREFIX.size + length, _STORED_AS[dtype]
     if path.stat().st_size != start + prod(size) * stored.itemsize:
-        raise ArtifactError(f"{path} is cut short: delete it and run again")
+        raise ArtifactError(f"{place} is cut short: delete it and run again")
     array = np.memmap(path, stored, "r", start, size)
-    return Trajectory(path, dtype, tuple(header["epochs"]), tuple(header["sha256"]), array)
+    return Trajectory(place, dtype, tuple(header["epochs"]), tuple(header["sha256"]), array)
 
 
 def _check_network(
-    path: Path, names: Sequence[str], shapes: Sequence[Sequence[int]], network: FlatModule
+    place: str, names: Sequence[str], shapes: Sequence[Sequence[int]], network: FlatModule
 ) -> None:
     """Name the first tensor in which the file's network is another."""
     own = dict(zip(network.names, network.shapes, strict=True))
@@ -125,8 +149,8 @@ def _check_network(
     for name in [*stored, *own]:
         if stored.get(name) != own.get(name):
             raise ArtifactError(
-                f"{path} is of another network: {name} is {stored.get(name, 'absent')} there and "
+                f"{place} is of another network: {name} is {stored.get(name, 'absent')} there and "
                 f"{own.get(name, 'absent')} in `network`: give the experts' own, or train new ones"
             )
     if tuple(stored) != network.names:
-        raise ArtifactError(f"{path} is of another network: its tensors have another order")
+        raise ArtifactError(f"{place} is of another network: its tensors have another order")

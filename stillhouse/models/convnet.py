@@ -41,7 +41,7 @@ class ConvNet(nn.Module):
         if side < 1:
             raise ModelError(
                 f"images of {image_size} pixels cannot be halved {depth} times: "
-                "lower `network.depth` or give larger images"
+                "lower the convnet's `depth` or give larger images"
             )
         layers: list[nn.Module] = []
         for block in range(depth):

@@ -54,10 +54,18 @@ def _from_factory(
     try:
         make = getattr(import_module(module), name)
     except (ImportError, AttributeError) as error:
-        raise ModelError(f"`factory: {settings.factory}` cannot be imported: {error}") from error
-    made = make(
-        num_channels=shape[0], image_size=shape[1], num_classes=num_classes, **settings.options
-    )
+        raise ModelError(
+            f"`factory: {settings.factory}` cannot be imported by a worker: {error}. Install its "
+            "package where workers run, or name its folder in PYTHONPATH"
+        ) from error
+    try:
+        made = make(
+            num_channels=shape[0], image_size=shape[1], num_classes=num_classes, **settings.options
+        )
+    except Exception as error:
+        raise ModelError(
+            f"`factory: {settings.factory}` raised {type(error).__name__}: {error}"
+        ) from error
     if not isinstance(made, nn.Module):
         raise ModelError(f"`factory: {settings.factory}` gave {type(made)}, no torch.nn.Module")
     return made

@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import stillhouse
 from stillhouse.distillation.assembly_job import AssemblyTask, run_assembly
@@ -26,7 +27,11 @@ from stillhouse.distillation.expert_job import (
 )
 from stillhouse.distillation.expert_options import expert_options, kept_epochs
 from stillhouse.distillation.image_sources import ImageData
-from stillhouse.distillation.matching_job import MatchingTask, run_matching
+from stillhouse.distillation.matching_job import (
+    MatchingTask,
+    require_no_batch_norm,
+    run_matching,
+)
 from stillhouse.distillation.methods import Ast, Datm, ExpertSettings, Infer, Mtt, NrrDd
 from stillhouse.distillation.pictures_job import PictureTask, run_pictures
 from stillhouse.distillation.prepared import prepare
@@ -35,12 +40,13 @@ from stillhouse.distillation.settings import Recipe
 from stillhouse.distillation.spec import EvaluateSettings, NetworkSettings
 from stillhouse.distillation.stored_images import SourceTask, run_source
 from stillhouse.distillation.stored_sets import read_set
-from stillhouse.errors import ArtifactError, DivergedError
+from stillhouse.errors import ArtifactError, DivergedError, ModelError, SpecError
 from stillhouse.storage.artifact import Store, read_table
 
 IMAGES = "1" * 64
 NETWORK = NetworkSettings(depth=2, width=3)
 TEACHER = NetworkSettings(depth=2, width=3, norm="batch")
+FACTORY = NetworkSettings(name="factory", factory=f"{__name__}:dropping", options={"p": 0.0})
 EXPERTS = ExpertSettings(count=1, epochs=3, batch_size=256)
 TINY = {"images_per_class": 1, "num_iterations": 4, "num_steps": 2, "evaluate_every": 2}
 
@@ -135,6 +141,56 @@ def test_experts_of_another_network_are_refused(kitchen):
     task = matching(store, Mtt(name="mtt", **TINY), network=wider)
     with pytest.raises(ArtifactError, match=r"features\.0\.weight is \(3, 1, 3, 3\) there"):
         run_matching(store, prepared, task, quiet)
+
+
+def test_a_window_that_leaves_the_stored_epochs_is_refused_before_any_step(kitchen, tmp_path):
+    store, prepared = kitchen
+    options = expert_options(EXPERTS, "mtt", ())
+    short = ExpertTask("0" * 64, NETWORK, options, (0, 2, 3), "float32", 2)
+    run_expert(store, prepared, short)
+    task = matching(store, Ast(name="ast", **TINY))
+    task = dataclasses.replace(task, experts=(store.path("trajectories", "0" * 64),))
+    with pytest.raises(ArtifactError, match=r"holds epochs 0, 2 to 3, not 1: .*max_start_epoch"):
+        run_matching(Store(str(tmp_path)), prepared, task, quiet)
+    mtt = Mtt(name="mtt", **TINY, max_start_epoch=1)
+    run_matching(store, prepared, dataclasses.replace(task, method=mtt), quiet)
+
+
+def test_lost_trajectories_and_teachers_are_tasks_to_do_again(tmp_path, kitchen):
+    _, prepared = kitchen
+    store = Store(str(tmp_path))
+    options = dataclasses.replace(expert_options(EXPERTS, "mtt", ()), num_epochs=1)
+    tasks = {
+        "trajectories": ExpertTask("a" * 64, NETWORK, options, (0, 1), "float32", 0),
+        "models": TeacherTask("b" * 64, TEACHER, Recipe(epochs=1), 0),
+    }
+    for kind, run in (("trajectories", run_expert), ("models", run_teacher)):
+        made = run(store, prepared, tasks[kind])
+        (file,) = [tmp_path / part.path for part in made.parts]
+        data = file.read_bytes()
+        file.unlink()
+        assert not store.finished(kind, [tasks[kind].fingerprint])
+        assert run(store, prepared, tasks[kind]) == made
+        assert file.read_bytes() == data
+
+
+def test_workers_do_not_share_batches_of_a_network_with_batch_norm(kitchen):
+    _, prepared = kitchen
+    with pytest.raises(SpecError, match=r"has batch norm.*`compute.distillers` to 1"):
+        require_no_batch_norm(prepared.network(TEACHER, 0), TEACHER.label)
+    require_no_batch_norm(prepared.network(NETWORK, 0), NETWORK.label)
+
+
+def dropping(num_channels, image_size, num_classes, p):
+    layers = [nn.Flatten(), nn.Dropout(p), nn.Linear(num_channels * image_size**2, num_classes)]
+    return nn.Sequential(*layers)
+
+
+def test_a_network_that_drops_out_is_no_function_of_its_parameters(kitchen):
+    _, prepared = kitchen
+    with pytest.raises(ModelError, match=r"dropping, p 0.5 drops out at random \(1\)"):
+        prepared.flat(FACTORY.model_copy(update={"options": {"p": 0.5}}), 0)
+    assert prepared.flat(FACTORY, 0).num_parameters == 650
 
 
 def test_only_epochs_that_are_read_are_kept():

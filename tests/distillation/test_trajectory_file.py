@@ -60,8 +60,14 @@ def test_another_network_is_refused(tmp_path, other, message):
 
 
 def test_an_epoch_that_is_not_stored_is_refused(tmp_path):
-    with pytest.raises(ArtifactError, match=r"holds epochs 0 to 3, not 1: .*`experts.epochs`"):
+    with pytest.raises(ArtifactError, match=r"holds epochs 0, 2 to 3, not 1: .*`experts.epochs`"):
         open_trajectory(written(tmp_path), network()).snapshot(1)
+
+
+def test_a_copy_is_called_what_it_is_a_copy_of(tmp_path):
+    place = "s3://bucket/trajectories/a/trajectory.bin"
+    with pytest.raises(ArtifactError, match=r"s3://bucket/.* holds epochs"):
+        open_trajectory(written(tmp_path), network(), place).require([2, 3, 4])
 
 
 @pytest.mark.parametrize("keep", [0, 10, 100, -1])

@@ -61,6 +61,18 @@ def test_a_recipe_given_in_part_keeps_the_rest_of_its_own_default(tmp_path):
     assert spec.evaluate.full.views.mix == "none"
 
 
+def test_different_networks_have_different_labels(tmp_path):
+    factory = {"name": "factory", "factory": "nets:make"}
+    networks = [factory, factory | {"options": {"hidden": 8}}, {"norm": "none"}, {}]
+    found = load(tmp_path, evaluate={"networks": networks}).networks
+    assert [network.label for network in found] == [
+        "nets:make",
+        "nets:make, hidden 8",
+        "convnet-3, no norm",
+        "convnet-3",
+    ]
+
+
 @pytest.mark.parametrize(
     ("drop", "changes", "said"),
     [
@@ -102,6 +114,18 @@ def test_a_recipe_given_in_part_keeps_the_rest_of_its_own_default(tmp_path):
         ),
         ([], {"data": {}}, "give either `path` or `dataset`"),
         ([], {"network": {"name": "factory"}}, "`factory` goes with `name: factory`"),
+        ([], {"network": {"name": "resnet18", "depth": 5}}, "`depth` does nothing for"),
+        ([], {"network": {"name": "convnet", "options": {"a": 1}}}, "`options` does nothing for"),
+        (
+            [],
+            {"network": {"name": "resnet18"}, "compute": {"distillers": 2}},
+            "`compute.distillers` above 1 splits batches",
+        ),
+        (
+            [],
+            {"method": {"name": "datm", "images_per_class": 1, "first_max_start_epoch": 30}},
+            "`method.first_max_start_epoch: 30` has to lie above `min_start_epoch` (0)",
+        ),
         ([], {"evaluate": {"protocol": "p4"}}, "`evaluate.protocol`"),
         ([], {"controls": ["random"]}, "`controls.0`"),
     ],

@@ -3,10 +3,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch.nn.functional import cross_entropy
 
+from stillhouse.distillation.spec import NetworkSettings
 from stillhouse.errors import ModelError
 from stillhouse.models.convnet import ConvNet
+from stillhouse.models.networks import build_network
 from stillhouse.models.resnet import ResNet18
 from stillhouse.models.seeded import initialised
 
@@ -57,7 +60,7 @@ def test_norm_adds_a_scale_and_a_shift_per_channel(norm, expected):
 
 
 def test_images_too_small_for_the_depth_are_refused():
-    with pytest.raises(ModelError, match=r"images of 4 pixels .* `network.depth`"):
+    with pytest.raises(ModelError, match=r"images of 4 pixels .* `depth`"):
         ConvNet(num_channels=3, image_size=4, num_classes=2, depth=3)
 
 
@@ -71,6 +74,28 @@ def test_resnet_halves_the_image_three_times(norm):
     images = torch.randn(2, 1, 20, 20, generator=torch.Generator().manual_seed(0))
     assert network.features(images).shape == (2, 16, 3, 3)
     assert network(images).shape == (2, 4)
+
+
+def dropping(num_channels, image_size, num_classes, p=0.0):
+    layers = [nn.Flatten(), nn.Dropout(p), nn.Linear(num_channels * image_size**2, num_classes)]
+    return nn.Sequential(*layers)
+
+
+def failing(num_channels, image_size, num_classes):
+    raise KeyError("no such size")
+
+
+def factory(name, **options):
+    return NetworkSettings(name="factory", factory=f"{__name__}:{name}", options=options)
+
+
+def test_a_factory_by_import_path():
+    made = build_network(factory("dropping", p=0.5), (1, 8, 8), 10, 0)
+    assert made(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
+    with pytest.raises(ModelError, match="failing` raised KeyError: 'no such size'"):
+        build_network(factory("failing"), (1, 8, 8), 10, 0)
+    with pytest.raises(ModelError, match=r"nowhere` cannot be imported .*PYTHONPATH"):
+        build_network(factory("nowhere"), (1, 8, 8), 10, 0)
 
 
 def test_seed_alone_decides_the_weights():
