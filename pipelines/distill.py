@@ -22,6 +22,7 @@ from stillhouse.distillation.expert_job import ExpertTask, TeacherTask, run_expe
 from stillhouse.distillation.expert_options import expert_options, kept_epochs
 from stillhouse.distillation.matching_job import MatchingTask
 from stillhouse.distillation.methods import DecoupledMethod, ExpertSettings, NrrDd, TrajectoryMethod
+from stillhouse.distillation.settings import DistanceSettings
 from stillhouse.distillation.spec import DistillSpec
 from stillhouse.distillation.storage_budget import (
     StoredBytes,
@@ -228,9 +229,9 @@ def _decoupled(
 ) -> Made:
     tasks: list[TeacherTask] = []
     for seed, network in enumerate(spec.teachers or []):
-        identity = [network.model_dump(), spec.squeeze.model_dump(), seed]
+        identity = [network.model_dump(), spec.teacher_recipe.model_dump(), seed]
         name = fingerprint(["teacher", EXPERT_VERSION, base, *identity])
-        tasks.append(TeacherTask(name, network, spec.squeeze, seed))
+        tasks.append(TeacherTask(name, network, spec.teacher_recipe, seed))
     trained = [ImageCall(run_teacher, task) for task in tasks]
     receipts = crew.do("teachers", "models", trained, workers=ctx.compute.experts)
     losses += [receipt.info["losses"] for receipt in receipts]
@@ -279,11 +280,11 @@ def _judge(
     """Choose on the validation part, then test once; the controls beside it."""
     judge = Evaluator(ctx, crew, spec, images, base)
     kind = getattr(spec.method, "labels", None)
-    weight = getattr(spec.method, "deviation_weight", 1.0)
+    learned = spec.method.distances if isinstance(spec.method, NrrDd) else DistanceSettings()
 
     def source(part: PartRef) -> SetSource:
         named = kind if made.label_path is not None else None
-        return SetSource(part.path, made.label_path, named, weight)
+        return SetSource(part.path, made.label_path, named, learned)
 
     compared = judge.compare(
         "choose", [(source(p.part), p.part.sha256, p.learning_rate) for p in made.points]

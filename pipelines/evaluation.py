@@ -99,6 +99,7 @@ class Evaluator:
             num_classes=self._classes,
             learning_rate=learning_rate,
             factor=factor,
+            flips=self._spec.flips,
         )
 
     def compare(self, step: str, sets: Sequence[Judged]) -> list[tuple[float, ...]]:
@@ -200,7 +201,7 @@ class Evaluator:
         published = part == "test" and self._spec.evaluate.protocol != "own"
         matching = self._spec.matching
         groups = self._groups if matching else ()
-        labels = [source.label_path, source.label_kind, source.deviation_weight]
+        labels = [source.label_path, source.label_kind, source.distances.model_dump()]
         recipe: Recipe = protocol.recipe
         name = fingerprint(
             [

@@ -1,6 +1,6 @@
 """One evaluation as a task: a fresh network trained on a set, tested once on one part."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any, Literal
 
@@ -24,7 +24,7 @@ from stillhouse.distillation.labels import (
 )
 from stillhouse.distillation.nrr_dd import towards_distances
 from stillhouse.distillation.prepared import Prepared
-from stillhouse.distillation.settings import Group, Recipe
+from stillhouse.distillation.settings import DistanceSettings, Group, Recipe
 from stillhouse.distillation.spec import EvaluateSettings, NetworkSettings
 from stillhouse.distillation.stored_sets import LabelledSet, read_set
 from stillhouse.storage.artifact import Receipt, Store, read_table
@@ -43,13 +43,13 @@ class SetSource:
         path: of the set's part in the store; None for all real training images.
         label_path: of the labels of views in the store, or None.
         label_kind: what they are.
-        deviation_weight: of distances.
+        distances: how a student learns from them.
     """
 
     path: str | None
     label_path: str | None = None
     label_kind: Literal["views", "distances"] | None = None
-    deviation_weight: float = 1.0
+    distances: DistanceSettings = field(default_factory=DistanceSettings)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +85,7 @@ def protocol_of(
     num_classes: int,
     learning_rate: float | None,
     factor: int,
+    flips: bool,
 ) -> Protocol:
     """The method's own protocol, or the one that was named, with the spec's changes."""
     name = family if settings.protocol == "own" else settings.protocol
@@ -101,6 +102,7 @@ def protocol_of(
     if settings.batch_size is not None:
         changes["batch_size"] = settings.batch_size
     recipe = Recipe.model_validate(found.recipe.model_dump() | changes)
+    recipe = recipe if flips else recipe.without_flips()
     return Protocol(recipe, found.temperature, found.check_every, found.check_after)
 
 
@@ -178,7 +180,7 @@ def _objective(
     labels, temperature = given.labels.to(device), task.protocol.temperature
     if stored is not None:
         if task.source.label_kind == "distances":
-            return towards_distances(labels, stored.to(device), task.source.deviation_weight)
+            return towards_distances(labels, stored.to(device), task.source.distances)
         return towards_stored(stored.to(device), temperature)
     if given.label_logits is not None:
         return towards_static(given.label_logits.to(device), temperature)

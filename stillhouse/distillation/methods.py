@@ -11,11 +11,12 @@ from pydantic import Field, model_validator
 from stillhouse.distillation.settings import (
     CompensatorSettings,
     CriticalPatchSettings,
+    DistanceSettings,
     PatchSettings,
     RecoverSettings,
     RefineSettings,
 )
-from stillhouse.spec import Count, Settings, Share
+from stillhouse.spec import Count, Settings
 
 _Positive = Annotated[float, Field(gt=0)]
 LabelKind = Literal["classes", "static", "views", "distances"]
@@ -163,15 +164,21 @@ class Rded(DecoupledMethod, PatchSettings):
     labels: Literal["classes", "static", "views"] = "static"
 
 
-class NrrDd(DecoupledMethod, CriticalPatchSettings, RefineSettings):
+class NrrDd(DecoupledMethod, CriticalPatchSettings, RefineSettings, DistanceSettings):
     """Critical regions kept, the rest refined; two distances a view (Tran et al. 2025)."""
 
     name: Literal["nrr_dd"]
     labels: LabelKind = Field(default="distances", description="DBR: two numbers a view")
-    deviation_weight: Share = Field(default=1.0, description="alpha_dbr, of the distances' loss")
     least_sure: bool = Field(
         default=True, description="start from the patches a teacher is least sure of; else the most"
     )
+
+    @property
+    def distances(self) -> DistanceSettings:
+        """Its settings of a student's training alone."""
+        return DistanceSettings.model_validate(
+            self.model_dump(include={*DistanceSettings.model_fields})
+        )
 
 
 Trajectory: TypeAlias = Mtt | Tesla | Ftd | Datm | Ast

@@ -52,6 +52,10 @@ class Recipe(Settings):
     )
     views: ViewSettings = ViewSettings()
 
+    def without_flips(self) -> "Recipe":
+        """The same, for images whose mirror image is another thing."""
+        return self.model_copy(update={"views": self.views.model_copy(update={"flip": False})})
+
 
 SQUEEZE = Recipe(
     optimiser="sgd",
@@ -146,4 +150,18 @@ class RefineSettings(Settings):
     statistics_weight: Annotated[float, Field(ge=0)] = Field(default=0.01, description="alpha_bn")
     epsilon: Annotated[float, Field(gt=0, le=1)] = Field(
         default=0.5, description="where the map is stronger, pixels are critical and never move"
+    )
+
+
+class DistanceSettings(Settings):
+    """How a student learns from stored distances (DBR): L_S = L_sce + alpha_dbr * L_dbr."""
+
+    class_weight: Annotated[float, Field(ge=0)] = Field(
+        default=0.0, description="of L_sce, the cross-entropy with the mixed classes"
+    )
+    deviation_weight: Annotated[float, Field(gt=0)] = Field(default=1.0, description="alpha_dbr")
+    deviation: Literal["divergence", "absolute"] = Field(
+        default="divergence",
+        description="L_dbr. divergence: of the probabilities that two distances pin down (class, "
+        "partner's class, all others); absolute: mean difference of the distances",
     )

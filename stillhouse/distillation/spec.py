@@ -12,6 +12,7 @@ from stillhouse.distillation.settings import (
     SQUEEZE,
     FullRecipe,
     Group,
+    Recipe,
     SqueezeRecipe,
 )
 from stillhouse.spec import Count, JobSpec, Settings
@@ -72,7 +73,8 @@ class Preprocessing(Settings):
     zca: bool = Field(default=False, description="whiten; else mean and deviation a channel")
     augmentation: list[Group] = Field(
         default=list(DSA_GROUPS),
-        description="DSA, one drawn a batch; leave out `flip` for digits and letters; [] for none",
+        description="DSA of trajectory matching, one drawn a batch; [] for none. Leave out `flip` "
+        "for digits and letters: other networks, too, then see no flips",
     )
 
 
@@ -139,6 +141,16 @@ class DistillSpec(JobSpec):
     def networks(self) -> list[NetworkSettings]:
         """What the set is evaluated on."""
         return self.evaluate.networks or [self.network]
+
+    @property
+    def flips(self) -> bool:
+        """Whether a mirrored image is still one of its class."""
+        return "flip" in self.preprocessing.augmentation
+
+    @property
+    def teacher_recipe(self) -> Recipe:
+        """`squeeze`, without flips where there are none."""
+        return self.squeeze if self.flips else self.squeeze.without_flips()
 
     @model_validator(mode="after")
     def _family(self) -> "DistillSpec":

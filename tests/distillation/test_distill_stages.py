@@ -204,7 +204,7 @@ def test_only_epochs_that_are_read_are_kept():
 def recipe(**changes):
     settings = EvaluateSettings(**({"epochs": 2} | changes))
     rate = {"images_per_class": 1, "num_classes": 10, "learning_rate": 0.02, "factor": 1}
-    return protocol_of("p1", settings, **rate)
+    return protocol_of("p1", settings, **rate, flips=True)
 
 
 def test_evaluation_and_controls(kitchen):
@@ -287,8 +287,9 @@ def test_nrr_dd_stores_two_distances_a_view(kitchen, taught):
     method = NrrDd(name="nrr_dd", images_per_class=1, iterations=2, num_candidates=5)
     protocol = protocol_of(
         "p3", EvaluateSettings(epochs=3), images_per_class=1, num_classes=10, learning_rate=None,
-        factor=1,
+        factor=1, flips=False,
     )  # fmt: skip
+    assert not protocol.recipe.views.flip
     starts = [run_unit(store, prepared, [taught], u) for u in plan_units("2" * 64, method, 1, 10)]
     units = plan_refinement("2" * 64, method, 10, [r.parts[0].path for r in starts])
     paths = tuple(run_unit(store, prepared, [taught], u).parts[0].path for u in units)

@@ -6,6 +6,7 @@ from small_networks import PLAIN, FlatHead, MeanHead, noise, seeded, teacher, te
 from stillhouse.distillation.labels import frozen, mean_logits
 from stillhouse.distillation.nrr_dd import (
     CriticalPatchSettings,
+    DistanceSettings,
     RefineSettings,
     activation_map,
     cover,
@@ -14,6 +15,7 @@ from stillhouse.distillation.nrr_dd import (
     distances,
     doubt_score,
     non_critical_mask,
+    pinned_down,
     refine,
     relevance,
     towards_distances,
@@ -161,7 +163,8 @@ def test_a_refinement_that_diverges_names_the_settings():
         refine(broken, noise(2, 1, 8, 8), torch.tensor([0, 1]), RefineSettings(), PLAIN)
 
 
-def test_stored_distances_are_the_teachers_on_the_same_views():
+@pytest.mark.parametrize("form", ["absolute", "divergence"])
+def test_stored_distances_are_the_teachers_on_the_same_views(form):
     images, labels = noise(5, 1, 8, 8), torch.tensor([0, 1, 2, 0, 1])
     settings, teachers = ViewSettings(mix="cutmix"), [teacher(0), teacher(1)]
     stored = distance_labels(teachers, images, labels, settings, batch_size=2, seed=3, num_epochs=2)
@@ -170,7 +173,8 @@ def test_stored_distances_are_the_teachers_on_the_same_views():
         logits = mean_logits(teachers, views.images)
         expected = distances(logits, labels, views)
         torch.testing.assert_close(stored[1, views.span].float(), expected, rtol=1e-3, atol=1e-3)
-        loss = towards_distances(labels, stored, weight=10.0)(logits, views)
+        settings_of = DistanceSettings(class_weight=1.0, deviation_weight=10.0, deviation=form)
+        loss = towards_distances(labels, stored, settings_of)(logits, views)
         assert loss.item() == pytest.approx(expected[:, 1].mean().item(), abs=0.02)
 
 
@@ -180,5 +184,29 @@ def test_deviation_from_the_stored_distances_by_hand():
     half = torch.tensor(2.0).log().item()
     stored = torch.zeros(2, 2, 2)
     stored[1, 0] = torch.tensor([half - 0.5, half + 0.25])
-    loss = towards_distances(labels, stored, weight=2.0)(logits, views)
+    settings = DistanceSettings(class_weight=1.0, deviation_weight=2.0, deviation="absolute")
+    loss = towards_distances(labels, stored, settings)(logits, views)
     assert loss.item() == pytest.approx(half + 2 * (0.5 + 0.25) / 2)
+
+
+def test_divergence_of_class_partner_and_others_by_hand():
+    labels = torch.tensor([0, 1, 2, 3])
+    views = Views(torch.empty(0), torch.tensor([0]), torch.tensor([1]), 0.6, 0, 0)
+    teacher, student = [0.5, 0.3, 0.15, 0.05], [0.2, 0.4, 0.3, 0.1]
+    stored = distances(torch.tensor([teacher]).log(), labels, views)[None]
+    loss = towards_distances(labels, stored, DistanceSettings())(
+        torch.tensor([student]).log(), views
+    )
+    expected = 0.5 * np.log(0.5 / 0.2) + 0.3 * np.log(0.3 / 0.4) + 0.2 * np.log(0.2 / 0.4)
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(("weight", "partner"), [(0.6, 0), (1.0, 1)], ids=["same class", "unmixed"])
+def test_where_one_probability_is_pinned_down_the_rest_is_others(weight, partner):
+    labels = torch.tensor([0, 1])
+    views = Views(torch.empty(0), torch.tensor([0]), torch.tensor([partner]), weight, 0, 0)
+    logits = torch.tensor([[0.7, 0.2, 0.1]]).log().requires_grad_()
+    found = pinned_down(distances(logits, labels, views), labels, views)
+    torch.testing.assert_close(found, torch.tensor([[0.7, 0.0, 0.3]]))
+    (gradient,) = torch.autograd.grad(found[0, 2], logits)
+    assert torch.isfinite(gradient).all()

@@ -73,6 +73,15 @@ def test_different_networks_have_different_labels(tmp_path):
     ]
 
 
+def test_without_flips_no_network_sees_any(tmp_path):
+    method = {"name": "rded", "images_per_class": 10}
+    changes = {"method": method, "teachers": [TEACHER]}
+    assert load(tmp_path, "experts", **changes).teacher_recipe.views.flip
+    digits = {"augmentation": ["crop"]}
+    spec = load(tmp_path, "experts", preprocessing=digits, **changes)
+    assert spec.squeeze.views.flip and not spec.teacher_recipe.views.flip
+
+
 @pytest.mark.parametrize(
     ("drop", "changes", "said"),
     [
