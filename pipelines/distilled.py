@@ -8,13 +8,16 @@ from actors.image_worker import ImageCall, ImageWork
 from pipelines.context import Context
 from pipelines.crew import Crew
 from pipelines.distill import DistillRun, Point
+from pipelines.evaluation import set_augmentation, set_protocol
+from stillhouse.distillation.evaluate_job import LABEL_SEED
+from stillhouse.distillation.methods import TrajectoryMethod
 from stillhouse.distillation.pictures_job import REAL, PictureTask, run_pictures
 from stillhouse.distillation.result_job import ResultTask, run_result
 from stillhouse.distillation.spec import DistillSpec
 from stillhouse.fingerprint import fingerprint
 from stillhouse.storage.artifact import Manifest, read_table
 
-RESULT_VERSION = 1
+RESULT_VERSION = 2
 _SHOWN_POINTS = 6
 _SHOWN_PER_CLASS = 10
 
@@ -24,9 +27,10 @@ def put_result(
 ) -> Manifest:
     """The artifact of the chosen set, named by the set, its labels and the images."""
     best = made.best
+    trained_by = _trained_by(spec, made)
     name = fingerprint(
         ["distilled", RESULT_VERSION, work.images, work.zca, best.part.sha256,
-         made.made.label_sha256, made.made.name, best.iteration]
+         made.made.label_sha256, made.made.name, best.iteration, trained_by]
     )  # fmt: skip
     totals: dict[str, Any] = {
         "method": spec.method.name,
@@ -36,6 +40,7 @@ def put_result(
         "label_bytes": made.stored.labels,
         "learning_rate": best.learning_rate,
         "iteration": best.iteration,
+        "trained_by": trained_by,
     }
     inputs = {
         "images": work.images,
@@ -48,6 +53,23 @@ def put_result(
     )  # fmt: skip
     crew.do("result", "distilled", [ImageCall(run_result, task)])
     return ctx.store.get_manifest("distilled", name)
+
+
+def _trained_by(spec: DistillSpec, made: DistillRun) -> dict[str, Any]:
+    """How networks were trained on the set when it was judged; labels of views need it."""
+    classes = len(made.images.totals["class_names"])
+    protocol = set_protocol(spec, classes, made.best.learning_rate)
+    return {
+        "labels": getattr(spec.method, "labels", "logits" if _soft(spec) else "classes"),
+        "recipe": protocol.recipe.model_dump(mode="json"),
+        "augmentation": list(set_augmentation(spec)),
+        "temperature": protocol.temperature,
+        "view_seed": LABEL_SEED if made.made.label_path is not None else None,
+    }
+
+
+def _soft(spec: DistillSpec) -> bool:
+    return isinstance(spec.method, TrajectoryMethod) and spec.method.soft_labels
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,15 +8,15 @@ from typing import Literal
 from actors.image_worker import ImageCall
 from pipelines.context import Context
 from pipelines.crew import Crew
-from stillhouse.distillation.evaluate import Protocol
+from stillhouse.distillation.evaluate import Protocol, ProtocolName
 from stillhouse.distillation.evaluate_job import (
     EvaluationTask,
     SetSource,
     protocol_of,
     run_evaluation,
 )
-from stillhouse.distillation.methods import Infer, Sre2l, TrajectoryMethod
-from stillhouse.distillation.settings import PatchSettings, Recipe
+from stillhouse.distillation.methods import Infer, Sre2l
+from stillhouse.distillation.settings import Group, PatchSettings, Recipe
 from stillhouse.distillation.spec import DistillSpec, NetworkSettings
 from stillhouse.distillation.storage_budget import StoredBytes
 from stillhouse.distillation.stored_sets import read_set
@@ -67,6 +67,34 @@ class Control:
     tested: Tested
 
 
+def protocol_name(spec: DistillSpec) -> ProtocolName:
+    """The protocol that was named, else the one that the method's family trains by."""
+    if spec.evaluate.protocol != "own":
+        return spec.evaluate.protocol
+    if spec.matching:
+        return "p1"
+    return "p2" if isinstance(spec.method, Sre2l | Infer) else "p3"
+
+
+def set_protocol(spec: DistillSpec, num_classes: int, learning_rate: float | None) -> Protocol:
+    """How networks are trained on the set of a job."""
+    method = spec.method
+    return protocol_of(
+        protocol_name(spec),
+        spec.evaluate,
+        images_per_class=method.images_per_class,
+        num_classes=num_classes,
+        learning_rate=learning_rate,
+        factor=method.factor if isinstance(method, PatchSettings) else 1,
+        flips=spec.flips,
+    )
+
+
+def set_augmentation(spec: DistillSpec) -> tuple[Group, ...]:
+    """DSA's groups belong to p1 alone; the others have views."""
+    return tuple(spec.preprocessing.augmentation) if protocol_name(spec) == "p1" else ()
+
+
 class Evaluator:
     """Trains and tests the networks of one job; equal evaluations are done once."""
 
@@ -81,26 +109,10 @@ class Evaluator:
         self._ctx, self._crew, self._spec = ctx, crew, spec
         self._images, self._base = images, base
         self._classes = len(images.totals["class_names"])
-        self._groups = tuple(spec.preprocessing.augmentation)
 
     def protocol(self, learning_rate: float | None) -> Protocol:
         """How networks are trained on the set."""
-        method = self._spec.method
-        family: Literal["p1", "p2", "p3"] = "p3"
-        if isinstance(method, TrajectoryMethod):
-            family = "p1"
-        elif isinstance(method, Sre2l | Infer):
-            family = "p2"
-        factor = method.factor if isinstance(method, PatchSettings) else 1
-        return protocol_of(
-            family,
-            self._spec.evaluate,
-            images_per_class=method.images_per_class,
-            num_classes=self._classes,
-            learning_rate=learning_rate,
-            factor=factor,
-            flips=self._spec.flips,
-        )
+        return set_protocol(self._spec, self._classes, learning_rate)
 
     def compare(self, step: str, sets: Sequence[Judged]) -> list[tuple[float, ...]]:
         """Accuracies on the validation part, by set and seed, of the first network."""
@@ -177,7 +189,8 @@ class Evaluator:
     def _full(self, network: NetworkSettings, seed: int) -> EvaluationTask:
         recipe = self._spec.evaluate.full
         protocol = Protocol(recipe, 1.0, 1, 1.0)
-        return self._named(SetSource(None), "all", network, protocol, "test", seed)
+        groups = tuple(self._spec.preprocessing.augmentation) if self._spec.matching else ()
+        return self._named(SetSource(None), "all", network, protocol, groups, "test", seed)
 
     def _task(
         self,
@@ -187,7 +200,8 @@ class Evaluator:
         seed: int,
     ) -> EvaluationTask:
         source, sha, rate = judged
-        return self._named(source, sha, network, self.protocol(rate), part, seed)
+        groups = set_augmentation(self._spec)
+        return self._named(source, sha, network, self.protocol(rate), groups, part, seed)
 
     def _named(
         self,
@@ -195,12 +209,11 @@ class Evaluator:
         sha: str,
         network: NetworkSettings,
         protocol: Protocol,
+        groups: tuple[Group, ...],
         part: Literal["validation", "test"],
         seed: int,
     ) -> EvaluationTask:
         published = part == "test" and self._spec.evaluate.protocol != "own"
-        matching = self._spec.matching
-        groups = self._groups if matching else ()
         labels = [source.label_path, source.label_kind, source.distances.model_dump()]
         recipe: Recipe = protocol.recipe
         name = fingerprint(

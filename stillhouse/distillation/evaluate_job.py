@@ -11,6 +11,7 @@ from torch import Tensor
 from stillhouse.distillation.augment import augment, draw_augmentation
 from stillhouse.distillation.evaluate import (
     Protocol,
+    ProtocolName,
     accuracy,
     evaluate,
     named_protocol,
@@ -78,7 +79,7 @@ class EvaluationTask:
 
 
 def protocol_of(
-    family: Literal["p1", "p2", "p3"],
+    name: ProtocolName,
     settings: EvaluateSettings,
     *,
     images_per_class: int,
@@ -87,8 +88,7 @@ def protocol_of(
     factor: int,
     flips: bool,
 ) -> Protocol:
-    """The method's own protocol, or the one that was named, with the spec's changes."""
-    name = family if settings.protocol == "own" else settings.protocol
+    """A protocol with the spec's changes."""
     found = named_protocol(
         name,
         images_per_class=images_per_class,

@@ -2,7 +2,8 @@
 
 Files: `part-00000.parquet` (`stored_sets`), `preprocessing.safetensors` (mean and
 deviation a channel, or ZCA's mean, matrix and inverse) and, where labels are of views,
-`labels.safetensors`. The manifest holds learning rate, bytes and how the labels are to be used.
+`labels.safetensors`. The manifest's totals hold learning rate, bytes and how networks were
+trained on the set (`trained_by`).
 """
 
 from dataclasses import dataclass

@@ -58,6 +58,16 @@ class Distilled(Artifact):
         """What the set costs to store, labels included, pictures to look at not."""
         return int(self.manifest.totals["bytes"])
 
+    @property
+    def trained_by(self) -> dict[str, Any]:
+        """How networks were trained on the set when it was judged.
+
+        `recipe` (`settings.Recipe`), DSA groups `augmentation`, kind of `labels`, `temperature` of
+        soft ones, and with labels of views the seed that draws the views again
+        (`views.epoch_views`).
+        """
+        return dict(self.manifest.totals["trained_by"])
+
     def view_labels(self) -> NDArray[Any]:
         """Stored labels of views, [epochs, N, num_classes] logits or [epochs, N, 2] distances.
 

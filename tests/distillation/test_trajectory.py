@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torch.nn.functional import cross_entropy
 from trajectory_vectors import load, relative_error
 
 from stillhouse.distillation.functional import FlatModule
@@ -36,3 +37,23 @@ def test_tesla_is_twice_what_its_release_applies():
     assert relative_error(exact.images, vector["grad_x_exact"]) < 1e-5
     assert found.learning_rate.item() == pytest.approx(vector["grad_lr_released"].item(), rel=1e-5)
     assert exact.learning_rate.item() == pytest.approx(vector["grad_lr_exact"].item(), rel=1e-5)
+
+
+def test_tesla_is_the_published_terms_at_four_steps():
+    """2/D d[(eta (theta* - theta_0) + eta^2 G) . g_n]/dx with every theta_n held, G = sum g_n."""
+    vector = load("dd_mtt_02_trajectory_match_n4_batch4.npz")
+    found = match(vector, vector["order"], first_order=True)
+    start, target, eta = (vector[name] for name in ("theta0", "theta_target", "syn_lr"))
+    images = vector["x"].clone().requires_grad_()
+    gradients = []
+    for theta, rows in zip(found.run.states, vector["order"], strict=False):
+        point = theta.clone().requires_grad_()
+        loss = cross_entropy(NETWORK(point, images[rows]), vector["y"][rows])
+        gradients.append(torch.autograd.grad(loss, point, create_graph=True)[0])
+    total, scale = sum(gradients).detach(), 2 / (start - target).square().sum()
+    inner = sum((eta * (target - start) + eta**2 * total) @ g for g in gradients)
+    (expected,) = torch.autograd.grad(scale * inner, images)
+    assert relative_error(found.images, expected) < 1e-5
+    of_eta = scale * (start - target - eta * total) @ -total
+    assert found.learning_rate.item() == pytest.approx(of_eta.item(), rel=1e-5)
+    assert relative_error(match(vector, vector["order"]).images, expected) > 1e-3

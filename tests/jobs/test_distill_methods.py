@@ -54,6 +54,8 @@ def test_a_decoupled_job_ends_in_a_set_within_its_budget(name, ray_cluster, tmp_
     assert found["bytes"] == small.num_bytes
     assert set(found["controls"]) == {"random_real", "herding", "full"}
     assert found["controls"]["random_real"]["bytes"] <= found["bytes"]
+    assert small.trained_by["recipe"]["epochs"] == 4
+    assert small.trained_by["view_seed"] == (0 if name == "nrr_dd" else None)
     assert verify(result["run"], 0)["problems"] == []
     again = run_job(DistillSpec.model_validate({**content, "method": method}), Quiet())
     assert again["status"] == "nothing_to_do"

@@ -73,6 +73,8 @@ def test_set_opens_by_its_run(distilled):
     assert small.images.shape == (20, 1, 8, 8)
     assert small.labels.tolist() == [label for label in range(10) for _ in range(2)]
     assert small.num_bytes == result["distill"]["bytes"]
+    assert small.trained_by["labels"] == "classes"
+    assert small.trained_by["augmentation"] == ["crop", "scale"]
     with pytest.raises(ArtifactError, match="made no selection"):
         stillhouse.open_selection(result["run"])
 
