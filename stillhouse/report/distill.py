@@ -1,7 +1,7 @@
 """A distillation's report: plain numbers and pictures, stored as JSON, drawn as one HTML page."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from statistics import fmean, stdev
 from typing import Literal
@@ -98,7 +98,8 @@ class DistillReport:
     environment: list[tuple[str, str]]
     protocol: str
     job: Literal["distill"] = "distill"
-    notes: list[str] = field(default_factory=list[str])
+    num_images: int = 0
+    """Of the set; INFER's are more than its budget, for compensators are shared."""
 
     @property
     def learned_from(self) -> str:

@@ -1,0 +1,82 @@
+import re
+from base64 import b64encode
+
+from stillhouse.report.data import Curve
+from stillhouse.report.distill import (
+    ClassRow,
+    DistillReport,
+    SetRow,
+    Stage,
+    from_json,
+    render_distill,
+    to_json,
+)
+
+PNG = b64encode(b"\x89PNG").decode()
+
+
+def report(method="mtt", images_per_class=2, shown=2, hostile="", **changes):
+    rows = [SetRow(method.upper(), images_per_class, 662, [0.6, 0.7], [], 3.0)]
+    stages = [Stage(0, [PNG] * 2), Stage(40, [PNG] * 2)] if method == "mtt" else []
+    fields = {
+        "title": f"A set{hostile}",
+        "created": "2026-11-21T09:00:00+00:00",
+        "run_uri": "/store/runs/a",
+        "method": method,
+        "network": f"convnet-3{hostile}",
+        "images_per_class": images_per_class,
+        "num_classes": 2,
+        "num_train": 1295,
+        "image_side": 8,
+        "image_bytes": 652,
+        "label_bytes": 10,
+        "learning_rate": None,
+        "iteration": 40,
+        "validation": [0.6],
+        "rows": [*rows, SetRow("random real", images_per_class, 650, [0.5, 0.4], [], None)],
+        "networks": [SetRow(n + hostile, 2, 662, [0.6, 0.7], [], None) for n in ("a", "b")],
+        "classes": [ClassRow(f"class {i}{hostile}", [PNG], [PNG] * shown) for i in range(2)],
+        "stages": stages,
+        "losses": [Curve("synthetic", 0, [(1.0, 5.0), (2.0, 4.0)])],
+        "accuracy": [],
+        "experts": [],
+        "steps": [],
+        "peak_bytes": None,
+        "warnings": [],
+        "spec_yaml": "job: distill",
+        "artifacts": [],
+        "environment": [],
+        "protocol": "own",
+        "num_images": 2 * images_per_class,
+    }
+    return DistillReport(**fields | changes)
+
+
+def text_of(page):
+    return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", "", page))
+
+
+def test_a_matching_page_says_what_its_loss_means():
+    said = text_of(render_distill(report()))
+    assert "Matching loss: 1 is no progress" in said
+    assert "The same set, made with convnet-3." in said
+    assert "1,295 images became 4." in said
+    assert "they began as beneath." in said
+
+
+def test_a_decoupled_page_names_its_teachers_and_no_matching_loss():
+    said = text_of(render_distill(report("infer", num_images=9)))
+    assert "Loss of the first of the units" in said and "no progress" not in said
+    assert "taught by convnet-3." in said
+    assert "became 9, in the room of 4." in said
+
+
+def test_pictures_that_are_not_all_are_said_to_be_the_first_ones():
+    said = text_of(render_distill(report(images_per_class=50, shown=10)))
+    assert "beneath; the first 10 of each class." in said
+
+
+def test_names_are_text_and_json_comes_back():
+    data = report(hostile="<script>")
+    assert "<script>" not in render_distill(data)
+    assert from_json(to_json(data)) == data
