@@ -4,6 +4,7 @@ import struct
 import zlib
 from contextlib import suppress
 
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -384,3 +385,19 @@ def test_a_source_is_files_or_a_dataset():
             ImageData(**keys)
     with pytest.raises(InputError, match="no files match"):
         load("/nowhere/at/all")
+
+
+@pytest.mark.parametrize("name", ["folder", "one.parquet", "one.npz", "idx"])
+def test_every_kind_of_source_is_read_from_any_filesystem(tmp_path, name):
+    write_folder(tmp_path / "folder", ["a", "b"])
+    write_parquet(tmp_path / "one.parquet", range(8), [0, 1] * 4)
+    images, labels = np.zeros((8, 4, 4), np.uint8), np.arange(8) % 2
+    np.savez(tmp_path / "one.npz", images=images, labels=labels)
+    (tmp_path / "idx").mkdir()
+    (tmp_path / "idx" / "train-images-idx3-ubyte").write_bytes(idx(images))
+    (tmp_path / "idx" / "train-labels-idx1-ubyte").write_bytes(idx(labels))
+    elsewhere = f"memory://{tmp_path.name}"
+    fsspec.filesystem("memory").put(str(tmp_path / name), f"{elsewhere}/{name}", recursive=True)
+    here, there = load(tmp_path / name), load(f"{elsewhere}/{name}")
+    assert np.array_equal(here.train.images, there.train.images)
+    assert rows_of(here.test) == rows_of(there.test)
