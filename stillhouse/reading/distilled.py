@@ -64,9 +64,9 @@ class Distilled(Artifact):
 
         `recipe` (`settings.Recipe`), DSA groups `augmentation`, kind of `labels`, `temperature` of
         soft ones, and with labels of views the seed that draws the views again
-        (`views.epoch_views`).
+        (`views.epoch_views`). Empty of a set that was made before this was kept.
         """
-        return dict(self.manifest.totals["trained_by"])
+        return dict(self.manifest.totals.get("trained_by", {}))
 
     def view_labels(self) -> NDArray[Any]:
         """Stored labels of views, [epochs, N, num_classes] logits or [epochs, N, 2] distances.
