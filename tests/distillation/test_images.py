@@ -17,9 +17,7 @@ from pydantic import ValidationError
 from stillhouse.distillation.image_files import decode_image, read_idx, resize
 from stillhouse.distillation.image_sources import ImageData, load_images
 from stillhouse.distillation.images import image_set, require_per_class, split
-from stillhouse.distillation.stored_images import DEAD_LETTERS, store_images
 from stillhouse.errors import BadFileError, InputError
-from stillhouse.storage.artifact import Store, read_table
 
 
 def encoded(pixels, kind="PNG", **options):
@@ -131,19 +129,6 @@ def test_a_dead_letter_counts_once_where_the_test_part_is_held_out(tmp_path):
     (tmp_path / "b" / "text.jpg").write_bytes(b"hello")
     parts = load(tmp_path, max_bad_rows=1)
     assert [len(part.dead_letters) for part in (parts.train, parts.test)] == [1, 0]
-
-
-def test_every_dead_letter_is_listed_in_a_file_of_the_artifact(tmp_path):
-    write_folder(tmp_path / "data", ["a", "b"])
-    for i in range(120):
-        (tmp_path / "data" / "b" / f"bad{i}.jpg").write_bytes(b"hello")
-    store = Store(str(tmp_path / "store"))
-    data = ImageData(path=str(tmp_path / "data"), max_bad_rows=0.99)
-    made = store_images(store, "1" * 64, data)
-    assert made.totals["dead_letters"] == 120
-    listed = read_table(store.path("images", "1" * 64, DEAD_LETTERS)).to_pylist()
-    assert {row["file"] for row in listed} == {f"b/bad{i}.jpg" for i in range(120)}
-    assert list(made.files) == [DEAD_LETTERS]
 
 
 def test_the_test_part_has_the_training_images_size_and_colour(tmp_path):
