@@ -5,13 +5,22 @@ from typing import Any
 
 from pipelines.context import Context
 from pipelines.image_inputs import ImageInputs, list_images, open_images
+from stillhouse.distillation.methods import NrrDd
 from stillhouse.distillation.spec import DistillSpec
 from stillhouse.storage.artifact import Store
 from stillhouse.storage.filesystem import FileInfo
 from stillhouse.storage.run_record import RunRecord
 
-_MATCHING = ("images", "experts", "distil", "choose", "tune controls", "evaluate", "result")
-_DECOUPLED = ("images", "teachers", "distil", "labels", "choose", "evaluate", "result")
+
+def _steps(spec: DistillSpec) -> list[str]:
+    """The steps of a job, in order."""
+    made = ["experts", "distil"] if spec.matching else ["teachers", "distil", "labels"]
+    if isinstance(spec.method, NrrDd):
+        made.insert(1, "patches")
+    chosen = set(spec.controls) - {"full"}
+    controls = ["controls"] if chosen else []
+    tuned = ["tune controls"] if chosen and spec.matching else []
+    return ["images", *made, "choose", *controls, *tuned, "evaluate", "result", "pictures"]
 
 
 def list_distill(spec: DistillSpec) -> "ListedDistill":
@@ -69,7 +78,7 @@ class OpenedDistill:
 
     def estimate(self, ctx: Context, *, complete: bool) -> dict[str, dict[str, Any]]:
         """What was walked is exact; of the steps behind it nothing is known but their names."""
-        names = _MATCHING if self.spec.matching else _DECOUPLED
+        names = _steps(self.spec)
         steps: dict[str, dict[str, Any]] = {}
         left = [] if complete else [name for name in names if name not in ctx.work]
         for name in [*ctx.work, *left]:

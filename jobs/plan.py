@@ -76,8 +76,12 @@ def plan_job(spec: Spec) -> dict[str, Any]:
 def _notes(stopped: str | None, finished: bool, steps: dict[str, Any]) -> list[str]:
     if finished:
         return ["nothing to do: this spec and these inputs have a finished run"]
-    seconds = sum(step["seconds"] or 0 for step in steps.values())
-    notes = [f"about {seconds:,.0f} s of model time at the probed speed of this machine"]
+    seconds = [step["seconds"] for step in steps.values() if step["seconds"] is not None]
+    notes: list[str] = []
+    if seconds:
+        notes = [f"about {sum(seconds):,.0f} s of model time at the probed speed of this machine"]
     if stopped:
-        notes.append(f"exact up to `{stopped}`; behind it tokens are estimated from bytes")
+        tokens = any(step["tokens"] is not None for step in steps.values())
+        behind = "tokens are estimated from bytes" if tokens else "nothing is known yet"
+        notes.append(f"exact up to `{stopped}`; behind it {behind}")
     return notes

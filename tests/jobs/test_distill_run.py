@@ -90,7 +90,10 @@ def test_again_does_nothing(distilled):
 def test_plan_knows_what_is_there_for_another_method(distilled):
     store, _ = distilled
     other = TINY["method"] | {"name": "tesla"}
-    steps = plan_job(spec(store, method=other))["steps"]
+    plan = plan_job(spec(store, method=other))
+    assert plan["notes"] == ["exact up to `distil`; behind it nothing is known yet"]
+    steps = plan["steps"]
+    assert [*steps][-5:] == ["controls", "tune controls", "evaluate", "result", "pictures"]
     assert steps["experts"]["reused"] == steps["experts"]["parts"] == 2
     assert (steps["distil"]["parts"], steps["distil"]["reused"]) == (3, 0)
     assert steps["evaluate"]["parts"] is None
