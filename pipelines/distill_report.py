@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from importlib.metadata import version
 
 from pipelines.context import Context
-from pipelines.distill import DistillRun
+from pipelines.distill import DistillRun, Point
 from pipelines.distilled import Pictures
 from pipelines.evaluation import Tested
+from stillhouse.distillation.methods import Method, TrajectoryMethod
 from stillhouse.distillation.spec import DistillSpec
 from stillhouse.distillation.stored_images import DEAD_LETTERS
 from stillhouse.distillation.stored_images import KIND as IMAGES
@@ -147,6 +148,14 @@ def _accuracy(made: DistillRun) -> list[Curve]:
     ]
 
 
+def num_skipped(method: Method, points: Sequence[Point]) -> int:
+    """Iterations that changed nothing: a loss above `max_loss`, or not finite (not recorded)."""
+    if not isinstance(method, TrajectoryMethod) or method.max_loss is None:
+        return 0
+    losses = [loss for point in points for loss in point.losses]
+    return points[-1].iteration - sum(loss <= method.max_loss for loss in losses)
+
+
 def _warnings(
     spec: DistillSpec, made: DistillRun, controls: Sequence[SetRow], main: SetRow
 ) -> list[HealthWarning]:
@@ -165,6 +174,15 @@ def _warnings(
                 "Real images of equal bytes are as good.",
                 f"Test accuracy of {reached}; of the synthetic ones {main.mean:.3f}: give more "
                 "iterations, other step sizes or better experts.",
+            )
+        )
+    skipped = num_skipped(spec.method, made.points)
+    if skipped > made.points[-1].iteration / 2:
+        found.append(
+            HealthWarning(
+                f"{skipped:,} of {made.points[-1].iteration:,} iterations were skipped.",
+                "Their loss lay above `method.max_loss`, or was none: raise it, or lower "
+                "`method.max_start_epoch`.",
             )
         )
     if len(made.points) > 1 and made.best.iteration == 0:

@@ -7,6 +7,7 @@ goes on from the newest checkpoint to the same bytes (on CPUs).
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import isfinite
 from time import perf_counter
 from typing import Any
 
@@ -267,7 +268,8 @@ class _Run:
         device = self._prepared.device
         done = self._matcher.step(lambda epoch: self._experts[index].snapshot(epoch).to(device))
         self._iteration = done.iteration
-        self._losses.append(done.loss)
+        if isfinite(done.loss):  # what `max_loss` skipped may be none, and JSON has no word for it
+            self._losses.append(done.loss)
 
     def _give_up(self, reason: str) -> None:
         """The points behind the last one are marked with why there is nothing."""

@@ -135,6 +135,18 @@ def test_divergence_keeps_the_sets_before_it(kitchen, tmp_path):
     assert len(sets(store, task)) == 1
 
 
+def test_segments_without_a_finite_loss_are_skipped_and_leave_no_loss(kitchen, tmp_path):
+    _, prepared = kitchen
+    store = Store(str(tmp_path))
+    still = dataclasses.replace(expert_options(EXPERTS, "mtt", ()), learning_rate=0.0)
+    for name in ("a" * 64, "b" * 64):
+        run_expert(store, prepared, ExpertTask(name, NETWORK, still, (0, 1, 2, 3), "float32", 0))
+    task = matching(store, Mtt(name="mtt", **TINY, max_loss=1.0))
+    run_matching(store, prepared, task, quiet)
+    assert [r.info["losses"] for r in sets(store, task)] == [[], [], []]
+    assert len(set(part_bytes(store, task))) == 1  # nothing was changed
+
+
 def test_experts_of_another_network_are_refused(kitchen):
     store, prepared = kitchen
     wider = NetworkSettings(depth=2, width=4)

@@ -1,0 +1,18 @@
+from pipelines.distill import Point
+from pipelines.distill_report import num_skipped
+from stillhouse.distillation.methods import Mtt, Rded
+from stillhouse.storage.artifact import PartRef
+
+PART = PartRef("a", 1, 0, 1, "0")
+
+
+def point(iteration, *losses):
+    return Point(iteration, PART, losses, 0.1, 1.0)
+
+
+def test_iterations_of_too_great_or_no_loss_are_counted():
+    points = [point(0), point(3, 0.5, 1.5), point(6, 0.9, 1.0, 2.0)]
+    method = Mtt(name="mtt", images_per_class=1, max_loss=1.0)
+    assert num_skipped(method, points) == 3  # 1.5, 2.0 and one that was not finite
+    assert num_skipped(method.model_copy(update={"max_loss": None}), points) == 0
+    assert num_skipped(Rded(name="rded", images_per_class=1), points) == 0
