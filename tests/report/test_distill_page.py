@@ -76,6 +76,14 @@ def test_pictures_that_are_not_all_are_said_to_be_the_first_ones():
     assert "beneath; the first 10 of each class." in said
 
 
+def test_one_image_a_class_says_what_stands_beside_it():
+    one = {"images_per_class": 1, "shown": 1}
+    assert "what 40 updates made of it." in text_of(render_distill(report(**one)))
+    said = text_of(render_distill(report("rded", **one, num_classes=120)))
+    assert "Small, a real image of each class; large, the one that was made." in said
+    assert "The first 2 of 120 classes." in said
+
+
 def test_names_are_text_and_json_comes_back():
     data = report(hostile="<script>")
     assert "<script>" not in render_distill(data)
