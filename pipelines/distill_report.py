@@ -22,7 +22,7 @@ from stillhouse.report.distill import (
     StepRow,
     smoothed,
 )
-from stillhouse.storage.artifact import Manifest
+from stillhouse.storage.artifact import Manifest, load_manifest
 from stillhouse.storage.run_record import now
 
 _LIBRARIES = ("stillhouse", "ray", "torch", "pyarrow")
@@ -148,6 +148,13 @@ def _accuracy(made: DistillRun) -> list[Curve]:
     ]
 
 
+def _of_other_images(spec: DistillSpec, made: DistillRun) -> int:
+    """How many of the given experts were trained on other images than the job's."""
+    given = (spec.experts.path if spec.experts is not None else None) or []
+    own = made.images.fingerprint
+    return sum(load_manifest(uri).inputs.get("images", own) != own for uri in given)
+
+
 def num_skipped(method: Method, points: Sequence[Point]) -> int:
     """Iterations that changed nothing: a loss above `max_loss`, or not finite (not recorded)."""
     if not isinstance(method, TrajectoryMethod) or method.max_loss is None:
@@ -197,6 +204,13 @@ def _warnings(
             HealthWarning(
                 "The last set was the best: it may not be finished.",
                 "Validation accuracy still rose: raise `method.num_iterations`.",
+            )
+        )
+    if strangers := _of_other_images(spec, made):
+        found.append(
+            HealthWarning(
+                f"{strangers} of {len(made.made.fingerprints)} experts saw other images.",
+                "`experts.path` names trajectories of another data set, split or subset.",
             )
         )
     if made.images.totals["dead_letters"]:

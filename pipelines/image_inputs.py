@@ -6,6 +6,7 @@ from typing import Any
 from stillhouse.distillation.image_files import SUFFIXES
 from stillhouse.distillation.image_sources import ImageData
 from stillhouse.distillation.spec import DistillSpec
+from stillhouse.errors import ArtifactError
 from stillhouse.fingerprint import fingerprint
 from stillhouse.storage.artifact import Store, load_manifest
 from stillhouse.storage.digests import digest_files
@@ -49,7 +50,8 @@ def open_images(
     """Digest the files and look at given experts.
 
     Raises:
-        ArtifactError: a given expert is not there. BadFileError: a file vanished.
+        ArtifactError: a given expert is not there, or was trained on other kinds of pixels.
+        BadFileError: a file vanished.
     """
     digests = [d.sha256 for d in digest_files(store, files, remember=remember)] if files else []
     asked = spec.data.model_dump(mode="json", exclude={"path"})
@@ -58,9 +60,17 @@ def open_images(
     names = [file.name for file in files]
     images = fingerprint(["images", IMAGES_VERSION, asked, names, digests])
     given = spec.experts.path if spec.experts is not None else None
-    experts = [(absolute_uri(uri), _expert_identity(absolute_uri(uri))) for uri in given or []]
+    zca = spec.preprocessing.zca
+    experts = [(absolute_uri(uri), _expert_identity(absolute_uri(uri), zca)) for uri in given or []]
     return ImageInputs(images, tuple(experts))
 
 
-def _expert_identity(uri: str) -> str:
-    return load_manifest(uri, "trajectories").fingerprint
+def _expert_identity(uri: str, zca: bool) -> str:
+    """Its fingerprint; experts of whitened images teach nothing about others, and say nothing."""
+    found = load_manifest(uri, "trajectories")
+    if found.settings.get("zca", zca) != zca:
+        raise ArtifactError(
+            f"{uri} was trained with `preprocessing.zca: {str(not zca).lower()}`, this job has "
+            f"{str(zca).lower()}: give the experts' own, or train new ones"
+        )
+    return found.fingerprint

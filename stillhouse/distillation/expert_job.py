@@ -84,8 +84,12 @@ def run_expert(store: Store, prepared: Prepared, task: ExpertTask) -> Receipt:
             KIND,
             task.fingerprint,
             (),
-            {},
-            {"network": task.network.model_dump(), "seed": task.seed},
+            {"images": prepared.source},
+            {
+                "network": task.network.model_dump(),
+                "seed": task.seed,
+                "zca": prepared.zca is not None,
+            },
             totals,
             files={FILE: sha256(stands)},
         )

@@ -30,6 +30,7 @@ class Prepared:
         standardisation: of the training images.
         zca: instead of it, or None.
         class_names: in label order.
+        source: name of the images artifact.
     """
 
     train: Tensor
@@ -42,6 +43,7 @@ class Prepared:
     zca: Zca | None
     class_names: tuple[str, ...]
     device: torch.device
+    source: str
 
     @property
     def num_classes(self) -> int:
@@ -106,4 +108,5 @@ def prepare(store: Store, images: str, *, zca: bool, device: str, gpus: float) -
         whitening,
         splits.train.class_names,
         where,
+        images,
     )

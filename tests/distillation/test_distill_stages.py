@@ -147,6 +147,12 @@ def test_segments_without_a_finite_loss_are_skipped_and_leave_no_loss(kitchen, t
     assert len(set(part_bytes(store, task))) == 1  # nothing was changed
 
 
+def test_an_expert_says_what_it_saw(kitchen):
+    store, _ = kitchen
+    manifest = store.get_manifest("trajectories", "a" * 64)
+    assert (manifest.inputs, manifest.settings["zca"]) == ({"images": IMAGES}, False)
+
+
 def test_experts_of_another_network_are_refused(kitchen):
     store, prepared = kitchen
     wider = NetworkSettings(depth=2, width=4)
