@@ -176,11 +176,12 @@ def _warnings(
     as_good = [row for row in controls if row.images_per_class and row.mean >= main.mean]
     if as_good:
         reached = ", ".join(f"{row.name} {row.mean:.3f}" for row in as_good)
+        guides = "experts" if spec.matching else "teachers"
         found.append(
             HealthWarning(
                 "Real images of equal bytes are as good.",
                 f"Test accuracy of {reached}; of the synthetic ones {main.mean:.3f}: give more "
-                "iterations, other step sizes or better experts.",
+                f"iterations, other step sizes or better {guides}.",
             )
         )
     skipped = num_skipped(spec.method, made.points)
