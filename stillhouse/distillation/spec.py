@@ -158,6 +158,10 @@ class DistillSpec(JobSpec):
         if self.matching:
             if self.teachers is not None:
                 raise ValueError(f"`method: {name}` matches trajectories: `experts`, no `teachers`")
+            if self.squeeze != SQUEEZE:
+                raise ValueError(
+                    f"`squeeze` trains `teachers`, `method: {name}` has none: leave it out"
+                )
             if self.network.batch_norm and self.compute.distillers > 1:
                 raise ValueError(
                     "`compute.distillers` above 1 splits batches, whose statistics `network` takes "

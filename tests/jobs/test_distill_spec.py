@@ -103,6 +103,7 @@ def test_without_flips_no_network_sees_any(tmp_path):
             "no start epoch lies in [14, 14)",
         ),
         ([], {"teachers": [TEACHER]}, "`method: ast` matches trajectories"),
+        ([], {"squeeze": {"epochs": 5}}, "`squeeze` trains `teachers`, `method: ast` has none"),
         (
             ["experts"],
             {"method": {"name": "rded", "images_per_class": 1}},
@@ -153,3 +154,8 @@ def test_paths_and_widths_are_no_identity(tmp_path):
     moved = with_absolute_paths(load(tmp_path, data={"path": "./a", "test": "./b"}))
     assert moved.data.path.startswith("/")
     assert moved.data.test.startswith("/")
+
+
+def test_a_resolved_spec_is_a_spec(tmp_path):
+    spec = load(tmp_path)
+    assert type(spec).model_validate(yaml.safe_load(spec.to_yaml())).to_yaml() == spec.to_yaml()
