@@ -12,7 +12,7 @@ from actors.image_worker import ImageCall, ImageWork
 from pipelines.context import Context
 from pipelines.crew import Crew
 from pipelines.distilling import distil
-from pipelines.evaluation import Control, Evaluator, Tested
+from pipelines.evaluation import Control, ControlSet, Evaluator, Tested
 from pipelines.image_inputs import ImageInputs
 from stillhouse.distillation.assembly_job import AssemblyTask, run_assembly
 from stillhouse.distillation.controls_job import ControlName, ControlTask, run_control
@@ -27,11 +27,10 @@ from stillhouse.distillation.spec import DistillSpec
 from stillhouse.distillation.storage_budget import (
     StoredBytes,
     hard_label_bytes,
-    images_per_class_within,
 )
 from stillhouse.distillation.stored_images import KIND as IMAGES
 from stillhouse.distillation.stored_images import SPLITS, SourceTask, run_source
-from stillhouse.errors import BudgetError, InputError
+from stillhouse.errors import InputError
 from stillhouse.fingerprint import fingerprint
 from stillhouse.storage.artifact import Manifest, PartRef, Receipt, load_manifest
 
@@ -319,24 +318,19 @@ def _control_sets(
     images: Manifest,
     work: ImageWork,
     stored: StoredBytes,
-) -> list[tuple[str, PartRef, int, int]]:
+) -> list[ControlSet]:
     """Name, part, bytes and images per class of each control but `full`."""
     wanted: list[ControlName] = [name for name in spec.controls if name != "full"]
     if not wanted:
         return []
     shape, classes = images.totals["shape"], len(images.totals["class_names"])
     one = shape[0] * shape[1] * shape[2] + hard_label_bytes(1, classes)
-    try:
-        count = images_per_class_within(
-            stored.total, num_classes=classes, bytes_per_image=one, key="method.images_per_class"
-        )
-    except BudgetError:
-        count = 1
-    count = min(count, images.totals["least_per_class"])
+    within = max(classes, stored.total // one)
+    count = min(within, classes * images.totals["least_per_class"])
     seed = spec.method.seed + _CONTROL_SEED
     tasks = [
         ControlTask(
-            fingerprint(["control", 1, work.images, work.zca, control, count, seed]),
+            fingerprint(["control", 2, work.images, work.zca, control, count, seed]),
             control,
             count,
             seed,
@@ -344,8 +338,7 @@ def _control_sets(
         for control in wanted
     ]
     receipts = crew.do("controls", "distilled", [ImageCall(run_control, task) for task in tasks])
-    cost = count * classes * one
     return [
-        (control, receipt.parts[0], cost, count)
+        (control, receipt.parts[0], count * one, count / classes)
         for control, receipt in zip(wanted, receipts, strict=True)
     ]

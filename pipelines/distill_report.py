@@ -109,7 +109,7 @@ def dead_letters_uri(ctx: Context, images: Manifest) -> str | None:
     return ctx.store.path(IMAGES, images.fingerprint, DEAD_LETTERS)
 
 
-def _row(name: str, count: int, num_bytes: int, tested: Tested, seconds: float | None) -> SetRow:
+def _row(name: str, count: float, num_bytes: int, tested: Tested, seconds: float | None) -> SetRow:
     accuracies, published = list(tested.accuracies), list(tested.published)
     return SetRow(name, count, num_bytes, accuracies, published, seconds)
 

@@ -26,7 +26,8 @@ from stillhouse.storage.artifact import Manifest, PartRef, Receipt, read_table
 EVALUATION_VERSION = 1
 Judged = tuple[SetSource, str, float | None]
 """A set, the sha256 of its part, and its learned learning rate."""
-ControlSet = tuple[str, PartRef, int, int]
+ControlSet = tuple[str, PartRef, int, float]
+"""Name, part, bytes, and images per class, which may be no whole number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +64,7 @@ class Control:
 
     name: str
     num_bytes: int
-    images_per_class: int
+    images_per_class: float
     tested: Tested
 
 

@@ -46,23 +46,6 @@ def distance_label_bytes(num_views: int, value_bytes: int = HALF) -> int:
     return num_views * 2 * value_bytes
 
 
-def images_per_class_within(
-    total_bytes: int, *, num_classes: int, bytes_per_image: int, key: str
-) -> int:
-    """How many images a class of `bytes_per_image` (its labels included) fit in `total_bytes`.
-
-    Raises:
-        BudgetError: not even one; names the smallest total that holds one and the setting `key`.
-    """
-    count = total_bytes // (num_classes * bytes_per_image)
-    if count < 1:
-        raise BudgetError(
-            f"{total_bytes} bytes hold no image for each of {num_classes} classes: `{key}` needs "
-            f"at least {num_classes * bytes_per_image}"
-        )
-    return count
-
-
 @dataclass(frozen=True, slots=True)
 class CompensatorBudget:
     """What a number of images per class buys INFER.

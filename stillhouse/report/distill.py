@@ -37,7 +37,7 @@ class SetRow:
     """A set in the table of methods; `images_per_class` 0: all of them."""
 
     name: str
-    images_per_class: int
+    images_per_class: float
     num_bytes: int
     accuracies: list[float]
     published: list[float]

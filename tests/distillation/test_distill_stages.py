@@ -227,7 +227,7 @@ def recipe(**changes):
 
 def test_evaluation_and_controls(kitchen):
     store, prepared = kitchen
-    control = ControlTask("e" * 64, "random_real", 2, 0)
+    control = ControlTask("e" * 64, "random_real", 20, 0)
     receipt = run_control(store, prepared, control)
     given = read_set(read_table(store.path(receipt.parts[0].path)), "here")
     assert given.stored.total == 20 * 65

@@ -4,6 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stillhouse.distillation.baselines import herding, k_centre, random_real
+from stillhouse.distillation.controls_job import without_last
 from stillhouse.errors import InputError
 
 LABELS = np.array([0, 1, 0, 1, 0, 1, 0])
@@ -60,3 +61,13 @@ def test_too_few_images_of_a_class(choose):
         choose(LINE, LABELS, 4)
     with pytest.raises(InputError, match="class 1 has 3"):
         random_real(LABELS, 4, seed=0)
+
+
+def test_a_number_that_classes_do_not_share_evenly_is_drawn_by_lot():
+    rows = np.arange(12).reshape(4, 3)
+    assert without_last(rows, 12, 0).tolist() == list(range(12))
+    kept = without_last(rows, 10, 0)
+    assert len(kept) == 10
+    assert set(range(12)) - set(kept.tolist()) < {2, 5, 8, 11}
+    lots = {tuple(without_last(rows, 10, seed)) for seed in range(20)}
+    assert len(lots) > 1

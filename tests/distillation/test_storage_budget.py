@@ -1,14 +1,10 @@
-import pytest
-
 from stillhouse.distillation.storage_budget import (
     StoredBytes,
     distance_label_bytes,
     hard_label_bytes,
     image_bytes,
-    images_per_class_within,
     soft_label_bytes,
 )
-from stillhouse.errors import BudgetError
 
 
 def test_images_and_labels_by_hand():
@@ -23,11 +19,3 @@ def test_labels_of_imagenet_at_200_images_a_class_as_published():
     views = 300 * 200_000
     assert soft_label_bytes(views, 1_000) == 120_000_000_000
     assert distance_label_bytes(views) == 240_000_000
-
-
-def test_images_at_equal_bytes():
-    within = images_per_class_within
-    assert within(31_399, num_classes=10, bytes_per_image=785, key="k") == 3
-    assert within(31_400, num_classes=10, bytes_per_image=785, key="k") == 4
-    with pytest.raises(BudgetError, match=r"7849 bytes hold no image .* `k` needs at least 7850"):
-        within(7_849, num_classes=10, bytes_per_image=785, key="k")
