@@ -46,9 +46,13 @@ def write_distill_outcome(
             "bytes": made.stored.total,
             "validation_accuracy": fmean(made.best.validation),
             "test_accuracy": accuracy(first),
-            "networks": {name: accuracy(tested) for name, tested in made.tests.items()},
+            "networks": _by_network(made.tests),
             "controls": {
-                c.name: {"bytes": c.num_bytes, "test_accuracy": accuracy(c.tested)}
+                c.name: {
+                    "bytes": c.num_bytes,
+                    "test_accuracy": accuracy(c.tested),
+                    "networks": _by_network(c.tests),
+                }
                 for c in made.controls
             },
             "iteration": made.best.iteration,
@@ -58,6 +62,10 @@ def write_distill_outcome(
         "dead_letters": made.images.totals["dead_letters"],
         "warnings": [warning.title for warning in data.warnings],
     }
+
+
+def _by_network(tests: dict[str, Tested]) -> dict[str, Any]:
+    return {name: accuracy(tested) for name, tested in tests.items()}
 
 
 def accuracy(tested: Tested) -> dict[str, Any]:

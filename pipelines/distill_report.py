@@ -89,6 +89,10 @@ def distill_report(
         environment=[(name, version(name)) for name in _LIBRARIES],
         protocol=spec.evaluate.protocol,
         num_images=made.best.part.num_rows,
+        control_networks=[
+            [_row(n, c.images_per_class, c.num_bytes, t, None) for n, t in c.tests.items()]
+            for c in made.controls
+        ],
     )
 
 

@@ -1,7 +1,8 @@
 """Sets judged by fresh networks, many at once: compared on the validation part, tested once."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from statistics import fmean, stdev
 from typing import Literal
 
@@ -18,7 +19,7 @@ from stillhouse.distillation.evaluate_job import (
 from stillhouse.distillation.methods import Infer, Sre2l
 from stillhouse.distillation.settings import Group, PatchSettings, Recipe
 from stillhouse.distillation.spec import DistillSpec, NetworkSettings
-from stillhouse.distillation.storage_budget import StoredBytes
+from stillhouse.distillation.storage_budget import StoredBytes, hard_label_bytes
 from stillhouse.distillation.stored_sets import read_set
 from stillhouse.fingerprint import fingerprint
 from stillhouse.storage.artifact import Manifest, PartRef, Receipt, read_table
@@ -28,6 +29,8 @@ Judged = tuple[SetSource, str, float | None]
 """A set, the sha256 of its part, and its learned learning rate."""
 ControlSet = tuple[str, PartRef, int, float]
 """Name, part, bytes, and images per class, which may be no whole number."""
+TestTask = Callable[[NetworkSettings, int], EvaluationTask]
+"""The test of a set on a network, by seed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,12 +63,17 @@ class Tested:
 
 @dataclass(frozen=True, slots=True)
 class Control:
-    """A control that was tested."""
+    """A control that was tested; `tests` by network, the spec's first one first."""
 
     name: str
     num_bytes: int
     images_per_class: float
-    tested: Tested
+    tests: dict[str, Tested]
+
+    @property
+    def tested(self) -> Tested:
+        """On the network that the set was chosen for."""
+        return next(iter(self.tests.values()))
 
 
 def protocol_name(spec: DistillSpec) -> ProtocolName:
@@ -119,7 +127,7 @@ class Evaluator:
         """Accuracies on the validation part, by set and seed, of the first network."""
         seeds = range(self._spec.evaluate.choose_seeds)
         network = self._spec.networks[0]
-        tasks = [self._task(s, network, "validation", seed) for s in sets for seed in seeds]
+        tasks = [self._task(s, "validation", network, seed) for s in sets for seed in seeds]
         receipts = self._run(step, tasks)
         width = len(seeds)
         return [
@@ -130,29 +138,30 @@ class Evaluator:
     def final(
         self, best: Judged, controls: Sequence[ControlSet], rates: Sequence[float | None]
     ) -> tuple[dict[str, Tested], list[Control]]:
-        """The one look at the test set: the chosen set on every network, and the controls.
+        """The one look at the test set: the chosen set and the controls, on every network.
 
         A control's learning rate is the better of `rates` on the validation part.
         """
-        seeds = range(100, 100 + self._spec.evaluate.seeds)
-        judged = self._tuned(controls, rates)
-        networks = self._spec.networks
-        tasks = [self._task(best, n, "test", seed) for n in networks for seed in seeds]
-        tasks += [self._task(one, networks[0], "test", seed) for one in judged for seed in seeds]
+        sets = [best, *self._tuned(controls, rates)]
+        makers: list[TestTask] = [partial(self._task, one, "test") for one in sets]
+        described = [(name, cost, count) for name, _, cost, count in controls]
         if "full" in self._spec.controls:
-            tasks += [self._full(networks[0], seed) for seed in seeds]
-        receipts = self._run("evaluate", tasks)
-        width = len(seeds)
-        groups = [receipts[i : i + width] for i in range(0, len(receipts), width)]
-        tested = {n.label: self._tested(n, groups.pop(0)) for n in networks}
-        found = [
-            Control(name, cost, count, self._tested(networks[0], groups.pop(0)))
-            for name, _, cost, count in controls
+            makers.append(self._full)
+            described.append(("full", self._full_bytes(), 0))
+        tests, *tables = self._on_networks(makers)
+        found = [Control(*row, table) for row, table in zip(described, tables, strict=True)]
+        return tests, found
+
+    def _on_networks(self, makers: Sequence[TestTask]) -> list[dict[str, Tested]]:
+        """By set, then by network: fresh ones of every seed, all at once."""
+        seeds = range(100, 100 + self._spec.evaluate.seeds)
+        networks = self._spec.networks
+        tasks = [make(n, seed) for make in makers for n in networks for seed in seeds]
+        receipts = iter(self._run("evaluate", tasks))
+        return [
+            {n.label: self._tested(n, [next(receipts) for _ in seeds]) for n in networks}
+            for _ in makers
         ]
-        if groups:
-            tested_full = self._tested(networks[0], groups[0])
-            found.append(Control("full", self._full_bytes(), 0, tested_full))
-        return tested, found
 
     def stored_bytes(self, part: PartRef) -> StoredBytes:
         """What a set says that it costs to store."""
@@ -176,7 +185,8 @@ class Evaluator:
 
     def _full_bytes(self) -> int:
         channels, height, width = self._images.totals["shape"]
-        return self._images.parts[0].num_rows * (channels * height * width + 1)
+        count = self._images.parts[0].num_rows
+        return count * channels * height * width + hard_label_bytes(count, self._classes)
 
     def _tested(self, network: NetworkSettings, receipts: Sequence[Receipt]) -> Tested:
         published = self._spec.evaluate.protocol != "own"
@@ -196,8 +206,8 @@ class Evaluator:
     def _task(
         self,
         judged: Judged,
-        network: NetworkSettings,
         part: Literal["validation", "test"],
+        network: NetworkSettings,
         seed: int,
     ) -> EvaluationTask:
         source, sha, rate = judged

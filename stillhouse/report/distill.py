@@ -1,7 +1,7 @@
 """A distillation's report: plain numbers and pictures, stored as JSON, drawn as one HTML page."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from statistics import fmean, stdev
 from typing import Literal
@@ -100,6 +100,8 @@ class DistillReport:
     job: Literal["distill"] = "distill"
     num_images: int = 0
     """Of the set; INFER's are more than its budget, for compensators are shared."""
+    control_networks: list[list[SetRow]] = field(default_factory=list[list[SetRow]])
+    """Of each control, `rows` behind the first, a row a network as in `networks`."""
 
     @property
     def learned_from(self) -> str:

@@ -61,6 +61,7 @@ def test_result_says_what_was_made(distilled):
     assert 0 <= found["validation_accuracy"] <= 1
     random = found["controls"]["random_real"]
     assert random["bytes"] == 20 * 65
+    assert random["networks"] == {"convnet-2, width 4": random["test_accuracy"]}
     assert found["controls"]["full"]["bytes"] > random["bytes"]
     page = Path(result["report"]).read_text()
     assert page.count("data:image/png;base64,") >= 20 + 20

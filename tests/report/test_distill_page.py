@@ -84,6 +84,21 @@ def test_one_image_a_class_says_what_stands_beside_it():
     assert "The first 2 of 120 classes." in said
 
 
+def test_other_networks_show_the_controls_beside_the_set():
+    control = [SetRow(name, 2, 650, [0.5, 0.4 - i / 10], [], None) for i, name in enumerate("ab")]
+    page = render_distill(report(control_networks=[control]))
+    table = page[page.index('<section id="networks">') : page.index('<section id="cost">')]
+    assert "beside the same controls." in text_of(table)
+    cells = [re.findall(r"<t[hd].*?>(.*?)</t[hd]>", row) for row in table.split("<tr")[1:]]
+    shown = [[text_of(cell).split(" ±")[0] for cell in row] for row in cells]
+    assert shown == [
+        ["Network", "MTT", "random real"],
+        ["a", "65.0", "45.0"],
+        ["b", "65.0", "40.0"],
+    ]
+    assert "beside the same controls" not in text_of(render_distill(report()))
+
+
 def test_names_are_text_and_json_comes_back():
     data = report(hostile="<script>")
     assert "<script>" not in render_distill(data)
