@@ -17,18 +17,20 @@ from stillhouse.distillation.trajectory import Match
 
 STUDENT_MOMENTUM = 0.9
 NUM_CLUSTERS = 10  # of a class's images, from which the representative ones are taken
-_RAMP_EPOCHS = 10
-_PENALTY = 2.0
+RAMP_EPOCHS = 10
+PENALTY_WEIGHT = 2.0
 _LLOYD_ITERATIONS = 100
 
 
-def clip_factor(epoch: int) -> float:
+def clip_factor(epoch: int, ramp_epochs: int = RAMP_EPOCHS) -> float:
     """Times the expert's cross-entropy in `epoch` (from 0): 0.50, 0.55, ..., 0.95, then 1."""
-    return min(1.0, 0.5 + 0.5 * epoch / _RAMP_EPOCHS)
+    return min(1.0, 0.5 + 0.5 * epoch / ramp_epochs) if ramp_epochs else 1.0
 
 
-def gradient_penalty(network: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
-    """2 * mean over n, h, w of (||g||_c - 1)^2, g = d(sum of all logits)/d images [B, C, H, W].
+def gradient_penalty(
+    network: Callable[[Tensor], Tensor], images: Tensor, weight: float = PENALTY_WEIGHT
+) -> Tensor:
+    """weight * mean over n, h, w of (||g||_c - 1)^2, g = d(sum of all logits)/d images [B,C,H,W].
 
     The norm runs over the channels of a pixel. Keeps its graph: differentiate it again for the
     parameters that `network` uses.
@@ -36,7 +38,7 @@ def gradient_penalty(network: Callable[[Tensor], Tensor], images: Tensor) -> Ten
     inputs = images.detach().requires_grad_()
     (gradient,) = torch.autograd.grad(network(inputs).sum(), inputs, create_graph=True)
     norms = torch.linalg.vector_norm(gradient, dim=1)
-    return _PENALTY * (norms - 1).square().mean()
+    return weight * (norms - 1).square().mean()
 
 
 def balance_factor(start_epoch: int, max_start_epoch: int) -> float:

@@ -27,10 +27,10 @@ def expert_options(
         momentum=given(settings.momentum, own.momentum),
         weight_decay=given(settings.weight_decay, own.weight_decay),
         drop_epoch=settings.drop_epoch or half,
-        drop_factor=own.drop_factor,
+        drop_factor=given(settings.drop_factor, own.drop_factor),
         augmentation=groups,
-        ramp=own.ramp if smoothing.ramp is None else smoothing.ramp,
-        penalty=own.penalty if smoothing.penalty is None else smoothing.penalty,
+        ramp_epochs=own.ramp_epochs if smoothing.ramp_epochs is None else smoothing.ramp_epochs,
+        penalty_weight=given(smoothing.penalty_weight, own.penalty_weight),
         rho=smoothing.rho or own.rho,
         alpha=smoothing.alpha,
     )

@@ -7,7 +7,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from stillhouse.distillation.ast import clip_factor, gradient_penalty
+from stillhouse.distillation.ast import (
+    PENALTY_WEIGHT,
+    RAMP_EPOCHS,
+    clip_factor,
+    gradient_penalty,
+)
 from stillhouse.distillation.augment import DSA_GROUPS, Group, augment, draw_augmentation
 from stillhouse.distillation.flat import gsam_direction
 from stillhouse.distillation.functional import FlatModule
@@ -26,8 +31,8 @@ class ExpertOptions:
         weight_decay: L2, added to the gradient.
         drop_epoch: from it on the rate is times `drop_factor`, the momentum starts afresh.
         augmentation: DSA groups, one drawn a batch; none: plain images.
-        ramp: AST's clipping loss (`clip_factor`).
-        penalty: AST's `gradient_penalty` is added, on the plain images.
+        ramp_epochs: of AST's clipping loss (`clip_factor`); 0: the whole loss from the start.
+        penalty_weight: of AST's `gradient_penalty`, on the plain images; 0: none.
         rho: radius of FTD's flat steps (`gsam_direction`); None: plain gradients.
         alpha: of the flat steps.
     """
@@ -40,8 +45,8 @@ class ExpertOptions:
     drop_epoch: int | None = None
     drop_factor: float = 0.1
     augmentation: tuple[Group, ...] = DSA_GROUPS
-    ramp: bool = False
-    penalty: bool = False
+    ramp_epochs: int = 0
+    penalty_weight: float = 0.0
     rho: float | None = None
     alpha: float = 0.4
 
@@ -52,8 +57,8 @@ AST_EXPERT = ExpertOptions(
     weight_decay=1e-3,
     drop_epoch=26,
     drop_factor=0.6,
-    ramp=True,
-    penalty=True,
+    ramp_epochs=RAMP_EPOCHS,
+    penalty_weight=PENALTY_WEIGHT,
 )
 FTD_EXPERT = ExpertOptions(rho=0.01)
 
@@ -126,13 +131,15 @@ def expert_loss(
         seen = augment(
             images, draw_augmentation(options.augmentation, len(images), size, generator)
         )
-    factor = clip_factor(epoch) if options.ramp else 1.0
+    factor = clip_factor(epoch, options.ramp_epochs)
 
     def loss_at(theta: Tensor) -> Tensor:
         loss = factor * cross_entropy(network(theta, seen), labels)
-        if options.penalty:
-            loss = loss + gradient_penalty(lambda inputs: network(theta, inputs), images)
-        return loss
+        if not options.penalty_weight:
+            return loss
+        return loss + gradient_penalty(
+            lambda inputs: network(theta, inputs), images, options.penalty_weight
+        )
 
     return loss_at
 

@@ -194,8 +194,12 @@ class Smoothing(Settings):
         description="smooth: AST's loss ramp, gradient penalty and momentum; flat: FTD's steps; "
         "auto: the method's own",
     )
-    ramp: bool | None = Field(default=None, description="AST's clipping loss; default by `kind`")
-    penalty: bool | None = Field(default=None, description="gradient penalty; default by `kind`")
+    ramp_epochs: Annotated[int, Field(ge=0)] | None = Field(
+        default=None, description="AST's clipping loss, which rises over these; smooth 10, else 0"
+    )
+    penalty_weight: Annotated[float, Field(ge=0)] | None = Field(
+        default=None, description="of AST's gradient penalty; smooth 2, else 0"
+    )
     rho: _Positive | None = Field(default=None, description="radius of flat steps; default 0.01")
     alpha: Annotated[float, Field(ge=0)] = Field(default=0.4, description="of flat steps")
 
@@ -215,6 +219,9 @@ class ExpertSettings(Settings):
     )
     drop_epoch: Count | None = Field(
         default=None, description="the rate is lowered from here; plain never, smooth after half"
+    )
+    drop_factor: _Positive | None = Field(
+        default=None, description="times the rate from there; plain 0.1, smooth 0.6"
     )
     smoothing: Smoothing = Smoothing()
     keep: Literal["window", "all"] = Field(

@@ -93,7 +93,7 @@ class EvaluateSettings(Settings):
     epochs: Count | None = Field(default=None, description="of training on a set; p1 1001, ...")
     batch_size: Count | None = Field(default=None, description="default the protocol's")
     choose_seeds: Count = Field(
-        default=1, description="networks that compare the sets of one run on the validation part"
+        default=3, description="networks that compare the sets of one run on the validation part"
     )
     full: FullRecipe = Field(
         default=FULL,

@@ -34,11 +34,11 @@ OPTIONS = ExpertOptions(
 )
 
 
-@pytest.mark.parametrize(("name", "epoch", "penalty"), [("clip", 0, False), ("clip_gp", 1, True)])
+@pytest.mark.parametrize(("name", "epoch", "penalty"), [("clip", 0, 0.0), ("clip_gp", 1, 2.0)])
 def test_ramped_steps_reproduce_the_reference(name, epoch, penalty):
     """Both of the reference's steps lie in one epoch: 0 with factor 0.5, 1 with 0.55."""
     assert clip_factor(epoch) == pytest.approx(EXPERT[f"loss_decay_{name}"].item())
-    options = replace(OPTIONS, ramp=True, penalty=penalty)
+    options = replace(OPTIONS, ramp_epochs=10, penalty_weight=penalty)
     nothing_to_draw = torch.Generator()
     loss_at = expert_loss(NETWORK, EXPERT["x"], EXPERT["y"], epoch, options, nothing_to_draw)
     theta, velocity, losses = EXPERT["theta0"], torch.zeros(536), []
@@ -56,7 +56,7 @@ def test_ramped_steps_reproduce_the_reference(name, epoch, penalty):
 def test_smooth_expert_reproduces_the_reference():
     torch.nn.utils.vector_to_parameters(EXPERT["theta0"], MODULE.parameters())
     start, *epochs = train_expert(
-        NETWORK, EXPERT["x"], EXPERT["y"], replace(OPTIONS, penalty=True), torch.Generator()
+        NETWORK, EXPERT["x"], EXPERT["y"], replace(OPTIONS, penalty_weight=2.0), torch.Generator()
     )
     assert torch.equal(start.parameters, EXPERT["theta0"]) and start.loss is None
     assert relative_error(epochs[-1].parameters, EXPERT["theta_after_2_steps_gp"]) < 1e-6
@@ -75,6 +75,8 @@ def test_gradient_penalty_reproduces_the_reference():
 def test_clip_schedule_reproduces_the_reference():
     assert [clip_factor(e) for e in range(10)] == pytest.approx(EXPERT["clip_schedule"].tolist())
     assert clip_factor(10) == clip_factor(49) == 1
+    assert [clip_factor(e, 4) for e in (0, 2, 4, 9)] == [0.5, 0.75, 1, 1]
+    assert clip_factor(0, 0) == 1
 
 
 @pytest.mark.parametrize("last", [20, 15])
