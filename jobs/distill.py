@@ -20,7 +20,9 @@ def _steps(spec: DistillSpec) -> list[str]:
     chosen = set(spec.controls) - {"full"}
     controls = ["controls"] if chosen else []
     tuned = ["tune controls"] if chosen and spec.matching else []
-    return ["images", *made, "choose", *controls, *tuned, "evaluate", "result", "pictures"]
+    printed = ["as printed"] if spec.evaluate.protocol == "p1" and spec.matching else []
+    judged = ["choose", *controls, *printed, *tuned, "evaluate"]
+    return ["images", *made, *judged, "result", "pictures"]
 
 
 def list_distill(spec: DistillSpec) -> "ListedDistill":

@@ -89,6 +89,8 @@ class DistillRun:
     stored: StoredBytes
     controls: list[Control] = field(default_factory=list[Control])
     expert_losses: list[list[float]] = field(default_factory=list[list[float]])
+    printed: int | None = None
+    """The point that p1 chose on the test part, as its authors did; None under other protocols."""
 
     @property
     def best(self) -> Point:
@@ -285,9 +287,8 @@ def _judge(
         named = kind if made.label_path is not None else None
         return SetSource(part.path, made.label_path, named, learned)
 
-    compared = judge.compare(
-        "choose", [(source(p.part), p.part.sha256, p.learning_rate) for p in made.points]
-    )
+    along = [(source(p.part), p.part.sha256, p.learning_rate) for p in made.points]
+    compared = judge.compare("choose", along)
     points = [
         replace(point, validation=accuracies)
         for point, accuracies in zip(made.points, compared, strict=True)
@@ -297,8 +298,9 @@ def _judge(
     stored = made.stored or judge.stored_bytes(best.part)
     sets = _control_sets(crew, spec, images, work, stored)
     rates = [None] if best.learning_rate is None else [None, best.learning_rate]
+    printed = judge.best_in_print(along)
     tests, controls = judge.final(
-        (source(best.part), best.part.sha256, best.learning_rate), sets, rates
+        along[chosen], sets, rates, None if printed is None else along[printed]
     )
     return DistillRun(
         images,
@@ -309,6 +311,7 @@ def _judge(
         stored,
         controls,
         expert_losses,
+        printed,
     )
 
 

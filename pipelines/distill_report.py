@@ -93,6 +93,7 @@ def distill_report(
             [_row(n, c.images_per_class, c.num_bytes, t, None) for n, t in c.tests.items()]
             for c in made.controls
         ],
+        printed_iteration=None if made.printed is None else made.points[made.printed].iteration,
     )
 
 

@@ -1,7 +1,7 @@
 """Sets judged by fresh networks, many at once: compared on the validation part, tested once."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from statistics import fmean, stdev
 from typing import Literal
@@ -40,8 +40,9 @@ class Tested:
     Attributes:
         network: what people call it.
         accuracies: by seed.
-        published: the best of the protocol's checks on the test set, by seed; for comparison with
-            printed numbers only, empty under the own protocol.
+        published: chosen on the test set as the protocol's authors did, by seed: of the best step
+            (p1) or of each network's best epoch (p2, p3); for comparison with printed numbers only,
+            empty under the own protocol.
         seconds: of all its trainings.
     """
 
@@ -125,43 +126,71 @@ class Evaluator:
 
     def compare(self, step: str, sets: Sequence[Judged]) -> list[tuple[float, ...]]:
         """Accuracies on the validation part, by set and seed, of the first network."""
-        seeds = range(self._spec.evaluate.choose_seeds)
-        network = self._spec.networks[0]
-        tasks = [self._task(s, "validation", network, seed) for s in sets for seed in seeds]
-        receipts = self._run(step, tasks)
-        width = len(seeds)
-        return [
-            tuple(r.info["accuracy"] for r in receipts[i * width : (i + 1) * width])
-            for i in range(len(sets))
-        ]
+        return self._accuracies(step, sets, "validation", range(self._spec.evaluate.choose_seeds))
+
+    def best_in_print(self, along: Sequence[Judged]) -> int | None:
+        """Which of the sets along the way p1 prints: the best mean on the test set.
+
+        None where another protocol is asked for, or there is one set. Costs a training for each
+        set and seed.
+        """
+        if self._spec.evaluate.protocol != "p1" or len(along) < 2:
+            return None
+        means = [fmean(a) for a in self._accuracies("as printed", along, "test", self._seeds)]
+        return means.index(max(means))
 
     def final(
-        self, best: Judged, controls: Sequence[ControlSet], rates: Sequence[float | None]
+        self,
+        best: Judged,
+        controls: Sequence[ControlSet],
+        rates: Sequence[float | None],
+        printed: Judged | None = None,
     ) -> tuple[dict[str, Tested], list[Control]]:
         """The one look at the test set: the chosen set and the controls, on every network.
 
-        A control's learning rate is the better of `rates` on the validation part.
+        A control's learning rate is the better of `rates` on the validation part. `printed` is the
+        set whose accuracies are the published ones, where that is not `best` itself.
         """
-        sets = [best, *self._tuned(controls, rates)]
+        sets = [best, *([printed] if printed else []), *self._tuned(controls, rates)]
         makers: list[TestTask] = [partial(self._task, one, "test") for one in sets]
         described = [(name, cost, count) for name, _, cost, count in controls]
         if "full" in self._spec.controls:
             makers.append(self._full)
             described.append(("full", self._full_bytes(), 0))
         tests, *tables = self._on_networks(makers)
+        if printed:
+            in_print = tables.pop(0)
+            tests = {n: replace(t, published=in_print[n].accuracies) for n, t in tests.items()}
         found = [Control(*row, table) for row, table in zip(described, tables, strict=True)]
         return tests, found
 
     def _on_networks(self, makers: Sequence[TestTask]) -> list[dict[str, Tested]]:
         """By set, then by network: fresh ones of every seed, all at once."""
-        seeds = range(100, 100 + self._spec.evaluate.seeds)
-        networks = self._spec.networks
+        seeds, networks = self._seeds, self._spec.networks
         tasks = [make(n, seed) for make in makers for n in networks for seed in seeds]
         receipts = iter(self._run("evaluate", tasks))
         return [
             {n.label: self._tested(n, [next(receipts) for _ in seeds]) for n in networks}
             for _ in makers
         ]
+
+    @property
+    def _seeds(self) -> range:
+        """Of the networks that are tested; those that compared sets had others."""
+        return range(100, 100 + self._spec.evaluate.seeds)
+
+    def _accuracies(
+        self,
+        step: str,
+        sets: Sequence[Judged],
+        part: Literal["validation", "test"],
+        seeds: range,
+    ) -> list[tuple[float, ...]]:
+        """By set and seed, of the first network."""
+        network = self._spec.networks[0]
+        tasks = [self._task(one, part, network, seed) for one in sets for seed in seeds]
+        receipts = iter(self._run(step, tasks))
+        return [tuple(next(receipts).info["accuracy"] for _ in seeds) for _ in sets]
 
     def stored_bytes(self, part: PartRef) -> StoredBytes:
         """What a set says that it costs to store."""

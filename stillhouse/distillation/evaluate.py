@@ -3,8 +3,8 @@
 Three published protocols are named: `p1` (MTT and what follows it), `p2` (SRe2L and INFER on
 CIFAR), `p3` (RDED). All of them choose on the test set in print: p1 the best distillation step, p2
 and p3 the best epoch. Here the test set is touched once, after the last epoch; `published=True`
-repeats the choice, for comparison with printed numbers only. Numbers of different protocols do not
-compare.
+repeats the choice of the epoch, for comparison with printed numbers only (the choice of the step
+is the job's, for it takes all sets). Numbers of different protocols do not compare.
 """
 
 from dataclasses import dataclass

@@ -102,12 +102,23 @@ class DistillReport:
     """Of the set; INFER's are more than its budget, for compensators are shared."""
     control_networks: list[list[SetRow]] = field(default_factory=list[list[SetRow]])
     """Of each control, `rows` behind the first, a row a network as in `networks`."""
+    printed_iteration: int | None = None
+    """Of the set that p1 chose on the test part."""
 
     @property
     def learned_from(self) -> str:
         """What the set was learned from."""
         decoupled = self.method in ("sre2l", "infer", "rded", "nrr_dd")
         return "teachers" if decoupled else "experts"
+
+    @property
+    def printed_choice(self) -> str:
+        """What the figures as printed were chosen as, on the test part."""
+        if self.protocol != "p1":
+            return "the best epoch of each network"
+        if self.printed_iteration is None:
+            return "nothing, for there is one set"
+        return f"the set of {self.printed_iteration:,} updates, the best of all along the way"
 
     @property
     def num_bytes(self) -> int:

@@ -91,6 +91,35 @@ def test_set_and_controls_are_tested_on_every_network(kitchen):
     assert "evaluate" not in crew.done and len(wide) == 6
 
 
+def test_p1_publishes_the_step_that_is_best_on_the_test_set(kitchen):
+    store, parts = kitchen
+    judge, crew = evaluator(store, spec(store, [], "p1"))
+    along = [judged(part) for part in parts]
+    best = judge.best_in_print(along)
+    tested = {task.source.path: [] for task in crew.done["as printed"]}
+    for task in crew.done["as printed"]:
+        assert (task.part, task.network.width) == ("test", 3)
+        receipt = store.finished("distilled", [task.fingerprint])[task.fingerprint]
+        tested[task.source.path].append(receipt.info["accuracy"])
+    accuracies = [tuple(tested[part.path]) for part in parts]
+    assert best == max(range(3), key=lambda i: sum(accuracies[i]))
+    worst = min(range(3), key=lambda i: sum(accuracies[i]))
+    tests, _ = judge.final(along[worst], [], [0.05], along[best])
+    assert (tests["convnet-2, width 3"].accuracies) == accuracies[worst]
+    assert (tests["convnet-2, width 3"].published) == accuracies[best]
+    alone, _ = judge.final(along[best], [], [0.05])
+    wider = tests["convnet-2, width 5"]
+    assert wider.published == alone["convnet-2, width 5"].accuracies != wider.accuracies
+
+
+@pytest.mark.parametrize("protocol", ["own", "p2", "p3"])
+def test_no_other_protocol_looks_at_sets_that_were_not_chosen(kitchen, protocol):
+    store, parts = kitchen
+    judge, crew = evaluator(store, spec(store, [], protocol))
+    assert judge.best_in_print([judged(part) for part in parts]) is None
+    assert crew.done == {}
+
+
 def test_labels_of_many_classes_take_two_bytes():
     asked = spec(SimpleNamespace(uri="s"))
     totals = {"shape": [1, 2, 2], "class_names": ["a"] * 300}

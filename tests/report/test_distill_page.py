@@ -99,6 +99,17 @@ def test_other_networks_show_the_controls_beside_the_set():
     assert "beside the same controls" not in text_of(render_distill(report()))
 
 
+def test_a_printed_figure_says_what_was_chosen():
+    rows = [SetRow("MTT", 2, 662, [0.6, 0.7], [0.8, 0.7], 3.0)]
+    shown = {"rows": rows, "networks": rows * 2, "protocol": "p1", "printed_iteration": 1200}
+    said = text_of(render_distill(report(**shown)))
+    assert "As printed (p1): chosen on the test part, the set of 1,200 updates, the best" in said
+    assert said.count("75.0") == 3
+    said = text_of(render_distill(report(**shown | {"protocol": "p2"})))
+    assert "chosen on the test part, the best epoch of each network;" in said
+    assert "As printed" not in text_of(render_distill(report()))
+
+
 def test_names_are_text_and_json_comes_back():
     data = report(hostile="<script>")
     assert "<script>" not in render_distill(data)
