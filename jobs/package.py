@@ -6,7 +6,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from zipfile import ZIP_DEFLATED, ZipFile, ZipInfo
 
+from stillhouse.distillation.spec import DistillSpec
 from stillhouse.errors import SpecError
+from stillhouse.own_code import OURS, find_module, top_names, top_of
 from stillhouse.selection.own import OwnCode, find_code
 from stillhouse.spec import JobSpec, SelectSpec
 
@@ -52,8 +54,7 @@ def write_package(path: Path, spec: JobSpec) -> int:
     """
     root = Path(__file__).parents[1]
     files = code_files(root)
-    code = own_code(spec)
-    if code is not None:  # found there as it is here: in the working directory
+    for code in own_code(spec):  # found there as it is here: in the working directory
         files |= dict(code.files)
     files[SPEC_FILE] = spec.to_send().encode()
     files[VERSIONS_FILE] = json.dumps(pinned_versions(root), indent=1).encode()
@@ -66,11 +67,25 @@ def write_package(path: Path, spec: JobSpec) -> int:
     return path.stat().st_size
 
 
-def own_code(spec: JobSpec) -> OwnCode | None:
-    """The code of a scorer that is not ours, where the job has one."""
+def own_code(spec: JobSpec) -> list[OwnCode]:
+    """The code of a scorer or of networks that are not ours, where the job has such.
+
+    Raises:
+        SpecError: it is not here, or is too much.
+    """
     if isinstance(spec, SelectSpec) and spec.scorer is not None:
-        return find_code(spec.scorer.import_)
-    return None
+        return [find_code(spec.scorer.import_)]
+    if isinstance(spec, DistillSpec):
+        return [_factory_code(name) for name in spec.factories if top_of(name) not in OURS]
+    return []
+
+
+def _factory_code(name: str) -> OwnCode:
+    place, wanted = f"factory: {name}", name.partition(":")[2]
+    found = find_module(place, name)
+    if not {wanted, "*"} & top_names(found.tree):
+        raise SpecError(f"`{place}`: no `{wanted}` in {found.module}")
+    return OwnCode(name, found.files)
 
 
 def requirements(spec: JobSpec) -> list[str]:

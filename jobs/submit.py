@@ -85,8 +85,7 @@ def submission_name(spec: Spec, listed: Listed) -> str:
     """
     asked = spec.model_dump(mode="json", exclude={"compute", "name"})
     files = [[[file.uri, file.size_bytes, file.stamp] for file in part] for part in listed.files]
-    code = own_code(spec)
-    identity = None if code is None else code.digest
+    identity = [code.digest for code in own_code(spec)] or None
     return fingerprint(["submission", _VERSION, asked, files, identity])
 
 

@@ -143,6 +143,12 @@ class DistillSpec(JobSpec):
         return self.evaluate.networks or [self.network]
 
     @property
+    def factories(self) -> list[str]:
+        """Of all its networks, each once, as `package.module:function`."""
+        named = [self.network, *(self.teachers or []), *self.evaluate.networks]
+        return sorted({network.factory for network in named if network.factory is not None})
+
+    @property
     def flips(self) -> bool:
         """Whether a mirrored image is still one of its class."""
         return "flip" in self.preprocessing.augmentation

@@ -8,7 +8,6 @@ ever read from the store. What it learned is kept in the store as plain arrays.
 
 import ast
 import importlib
-import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,16 +24,15 @@ from numpy.typing import NDArray
 
 from stillhouse.errors import ScorerError, SpecError
 from stillhouse.fingerprint import fingerprint, sha256
+from stillhouse.own_code import FoundCode, find_module
 from stillhouse.selection.scorers import SCORES_SCHEMA, document_tokens, plain_scores
 from stillhouse.text.pieces import read_pieces, token_ids
 from stillhouse.text.tokenizer import Tokenizer
 
 METHODS = ("fit", "load", "score")
-MAX_BYTES = 2_000_000
 _BATCH = 1024
 BUILT_IN = "stillhouse.selection.pds:PdsScorer"
 _BUILT_IN_FILES = ("distillation/adjoint.py", "distillation/pds.py", "selection/pds.py")
-_OURS = {"stillhouse", "actors", "pipelines", "jobs", "ray", "torch"}
 
 
 class OwnScorer(Protocol):
@@ -66,7 +64,7 @@ class OwnScorer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class OwnCode:
-    """A scorer's code: `name` is `module:Class`, `files` the sources by path, sorted."""
+    """Code of a scorer or network: `name` as in the spec, `files` the sources by path, sorted."""
 
     name: str
     files: tuple[tuple[str, bytes], ...]
@@ -149,48 +147,25 @@ def find_code(name: str, folders: Sequence[str] | None = None) -> OwnCode:
     Raises:
         SpecError: no such module or class, a class without the three methods, too much code.
     """
-    module = name.partition(":")[0]
-    top, file = module.partition(".")[0], module.replace(".", "/")
     if name == BUILT_IN:
         ours = Path(__file__).parents[1]
         paths = [(f"stillhouse/{path}", (ours / path).read_bytes()) for path in _BUILT_IN_FILES]
         return OwnCode(name, tuple(paths))
-    if top in _OURS:
-        raise SpecError(f"`scorer.import: {name}`: `{top}` is taken: call your package otherwise")
-    for folder in folders if folders is not None else [os.getcwd(), *sys.path]:
-        root = Path(folder)
-        found = [p for p in (root / f"{file}/__init__.py", root / f"{file}.py") if p.is_file()]
-        if found:
-            paths = sorted((root / top).rglob("*.py")) if (root / top).is_dir() else found
-            files = tuple((p.relative_to(root).as_posix(), p.read_bytes()) for p in paths)
-            _check(name, found[0], files)
-            return OwnCode(name, files)
-    raise SpecError(
-        f"`scorer.import: {name}`: there is no module `{module}` here: run in the folder that "
-        f"holds `{top}`, or install it"
-    )
+    place = f"scorer.import: {name}"
+    found = find_module(place, name, folders)
+    _check_class(place, name.partition(":")[2], found)
+    return OwnCode(name, found.files)
 
 
-def _check(name: str, module: Path, files: Sequence[tuple[str, bytes]]) -> None:
-    size = sum(len(data) for _, data in files)
-    if size > MAX_BYTES:
-        raise SpecError(
-            f"`scorer.import: {name}`: {size:,} bytes of code, {MAX_BYTES:,} are allowed: put the "
-            "class into a small module of its own"
-        )
-    wanted = name.partition(":")[2]
-    try:
-        tree = ast.parse(module.read_bytes())
-    except SyntaxError as error:
-        raise SpecError(f"`scorer.import: {name}`: {module}:{error.lineno}: {error.msg}") from None
-    classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
+def _check_class(place: str, wanted: str, found: FoundCode) -> None:
+    classes = {node.name: node for node in found.tree.body if isinstance(node, ast.ClassDef)}
     if wanted not in classes:
         there = ", ".join(sorted(classes)) or "none"
-        raise SpecError(f"`scorer.import: {name}`: no such class in {module}; there: {there}")
+        raise SpecError(f"`{place}`: no such class in {found.module}; there: {there}")
     methods = {n.name for n in classes[wanted].body if isinstance(n, ast.FunctionDef)}
     missing = [method for method in METHODS if method not in methods]
     if missing and not classes[wanted].bases:
-        raise SpecError(f"`scorer.import: {name}`: the class has no method {', '.join(missing)}")
+        raise SpecError(f"`{place}`: the class has no method {', '.join(missing)}")
 
 
 def fit(

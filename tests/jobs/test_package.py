@@ -12,15 +12,18 @@ import yaml
 from small import parse
 
 from jobs.package import (
+    FLOORS,
     LIBRARIES,
     MAX_BYTES,
     check_size,
     code_files,
     installed_versions,
+    own_code,
     pinned_versions,
     version_differences,
     write_package,
 )
+from stillhouse.distillation.spec import DistillSpec
 from stillhouse.errors import SpecError
 from stillhouse.spec import SelectSpec
 
@@ -51,6 +54,65 @@ def test_it_holds_code_spec_and_versions_and_nothing_else(package):
     assert shipped.compute.address is None
     assert shipped == spec.model_copy(update={"compute": shipped.compute})
     assert shipped.compute.scorers == 3
+
+
+NET = """
+import torch.nn as nn
+from functools import partial
+
+def make(num_channels, image_size, num_classes):
+    return nn.Flatten()
+
+small = partial(make)
+"""
+
+
+@pytest.fixture
+def in_folder(tmp_path, monkeypatch):
+    """The working directory, with a package of networks and a module of them."""
+    (tmp_path / "h7_nets").mkdir()
+    for file in ("h7_nets/wide.py", "h7_nets/blocks.py", "h7_flat.py", "other.py"):
+        (tmp_path / file).write_text(NET)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def distil(**changes):
+    content = {"job": "distill", "store": "/s", "data": {"dataset": "digits"}, **changes}
+    return DistillSpec.model_validate({"method": {"name": "mtt", "images_per_class": 1}} | content)
+
+
+def factory(name):
+    return {"name": "factory", "factory": name}
+
+
+def test_networks_of_ones_own_are_sent(in_folder):
+    asked = distil(
+        network=factory("h7_nets.wide:make"),
+        evaluate={"networks": [factory("h7_flat:small"), factory("h7_nets.wide:make")]},
+    )
+    write_package(in_folder / "job.zip", asked)
+    shutil.unpack_archive(in_folder / "job.zip", in_folder / "sent")
+    sent = {p.relative_to(in_folder / "sent").as_posix() for p in in_folder.glob("sent/**/*.py")}
+    assert {path for path in sent if path.split("/")[0] not in FLOORS} == {
+        "h7_nets/wide.py",
+        "h7_nets/blocks.py",
+        "h7_flat.py",
+    }
+    teacher = {"name": "sre2l", "images_per_class": 1}
+    taught = distil(method=teacher, teachers=[factory("h7_flat:nn")])
+    assert [code.name for code in own_code(taught)] == ["h7_flat:nn"]
+    before = [code.digest for code in own_code(asked)]
+    (in_folder / "h7_flat.py").write_text(NET + "# changed")
+    assert [code.digest for code in own_code(asked)] != before
+
+
+def test_a_network_that_is_not_there_is_refused_before_it_is_sent(in_folder):
+    with pytest.raises(SpecError, match=r"`factory: h7_none:make`: there is no module `h7_none`"):
+        own_code(distil(network=factory("h7_none:make")))
+    with pytest.raises(SpecError, match=r"`factory: h7_flat:wide`: no `wide` in .*h7_flat.py"):
+        own_code(distil(network=factory("h7_flat:wide")))
+    assert own_code(distil(network=factory("torch.nn:Linear"))) == []  # is there anyhow
 
 
 def test_the_same_spec_makes_the_same_bytes(package, tmp_path):

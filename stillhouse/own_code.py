@@ -1,0 +1,95 @@
+"""Where code that a spec names lies, `module:name`: found and looked at without running it."""
+
+import ast
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from stillhouse.errors import SpecError
+
+MAX_BYTES = 2_000_000
+OURS = {"stillhouse", "actors", "pipelines", "jobs", "ray", "torch"}
+"""Packages that are wherever a job is."""
+
+
+@dataclass(frozen=True, slots=True)
+class FoundCode:
+    """A module and all that is sent with it.
+
+    Attributes:
+        module: its file.
+        tree: what is in it.
+        files: sources by path, sorted: the module alone, or all Python files of its package.
+    """
+
+    module: Path
+    tree: ast.Module
+    files: tuple[tuple[str, bytes], ...]
+
+
+def top_of(name: str) -> str:
+    """The outermost package of `package.module:name`."""
+    return name.partition(":")[0].partition(".")[0]
+
+
+def find_module(place: str, name: str, folders: Sequence[str] | None = None) -> FoundCode:
+    """The code of `module:name`.
+
+    Args:
+        place: key and value in the spec, for messages.
+        name: as in the spec.
+        folders: where to look; default the working directory, then Python's path.
+
+    Raises:
+        SpecError: no such module, one that cannot be parsed, a name of ours, too much code.
+    """
+    module = name.partition(":")[0]
+    top, file = top_of(name), module.replace(".", "/")
+    if top in OURS:
+        raise SpecError(f"`{place}`: `{top}` is taken: call your package otherwise")
+    for folder in folders if folders is not None else [os.getcwd(), *sys.path]:
+        root = Path(folder)
+        found = [p for p in (root / f"{file}/__init__.py", root / f"{file}.py") if p.is_file()]
+        if found:
+            paths = sorted((root / top).rglob("*.py")) if (root / top).is_dir() else found
+            files = tuple((p.relative_to(root).as_posix(), p.read_bytes()) for p in paths)
+            _check_size(place, files)
+            return FoundCode(found[0], _parsed(place, found[0]), files)
+    raise SpecError(
+        f"`{place}`: there is no module `{module}` here: run in the folder that "
+        f"holds `{top}`, or install it"
+    )
+
+
+def _check_size(place: str, files: Sequence[tuple[str, bytes]]) -> None:
+    size = sum(len(data) for _, data in files)
+    if size > MAX_BYTES:
+        raise SpecError(
+            f"`{place}`: {size:,} bytes of code, {MAX_BYTES:,} are allowed: put it into a small "
+            "module of its own"
+        )
+
+
+def _parsed(place: str, module: Path) -> ast.Module:
+    try:
+        return ast.parse(module.read_bytes())
+    except SyntaxError as error:
+        raise SpecError(f"`{place}`: {module}:{error.lineno}: {error.msg}") from None
+
+
+def top_names(tree: ast.Module) -> set[str]:
+    """What a module defines, assigns or imports, at any depth; `*` where it imports everything."""
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        match node:
+            case ast.FunctionDef() | ast.ClassDef():
+                found.add(node.name)
+            case ast.alias():
+                found.add(node.asname or node.name)
+            case ast.Name(ctx=ast.Store()):
+                found.add(node.id)
+            case _:
+                pass
+    return found
