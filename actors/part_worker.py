@@ -116,6 +116,8 @@ class PartWorker:
             receipt = done.get(name) or self._run(task, others)
         except StillhouseError as error:
             return None, self._failure(type(error).__name__, str(error), name)
+        except ImportError as error:
+            return None, self._failure("ClusterError", cannot_import(str(error)), name)
         except Exception as error:
             if _poisons_process(error):
                 os._exit(1)
@@ -129,9 +131,13 @@ class PartWorker:
         return Failure(kind, message, part, ray.util.get_node_ip_address())
 
 
-@ray.remote(max_restarts=-1, max_task_retries=-1)
+@ray.remote
 class CrewWorker:
-    """A worker that stays for many steps, with one host for all of them."""
+    """A worker that stays for many steps, with one host for all of them.
+
+    Ray neither makes a lost one again nor repeats its task: it could not tell a loss from a crew
+    that is sent home, and would announce endless retries. The crew does both.
+    """
 
     def __init__(self, make: Callable[[], Host], store: Store) -> None:
         self._host = cache(make)
@@ -143,6 +149,15 @@ class CrewWorker:
         """Do one task, as `PartWorker` does: its receipt or why there is none, and seconds."""
         done = PartWorker(self._host, attempts, self._store, kind, metrics)({"task": [task]})
         return done["receipt"][0], done["error"][0], float(done["seconds"][0])
+
+
+def cannot_import(reason: str) -> str:
+    """What to say where a worker lacks code."""
+    return (
+        f"a worker cannot be started: {' '.join(reason.split())}. The nodes of `compute.address` "
+        "need this package as the driver has it: install it there, or let `stillhouse submit` send "
+        "the job's code"
+    )
 
 
 def _poisons_process(error: Exception) -> bool:

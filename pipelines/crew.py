@@ -6,17 +6,18 @@ from functools import partial
 from typing import Any
 
 import ray
+from ray.exceptions import RayActorError
 
 from actors.image_worker import ImageCall, ImageHost, ImageWork
 from actors.part_worker import CrewWorker
 from pipelines.context import Context
-from pipelines.flow import Stream, attempts_of, finish_parts, made_by
+from pipelines.flow import Stream, attempts_of, finish_parts, made_by, not_begun
 from pipelines.placement import actor_options
 from stillhouse.storage.artifact import Receipt
 
 
 class Crew:
-    """Actors that are made with the first step that needs them; a lost one is made again by Ray.
+    """Actors that are made with the first step that needs them, and again where one was lost.
 
     Small steps follow one another here: a pool for each would load PyTorch and the images anew.
     """
@@ -43,7 +44,8 @@ class Crew:
             workers: how many do them; the result does not depend on it.
 
         Raises:
-            PartFailedError: a task kept killing its worker. Any StillhouseError of a task.
+            PartFailedError: a task kept killing its worker. ClusterError: workers lack code. Any
+            StillhouseError of a task.
         """
         stream: Stream = partial(self._stream, step, kind, workers)
         return finish_parts(self._ctx, step, kind, calls, stream, unit="images")
@@ -60,21 +62,39 @@ class Crew:
         ctx, metrics = self._ctx, self._ctx.metrics(step)
         attempts = attempts_of(ctx)
         idle, left = self._called(min(workers, len(calls))), deque(calls)
-        busy: dict[Any, Any] = {}
+        busy: dict[Any, tuple[Any, ImageCall]] = {}
         while left or busy:
             while left and idle:
-                actor = idle.pop()
-                busy[actor.run.remote(left.popleft(), kind, metrics, attempts)] = actor
+                actor, call = idle.pop(), left.popleft()
+                busy[actor.run.remote(call, kind, metrics, attempts)] = actor, call
             (ready,), _ = ray.wait(list(busy), num_returns=1)
-            idle.append(busy.pop(ready))
-            yield made_by(ctx, step, *ray.get(ready))
+            actor, call = busy.pop(ready)
+            try:
+                done = ray.get(ready)
+            except RayActorError as error:
+                idle.append(self._instead_of(actor, error))
+                left.appendleft(call)  # `Attempts` counts it, and gives it up in the end
+            else:
+                idle.append(actor)
+                yield made_by(ctx, step, *done)
+
+    def _instead_of(self, lost: Any, error: RayActorError) -> Any:
+        """Another worker for one that was lost, unless none could even begin."""
+        if error.actor_init_failed:
+            raise not_begun(error) from None
+        ray.kill(lost)  # it may only be out of reach
+        self._actors[self._actors.index(lost)] = made = self._make()
+        return made
 
     def _called(self, count: int) -> list[Any]:
         """So many of the workers, the missing ones made."""
+        while len(self._actors) < count:
+            self._actors.append(self._make())
+        return self._actors[:count]
+
+    def _make(self) -> Any:
         ctx = self._ctx
         maker: Any = CrewWorker
         options = actor_options(ctx.compute, ctx.compute.trainer)
         make = partial(ImageHost, ctx.store, self._work)
-        while len(self._actors) < count:
-            self._actors.append(maker.options(**options).remote(make, ctx.store))
-        return self._actors[:count]
+        return maker.options(**options).remote(make, ctx.store)

@@ -8,10 +8,12 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
 from actors.distiller import Distiller
 from actors.image_worker import ImageWork
+from actors.part_worker import cannot_import
 from pipelines.context import Context
+from pipelines.flow import not_begun
 from pipelines.placement import actor_options
 from stillhouse.distillation.matching_job import KIND, MatchingTask
-from stillhouse.errors import PartFailedError, StillhouseError
+from stillhouse.errors import ClusterError, PartFailedError, StillhouseError
 from stillhouse.storage.artifact import Receipt
 
 STEP = "distil"
@@ -22,7 +24,8 @@ def distil(ctx: Context, work: ImageWork, task: MatchingTask) -> list[Receipt]:
     """The receipts of a distillation's points, in order; it is run, or gone on with, if need be.
 
     Raises:
-        PartFailedError: its workers kept dying. DivergedError: nothing was learned.
+        PartFailedError: its workers kept dying. ClusterError: they lack code. DivergedError:
+            nothing was learned.
     """
     names = [task.receipt(point) for point in task.points]
     done = ctx.store.finished(KIND, names)
@@ -34,6 +37,8 @@ def distil(ctx: Context, work: ImageWork, task: MatchingTask) -> list[Receipt]:
             try:
                 _run(ctx, work, task, reused, advance)
             except (RayActorError, RayTaskError) as error:
+                if isinstance(error, RayActorError) and error.actor_init_failed:
+                    raise not_begun(error) from None
                 if isinstance(error, RayTaskError) and ctx.compute.distillers == 1:
                     raise
                 lost += 1  # several: the others of a lost one fail in their sums
@@ -75,6 +80,8 @@ def _result(reference: Any) -> None:
         ray.get(reference)
     except RayTaskError as error:
         cause = error.cause
+        if isinstance(cause, ImportError):
+            raise ClusterError(cannot_import(str(cause))) from None
         raise cause if isinstance(cause, StillhouseError) else error from None
 
 

@@ -12,13 +12,13 @@ from functools import partial
 from typing import Any, TypeAlias, TypeVar
 
 import ray
-from ray.exceptions import RayTaskError
+from ray.exceptions import RayActorError, RayTaskError
 
 from actors.attempts import Attempts
-from actors.part_worker import Failure, Host, PartWorker
+from actors.part_worker import Failure, Host, PartWorker, cannot_import
 from pipelines.context import Context, FailedAt, Unfinished
 from stillhouse import errors
-from stillhouse.errors import StillhouseError
+from stillhouse.errors import ClusterError, StillhouseError
 from stillhouse.storage.artifact import Receipt
 
 T = TypeVar("T")
@@ -130,6 +130,12 @@ def made_by(
         ctx.failed_at = FailedAt(step, failure.part, failure.node)
         raise as_error(failure.kind, failure.message)
     return receipt, seconds
+
+
+def not_begun(error: RayActorError) -> ClusterError:
+    """Why no worker could be started, where its creation raised: the last line of its trace."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    return ClusterError(cannot_import(next(line for line in reversed(lines) if line)))
 
 
 def as_error(name: str, message: str) -> Exception:

@@ -53,9 +53,10 @@ def _from_factory(
     module, _, name = settings.factory.partition(":")
     try:
         make = getattr(import_module(module), name)
-    except (ImportError, AttributeError) as error:
+    except Exception as error:  # whatever its module does
+        why = str(error) if isinstance(error, ImportError | AttributeError) else repr(error)
         raise ModelError(
-            f"`factory: {settings.factory}` cannot be imported by a worker: {error}. Install its "
+            f"`factory: {settings.factory}` cannot be imported by a worker: {why}. Install its "
             "package where workers run, or name its folder in PYTHONPATH"
         ) from error
     try:

@@ -98,6 +98,17 @@ def test_a_factory_by_import_path():
         build_network(factory("nowhere"), (1, 8, 8), 10, 0)
 
 
+def test_a_module_that_does_not_run_is_told_in_a_line(tmp_path, monkeypatch):
+    (tmp_path / "h7_broken.py").write_text("size = {}['none']")
+    (tmp_path / "h7_worse.py").write_text("def make(:")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for name, why in (("h7_broken", "KeyError"), ("h7_worse", "SyntaxError"), ("h7_no", "h7_no")):
+        given = NetworkSettings(name="factory", factory=f"{name}:make")
+        with pytest.raises(ModelError, match=rf"`factory: {name}:make` cannot .*{why}") as told:
+            build_network(given, (1, 8, 8), 10, 0)
+        assert "\n" not in str(told.value)
+
+
 def test_seed_alone_decides_the_weights():
     def make():
         return ResNet18(num_channels=1, num_classes=2, width=2)
