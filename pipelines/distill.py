@@ -21,7 +21,7 @@ from stillhouse.distillation.evaluate_job import SetSource
 from stillhouse.distillation.expert_job import ExpertTask, TeacherTask, run_expert, run_teacher
 from stillhouse.distillation.expert_options import expert_options, kept_epochs
 from stillhouse.distillation.matching_job import MatchingTask
-from stillhouse.distillation.methods import DecoupledMethod, ExpertSettings, NrrDd, TrajectoryMethod
+from stillhouse.distillation.methods import DecoupledMethod, ExpertSettings, Infer, NrrDd, TrajectoryMethod
 from stillhouse.distillation.settings import DistanceSettings
 from stillhouse.distillation.spec import DistillSpec
 from stillhouse.distillation.storage_budget import (
@@ -36,6 +36,8 @@ from stillhouse.storage.artifact import Manifest, PartRef, Receipt, load_manifes
 
 EXPERT_VERSION = 1
 DISTIL_VERSION = 2
+APART_VERSION = 1
+"""Of how INFER's sets are stored; its compensators are found again across it."""
 _CONTROL_SEED = 1_000_000
 """Away from the method's own: the control is no second look at the images that it began as."""
 
@@ -254,7 +256,8 @@ def _decoupled(
         first = run("patches", planned)
         planned = plan_refinement(name, method, classes, [r.parts[0].path for r in first])
     units = run("distil", planned)
-    assembly = AssemblyTask(name, method, protocol, tuple(r.parts[0].path for r in units))
+    whole = fingerprint(["apart", APART_VERSION, name]) if isinstance(method, Infer) else name
+    assembly = AssemblyTask(whole, method, protocol, tuple(r.parts[0].path for r in units))
     (done,) = crew.do("labels", "distilled", [ImageCall(run_assembly, assembly, teachers)])
     seconds = sum(r.info["seconds"] for r in [*first, *units])
     unit_losses = tuple(units[0].info["losses"])

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from stillhouse.distillation.baselines import random_real
+from stillhouse.distillation.compensators import CompensatedSet
 from stillhouse.distillation.images import ImageSet
-from stillhouse.distillation.infer import CompensatedSet, compensate, compensated_set
+from stillhouse.distillation.infer import compensate, compensated_set
 from stillhouse.distillation.labels import mean_logits
 from stillhouse.distillation.nrr_dd import critical_patches, refine
 from stillhouse.distillation.rded import distil_class
@@ -173,7 +174,7 @@ def infer(
         for m, teacher in enumerate(teachers)
     ]
     parts = compensated_set(chosen, compensators, real.standardisation)
-    images = parts.expand()
+    images = real.standardisation.from_bytes(parts.expand())
     logits = mean_logits(teachers, images).half()
     return DistilledImages(images, parts.labels, logits, parts.stored_bytes()), parts
 

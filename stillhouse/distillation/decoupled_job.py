@@ -32,7 +32,13 @@ from stillhouse.distillation.storage_budget import (
     distance_label_bytes,
     soft_label_bytes,
 )
-from stillhouse.distillation.stored_sets import LabelledSet, pixel_set, set_table, with_logits
+from stillhouse.distillation.stored_sets import (
+    LabelledSet,
+    expanded_set,
+    pixel_set,
+    set_table,
+    with_logits,
+)
 from stillhouse.fingerprint import fingerprint, sha256
 from stillhouse.storage.artifact import PartRef, Receipt, Store, read_table
 from stillhouse.storage.commit import create_or_adopt
@@ -204,7 +210,7 @@ def assemble(
     kind = getattr(method, "labels", "classes")
     images = given.images.to(prepared.device)
     if kind == "static":
-        given = _priced(with_logits(given, mean_logits(teachers, images)), given)
+        given = with_logits(given, mean_logits(teachers, images))
     label_path = digest = None
     stored = given.stored
     if kind in ("views", "distances"):
@@ -232,21 +238,12 @@ def _joined(
         num_real = len(made) // num_teachers
         chosen = [images.cpu() for images in infer_real(real, num_real, method.seed)]
         by_teacher = [made[m * num_real : (m + 1) * num_real] for m in range(num_teachers)]
-        both = compensated_set(chosen, by_teacher, norm)
-        found = pixel_set(both.expand(), both.labels, real.num_classes, norm.mean, norm.std)
-        images = StoredBytes(both.stored_bytes().images, found.stored.labels)
-        return LabelledSet(found.images, found.labels, None, None, found.ranges, images)
+        return expanded_set(compensated_set(chosen, by_teacher, norm), norm.mean, norm.std)
     if isinstance(method, Sre2l | NrrDd):
         labels = torch.cat(recovery_batches(real.num_classes, count, method.batch_size))
     else:
         labels = torch.arange(real.num_classes).repeat_interleave(count)
     return pixel_set(torch.cat(made), labels, real.num_classes, norm.mean, norm.std)
-
-
-def _priced(soft: LabelledSet, hard: LabelledSet) -> LabelledSet:
-    """Soft labels beside images that cost what they cost (INFER's are stored apart)."""
-    stored = StoredBytes(hard.stored.images, soft.stored.labels)
-    return LabelledSet(soft.images, soft.labels, soft.label_logits, None, soft.ranges, stored)
 
 
 def _view_labels(

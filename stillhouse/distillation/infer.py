@@ -14,18 +14,15 @@ they save anything.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from stillhouse.distillation.compensators import UNIT, CompensatedSet
 from stillhouse.distillation.settings import CompensatorSettings
 from stillhouse.distillation.sre2l import matching_loss, minimise, roll
 from stillhouse.distillation.standardise import Standardisation
-from stillhouse.distillation.storage_budget import StoredBytes, soft_label_bytes
-
-_LEVELS = 127
 
 
 def compensate(
@@ -61,40 +58,6 @@ def compensator_loss(
     return matching_loss(teacher, compensated, labels, settings.statistics_weight).total
 
 
-@dataclass(frozen=True, slots=True)
-class CompensatedSet:
-    """What INFER stores.
-
-    Attributes:
-        real: uint8 [K, num_classes, C, H, W], an image of each class, class by class.
-        compensators: int8 [M, K, C, H, W] in 1/127 of the pixel range.
-        standardisation: what turns pixels into a network's input.
-    """
-
-    real: Tensor
-    compensators: Tensor
-    standardisation: Standardisation
-
-    @property
-    def labels(self) -> Tensor:
-        """Classes int64 [(M + 1) * K * num_classes] of the expanded images."""
-        per_class = (1 + len(self.compensators)) * len(self.real)
-        return torch.arange(self.real.shape[1], device=self.real.device).repeat(per_class)
-
-    def expand(self) -> Tensor:
-        """Standardised [(M + 1) * K * num_classes, C, H, W]: the real ones, then by teacher."""
-        pixels = self.real.float() / 255
-        shifts = self.compensators.float()[:, :, None] / _LEVELS
-        every = torch.cat([pixels[None], (pixels + shifts).clamp(0, 1)])
-        return self.standardisation.apply(every.flatten(0, 2))
-
-    def stored_bytes(self, label_value_bytes: int = 2) -> StoredBytes:
-        """Real images, compensators, and a static label for each expanded image."""
-        images = self.real.numel() + self.compensators.numel()
-        labels = soft_label_bytes(len(self.labels), self.real.shape[1], label_value_bytes)
-        return StoredBytes(images, labels)
-
-
 def compensated_set(
     real: Sequence[Tensor],
     compensators: Sequence[Sequence[Tensor]],
@@ -111,6 +74,5 @@ def compensated_set(
     in_pixels = torch.stack([torch.cat(list(of_one)) for of_one in compensators]) * std
     return CompensatedSet(
         torch.stack([standardisation.to_bytes(images) for images in real]),
-        (in_pixels * _LEVELS).round().clamp(-_LEVELS, _LEVELS).to(torch.int8),
-        standardisation,
+        (in_pixels * UNIT).round().clamp(-UNIT, UNIT).to(torch.int8),
     )

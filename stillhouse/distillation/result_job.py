@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save
 
 from stillhouse.distillation.prepared import Prepared
-from stillhouse.distillation.stored_sets import png_bytes, read_set, set_table
+from stillhouse.distillation.stored_sets import LabelledSet, png_bytes, read_set, set_table
 from stillhouse.fingerprint import sha256
 from stillhouse.storage.artifact import Manifest, Receipt, Store, libraries, read_table
 from stillhouse.storage.commit import create_or_adopt
@@ -48,8 +48,7 @@ class ResultTask:
 def run_result(store: Store, prepared: Prepared, task: ResultTask) -> Receipt:
     """Commit the artifact of a task, then its receipt."""
     given = read_set(read_table(store.path(task.path)), task.path)
-    pngs = png_bytes(prepared.pixels(given.images))
-    table = set_table(given, pngs, prepared.class_names)
+    table = set_table(given, _pngs(given, prepared), prepared.class_names)
     part = store.put_part(f"{KIND}/{task.fingerprint}/part-00000.parquet", table, num_tokens=0)
     files = {PREPROCESSING: save(_preprocessing(prepared))}
     if task.label_path is not None:
@@ -71,6 +70,14 @@ def run_result(store: Store, prepared: Prepared, task: ResultTask) -> Receipt:
     store.put_manifest(manifest)
     counts = {"images": part.num_rows}
     return store.put_receipt(KIND, Receipt(task.fingerprint, (part,), counts))
+
+
+def _pngs(given: LabelledSet, prepared: Prepared) -> list[bytes]:
+    """A picture of every row."""
+    if given.apart is None:
+        return png_bytes(prepared.pixels(given.images))
+    real = given.images[: given.apart.num_real]
+    return png_bytes(prepared.pixels(real)) + png_bytes(given.apart.pictures())
 
 
 def _preprocessing(prepared: Prepared) -> dict[str, torch.Tensor]:

@@ -2,7 +2,7 @@
 
 A row is an image: `values` (what a network sees, float32, or codes of 8 bits with a range for each
 channel in the schema's metadata), `label`, `label_logits` where labels are soft, and in results a
-PNG `image` to look at, which `datasets` decodes.
+PNG `image` to look at, which `datasets` decodes. INFER's rows are those of `compensators`.
 """
 
 import io
@@ -14,9 +14,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from stillhouse.distillation.compensators import (
+    CompensatedSet,
+    columns_apart,
+    features_apart,
+    read_apart,
+)
+from stillhouse.distillation.list_columns import feature, flat_values, lists
 from stillhouse.distillation.storage_budget import (
     StoredBytes,
     hard_label_bytes,
@@ -42,6 +48,7 @@ class LabelledSet:
         learning_rate: learned with the images, or None.
         ranges: per channel (least value, step of a level) where `values` are codes of 8 bits.
         stored: what the set costs to store.
+        apart: what is stored of INFER's images; None where the images themselves are.
     """
 
     images: Tensor
@@ -50,6 +57,7 @@ class LabelledSet:
     learning_rate: float | None
     ranges: tuple[tuple[float, float], ...] | None
     stored: StoredBytes
+    apart: CompensatedSet | None = None
 
 
 def rounded_set(
@@ -91,13 +99,24 @@ def pixel_set(
     std: Sequence[float],
 ) -> LabelledSet:
     """Standardised images whose pixels are 8 bits already: the levels are the pixels' own."""
-    ranges = tuple((-m / s, 1 / (255 * s)) for m, s in zip(mean, std, strict=True))
+    ranges = _pixel_ranges(mean, std)
     images = decode(encode(images.detach().cpu().float(), ranges), ranges)
     shape = (images.shape[1], images.shape[2], images.shape[3])
     stored = StoredBytes(
         image_bytes(len(images), shape), hard_label_bytes(len(images), num_classes)
     )
     return LabelledSet(images, labels.cpu(), None, None, ranges, stored)
+
+
+def expanded_set(apart: CompensatedSet, mean: Sequence[float], std: Sequence[float]) -> LabelledSet:
+    """INFER's expanded images and their classes, for the bytes of what is stored of them."""
+    ranges, stored = _pixel_ranges(mean, std), apart.stored_bytes(None)
+    images = decode(apart.expand(), ranges)
+    return LabelledSet(images, apart.labels, None, None, ranges, stored, apart)
+
+
+def _pixel_ranges(mean: Sequence[float], std: Sequence[float]) -> tuple[tuple[float, float], ...]:
+    return tuple((-m / s, 1 / (_LEVELS * s)) for m, s in zip(mean, std, strict=True))
 
 
 def with_logits(given: LabelledSet, label_logits: Tensor) -> LabelledSet:
@@ -128,53 +147,57 @@ def set_table(
     given: LabelledSet, pngs: Sequence[bytes] | None = None, class_names: Sequence[str] = ()
 ) -> pa.Table:
     """The rows of a set; with `pngs` as `datasets` reads them, with an Image and class names."""
-    values = given.images if given.ranges is None else encode(given.images, given.ranges)
-    flat: NDArray[Any] = values.flatten(1).numpy()
     columns: dict[str, pa.Array] = {}
     if pngs is not None:
         entries = [{"bytes": png, "path": f"{row:06d}.png"} for row, png in enumerate(pngs)]
         kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
         columns["image"] = pa.array(entries, kind)
-    columns["label"] = pa.array(given.labels.numpy())
-    columns["values"] = _lists(flat)
+    columns |= _rows(given)
+    metadata = {_KEY: json.dumps(_header(given)).encode()}
+    if pngs is not None:
+        metadata[b"huggingface"] = json.dumps(
+            {"info": {"features": _features(given, class_names)}}
+        ).encode()
+    return pa.table(columns).replace_schema_metadata(metadata)
+
+
+def _rows(given: LabelledSet) -> dict[str, pa.Array]:
+    if given.apart is not None:
+        return columns_apart(given.apart, given.label_logits)
+    values = given.images if given.ranges is None else encode(given.images, given.ranges)
+    columns = {
+        "label": pa.array(given.labels.numpy()),
+        "values": lists(values.flatten(1).numpy()),
+    }
     if given.label_logits is not None:
-        columns["label_logits"] = _lists(given.label_logits.numpy())
-    header = {
+        columns["label_logits"] = lists(given.label_logits.numpy())
+    return columns
+
+
+def _header(given: LabelledSet) -> dict[str, Any]:
+    header: dict[str, Any] = {
         "shape": list(given.images.shape[1:]),
         "learning_rate": given.learning_rate,
         "ranges": given.ranges,
         "stored": [given.stored.images, given.stored.labels],
     }
-    metadata = {_KEY: json.dumps(header).encode()}
-    if pngs is not None:
-        metadata[b"huggingface"] = json.dumps(
-            {"info": {"features": _features(given, flat.dtype.name, class_names)}}
-        ).encode()
-    return pa.table(columns).replace_schema_metadata(metadata)
+    if given.apart is not None:
+        header["teachers"] = len(given.apart.compensators)
+    return header
 
 
-def _lists(rows: NDArray[Any]) -> pa.Array:
-    return pa.FixedSizeListArray.from_arrays(pa.array(rows.ravel()), rows.shape[1])
-
-
-def _features(given: LabelledSet, dtype: str, class_names: Sequence[str]) -> dict[str, Any]:
+def _features(given: LabelledSet, class_names: Sequence[str]) -> dict[str, Any]:
     """The columns as `datasets` describes them."""
-    length = given.images[0].numel()
     features: dict[str, Any] = {
         "image": {"_type": "Image"},
         "label": {"names": list(class_names), "_type": "ClassLabel"},
-        "values": {
-            "feature": {"dtype": dtype, "_type": "Value"},
-            "length": length,
-            "_type": "List",
-        },
     }
+    if given.apart is not None:
+        return features | features_apart(given.apart, given.label_logits)
+    dtype = "float32" if given.ranges is None else "uint8"
+    features["values"] = feature(dtype, given.images[0].numel())
     if given.label_logits is not None:
-        features["label_logits"] = {
-            "feature": {"dtype": "float32", "_type": "Value"},
-            "length": given.label_logits.shape[1],
-            "_type": "List",
-        }
+        features["label_logits"] = feature("float32", given.label_logits.shape[1])
     return features
 
 
@@ -188,21 +211,24 @@ def read_set(table: pa.Table, place: str) -> LabelledSet:
     if _KEY not in metadata:
         raise ArtifactError(f"{place} holds no set of images")
     header = json.loads(metadata[_KEY])
-    rows = torch.from_numpy(_array(table, "values")).reshape(-1, *header["shape"])
     ranges = header["ranges"] and tuple((low, step) for low, step in header["ranges"])
+    stored = StoredBytes(*header["stored"])
+    if "teachers" in header:
+        apart, logits = read_apart(table, header["shape"], header["teachers"])
+        stored = StoredBytes(apart.stored_bytes().images, stored.labels)
+        images = decode(apart.expand(), ranges)
+        return LabelledSet(images, apart.labels, logits, None, ranges, stored, apart)
+    rows = torch.from_numpy(flat_values(table, "values")).reshape(-1, *header["shape"])
     soft = "label_logits" in table.column_names
+    logits = torch.from_numpy(flat_values(table, "label_logits")) if soft else None
     return LabelledSet(
         rows if ranges is None else decode(rows, ranges),
         torch.from_numpy(table["label"].to_numpy().astype(np.int64)),
-        torch.from_numpy(_array(table, "label_logits")).reshape(len(rows), -1) if soft else None,
+        None if logits is None else logits.reshape(len(rows), -1),
         header["learning_rate"],
         ranges,
-        StoredBytes(*header["stored"]),
+        stored,
     )
-
-
-def _array(table: pa.Table, name: str) -> NDArray[Any]:
-    return np.array(table[name].combine_chunks().flatten())
 
 
 def png_bytes(pixels: Tensor) -> list[bytes]:

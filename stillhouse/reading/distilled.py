@@ -83,7 +83,10 @@ class Distilled(Artifact):
         return load(read_bytes(join(self.uri, LABELS)))["labels"]
 
     def to_datasets(self) -> Any:
-        """A Hugging Face `Dataset` with `image` (8-bit pictures), `label` and `values`."""
+        """A Hugging Face `Dataset` of the stored rows: `image` (to look at), `label`, `values`.
+
+        INFER's are real images, then compensators (`compensators`).
+        """
         import datasets
 
         files = [part.uri for part in self.parts]

@@ -3,14 +3,18 @@
 import dataclasses
 import json
 
+import datasets
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import stillhouse
+from jobs.verify import verify
 from stillhouse.distillation.assembly_job import AssemblyTask, run_assembly
+from stillhouse.distillation.compensators import CompensatedSet
 from stillhouse.distillation.controls_job import ControlTask, run_control
+from stillhouse.distillation.decoupled import infer
 from stillhouse.distillation.decoupled_job import plan_refinement, plan_units, run_unit
 from stillhouse.distillation.evaluate_job import (
     EvaluationTask,
@@ -27,6 +31,7 @@ from stillhouse.distillation.expert_job import (
 )
 from stillhouse.distillation.expert_options import expert_options, kept_epochs
 from stillhouse.distillation.image_sources import ImageData
+from stillhouse.distillation.list_columns import flat_values
 from stillhouse.distillation.matching_job import (
     MatchingTask,
     require_no_batch_norm,
@@ -39,7 +44,7 @@ from stillhouse.distillation.result_job import ResultTask, run_result
 from stillhouse.distillation.settings import Recipe
 from stillhouse.distillation.spec import EvaluateSettings, NetworkSettings
 from stillhouse.distillation.stored_images import SourceTask, run_source
-from stillhouse.distillation.stored_sets import read_set
+from stillhouse.distillation.stored_sets import expanded_set, read_set, set_table, with_logits
 from stillhouse.errors import ArtifactError, DivergedError, ModelError, SpecError
 from stillhouse.storage.artifact import Store, read_table
 
@@ -298,6 +303,56 @@ def test_infer_is_stored_apart_and_priced_so(kitchen, taught):
     given = read_set(read_table(store.path(made.parts[0].path)), "here")
     assert given.images.shape == (20, 1, 8, 8)
     assert given.label_logits.shape == (20, 10)
+
+    totals = {"image_bytes": 11 * 64, "bytes": 11 * 64 + 20 * 10 * 2}
+    run_result(store, prepared, ResultTask("a" * 64, made.parts[0].path, None, {}, {}, totals))
+    opened = stillhouse.open_distilled(store.path("distilled", "a" * 64))
+    for name, evaluated in (
+        ("images", given.images),
+        ("labels", given.labels),
+        ("soft_labels", given.label_logits),
+    ):
+        assert np.array_equal(getattr(opened, name), evaluated.numpy())
+    table = read_table(opened.parts[0].uri)
+    stored = [flat_values(table, n).nbytes for n in ("values", "compensator", "label_logits")]
+    assert stored == [10 * 64, 64, 20 * 10 * 2]
+    assert sum(stored) == opened.num_bytes
+    assert verify(opened.uri, 0)["problems"] == []
+
+
+def test_infer_as_a_job_is_what_the_library_makes(kitchen, taught):
+    store, prepared = kitchen
+    method = Infer(name="infer", images_per_class=2, iterations=2, labels="classes")
+    (unit,) = plan_units("d" * 64, method, 1, 10)
+    paths = (run_unit(store, prepared, [taught], unit).parts[0].path,)
+    task = AssemblyTask("d" * 64, method, recipe(), paths)
+    made = run_assembly(store, prepared, [taught], task)
+    assert made.info["stored"] == [11 * 64, 10]
+    _, parts = infer([taught], prepared.real, images_per_class=2, settings=method, seed=0)
+    given = read_set(read_table(store.path(made.parts[0].path)), "here")
+    assert torch.equal(prepared.standardisation.to_bytes(given.images), parts.expand())
+
+
+def test_rows_of_infer_are_read_by_datasets(kitchen, tmp_path):
+    _, prepared = kitchen
+    store = Store(str(tmp_path))
+    real = torch.zeros(1, 10, 1, 8, 8, dtype=torch.uint8)
+    apart = CompensatedSet(real, torch.ones(2, 1, 1, 8, 8, dtype=torch.int8))
+    norm = prepared.standardisation
+    given = with_logits(expanded_set(apart, norm.mean, norm.std), torch.zeros(30, 10))
+    store.put_part("distilled/parts/one.parquet", set_table(given), num_tokens=0)
+    task = ResultTask("e" * 64, "distilled/parts/one.parquet", None, {}, {}, {"bytes": 1})
+    run_result(store, prepared, task)
+    files = store.path("distilled", "e" * 64, "part-*.parquet")
+    found = datasets.load_dataset("parquet", data_files=files, split="train")
+    assert len(found) == 12
+    assert found.features["label"].names == [str(digit) for digit in range(10)]
+    assert (found[9]["label"], found[9]["compensator"]) == (9, None)
+    assert (found[10]["label"], found[10]["values"]) == (None, None)
+    assert np.array(found[9]["label_logits"]).shape == (3, 10)
+    assert found[11]["compensator"] == [1] * 64
+    assert found[9]["image"].getpixel((0, 0)) == 0
+    assert found[11]["image"].getpixel((0, 0)) == 129
 
 
 def test_nrr_dd_stores_two_distances_a_view(kitchen, taught):
