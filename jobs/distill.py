@@ -22,7 +22,7 @@ def _steps(spec: DistillSpec) -> list[str]:
     tuned = ["tune controls"] if chosen and spec.matching else []
     printed = ["as printed"] if spec.evaluate.protocol == "p1" and spec.matching else []
     judged = ["choose", *controls, *printed, *tuned, "evaluate"]
-    return ["images", *made, *judged, "result", "pictures"]
+    return ["images", "networks", *made, *judged, "result", "pictures"]
 
 
 def list_distill(spec: DistillSpec) -> "ListedDistill":

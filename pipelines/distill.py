@@ -11,6 +11,7 @@ from typing import Any
 from actors.image_worker import ImageCall, ImageWork
 from pipelines.context import Context
 from pipelines.crew import Crew
+from pipelines.distill_checks import check_counts, check_networks
 from pipelines.distilling import distil
 from pipelines.evaluation import Control, ControlSet, Evaluator, Tested
 from pipelines.image_inputs import ImageInputs
@@ -21,7 +22,13 @@ from stillhouse.distillation.evaluate_job import SetSource
 from stillhouse.distillation.expert_job import ExpertTask, TeacherTask, run_expert, run_teacher
 from stillhouse.distillation.expert_options import expert_options, kept_epochs
 from stillhouse.distillation.matching_job import MatchingTask
-from stillhouse.distillation.methods import DecoupledMethod, ExpertSettings, Infer, NrrDd, TrajectoryMethod
+from stillhouse.distillation.methods import (
+    DecoupledMethod,
+    ExpertSettings,
+    Infer,
+    NrrDd,
+    TrajectoryMethod,
+)
 from stillhouse.distillation.settings import DistanceSettings
 from stillhouse.distillation.spec import DistillSpec
 from stillhouse.distillation.storage_budget import (
@@ -29,8 +36,7 @@ from stillhouse.distillation.storage_budget import (
     hard_label_bytes,
 )
 from stillhouse.distillation.stored_images import KIND as IMAGES
-from stillhouse.distillation.stored_images import SPLITS, SourceTask, run_source
-from stillhouse.errors import InputError
+from stillhouse.distillation.stored_images import SourceTask, run_source
 from stillhouse.fingerprint import fingerprint
 from stillhouse.storage.artifact import Manifest, PartRef, Receipt, load_manifest
 
@@ -103,7 +109,8 @@ class DistillRun:
 def run_distill(ctx: Context, crew: Crew, spec: DistillSpec, inputs: ImageInputs) -> DistillRun:
     """Images to the tested set. A dry context raises `Unfinished` at the first thing to do."""
     images = _images(ctx, crew, spec, inputs)
-    check_counts(spec, images)
+    check_counts(ctx.store, spec, images)
+    check_networks(ctx, crew, spec, images)
     work = image_work(spec, inputs.images)
     base = [inputs.images, spec.preprocessing.zca]
     expert_losses: list[list[float]] = []
@@ -130,23 +137,6 @@ def _images(ctx: Context, crew: Crew, spec: DistillSpec, inputs: ImageInputs) ->
     task = SourceTask(inputs.images, spec.data)
     crew.do("images", IMAGES, [ImageCall(run_source, task, prepared=False)])
     return ctx.store.get_manifest(IMAGES, inputs.images)
-
-
-def check_counts(spec: DistillSpec, images: Manifest) -> None:
-    """Every class has as many training images as are asked for.
-
-    Raises:
-        InputError: naming the method's key; found before anything is trained.
-    """
-    train = images.parts[SPLITS.index("train")]
-    classes = len(images.totals["class_names"])
-    wanted = spec.method.images_per_class
-    least = images.totals["least_per_class"]
-    if least < wanted:
-        raise InputError(
-            f"a class has {least} training images of {train.num_rows} in {classes} classes, "
-            f"{wanted} are needed: lower `method.images_per_class` or add images"
-        )
 
 
 def _matching(

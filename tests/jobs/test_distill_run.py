@@ -19,7 +19,7 @@ from pipelines.distilling import distil
 from stillhouse.distillation.matching_job import MatchingTask
 from stillhouse.distillation.spec import DistillSpec
 from stillhouse.distillation.stored_sets import read_set
-from stillhouse.errors import ArtifactError, InputError
+from stillhouse.errors import ArtifactError, InputError, ModelError
 from stillhouse.spec import ComputeSettings
 from stillhouse.storage.artifact import Store, read_table
 
@@ -97,6 +97,8 @@ def test_plan_knows_what_is_there_for_another_method(distilled):
     steps = plan["steps"]
     assert [*steps][-5:] == ["controls", "tune controls", "evaluate", "result", "pictures"]
     assert steps["experts"]["reused"] == steps["experts"]["parts"] == 2
+    assert [*steps][:3] == ["images", "networks", "experts"]
+    assert steps["networks"] == steps["images"]
     assert (steps["distil"]["parts"], steps["distil"]["reused"]) == (3, 0)
     assert steps["evaluate"]["parts"] is None
 
@@ -149,12 +151,22 @@ def test_p1_publishes_the_best_step_by_the_test_set(distilled):
 def test_too_few_images_are_told_before_any_training(distilled):
     store, _ = distilled
     method = TINY["method"] | {"images_per_class": 40}
-    listener = Quiet()
-    with pytest.raises(InputError, match=r"lower `method\.images_per_class`"):
+    listener, before = Quiet(), set(store.glob("runs/*"))
+    with pytest.raises(InputError, match=r"class '.' has .*: lower `method\.images_per_class`"):
         run_job(spec(store, method=method), listener)
     assert [step for step, _, _ in listener.steps] == ["images"]
-    states = [json.loads(p.read_text())["state"] for p in store.glob("runs/*/status.json")]
-    assert sorted(states) == ["done", "failed"]
+    (run,) = set(store.glob("runs/*")) - before
+    assert json.loads((run / "status.json").read_text())["state"] == "failed"
+
+
+@pytest.mark.soak
+def test_networks_that_cannot_be_built_are_told_before_any_training(distilled):
+    store, _ = distilled
+    networks = [TINY["network"], {"depth": 7}]
+    listener = Quiet()
+    with pytest.raises(ModelError, match=r"^`evaluate\.networks\.1`: images of 8 pixels"):
+        run_job(spec(store, evaluate=TINY["evaluate"] | {"networks": networks}), listener)
+    assert [step for step, _, _ in listener.steps] == ["images", "networks"]
 
 
 def test_verify_finds_what_was_changed(distilled, reports, tmp_path):
