@@ -37,7 +37,7 @@ def distill_report(
     names: list[str] = totals["class_names"]
     first = next(iter(made.tests.values()))
     main = _row(
-        spec.method.name.replace("_", "-").upper(),
+        printed_name(spec.method.name),
         spec.method.images_per_class,
         made.stored.total,
         first,
@@ -95,6 +95,11 @@ def distill_report(
         ],
         printed_iteration=None if made.printed is None else made.points[made.printed].iteration,
     )
+
+
+def printed_name(method: str) -> str:
+    """A method as its paper writes it."""
+    return {"sre2l": "SRe2L"}.get(method, method.replace("_", "-").upper())
 
 
 def _artifacts(ctx: Context, made: DistillRun, run_uri: str) -> list[tuple[str, str]]:

@@ -4,6 +4,8 @@ import re
 from datetime import datetime
 from typing import Any
 
+from markupsafe import Markup, escape
+
 NARROW = "\u202f"
 """Narrow no-break space, between a number and its unit."""
 DASH = "–"
@@ -21,6 +23,11 @@ def visible(value: Any) -> Any:
     return re.sub(
         "[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]", _sign, value
     )
+
+
+def coded(text: str) -> Markup:
+    """The text, escaped, with what stands between backticks as code."""
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(visible(text)))))
 
 
 def _sign(match: re.Match[str]) -> str:

@@ -21,7 +21,7 @@ GROUPS = (
     ("below", "Just below the cut"),
     ("worst", "The worst"),
 )
-FILTERS = ("compact", "day", "decimals", "duration", "flops", "percent", "ratio", "signed")
+FILTERS = ("coded", "compact", "day", "decimals", "duration", "flops", "percent", "ratio", "signed")
 
 
 def render(data: ReportData) -> str:

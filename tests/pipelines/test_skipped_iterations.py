@@ -1,5 +1,5 @@
 from pipelines.distill import Point
-from pipelines.distill_report import num_skipped
+from pipelines.distill_report import num_skipped, printed_name
 from stillhouse.distillation.methods import Mtt, Rded
 from stillhouse.storage.artifact import PartRef
 
@@ -16,3 +16,8 @@ def test_iterations_of_too_great_or_no_loss_are_counted():
     assert num_skipped(method, points) == 3  # 1.5, 2.0 and one that was not finite
     assert num_skipped(method.model_copy(update={"max_loss": None}), points) == 0
     assert num_skipped(Rded(name="rded", images_per_class=1), points) == 0
+
+
+def test_methods_are_written_as_in_their_papers():
+    names = [printed_name(name) for name in ("mtt", "sre2l", "nrr_dd")]
+    assert names == ["MTT", "SRe2L", "NRR-DD"]

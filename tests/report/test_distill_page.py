@@ -1,7 +1,7 @@
 import re
 from base64 import b64encode
 
-from stillhouse.report.data import Curve
+from stillhouse.report.data import Curve, HealthWarning
 from stillhouse.report.distill import (
     ClassRow,
     DistillReport,
@@ -108,6 +108,13 @@ def test_a_printed_figure_says_what_was_chosen():
     said = text_of(render_distill(report(**shown | {"protocol": "p2"})))
     assert "chosen on the test part, the best epoch of each network;" in said
     assert "As printed" not in text_of(render_distill(report()))
+
+
+def test_keys_in_warnings_are_code_and_nothing_else_is_markup():
+    warning = HealthWarning("`a <b>` is\0 low.", "Raise `method.num_iterations`, or <i>.")
+    page = render_distill(report(warnings=[warning]))
+    assert "<strong><code>a &lt;b&gt;</code> is\u2400 low.</strong>" in page
+    assert "Raise <code>method.num_iterations</code>, or &lt;i&gt;." in page
 
 
 def test_names_are_text_and_json_comes_back():
