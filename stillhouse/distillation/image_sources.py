@@ -3,8 +3,9 @@
 Image folders (`<class>/<image>`), Parquet with an image column, IDX files (MNIST's), NumPy
 archives, and scikit-learn's digits; local or any fsspec URI. Where the source has a test part
 (`train/` and `test/` folders, `test-*.parquet`, `t10k-*`, `x_test`) it is the test set, else a
-share is held out. The validation set is split from the training data, class by class; everything is
-chosen on it, and the test set is touched once.
+share is held out. A validation part beside a test part (`val/`, `valid-*.parquet`) is the
+validation set, else it is split from the training data, class by class; everything is chosen on
+it, and the test set is touched once.
 """
 
 import re
@@ -69,7 +70,9 @@ class ImageData(Settings):
         description="files of the test set; or the share held out where `path` has no test part",
     )
     validation: _Share = Field(
-        default=0.1, description="share of the training images that everything is chosen on"
+        default=0.1,
+        description="share of the training images that everything is chosen on, where `path` has "
+        "no validation part beside its test part",
     )
     image_column: str = Field(default="image", description="Parquet: the encoded images")
     label_column: str = Field(default="label", description="Parquet: the class, number or name")
@@ -109,34 +112,39 @@ def load_images(data: ImageData) -> ImageSplits:
             range, more broken images than `max_bad_rows`. BadFileError: an unreadable file.
     """
     if data.dataset == "digits":
-        train, test = _digits(), None
+        train, test, validation = _digits(), None, None
     else:
-        train, test = _from_files(data)
+        train, test, validation = _from_files(data)
     if test is None:
         share = data.test if isinstance(data.test, float) else 0.2
         train, test = split(train, share, seed=data.seed, key="data.test")
         test = replace(test, dead_letters=())  # they are of both, and counted once
-    train, test = _alike(train, test)
-    train, validation = split(train, data.validation, seed=data.seed + 1, key="data.validation")
+    if validation is None:
+        train, validation = split(train, data.validation, seed=data.seed + 1, key="data.validation")
+        validation = replace(validation, dead_letters=())
+    train, validation, test = _alike(train, validation, test)
     if data.num_images is not None and data.num_images < len(train):
         kept = data.num_images / len(train)
         _, train = split(train, kept, seed=data.seed + 2, key="data.num_images")
     return ImageSplits(train, validation, test)
 
 
-def _alike(train: ImageSet, test: ImageSet) -> tuple[ImageSet, ImageSet]:
-    """Both in colour where one is.
+def _alike(
+    train: ImageSet, validation: ImageSet, test: ImageSet
+) -> tuple[ImageSet, ImageSet, ImageSet]:
+    """All in colour where one is.
 
     Raises:
         InputError: their images have different sizes.
     """
-    channels = max(train.shape[0], test.shape[0])
-    if test.shape[1:] != train.shape[1:]:
-        sizes = [f"{height}x{width}" for _, height, width in (train.shape, test.shape)]
-        raise InputError(
-            f"training images of {sizes[0]}, test images of {sizes[1]}: set `data.image_size`"
-        )
-    return _in_colour(train, channels), _in_colour(test, channels)
+    channels = max(train.shape[0], validation.shape[0], test.shape[0])
+    for name, other in (("validation", validation), ("test", test)):
+        if other.shape[1:] != train.shape[1:]:
+            sizes = [f"{height}x{width}" for _, height, width in (train.shape, other.shape)]
+            raise InputError(
+                f"training images of {sizes[0]}, {name} images of {sizes[1]}: set `data.image_size`"
+            )
+    return _in_colour(train, channels), _in_colour(validation, channels), _in_colour(test, channels)
 
 
 def _in_colour(images: ImageSet, channels: int) -> ImageSet:
@@ -157,33 +165,46 @@ def _digits() -> ImageSet:
     return image_set(np.rint(digits.images * (255 / 16)).astype(np.uint8), digits.target)
 
 
-def _from_files(data: ImageData) -> tuple[ImageSet, ImageSet | None]:
+def _from_files(data: ImageData) -> tuple[ImageSet, ImageSet | None, ImageSet | None]:
+    """The training set; a test set and a validation set where the source has them."""
     assert data.path is not None
-    files = list_files([data.path], SUFFIXES)
+    files, chosen_on = list_files([data.path], SUFFIXES), list[FileInfo]()
     if isinstance(data.test, str):
         train_files, test_files = files, list_files([data.test], SUFFIXES)
     else:
-        train_files, test_files = _parts(files)
+        train_files, test_files, chosen_on = _parts(files)
     train = _as_set(_read(train_files, data, _TRAIN_ARRAYS), data.path, None)
+    validation = None
+    if chosen_on:
+        held = _read(chosen_on, data, _TRAIN_ARRAYS)
+        validation = _as_set(held, f"the validation part of {data.path}", train.class_names)
     if test_files:
         held = _read(test_files, data, _TEST_ARRAYS + _TRAIN_ARRAYS)
     elif _kind(files) == "npz" and _has_arrays(files, _TEST_ARRAYS):
         held = _read(files, data, _TEST_ARRAYS)
     else:
-        return train, None
-    return train, _as_set(held, f"the test part of {data.path}", train.class_names)
+        return train, None, None
+    test = _as_set(held, f"the test part of {data.path}", train.class_names)
+    return train, test, validation
 
 
-def _parts(files: Sequence[FileInfo]) -> tuple[list[FileInfo], list[FileInfo]]:
-    """Training and test files by their names; a validation part stands in for a missing test."""
+_Files = list[FileInfo]
+
+
+def _parts(files: Sequence[FileInfo]) -> tuple[_Files, _Files, _Files]:
+    """Training, test and validation files by their names.
+
+    A validation part stands in for a missing test.
+    """
     parts: dict[str, list[FileInfo]] = {}
     for file in files:
         parts.setdefault(_part(file.name), []).append(file)
-    test = parts.get("test") or parts.get("validation") or []
+    validation = parts.get("validation", [])
+    test = parts.get("test", [])
     train = parts.get("train") or parts.get("", [])
     if not train:
         raise InputError(f"no training files, only a test part: {files[0].uri!r} ...")
-    return train, test
+    return (train, test, validation) if test else (train, validation, [])
 
 
 def _part(name: str) -> str:

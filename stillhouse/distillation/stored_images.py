@@ -41,7 +41,7 @@ def store_images(store: Store, name: str, data: ImageData) -> Manifest:
         store.put_part(f"{KIND}/parts/{name}-{which}.parquet", images_table(one), num_tokens=0)
         for which, one in zip(SPLITS, sets, strict=True)
     ]
-    letters = [asdict(letter) for one in (splits.train, splits.test) for letter in one.dead_letters]
+    letters = [asdict(letter) for one in sets for letter in one.dead_letters]
     files: dict[str, str] = {}
     if letters:
         listed = parquet_bytes(pa.Table.from_pylist(letters))
