@@ -46,12 +46,17 @@ def contents(store):
     }
 
 
+def contents_after(store, distillers=1, listener=None):
+    """What a job leaves in its store."""
+    content = CONTENT | {"store": str(store), "compute": {"distillers": distillers}}
+    run_job(DistillSpec.model_validate(content), listener or Quiet())
+    return contents(store)
+
+
 @pytest.fixture(scope="module")
 def undisturbed(ray_cluster, tmp_path_factory):
     """The contents of a store where nothing was killed."""
-    store = tmp_path_factory.mktemp("undisturbed")
-    run_job(DistillSpec.model_validate(CONTENT | {"store": str(store)}), Quiet())
-    return contents(store)
+    return contents_after(tmp_path_factory.mktemp("undisturbed"))
 
 
 TITLES = {"experts": "ray::CrewWorker.run", "distil": "ray::Distiller"}  # `progress` renames it
@@ -82,9 +87,14 @@ class Killer(Quiet):
 
 def test_killed_workers_change_no_byte(undisturbed, tmp_path):
     killer = Killer()
-    run_job(DistillSpec.model_validate(CONTENT | {"store": str(tmp_path)}), killer)
+    assert contents_after(tmp_path, listener=killer) == undisturbed
     assert set(killer.killed) == {"experts", "distil"}
-    assert contents(tmp_path) == undisturbed
+
+
+def test_one_of_two_distillers_is_killed_and_both_go_on_from_the_checkpoint(ray_cluster, tmp_path):
+    alone, killer = contents_after(tmp_path / "alone", distillers=2), Killer()
+    assert contents_after(tmp_path / "killed", distillers=2, listener=killer) == alone
+    assert "distil" in killer.killed
 
 
 def test_killed_driver_redoes_the_experts_in_flight_alone(undisturbed, tmp_path):
