@@ -72,6 +72,7 @@ class Made:
         fingerprints: of experts or teachers.
         diverged: why it ended early, or None.
         peak_bytes: memory of the worker that made them, where it was measured.
+        starts: paths of NRR-DD's patches before their refinement, by class.
     """
 
     name: str
@@ -82,6 +83,7 @@ class Made:
     stored: StoredBytes | None = None
     diverged: str | None = None
     peak_bytes: int | None = None
+    starts: tuple[str, ...] = ()
 
 
 @dataclass
@@ -251,6 +253,7 @@ def _decoupled(
     (done,) = crew.do("labels", "distilled", [ImageCall(run_assembly, assembly, teachers)])
     seconds = sum(r.info["seconds"] for r in [*first, *units])
     unit_losses = tuple(units[0].info["losses"])
+    peak = max(r.info.get("peak_bytes", 0) for r in units)
     return Made(
         name,
         (Point(len(unit_losses), done.parts[0], unit_losses, None, seconds),),
@@ -258,6 +261,8 @@ def _decoupled(
         done.info["label_path"],
         done.info["label_sha256"],
         StoredBytes(*done.info["stored"]),
+        peak_bytes=peak or None,
+        starts=tuple(r.parts[0].path for r in first),
     )
 
 

@@ -57,6 +57,7 @@ def distill_report(
         num_classes=len(names),
         num_train=made.images.parts[0].num_rows,
         image_side=totals["shape"][1],
+        began=len(made.points) > 1 or bool(made.made.starts),
         image_bytes=made.stored.images,
         label_bytes=made.stored.labels,
         learning_rate=made.best.learning_rate,

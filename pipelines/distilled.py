@@ -86,8 +86,10 @@ def draw(ctx: Context, crew: Crew, made: DistillRun, work: ImageWork) -> Picture
     real = len(made.points) == 1
     shown = _spread(made.points, made.best)
     points = tuple((p.iteration, p.part.path) for p in shown)
-    name = fingerprint(["pictures", 1, work.images, work.zca, [p.part.sha256 for p in shown]])
-    task = PictureTask(name, points, _SHOWN_PER_CLASS, real)
+    starts = made.made.starts
+    drawn = [[p.part.sha256 for p in shown], starts]
+    name = fingerprint(["pictures", 2, work.images, work.zca, drawn])
+    task = PictureTask(name, points, _SHOWN_PER_CLASS, real, starts)
     (done,) = crew.do("pictures", "distilled", [ImageCall(run_pictures, task)])
     found: dict[int, dict[int, list[bytes]]] = {}
     for row in read_table(ctx.store.path(done.parts[0].path)).to_pylist():

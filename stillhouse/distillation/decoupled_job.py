@@ -40,6 +40,7 @@ from stillhouse.distillation.stored_sets import (
     with_logits,
 )
 from stillhouse.fingerprint import fingerprint, sha256
+from stillhouse.models.device import peak_bytes
 from stillhouse.storage.artifact import PartRef, Receipt, Store, read_table
 from stillhouse.storage.commit import create_or_adopt
 
@@ -114,7 +115,11 @@ def run_unit(
     started = perf_counter()
     images, losses = _make(store, prepared, teachers[task.teacher], task)
     part = store.put_part(f"{KIND}/parts/{task.fingerprint}.parquet", _table(images), num_tokens=0)
-    info: dict[str, Any] = {"losses": losses, "seconds": perf_counter() - started}
+    info: dict[str, Any] = {
+        "losses": losses,
+        "seconds": perf_counter() - started,
+        "peak_bytes": peak_bytes(prepared.device),
+    }
     counts = {"images": len(images)}
     return store.put_receipt(KIND, Receipt(task.fingerprint, (part,), counts, info))
 
@@ -150,7 +155,7 @@ def _make(
     assert isinstance(method, NrrDd)
     if task.stage == "start":
         return _start_patches(teacher, prepared, method, task.unit), []
-    initial = torch.stack([_images(store, path, real.shape) for path in task.starts], 1)
+    initial = torch.stack([unit_images(store, path, real.shape) for path in task.starts], 1)
     images = initial.flatten(0, 1).split(method.batch_size)[task.unit].to(device)
     labels = recovery_batches(real.num_classes, count, method.batch_size)[task.unit].to(device)
     return refine(teacher, images, labels, method, real.standardisation)
@@ -173,7 +178,8 @@ def _table(images: Tensor) -> pa.Table:
     return pa.table({"values": values})
 
 
-def _images(store: Store, path: str, shape: tuple[int, int, int]) -> Tensor:
+def unit_images(store: Store, path: str, shape: tuple[int, int, int]) -> Tensor:
+    """A unit's standardised images [n, *shape]."""
     column = read_table(store.path(path))["values"].combine_chunks().flatten()
     return torch.from_numpy(column.to_numpy(zero_copy_only=False).copy()).reshape(-1, *shape)
 
@@ -205,7 +211,7 @@ def assemble(
     name: str,
 ) -> Assembly:
     """Put the units' images (paths in their order) together, and label them."""
-    made = [_images(store, path, prepared.shape) for path in units]
+    made = [unit_images(store, path, prepared.shape) for path in units]
     given = _joined(prepared, method, made, len(teachers))
     kind = getattr(method, "labels", "classes")
     images = given.images.to(prepared.device)

@@ -6,6 +6,7 @@ import pyarrow as pa
 import torch
 
 from stillhouse.distillation.baselines import random_real
+from stillhouse.distillation.decoupled_job import unit_images
 from stillhouse.distillation.prepared import Prepared
 from stillhouse.distillation.stored_sets import png_bytes, read_set
 from stillhouse.storage.artifact import Receipt, Store, read_table
@@ -19,19 +20,25 @@ REAL = -1
 class PictureTask:
     """Which sets to draw: (iteration, path of the set's part), and how many images of a class.
 
-    With `real`, random training images of each class come first, as point `REAL`.
+    With `real`, real images of each class come first, as point `REAL`: those at the paths `starts`,
+    by class, or random training images.
     """
 
     fingerprint: str
     points: tuple[tuple[int, str], ...]
     per_class: int
     real: bool
+    starts: tuple[str, ...] = ()
 
 
 def run_pictures(store: Store, prepared: Prepared, task: PictureTask) -> Receipt:
     """Commit a part of rows (point, label, png), then its receipt."""
     rows: list[dict[str, object]] = []
-    if task.real:
+    if task.real and task.starts:
+        for label, path in enumerate(task.starts):
+            first = unit_images(store, path, prepared.shape)[: task.per_class]
+            rows += _rows(REAL, prepared, first, torch.full((len(first),), label))
+    elif task.real:
         labels = prepared.train_labels.cpu()
         least = int(torch.bincount(labels).min())
         chosen = random_real(labels.numpy(), min(task.per_class, least), seed=0)

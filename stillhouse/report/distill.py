@@ -98,6 +98,8 @@ class DistillReport:
     environment: list[tuple[str, str]]
     protocol: str
     job: Literal["distill"] = "distill"
+    began: bool = False
+    """Whether the real images shown are those that the set began as."""
     num_images: int = 0
     """Of the set; INFER's are more than its budget, for compensators are shared."""
     control_networks: list[list[SetRow]] = field(default_factory=list[list[SetRow]])

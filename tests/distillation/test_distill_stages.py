@@ -15,7 +15,7 @@ from stillhouse.distillation.assembly_job import AssemblyTask, run_assembly
 from stillhouse.distillation.compensators import CompensatedSet
 from stillhouse.distillation.controls_job import ControlTask, run_control
 from stillhouse.distillation.decoupled import infer
-from stillhouse.distillation.decoupled_job import plan_refinement, plan_units, run_unit
+from stillhouse.distillation.decoupled_job import plan_refinement, plan_units, run_unit, unit_images
 from stillhouse.distillation.evaluate_job import (
     EvaluationTask,
     SetSource,
@@ -38,13 +38,19 @@ from stillhouse.distillation.matching_job import (
     run_matching,
 )
 from stillhouse.distillation.methods import Ast, Datm, ExpertSettings, Infer, Mtt, NrrDd
-from stillhouse.distillation.pictures_job import PictureTask, run_pictures
+from stillhouse.distillation.pictures_job import REAL, PictureTask, run_pictures
 from stillhouse.distillation.prepared import prepare
 from stillhouse.distillation.result_job import ResultTask, run_result
 from stillhouse.distillation.settings import Recipe
 from stillhouse.distillation.spec import EvaluateSettings, NetworkSettings
 from stillhouse.distillation.stored_images import SourceTask, run_source
-from stillhouse.distillation.stored_sets import expanded_set, read_set, set_table, with_logits
+from stillhouse.distillation.stored_sets import (
+    expanded_set,
+    png_bytes,
+    read_set,
+    set_table,
+    with_logits,
+)
 from stillhouse.errors import ArtifactError, DivergedError, ModelError, SpecError
 from stillhouse.storage.artifact import Store, read_table
 
@@ -368,6 +374,14 @@ def test_nrr_dd_stores_two_distances_a_view(kitchen, taught):
     paths = tuple(run_unit(store, prepared, [taught], u).parts[0].path for u in units)
     made = run_assembly(store, prepared, [taught], AssemblyTask("2" * 64, method, protocol, paths))
     assert made.info["stored"] == [640, 10 + 3 * 10 * 2 * 2]
+    first = [r.parts[0].path for r in starts]
+    drawn = PictureTask("37" * 32, ((2, made.parts[0].path),), 10, real=True, starts=tuple(first))
+    rows = read_table(store.path(run_pictures(store, prepared, drawn).parts[0].path)).to_pylist()
+    assert [(row["point"], row["label"]) for row in rows] == [
+        (point, label) for point in (REAL, 2) for label in range(10)
+    ]
+    patch = prepared.pixels(unit_images(store, first[4], prepared.shape))
+    assert rows[4]["png"] == png_bytes(patch)[0]
     source = SetSource(made.parts[0].path, made.info["label_path"], "distances")
     task = EvaluationTask("0" * 64, source, TEACHER, protocol, (), "validation", False, 0)
     assert 0 <= run_evaluation(store, prepared, task).info["accuracy"] <= 1

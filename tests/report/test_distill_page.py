@@ -29,6 +29,7 @@ def report(method="mtt", images_per_class=2, shown=2, hostile="", **changes):
         "num_train": 1295,
         "image_side": 8,
         "image_bytes": 652,
+        "began": method in ("mtt", "nrr_dd"),
         "label_bytes": 10,
         "learning_rate": None,
         "iteration": 40,
@@ -81,6 +82,7 @@ def test_one_image_a_class_says_what_stands_beside_it():
     assert "what 40 updates made of it." in text_of(render_distill(report(**one)))
     said = text_of(render_distill(report("rded", **one, num_classes=120)))
     assert "Small, a real image of each class; large, the one that was made." in said
+    assert "they began as beneath" in text_of(render_distill(report("nrr_dd")))
     assert "The first 2 of 120 classes." in said
 
 
