@@ -12,7 +12,7 @@ from stillhouse.storage.artifact import Store, load_manifest
 from stillhouse.storage.digests import digest_files
 from stillhouse.storage.filesystem import FileInfo, absolute_uri, list_files
 
-IMAGES_VERSION = 1
+IMAGES_VERSION = 2
 
 
 @dataclass(frozen=True, slots=True)
