@@ -233,7 +233,9 @@ def quality(folder: Path, data: str, cells: list[str], num_images: int) -> dict[
 
 PAIRS = (
     ("ast, 1", "mtt, 1"),
+    ("ast, 1, long", "mtt, 1, long"),
     ("ast, 10", "mtt, 10"),
+    ("ast, 10, unbalanced", "mtt, 10"),
     ("datm, 10", "mtt, 10"),
     ("infer, 10", "sre2l, 11"),
     ("nrr_dd, 10", "rded, 10"),

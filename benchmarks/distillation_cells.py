@@ -11,6 +11,7 @@ BASE: dict[str, Any] = {
 }
 # with the student's momentum and few images the published rates diverge; chosen on validation
 AST = {"learning_rate": 1e-3, "step_size_rate": 5e-7, "image_rate": 100}
+AST_10 = AST | {"learning_rate": 3e-3, "max_start_epoch": 14}
 EXPERTS = {"count": 5, "keep": "all"}
 TEACHERS = [
     {"depth": d, "width": w, "norm": "batch"} for d, w in ((3, 16), (3, 32), (2, 16), (2, 32))
@@ -50,6 +51,8 @@ PATCHES = {"min_scale": 1.0, "num_candidates": 30}
 CELLS: dict[str, dict[str, Any]] = {
     "mtt, 1": _matching("mtt", 1),
     "ast, 1": _matching("ast", 1, **AST),
+    "mtt, 1, long": _matching("mtt", 1, num_iterations=1000),
+    "ast, 1, long": _matching("ast", 1, num_iterations=1000, **AST),
     # labels of equal bytes: ten logits an image, or two distances of five views of it
     "rded, 10": _decoupled("rded", TEACHERS[:1], **PATCHES),
     "rded, views, 10": _decoupled("rded", TEACHERS[:1], labels="views", label_epochs=1, **PATCHES),
@@ -58,6 +61,8 @@ CELLS: dict[str, dict[str, Any]] = {
     "sre2l, 11": _decoupled("sre2l", TEACHERS, iterations=300, images_per_class=11, batch_size=110),
     "infer, 10": _decoupled("infer", TEACHERS, iterations=300),
     "mtt, 10": _matching("mtt", 10),
-    "ast, 10": _matching("ast", 10, **AST | {"learning_rate": 3e-3, "max_start_epoch": 14}),
+    "ast, 10": _matching("ast", 10, **AST_10),
+    "ast, 10, long": _matching("ast", 10, num_iterations=1000, **AST_10),
+    "ast, 10, unbalanced": _matching("ast", 10, balanced=False, **AST_10),
     "datm, 10": _matching("datm", 10),
 }
