@@ -6,9 +6,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from zipfile import ZIP_DEFLATED, ZipFile, ZipInfo
 
+from stillhouse.distillation.own_networks import own_networks
 from stillhouse.distillation.spec import DistillSpec
 from stillhouse.errors import SpecError
-from stillhouse.own_code import OURS, find_module, top_names, top_of
 from stillhouse.selection.own import OwnCode, find_code
 from stillhouse.spec import JobSpec, SelectSpec
 
@@ -76,16 +76,8 @@ def own_code(spec: JobSpec) -> list[OwnCode]:
     if isinstance(spec, SelectSpec) and spec.scorer is not None:
         return [find_code(spec.scorer.import_)]
     if isinstance(spec, DistillSpec):
-        return [_factory_code(name) for name in spec.factories if top_of(name) not in OURS]
+        return own_networks(spec)
     return []
-
-
-def _factory_code(name: str) -> OwnCode:
-    place, wanted = f"factory: {name}", name.partition(":")[2]
-    found = find_module(place, name)
-    if not {wanted, "*"} & top_names(found.tree):
-        raise SpecError(f"`{place}`: no `{wanted}` in {found.module}")
-    return OwnCode(name, found.files)
 
 
 def requirements(spec: JobSpec) -> list[str]:

@@ -112,9 +112,9 @@ def run_distill(ctx: Context, crew: Crew, spec: DistillSpec, inputs: ImageInputs
     """Images to the tested set. A dry context raises `Unfinished` at the first thing to do."""
     images = _images(ctx, crew, spec, inputs)
     check_counts(ctx.store, spec, images)
-    check_networks(ctx, crew, spec, images)
+    check_networks(ctx, crew, spec, inputs, images)
     work = image_work(spec, inputs.images)
-    base = [inputs.images, spec.preprocessing.zca]
+    base = [inputs.images, spec.preprocessing.zca, *inputs.code]
     expert_losses: list[list[float]] = []
     if isinstance(spec.method, TrajectoryMethod):
         made = _matching(ctx, crew, spec, spec.method, inputs, work, base, expert_losses)

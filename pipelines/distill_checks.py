@@ -5,6 +5,7 @@ import numpy as np
 from actors.image_worker import ImageCall
 from pipelines.context import Context, StepWork
 from pipelines.crew import Crew
+from pipelines.image_inputs import ImageInputs
 from stillhouse.distillation.methods import Infer
 from stillhouse.distillation.network_check import KIND, NetworkTask, run_networks
 from stillhouse.distillation.settings import PatchSettings
@@ -53,26 +54,30 @@ def _smallest_class(store: Store, images: Manifest) -> tuple[str, int]:
     return names[least], int(counts[least])
 
 
-def check_networks(ctx: Context, crew: Crew, spec: DistillSpec, images: Manifest) -> None:
+def check_networks(
+    ctx: Context, crew: Crew, spec: DistillSpec, inputs: ImageInputs, images: Manifest
+) -> None:
     """Every network can be built by a worker; a dry context builds none and looks further.
 
     Raises:
         ModelError: naming the key of one that cannot.
     """
-    task = network_task(spec, images)
+    task = network_task(spec, images, inputs.code)
     if ctx.dry:
         ctx.work["networks"] = StepWork(1, len(ctx.store.finished(KIND, [task.fingerprint])))
         return
     crew.do("networks", KIND, [ImageCall(run_networks, task, prepared=False)])
 
 
-def network_task(spec: DistillSpec, images: Manifest) -> NetworkTask:
-    """The networks that the job is going to build, by key."""
+def network_task(spec: DistillSpec, images: Manifest, code: tuple[str, ...] = ()) -> NetworkTask:
+    """The networks that the job is going to build, by key; `code` are digests of the user's own."""
     judges = [(f"evaluate.networks.{i}", n) for i, n in enumerate(spec.evaluate.networks)]
     own = [("network", spec.network)] if spec.matching or not judges else []
     teachers = [(f"teachers.{i}", n) for i, n in enumerate(spec.teachers or [])]
     channels, height, width = images.totals["shape"]
     classes = len(images.totals["class_names"])
     built = [[key, network.model_dump()] for key, network in [*own, *judges, *teachers]]
-    name = fingerprint(["networks", NETWORKS_VERSION, images.totals["shape"], classes, built])
+    name = fingerprint(
+        ["networks", NETWORKS_VERSION, images.totals["shape"], classes, built, *code]
+    )
     return NetworkTask(name, (*own, *judges), (*teachers,), (channels, height, width), classes)

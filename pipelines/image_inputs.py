@@ -1,10 +1,11 @@
-"""What a distil job reads from outside its store, and the names of all that it makes."""
+"""What a distil job reads from outside its store: images, given experts, code of networks."""
 
 from dataclasses import dataclass
 from typing import Any
 
 from stillhouse.distillation.image_files import SUFFIXES
 from stillhouse.distillation.image_sources import ImageData
+from stillhouse.distillation.own_networks import own_networks
 from stillhouse.distillation.spec import DistillSpec
 from stillhouse.errors import ArtifactError
 from stillhouse.fingerprint import fingerprint
@@ -22,14 +23,16 @@ class ImageInputs:
     Attributes:
         images: name of the images artifact that it becomes.
         experts: URI and identity of each given trajectory.
+        code: digests of the user's own networks.
     """
 
     images: str
     experts: tuple[tuple[str, str], ...]
+    code: tuple[str, ...] = ()
 
     def identity(self) -> list[Any]:
         """As JSON values."""
-        return [self.images, [name for _, name in self.experts]]
+        return [self.images, [name for _, name in self.experts], *self.code]
 
 
 def list_images(data: ImageData) -> list[FileInfo]:
@@ -51,7 +54,7 @@ def open_images(
 
     Raises:
         ArtifactError: a given expert is not there, or was trained on other kinds of pixels.
-        BadFileError: a file vanished.
+        BadFileError: a file vanished. SpecError: a network's code is not here.
     """
     digests = [d.sha256 for d in digest_files(store, files, remember=remember)] if files else []
     asked = spec.data.model_dump(mode="json", exclude={"path"})
@@ -62,7 +65,8 @@ def open_images(
     given = spec.experts.path if spec.experts is not None else None
     zca = spec.preprocessing.zca
     experts = [(absolute_uri(uri), _expert_identity(absolute_uri(uri), zca)) for uri in given or []]
-    return ImageInputs(images, tuple(experts))
+    code = tuple(own.digest for own in own_networks(spec))
+    return ImageInputs(images, tuple(experts), code)
 
 
 def _expert_identity(uri: str, zca: bool) -> str:

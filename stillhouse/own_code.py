@@ -45,22 +45,38 @@ def find_module(place: str, name: str, folders: Sequence[str] | None = None) -> 
     Raises:
         SpecError: no such module, one that cannot be parsed, a name of ours, too much code.
     """
-    module = name.partition(":")[0]
-    top, file = top_of(name), module.replace(".", "/")
+    top = top_of(name)
     if top in OURS:
         raise SpecError(f"`{place}`: `{top}` is taken: call your package otherwise")
+    found = _located(name, folders)
+    if found is None:
+        module = name.partition(":")[0]
+        raise SpecError(
+            f"`{place}`: there is no module `{module}` here: run in the folder that holds `{top}`, "
+            "or install it"
+        )
+    root, source = found
+    paths = sorted((root / top).rglob("*.py")) if (root / top).is_dir() else [source]
+    files = tuple((p.relative_to(root).as_posix(), p.read_bytes()) for p in paths)
+    _check_size(place, files)
+    return FoundCode(source, _parsed(place, source), files)
+
+
+def is_installed(name: str) -> bool:
+    """Whether `module:name` belongs to a package that was installed, not to somebody's folder."""
+    found = _located(name, None)
+    return found is not None and found[0].name in ("site-packages", "dist-packages")
+
+
+def _located(name: str, folders: Sequence[str] | None) -> tuple[Path, Path] | None:
+    """The folder that Python would find the module in, and its file."""
+    file = name.partition(":")[0].replace(".", "/")
     for folder in folders if folders is not None else [os.getcwd(), *sys.path]:
         root = Path(folder)
-        found = [p for p in (root / f"{file}/__init__.py", root / f"{file}.py") if p.is_file()]
-        if found:
-            paths = sorted((root / top).rglob("*.py")) if (root / top).is_dir() else found
-            files = tuple((p.relative_to(root).as_posix(), p.read_bytes()) for p in paths)
-            _check_size(place, files)
-            return FoundCode(found[0], _parsed(place, found[0]), files)
-    raise SpecError(
-        f"`{place}`: there is no module `{module}` here: run in the folder that "
-        f"holds `{top}`, or install it"
-    )
+        for module in (root / f"{file}/__init__.py", root / f"{file}.py"):
+            if module.is_file():
+                return root, module
+    return None
 
 
 def _check_size(place: str, files: Sequence[tuple[str, bytes]]) -> None:
