@@ -3,11 +3,17 @@
 from statistics import fmean
 from typing import Any
 
+from jobs.other_sets import other_sets
 from jobs.pages import write_report
 from pipelines.context import Context
 from pipelines.crew import Crew
 from pipelines.distill import DistillRun, image_work
-from pipelines.distill_report import dead_letters_uri, distill_report
+from pipelines.distill_report import (
+    dead_letters_uri,
+    distill_report,
+    judged_by,
+    seconds_to_make,
+)
 from pipelines.distilled import draw, put_result
 from pipelines.evaluation import Tested
 from stillhouse.distillation.spec import DistillSpec
@@ -20,7 +26,9 @@ def write_distill_outcome(
     """Commit the artifact, write the report beside the run's record; the result of the job."""
     work = image_work(spec, made.images.fingerprint)
     manifest = put_result(ctx, crew, spec, made, work)
-    data = distill_report(ctx, spec, made, draw(ctx, crew, made, work), record.uri)
+    first_network = next(iter(made.tests))
+    others = other_sets(ctx.store, made.images.fingerprint, first_network, record.uri)
+    data = distill_report(ctx, spec, made, draw(ctx, crew, made, work), record.uri, others)
     page = write_report(record.uri, data)
     store, first = ctx.store, next(iter(made.tests.values()))
     left_out = dead_letters_uri(ctx, made.images)
@@ -55,6 +63,8 @@ def write_distill_outcome(
                 }
                 for c in made.controls
             },
+            "judged_by": judged_by(spec, made),
+            "seconds": seconds_to_make(made),
             "iteration": made.best.iteration,
             "learning_rate": made.best.learning_rate,
         }

@@ -7,7 +7,7 @@ from importlib.metadata import version
 from pipelines.context import Context
 from pipelines.distill import DistillRun, Point
 from pipelines.distilled import Pictures
-from pipelines.evaluation import Tested
+from pipelines.evaluation import Tested, protocol_name, set_protocol
 from stillhouse.distillation.methods import Method, TrajectoryMethod
 from stillhouse.distillation.spec import DistillSpec
 from stillhouse.distillation.stored_images import DEAD_LETTERS
@@ -17,6 +17,7 @@ from stillhouse.report.distill import (
     MAIN,
     ClassRow,
     DistillReport,
+    OtherSet,
     SetRow,
     Stage,
     StepRow,
@@ -29,10 +30,27 @@ _LIBRARIES = ("stillhouse", "ray", "torch", "pyarrow")
 _MAX_CLASSES = 100
 
 
+def judged_by(spec: DistillSpec, made: DistillRun) -> str:
+    """How networks were trained on the set, in two words."""
+    classes = len(made.images.totals["class_names"])
+    recipe = set_protocol(spec, classes, made.best.learning_rate).recipe
+    return f"{protocol_name(spec)}, {recipe.epochs} epochs"
+
+
+def seconds_to_make(made: DistillRun) -> float:
+    """Of the distillation, without experts or teachers."""
+    return max(point.seconds for point in made.points)
+
+
 def distill_report(
-    ctx: Context, spec: DistillSpec, made: DistillRun, pictures: Pictures, run_uri: str
+    ctx: Context,
+    spec: DistillSpec,
+    made: DistillRun,
+    pictures: Pictures,
+    run_uri: str,
+    others: list[OtherSet],
 ) -> DistillReport:
-    """Numbers and pictures of a run."""
+    """Numbers and pictures of a run, and the sets that `others` made of its images."""
     totals = made.images.totals
     names: list[str] = totals["class_names"]
     first = next(iter(made.tests.values()))
@@ -41,7 +59,7 @@ def distill_report(
         spec.method.images_per_class,
         made.stored.total,
         first,
-        max(point.seconds for point in made.points),
+        seconds_to_make(made),
     )
     controls = [
         _row(c.name.replace("_", " "), c.images_per_class, c.num_bytes, c.tested, None)
@@ -57,6 +75,8 @@ def distill_report(
         num_classes=len(names),
         num_train=made.images.parts[0].num_rows,
         image_side=totals["shape"][1],
+        others=others,
+        judged_by=judged_by(spec, made),
         began=len(made.points) > 1 or bool(made.made.starts),
         image_bytes=made.stored.images,
         label_bytes=made.stored.labels,

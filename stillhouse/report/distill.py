@@ -55,6 +55,31 @@ class SetRow:
 
 
 @dataclass(frozen=True, slots=True)
+class OtherSet:
+    """What another job of the store made of the same images, judged on the same network.
+
+    Attributes:
+        method: as people write it.
+        images_per_class: its budget.
+        num_bytes: labels included.
+        mean: test accuracy in [0, 1].
+        std: over the seeds, 0 for one.
+        judged_by: how networks were trained on it; figures of different ways do not compare.
+        seconds: to make it.
+        run: fingerprint of its run.
+    """
+
+    method: str
+    images_per_class: int
+    num_bytes: int
+    mean: float
+    std: float
+    judged_by: str
+    seconds: float
+    run: str
+
+
+@dataclass(frozen=True, slots=True)
 class StepRow:
     """A step: tasks, those that were found finished, and the time of this run."""
 
@@ -98,6 +123,9 @@ class DistillReport:
     environment: list[tuple[str, str]]
     protocol: str
     job: Literal["distill"] = "distill"
+    others: list[OtherSet] = field(default_factory=list[OtherSet])
+    """By method and images a class; a job has one of each."""
+    judged_by: str = ""
     began: bool = False
     """Whether the real images shown are those that the set began as."""
     num_images: int = 0

@@ -5,6 +5,7 @@ from stillhouse.report.data import Curve, HealthWarning
 from stillhouse.report.distill import (
     ClassRow,
     DistillReport,
+    OtherSet,
     SetRow,
     Stage,
     from_json,
@@ -99,6 +100,20 @@ def test_other_networks_show_the_controls_beside_the_set():
         ["b", "65.0", "40.0"],
     ]
     assert "beside the same controls" not in text_of(render_distill(report()))
+
+
+def test_other_sets_of_the_same_images_are_a_table():
+    others = [OtherSet("DATM", 10, 80_412, 0.785, 0.003, "p1, 300 epochs", 65.0, "c" * 64)]
+    page = render_distill(report(others=others, judged_by="p1, 300 epochs"))
+    table = page[page.index('<section id="others">') : page.index('<section id="networks">')]
+    cells = [re.findall(r"<t[hd].*?>(.*?)</t[hd]>", row) for row in table.split("<tr")[2:]]
+    shown = [[text_of(cell) for cell in row] for row in cells]
+    judged = "p1, 300 epochs"
+    assert shown == [
+        ["MTT, this one", "2", "662", "65.0 ± 7.1", judged, "3.0 s", ""],
+        ["DATM", "10", "80.4 k", "78.5 ± 0.3", judged, "1 min 05 s", "cccccccc"],
+    ]
+    assert '<section id="others">' not in render_distill(report())
 
 
 def test_a_printed_figure_says_what_was_chosen():
