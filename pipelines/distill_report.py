@@ -66,7 +66,7 @@ def distill_report(
         for c in made.controls
     ]
     return DistillReport(
-        title=spec.name or f"{spec.method.name} on {spec.data.dataset or spec.data.path}",
+        title=spec.name or f"{main.name} on {spec.data.dataset or spec.data.path}",
         created=now(),
         run_uri=run_uri,
         method=spec.method.name,
