@@ -8,12 +8,7 @@ from jobs.pages import write_report
 from pipelines.context import Context
 from pipelines.crew import Crew
 from pipelines.distill import DistillRun, image_work
-from pipelines.distill_report import (
-    dead_letters_uri,
-    distill_report,
-    judged_by,
-    seconds_to_make,
-)
+from pipelines.distill_report import dead_letters_uri, distill_report
 from pipelines.distilled import draw, put_result
 from pipelines.evaluation import Tested
 from stillhouse.distillation.spec import DistillSpec
@@ -26,11 +21,11 @@ def write_distill_outcome(
     """Commit the artifact, write the report beside the run's record; the result of the job."""
     work = image_work(spec, made.images.fingerprint)
     manifest = put_result(ctx, crew, spec, made, work)
-    first_network = next(iter(made.tests))
-    others = other_sets(ctx.store, made.images.fingerprint, first_network, record.uri)
+    network, first = next(iter(made.tests.items()))
+    others = other_sets(ctx.store, made.images.fingerprint, network, record.uri)
     data = distill_report(ctx, spec, made, draw(ctx, crew, made, work), record.uri, others)
     page = write_report(record.uri, data)
-    store, first = ctx.store, next(iter(made.tests.values()))
+    store = ctx.store
     left_out = dead_letters_uri(ctx, made.images)
     return {
         "status": "done",
@@ -63,8 +58,8 @@ def write_distill_outcome(
                 }
                 for c in made.controls
             },
-            "judged_by": judged_by(spec, made),
-            "seconds": seconds_to_make(made),
+            "judged_by": data.judged_by,
+            "seconds": data.rows[0].seconds,
             "iteration": made.best.iteration,
             "learning_rate": made.best.learning_rate,
         }

@@ -223,10 +223,11 @@ def _decoupled(
     losses: list[list[float]],
 ) -> Made:
     tasks: list[TeacherTask] = []
+    recipe = spec.teacher_recipe
     for seed, network in enumerate(spec.teachers or []):
-        identity = [network.model_dump(), spec.teacher_recipe.model_dump(), seed]
+        identity = [network.model_dump(), recipe.model_dump(), seed]
         name = fingerprint(["teacher", EXPERT_VERSION, base, *identity])
-        tasks.append(TeacherTask(name, network, spec.teacher_recipe, seed))
+        tasks.append(TeacherTask(name, network, recipe, seed))
     trained = [ImageCall(run_teacher, task) for task in tasks]
     receipts = crew.do("teachers", "models", trained, workers=ctx.compute.experts)
     losses += [receipt.info["losses"] for receipt in receipts]

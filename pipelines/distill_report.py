@@ -30,16 +30,11 @@ _LIBRARIES = ("stillhouse", "ray", "torch", "pyarrow")
 _MAX_CLASSES = 100
 
 
-def judged_by(spec: DistillSpec, made: DistillRun) -> str:
+def _judged_by(spec: DistillSpec, made: DistillRun) -> str:
     """How networks were trained on the set, in two words."""
     classes = len(made.images.totals["class_names"])
     recipe = set_protocol(spec, classes, made.best.learning_rate).recipe
     return f"{protocol_name(spec)}, {recipe.epochs} epochs"
-
-
-def seconds_to_make(made: DistillRun) -> float:
-    """Of the distillation, without experts or teachers."""
-    return max(point.seconds for point in made.points)
 
 
 def distill_report(
@@ -59,7 +54,7 @@ def distill_report(
         spec.method.images_per_class,
         made.stored.total,
         first,
-        seconds_to_make(made),
+        max(point.seconds for point in made.points),
     )
     controls = [
         _row(c.name.replace("_", " "), c.images_per_class, c.num_bytes, c.tested, None)
@@ -76,7 +71,7 @@ def distill_report(
         num_train=made.images.parts[0].num_rows,
         image_side=totals["shape"][1],
         others=others,
-        judged_by=judged_by(spec, made),
+        judged_by=_judged_by(spec, made),
         began=len(made.points) > 1 or bool(made.made.starts),
         image_bytes=made.stored.images,
         label_bytes=made.stored.labels,

@@ -93,7 +93,7 @@ def protocol_of(
         name,
         images_per_class=images_per_class,
         num_classes=num_classes,
-        learning_rate=learning_rate if learning_rate and learning_rate > 0 else None,
+        learning_rate=learning_rate,
         factor=factor,
     )
     changes: dict[str, Any] = {}
