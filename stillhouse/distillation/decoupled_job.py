@@ -21,6 +21,7 @@ from stillhouse.distillation.evaluate import Protocol
 from stillhouse.distillation.evaluate_job import LABEL_SEED
 from stillhouse.distillation.infer import compensate, compensated_set
 from stillhouse.distillation.labels import mean_logits, relabel
+from stillhouse.distillation.list_columns import flat_values, lists
 from stillhouse.distillation.methods import DecoupledMethod, Infer, NrrDd, Rded, Sre2l
 from stillhouse.distillation.nrr_dd import critical_patches, distance_labels, refine
 from stillhouse.distillation.prepared import Prepared
@@ -173,15 +174,13 @@ def _start_patches(teacher: nn.Module, prepared: Prepared, method: NrrDd, label:
 
 
 def _table(images: Tensor) -> pa.Table:
-    flat = images.detach().cpu().flatten(1).numpy()
-    values = pa.FixedSizeListArray.from_arrays(pa.array(flat.ravel()), flat.shape[1])
-    return pa.table({"values": values})
+    return pa.table({"values": lists(images.detach().cpu().flatten(1).numpy())})
 
 
 def unit_images(store: Store, path: str, shape: tuple[int, int, int]) -> Tensor:
     """A unit's standardised images [n, *shape]."""
-    column = read_table(store.path(path))["values"].combine_chunks().flatten()
-    return torch.from_numpy(column.to_numpy(zero_copy_only=False).copy()).reshape(-1, *shape)
+    values = flat_values(read_table(store.path(path)), "values")
+    return torch.from_numpy(values).reshape(-1, *shape)
 
 
 @dataclass(frozen=True, slots=True)

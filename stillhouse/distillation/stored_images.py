@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from stillhouse.distillation.image_sources import ImageData, ImageSplits, load_images
 from stillhouse.distillation.images import ImageSet, Pixels
+from stillhouse.distillation.list_columns import lists
 from stillhouse.fingerprint import sha256
 from stillhouse.storage.artifact import (
     Manifest,
@@ -60,8 +61,7 @@ def store_images(store: Store, name: str, data: ImageData) -> Manifest:
 def images_table(images: ImageSet) -> pa.Table:
     """One row an image: `pixels` fixed_size_list<uint8 or float32, C*H*W>, `label` int32."""
     flat = images.images.reshape(len(images), -1)
-    pixels = pa.FixedSizeListArray.from_arrays(pa.array(flat.ravel()), flat.shape[1])
-    return pa.table({"pixels": pixels, "label": pa.array(images.labels.astype(np.int32))})
+    return pa.table({"pixels": lists(flat), "label": pa.array(images.labels.astype(np.int32))})
 
 
 def read_splits(store: Store, manifest: Manifest) -> ImageSplits:
