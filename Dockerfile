@@ -20,5 +20,5 @@ COPY --chown=ray:users actors actors
 COPY --chown=ray:users pipelines pipelines
 COPY --chown=ray:users jobs jobs
 RUN python -m pip install -c constraints.txt . \
-    && python -c "import jobs.cli, stillhouse; print(stillhouse.__version__)"
+    && python -c "import stillhouse.jobs.cli; print(stillhouse.__version__)"
 WORKDIR /home/ray

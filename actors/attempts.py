@@ -9,7 +9,7 @@ from collections import Counter
 
 import ray
 
-from actors.metrics import StepMetrics
+from stillhouse.actors.metrics import StepMetrics
 
 PREEMPTION_BUDGET = 100
 

@@ -4,7 +4,7 @@ from datetime import timedelta
 
 import ray
 
-from actors.image_worker import ImageWork
+from stillhouse.actors.image_worker import ImageWork
 from stillhouse.storage.artifact import Store
 
 _PATIENCE = timedelta(minutes=30)

@@ -17,7 +17,7 @@ import numpy as np
 import ray
 from ray.actor import ActorHandle
 
-from actors.metrics import StepMetrics
+from stillhouse.actors.metrics import StepMetrics
 from stillhouse.errors import StillhouseError
 from stillhouse.storage.artifact import Receipt, Store
 

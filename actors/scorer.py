@@ -86,7 +86,7 @@ class ScorerSettings:
 
 
 class ScorerHost:
-    """Hosts one scorer; hosted by `actors.part_worker.PartWorker`."""
+    """Hosts one scorer; hosted by `stillhouse.actors.part_worker.PartWorker`."""
 
     def __init__(self, store: Store, settings: ScorerSettings) -> None:
         self._store = store

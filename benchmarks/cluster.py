@@ -4,8 +4,8 @@
 
 FOLDER is on local disk. Stages:
 
-* driver: 100,000 parts through `pipelines.flow.stream_parts` on workers whose host answers at once:
-  parts a second, the driver's memory and CPU time.
+* driver: 100,000 parts through `stillhouse.pipelines.flow.stream_parts` on workers whose host
+  answers at once: parts a second, the driver's memory and CPU time.
 * records: the store's side of 100,000 parts: receipts found again, a manifest written and read.
 * nothing: a finished, published job on S3 (moto behind a proxy that counts) run again by the
   command line: seconds from the process's start to its end, requests.
@@ -141,10 +141,10 @@ def way_driver(options: argparse.Namespace) -> dict[str, Any]:
     """A first step of few parts brings in what is imported, the second is measured."""
     import ray
 
-    from jobs.progress import Lines
-    from jobs.recorder import Recorder
-    from pipelines.context import Context
-    from pipelines.flow import stream_parts
+    from stillhouse.jobs.progress import Lines
+    from stillhouse.jobs.recorder import Recorder
+    from stillhouse.pipelines.context import Context
+    from stillhouse.pipelines.flow import stream_parts
     from stillhouse.spec import ComputeSettings
     from stillhouse.storage.run_record import RunRecord
 

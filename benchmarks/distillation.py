@@ -150,15 +150,15 @@ class _Quiet:
 
 def run_cell(folder: Path, data: dict[str, Any], cell: dict[str, Any]) -> dict[str, Any]:
     """One job; everything that an earlier run finished is found."""
-    from jobs.run import run_job
     from stillhouse.distillation.spec import DistillSpec
+    from stillhouse.jobs.run import run_job
 
     content = BASE | {"store": str(folder / "store"), "data": data} | cell
     return run_job(DistillSpec.model_validate(content), _Quiet())
 
 
 def distil_here(ctx: Any, work: Any, task: Any) -> list[Any]:
-    """`pipelines.distilling.distil` in this process."""
+    """`stillhouse.pipelines.distilling.distil` in this process."""
     from stillhouse.distillation.matching_job import KIND, run_matching
     from stillhouse.distillation.prepared import prepare
 
@@ -174,12 +174,12 @@ def distil_here(ctx: Any, work: Any, task: Any) -> list[Any]:
 
 def run_here(folder: Path, data: dict[str, Any], cell: dict[str, Any]) -> tuple[Any, Any]:
     """One job's pipeline in this process, on one thread and without Ray: context and outcome."""
-    import pipelines.distill as pipeline
-    from actors.image_worker import ImageHost
-    from jobs.distill import list_distill
-    from pipelines.context import Context
-    from pipelines.crew import Crew
+    import stillhouse.pipelines.distill as pipeline
+    from stillhouse.actors.image_worker import ImageHost
     from stillhouse.distillation.spec import DistillSpec
+    from stillhouse.jobs.distill import list_distill
+    from stillhouse.pipelines.context import Context
+    from stillhouse.pipelines.crew import Crew
     from stillhouse.storage.artifact import Store
 
     class Here(Crew):

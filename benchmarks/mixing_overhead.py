@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from mixing_runs import World, make_world, write_json
 
-from jobs.cluster import ALLOCATOR
+from stillhouse.jobs.cluster import ALLOCATOR
 from stillhouse.mixing.arms import ArmPart, ArmReader
 from stillhouse.mixing.collation import Collator
 from stillhouse.mixing.mixer import Mixer, MixerTask

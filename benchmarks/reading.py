@@ -170,7 +170,7 @@ def way_score(options: argparse.Namespace) -> dict[str, Any]:
     """Score all of its parts, one after the other, as a Scorer actor does."""
     import torch
 
-    from actors.scorer import ScorerHost, ScorerSettings
+    from stillhouse.actors.scorer import ScorerHost, ScorerSettings
     from stillhouse.selection.scorers import score_task
     from stillhouse.spec import ScoringSettings
     from stillhouse.storage.artifact import PartRef, Store

@@ -7,8 +7,8 @@ run on this machine:
 
 * (a) what one writes first: `model(input_ids).logits` in float32, cross-entropy over all of them;
 * (b) the scoring kernel alone, in two plain processes at the same time, before and after (c);
-* (c) `pipelines.scores` with two Scorer actors, by the clock from the first finished part to the
-  last; the parts that were under way at its beginning are left out, so the rate is a lower bound.
+* (c) `stillhouse.pipelines.scores` with two Scorer actors, by the clock from the first finished
+  part to the last; parts that were under way at its beginning are left out: a lower bound.
   What comes before the first finished part (start of the actors, compilation) is its own column.
 
 It fails where losses differ: (b) and (c) must be equal bit for bit, (a) within the tolerance.
@@ -34,16 +34,16 @@ import torch
 from numpy.typing import NDArray
 from torch.nn.functional import cross_entropy
 
-from jobs.cluster import cluster
-from pipelines.context import Context
-from pipelines.inputs import list_job_inputs, open_job_inputs
-from pipelines.models import ModelRef, Models
-from pipelines.scan import scan
-from pipelines.scores import PoolScores, Scores
-from pipelines.tokenizer import tokenizer
-from pipelines.tokens import TokenizerRef, tokenise, without_dropped
+from stillhouse.jobs.cluster import cluster
 from stillhouse.models.causal_lm import load_model
 from stillhouse.models.scoring import load_scoring_model
+from stillhouse.pipelines.context import Context
+from stillhouse.pipelines.inputs import list_job_inputs, open_job_inputs
+from stillhouse.pipelines.models import ModelRef, Models
+from stillhouse.pipelines.scan import scan
+from stillhouse.pipelines.scores import PoolScores, Scores
+from stillhouse.pipelines.tokenizer import tokenizer
+from stillhouse.pipelines.tokens import TokenizerRef, tokenise, without_dropped
 from stillhouse.selection.budget import top_k
 from stillhouse.selection.color import color_score
 from stillhouse.spec import ScoringSettings, SelectSpec

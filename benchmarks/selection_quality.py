@@ -27,15 +27,15 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from quality_tables import CONTROLS, shortfalls, tables
 
-from jobs.cluster import cluster
-from jobs.progress import Lines
-from jobs.run import run_job
-from pipelines.context import Context
-from pipelines.inputs import list_job_inputs, open_job_inputs
-from pipelines.models import Models
-from pipelines.select import run_select
-from pipelines.selection import select
+from stillhouse.jobs.cluster import cluster
+from stillhouse.jobs.progress import Lines
+from stillhouse.jobs.run import run_job
 from stillhouse.models.shape import read_shape
+from stillhouse.pipelines.context import Context
+from stillhouse.pipelines.inputs import list_job_inputs, open_job_inputs
+from stillhouse.pipelines.models import Models
+from stillhouse.pipelines.select import run_select
+from stillhouse.pipelines.selection import select
 from stillhouse.selection.color import color_score
 from stillhouse.selection.ranking import row_sources
 from stillhouse.spec import SelectSpec

@@ -208,9 +208,9 @@ def write_many(folder: Path) -> None:
 
 def way_again(options: argparse.Namespace) -> dict[str, Any]:
     """Seconds from the spec to `nothing_to_do`, imports not counted."""
-    from jobs.progress import Lines
-    from jobs.run import run_job
-    from jobs.spec_file import load_spec
+    from stillhouse.jobs.progress import Lines
+    from stillhouse.jobs.run import run_job
+    from stillhouse.jobs.spec_file import load_spec
 
     started = time.perf_counter()
     result = run_job(load_spec(options.spec, []), Lines())

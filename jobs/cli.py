@@ -70,7 +70,7 @@ def _guarded(action: Callable[[], int | None], as_json: bool, debug: bool) -> No
     except Exception as error:
         if debug:
             raise
-        from jobs.run import failure_text
+        from stillhouse.jobs.run import failure_text
 
         hint = "run again with --debug for the traceback"
         _complain(error, f"{failure_text(error)} ({hint})", as_json, debug)
@@ -98,10 +98,10 @@ def run(spec: Spec, sets: Sets = None, as_json: AsJson = False, debug: Debug = F
     """
 
     def action() -> None:
-        from jobs.progress import listener
-        from jobs.run import run_job
-        from jobs.spec_file import load_spec
-        from jobs.summary import show_result
+        from stillhouse.jobs.progress import listener
+        from stillhouse.jobs.run import run_job
+        from stillhouse.jobs.spec_file import load_spec
+        from stillhouse.jobs.summary import show_result
 
         loaded = load_spec(spec, sets or [])
         shown = listener(quiet=as_json)
@@ -122,9 +122,9 @@ def plan(spec: Spec, sets: Sets = None, as_json: AsJson = False, debug: Debug = 
     """
 
     def action() -> None:
-        from jobs.plan import plan_job
-        from jobs.spec_file import load_spec
-        from jobs.summary import show_plan
+        from stillhouse.jobs.plan import plan_job
+        from stillhouse.jobs.spec_file import load_spec
+        from stillhouse.jobs.summary import show_plan
 
         planned = plan_job(load_spec(spec, sets or []))
         _print(planned) if as_json else show_plan(planned)
@@ -157,12 +157,12 @@ def status(
     """
 
     def action() -> None:
-        from jobs.status import status_of
-        from jobs.summary import show_status
+        from stillhouse.jobs.status import status_of
+        from stillhouse.jobs.summary import show_status
 
         if re.fullmatch(r"[0-9a-f]{64}-\d+", uri):
-            from jobs.job_status import job_status
-            from jobs.summary import show_job
+            from stillhouse.jobs.job_status import job_status
+            from stillhouse.jobs.summary import show_job
 
             known = job_status(uri, address, store)
             if follow:
@@ -183,8 +183,8 @@ def status(
 
 def _follow(uri: str, quiet: bool) -> None:
     """Show changes until the run ends or Ctrl-C; the run itself is not touched."""
-    from jobs.status import follow
-    from jobs.summary import show_changes
+    from stillhouse.jobs.status import follow
+    from stillhouse.jobs.summary import show_changes
 
     with suppress(KeyboardInterrupt):
         for found, changed in follow(uri):
@@ -214,8 +214,8 @@ def submit(
     """
 
     def action() -> int:
-        from jobs.spec_file import load_spec
-        from jobs.submit import run_submit
+        from stillhouse.jobs.spec_file import load_spec
+        from stillhouse.jobs.submit import run_submit
 
         again = ["stillhouse", "submit", spec, *(w for s in sets or [] for w in ("--set", s))]
         again += ["--address", address] if address else []
@@ -258,9 +258,9 @@ def schedule(
     """
 
     def action() -> None:
-        from jobs.schedule import Place
-        from jobs.schedule import schedule as make
-        from jobs.spec_file import load_spec
+        from stillhouse.jobs.schedule import Place
+        from stillhouse.jobs.schedule import schedule as make
+        from stillhouse.jobs.spec_file import load_spec
 
         place = Place(address, image, service_account)
         text = make(spec, load_spec(spec, sets or []), sets or [], cron, kind, place)
@@ -292,8 +292,8 @@ def publish(
     """
 
     def action() -> None:
-        from jobs.publish import publish_by_hand
-        from jobs.summary import show_published
+        from stillhouse.jobs.publish import publish_by_hand
+        from stillhouse.jobs.summary import show_published
 
         found = publish_by_hand(name, to, store)
         _print(found) if as_json else show_published(found)
@@ -319,8 +319,8 @@ def prune(
     """
 
     def action() -> None:
-        from jobs.prune import prune_store
-        from jobs.summary import show_pruned
+        from stillhouse.jobs.prune import prune_store
+        from stillhouse.jobs.summary import show_pruned
 
         found = prune_store(uri, grace_hours=grace_hours, yes=yes)
         _print(found) if as_json else show_pruned(found)
@@ -340,7 +340,7 @@ def report(
     """
 
     def action() -> None:
-        from jobs.status import draw_report
+        from stillhouse.jobs.status import draw_report
 
         page = draw_report(uri)
         _print({"report": page}) if as_json else print(page)
@@ -366,8 +366,8 @@ def verify(
     """
 
     def action() -> int:
-        from jobs.summary import show_verification
-        from jobs.verify import verify as check
+        from stillhouse.jobs.summary import show_verification
+        from stillhouse.jobs.verify import verify as check
 
         found = check(uri, sample)
         _print(found) if as_json else show_verification(found)

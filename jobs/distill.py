@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from typing import Any
 
-from pipelines.context import Context
-from pipelines.image_inputs import ImageInputs, list_images, open_images
 from stillhouse.distillation.methods import NrrDd
 from stillhouse.distillation.spec import DistillSpec
+from stillhouse.pipelines.context import Context
+from stillhouse.pipelines.image_inputs import ImageInputs, list_images, open_images
 from stillhouse.storage.artifact import Store
 from stillhouse.storage.filesystem import FileInfo
 from stillhouse.storage.run_record import RunRecord
@@ -26,7 +26,7 @@ def _steps(spec: DistillSpec) -> list[str]:
 
 
 def list_distill(spec: DistillSpec) -> "ListedDistill":
-    """See `jobs.kinds.list_job`."""
+    """See `stillhouse.jobs.kinds.list_job`."""
     return ListedDistill(spec, list_images(spec.data))
 
 
@@ -62,17 +62,17 @@ class OpenedDistill:
 
     def walk(self, ctx: Context) -> object:
         """The whole pipeline."""
-        from pipelines.crew import Crew
-        from pipelines.distill import image_work, run_distill
+        from stillhouse.pipelines.crew import Crew
+        from stillhouse.pipelines.distill import image_work, run_distill
 
         with Crew(ctx, image_work(self.spec, self.inputs.images)) as crew:
             return run_distill(ctx, crew, self.spec, self.inputs)
 
     def run(self, ctx: Context, record: RunRecord) -> dict[str, Any]:
         """The pipeline, the artifact, then the report."""
-        from jobs.distill_outcome import write_distill_outcome
-        from pipelines.crew import Crew
-        from pipelines.distill import image_work, run_distill
+        from stillhouse.jobs.distill_outcome import write_distill_outcome
+        from stillhouse.pipelines.crew import Crew
+        from stillhouse.pipelines.distill import image_work, run_distill
 
         with Crew(ctx, image_work(self.spec, self.inputs.images)) as crew:
             made = run_distill(ctx, crew, self.spec, self.inputs)

@@ -3,15 +3,15 @@
 from statistics import fmean
 from typing import Any
 
-from jobs.other_sets import other_sets
-from jobs.pages import write_report
-from pipelines.context import Context
-from pipelines.crew import Crew
-from pipelines.distill import DistillRun, image_work
-from pipelines.distill_report import dead_letters_uri, distill_report
-from pipelines.distilled import draw, put_result
-from pipelines.evaluation import Tested
 from stillhouse.distillation.spec import DistillSpec
+from stillhouse.jobs.other_sets import other_sets
+from stillhouse.jobs.pages import write_report
+from stillhouse.pipelines.context import Context
+from stillhouse.pipelines.crew import Crew
+from stillhouse.pipelines.distill import DistillRun, image_work
+from stillhouse.pipelines.distill_report import dead_letters_uri, distill_report
+from stillhouse.pipelines.distilled import draw, put_result
+from stillhouse.pipelines.evaluation import Tested
 from stillhouse.storage.run_record import RunRecord
 
 

@@ -1,13 +1,21 @@
-"""What a submitted job runs on the cluster: `python -m jobs.entry JOB_ID`, in the sent folder."""
+"""What a submitted job runs on the cluster, in the sent folder.
+
+python -m stillhouse.jobs.entry JOB_ID
+"""
 
 import json
 import os
 import sys
 from pathlib import Path
 
-from jobs.cli import main
-from jobs.package import SPEC_FILE, VERSIONS_FILE, installed_versions, version_differences
-from jobs.run import SUBMISSION_VARIABLE
+from stillhouse.jobs.cli import main
+from stillhouse.jobs.package import (
+    SPEC_FILE,
+    VERSIONS_FILE,
+    installed_versions,
+    version_differences,
+)
+from stillhouse.jobs.run import SUBMISSION_VARIABLE
 
 
 def warn_of_versions() -> None:

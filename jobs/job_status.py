@@ -3,9 +3,9 @@
 import os
 from typing import Any
 
-from jobs.ray_jobs import ADDRESS_VARIABLE, Cluster
-from jobs.status import status_of
 from stillhouse.errors import ArtifactError, ClusterError
+from stillhouse.jobs.ray_jobs import ADDRESS_VARIABLE, Cluster
+from stillhouse.jobs.status import status_of
 from stillhouse.storage.filesystem import absolute_uri, join, list_names
 from stillhouse.storage.run_record import read_json
 

@@ -7,9 +7,9 @@ its `Listed` and `Opened`, a line in `list_job` and in `RESULTS`, and the tables
 
 from typing import Any, Protocol, TypeAlias
 
-from pipelines.context import Context
 from stillhouse.distillation.spec import DistillSpec
 from stillhouse.mixing.spec import MixSpec
+from stillhouse.pipelines.context import Context
 from stillhouse.spec import SelectSpec
 from stillhouse.storage.artifact import Store
 from stillhouse.storage.filesystem import FileInfo
@@ -78,18 +78,18 @@ def list_job(spec: Spec) -> Listed:
         StillhouseError: something is not there, or does not fit.
     """
     if isinstance(spec, DistillSpec):  # a job's own module alone: the others are heavy
-        from jobs.distill import list_distill
+        from stillhouse.jobs.distill import list_distill
 
         return list_distill(spec)
     if isinstance(spec, MixSpec):
-        from jobs.mix import list_mix
+        from stillhouse.jobs.mix import list_mix
 
         return list_mix(spec)
     if isinstance(spec, SelectSpec):
-        from jobs.select import list_select
+        from stillhouse.jobs.select import list_select
 
         return list_select(spec)
-    from jobs.train import list_train
+    from stillhouse.jobs.train import list_train
 
     return list_train(spec)
 

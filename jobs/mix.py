@@ -3,14 +3,20 @@
 from dataclasses import dataclass
 from typing import Any
 
-from pipelines.context import Context
-from pipelines.given import model_identity
-from pipelines.mix_data import GivenModels, ListedSource, MixInputs, list_sources, open_sources
 from stillhouse.errors import ModelError
 from stillhouse.mixing.decision_log import log_digest
 from stillhouse.mixing.settings import ReplaySettings
 from stillhouse.mixing.spec import MixSpec
 from stillhouse.models.shape import model_uri, read_config
+from stillhouse.pipelines.context import Context
+from stillhouse.pipelines.given import model_identity
+from stillhouse.pipelines.mix_data import (
+    GivenModels,
+    ListedSource,
+    MixInputs,
+    list_sources,
+    open_sources,
+)
 from stillhouse.storage.artifact import Store
 from stillhouse.storage.filesystem import FileInfo, join
 from stillhouse.storage.run_record import RunRecord
@@ -18,7 +24,7 @@ from stillhouse.text.tokenizer import load_tokenizer
 
 
 def list_mix(spec: MixSpec) -> "ListedMix":
-    """See `jobs.kinds.list_job`."""
+    """See `stillhouse.jobs.kinds.list_job`."""
     if spec.tokenizer.path is not None:
         load_tokenizer(spec.tokenizer.path, spec.tokenizer.eos_token)
     if spec.model.path is not None:
@@ -85,14 +91,14 @@ class OpenedMix:
 
     def walk(self, ctx: Context) -> object:
         """The whole pipeline; where it begins to train is where a dry one ends."""
-        from pipelines.mix import run_mix_job
+        from stillhouse.pipelines.mix import run_mix_job
 
         return run_mix_job(ctx, self.spec, self.inputs, self.given, "")
 
     def run(self, ctx: Context, record: RunRecord) -> dict[str, Any]:
         """The pipeline, then the report."""
-        from jobs.mix_outcome import write_mix_outcome
-        from pipelines.mix import run_mix_job
+        from stillhouse.jobs.mix_outcome import write_mix_outcome
+        from stillhouse.pipelines.mix import run_mix_job
 
         decisions = join(record.uri, "decisions")
         made = run_mix_job(ctx, self.spec, self.inputs, self.given, decisions)

@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from jobs.pages import write_report
-from pipelines.context import Context
-from pipelines.mix import MixRun
-from pipelines.mix_data import row_fates
+from stillhouse.jobs.pages import write_report
 from stillhouse.mixing.decision_log import log_parts
 from stillhouse.mixing.decisions import Decision, read_decisions
 from stillhouse.mixing.spec import MixSpec
+from stillhouse.pipelines.context import Context
+from stillhouse.pipelines.mix import MixRun
+from stillhouse.pipelines.mix_data import row_fates
 from stillhouse.report.data import Curve
 from stillhouse.report.mix_data import ArmRow, Heat, MixReport, PolicyRow, SeedRow
 from stillhouse.storage.artifact import Manifest

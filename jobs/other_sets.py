@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from pipelines.distill_report import printed_name
 from stillhouse.errors import ArtifactError
+from stillhouse.pipelines.distill_report import printed_name
 from stillhouse.report.distill import OtherSet
 from stillhouse.storage.artifact import Store
 from stillhouse.storage.filesystem import join, list_names

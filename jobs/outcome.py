@@ -3,11 +3,11 @@
 from statistics import fmean
 from typing import Any
 
-from jobs.pages import write_report
-from pipelines.context import Context, StepWork
-from pipelines.report import report_data
-from pipelines.scan import dead_letters_uri
-from pipelines.select import SelectRun
+from stillhouse.jobs.pages import write_report
+from stillhouse.pipelines.context import Context, StepWork
+from stillhouse.pipelines.report import report_data
+from stillhouse.pipelines.scan import dead_letters_uri
+from stillhouse.pipelines.select import SelectRun
 from stillhouse.report.data import ReportData
 from stillhouse.spec import SelectSpec
 from stillhouse.storage.artifact import Manifest

@@ -1,18 +1,20 @@
 """What `submit` sends to a cluster: our own code, the spec, and the versions it was tested with."""
 
 import json
+import os
 import re
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from zipfile import ZIP_DEFLATED, ZipFile, ZipInfo
 
+import stillhouse
 from stillhouse.distillation.own_networks import own_networks
 from stillhouse.distillation.spec import DistillSpec
 from stillhouse.errors import SpecError
 from stillhouse.selection.own import OwnCode, find_code
 from stillhouse.spec import JobSpec, SelectSpec
 
-FLOORS = ("stillhouse", "actors", "pipelines", "jobs")
+PACKAGE = Path(stillhouse.__file__).parent
 SPEC_FILE = "spec.yaml"
 VERSIONS_FILE = "versions.json"
 MAX_BYTES = 4_000_000
@@ -52,12 +54,11 @@ def write_package(path: Path, spec: JobSpec) -> int:
     Raises:
         SpecError: more than `MAX_BYTES`, naming the largest file.
     """
-    root = Path(__file__).parents[1]
-    files = code_files(root)
+    files = code_files(PACKAGE)
     for code in own_code(spec):  # found there as it is here: in the working directory
         files |= dict(code.files)
     files[SPEC_FILE] = spec.to_send().encode()
-    files[VERSIONS_FILE] = json.dumps(pinned_versions(root), indent=1).encode()
+    files[VERSIONS_FILE] = json.dumps(pinned_versions(PACKAGE.parent), indent=1).encode()
     check_size(files)
     with ZipFile(path, "w") as archive:
         for name, data in sorted(files.items()):
@@ -85,14 +86,18 @@ def requirements(spec: JobSpec) -> list[str]:
     return spec.scorer.pip if isinstance(spec, SelectSpec) and spec.scorer is not None else []
 
 
-def code_files(root: Path) -> dict[str, bytes]:
-    """The sources of the four floors under `root`, by path."""
-    return {
-        str(path.relative_to(root)): path.read_bytes()
-        for floor in FLOORS
-        for path in sorted((root / floor).rglob("*"))
-        if path.suffix in _SUFFIXES and path.is_file()
-    }
+def code_files(package: Path) -> dict[str, bytes]:
+    """The sources of one package, by path from the folder that holds it.
+
+    In a checkout `stillhouse/jobs`, `pipelines` and `actors` are links to the folders at the top;
+    what is sent has their files in place of the links, as an installed package has.
+    """
+    found: dict[str, bytes] = {}
+    for folder, _, names in os.walk(package, followlinks=True):
+        for path in (Path(folder, name) for name in names):
+            if path.suffix in _SUFFIXES and path.is_file():
+                found[path.relative_to(package.parent).as_posix()] = path.read_bytes()
+    return dict(sorted(found.items()))
 
 
 def check_size(files: dict[str, bytes]) -> None:

@@ -7,9 +7,9 @@ estimated from bytes; seconds come from a probe of this machine of a second or t
 
 from typing import Any
 
-from jobs.kinds import Spec, list_job
-from jobs.run import finished_result, run_name
-from pipelines.context import Context, Unfinished
+from stillhouse.jobs.kinds import Spec, list_job
+from stillhouse.jobs.run import finished_result, run_name
+from stillhouse.pipelines.context import Context, Unfinished
 from stillhouse.storage.artifact import Manifest, Receipt, Store
 from stillhouse.storage.filesystem import absolute_uri, use_options
 

@@ -6,8 +6,8 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from jobs.kinds import RESULTS, SPECS, Spec, result_artifact
 from stillhouse.errors import ArtifactError
+from stillhouse.jobs.kinds import RESULTS, SPECS, Spec, result_artifact
 from stillhouse.reading.readers import open_artifact, open_selection
 from stillhouse.spec import NOT_IDENTITY, JobSpec
 from stillhouse.storage import names

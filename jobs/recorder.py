@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from pipelines.context import Listener
+from stillhouse.pipelines.context import Listener
 from stillhouse.storage.run_record import RunRecord
 
 

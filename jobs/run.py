@@ -5,14 +5,14 @@ from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
-from jobs.cluster import cluster
-from jobs.kinds import Spec, list_job, result_artifact
-from jobs.paths import identity_of
-from jobs.publish import check_name, publish_result
-from jobs.recorder import Recorder
-from pipelines.context import Context, FailedAt, Listener
 from stillhouse.errors import StillhouseError, StorageError
 from stillhouse.fingerprint import fingerprint
+from stillhouse.jobs.cluster import cluster
+from stillhouse.jobs.kinds import Spec, list_job, result_artifact
+from stillhouse.jobs.paths import identity_of
+from stillhouse.jobs.publish import check_name, publish_result
+from stillhouse.jobs.recorder import Recorder
+from stillhouse.pipelines.context import Context, FailedAt, Listener
 from stillhouse.storage.artifact import Store
 from stillhouse.storage.commit import check_store
 from stillhouse.storage.filesystem import use_options
@@ -20,7 +20,7 @@ from stillhouse.storage.run_record import RunRecord, now, read_json
 
 RUN_VERSION = 1
 SUBMISSION_VARIABLE = "STILLHOUSE_SUBMISSION"
-"""Set by `jobs.entry`: the id of the submitted job."""
+"""Set by `stillhouse.jobs.entry`: the id of the submitted job."""
 
 
 def run_job(spec: Spec, shown: Listener) -> dict[str, Any]:
@@ -53,7 +53,7 @@ def run_job(spec: Spec, shown: Listener) -> dict[str, Any]:
     ctx = Context(store, spec.compute, Recorder(shown, record), run=name)
     try:
         with cluster(spec.compute, worker_env, spec.num_actors):
-            from pipelines.placement import check_placement
+            from stillhouse.pipelines.placement import check_placement
 
             check_placement(
                 spec.compute, lambda text: ctx.listener.note("waiting", {"message": text})

@@ -17,10 +17,10 @@ from urllib.parse import urlsplit
 
 import yaml
 
-from jobs.cron import check_cron
-from jobs.paths import refuse_local_paths
 from stillhouse.errors import ClusterError, SpecError
 from stillhouse.fingerprint import fingerprint
+from stillhouse.jobs.cron import check_cron
+from stillhouse.jobs.paths import refuse_local_paths
 from stillhouse.spec import JobSpec
 
 Kind = Literal["raycronjob", "cronjob", "crontab"]
@@ -93,7 +93,7 @@ def _check_place(kind: Kind, place: Place) -> None:
     if place.service_account is not None and not re.fullmatch(_LABEL, place.service_account):
         raise SpecError(f"--service-account {place.service_account!r} is no name in Kubernetes")
     if place.address is not None:
-        from jobs.ray_jobs import dashboard_url  # brings Ray
+        from stillhouse.jobs.ray_jobs import dashboard_url  # brings Ray
 
         try:
             dashboard_url(place.address)

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from typing import Any
 
-from pipelines.context import Context
-from pipelines.given import check_given, given_identity
-from pipelines.inputs import JobInputs, Listing, list_job_inputs, open_job_inputs
+from stillhouse.pipelines.context import Context
+from stillhouse.pipelines.given import check_given, given_identity
+from stillhouse.pipelines.inputs import JobInputs, Listing, list_job_inputs, open_job_inputs
 from stillhouse.spec import SelectSpec
 from stillhouse.storage.artifact import Store
 from stillhouse.storage.filesystem import FileInfo
@@ -13,7 +13,7 @@ from stillhouse.storage.run_record import RunRecord
 
 
 def list_select(spec: SelectSpec) -> "ListedSelect":
-    """See `jobs.kinds.list_job`."""
+    """See `stillhouse.jobs.kinds.list_job`."""
     check_given(spec)
     return ListedSelect(spec, list_job_inputs(spec))
 
@@ -52,19 +52,19 @@ class OpenedSelect:
 
     def walk(self, ctx: Context) -> object:
         """The whole pipeline."""
-        from pipelines.select import run_select
+        from stillhouse.pipelines.select import run_select
 
         return run_select(ctx, self.spec, self.inputs)
 
     def run(self, ctx: Context, record: RunRecord) -> dict[str, Any]:
         """The pipeline, then the report."""
-        from jobs.outcome import write_outcome
-        from pipelines.select import run_select
+        from stillhouse.jobs.outcome import write_outcome
+        from stillhouse.pipelines.select import run_select
 
         return write_outcome(ctx, self.spec, run_select(ctx, self.spec, self.inputs), record)
 
     def estimate(self, ctx: Context, *, complete: bool) -> dict[str, dict[str, Any]]:
         """Behind what was walked, tokens are estimated from bytes."""
-        from jobs.select_plan import estimate_steps
+        from stillhouse.jobs.select_plan import estimate_steps
 
         return estimate_steps(self.spec, self.inputs, ctx.work, complete=complete)

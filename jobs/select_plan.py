@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from jobs.probe import probe
-from pipelines.context import StepWork
-from pipelines.inputs import JobInputs
+from stillhouse.jobs.probe import probe
 from stillhouse.models.shape import model_uri, read_shape
+from stillhouse.pipelines.context import StepWork
+from stillhouse.pipelines.inputs import JobInputs
 from stillhouse.spec import ModelSettings, SelectSpec, TokenizerTraining
 
 CHARS_PER_TOKEN = 3.5
@@ -16,7 +16,7 @@ _PACKED_SIZE = {".parquet": 2.5, ".gz": 3.5, ".zst": 3.5}
 def estimate_steps(
     spec: SelectSpec, inputs: JobInputs, known: dict[str, StepWork], *, complete: bool
 ) -> dict[str, dict[str, Any]]:
-    """See `jobs.kinds.Opened.estimate`; `known` is what a dry walk found."""
+    """See `stillhouse.jobs.kinds.Opened.estimate`; `known` is what a dry walk found."""
     scored = known.get("score prior") or known.get("score")
     tokens = scored.tokens if scored else _guess_tokens(inputs)
     steps: dict[str, dict[str, Any]] = {}

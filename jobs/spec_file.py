@@ -9,8 +9,8 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from jobs.kinds import SPECS, Spec
 from stillhouse.errors import SpecError
+from stillhouse.jobs.kinds import SPECS, Spec
 from stillhouse.storage.filesystem import read_bytes
 
 

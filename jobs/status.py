@@ -5,9 +5,9 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from jobs.pages import read_report, write_report
-from jobs.publish import history_of, names_of
 from stillhouse.errors import ArtifactError
+from stillhouse.jobs.pages import read_report, write_report
+from stillhouse.jobs.publish import history_of, names_of
 from stillhouse.storage.commit import MARKER
 from stillhouse.storage.filesystem import absolute_uri, exists, join, list_names
 from stillhouse.storage.run_record import event_files, read_json

@@ -8,17 +8,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from jobs.kinds import Listed, Spec, list_job
-from jobs.package import own_code, requirements, write_package
-from jobs.paths import refuse_local_paths, with_absolute_paths
-from jobs.publish import check_name
-from jobs.ray_jobs import Cluster
 from stillhouse.fingerprint import fingerprint
+from stillhouse.jobs.kinds import Listed, Spec, list_job
+from stillhouse.jobs.package import own_code, requirements, write_package
+from stillhouse.jobs.paths import refuse_local_paths, with_absolute_paths
+from stillhouse.jobs.publish import check_name
+from stillhouse.jobs.ray_jobs import Cluster
 from stillhouse.storage.artifact import Store
 from stillhouse.storage.commit import check_store
 from stillhouse.storage.filesystem import use_options
 
-_ENTRYPOINT = "-m jobs.entry"
+_ENTRYPOINT = "-m stillhouse.jobs.entry"
 _VERSION = 1
 
 

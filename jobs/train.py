@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
-from pipelines.context import Context
-from pipelines.train_data import Listing, TrainInputs, list_data, open_data
+from stillhouse.pipelines.context import Context
+from stillhouse.pipelines.train_data import Listing, TrainInputs, list_data, open_data
 from stillhouse.storage.artifact import Store
 from stillhouse.storage.filesystem import FileInfo
 from stillhouse.storage.run_record import RunRecord
@@ -12,7 +12,7 @@ from stillhouse.training.spec import TrainSpec, check_width
 
 
 def list_train(spec: TrainSpec) -> "ListedTrain":
-    """See `jobs.kinds.list_job`."""
+    """See `stillhouse.jobs.kinds.list_job`."""
     check_width(spec)
     return ListedTrain(spec, list_data(spec))
 
@@ -47,19 +47,19 @@ class OpenedTrain:
 
     def walk(self, ctx: Context) -> object:
         """The whole pipeline."""
-        from pipelines.train import run_train
+        from stillhouse.pipelines.train import run_train
 
         return run_train(ctx, self.spec, self.inputs)
 
     def run(self, ctx: Context, record: RunRecord) -> dict[str, Any]:
         """The pipeline, then the report."""
-        from jobs.train_outcome import write_train_outcome
-        from pipelines.train import run_train
+        from stillhouse.jobs.train_outcome import write_train_outcome
+        from stillhouse.pipelines.train import run_train
 
         return write_train_outcome(ctx, self.spec, run_train(ctx, self.spec, self.inputs), record)
 
     def estimate(self, ctx: Context, *, complete: bool) -> dict[str, dict[str, Any]]:
         """Tokens of the training, and what one worker of this machine does in a second."""
-        from jobs.train_plan import estimate_train
+        from stillhouse.jobs.train_plan import estimate_train
 
         return estimate_train(self.spec, self.inputs, ctx.work, complete=complete)

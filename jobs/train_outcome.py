@@ -2,11 +2,11 @@
 
 from typing import Any
 
-from jobs.outcome import work_of
-from jobs.pages import write_report
-from pipelines.context import Context
-from pipelines.train import TrainRun
-from pipelines.train_report import training_report
+from stillhouse.jobs.outcome import work_of
+from stillhouse.jobs.pages import write_report
+from stillhouse.pipelines.context import Context
+from stillhouse.pipelines.train import TrainRun
+from stillhouse.pipelines.train_report import training_report
 from stillhouse.report.training import TrainingReport
 from stillhouse.storage.run_record import RunRecord
 from stillhouse.training.spec import TrainSpec

@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from jobs.probe import probe
-from jobs.select_plan import CHARS_PER_TOKEN, guess_bytes
-from pipelines.context import StepWork
-from pipelines.train_data import TEXT_LENGTH, TextSet, TokenSet, TrainInputs
+from stillhouse.jobs.probe import probe
+from stillhouse.jobs.select_plan import CHARS_PER_TOKEN, guess_bytes
+from stillhouse.pipelines.context import StepWork
+from stillhouse.pipelines.train_data import TEXT_LENGTH, TextSet, TokenSet, TrainInputs
 from stillhouse.text.tokenizer import load_tokenizer
 from stillhouse.training.spec import TrainSpec
 
@@ -13,7 +13,7 @@ from stillhouse.training.spec import TrainSpec
 def estimate_train(
     spec: TrainSpec, inputs: TrainInputs, known: dict[str, StepWork], *, complete: bool
 ) -> dict[str, dict[str, Any]]:
-    """See `jobs.kinds.Opened.estimate`."""
+    """See `stillhouse.jobs.kinds.Opened.estimate`."""
     assert inputs.tokenizer.folder is not None
     vocab = load_tokenizer(inputs.tokenizer.folder, inputs.tokenizer.eos_token).vocab_size
     length = spec.sequence_length or inputs.sequence_length or TEXT_LENGTH

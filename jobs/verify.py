@@ -4,8 +4,8 @@ import secrets
 from collections.abc import Mapping
 from typing import Any
 
-from jobs.kinds import result_artifact
 from stillhouse.fingerprint import sha256
+from stillhouse.jobs.kinds import result_artifact
 from stillhouse.reading.readers import open_selection
 from stillhouse.selection.verification import Verifier
 from stillhouse.storage.artifact import load_manifest, read_table

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.context import Context
-from pipelines.flow import run_tasks
-from pipelines.scores import Scores
-from pipelines.tokens import Tokenised
+from stillhouse.pipelines.context import Context
+from stillhouse.pipelines.flow import run_tasks
+from stillhouse.pipelines.scores import Scores
+from stillhouse.pipelines.tokens import Tokenised
 from stillhouse.selection.quotas import named_shares
 from stillhouse.selection.ranking import RankedPart, Rule, scorers_read
 from stillhouse.spec import DataSource, SelectSpec

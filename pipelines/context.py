@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any, Protocol
 
-from actors.metrics import StepMetrics
+from stillhouse.actors.metrics import StepMetrics
 from stillhouse.spec import ComputeSettings
 from stillhouse.storage.artifact import Store
 

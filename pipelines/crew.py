@@ -8,11 +8,11 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError
 
-from actors.image_worker import ImageCall, ImageHost, ImageWork
-from actors.part_worker import CrewWorker
-from pipelines.context import Context
-from pipelines.flow import Stream, attempts_of, finish_parts, made_by, not_begun
-from pipelines.placement import actor_options
+from stillhouse.actors.image_worker import ImageCall, ImageHost, ImageWork
+from stillhouse.actors.part_worker import CrewWorker
+from stillhouse.pipelines.context import Context
+from stillhouse.pipelines.flow import Stream, attempts_of, finish_parts, made_by, not_begun
+from stillhouse.pipelines.placement import actor_options
 from stillhouse.storage.artifact import Receipt
 
 

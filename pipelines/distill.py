@@ -8,13 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from statistics import fmean
 from typing import Any
 
-from actors.image_worker import ImageCall, ImageWork
-from pipelines.context import Context
-from pipelines.crew import Crew
-from pipelines.distill_checks import check_counts, check_networks
-from pipelines.distilling import distil
-from pipelines.evaluation import Control, ControlSet, Evaluator, Tested
-from pipelines.image_inputs import ImageInputs
+from stillhouse.actors.image_worker import ImageCall, ImageWork
 from stillhouse.distillation.assembly_job import AssemblyTask, run_assembly
 from stillhouse.distillation.controls_job import ControlName, ControlTask, run_control
 from stillhouse.distillation.decoupled_job import UnitTask, plan_refinement, plan_units, run_unit
@@ -38,6 +32,12 @@ from stillhouse.distillation.storage_budget import (
 from stillhouse.distillation.stored_images import KIND as IMAGES
 from stillhouse.distillation.stored_images import SourceTask, run_source
 from stillhouse.fingerprint import fingerprint
+from stillhouse.pipelines.context import Context
+from stillhouse.pipelines.crew import Crew
+from stillhouse.pipelines.distill_checks import check_counts, check_networks
+from stillhouse.pipelines.distilling import distil
+from stillhouse.pipelines.evaluation import Control, ControlSet, Evaluator, Tested
+from stillhouse.pipelines.image_inputs import ImageInputs
 from stillhouse.storage.artifact import Manifest, PartRef, Receipt, load_manifest
 
 EXPERT_VERSION = 1

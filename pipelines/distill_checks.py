@@ -2,10 +2,7 @@
 
 import numpy as np
 
-from actors.image_worker import ImageCall
-from pipelines.context import Context, StepWork
-from pipelines.crew import Crew
-from pipelines.image_inputs import ImageInputs
+from stillhouse.actors.image_worker import ImageCall
 from stillhouse.distillation.methods import Infer
 from stillhouse.distillation.network_check import KIND, NetworkTask, run_networks
 from stillhouse.distillation.settings import PatchSettings
@@ -14,6 +11,9 @@ from stillhouse.distillation.storage_budget import compensator_budget
 from stillhouse.distillation.stored_images import SPLITS
 from stillhouse.errors import InputError
 from stillhouse.fingerprint import fingerprint
+from stillhouse.pipelines.context import Context, StepWork
+from stillhouse.pipelines.crew import Crew
+from stillhouse.pipelines.image_inputs import ImageInputs
 from stillhouse.storage.artifact import Manifest, Store, read_table
 
 NETWORKS_VERSION = 1

@@ -4,14 +4,14 @@ from base64 import b64encode
 from collections.abc import Sequence
 from importlib.metadata import version
 
-from pipelines.context import Context
-from pipelines.distill import DistillRun, Point
-from pipelines.distilled import Pictures
-from pipelines.evaluation import Tested, protocol_name, set_protocol
 from stillhouse.distillation.methods import Method, TrajectoryMethod
 from stillhouse.distillation.spec import DistillSpec
 from stillhouse.distillation.stored_images import DEAD_LETTERS
 from stillhouse.distillation.stored_images import KIND as IMAGES
+from stillhouse.pipelines.context import Context
+from stillhouse.pipelines.distill import DistillRun, Point
+from stillhouse.pipelines.distilled import Pictures
+from stillhouse.pipelines.evaluation import Tested, protocol_name, set_protocol
 from stillhouse.report.data import Curve, HealthWarning
 from stillhouse.report.distill import (
     MAIN,

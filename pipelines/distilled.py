@@ -4,17 +4,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from actors.image_worker import ImageCall, ImageWork
-from pipelines.context import Context
-from pipelines.crew import Crew
-from pipelines.distill import DistillRun, Point
-from pipelines.evaluation import set_augmentation, set_protocol
+from stillhouse.actors.image_worker import ImageCall, ImageWork
 from stillhouse.distillation.evaluate_job import LABEL_SEED
 from stillhouse.distillation.methods import TrajectoryMethod
 from stillhouse.distillation.pictures_job import REAL, PictureTask, run_pictures
 from stillhouse.distillation.result_job import ResultTask, run_result
 from stillhouse.distillation.spec import DistillSpec
 from stillhouse.fingerprint import fingerprint
+from stillhouse.pipelines.context import Context
+from stillhouse.pipelines.crew import Crew
+from stillhouse.pipelines.distill import DistillRun, Point
+from stillhouse.pipelines.evaluation import set_augmentation, set_protocol
 from stillhouse.storage.artifact import Manifest, read_table
 
 RESULT_VERSION = 2

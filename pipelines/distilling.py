@@ -6,14 +6,14 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
-from actors.distiller import Distiller
-from actors.image_worker import ImageWork
-from actors.part_worker import cannot_import
-from pipelines.context import Context
-from pipelines.flow import not_begun
-from pipelines.placement import actor_options
+from stillhouse.actors.distiller import Distiller
+from stillhouse.actors.image_worker import ImageWork
+from stillhouse.actors.part_worker import cannot_import
 from stillhouse.distillation.matching_job import KIND, MatchingTask
 from stillhouse.errors import ClusterError, PartFailedError, StillhouseError
+from stillhouse.pipelines.context import Context
+from stillhouse.pipelines.flow import not_begun
+from stillhouse.pipelines.placement import actor_options
 from stillhouse.storage.artifact import Receipt
 
 STEP = "distil"

@@ -6,9 +6,7 @@ from functools import partial
 from statistics import fmean, stdev
 from typing import Literal
 
-from actors.image_worker import ImageCall
-from pipelines.context import Context
-from pipelines.crew import Crew
+from stillhouse.actors.image_worker import ImageCall
 from stillhouse.distillation.evaluate import Protocol, ProtocolName
 from stillhouse.distillation.evaluate_job import (
     EvaluationTask,
@@ -22,6 +20,8 @@ from stillhouse.distillation.spec import DistillSpec, NetworkSettings
 from stillhouse.distillation.storage_budget import StoredBytes, hard_label_bytes
 from stillhouse.distillation.stored_sets import read_set
 from stillhouse.fingerprint import fingerprint
+from stillhouse.pipelines.context import Context
+from stillhouse.pipelines.crew import Crew
 from stillhouse.storage.artifact import Manifest, PartRef, Receipt, read_table
 
 EVALUATION_VERSION = 1

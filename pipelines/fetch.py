@@ -18,8 +18,8 @@ import ray.data
 from ray.data import ActorPoolStrategy, DataContext, ExecutionResources
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from actors.window_reader import WindowReader
-from pipelines.flow import as_error, quiet
+from stillhouse.actors.window_reader import WindowReader
+from stillhouse.pipelines.flow import as_error, quiet
 from stillhouse.training.fetch import Fetch, PartReader, read_ahead
 from stillhouse.training.order import Window
 

@@ -14,11 +14,11 @@ from typing import Any, TypeAlias, TypeVar
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 
-from actors.attempts import Attempts
-from actors.part_worker import Failure, Host, PartWorker, cannot_import
-from pipelines.context import Context, FailedAt, Unfinished
 from stillhouse import errors
+from stillhouse.actors.attempts import Attempts
+from stillhouse.actors.part_worker import Failure, Host, PartWorker, cannot_import
 from stillhouse.errors import ClusterError, StillhouseError
+from stillhouse.pipelines.context import Context, FailedAt, Unfinished
 from stillhouse.storage.artifact import Receipt
 
 T = TypeVar("T")

@@ -10,11 +10,7 @@ from functools import partial
 from typing import Any
 from uuid import uuid4
 
-from actors.mixer import Mixer, RemoteMixer
-from pipelines.context import Context
-from pipelines.mix_data import ArmsMade, GivenModels, MixInputs, prepare_arms
-from pipelines.mix_families import Family, families_of, with_origins_tokenizer
-from pipelines.workers import STEP, run_workers
+from stillhouse.actors.mixer import Mixer, RemoteMixer
 from stillhouse.errors import SpecError
 from stillhouse.fingerprint import fingerprint
 from stillhouse.mixing.decision_log import log_digest, read_log_regime
@@ -24,6 +20,10 @@ from stillhouse.mixing.plan import StepPlan
 from stillhouse.mixing.settings import PolicySettings, ReplaySettings, needs_initial_pass
 from stillhouse.mixing.spec import MixSpec, control_settings, plan_of
 from stillhouse.mixing.task import MixTask
+from stillhouse.pipelines.context import Context
+from stillhouse.pipelines.mix_data import ArmsMade, GivenModels, MixInputs, prepare_arms
+from stillhouse.pipelines.mix_families import Family, families_of, with_origins_tokenizer
+from stillhouse.pipelines.workers import STEP, run_workers
 from stillhouse.spec import ModelSettings
 from stillhouse.storage.artifact import Manifest, Store
 

@@ -7,10 +7,6 @@ from functools import partial
 from itertools import islice
 from pathlib import PurePosixPath
 
-from pipelines.context import Context
-from pipelines.flow import run_tasks
-from pipelines.tokenizer import task_tokenizer
-from pipelines.tokens import TokenizerRef
 from stillhouse.errors import InputError, SpecError, StillhouseError
 from stillhouse.fingerprint import fingerprint
 from stillhouse.mixing.arms import ArmPart
@@ -18,6 +14,10 @@ from stillhouse.mixing.examples import Example, read_examples
 from stillhouse.mixing.preparation import Lengths, SourceTask, prepare_source
 from stillhouse.mixing.schedule import check_arms
 from stillhouse.mixing.spec import ArmSource, MixSpec
+from stillhouse.pipelines.context import Context
+from stillhouse.pipelines.flow import run_tasks
+from stillhouse.pipelines.tokenizer import task_tokenizer
+from stillhouse.pipelines.tokens import TokenizerRef
 from stillhouse.reading.readers import Selection, open_selection
 from stillhouse.spec import TokenizerTraining
 from stillhouse.storage.artifact import Receipt, Store

@@ -4,11 +4,11 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
-from pipelines.mix_data import GivenModels, MixInputs
 from stillhouse.fingerprint import fingerprint
 from stillhouse.mixing.origins import Arms, Origin, Rule, choose_origin, unfinished_runs
 from stillhouse.mixing.spec import MixSpec
 from stillhouse.mixing.task import MIX_VERSION
+from stillhouse.pipelines.mix_data import GivenModels, MixInputs
 from stillhouse.spec import TokenizerSettings
 from stillhouse.storage.artifact import Store
 from stillhouse.storage.filesystem import list_names

@@ -7,13 +7,13 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.context import Context
-from pipelines.given import check_pair, given_shape, model_identity
-from pipelines.pins import pinned
-from pipelines.tokens import TokenizerRef
-from pipelines.training import train_models
 from stillhouse.fingerprint import fingerprint, sha256
 from stillhouse.models.shape import ModelShape, model_uri, planned_shape, read_shape
+from stillhouse.pipelines.context import Context
+from stillhouse.pipelines.given import check_pair, given_shape, model_identity
+from stillhouse.pipelines.pins import pinned
+from stillhouse.pipelines.tokens import TokenizerRef
+from stillhouse.pipelines.training import train_models
 from stillhouse.selection.sampling import sample_rows
 from stillhouse.spec import ConditionalSettings, ModelSettings, Optimisation, SelectSpec
 from stillhouse.storage.artifact import Manifest, PartRef, read_table

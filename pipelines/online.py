@@ -7,10 +7,10 @@ from typing import Any
 import ray
 from ray.exceptions import RayTaskError
 
-from actors.window_scorer import OnlineScorer
-from pipelines.context import Context
-from pipelines.placement import actor_options
+from stillhouse.actors.window_scorer import OnlineScorer
 from stillhouse.errors import StillhouseError
+from stillhouse.pipelines.context import Context
+from stillhouse.pipelines.placement import actor_options
 from stillhouse.training.online import Ask, Candidates
 from stillhouse.training.task import OnlineTask
 

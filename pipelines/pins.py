@@ -6,8 +6,8 @@ A pin is a numbered create-only object that names an artifact; `pin: refresh` ad
 from collections.abc import Callable
 from typing import Literal
 
-from pipelines.context import Context
 from stillhouse.fingerprint import fingerprint
+from stillhouse.pipelines.context import Context
 from stillhouse.storage import numbered
 from stillhouse.storage.artifact import Manifest
 

@@ -7,12 +7,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from pipelines.context import Context
-from pipelines.scan import dead_letters, dead_letters_uri
-from pipelines.select import SelectRun
-from pipelines.selection import Selected
 from stillhouse.cost import paper_cost
 from stillhouse.models.shape import planned_shape
+from stillhouse.pipelines.context import Context
+from stillhouse.pipelines.scan import dead_letters, dead_letters_uri
+from stillhouse.pipelines.select import SelectRun
+from stillhouse.pipelines.selection import Selected
 from stillhouse.report.data import (
     Curve,
     DeadLetter,

@@ -13,12 +13,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from actors.text import Scanner
-from pipelines.context import Context
-from pipelines.flow import stream_parts
-from pipelines.inputs import Inputs, JobInputs, unit_tasks
+from stillhouse.actors.text import Scanner
 from stillhouse.errors import InputError
 from stillhouse.fingerprint import fingerprint
+from stillhouse.pipelines.context import Context
+from stillhouse.pipelines.flow import stream_parts
+from stillhouse.pipelines.inputs import Inputs, JobInputs, unit_tasks
 from stillhouse.storage.artifact import Manifest, PartRef, Receipt, Store, read_table
 from stillhouse.text.tasks import UnitTask
 

@@ -5,14 +5,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
-from actors.scorer import Kind, OwnPlace, ScorerHost, ScorerSettings
-from pipelines.context import Context, Unfinished
-from pipelines.flow import run_tasks, stream_parts
-from pipelines.models import ModelRef
-from pipelines.pins import pinned
-from pipelines.placement import actor_options
-from pipelines.tokens import TokenizerRef
+from stillhouse.actors.scorer import Kind, OwnPlace, ScorerHost, ScorerSettings
 from stillhouse.fingerprint import fingerprint
+from stillhouse.pipelines.context import Context, Unfinished
+from stillhouse.pipelines.flow import run_tasks, stream_parts
+from stillhouse.pipelines.models import ModelRef
+from stillhouse.pipelines.pins import pinned
+from stillhouse.pipelines.placement import actor_options
+from stillhouse.pipelines.tokens import TokenizerRef
 from stillhouse.selection.own import OwnCode
 from stillhouse.selection.scorers import score_task
 from stillhouse.selection.statistics import (

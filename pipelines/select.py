@@ -11,20 +11,20 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.candidates import (
+from stillhouse.pipelines.candidates import (
     Candidates,
     candidates_of,
     excludes_prior_rows,
     labels_for_shares,
 )
-from pipelines.context import Context
-from pipelines.inputs import JobInputs
-from pipelines.models import ModelRef, Models
-from pipelines.scan import Scanned, scan
-from pipelines.scores import PoolScores
-from pipelines.selection import Selected, check_size, select, size_of
-from pipelines.tokenizer import tokenizer
-from pipelines.tokens import Tokenised, TokenizerRef, tokenise, without_dropped
+from stillhouse.pipelines.context import Context
+from stillhouse.pipelines.inputs import JobInputs
+from stillhouse.pipelines.models import ModelRef, Models
+from stillhouse.pipelines.scan import Scanned, scan
+from stillhouse.pipelines.scores import PoolScores
+from stillhouse.pipelines.selection import Selected, check_size, select, size_of
+from stillhouse.pipelines.tokenizer import tokenizer
+from stillhouse.pipelines.tokens import Tokenised, TokenizerRef, tokenise, without_dropped
 from stillhouse.selection.own import find_code
 from stillhouse.spec import SelectSpec
 from stillhouse.storage.artifact import Manifest

@@ -7,12 +7,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipelines.candidates import Candidates
-from pipelines.context import Context
-from pipelines.flow import run_tasks, runner
-from pipelines.given import selection_uri
 from stillhouse.errors import BudgetError
 from stillhouse.fingerprint import fingerprint, sha256
+from stillhouse.pipelines.candidates import Candidates
+from stillhouse.pipelines.context import Context
+from stillhouse.pipelines.flow import run_tasks, runner
+from stillhouse.pipelines.given import selection_uri
 from stillhouse.reading.readers import open_selection
 from stillhouse.selection.budget import Cut, find_cut, find_weighted_cut, threshold_cut
 from stillhouse.selection.ledger import LEDGER_SCHEMA, SCORE_SPAN, Tally

@@ -3,12 +3,12 @@
 from collections.abc import Callable, Iterator
 from functools import partial
 
-from pipelines.context import Context, Unfinished
-from pipelines.flow import run_tasks
-from pipelines.pins import pinned
-from pipelines.scan import Scan
-from pipelines.tokens import TokenizerRef
 from stillhouse.fingerprint import fingerprint
+from stillhouse.pipelines.context import Context, Unfinished
+from stillhouse.pipelines.flow import run_tasks
+from stillhouse.pipelines.pins import pinned
+from stillhouse.pipelines.scan import Scan
+from stillhouse.pipelines.tokens import TokenizerRef
 from stillhouse.spec import SelectSpec, TokenizerSettings, TokenizerTraining
 from stillhouse.storage.artifact import Manifest, Store
 from stillhouse.storage.folders import put_folder

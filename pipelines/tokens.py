@@ -6,13 +6,13 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Protocol
 
-from actors.text import PackerHost
-from pipelines.context import Context, Unfinished
-from pipelines.flow import run_tasks, stream_parts
-from pipelines.inputs import reading_identity
-from pipelines.scan import Scan
+from stillhouse.actors.text import PackerHost
 from stillhouse.errors import InputError
 from stillhouse.fingerprint import fingerprint
+from stillhouse.pipelines.context import Context, Unfinished
+from stillhouse.pipelines.flow import run_tasks, stream_parts
+from stillhouse.pipelines.inputs import reading_identity
+from stillhouse.pipelines.scan import Scan
 from stillhouse.spec import SelectSpec
 from stillhouse.storage.artifact import Manifest, Receipt, Store
 from stillhouse.text.drops import DOCUMENTS_A_RANGE, add_digests, drop_duplicates, split_target

@@ -10,15 +10,15 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from pipelines.context import Context
-from pipelines.models import trained_rows
-from pipelines.scan import scan_sources
-from pipelines.tokenizer import given_tokenizer
-from pipelines.tokens import NO_DROPS, Packing, TokenizerRef, pack_tasks, tokenise
-from pipelines.train_data import TEXT_LENGTH, TextSet, TokenSet, TrainInputs
-from pipelines.workers import STEP, run_workers
 from stillhouse.fingerprint import fingerprint
 from stillhouse.models.shape import model_uri, planned_shape
+from stillhouse.pipelines.context import Context
+from stillhouse.pipelines.models import trained_rows
+from stillhouse.pipelines.scan import scan_sources
+from stillhouse.pipelines.tokenizer import given_tokenizer
+from stillhouse.pipelines.tokens import NO_DROPS, Packing, TokenizerRef, pack_tasks, tokenise
+from stillhouse.pipelines.train_data import TEXT_LENGTH, TextSet, TokenSet, TrainInputs
+from stillhouse.pipelines.workers import STEP, run_workers
 from stillhouse.spec import Optimisation
 from stillhouse.storage.artifact import Manifest, Store
 from stillhouse.training.order import Rows, check_workers, default_lanes, default_window
@@ -232,7 +232,7 @@ def train_model(ctx: Context, task: TrainTask) -> Manifest:
 def _online_scorers(ctx: Context, task: OnlineTask | None) -> AbstractContextManager[list[Any]]:
     if task is None:
         return nullcontext([])
-    from pipelines.online import online_scorers
+    from stillhouse.pipelines.online import online_scorers
 
     return online_scorers(ctx, task)
 
@@ -243,7 +243,7 @@ def _work(store: Store, task: TrainTask, scorers: list[Any], tell: Tell) -> None
     from ray.train import get_context
     from ray.train.torch import get_device
 
-    from pipelines.fetch import stream_windows
+    from stillhouse.pipelines.fetch import stream_windows
     from stillhouse.training.worker import online_batches, streamed_batches, train_worker
 
     if task.gpus:
@@ -251,7 +251,7 @@ def _work(store: Store, task: TrainTask, scorers: list[Any], tell: Tell) -> None
         torch.cuda.set_device(device)
         task = replace(task, device=str(device))
     if task.online is not None:
-        from pipelines.online import ask_ahead
+        from stillhouse.pipelines.online import ask_ahead
 
         source = partial(online_batches, task, ask_ahead(scorers, task.num_steps))
     else:

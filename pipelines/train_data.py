@@ -12,11 +12,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.given import check_pair, given_shape, model_identity, selection_uri
-from pipelines.inputs import Inputs, list_source, open_inputs
 from stillhouse.errors import InputError, ModelError, SpecError
 from stillhouse.fingerprint import fingerprint
 from stillhouse.models.shape import model_uri
+from stillhouse.pipelines.given import check_pair, given_shape, model_identity, selection_uri
+from stillhouse.pipelines.inputs import Inputs, list_source, open_inputs
 from stillhouse.reading.readers import Artifact, open_selection
 from stillhouse.spec import DataSource
 from stillhouse.storage.artifact import Store, load_manifest

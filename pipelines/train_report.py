@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from pipelines.context import Context
-from pipelines.report import environment
-from pipelines.train import TrainRun
+from stillhouse.pipelines.context import Context
+from stillhouse.pipelines.report import environment
+from stillhouse.pipelines.train import TrainRun
 from stillhouse.report.data import HealthWarning, StepCost
 from stillhouse.report.training import DataRow, Points, SourceCurve, Start, TrainingReport
 from stillhouse.storage.run_record import now

@@ -9,10 +9,10 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
-from actors.trainer import Trainer
-from pipelines.context import Context, FailedAt
-from pipelines.placement import actor_options
+from stillhouse.actors.trainer import Trainer
 from stillhouse.errors import PartFailedError, StillhouseError
+from stillhouse.pipelines.context import Context, FailedAt
+from stillhouse.pipelines.placement import actor_options
 from stillhouse.storage.artifact import Manifest
 from stillhouse.training.task import ModelTask
 

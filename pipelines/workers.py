@@ -7,11 +7,11 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError
 
-from actors.attempts import PREEMPTION_BUDGET
-from actors.worker_group import ENVIRONMENT, GroupSize, Work, WorkerGroup
-from pipelines.context import Context
-from pipelines.flow import as_error
+from stillhouse.actors.attempts import PREEMPTION_BUDGET
+from stillhouse.actors.worker_group import ENVIRONMENT, GroupSize, Work, WorkerGroup
 from stillhouse.errors import ClusterError, PartFailedError
+from stillhouse.pipelines.context import Context
+from stillhouse.pipelines.flow import as_error
 from stillhouse.spec import ComputeSettings
 
 _POLL_S = 0.25

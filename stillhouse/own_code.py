@@ -10,7 +10,7 @@ from pathlib import Path
 from stillhouse.errors import SpecError
 
 MAX_BYTES = 2_000_000
-OURS = {"stillhouse", "actors", "pipelines", "jobs", "ray", "torch"}
+OURS = {"stillhouse", "ray", "torch"}
 """Packages that are wherever a job is."""
 
 

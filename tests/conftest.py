@@ -63,7 +63,7 @@ def finished(ray_cluster: None, world: Path) -> dict:
     """The result of one whole job on the small world, in `world/store`: nobody changes it."""
     from small import LEARNING, MODEL, Quiet, parse
 
-    from jobs.run import run_job
+    from stillhouse.jobs.run import run_job
 
     train = {"model": MODEL, "controls": ["random", "conditional_only", "dsir"], **LEARNING}
     return run_job(parse(world, train=train), Quiet())
@@ -90,7 +90,7 @@ def untrained(tmp_path_factory: pytest.TempPathFactory) -> dict:
 @pytest.fixture
 def reports(capsys: pytest.CaptureFixture[str]):
     """Calls a verb of the command line in this process: (exit code, what `--json` printed)."""
-    from jobs.cli import app
+    from stillhouse.jobs.cli import app
 
     def call(*arguments: str):
         with pytest.raises(SystemExit) as stopped:

@@ -9,7 +9,7 @@ from mixing_world import (
     write_tokenizer,
 )
 
-from jobs.spec_file import load_spec
+from stillhouse.jobs.spec_file import load_spec
 from stillhouse.storage.artifact import Store
 
 

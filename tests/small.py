@@ -72,6 +72,14 @@ def write_shard(folder, shard, per_shard=120):
     write(folder / "pool" / f"pool-{shard:02d}.parquet", found)
 
 
+def own_packages(folder):
+    """A user's project with packages called as our folders are; importing one is an error."""
+    for name in ("actors", "jobs", "pipelines"):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "__init__.py").write_text("raise ImportError('the package of a user')\n")
+    return folder
+
+
 def make_world(folder, shards=4, per_shard=120):
     """A pool of four styles in shards, and a target of one of them."""
     for shard in range(shards):

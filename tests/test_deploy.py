@@ -10,9 +10,9 @@ import yaml
 from manifests import check_objects
 
 import stillhouse
-from actors.metrics import METRICS, exported_names
-from jobs.schedule import Place, schedule
-from jobs.spec_file import load_spec
+from stillhouse.actors.metrics import METRICS, exported_names
+from stillhouse.jobs.schedule import Place, schedule
+from stillhouse.jobs.spec_file import load_spec
 
 ROOT = Path(__file__).parents[1]
 KUBERNETES = ROOT / "deploy" / "kubernetes"

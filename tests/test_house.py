@@ -47,13 +47,20 @@ SOURCES = {path: text for path, text in FILES.items() if path.endswith(".py")}
 
 
 def module_name(path: str) -> str:
-    """`a/b.py` and `a/b/__init__.py` are both `a.b`."""
-    return path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+    """`a/b.py` and `a/b/__init__.py` are both `a.b`; the upper floors are parts of `stillhouse`."""
+    prefix = "stillhouse." if path.split("/")[0] in FLOORS[1:] else ""
+    return prefix + path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+
+
+def floor_of(name: str) -> str:
+    """The floor of a module's name, or the outermost package of one that is none of ours."""
+    top, *rest = name.split(".")
+    return rest[0] if top == "stillhouse" and rest and rest[0] in FLOORS[1:] else top
 
 
 def imports(path: str, tree: ast.AST) -> Iterator[tuple[int, str]]:
     """Line and full name of everything imported, `from a import b` as `a.b`, at any depth."""
-    package = Path(path).parent.parts
+    package = module_name(f"{Path(path).parent}/__init__.py").split(".")
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)
@@ -79,7 +86,7 @@ def upward_imports(path: str, text: str) -> list[str]:
     return [
         f"{path}:{line}: {floor} imports {name}"
         for line, name in imports(path, ast.parse(text))
-        if name.split(".")[0] in above
+        if floor_of(name) in above
     ]
 
 
@@ -201,10 +208,10 @@ def test_import_of_the_library_is_light():
         (upward_imports, "stillhouse/a.py", "import ray"),
         (upward_imports, "stillhouse/a.py", "def f():\n    from ray import data"),
         (upward_imports, "stillhouse/a.py", "import_module('ray.data')"),
-        (upward_imports, "stillhouse/text/a.py", "from actors.scorer import Scorer"),
-        (upward_imports, "stillhouse/text/a.py", "from ...actors import scorer"),
-        (upward_imports, "actors/a.py", "import pipelines.flow as flow"),
-        (upward_imports, "pipelines/a.py", "from jobs import cli"),
+        (upward_imports, "stillhouse/text/a.py", "from stillhouse.actors.scorer import Scorer"),
+        (upward_imports, "stillhouse/text/a.py", "from ..actors import scorer"),
+        (upward_imports, "actors/a.py", "import stillhouse.pipelines.flow as flow"),
+        (upward_imports, "pipelines/a.py", "from stillhouse.jobs import cli"),
         (upward_imports, "jobs/a.py", "import tests.conftest"),
         (too_long, "jobs/a.py", "\n" * (MAX_LINES + 1)),
         (missing_docstring, "examples/a.py", "x = 1\n"),
@@ -226,7 +233,11 @@ def test_rule_finds(rule, path, text):
 @pytest.mark.parametrize(
     ("rule", "path", "text"),
     [
-        (upward_imports, "jobs/a.py", "import ray, stillhouse\nfrom pipelines import flow"),
+        (
+            upward_imports,
+            "jobs/a.py",
+            "import ray, stillhouse\nfrom stillhouse.pipelines import flow",
+        ),
         (upward_imports, "stillhouse/text/a.py", "from . import units\nimport rays"),
         (upward_imports, "tests/a.py", "from jobs import cli\nimport ray"),
         (too_long, "jobs/a.py", "\n" * MAX_LINES),
@@ -243,13 +254,15 @@ def test_rule_allows(rule, path, text):
 
 
 def test_cycle_is_found():
-    first = "from actors.second import run"
+    first = "from stillhouse.actors.second import run"
     second = "def run():\n    from . import third"
-    third = "import actors.first"
+    third = "import stillhouse.actors.first"
     sources = {"actors/first.py": first, "actors/second.py": second, "actors/third.py": third}
-    assert set(import_cycle(sources)) == {"actors.first", "actors.second", "actors.third"}
-    assert import_cycle({**sources, "actors/third.py": "import actors.fourth"}) == []
-    type_only = "if TYPE_CHECKING:\n    import actors.first"
+    assert set(import_cycle(sources)) == {
+        f"stillhouse.actors.{name}" for name in ("first", "second", "third")
+    }
+    assert import_cycle({**sources, "actors/third.py": "import stillhouse.actors.fourth"}) == []
+    type_only = "if TYPE_CHECKING:\n    import stillhouse.actors.first"
     assert import_cycle({**sources, "actors/third.py": type_only}) == []
 
 

@@ -3,7 +3,7 @@
 import pytest
 import ray
 
-from actors.attempts import Attempts
+from stillhouse.actors.attempts import Attempts
 
 
 @pytest.fixture

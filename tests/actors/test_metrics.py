@@ -7,9 +7,9 @@ import ray
 import requests
 from small import Quiet
 
-from actors.attempts import Attempts
-from actors.metrics import METRICS, exported_names
-from pipelines.context import Context
+from stillhouse.actors.attempts import Attempts
+from stillhouse.actors.metrics import METRICS, exported_names
+from stillhouse.pipelines.context import Context
 from stillhouse.spec import ComputeSettings
 from stillhouse.storage.artifact import Store
 

@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 import stillhouse
-from jobs.verify import verify
 from stillhouse.distillation.assembly_job import AssemblyTask, run_assembly
 from stillhouse.distillation.compensators import CompensatedSet
 from stillhouse.distillation.controls_job import ControlTask, run_control
@@ -52,6 +51,7 @@ from stillhouse.distillation.stored_sets import (
     with_logits,
 )
 from stillhouse.errors import ArtifactError, DivergedError, ModelError, SpecError
+from stillhouse.jobs.verify import verify
 from stillhouse.storage.artifact import Store, read_table
 
 IMAGES = "1" * 64

@@ -7,7 +7,7 @@ import ray
 from ray.cluster_utils import Cluster
 from small import Quiet
 
-from jobs.run import run_job
+from stillhouse.jobs.run import run_job
 from stillhouse.training.spec import TrainSpec
 
 

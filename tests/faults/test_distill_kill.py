@@ -14,8 +14,8 @@ import pytest
 import yaml
 from small import Quiet
 
-from jobs.run import run_job
 from stillhouse.distillation.spec import DistillSpec
+from stillhouse.jobs.run import run_job
 
 pytestmark = pytest.mark.soak
 

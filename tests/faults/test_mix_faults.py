@@ -14,8 +14,8 @@ from drivers import PATIENCE_S, STILLHOUSE
 from mixing_job import by_task, parse, write_data, write_spec
 from small import Quiet
 
-from jobs.run import run_job
 from stillhouse.errors import SpecError
+from stillhouse.jobs.run import run_job
 from stillhouse.mixing.decision_log import log_parts
 from stillhouse.mixing.decisions import read_decisions
 

@@ -8,7 +8,7 @@ from functools import partial
 import pytest
 from drivers import STILLHOUSE
 from heads import TOKEN, clean_environment, free_ports, running_head
-from small import make_models, make_world, write_shard, write_spec
+from small import make_models, make_world, own_packages, write_shard, write_spec
 
 from stillhouse import open_selection
 
@@ -17,7 +17,8 @@ PATIENCE_S = 600
 
 @pytest.fixture
 def environment(tmp_path):
-    return clean_environment(tmp_path)
+    """Where packages of our folders' names come first on the path, which no process may import."""
+    return clean_environment(tmp_path) | {"PYTHONPATH": str(own_packages(tmp_path / "project"))}
 
 
 @pytest.fixture
@@ -37,6 +38,7 @@ def test_submit_to_a_real_cluster(address, environment, tmp_path):
         command = [STILLHOUSE, "submit", spec, "--address", address, "--json", *options]
         process = subprocess.Popen(
             command,
+            cwd=tmp_path / "project",
             env=env,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -26,7 +26,7 @@ def little(tmp_path):
 @pytest.fixture
 def refused(little, capsys):
     """Runs a spec that must be refused: (exit code, the message without its prefix)."""
-    from jobs.cli import app
+    from stillhouse.jobs.cli import app
 
     def call(*sets, spec=None, **changes):
         path = little / "spec.yaml"
@@ -129,7 +129,7 @@ def test_files_that_are_no_spec(refused, spec):
 
 
 def test_no_spec_at_all(capsys, tmp_path):
-    from jobs.cli import app
+    from stillhouse.jobs.cli import app
 
     with pytest.raises(SystemExit) as stopped:
         app(["run", str(tmp_path / "none.yaml")])
@@ -305,7 +305,7 @@ def test_bad_rows_and_files_are_set_aside(ray_cluster, little, models):
     """What is allowed is counted, and the job goes on without it."""
     from small import Quiet, parse
 
-    from jobs.run import run_job
+    from stillhouse.jobs.run import run_job
 
     whole = (little / "pool" / "a.parquet").read_bytes()
     (little / "pool" / "b.parquet").write_bytes(whole[: len(whole) // 2])

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from small import small_spec
 
-from jobs.verify import verify_selection
+from stillhouse.jobs.verify import verify_selection
 from stillhouse.storage.artifact import FORMAT_VERSION
 from stillhouse.storage.filesystem import use_options
 

@@ -1,7 +1,7 @@
 import pytest
 
-from jobs.cron import check_cron
 from stillhouse.errors import SpecError
+from stillhouse.jobs.cron import check_cron
 
 
 @pytest.mark.parametrize(

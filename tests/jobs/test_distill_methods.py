@@ -5,9 +5,9 @@ import torch
 from small import Quiet
 
 import stillhouse
-from jobs.run import run_job
-from jobs.verify import verify
 from stillhouse.distillation.spec import DistillSpec
+from stillhouse.jobs.run import run_job
+from stillhouse.jobs.verify import verify
 
 pytestmark = pytest.mark.soak
 

@@ -9,17 +9,17 @@ import torch
 from small import Quiet
 
 import stillhouse
-from jobs.distill import _steps
-from jobs.plan import plan_job
-from jobs.run import run_job
-from jobs.status import draw_report
-from pipelines.context import Context
-from pipelines.distill import image_work
-from pipelines.distilling import distil
 from stillhouse.distillation.matching_job import MatchingTask
 from stillhouse.distillation.spec import DistillSpec
 from stillhouse.distillation.stored_sets import read_set
 from stillhouse.errors import ArtifactError, InputError, ModelError
+from stillhouse.jobs.distill import _steps
+from stillhouse.jobs.plan import plan_job
+from stillhouse.jobs.run import run_job
+from stillhouse.jobs.status import draw_report
+from stillhouse.pipelines.context import Context
+from stillhouse.pipelines.distill import image_work
+from stillhouse.pipelines.distilling import distil
 from stillhouse.spec import ComputeSettings
 from stillhouse.storage.artifact import Store, read_table
 

@@ -3,9 +3,9 @@
 import pytest
 import yaml
 
-from jobs.paths import identity_of, with_absolute_paths
-from jobs.spec_file import load_spec
 from stillhouse.errors import SpecError
+from stillhouse.jobs.paths import identity_of, with_absolute_paths
+from stillhouse.jobs.spec_file import load_spec
 
 CONTRACT = """
 job: distill

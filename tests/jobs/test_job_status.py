@@ -2,7 +2,7 @@
 
 import pytest
 
-from jobs.job_status import first_error, run_of
+from stillhouse.jobs.job_status import first_error, run_of
 from stillhouse.storage.artifact import Store
 from stillhouse.storage.run_record import RunRecord
 
@@ -37,7 +37,7 @@ def test_following_a_job_is_following_its_run(failed, reports):
 
 
 def test_what_a_person_sees_of_a_failure(failed, capsys):
-    from jobs.summary import show_job
+    from stillhouse.jobs.summary import show_job
 
     show_job({"job_id": JOB, "cluster": None, "why_not": "gone", "run": run_of(failed, JOB)})
     said = " ".join(capsys.readouterr().out.split())

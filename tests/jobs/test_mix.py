@@ -8,9 +8,9 @@ from mixing_job import by_task, parse, write_data
 from mixing_world import write_rows
 from small import Quiet
 
-from jobs.run import run_job
-from jobs.status import draw_report
 from stillhouse.errors import InputError, SpecError
+from stillhouse.jobs.run import run_job
+from stillhouse.jobs.status import draw_report
 from stillhouse.mixing.decision_log import log_parts
 from stillhouse.mixing.decisions import read_decisions
 

@@ -7,9 +7,9 @@ import sys
 import pytest
 from small import Quiet, make_world, parse, small_spec, write_shard, write_spec
 
-from jobs.publish import names_of
-from jobs.run import run_job
 from stillhouse import open_selection
+from stillhouse.jobs.publish import names_of
+from stillhouse.jobs.run import run_job
 
 SCORED = ("score prior", "score conditional", "contamination")
 
@@ -22,7 +22,7 @@ def made(result):
 def again(spec):
     """The job in a process of its own, as cron starts it; which of Ray and torch it imported."""
     code = (
-        "import sys; from jobs.cli import app\n"
+        "import sys; from stillhouse.jobs.cli import app\n"
         "try: app(['run', sys.argv[1], '--json'])\n"
         "except SystemExit as e: assert e.code == 0\n"
         "print(sorted({'ray', 'torch'} & set(sys.modules)), file=sys.stderr)"

@@ -2,7 +2,7 @@
 
 import json
 
-from jobs.other_sets import other_sets
+from stillhouse.jobs.other_sets import other_sets
 from stillhouse.storage.artifact import Store
 
 

@@ -11,8 +11,9 @@ import pytest
 import yaml
 from small import parse
 
-from jobs.package import (
-    FLOORS,
+from stillhouse.distillation.spec import DistillSpec
+from stillhouse.errors import SpecError
+from stillhouse.jobs.package import (
     LIBRARIES,
     MAX_BYTES,
     check_size,
@@ -23,8 +24,6 @@ from jobs.package import (
     version_differences,
     write_package,
 )
-from stillhouse.distillation.spec import DistillSpec
-from stillhouse.errors import SpecError
 from stillhouse.spec import SelectSpec
 
 ROOT = Path(__file__).parents[2]
@@ -45,11 +44,17 @@ def package(tmp_path_factory):
 def test_it_holds_code_spec_and_versions_and_nothing_else(package):
     folder, _, spec = package
     files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
-    assert {"jobs/entry.py", "stillhouse/report/style.css", "stillhouse/report/select.html.j2"} <= (
-        files
-    )
+    assert files >= {
+        *(
+            "stillhouse/jobs/entry.py",
+            "stillhouse/pipelines/flow.py",
+            "stillhouse/actors/scorer.py",
+        ),
+        *("stillhouse/report/style.css", "stillhouse/report/select.html.j2"),
+    }
     tops = {name.split("/")[0] for name in files}
-    assert tops == {"stillhouse", "actors", "pipelines", "jobs", "spec.yaml", "versions.json"}
+    assert tops == {"stillhouse", "spec.yaml", "versions.json"}
+    assert not any(path.is_symlink() for path in folder.rglob("*"))
     shipped = SelectSpec.model_validate(yaml.safe_load((folder / "spec.yaml").read_text()))
     assert shipped.compute.address is None
     assert shipped == spec.model_copy(update={"compute": shipped.compute})
@@ -94,7 +99,7 @@ def test_networks_of_ones_own_are_sent(in_folder):
     write_package(in_folder / "job.zip", asked)
     shutil.unpack_archive(in_folder / "job.zip", in_folder / "sent")
     sent = {p.relative_to(in_folder / "sent").as_posix() for p in in_folder.glob("sent/**/*.py")}
-    assert {path for path in sent if path.split("/")[0] not in FLOORS} == {
+    assert {path for path in sent if path.split("/")[0] != "stillhouse"} == {
         "h7_nets/wide.py",
         "h7_nets/blocks.py",
         "h7_flat.py",
@@ -124,13 +129,13 @@ def test_the_same_spec_makes_the_same_bytes(package, tmp_path):
 def test_its_entry_runs_the_code_that_was_sent(package):
     """The folder's own modules; a spec with a mistake, so that no Ray starts."""
     folder, _, _ = package
-    (folder / "jobs" / "__init__.py").write_text("print('sent')\n")
+    (folder / "stillhouse" / "jobs" / "__init__.py").write_text("print('sent')\n")
     before = (folder / "spec.yaml").read_text()
     (folder / "spec.yaml").write_text("job: select\nselect: 1\n")
     (folder / "versions.json").write_text('{"numpy": "1.0", "pyarrow": "0.1"}')
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     done = subprocess.run(
-        [sys.executable, "-m", "jobs.entry", "id-1"],
+        [sys.executable, "-m", "stillhouse.jobs.entry", "id-1"],
         cwd=folder,
         env=environment,
         capture_output=True,
@@ -174,7 +179,9 @@ def test_data_are_not_sent(tmp_path):
     (tmp_path / "jobs" / "__pycache__").mkdir(parents=True)
     for name in ("a.py", "data.parquet", "__pycache__/a.pyc", ".venv"):
         (tmp_path / "jobs" / name).write_bytes(b"x")
-    assert code_files(tmp_path) == {"jobs/a.py": b"x"}
+    (tmp_path / "package").mkdir()
+    (tmp_path / "package" / "jobs").symlink_to("../jobs")
+    assert code_files(tmp_path / "package") == {"package/jobs/a.py": b"x"}
     check_size({"a": b"x" * MAX_BYTES})
     with pytest.raises(SpecError, match=r"4,000,001 bytes .* file is jobs/b.py .4,000,000 bytes"):
         check_size({"jobs/a.py": b"x", "jobs/b.py": b"x" * MAX_BYTES})

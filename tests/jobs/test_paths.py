@@ -1,8 +1,8 @@
 import pytest
 from small import parse
 
-from jobs.paths import refuse_local_paths, with_absolute_paths
 from stillhouse.errors import SpecError
+from stillhouse.jobs.paths import refuse_local_paths, with_absolute_paths
 from stillhouse.spec import SelectSpec
 
 REMOTE = {

@@ -3,7 +3,7 @@
 import pytest
 from small import LEARNING, MODEL, digests, parse, small_spec
 
-from jobs.plan import plan_job
+from stillhouse.jobs.plan import plan_job
 
 ALL = {"model": MODEL, "controls": ["random", "conditional_only", "dsir"], **LEARNING}
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from small import Quiet, digests, parse
 
-from jobs.prune import prune_store
-from jobs.run import run_job
 from stillhouse.errors import ArtifactError
 from stillhouse.fingerprint import fingerprint
+from stillhouse.jobs.prune import prune_store
+from stillhouse.jobs.run import run_job
 from stillhouse.storage import numbered
 from stillhouse.storage.artifact import Manifest, Store
 from stillhouse.storage.commit import check_store

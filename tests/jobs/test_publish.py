@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 from small import Quiet, parse, write_shard
 
-from jobs.kinds import list_job
-from jobs.prune import prune_store
-from jobs.publish import names_of, owner
-from jobs.run import run_job, run_name
 from stillhouse import open_selection
 from stillhouse.errors import ArtifactError, SpecError
 from stillhouse.fingerprint import fingerprint
+from stillhouse.jobs.kinds import list_job
+from stillhouse.jobs.prune import prune_store
+from stillhouse.jobs.publish import names_of, owner
+from stillhouse.jobs.run import run_job, run_name
 from stillhouse.storage.artifact import Manifest, Store
 from stillhouse.storage.commit import check_store
 from stillhouse.storage.run_record import RunRecord

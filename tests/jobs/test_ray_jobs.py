@@ -8,8 +8,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 import ray
 
-from jobs.ray_jobs import Cluster, dashboard_url, token
 from stillhouse.errors import ClusterError
+from stillhouse.jobs.ray_jobs import Cluster, dashboard_url, token
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,7 @@
 """The whole select job, in this process and from the command line."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -8,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small import LEARNING, MODEL, Quiet, digests, parse, write_spec
+from small import LEARNING, MODEL, Quiet, digests, own_packages, parse, write_spec
 
-from jobs.run import run_job
 from stillhouse import open_artifact, open_selection
+from stillhouse.jobs.run import run_job
 
 KINDS = ("tokens", "scores", "selections", "models")
 STILLHOUSE = str(Path(sys.executable).with_name("stillhouse"))
@@ -138,7 +139,7 @@ def test_again_there_is_nothing_to_do(finished, world):
     train = {"model": MODEL, "controls": ["random", "conditional_only", "dsir"], **LEARNING}
     spec = write_spec(world, train=train)
     code = (
-        "import sys; from jobs.cli import app\n"
+        "import sys; from stillhouse.jobs.cli import app\n"
         "try: app(['run', sys.argv[1], '--json'])\n"
         "except SystemExit as e: assert e.code == 0\n"
         "print(sorted({'ray', 'torch'} & set(sys.modules)), file=sys.stderr)"
@@ -156,12 +157,22 @@ def test_again_there_is_nothing_to_do(finished, world):
 
 
 def test_command_line_makes_the_same_bytes(finished, world, tmp_path):
-    """Another process, another store, one Scorer, everything trained again."""
+    """Another process, another store, one Scorer, everything trained again.
+
+    It runs where the user has packages of our folders' names, which no process may import.
+    """
     spec = write_spec(world)
+    own = own_packages(tmp_path / "project")
+    environment = os.environ | {"PYTHONPATH": str(own)}
     sets = ["store=" + str(tmp_path / "store"), "compute.scorers=1", "compute.trainers=1"]
     sets = [word for value in sets for word in ("--set", value)]
     done = subprocess.run(
-        [STILLHOUSE, "run", spec, "--json", *sets], capture_output=True, text=True, timeout=280
+        [STILLHOUSE, "run", spec, "--json", *sets],
+        cwd=own,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=280,
     )
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)

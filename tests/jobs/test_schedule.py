@@ -10,8 +10,8 @@ from kubernetes_validate import ValidationError
 from manifests import check_objects
 from small import small_spec
 
-from jobs.schedule import Place, object_name, schedule
 from stillhouse.errors import SpecError
+from stillhouse.jobs.schedule import Place, object_name, schedule
 from stillhouse.spec import SelectSpec
 
 REMOTE = {

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from small import Quiet, parse
 
-from jobs.run import run_job
-from jobs.status import draw_report, follow, status_of
 from stillhouse.errors import ArtifactError, BudgetError
+from stillhouse.jobs.run import run_job
+from stillhouse.jobs.status import draw_report, follow, status_of
 from stillhouse.storage.artifact import Store
 from stillhouse.storage.run_record import RunRecord
 

@@ -6,8 +6,8 @@ import pytest
 import yaml
 from small import parse, small_spec, write_shard
 
-from jobs.submit import check_reach, submission_name
 from stillhouse.errors import InputError, SpecError
+from stillhouse.jobs.submit import check_reach, submission_name
 from stillhouse.storage.artifact import Store
 from stillhouse.storage.names import Publication, publish_run
 

@@ -10,11 +10,11 @@ import pytest
 import yaml
 from small import Quiet, rows, write
 
-from jobs.kinds import list_job
-from jobs.plan import plan_job
-from jobs.run import run_job, run_name
-from jobs.spec_file import load_spec
 from stillhouse.errors import ClusterError, InputError, ModelError, SpecError, StillhouseError
+from stillhouse.jobs.kinds import list_job
+from stillhouse.jobs.plan import plan_job
+from stillhouse.jobs.run import run_job, run_name
+from stillhouse.jobs.spec_file import load_spec
 from stillhouse.storage.artifact import Store
 from stillhouse.storage.commit import check_store
 from stillhouse.training.spec import TrainSpec
@@ -119,8 +119,8 @@ def test_tokens_of_no_use(place, content, kind, message):
 
 def test_a_context_shorter_than_the_sequences(content):
     """Found by the dry walk of `plan`, once the tokenizer is in the store."""
-    from pipelines.context import Context
-    from pipelines.tokenizer import given_tokenizer
+    from stillhouse.pipelines.context import Context
+    from stillhouse.pipelines.tokenizer import given_tokenizer
 
     model = {"hidden_size": 32, "num_layers": 1, "max_position": 8}
     spec = TrainSpec.model_validate(content | {"model": model})

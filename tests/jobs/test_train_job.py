@@ -14,12 +14,12 @@ import pytest
 from samples import order_digest
 from small import Quiet, rows, write
 
-from jobs.pages import read_report
-from jobs.plan import plan_job
-from jobs.run import run_job
-from jobs.status import draw_report
 from stillhouse import open_selection
 from stillhouse.errors import ArtifactError
+from stillhouse.jobs.pages import read_report
+from stillhouse.jobs.plan import plan_job
+from stillhouse.jobs.run import run_job
+from stillhouse.jobs.status import draw_report
 from stillhouse.storage.run_record import event_files
 from stillhouse.text.packing import tokens_schema
 from stillhouse.training.order import Rows, SampleOrder

@@ -8,12 +8,12 @@ import pyarrow.parquet as pq
 import pytest
 from small import Quiet, make_models
 
-from jobs.kinds import list_job
-from jobs.run import run_job
-from pipelines import online
 from stillhouse.compute_settings import ComputeSettings
 from stillhouse.errors import ModelError
+from stillhouse.jobs.kinds import list_job
+from stillhouse.jobs.run import run_job
 from stillhouse.models.causal_lm import build_model, save_model
+from stillhouse.pipelines import online
 from stillhouse.spec import ModelSettings, ScoringSettings
 from stillhouse.storage.artifact import Store
 from stillhouse.storage.commit import check_store

@@ -1,9 +1,9 @@
 import pytest
 from pydantic import ValidationError
 
-from pipelines.mix import rules_of
 from stillhouse.mixing.plan import StepPlan
 from stillhouse.mixing.spec import MixSpec
+from stillhouse.pipelines.mix import rules_of
 
 CONTRACT = {
     "job": "mix",

@@ -2,8 +2,6 @@ import numpy as np
 import pytest
 from mixing_world import write_rows
 
-from pipelines.mix_data import GivenModels, list_sources, open_sources
-from pipelines.mix_families import families_of
 from stillhouse.errors import SpecError
 from stillhouse.mixing.decisions import Decision, among
 from stillhouse.mixing.doremi import DoReMi
@@ -15,6 +13,8 @@ from stillhouse.mixing.schedule import DrawSchedule
 from stillhouse.mixing.spec import MixSpec
 from stillhouse.mixing.ucb1 import Ucb1
 from stillhouse.mixing.uniform import Uniform
+from stillhouse.pipelines.mix_data import GivenModels, list_sources, open_sources
+from stillhouse.pipelines.mix_families import families_of
 from stillhouse.storage.artifact import Store
 
 AB = (("a", "part-a"), ("b", "part-b"))

@@ -5,10 +5,10 @@ import pyarrow as pa
 import pytest
 from mixing_world import put_text_selection, source_task, write_rows, write_tokenizer
 
-from pipelines.mix_data import list_sources, open_sources
 from stillhouse.errors import InputError
 from stillhouse.mixing.preparation import Lengths, prepare_source
 from stillhouse.mixing.spec import MixSpec
+from stillhouse.pipelines.mix_data import list_sources, open_sources
 from stillhouse.storage.artifact import Store, read_table
 
 

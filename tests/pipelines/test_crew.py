@@ -13,14 +13,14 @@ import pytest
 from ray.cloudpickle import register_pickle_by_value
 from small import Quiet
 
-from actors.image_worker import ImageCall, ImageWork
-from pipelines.context import Context
-from pipelines.crew import Crew
-from pipelines.distilling import distil
+from stillhouse.actors.image_worker import ImageCall, ImageWork
 from stillhouse.distillation.matching_job import MatchingTask
 from stillhouse.distillation.methods import Mtt
 from stillhouse.distillation.spec import NetworkSettings
 from stillhouse.errors import ClusterError, ModelError, PartFailedError
+from stillhouse.pipelines.context import Context
+from stillhouse.pipelines.crew import Crew
+from stillhouse.pipelines.distilling import distil
 from stillhouse.spec import ComputeSettings
 from stillhouse.storage.artifact import Receipt, Store
 
@@ -95,7 +95,7 @@ def test_a_package_that_workers_lack_is_named_in_a_line(ray_cluster, tmp_path):
 def lonely(tmp_path, monkeypatch):
     """Work of a class that is in a module of this process alone."""
     (tmp_path / "h7_lonely.py").write_text(
-        "from actors.image_worker import ImageWork\nclass Lonely(ImageWork): ..."
+        "from stillhouse.actors.image_worker import ImageWork\nclass Lonely(ImageWork): ..."
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     from h7_lonely import Lonely

@@ -14,7 +14,7 @@ import psutil
 import pytest
 from small import Quiet, digests, parse, write_spec
 
-from jobs.run import run_job
+from stillhouse.jobs.run import run_job
 
 STILLHOUSE = str(Path(sys.executable).with_name("stillhouse"))
 KINDS = ("tokens", "scores", "selections")

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 from torch import nn
 
-from pipelines.distill_checks import check_counts, network_task
 from stillhouse.distillation.images import ImageSet
 from stillhouse.distillation.network_check import run_networks
 from stillhouse.distillation.spec import DistillSpec
 from stillhouse.distillation.stored_images import images_table
 from stillhouse.errors import BudgetError, InputError, ModelError
+from stillhouse.pipelines.distill_checks import check_counts, network_task
 from stillhouse.storage.artifact import Manifest, Store
 
 TEACHER = {"name": "convnet", "depth": 2, "width": 2, "norm": "batch"}

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from small import Quiet, parse, rows, write
 
-from jobs.run import run_job
-from jobs.verify import verify_selection
 from stillhouse import open_artifact, open_selection
+from stillhouse.jobs.run import run_job
+from stillhouse.jobs.verify import verify_selection
 from stillhouse.storage.artifact import read_table
 
 HELD = "salt wind on the old harbour wall and gulls above nine grey boats that wait for the tide"

@@ -5,14 +5,14 @@ from types import SimpleNamespace
 import pytest
 from small import Quiet
 
-from actors.image_worker import ImageHost, ImageWork
-from pipelines.context import Context
-from pipelines.crew import Crew
-from pipelines.evaluation import Evaluator
+from stillhouse.actors.image_worker import ImageHost, ImageWork
 from stillhouse.distillation.controls_job import ControlTask, run_control
 from stillhouse.distillation.evaluate_job import SetSource
 from stillhouse.distillation.spec import DistillSpec
 from stillhouse.distillation.stored_images import SourceTask, run_source
+from stillhouse.pipelines.context import Context
+from stillhouse.pipelines.crew import Crew
+from stillhouse.pipelines.evaluation import Evaluator
 from stillhouse.storage.artifact import Store
 
 IMAGES = "1" * 64

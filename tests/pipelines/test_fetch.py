@@ -7,8 +7,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.fetch import stream_windows
 from stillhouse.errors import ArtifactError
+from stillhouse.pipelines.fetch import stream_windows
 from stillhouse.training.fetch import PartReader
 from stillhouse.training.order import Rows, SampleOrder
 

@@ -10,9 +10,9 @@ import pytest
 from ray import cloudpickle
 from small import Quiet
 
-from pipelines.context import Context, Unfinished
-from pipelines.flow import run_tasks, stream_parts
 from stillhouse.errors import InputError, PartFailedError
+from stillhouse.pipelines.context import Context, Unfinished
+from stillhouse.pipelines.flow import run_tasks, stream_parts
 from stillhouse.spec import ComputeSettings
 from stillhouse.storage.artifact import Receipt, Store
 

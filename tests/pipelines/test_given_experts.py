@@ -1,8 +1,8 @@
 import pytest
 
-from pipelines.image_inputs import open_images
 from stillhouse.distillation.spec import DistillSpec
 from stillhouse.errors import ArtifactError
+from stillhouse.pipelines.image_inputs import open_images
 from stillhouse.storage.artifact import Manifest, Store
 
 

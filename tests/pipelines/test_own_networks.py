@@ -2,10 +2,10 @@
 
 import pytest
 
-from pipelines.distill_checks import network_task
-from pipelines.image_inputs import open_images
 from stillhouse.distillation.spec import DistillSpec
 from stillhouse.errors import SpecError
+from stillhouse.pipelines.distill_checks import network_task
+from stillhouse.pipelines.image_inputs import open_images
 from stillhouse.storage.artifact import Manifest, Store
 
 

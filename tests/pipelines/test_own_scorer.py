@@ -6,9 +6,9 @@ import pytest
 from small import Quiet, make_world, parse, write_shard
 
 import stillhouse
-from jobs.plan import plan_job
-from jobs.run import run_job
-from jobs.verify import verify_selection
+from stillhouse.jobs.plan import plan_job
+from stillhouse.jobs.run import run_job
+from stillhouse.jobs.verify import verify_selection
 from stillhouse.storage.filesystem import read_bytes
 
 SCORER = {"import": "hashed_ngrams:HashedNgrams", "settings": {"ngram": 3}, "num_tokens": 8000}

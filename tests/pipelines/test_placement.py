@@ -2,8 +2,8 @@
 
 import pytest
 
-from pipelines.placement import NodeType, actor_options, check_placement
 from stillhouse.errors import ClusterError
+from stillhouse.pipelines.placement import NodeType, actor_options, check_placement
 from stillhouse.spec import ComputeSettings
 
 SPOT = {"ray.io/market-type": "spot"}

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from small import LEARNING, MODEL, Quiet, parse, rows, write, write_shard
 
-from jobs.plan import plan_job
-from jobs.run import run_job
 from stillhouse import open_selection
+from stillhouse.jobs.plan import plan_job
+from stillhouse.jobs.run import run_job
 
 ALL = {"model": MODEL, "controls": ["random", "conditional_only", "dsir"], **LEARNING}
 

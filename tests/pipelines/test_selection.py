@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from small import Quiet, parse
 
-from jobs.run import run_job
-from jobs.verify import verify_selection
 from stillhouse import open_artifact, open_selection
 from stillhouse.errors import BudgetError
+from stillhouse.jobs.run import run_job
+from stillhouse.jobs.verify import verify_selection
 from stillhouse.storage.artifact import read_table
 
 pytestmark = pytest.mark.usefixtures("finished")

@@ -2,9 +2,9 @@
 
 import pytest
 
-from pipelines.evaluation import set_augmentation, set_protocol
 from stillhouse.distillation.settings import DSA_GROUPS
 from stillhouse.distillation.spec import DistillSpec
+from stillhouse.pipelines.evaluation import set_augmentation, set_protocol
 
 TEACHERS = [{"name": "convnet", "norm": "batch"}]
 

@@ -1,6 +1,6 @@
-from pipelines.distill import Point
-from pipelines.distill_report import num_skipped, printed_name
 from stillhouse.distillation.methods import Mtt, Rded
+from stillhouse.pipelines.distill import Point
+from stillhouse.pipelines.distill_report import num_skipped, printed_name
 from stillhouse.storage.artifact import PartRef
 
 PART = PartRef("a", 1, 0, 1, "0")

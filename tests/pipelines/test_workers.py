@@ -9,10 +9,10 @@ import pytest
 import ray.cloudpickle
 from small import Quiet
 
-from actors.worker_group import GroupSize
-from pipelines.context import Context
-from pipelines.workers import group_size, run_workers, wait_for_room
+from stillhouse.actors.worker_group import GroupSize
 from stillhouse.errors import ClusterError, DivergedError
+from stillhouse.pipelines.context import Context
+from stillhouse.pipelines.workers import group_size, run_workers, wait_for_room
 from stillhouse.spec import ComputeSettings
 from stillhouse.storage.artifact import Store
 

@@ -102,7 +102,7 @@ def test_a_module_at_the_top_is_sent_alone(tmp_path):
         ("own_words.deep.missing:Lengths", "no module `own_words.deep.missing`"),
         ("own_words.deep.scorers:Length", "there: Child, Half, Lengths"),
         ("own_words.deep.scorers:Half", "no method fit, load"),
-        ("jobs.cli:Lengths", "`jobs` is taken"),
+        ("stillhouse.jobs.cli:Lengths", "`stillhouse` is taken"),
     ],
 )
 def test_what_is_no_scorer_is_refused(code, tmp_path, name, says):

@@ -3,8 +3,8 @@ import time
 
 import pytest
 
-from jobs.prune import prune_store
 from stillhouse.fingerprint import fingerprint
+from stillhouse.jobs.prune import prune_store
 from stillhouse.storage.artifact import Store
 from stillhouse.storage.commit import MARKER, create, replace
 from stillhouse.storage.filesystem import exists, join, list_names
