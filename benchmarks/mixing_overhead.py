@@ -33,7 +33,7 @@ from stillhouse.mixing.target import choose_shots, target_rows
 from stillhouse.mixing.trainer import MixTrainer
 from stillhouse.models.text_to_text import build_text_model
 from stillhouse.spec import ModelSettings, Optimisation
-from stillhouse.storage.artifact import read_table
+from stillhouse.storage.parquet import read_table
 from stillhouse.training.optimisation import make_optimizer
 
 LENGTHS = Lengths(64, 16)

@@ -47,7 +47,8 @@ from stillhouse.pipelines.tokens import TokenizerRef, tokenise, without_dropped
 from stillhouse.selection.budget import top_k
 from stillhouse.selection.color import color_score
 from stillhouse.spec import ScoringSettings, SelectSpec
-from stillhouse.storage.artifact import Manifest, Store, read_table
+from stillhouse.storage.artifact import Manifest, Store
+from stillhouse.storage.parquet import read_table
 from stillhouse.text.pieces import token_ids
 
 ACTORS = 2

@@ -39,8 +39,9 @@ from stillhouse.pipelines.selection import select
 from stillhouse.selection.color import color_score
 from stillhouse.selection.ranking import row_sources
 from stillhouse.spec import SelectSpec
-from stillhouse.storage.artifact import Store, load_manifest, read_table
+from stillhouse.storage.artifact import Store, load_manifest
 from stillhouse.storage.filesystem import use_options
+from stillhouse.storage.parquet import read_table
 from stillhouse.text.pieces import read_pieces
 
 MIXTURE = ("books", "arxiv_abstracts")

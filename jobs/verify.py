@@ -8,8 +8,9 @@ from stillhouse.fingerprint import sha256
 from stillhouse.jobs.kinds import result_artifact
 from stillhouse.reading.readers import open_selection
 from stillhouse.selection.verification import Verifier
-from stillhouse.storage.artifact import load_manifest, read_table
+from stillhouse.storage.artifact import load_manifest
 from stillhouse.storage.filesystem import absolute_uri, exists, join, read_bytes
+from stillhouse.storage.parquet import read_table
 from stillhouse.storage.run_record import read_json
 
 

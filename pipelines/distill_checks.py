@@ -14,7 +14,8 @@ from stillhouse.fingerprint import fingerprint
 from stillhouse.pipelines.context import Context, StepWork
 from stillhouse.pipelines.crew import Crew
 from stillhouse.pipelines.image_inputs import ImageInputs
-from stillhouse.storage.artifact import Manifest, Store, read_table
+from stillhouse.storage.artifact import Manifest, Store
+from stillhouse.storage.parquet import read_table
 
 NETWORKS_VERSION = 1
 

@@ -15,7 +15,8 @@ from stillhouse.pipelines.context import Context
 from stillhouse.pipelines.crew import Crew
 from stillhouse.pipelines.distill import DistillRun, Point
 from stillhouse.pipelines.evaluation import set_augmentation, set_protocol
-from stillhouse.storage.artifact import Manifest, read_table
+from stillhouse.storage.artifact import Manifest
+from stillhouse.storage.parquet import read_table
 
 RESULT_VERSION = 2
 _SHOWN_POINTS = 6

@@ -22,7 +22,8 @@ from stillhouse.distillation.stored_sets import read_set
 from stillhouse.fingerprint import fingerprint
 from stillhouse.pipelines.context import Context
 from stillhouse.pipelines.crew import Crew
-from stillhouse.storage.artifact import Manifest, PartRef, Receipt, read_table
+from stillhouse.storage.artifact import Manifest, PartRef, Receipt
+from stillhouse.storage.parquet import read_table
 
 EVALUATION_VERSION = 1
 Judged = tuple[SetSource, str, float | None]

@@ -16,8 +16,9 @@ from stillhouse.pipelines.tokens import TokenizerRef
 from stillhouse.pipelines.training import train_models
 from stillhouse.selection.sampling import sample_rows
 from stillhouse.spec import ConditionalSettings, ModelSettings, Optimisation, SelectSpec
-from stillhouse.storage.artifact import Manifest, PartRef, read_table
+from stillhouse.storage.artifact import Manifest, PartRef
 from stillhouse.storage.filesystem import join, list_names
+from stillhouse.storage.parquet import read_table
 from stillhouse.training.task import TRAINED_ON, DataPart, ModelTask, model_name
 
 

@@ -32,7 +32,7 @@ from stillhouse.report.near_duplicates import near_duplicates
 from stillhouse.selection.ledger import LOSS_EDGES, Tally, score_edges
 from stillhouse.selection.ranking import PartScores, RankedPart
 from stillhouse.spec import SelectionSettings, SelectSpec
-from stillhouse.storage.artifact import read_table
+from stillhouse.storage.parquet import read_table
 from stillhouse.storage.run_record import now
 from stillhouse.text.pieces import read_pieces, row_texts
 from stillhouse.text.tokenizer import Tokenizer, load_tokenizer

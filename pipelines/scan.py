@@ -19,7 +19,8 @@ from stillhouse.fingerprint import fingerprint
 from stillhouse.pipelines.context import Context
 from stillhouse.pipelines.flow import stream_parts
 from stillhouse.pipelines.inputs import Inputs, JobInputs, unit_tasks
-from stillhouse.storage.artifact import Manifest, PartRef, Receipt, Store, read_table
+from stillhouse.storage.artifact import Manifest, PartRef, Receipt, Store
+from stillhouse.storage.parquet import read_table
 from stillhouse.text.tasks import UnitTask
 
 DEAD_LETTERS = "dead_letters"

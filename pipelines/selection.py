@@ -27,8 +27,9 @@ from stillhouse.selection.writing import (
     write_group,
 )
 from stillhouse.spec import SelectionSettings, SelectSpec
-from stillhouse.storage.artifact import Manifest, Receipt, Store, parquet_bytes
+from stillhouse.storage.artifact import Manifest, Receipt, Store
 from stillhouse.storage.commit import create_or_adopt
+from stillhouse.storage.parquet import parquet_bytes
 
 
 @dataclass(frozen=True, slots=True)

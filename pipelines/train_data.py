@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from stillhouse.errors import InputError, ModelError, SpecError
 from stillhouse.fingerprint import fingerprint
@@ -29,6 +28,7 @@ from stillhouse.storage.filesystem import (
     list_names,
     open_read,
 )
+from stillhouse.storage.parquet import open_parquet
 from stillhouse.text.tokenizer import load_tokenizer
 from stillhouse.training.spec import FileData, SelectionData, TrainSpec
 
@@ -256,7 +256,7 @@ def _token_length(uri: str) -> int | None:
         return None
     try:
         with open_read(uri) as stream:
-            file = pq.ParquetFile(stream)
+            file = open_parquet(stream)
             if "input_ids" not in file.schema_arrow.names:
                 return None
             kind = file.schema_arrow.field("input_ids").type

@@ -42,8 +42,9 @@ from stillhouse.distillation.stored_sets import (
 )
 from stillhouse.fingerprint import fingerprint, sha256
 from stillhouse.models.device import peak_bytes
-from stillhouse.storage.artifact import PartRef, Receipt, Store, read_table
+from stillhouse.storage.artifact import PartRef, Receipt, Store
 from stillhouse.storage.commit import create_or_adopt
+from stillhouse.storage.parquet import read_table
 
 KIND = "distilled"
 Stage = Literal["start", "make"]

@@ -28,8 +28,9 @@ from stillhouse.distillation.prepared import Prepared
 from stillhouse.distillation.settings import DistanceSettings, Group, Recipe
 from stillhouse.distillation.spec import EvaluateSettings, NetworkSettings
 from stillhouse.distillation.stored_sets import LabelledSet, read_set
-from stillhouse.storage.artifact import Receipt, Store, read_table
+from stillhouse.storage.artifact import Receipt, Store
 from stillhouse.storage.filesystem import read_bytes
+from stillhouse.storage.parquet import read_table
 
 KIND = "distilled"
 LABEL_SEED = 0

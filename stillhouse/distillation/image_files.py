@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from stillhouse.errors import BadFileError, InputError
 from stillhouse.storage.filesystem import FileInfo, open_read, read_bytes
+from stillhouse.storage.parquet import open_parquet
 
 Pixels = NDArray[np.uint8 | np.float32]
 Label = int | str
@@ -99,12 +100,11 @@ def read_parquet(file: FileInfo, image_column: str, label_column: str) -> Iterat
         InputError: a column is missing or holds no encoded images. BadFileError: not Parquet.
     """
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     row = 0
     try:
         with open_read(file.uri) as stream:
-            parquet = pq.ParquetFile(stream)
+            parquet = open_parquet(stream)
             _check_columns(file.uri, parquet.schema_arrow, image_column, label_column)
             for batch in parquet.iter_batches(256, columns=[image_column, label_column]):
                 images = batch.column(image_column).to_pylist()

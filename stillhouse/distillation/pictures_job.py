@@ -9,7 +9,8 @@ from stillhouse.distillation.baselines import random_real
 from stillhouse.distillation.decoupled_job import unit_images
 from stillhouse.distillation.prepared import Prepared
 from stillhouse.distillation.stored_sets import png_bytes, read_set
-from stillhouse.storage.artifact import Receipt, Store, read_table
+from stillhouse.storage.artifact import Receipt, Store
+from stillhouse.storage.parquet import read_table
 
 KIND = "distilled"
 REAL = -1

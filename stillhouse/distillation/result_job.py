@@ -15,9 +15,10 @@ from safetensors.torch import save
 from stillhouse.distillation.prepared import Prepared
 from stillhouse.distillation.stored_sets import LabelledSet, png_bytes, read_set, set_table
 from stillhouse.fingerprint import sha256
-from stillhouse.storage.artifact import Manifest, Receipt, Store, libraries, read_table
+from stillhouse.storage.artifact import Manifest, Receipt, Store, libraries
 from stillhouse.storage.commit import create_or_adopt
 from stillhouse.storage.filesystem import read_bytes
+from stillhouse.storage.parquet import read_table
 
 KIND = "distilled"
 PREPROCESSING = "preprocessing.safetensors"

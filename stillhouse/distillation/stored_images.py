@@ -14,15 +14,9 @@ from stillhouse.distillation.image_sources import ImageData, ImageSplits, load_i
 from stillhouse.distillation.images import ImageSet, Pixels
 from stillhouse.distillation.list_columns import lists
 from stillhouse.fingerprint import sha256
-from stillhouse.storage.artifact import (
-    Manifest,
-    PartRef,
-    Receipt,
-    Store,
-    parquet_bytes,
-    read_table,
-)
+from stillhouse.storage.artifact import Manifest, PartRef, Receipt, Store
 from stillhouse.storage.commit import create_or_adopt
+from stillhouse.storage.parquet import parquet_bytes, read_table
 
 KIND = "images"
 SPLITS = ("train", "validation", "test")

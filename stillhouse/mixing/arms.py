@@ -20,14 +20,12 @@ from time import perf_counter
 from typing import Any, TypeAlias
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from stillhouse.errors import ArtifactError
 from stillhouse.fingerprint import fingerprint
 from stillhouse.mixing.preparation import ARM_ROW_GROUP
-from stillhouse.storage.filesystem import open_read
+from stillhouse.storage.parquet import open_part
 
 Ids: TypeAlias = NDArray[np.int32]
 _CACHE_BYTES = 32 << 20
@@ -148,17 +146,10 @@ class ArmReader:
 
     def _read(self, arm: int, group: int) -> tuple[list[Row], int]:
         """A row group's rows, and their size in bytes."""
-        uri = self._parts[arm].uri
-        try:
-            with open_read(uri) as stream:
-                file = pq.ParquetFile(stream, metadata=self._footers.get(arm))
-                with self._lock:
-                    self._footers[arm] = file.metadata
-                table = file.read_row_group(group, use_threads=False)
-        except FileNotFoundError as error:
-            raise ArtifactError(f"the part {uri} of an arm is missing: put it back") from error
-        except pa.ArrowInvalid as error:
-            raise ArtifactError(f"the part {uri} of an arm is broken: {error}") from error
+        with open_part(self._parts[arm].uri, self._footers.get(arm)) as file:
+            with self._lock:
+                self._footers[arm] = file.metadata
+            table = file.read_row_group(group, use_threads=False)
         inputs, targets = (_lists(table[name]) for name in ("input_ids", "target_ids"))
         return [Row(i, t) for i, t in zip(inputs, targets, strict=True)], table.nbytes
 

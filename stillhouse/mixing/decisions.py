@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stillhouse.errors import InputError
+from stillhouse.storage.parquet import parquet_bytes, parse_table
 
 _ARMS = b"stillhouse.arms"
 _REGIME = b"stillhouse.regime"
@@ -69,9 +70,7 @@ def write_decisions(
     }
     schema = pa.schema(_COLUMNS, metadata=metadata)
     table = pa.Table.from_pylist([asdict(decision) for decision in decisions], schema=schema)
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd")
-    return buffer.getvalue()
+    return parquet_bytes(table)
 
 
 def read_decisions(parts: Iterable[bytes]) -> tuple[list[Decision], list[str]]:
@@ -85,7 +84,7 @@ def read_decisions(parts: Iterable[bytes]) -> tuple[list[Decision], list[str]]:
     rows: dict[tuple[int, int], Decision] = {}
     names: list[list[str]] = []
     for part in parts:
-        table = pq.read_table(io.BytesIO(part))
+        table = parse_table(part)
         names.append(json.loads(table.schema.metadata[_ARMS]))
         for row in table.to_pylist():
             decision = Decision(**row)

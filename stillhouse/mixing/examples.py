@@ -11,11 +11,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-import pyarrow.parquet as pq
-
 from stillhouse.errors import InputError
 from stillhouse.spec import DataSource
 from stillhouse.storage.filesystem import open_read
+from stillhouse.storage.parquet import open_parquet
 from stillhouse.text.records import decompressed, format_of, naming_bad_file
 
 _BATCH_ROWS = 256
@@ -116,7 +115,7 @@ def _records(uri: str, needed: set[str]) -> Iterator[Mapping[str, Any]]:
     kind = format_of(uri, DataSource(path=uri))
     with open_read(uri) as stream, naming_bad_file(uri):
         if kind == "parquet":
-            with pq.ParquetFile(stream) as parquet:
+            with open_parquet(stream) as parquet:
                 names = parquet.schema_arrow.names
                 _check_columns(uri, names, needed)
                 used = [name for name in names if name in needed or name in _COLUMNS]

@@ -19,7 +19,8 @@ import pyarrow as pa
 from stillhouse.errors import BadFileError, InputError
 from stillhouse.fingerprint import fingerprint
 from stillhouse.mixing.examples import BadRow, Example, read_examples
-from stillhouse.storage.artifact import Receipt, Store, read_table
+from stillhouse.storage.artifact import Receipt, Store
+from stillhouse.storage.parquet import read_table
 from stillhouse.text.tokenizer import Tokenizer
 
 ARM_ROW_GROUP = 256

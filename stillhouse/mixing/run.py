@@ -19,9 +19,10 @@ from stillhouse.mixing.task import MixTask
 from stillhouse.mixing.trainer import MixTrainer
 from stillhouse.models.causal_lm import save_model
 from stillhouse.models.text_to_text import build_text_model, load_text_model
-from stillhouse.storage.artifact import Manifest, Store, read_table
+from stillhouse.storage.artifact import Manifest, Store
 from stillhouse.storage.filesystem import list_names, read_bytes
 from stillhouse.storage.folders import put_folder
+from stillhouse.storage.parquet import read_table
 from stillhouse.text.tokenizer import PAD_TOKEN, Tokenizer, load_tokenizer
 from stillhouse.training.checkpoint import Checkpoints
 from stillhouse.training.fit import load_together

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from stillhouse.errors import ArtifactError
 from stillhouse.reading.readers import Artifact, Sought, find_folder
-from stillhouse.storage.artifact import read_table
 from stillhouse.storage.filesystem import join, read_bytes
+from stillhouse.storage.parquet import read_table
 
 _DISTILLED = Sought("distilled", "distilled_fingerprint", "a distilled set", "distilled nothing")
 

@@ -12,19 +12,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from stillhouse.errors import ArtifactError
 from stillhouse.storage import names
-from stillhouse.storage.artifact import Manifest, Part, load_manifest, read_table
+from stillhouse.storage.artifact import Manifest, Part, load_manifest
 from stillhouse.storage.filesystem import (
     absolute_uri,
     exists,
     join,
-    open_read,
     protocol_of,
     read_bytes,
 )
+from stillhouse.storage.parquet import open_part, read_table
 
 if TYPE_CHECKING:
     from stillhouse.reading.torch_reader import SelectionDataset
@@ -104,16 +103,15 @@ class Selection(Artifact):
         parts = self.parts
         if not parts:
             raise ArtifactError(f"{self.uri} is empty: it has no parts")
-        with open_read(parts[0].uri) as first:
-            schema = pq.read_schema(first)
+        with open_part(parts[0].uri) as first:
+            schema = first.schema_arrow
         if columns is not None:
             schema = pa.schema([schema.field(name) for name in columns])
         return pa.RecordBatchReader.from_batches(schema, self._batches(columns))
 
     def _batches(self, columns: list[str] | None) -> Iterator[pa.RecordBatch]:
         for part in self.parts:
-            with open_read(part.uri) as stream:
-                file = pq.ParquetFile(stream)
+            with open_part(part.uri) as file:
                 for group in range(file.num_row_groups):
                     table = file.read_row_group(group, columns=columns, use_threads=False)
                     yield from table.combine_chunks().to_batches()

@@ -4,12 +4,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from stillhouse.storage.artifact import Part
-from stillhouse.storage.filesystem import open_read
+from stillhouse.storage.parquet import open_part
 from stillhouse.text.pieces import token_ids
 
 
@@ -95,8 +94,7 @@ def _workers() -> tuple[int, int]:
 
 def _read(uri: str, first: int, last: int) -> Iterator[torch.Tensor]:
     """Rows [first, last) of a part as far as it has them; other row groups are not read."""
-    with open_read(uri) as stream:
-        file = pq.ParquetFile(stream)
+    with open_part(uri) as file:
         position = 0
         for group in range(file.num_row_groups):
             num_rows = file.metadata.row_group(group).num_rows

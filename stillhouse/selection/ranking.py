@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from stillhouse.selection.baselines import gumbel, random_scores, row_keys
 from stillhouse.selection.color import color_score
-from stillhouse.storage.artifact import PartRef, Store, read_table
+from stillhouse.storage.artifact import PartRef, Store
+from stillhouse.storage.parquet import read_table
 from stillhouse.text.pieces import Pieces, read_pieces
 
 Rule = Literal["color", "own", "random", "conditional_only", "dsir", "rho_down"]

@@ -17,7 +17,8 @@ from stillhouse.fingerprint import fingerprint
 from stillhouse.selection.baselines import log_importance
 from stillhouse.selection.color import piece_sums
 from stillhouse.selection.contamination import NgramIndex
-from stillhouse.storage.artifact import PartRef, Receipt, Store, read_table
+from stillhouse.storage.artifact import PartRef, Receipt, Store
+from stillhouse.storage.parquet import read_table
 from stillhouse.text.pieces import Pieces, read_pieces, token_ids
 from stillhouse.text.tokenizer import Tokenizer
 

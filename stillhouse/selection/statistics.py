@@ -17,9 +17,10 @@ from stillhouse.selection.baselines import NUM_BUCKETS, log_ratios, ngram_counts
 from stillhouse.selection.contamination import NgramIndex
 from stillhouse.selection.own import OwnCode, fit
 from stillhouse.selection.sampling import sample_rows
-from stillhouse.storage.artifact import Manifest, PartRef, Store, read_table
+from stillhouse.storage.artifact import Manifest, PartRef, Store
 from stillhouse.storage.filesystem import join, read_bytes
 from stillhouse.storage.folders import put_folder
+from stillhouse.storage.parquet import read_table
 from stillhouse.text.documents import Document
 from stillhouse.text.pieces import token_ids
 from stillhouse.text.tasks import PackTask, kept_documents

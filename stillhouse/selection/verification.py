@@ -26,8 +26,9 @@ from stillhouse.selection.quotas import (
     named_shares,
 )
 from stillhouse.selection.ranking import REASONS, PartScores, RankedPart, Rule, scorers_read
-from stillhouse.storage.artifact import Manifest, Store, read_table
+from stillhouse.storage.artifact import Manifest, Store
 from stillhouse.storage.filesystem import join, list_names, read_bytes
+from stillhouse.storage.parquet import read_table
 from stillhouse.text.pieces import token_ids
 from stillhouse.training.task import TRAINED_ON
 

@@ -19,7 +19,8 @@ from stillhouse.selection.ledger import Tally, tally_part
 from stillhouse.selection.quotas import QuotaCut
 from stillhouse.selection.ranking import PartScores, RankedPart, row_sources
 from stillhouse.spec import DataSource
-from stillhouse.storage.artifact import Receipt, Store, read_table
+from stillhouse.storage.artifact import Receipt, Store
+from stillhouse.storage.parquet import read_table
 from stillhouse.text.documents import read_rows
 from stillhouse.text.duplicates import keyed_uniform
 from stillhouse.text.pieces import Pieces, read_pieces

@@ -9,7 +9,6 @@ Layout of a store: `<kind>/parts/<fingerprint>.parquet`, `<kind>/receipts/<finge
 `<kind>/<fingerprint>/manifest.json` (and files of its own beside it for models and selections).
 """
 
-import io
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -23,10 +22,10 @@ from stillhouse.errors import ArtifactError
 from stillhouse.fingerprint import canonical_json, sha256
 from stillhouse.storage.commit import create_or_adopt
 from stillhouse.storage.filesystem import join, list_names, read_bytes, read_many
+from stillhouse.storage.parquet import ROW_GROUP, parquet_bytes, parse_table
 
 FORMAT_VERSION = 1
 _MAX_INLINE_PARTS = 300
-_ROW_GROUP = 8192
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,33 +85,6 @@ class Manifest:
         return sum(part.num_tokens for part in self.parts)
 
 
-def parquet_bytes(
-    table: pa.Table, metadata: Mapping[str, str] | None = None, row_group: int = _ROW_GROUP
-) -> bytes:
-    """The table as one Parquet file in zstd, in row groups small enough for any reader."""
-    if metadata:
-        table = table.replace_schema_metadata(dict(metadata))
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd", row_group_size=row_group)
-    return buffer.getvalue()
-
-
-def read_table(uri: str, columns: list[str] | None = None) -> pa.Table:
-    """A whole part as a table.
-
-    Raises:
-        ArtifactError: it is missing or no Parquet file.
-    """
-    try:
-        return pq.read_table(pa.BufferReader(read_bytes(uri)), columns=columns)
-    except FileNotFoundError as error:
-        raise ArtifactError(
-            f"part {uri} is missing though a receipt names it: put it back, or begin a new `store`"
-        ) from error
-    except pa.ArrowInvalid as error:
-        raise ArtifactError(f"part {uri} is broken: {error}") from error
-
-
 def libraries() -> dict[str, str]:
     """Versions of the libraries that decide bytes."""
     return {name: version(name) for name in ("torch", "transformers", "tokenizers", "pyarrow")}
@@ -129,7 +101,7 @@ class Store:
         return join(self.uri, *names)
 
     def put_part(
-        self, path: str, table: pa.Table, *, num_tokens: int, row_group: int = _ROW_GROUP
+        self, path: str, table: pa.Table, *, num_tokens: int, row_group: int = ROW_GROUP
     ) -> PartRef:
         """Create a part, or adopt the one that another writer made first."""
         data = parquet_bytes(table, row_group=row_group)
@@ -271,7 +243,7 @@ def _listed_parts(folder: str, digest: str, listed: bytes | None) -> list[dict[s
         raise ArtifactError(f"{uri} is missing, the list that its manifest names") from error
     if sha256(data) != digest:
         raise ArtifactError(f"{uri} is not the list that its manifest names")
-    return pq.read_table(pa.BufferReader(data)).to_pylist()
+    return parse_table(data).to_pylist()
 
 
 def _parse_receipt(data: bytes, kind: str, task: str) -> Receipt:

@@ -17,10 +17,8 @@ from datetime import datetime
 from functools import partial
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from stillhouse.storage.filesystem import filesystem, join, read_many
+from stillhouse.storage.parquet import parse_table
 from stillhouse.storage.retries import with_retries
 
 KINDS = (
@@ -138,7 +136,7 @@ def _read(store: str, items: Iterable[StoredObject]) -> list[bytes]:
 def _mentioned(item: StoredObject, data: bytes) -> set[str]:
     """Fingerprints in the text of an object; of a long manifest's list, those in its paths."""
     if item.path.endswith(".parquet"):
-        paths = pq.read_table(pa.BufferReader(data), columns=["path"])["path"].to_pylist()
+        paths = parse_table(data, ["path"])["path"].to_pylist()
         return {name for path in paths for name in _NAME.findall(path)}
     return set(_NAME.findall(data.decode("utf-8", "replace")))
 

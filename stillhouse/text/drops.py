@@ -12,7 +12,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from stillhouse.storage.artifact import Receipt, Store, read_table
+from stillhouse.storage.artifact import Receipt, Store
+from stillhouse.storage.parquet import read_table
 from stillhouse.text.duplicates import hash_range, heldout_split, later_occurrences, mix
 
 DOCUMENTS_A_RANGE = 8_000_000

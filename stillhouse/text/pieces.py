@@ -8,7 +8,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from stillhouse.errors import ArtifactError
-from stillhouse.storage.artifact import read_table
+from stillhouse.storage.parquet import read_table
 from stillhouse.text.tokenizer import Tokenizer
 
 

@@ -16,11 +16,11 @@ from difflib import get_close_matches
 from typing import IO, Any, Literal, cast
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from stillhouse.errors import BadFileError, InputError
 from stillhouse.spec import DataSource
 from stillhouse.storage.filesystem import open_read
+from stillhouse.storage.parquet import open_parquet
 
 Format = Literal["parquet", "jsonl", "text"]
 SUFFIXES: dict[str, Format] = {
@@ -122,7 +122,7 @@ def _overlaps(wanted: Sequence[int], start: int, stop: int) -> bool:
 def _parquet_records(
     uri: str, stream: IO[bytes], settings: DataSource, wanted: Sequence[int]
 ) -> Iterator[Record]:
-    with pq.ParquetFile(stream, buffer_size=_READ_BYTES) as parquet:
+    with open_parquet(stream, buffer_size=_READ_BYTES) as parquet:
         names = _parquet_columns(uri, parquet.schema_arrow.names, settings)
         used = [name for name in dict.fromkeys(names) if name is not None]
         start = 0

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from stillhouse.errors import BadFileError
 from stillhouse.fingerprint import fingerprint
 from stillhouse.spec import DataSource
-from stillhouse.storage.artifact import PartRef, Receipt, Store, read_table
+from stillhouse.storage.artifact import PartRef, Receipt, Store
+from stillhouse.storage.parquet import read_table
 from stillhouse.text.documents import DeadLetter, Document, read_documents
 from stillhouse.text.duplicates import document_hash
 from stillhouse.text.packing import Packer, pack, token_dtype, tokens_table

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stillhouse.errors import ArtifactError
-from stillhouse.storage.filesystem import open_read
+from stillhouse.storage.parquet import open_part
 from stillhouse.training.order import Window
 
 Fetch = Callable[[Iterator[Window]], Iterator[pa.Table]]
@@ -58,33 +58,25 @@ class PartReader:
         return table
 
     def _span(self, part: int, first: int, last: int) -> Iterator[pa.Table]:
-        try:
-            metadata = self._metadata(part)
-            position = 0
-            for group in range(metadata.num_row_groups):
-                num_rows = metadata.row_group(group).num_rows
-                if first < position + num_rows and position < last:
-                    begin = max(first - position, 0)
-                    yield self._group(part, group, position).slice(begin, last - position - begin)
-                position += num_rows
-        except FileNotFoundError as error:
-            raise ArtifactError(
-                f"part {self._uris[part]} is missing though a manifest names it: put it back"
-            ) from error
-        except pa.ArrowInvalid as error:
-            raise ArtifactError(f"part {self._uris[part]} is broken: {error}") from error
+        metadata = self._metadata(part)
+        position = 0
+        for group in range(metadata.num_row_groups):
+            num_rows = metadata.row_group(group).num_rows
+            if first < position + num_rows and position < last:
+                begin = max(first - position, 0)
+                yield self._group(part, group, position).slice(begin, last - position - begin)
+            position += num_rows
 
     def _read_metadata(self, part: int) -> pq.FileMetaData:
-        with open_read(self._uris[part]) as stream:
-            return pq.read_metadata(stream)
+        with open_part(self._uris[part]) as file:
+            return file.metadata
 
     def _group(self, part: int, group: int, position: int) -> pa.Table:
         """A row group, which begins at row `position` of its part."""
         if (part, group) in self._groups:
             self._groups.move_to_end((part, group))
             return self._groups[part, group]
-        with open_read(self._uris[part]) as stream:
-            file = pq.ParquetFile(stream, metadata=self._metadata(part))
+        with open_part(self._uris[part], self._metadata(part)) as file:
             columns = [name for name in _WANTED if name in file.schema_arrow.names]
             table = file.read_row_group(group, columns=columns, use_threads=False)
         rows = np.arange(position, position + table.num_rows)

@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from stillhouse.models.causal_lm import build_model, choose_device, load_model, save_model
 from stillhouse.models.scoring import ScoringModel
 from stillhouse.spec import ModelSettings
-from stillhouse.storage.artifact import Manifest, Store, parquet_bytes, read_table
+from stillhouse.storage.artifact import Manifest, Store
 from stillhouse.storage.filesystem import list_names, read_bytes
 from stillhouse.storage.folders import put_folder
+from stillhouse.storage.parquet import parquet_bytes, read_table
 from stillhouse.text.pieces import token_ids
 from stillhouse.text.tokenizer import load_tokenizer
 from stillhouse.training.batches import TokenBatches

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from stillhouse.models.scoring import load_scoring_model
 from stillhouse.selection.contamination import NgramIndex
-from stillhouse.storage.artifact import read_table
+from stillhouse.storage.parquet import read_table
 from stillhouse.text.pieces import token_ids
 from stillhouse.text.tokenizer import load_tokenizer
 from stillhouse.training.batches import Batch

@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 
 from stillhouse.models.causal_lm import build_model, choose_device, save_model
 from stillhouse.storage import numbered
-from stillhouse.storage.artifact import Store, read_table
+from stillhouse.storage.artifact import Store
 from stillhouse.storage.filesystem import read_bytes
 from stillhouse.storage.folders import put_folder
+from stillhouse.storage.parquet import read_table
 from stillhouse.text.pieces import Pieces, read_pieces, token_ids
 from stillhouse.text.tokenizer import load_tokenizer
 from stillhouse.training.batches import BatchSource

@@ -14,7 +14,7 @@ from stillhouse.distillation.stored_sets import (
     set_table,
     with_logits,
 )
-from stillhouse.storage.artifact import parquet_bytes, read_table
+from stillhouse.storage.parquet import parquet_bytes, read_table
 
 
 def all_sums():

@@ -52,7 +52,8 @@ from stillhouse.distillation.stored_sets import (
 )
 from stillhouse.errors import ArtifactError, DivergedError, ModelError, SpecError
 from stillhouse.jobs.verify import verify
-from stillhouse.storage.artifact import Store, read_table
+from stillhouse.storage.artifact import Store
+from stillhouse.storage.parquet import read_table
 
 IMAGES = "1" * 64
 NETWORK = NetworkSettings(depth=2, width=3)

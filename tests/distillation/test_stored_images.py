@@ -3,7 +3,8 @@ from PIL import Image
 
 from stillhouse.distillation.image_sources import ImageData
 from stillhouse.distillation.stored_images import DEAD_LETTERS, store_images
-from stillhouse.storage.artifact import Store, read_table
+from stillhouse.storage.artifact import Store
+from stillhouse.storage.parquet import read_table
 
 
 def test_every_dead_letter_is_listed_in_a_file_of_the_artifact(tmp_path):

@@ -21,7 +21,8 @@ from stillhouse.pipelines.context import Context
 from stillhouse.pipelines.distill import image_work
 from stillhouse.pipelines.distilling import distil
 from stillhouse.spec import ComputeSettings
-from stillhouse.storage.artifact import Store, read_table
+from stillhouse.storage.artifact import Store
+from stillhouse.storage.parquet import read_table
 
 TINY = {
     "job": "distill",

@@ -12,7 +12,7 @@ from stillhouse import open_selection
 from stillhouse.fingerprint import sha256
 from stillhouse.selection.ranking import ELIGIBLE
 from stillhouse.selection.verification import Verifier
-from stillhouse.storage.artifact import parquet_bytes, read_table
+from stillhouse.storage.parquet import parquet_bytes, read_table
 
 
 @pytest.fixture

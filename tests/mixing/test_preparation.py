@@ -9,7 +9,8 @@ from stillhouse.errors import InputError
 from stillhouse.mixing.preparation import Lengths, prepare_source
 from stillhouse.mixing.spec import MixSpec
 from stillhouse.pipelines.mix_data import list_sources, open_sources
-from stillhouse.storage.artifact import Store, read_table
+from stillhouse.storage.artifact import Store
+from stillhouse.storage.parquet import read_table
 
 
 @pytest.fixture(scope="module")

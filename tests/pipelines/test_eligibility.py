@@ -9,7 +9,7 @@ from small import Quiet, parse, rows, write
 from stillhouse import open_artifact, open_selection
 from stillhouse.jobs.run import run_job
 from stillhouse.jobs.verify import verify_selection
-from stillhouse.storage.artifact import read_table
+from stillhouse.storage.parquet import read_table
 
 HELD = "salt wind on the old harbour wall and gulls above nine grey boats that wait for the tide"
 

@@ -8,7 +8,7 @@ from stillhouse import open_artifact, open_selection
 from stillhouse.errors import BudgetError
 from stillhouse.jobs.run import run_job
 from stillhouse.jobs.verify import verify_selection
-from stillhouse.storage.artifact import read_table
+from stillhouse.storage.parquet import read_table
 
 pytestmark = pytest.mark.usefixtures("finished")
 

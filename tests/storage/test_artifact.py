@@ -7,16 +7,10 @@ import pytest
 
 from stillhouse.errors import ArtifactError
 from stillhouse.fingerprint import sha256
-from stillhouse.storage.artifact import (
-    Manifest,
-    PartRef,
-    Receipt,
-    load_manifest,
-    parquet_bytes,
-    read_table,
-)
+from stillhouse.storage.artifact import Manifest, PartRef, Receipt, load_manifest
 from stillhouse.storage.commit import create, replace
 from stillhouse.storage.filesystem import filesystem, list_names, read_bytes
+from stillhouse.storage.parquet import parquet_bytes, read_table
 
 TABLE = pa.table({"x": [1, 2, 3]})
 
@@ -65,7 +59,7 @@ def test_broken_part(store):
     with pytest.raises(ArtifactError, match=r"part a.parquet is broken"):
         store.put_part("a.parquet", TABLE, num_tokens=3)
     with pytest.raises(
-        ArtifactError, match=r"part .*b.parquet is missing though a receipt names it"
+        ArtifactError, match=r"part .*b.parquet is missing though the store names it"
     ):
         read_table(store.path("b.parquet"))
 

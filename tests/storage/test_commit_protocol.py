@@ -10,9 +10,10 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from stillhouse.fingerprint import sha256
 from stillhouse.storage import artifact
-from stillhouse.storage.artifact import Manifest, Receipt, Store, parquet_bytes, read_table
+from stillhouse.storage.artifact import Manifest, Receipt, Store
 from stillhouse.storage.commit import create
 from stillhouse.storage.filesystem import read_bytes
+from stillhouse.storage.parquet import parquet_bytes, read_table
 
 TASKS = ("t0", "t1", "t2")
 WRITERS = st.sampled_from(["old version", "new version"])

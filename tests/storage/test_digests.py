@@ -7,10 +7,11 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from stillhouse.errors import BadFileError
-from stillhouse.storage.artifact import Store, parquet_bytes
+from stillhouse.storage.artifact import Store
 from stillhouse.storage.commit import replace
 from stillhouse.storage.digests import FileDigest, digest_files
 from stillhouse.storage.filesystem import join, list_files, list_names
+from stillhouse.storage.parquet import parquet_bytes
 
 
 class CountingFileSystem(MemoryFileSystem):

@@ -12,7 +12,7 @@ from fsspec.config import conf
 
 from stillhouse.errors import InputError, SpecError, StorageError
 from stillhouse.storage import retries
-from stillhouse.storage.artifact import Receipt, Store, parquet_bytes
+from stillhouse.storage.artifact import Receipt, Store
 from stillhouse.storage.commit import check_store, create, replace
 from stillhouse.storage.filesystem import (
     exists,
@@ -22,6 +22,7 @@ from stillhouse.storage.filesystem import (
     read_bytes,
     use_options,
 )
+from stillhouse.storage.parquet import parquet_bytes
 from stillhouse.storage.retries import explain, with_retries
 
 TABLE = pa.table({"x": list(range(1000))})

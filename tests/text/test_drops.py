@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stillhouse.storage.artifact import Receipt, Store, read_table
+from stillhouse.storage.artifact import Receipt, Store
+from stillhouse.storage.parquet import read_table
 from stillhouse.text.drops import (
     DROPS_SCHEMA,
     add_digests,

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from stillhouse.fingerprint import sha256
 from stillhouse.spec import ModelSettings, Optimisation
-from stillhouse.storage.artifact import Store, read_table
+from stillhouse.storage.artifact import Store
+from stillhouse.storage.parquet import read_table
 from stillhouse.text.documents import Document
 from stillhouse.text.packing import Packer, tokens_table
 from stillhouse.text.tokenizer import make_tokenizer, save_pretrained, train_tokenizer

@@ -1,0 +1,82 @@
+"""Parquet as it is written and read here: every page carries a checksum, and readers check it.
+
+A flipped bit in a page without one is read as other values, silently.
+"""
+
+import io
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import IO, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from stillhouse.errors import ArtifactError
+from stillhouse.storage.filesystem import open_read, read_bytes
+
+ROW_GROUP = 8192
+
+
+def parquet_bytes(
+    table: pa.Table, metadata: Mapping[str, str] | None = None, row_group: int = ROW_GROUP
+) -> bytes:
+    """The table as one Parquet file in zstd, in row groups small enough for any reader."""
+    if metadata:
+        table = table.replace_schema_metadata(dict(metadata))
+    buffer = io.BytesIO()
+    pq.write_table(
+        table, buffer, compression="zstd", row_group_size=row_group, write_page_checksum=True
+    )
+    return buffer.getvalue()
+
+
+def open_parquet(
+    stream: IO[bytes], metadata: pq.FileMetaData | None = None, buffer_size: int = 0
+) -> pq.ParquetFile:
+    """A Parquet file, anyone's, whose pages are checked where they carry checksums."""
+    return pq.ParquetFile(
+        stream, metadata=metadata, buffer_size=buffer_size, page_checksum_verification=True
+    )
+
+
+@contextmanager
+def open_part(uri: str, metadata: pq.FileMetaData | None = None) -> Iterator[pq.ParquetFile]:
+    """A Parquet object of a store, to be read by row groups; `metadata` is its known footer.
+
+    Raises:
+        ArtifactError: it is missing, or not what was written.
+    """
+    with _naming(uri), open_read(uri) as stream:
+        yield open_parquet(stream, metadata)
+
+
+def read_table(uri: str, columns: list[str] | None = None) -> pa.Table:
+    """A whole Parquet object of a store as a table.
+
+    Raises:
+        ArtifactError: it is missing, or not what was written.
+    """
+    with _naming(uri):
+        return parse_table(read_bytes(uri), columns)
+
+
+def parse_table(data: bytes, columns: list[str] | None = None) -> pa.Table:
+    """The table in the bytes of a Parquet file."""
+    return pq.read_table(pa.BufferReader(data), columns=columns, page_checksum_verification=True)
+
+
+@contextmanager
+def _naming(uri: str) -> Iterator[Any]:
+    """Name the object in the errors of reading it."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise ArtifactError(
+            f"part {uri} is missing though the store names it: put it back, or begin a new `store`"
+        ) from error
+    except (pa.ArrowInvalid, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # the disk's own
+        raise ArtifactError(
+            f"part {uri} is broken: {error}: restore it, or remove it and run again"
+        ) from error
