@@ -38,7 +38,8 @@ def project_files() -> dict[str, str]:
     return {
         name: path.read_text()
         for name, path in sorted(names.items())
-        if not name.startswith(("examples/data/", "benchmarks/out/", ".coverage"))
+        if name != ".git"
+        and not name.startswith(("examples/data/", "benchmarks/out/", ".coverage"))
     }
 
 
