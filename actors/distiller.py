@@ -5,6 +5,7 @@ from datetime import timedelta
 import ray
 
 from stillhouse.actors.image_worker import ImageWork
+from stillhouse.compute_settings import group_backend
 from stillhouse.storage.artifact import Store
 
 _PATIENCE = timedelta(minutes=30)
@@ -45,7 +46,7 @@ class Distiller:
         if size == 1:
             run_matching(self._store, prepared, task, self._note)
             return
-        backend = "nccl" if prepared.device.type == "cuda" else "gloo"
+        backend = group_backend(prepared.device.type, self._work.gpus)
         dist.init_process_group(
             backend, init_method=address, rank=rank, world_size=size, timeout=_PATIENCE
         )

@@ -15,6 +15,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
+from stillhouse.compute_settings import group_backend
 from stillhouse.errors import DivergedError, StillhouseError
 from stillhouse.training.task import Tell
 
@@ -35,6 +36,8 @@ class GroupSize:
     cpus: float
     gpus: float
     threads: int
+    device: str
+    """`cpu` or `cuda`."""
     max_failures: int
     """Lost groups before it gives up; those on preempted nodes count apart."""
     max_preemptions: int
@@ -66,8 +69,8 @@ class WorkerGroup:
         with tempfile.TemporaryDirectory() as folder:
             trainer = TorchTrainer(
                 _enter,
-                train_loop_config={"work": work, "group": here, "threads": size.threads},
-                torch_config=TorchConfig(backend="nccl" if size.gpus >= 1 else "gloo"),
+                train_loop_config={"work": work, "group": here, "size": size},
+                torch_config=TorchConfig(backend=group_backend(size.device, size.gpus)),
                 scaling_config=ScalingConfig(
                     num_workers=(size.min_workers, size.num_workers)
                     if elastic
@@ -122,8 +125,13 @@ def _enter(config: dict[str, Any]) -> None:
     ended: Any = ray.get(group.error.remote())
     if ended is not None:
         return
-    torch.set_num_threads(config["threads"])
+    size: GroupSize = config["size"]
+    torch.set_num_threads(size.threads)
     try:
+        if size.device == "cuda" and size.gpus:  # Ray Train shows a worker those of its neighbours
+            from ray.train.torch import get_device
+
+            torch.cuda.set_device(get_device())
         config["work"](partial(_tell, group))
     except Exception as error:
         out_of_memory = isinstance(error, torch.OutOfMemoryError | MemoryError)

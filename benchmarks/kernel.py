@@ -22,7 +22,7 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
 from stillhouse.models.causal_lm import build_model
-from stillhouse.models.cpu import set_attention, use_onednn_for_float32
+from stillhouse.models.cpu import use_onednn_for_float32
 from stillhouse.models.scoring import ScoringModel
 from stillhouse.spec import ModelSettings
 
@@ -48,7 +48,6 @@ def kernel(model: PreTrainedModel, scorer: ScoringModel, input_ids: NDArray[Any]
     """(b): the kernel, in the state a Scorer leaves its process in."""
     use_onednn_for_float32.cache_clear()
     use_onednn_for_float32()
-    set_attention(model, "auto", model.device)
     return scorer.token_nll(input_ids)
 
 

@@ -163,7 +163,7 @@ def prepare(folder: Path, num_tokens: int, clock: Clock) -> tuple[Prepared, Cont
 def plain_loop(folder: str, blocks: Sequence[NDArray[Any]], barrier: Barrier) -> Any:
     """(a) in one process: seconds, and each block's mean losses."""
     torch.set_num_threads(1)
-    model = load_model(folder, dtype="float32", attention="sdpa", device=torch.device("cpu"))
+    model = load_model(folder, dtype="float32", device=torch.device("cpu"))
 
     def run(block: NDArray[Any]) -> NDArray[np.float32]:
         losses: list[torch.Tensor] = []

@@ -106,7 +106,7 @@ def _stream(
             "kind": kind,
             "metrics": ctx.metrics(step),
         },
-        batch_size=None,
+        batch_size=per_block,  # Ray Data refuses None where workers have GPUs
         compute=ActorPoolStrategy(size=size),
         **placed,
     )

@@ -230,28 +230,22 @@ def train_mixes(ctx: Context, tasks: Sequence[MixTask]) -> list[Manifest]:
             actor: Any = Mixer
             mixer = actor.options(name=f"mixer-{uuid4().hex}").remote()
             follower = _Follower(ctx, todo, advance)
-            gpus = ctx.compute.gpus_of(ctx.compute.trainer) > 0
-            work = partial(_work, ctx.store, tuple(todo), mixer, ctx.compute.device, gpus)
+            compute = ctx.compute
+            place = compute.device, compute.gpus_of(compute.trainer)
+            work = partial(_work, ctx.store, tuple(todo), mixer, place)
             run_workers(ctx, "mixing", work, follower.hear)
     return [ctx.store.get_manifest("models", task.fingerprint) for task in tasks]
 
 
 def _work(
-    store: Store, tasks: Sequence[MixTask], mixer: Any, device: str, gpus: bool, tell: Any
+    store: Store, tasks: Sequence[MixTask], mixer: Any, place: tuple[str, float], tell: Any
 ) -> None:
     """In each worker: one run after another."""
-    import torch
-
     from stillhouse.mixing.run import run_mix
     from stillhouse.models.causal_lm import choose_device
     from stillhouse.training.group import WorkerGroup
 
-    where = choose_device(device, float(gpus))
-    if gpus:
-        from ray.train.torch import get_device
-
-        where = torch.device(str(get_device()))
-        torch.cuda.set_device(where)
+    where = choose_device(*place)
     group = WorkerGroup.current()
     for number, task in enumerate(tasks):
         there = store.find_manifest("models", task.fingerprint) is not None

@@ -25,7 +25,7 @@ from stillhouse.training.order import Rows, check_workers, default_lanes, defaul
 from stillhouse.training.spec import TrainingSettings, TrainSpec
 from stillhouse.training.task import OnlineTask, Tell, TrainTask
 
-TRAIN_VERSION = 1
+TRAIN_VERSION = 2
 _POINTS = 10
 _MAX_EVERY = 1000
 _SCORING = {"dtype", "attention"}
@@ -239,17 +239,11 @@ def _online_scorers(ctx: Context, task: OnlineTask | None) -> AbstractContextMan
 
 def _work(store: Store, task: TrainTask, scorers: list[Any], tell: Tell) -> None:
     """In each worker; the driver needs none of these modules, and some take seconds."""
-    import torch
     from ray.train import get_context
-    from ray.train.torch import get_device
 
     from stillhouse.pipelines.fetch import stream_windows
     from stillhouse.training.worker import online_batches, streamed_batches, train_worker
 
-    if task.gpus:
-        device: Any = get_device()
-        torch.cuda.set_device(device)
-        task = replace(task, device=str(device))
     if task.online is not None:
         from stillhouse.pipelines.online import ask_ahead
 

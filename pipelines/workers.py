@@ -9,6 +9,7 @@ from ray.exceptions import RayActorError
 
 from stillhouse.actors.attempts import PREEMPTION_BUDGET
 from stillhouse.actors.worker_group import ENVIRONMENT, GroupSize, Work, WorkerGroup
+from stillhouse.compute_settings import device_type
 from stillhouse.errors import ClusterError, PartFailedError
 from stillhouse.pipelines.context import Context
 from stillhouse.pipelines.flow import as_error
@@ -22,11 +23,13 @@ STEP = "step"
 
 def group_size(compute: ComputeSettings) -> GroupSize:
     """The group that a spec asks for."""
+    gpus = compute.gpus_of(compute.trainer)
     return GroupSize(
         num_workers=compute.trainers,
         min_workers=compute.min_trainers or compute.trainers,
         cpus=compute.cpus_per_worker,
-        gpus=compute.gpus_of(compute.trainer),
+        gpus=gpus,
+        device=device_type(compute.device, gpus),
         accelerator=compute.trainer.accelerator,
         labels=compute.trainer.labels,
         threads=compute.threads_per_worker,

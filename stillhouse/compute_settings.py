@@ -1,8 +1,8 @@
 """The settings of `compute:`: where a job runs, how wide, and on what kind of nodes."""
 
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from stillhouse.settings import Count, Settings
 
@@ -51,14 +51,22 @@ class ComputeSettings(Settings):
     )
     cpus_per_worker: Annotated[float, Field(gt=0)] = 1
     threads_per_worker: Count = Field(default=1, description="torch threads of an actor on the CPU")
-    device: str = Field(
-        default="auto",
-        pattern=r"^(auto|cpu|cuda(:\d+)?|mps|xpu)$",
-        description="auto: cuda where a GPU was asked for, else cpu",
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto", description="auto: cuda where a GPU was asked for, else cpu"
     )
     max_attempts: Count = Field(
         default=3, description="a part that kills its worker this often is given up"
     )
+
+    @field_validator("device", mode="before")
+    @classmethod
+    def _no_number(cls, value: Any) -> Any:
+        if isinstance(value, str) and value.startswith("cuda:"):
+            raise ValueError(
+                "Ray gives each worker its GPUs: set `cuda`, and `CUDA_VISIBLE_DEVICES` where Ray "
+                "is started to leave some out"
+            )
+        return value
 
     def gpus_of(self, worker: WorkerSettings) -> float:
         """GPUs of each actor of this kind."""
@@ -67,3 +75,13 @@ class ComputeSettings(Settings):
     def resources(self, gpus: float) -> dict[str, float]:
         """Ray's options for an actor with so many GPUs; without one it has `cpus_per_worker`."""
         return {"num_cpus": 0 if gpus else self.cpus_per_worker, "num_gpus": gpus}
+
+
+def device_type(device: str, gpus: float) -> Literal["cpu", "cuda"]:
+    """`compute.device` with `auto` resolved: cuda where GPUs were asked for, else cpu."""
+    return "cuda" if device == "cuda" or (device == "auto" and gpus > 0) else "cpu"
+
+
+def group_backend(device: str, gpus: float) -> Literal["gloo", "nccl"]:
+    """What sums over workers of a type of device; NCCL takes no two of them on one GPU."""
+    return "nccl" if device == "cuda" and gpus >= 1 else "gloo"

@@ -176,7 +176,9 @@ class ScoringSettings(Settings):
         default="auto", description="auto: bfloat16 on GPUs, exact float32 on CPUs"
     )
     compile: Literal["auto", "on", "off"] = Field(default="auto", description="auto: on for GPUs")
-    attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
+    attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = Field(
+        default="auto", description="auto: sdpa; on CPUs eager below 256 tokens"
+    )
     micro_batch: Count | None = Field(
         default=None,
         description="sequences a forward pass; default: 2,048 tokens on CPUs, 65,536 on GPUs",

@@ -15,7 +15,6 @@ from transformers import (
 )
 
 from stillhouse.errors import ModelError
-from stillhouse.models.cpu import Attention, set_attention
 from stillhouse.models.device import choose_device as choose_device
 from stillhouse.models.seeded import initialised
 from stillhouse.models.shape import model_uri, planned_sizes
@@ -64,9 +63,7 @@ def build_model(
     return initialised(lambda: AutoModelForCausalLM.from_config(config, dtype=torch.float32), seed)
 
 
-def load_model(
-    path: str, *, dtype: Dtype, attention: Attention, device: torch.device
-) -> PreTrainedModel:
+def load_model(path: str, *, dtype: Dtype, device: torch.device) -> PreTrainedModel:
     """A model from a folder, an fsspec URI or the hub: safetensors only, no code from there.
 
     Raises:
@@ -84,7 +81,6 @@ def load_model(
         except (OSError, ValueError, RuntimeError, KeyError) as error:
             reason = " ".join(str(error).replace(str(folder), path).split())[:300]
             raise ModelError(f"cannot load the model {path!r}: {reason}") from error
-    set_attention(model, attention, device)
     return model.to(device)  # pyright: ignore[reportArgumentType]
 
 

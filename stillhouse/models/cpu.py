@@ -1,20 +1,15 @@
-"""Two choices that decide how quick small float32 models are on CPUs; neither changes precision.
+"""A choice that decides how quick small float32 models are on CPUs; it does not change precision.
 
-PyTorch gives float32 matrix products to MKL, which uses half the vector width on AMD processors,
-and attention to a fused kernel that is slow for short sequences. `benchmarks/kernel.py` shows the
-effect of both.
+PyTorch gives float32 matrix products to MKL, which uses half the vector width on AMD processors.
+`benchmarks/kernel.py` shows the effect.
 """
 
 from functools import cache
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from transformers import PreTrainedModel
-
-Attention = Literal["auto", "sdpa", "eager", "flash_attention_2"]
 
 _EXACT = 1e-4  # float32 errs by 1e-5 in the probe below, bfloat16 by 1e-1
-_LONGEST_EAGER = 2048  # positions; the scores of eager attention grow with their square
 
 
 @cache
@@ -38,11 +33,3 @@ def use_onednn_for_float32() -> bool:
     if not exact:
         switch.fp32_precision = before
     return exact
-
-
-def set_attention(model: PreTrainedModel, attention: Attention, device: torch.device) -> None:
-    """Set the attention kernel; `auto` is sdpa, and eager on the CPU up to 2048 positions."""
-    if attention == "auto":
-        longest = getattr(model.config, "max_position_embeddings", None) or _LONGEST_EAGER + 1
-        attention = "eager" if device.type == "cpu" and longest <= _LONGEST_EAGER else "sdpa"
-    model.set_attn_implementation(attention)

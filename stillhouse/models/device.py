@@ -5,22 +5,24 @@ import sys
 
 import torch
 
+from stillhouse.compute_settings import device_type
 from stillhouse.errors import SpecError
 
 
 def choose_device(device: str, gpus: float) -> torch.device:
-    """The torch device; `auto` is cuda where GPUs were asked for, else cpu.
+    """The torch device of `device_type`; of several GPUs that torch sees, its current one.
 
     Raises:
         SpecError: cuda, and this process sees none.
     """
-    name = device if device != "auto" else "cuda" if gpus > 0 else "cpu"
-    if name.startswith("cuda") and not torch.cuda.is_available():
+    if device_type(device, gpus) == "cpu":
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
         raise SpecError(
             f"`compute.device` is {device!r} with {gpus:g} GPUs a worker, but this process sees no "
             "GPU: set `compute.gpus_per_worker` to 0 for the CPU, or to 1 on machines with GPUs"
         )
-    return torch.device(name)
+    return torch.device("cuda", torch.cuda.current_device())
 
 
 def peak_bytes(device: torch.device) -> int:

@@ -1,9 +1,10 @@
 """The scoring kernel: the loss of every predicted token, without ever holding all logits.
 
-The body gives hidden states [B, T, H]; logits are made for a few hundred positions at a time and
+The body gives hidden states [B, T, H]; logits are made for some thousand positions at a time and
 reduced at once to `logsumexp - target logit` in float32. Micro-batches have one fixed size, the
 last one filled up with copies of its first row, so that a sequence's losses do not depend on who
-scores it. Measured in `benchmarks/kernel.py`.
+scores it. Compiled, each layer and the reduction are one graph each: seconds, where a graph of the
+whole model takes many. Measured in `benchmarks/kernel.py`.
 """
 
 from typing import Any
@@ -11,11 +12,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, linear
 from transformers import PreTrainedModel
 
 from stillhouse.errors import ModelError
+from stillhouse.models.attention import Attention, set_attention
 from stillhouse.models.causal_lm import choose_device, choose_dtype, load_model
 from stillhouse.models.cpu import use_onednn_for_float32
 from stillhouse.spec import ScoringSettings
@@ -33,7 +35,8 @@ class ScoringModel:
         dtype: of the body's products. The residual stream has the weights' type, logits and
             losses are float32.
         micro_batch: sequences a forward pass; None: 2048 tokens on the CPU, 65536 on a GPU.
-        compile: compile the body with `torch.compile`: tens of seconds once, quicker afterwards.
+        compile: compile layers and losses with `torch.compile`: seconds once, quicker afterwards.
+        attention: of the body (`set_attention`).
 
     Raises:
         ModelError: the model does more to its logits than one matrix product.
@@ -46,29 +49,35 @@ class ScoringModel:
         dtype: torch.dtype,
         micro_batch: int | None = None,
         compile: bool = False,
+        attention: Attention = "auto",
     ) -> None:
         self._model = model
         self._device = model.device
         self._dtype = dtype
+        self._attention: Attention = attention
         self._micro_batch = micro_batch
         self._body: Any = model.base_model
         self._head = head_weight(model)
+        self._nll: Any = token_losses
         if self._device.type == "cpu":
             use_onednn_for_float32()
         if compile:
-            self._body = torch.compile(self._body, dynamic=False)
+            compile_layers(model)
+            self._nll = torch.compile(token_losses, dynamic=False)
 
     def token_nll(self, input_ids: NDArray[Any]) -> NDArray[np.float32]:
         """NLL in nats: integers [N, T] -> float32 [N, T-1]; column t-1 belongs to position t.
 
-        Out of memory halves the micro-batch, for this and all later calls.
+        Out of memory halves the micro-batch, for all rows of this call and for later ones: what is
+        scored together has the bytes of one size.
 
         Raises:
             torch.OutOfMemoryError, MemoryError: a single sequence is too much.
         """
         num_rows, length = input_ids.shape
         self._model.eval()
-        size = self._micro_batch or self._default_micro_batch(length)
+        set_attention(self._model, self._attention, length)
+        size = self._micro_batch = self._micro_batch or self._default_micro_batch(length)
         losses = np.empty((num_rows, length - 1), np.float32)
         start = 0
         while start < num_rows:
@@ -80,7 +89,15 @@ class ScoringModel:
                 if size == 1:
                     raise
                 size = self._micro_batch = size // 2
+                start = 0
+                if self._device.type == "cuda":
+                    torch.cuda.empty_cache()
         return losses
+
+    @property
+    def micro_batch(self) -> int | None:
+        """Sequences a forward pass, as far as they are known: after the first call they are."""
+        return self._micro_batch
 
     def _default_micro_batch(self, length: int) -> int:
         return max(1, _MICRO_BATCH_TOKENS[self._device.type] // length)
@@ -95,11 +112,30 @@ class ScoringModel:
         hidden = hidden[:, :-1].reshape(-1, hidden.shape[-1])
         targets = ids[:, 1:].reshape(-1)
         chunk = max(_MIN_CHUNK, _CHUNK_LOGITS[self._device.type] // len(self._head))
+        count = -(-len(targets) // chunk)  # of equal length: one or two shapes to compile
         parts = [
-            cross_entropy(float32_logits(h, self._head), y, reduction="none")
-            for h, y in zip(hidden.split(chunk), targets.split(chunk), strict=True)
+            self._nll(float32_logits(h, self._head), y)
+            for h, y in zip(hidden.chunk(count), targets.chunk(count), strict=True)
         ]
         return torch.cat(parts).view(size, -1).cpu().numpy()
+
+
+def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
+    """NLL in nats of float32 logits [n, V] and targets [n]: `logsumexp - target logit`."""
+    if not torch.compiler.is_compiling():  # quicker there; compiled, it would be two passes
+        return cross_entropy(logits, targets, reduction="none")
+    return logits.logsumexp(-1) - logits.gather(1, targets[:, None])[:, 0]
+
+
+def compile_layers(model: PreTrainedModel) -> None:
+    """Compile each of a model's layers in place, for fixed shapes."""
+    for layer in layers_of(model):
+        layer.compile(dynamic=False)
+
+
+def layers_of(model: nn.Module) -> nn.ModuleList:
+    """The layers of a transformers model: its first list of modules."""
+    return next(m for m in model.modules() if isinstance(m, nn.ModuleList))
 
 
 def float32_logits(hidden: Tensor, head: Tensor) -> Tensor:
@@ -150,7 +186,6 @@ def load_scoring_model(
     model = load_model(
         path,
         dtype=settings.dtype if on_gpu else "float32",
-        attention=settings.attention,
         device=place,
     )
     return ScoringModel(
@@ -158,4 +193,5 @@ def load_scoring_model(
         dtype=dtype,
         micro_batch=settings.micro_batch,
         compile=settings.compile == "on" or (settings.compile == "auto" and on_gpu),
+        attention=settings.attention,
     )

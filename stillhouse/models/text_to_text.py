@@ -87,7 +87,7 @@ def load_text_model(path: str, *, encoder_decoder: bool, device: torch.device) -
         ModelError: nothing there, or not a model of this kind.
     """
     if not encoder_decoder:
-        return load_model(path, dtype="float32", attention="auto", device=device)
+        return load_model(path, dtype="float32", device=device)
     with local_folder(model_uri(path), (".json", ".safetensors")) as folder:
         try:
             model: PreTrainedModel = AutoModelForSeq2SeqLM.from_pretrained(

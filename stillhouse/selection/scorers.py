@@ -22,7 +22,7 @@ from stillhouse.storage.parquet import read_table
 from stillhouse.text.pieces import Pieces, read_pieces, token_ids
 from stillhouse.text.tokenizer import Tokenizer
 
-SCORE_VERSION = 1
+SCORE_VERSION = 2
 SCORES_SCHEMA = pa.schema(
     [
         ("value", pa.float32()),

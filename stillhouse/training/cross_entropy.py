@@ -7,7 +7,9 @@ Gradients are made in the forward pass, while a chunk's probabilities are at han
 computed twice:  d objective / d l = [p * (1 + 2 * z_loss * z) - onehot(target)] / tokens.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -37,6 +39,8 @@ class NextTokenLoss:
     """The loss of language modelling over all T-1 predicted positions, EOS included."""
 
     z_loss: float
+    compiled: bool = False
+    """Whether the chunks' losses and gradients are one graph."""
 
     def __call__(self, model: PreTrainedModel, input_ids: Tensor) -> LossValue:
         """input_ids [B, T] on the model's device; under autocast, products take its dtype."""
@@ -53,8 +57,53 @@ class NextTokenLoss:
                 input_ids[:, 1:].flatten(),
                 self.z_loss,
                 learning,
+                _compiled_losses() if self.compiled else _losses,
             )  # pyright: ignore[reportGeneralTypeIssues]
         return LossValue(objective, nll, token_nll.view(len(input_ids), -1))
+
+
+class _Losses(NamedTuple):
+    """Of a chunk: NLLs [n], logsumexps [n], and the objective's gradient [n, V] where asked for."""
+
+    nll: Tensor
+    z: Tensor
+    gradient: Tensor | None
+
+
+def _losses(
+    logits: Tensor, target: Tensor, z_loss: float, total: int, dtype: torch.dtype | None
+) -> _Losses:
+    """Of float32 logits [n, V] and targets [n, 1].
+
+    Args:
+        logits, target: of a chunk.
+        z_loss: factor of the mean squared logsumexp.
+        total: tokens of all chunks.
+        dtype: of the gradient; None for none.
+    """
+    target_logit = logits.gather(1, target)
+    if torch.compiler.is_compiling():  # one pass over the logits, and no scatter
+        z = logits.logsumexp(-1, keepdim=True)
+        nll = z - target_logit
+        log_probs = logits - z
+    else:
+        log_probs = logits.log_softmax(-1)
+        nll = -log_probs.gather(1, target)
+        z = nll + target_logit
+    if dtype is None:
+        return _Losses(nll[:, 0], z[:, 0], None)
+    gradient = log_probs.exp_().mul_((1 + 2 * z_loss * z) / total)
+    if torch.compiler.is_compiling():
+        columns = torch.arange(logits.shape[1], device=logits.device)
+        gradient = torch.where(columns == target, gradient - 1 / total, gradient)
+    else:
+        gradient.scatter_add_(1, target, torch.full_like(nll, -1 / total))
+    return _Losses(nll[:, 0], z[:, 0], gradient.to(dtype))
+
+
+@cache
+def _compiled_losses() -> Callable[..., _Losses]:
+    return torch.compile(_losses, dynamic=False)
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
@@ -62,7 +111,13 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, z_loss: float, learning: bool
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        z_loss: float,
+        learning: bool,
+        losses_of: Callable[..., _Losses],
     ) -> tuple[Tensor, Tensor, Tensor]:
         head = weight.detach().to(hidden.dtype)
         chunk = max(_MIN_CHUNK, _CHUNK_LOGITS[hidden.device.type] // len(head))
@@ -70,22 +125,18 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         head_grad = torch.zeros_like(weight, dtype=torch.float32)
         token_nll = hidden.new_empty(len(hidden), dtype=torch.float32)
         nll, squares = hidden.new_zeros(2, dtype=torch.float32)
-        for start in range(0, len(hidden), chunk):
-            part = slice(start, start + chunk)
-            target = targets[part, None]
+        length = -(-len(hidden) // -(-len(hidden) // chunk))  # equal chunks: two shapes at most
+        for start in range(0, len(hidden), length):
+            part = slice(start, start + length)
             logits = float32_logits(hidden[part], head)
-            target_logit = logits.gather(1, target)
-            log_probs = logits.log_softmax(-1)
-            losses = -log_probs.gather(1, target)
-            token_nll[part] = losses[:, 0]
-            z = losses + target_logit
+            losses, z, grad = losses_of(
+                logits, targets[part, None], z_loss, len(hidden), hidden.dtype if learning else None
+            )
+            token_nll[part] = losses
             nll += losses.sum()
             squares += z.square().sum()
-            if not learning:
+            if grad is None:
                 continue
-            grad = log_probs.exp_().mul_((1 + 2 * z_loss * z) / len(hidden))
-            grad.scatter_add_(1, target, torch.full_like(losses, -1 / len(hidden)))
-            grad = grad.to(hidden.dtype)
             torch.mm(grad, head, out=hidden_grad[part])
             head_grad += grad.t() @ hidden[part]
         ctx.save_for_backward(hidden_grad, head_grad)
@@ -94,6 +145,6 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         return nll + z_loss * squares, nll, token_nll
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None, None, None]:
         hidden_grad, head_grad = ctx.saved_tensors
-        return hidden_grad * grads[0], head_grad * grads[0], None, None, None
+        return hidden_grad * grads[0], head_grad * grads[0], None, None, None, None

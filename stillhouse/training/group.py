@@ -103,11 +103,6 @@ def _buckets(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
     return buckets
 
 
-def layers_of(model: nn.Module) -> nn.ModuleList:
-    """The decoder layers of a transformers model: its first list of modules."""
-    return next(m for m in model.modules() if isinstance(m, nn.ModuleList))
-
-
 def shard(module: nn.Module, layers: nn.ModuleList, device: torch.device) -> None:
     """Share the weights of `module` out over all workers (FSDP2), layer by layer, in place."""
     from torch.distributed.device_mesh import init_device_mesh

@@ -42,7 +42,7 @@ def run_training(store: Store, task: ModelTask, on_step: Callable[[int, int], No
             eos_id=load_tokenizer(task.tokenizer, task.eos_token).eos_id,
         )
     else:
-        model = load_model(task.init, dtype="float32", attention="auto", device=device)
+        model = load_model(task.init, dtype="float32", device=device)
     data = read_sequences(store, task.data)
     batch = task.settings.global_batch
     num_steps = max(1, round(task.num_tokens / (task.sequence_length * batch)))

@@ -13,15 +13,16 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from stillhouse.errors import DivergedError
+from stillhouse.models.attention import set_attention
 from stillhouse.models.causal_lm import choose_dtype
-from stillhouse.models.cpu import set_attention, use_onednn_for_float32
-from stillhouse.models.scoring import head_weight
+from stillhouse.models.cpu import use_onednn_for_float32
+from stillhouse.models.scoring import compile_layers, head_weight, layers_of
 from stillhouse.spec import Optimisation
 from stillhouse.training.batches import Batch, BatchSource
 from stillhouse.training.cross_entropy import LossValue, NextTokenLoss
 from stillhouse.training.divergence import LossGuard
 from stillhouse.training.evaluate import SourceLoss
-from stillhouse.training.group import WorkerGroup, layers_of, reshard, shard, whole
+from stillhouse.training.group import WorkerGroup, reshard, shard, whole
 from stillhouse.training.optimisation import learning_rate, make_optimizer
 from stillhouse.training.order import NO_SAMPLES, chain
 from stillhouse.training.source_loss import SourceTally
@@ -131,7 +132,6 @@ class Trainer:
         stop_on_explosion: bool = False,
     ) -> None:
         model.to(device)  # pyright: ignore[reportArgumentType]
-        set_attention(model, "auto", device)
         if device.type == "cpu":
             use_onednn_for_float32()
         if loss is None:
@@ -139,7 +139,10 @@ class Trainer:
         self._model, self._source, self._settings = model, source, settings
         self._device, self._num_steps = device, num_steps
         self._group = group or WorkerGroup()
-        self._loss = _LossModule(model, loss or NextTokenLoss(settings.z_loss))
+        compiled = settings.compile == "on" or (
+            settings.compile == "auto" and device.type == "cuda"
+        )
+        self._loss = _LossModule(model, loss or NextTokenLoss(settings.z_loss, compiled))
         self._dtype = choose_dtype(settings.dtype, device)
         self._micro_batch = settings.micro_batch
         self._guard = LossGuard() if stop_on_explosion else None
@@ -149,15 +152,10 @@ class Trainer:
         self._peak = device_peak(device, self._dtype)
         if activation_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
-        compiled = settings.compile == "on" or (
-            settings.compile == "auto" and device.type == "cuda"
-        )
+        if compiled:
+            compile_layers(model)
         if self._group.sharded:
-            for layer in layers_of(model) if compiled else ():
-                layer.compile(dynamic=False)
             shard(self._loss, layers_of(model), device)
-        elif compiled:
-            model.base_model.compile(dynamic=False)
         self._optimizer = make_optimizer(model, settings)
 
     @property
@@ -248,6 +246,7 @@ class Trainer:
         return _Sums(total, torch.cat(token_nll) if token_nll else None)
 
     def _forward(self, micro: Tensor) -> LossValue:
+        set_attention(self._model, "auto", micro.shape[1])
         with torch.autocast(self._device.type, self._dtype, enabled=self._dtype != torch.float32):
             return self._loss(micro)
 

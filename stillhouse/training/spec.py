@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
+from stillhouse.compute_settings import device_type, group_backend
 from stillhouse.errors import SpecError
 from stillhouse.spec import (
     Count,
@@ -135,6 +136,19 @@ class TrainSpec(JobSpec):
             raise ValueError(f"`compute.min_trainers` {least} is above `compute.trainers` {most}")
         if isinstance(self.data, list) and not self.data:
             raise ValueError("`data`: give at least one data set")
+        return self
+
+    @model_validator(mode="after")
+    def _shards_fit(self) -> "TrainSpec":
+        compute = self.compute
+        gpus = compute.gpus_of(compute.trainer)
+        place = device_type(compute.device, gpus)
+        sharded = self.train.sharding == "fsdp" and compute.trainers > 1
+        if sharded and place == "cuda" and group_backend(place, gpus) == "gloo":
+            raise ValueError(
+                f"`train.sharding: fsdp` needs a whole GPU a worker, not {gpus:g}: set "
+                "`compute.gpus_per_worker: 1`"
+            )
         return self
 
     @model_validator(mode="after")

@@ -17,7 +17,7 @@ from stillhouse.training.spec import TrainingSettings
 
 CHECKPOINTS = "checkpoints"
 """Where in the store those of all trainings lie."""
-MODEL_VERSION = 1
+MODEL_VERSION = 2
 TRAINED_ON = "trained_on.parquet"
 
 Tell = Callable[[str, dict[str, Any]], None]

@@ -75,6 +75,11 @@ def load(place, content, *sets):
         (["train.lanes=3"], SpecError, "`train.lanes` 3 does not divide `train.global_batch` 8"),
         (["job=trian"], SpecError, "did you mean `train`"),
         (["compute.min_trainers=3"], SpecError, "`compute.min_trainers` 3 is above `compute.tr"),
+        (
+            ["train.sharding=fsdp", "compute={trainers: 2, gpus_per_worker: 0.5}"],
+            SpecError,
+            "`train.sharding: fsdp` needs a whole GPU a worker, not 0.5",
+        ),
         (["train.sharding=ddp"], SpecError, "`train.sharding`: 'ddp': input should be 'none' or"),
     ],
 )

@@ -107,6 +107,27 @@ def test_out_of_memory_halves_and_remembers() -> None:
     assert body.sizes[5:] == [2]
 
 
+def test_what_is_scored_together_has_the_bytes_of_one_micro_batch() -> None:
+    """Memory that gets scarce in the middle of a part: all of it is scored again."""
+    model, ids = small(), tokens(12)
+    scorer = ScoringModel(model, dtype=torch.bfloat16, micro_batch=4)
+    scorer._body = body = HungryBody(model.base_model)
+    body.limit, grown = 4, body.forward
+
+    def scarce(**options: Any) -> Any:
+        body.limit = 4 if len(body.sizes) < 2 else 2
+        return grown(**options)
+
+    body.forward = scarce
+    losses = scorer.token_nll(ids)
+    assert body.sizes == [4, 4, 4, *[2] * 6] and scorer.micro_batch == 2
+    small_ones = ScoringModel(model, dtype=torch.bfloat16, micro_batch=2)
+    assert (
+        losses.tobytes()
+        == np.concatenate([small_ones.token_nll(ids[i : i + 2]) for i in range(0, 12, 2)]).tobytes()
+    )
+
+
 def test_too_little_memory_for_one_sequence() -> None:
     scorer = ScoringModel(small(), dtype=torch.float32, micro_batch=4)
     scorer._body = body = HungryBody(torch.nn.Identity())

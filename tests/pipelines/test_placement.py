@@ -2,8 +2,10 @@
 
 import pytest
 
+from stillhouse.compute_settings import device_type, group_backend
 from stillhouse.errors import ClusterError
 from stillhouse.pipelines.placement import NodeType, actor_options, check_placement
+from stillhouse.pipelines.workers import group_size
 from stillhouse.spec import ComputeSettings
 
 SPOT = {"ray.io/market-type": "spot"}
@@ -30,6 +32,29 @@ def test_scorers_and_trainers_have_needs_of_their_own():
     }
     plain = ComputeSettings(cpus_per_worker=2)
     assert actor_options(plain, plain.scorer) == {"num_cpus": 2, "num_gpus": 0}
+
+
+@pytest.mark.parametrize(
+    ("device", "gpus", "computes", "sums"),
+    [
+        ("auto", 0, "cpu", "gloo"),
+        ("auto", 1, "cuda", "nccl"),
+        ("auto", 0.5, "cuda", "gloo"),  # NCCL takes no two ranks on one GPU
+        ("cpu", 1, "cpu", "gloo"),
+        ("cuda", 0, "cuda", "gloo"),  # all of them may be on one
+        ("cuda", 2, "cuda", "nccl"),
+    ],
+)
+def test_the_device_decides_where_and_how(device, gpus, computes, sums):
+    compute = ComputeSettings(device=device, gpus_per_worker=gpus)
+    assert group_size(compute).device == device_type(device, gpus) == computes
+    assert group_backend(computes, gpus) == sums
+
+
+@pytest.mark.parametrize("device", ["mps", "xpu", "cuda:1", "gpu", 1])
+def test_other_devices_are_refused(device):
+    with pytest.raises(ValueError, match=r"Ray gives|'auto', 'cpu' or 'cuda'"):
+        ComputeSettings(device=device)
 
 
 @pytest.mark.parametrize(

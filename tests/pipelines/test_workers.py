@@ -49,7 +49,7 @@ def test_a_cluster_that_stays_too_small_is_named(ray_cluster, tmp_path):
     compute = ComputeSettings(trainers=64, min_trainers=32, wait_s=0)
     ctx = Context(Store(str(tmp_path)), compute, Quiet())
     size = group_size(compute)
-    assert size == GroupSize(64, 32, 1, 0, 1, max_failures=2, max_preemptions=100)
+    assert size == GroupSize(64, 32, 1, 0, 1, "cpu", max_failures=2, max_preemptions=100)
     said = r"it needs 32 CPUs for 32 workers, the cluster has 4: add nodes, or lower `compute.tr"
     with pytest.raises(ClusterError, match=said):
         wait_for_room(ctx, size, "it")

@@ -1,3 +1,5 @@
+from functools import partial
+
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
@@ -29,11 +31,18 @@ def gradients(model: PreTrainedModel) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen3", "olmo2", "gpt_neox"])
 @pytest.mark.parametrize("tie", [True, False])
-@pytest.mark.parametrize("chunk_logits", [1 << 22, 1])
+@pytest.mark.parametrize(("chunk_logits", "compiled"), [(1 << 22, False), (1, False), (1, True)])
 def test_same_loss_and_gradients_as_all_logits_at_once(
-    architecture: str, tie: bool, chunk_logits: int, monkeypatch: pytest.MonkeyPatch
+    architecture: str,
+    tie: bool,
+    chunk_logits: int,
+    compiled: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(chunked._CHUNK_LOGITS, "cpu", chunk_logits)
+    if compiled:  # traced, as for a GPU, and run without the minutes of a C++ compiler
+        monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+        chunked._compiled_losses.cache_clear()
     model = small(architecture, tie)
     ids = torch.randint(0, VOCAB, (6, 16), generator=torch.Generator().manual_seed(0))
     logits = model(input_ids=ids).logits[:, :-1].flatten(0, 1)
@@ -42,7 +51,7 @@ def test_same_loss_and_gradients_as_all_logits_at_once(
     expected.backward()
     reference = gradients(model)
 
-    value = NextTokenLoss(0.01)(model, ids)
+    value = NextTokenLoss(0.01, compiled)(model, ids)
     (value.objective * 3).backward()
     torch.testing.assert_close(value.nll, nll)
     torch.testing.assert_close(value.objective, expected)

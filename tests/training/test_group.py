@@ -11,14 +11,14 @@ import torch.distributed as dist
 from test_loop import model
 from test_stream import write_part
 
-from stillhouse.models.scoring import ScoringModel
+from stillhouse.models.scoring import ScoringModel, layers_of
 from stillhouse.spec import Optimisation
 from stillhouse.storage.artifact import Store
 from stillhouse.training.checkpoint import Checkpoints
 from stillhouse.training.evaluate import heldout_nll
 from stillhouse.training.fetch import PartReader, read_ahead
 from stillhouse.training.fit import fit
-from stillhouse.training.group import WorkerGroup, layers_of
+from stillhouse.training.group import WorkerGroup
 from stillhouse.training.loop import Trainer
 from stillhouse.training.order import Rows, SampleOrder, check_workers
 from stillhouse.training.state import TrainingState, unpack_state
