@@ -8,9 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ray
-from ray.exceptions import RayTaskError
 
-from stillhouse.errors import StillhouseError
+from stillhouse.actors.results import get_result
 from stillhouse.mixing import mixer
 
 
@@ -64,9 +63,4 @@ class RemoteMixer:
         return self._call(None, "summary")
 
     def _call(self, task: mixer.MixerTask | None, method: str, *arguments: Any) -> Any:
-        try:
-            return ray.get(self._actor.call.remote(task, method, *arguments))
-        except RayTaskError as error:
-            if isinstance(error.cause, StillhouseError):
-                raise error.cause from None
-            raise
+        return get_result(self._actor.call.remote(task, method, *arguments))

@@ -32,5 +32,9 @@ class Trainer:
         """Steps done, and steps in all."""
         return self._progress
 
+    def node(self) -> str:
+        """The address of the node that this runs on."""
+        return ray.util.get_node_ip_address()
+
     def _note(self, step: int, num_steps: int) -> None:
         self._progress = (step, num_steps)

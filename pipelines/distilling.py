@@ -9,8 +9,9 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 from stillhouse.actors.distiller import Distiller
 from stillhouse.actors.image_worker import ImageWork
 from stillhouse.actors.part_worker import cannot_import
+from stillhouse.actors.results import get_result
 from stillhouse.distillation.matching_job import KIND, MatchingTask
-from stillhouse.errors import ClusterError, PartFailedError, StillhouseError
+from stillhouse.errors import ClusterError, PartFailedError
 from stillhouse.pipelines.context import Context
 from stillhouse.pipelines.flow import not_begun
 from stillhouse.pipelines.placement import actor_options
@@ -77,12 +78,11 @@ def _run(ctx: Context, work: ImageWork, task: MatchingTask, reused: int, advance
 
 def _result(reference: Any) -> None:
     try:
-        ray.get(reference)
+        get_result(reference)
     except RayTaskError as error:
-        cause = error.cause
-        if isinstance(cause, ImportError):
-            raise ClusterError(cannot_import(str(cause))) from None
-        raise cause if isinstance(cause, StillhouseError) else error from None
+        if isinstance(error.cause, ImportError):
+            raise ClusterError(cannot_import(str(error.cause))) from None
+        raise
 
 
 def _show(actor: Any, points: int, shown: float, advance: Any) -> float:

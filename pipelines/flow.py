@@ -12,12 +12,13 @@ from functools import partial
 from typing import Any, TypeAlias, TypeVar
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayActorError
 
 from stillhouse import errors
 from stillhouse.actors.attempts import Attempts
 from stillhouse.actors.part_worker import Failure, Host, PartWorker, cannot_import
-from stillhouse.errors import ClusterError, StillhouseError
+from stillhouse.actors.results import get_result
+from stillhouse.errors import ClusterError
 from stillhouse.pipelines.context import Context, FailedAt, Unfinished
 from stillhouse.storage.artifact import Receipt
 
@@ -166,24 +167,14 @@ def run_tasks(
         if ctx.dry:
             raise Unfinished("small tasks")
         if len(waiting) >= in_flight:
-            yield _result(waiting.pop(0))
+            yield get_result(waiting.pop(0))
         waiting.append(remote.remote(function, item))
     while waiting:
-        yield _result(waiting.pop(0))
+        yield get_result(waiting.pop(0))
 
 
 def _call(function: Callable[[T], R], item: T) -> R:
     return function(item)
-
-
-def _result(reference: Any) -> Any:
-    """What a task gave; our own errors as they were raised, without Ray's frames around them."""
-    try:
-        return ray.get(reference)
-    except RayTaskError as error:
-        if isinstance(error.cause, StillhouseError):
-            raise error.cause from None
-        raise
 
 
 def runner(ctx: Context) -> Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[Any]]:

@@ -5,10 +5,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import ray
-from ray.exceptions import RayTaskError
 
+from stillhouse.actors.results import get_result
 from stillhouse.actors.window_scorer import OnlineScorer
-from stillhouse.errors import StillhouseError
 from stillhouse.pipelines.context import Context
 from stillhouse.pipelines.placement import actor_options
 from stillhouse.training.online import Ask, Candidates
@@ -48,11 +47,6 @@ def ask_ahead(scorers: Sequence[Any], num_windows: int) -> Ask:
         for ahead in range(number, min(number + LOOK_AHEAD + 1, num_windows)):
             if ahead not in waiting:
                 waiting[ahead] = [scorer.window.remote(ahead) for scorer in scorers]
-        try:
-            return ray.get(waiting.pop(number))
-        except RayTaskError as error:
-            if isinstance(error.cause, StillhouseError):
-                raise error.cause from None
-            raise
+        return get_result(waiting.pop(number))
 
     return ask

@@ -9,6 +9,7 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
+from stillhouse.actors.results import get_result
 from stillhouse.actors.trainer import Trainer
 from stillhouse.errors import PartFailedError, StillhouseError
 from stillhouse.pipelines.context import Context, FailedAt
@@ -17,6 +18,7 @@ from stillhouse.storage.artifact import Manifest
 from stillhouse.training.task import ModelTask
 
 _POLL_S = 0.5
+_NODE_WAIT_S = 5.0
 
 
 @dataclass
@@ -78,7 +80,7 @@ def _train_all(ctx: Context, step: str, todo: list[ModelTask], advance: Any) -> 
             ended = running.pop(reference)
             ctx.work[step].device_seconds += perf_counter() - ended.started
             try:
-                done[ended.task.fingerprint] = ray.get(reference)
+                done[ended.task.fingerprint] = get_result(reference)
             except RayActorError:
                 lost[ended.task.fingerprint] += 1
                 ctx.metrics(step).retry("program")
@@ -87,10 +89,9 @@ def _train_all(ctx: Context, step: str, todo: list[ModelTask], advance: Any) -> 
                 idle.append(_actor(ctx, threads))
                 ended.tell(advance, 0.0)
                 continue
-            except RayTaskError as error:
-                cause = error.cause
-                ctx.failed_at = FailedAt(step, ended.task.label, error.ip)
-                raise cause if isinstance(cause, StillhouseError) else error from None
+            except (StillhouseError, RayTaskError):
+                ctx.failed_at = FailedAt(step, ended.task.label, _node(ended.actor))
+                raise
             idle.append(ended.actor)
             ended.tell(advance, 1.0)
         for state in running.values():
@@ -98,6 +99,14 @@ def _train_all(ctx: Context, step: str, todo: list[ModelTask], advance: Any) -> 
     for actor in idle:
         ray.kill(actor)
     return done
+
+
+def _node(actor: Any) -> str | None:
+    """The address of the node that an actor runs on."""
+    try:
+        return ray.get(actor.node.remote(), timeout=_NODE_WAIT_S)
+    except (RayActorError, GetTimeoutError):
+        return None
 
 
 def _actor(ctx: Context, threads: int) -> Any:

@@ -7,10 +7,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from stillhouse.errors import StorageError
 from stillhouse.fingerprint import sha256
 from stillhouse.storage.artifact import Manifest, Store
 from stillhouse.storage.commit import create_or_adopt
 from stillhouse.storage.filesystem import join, list_names, open_read, protocol_of
+from stillhouse.storage.retries import explain
 
 _BLOCK = 8 << 20
 
@@ -27,10 +29,21 @@ def put_folder(
     """Commit what `save` writes into an empty folder as the model artifact `name`.
 
     Files that a writer before us left behind are adopted.
+
+    Raises:
+        StorageError: the temporary folder (TMPDIR) or the store cannot take them.
     """
+    from safetensors import SafetensorError
+
     files: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as temporary:
-        save(Path(temporary))
+        try:
+            save(Path(temporary))
+        except (OSError, SafetensorError) as error:
+            raise StorageError(
+                f"{explain(error, f'writing a model to {temporary}')}; models go to TMPDIR before "
+                "they go to the store: free space there, or set another one, and run again"
+            ) from error
         for file in sorted(Path(temporary).iterdir()):
             data = create_or_adopt(store.path("models", name, file.name), file.read_bytes())
             files[file.name] = sha256(data)

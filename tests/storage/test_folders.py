@@ -1,5 +1,9 @@
+import tempfile
+
+import numpy as np
 import pytest
 
+from stillhouse.errors import StorageError
 from stillhouse.fingerprint import sha256
 from stillhouse.storage.commit import create, replace
 from stillhouse.storage.filesystem import join, list_names, read_bytes
@@ -37,7 +41,7 @@ def test_failed_save_leaves_nothing(store):
         save(folder)
         raise OSError("disk full")
 
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(StorageError, match="disk full; models go to TMPDIR"):
         put(store, broken)
     assert list_names(store.path("models")) == []
 
@@ -57,3 +61,19 @@ def test_only_named_files_of_a_remote_folder_are_copied():
     replace("memory://models/b.bin", b"large")
     with local_folder("memory://models", (".json",)) as local:
         assert [path.name for path in local.iterdir()] == ["a.json"]
+
+
+def test_a_temporary_folder_that_is_full(store, small_disk, monkeypatch):
+    """64 KiB of TMPDIR, 1 MB of weights: safetensors' own error, not the system's."""
+    from safetensors.numpy import save_file
+
+    monkeypatch.setattr(tempfile, "tempdir", str(small_disk))
+
+    def large(folder):
+        save_file({"weights": np.zeros(1 << 17)}, folder / "model.safetensors")
+
+    for too_much in (large, lambda folder: (folder / "x").write_bytes(bytes(1 << 20))):
+        with pytest.raises(StorageError, match=r"No space left on device.*set another one") as said:
+            put(store, too_much)
+        assert said.value.exit_code == 4
+        assert list_names(store.path("models")) == list_names(str(small_disk)) == []
