@@ -1,6 +1,7 @@
 """What goes in: the listing of a data source, its content digests, and the units of work."""
 
 from dataclasses import dataclass
+from urllib.parse import unquote
 
 from stillhouse.errors import InputError
 from stillhouse.fingerprint import fingerprint
@@ -8,11 +9,12 @@ from stillhouse.spec import DataSource, SelectSpec
 from stillhouse.storage.artifact import Store
 from stillhouse.storage.digests import digest_files
 from stillhouse.storage.filesystem import FileInfo, list_files
-from stillhouse.text.records import listed_suffixes
+from stillhouse.text.formats import listed_suffixes
 from stillhouse.text.tasks import UnitFile, UnitTask
 from stillhouse.text.units import InputFile, Unit, group_units
 
-SCAN_VERSION = 1
+SCAN_VERSION = 2
+_NO_PARTITION = "__HIVE_DEFAULT_PARTITION__"
 _BYTES_PER_TOKEN = 4
 
 
@@ -31,7 +33,7 @@ class Inputs:
 
     def identity(self) -> str:
         """Fingerprint of content and of the settings that decide what is read from it."""
-        return fingerprint([reading_identity(self.source), [f.digest for f in self.files]])
+        return fingerprint([reading_identity(self.source), [f.identity() for f in self.files]])
 
 
 def reading_identity(source: DataSource) -> dict[str, object]:
@@ -77,10 +79,20 @@ def open_inputs(
             info.size_bytes,
             digest.sha256,
             digest.row_group_rows if info.size_bytes > unit_bytes else None,
+            _folder_label(info.uri, source.columns.source or "source"),
         )
         for info, digest in zip(found, digests, strict=True)
     )
     return Inputs(source, files, tuple(group_units(files, unit_bytes=unit_bytes)))
+
+
+def _folder_label(uri: str, key: str) -> str | None:
+    """The value of a Hive partition `key=value` among the folders of a file."""
+    for folder in reversed(uri.split("/")[:-1]):
+        name, _, value = folder.partition("=")
+        if name == key and value != _NO_PARTITION:
+            return unquote(value) or None
+    return None
 
 
 def unit_tasks(inputs: Inputs) -> list[UnitTask]:
@@ -91,8 +103,9 @@ def unit_tasks(inputs: Inputs) -> list[UnitTask]:
             fingerprint=fingerprint(["scan", SCAN_VERSION, reading, unit.identity(inputs.files)]),
             index=index,
             files=tuple(
-                UnitFile(inputs.files[r.file].uri, inputs.files[r.file].digest, r.rows)
+                UnitFile(file.uri, file.digest, r.rows, file.label)
                 for r in unit.ranges
+                for file in [inputs.files[r.file]]
             ),
             source=inputs.source,
         )

@@ -23,10 +23,10 @@ from stillhouse.spec import TokenizerTraining
 from stillhouse.storage.artifact import Receipt, Store
 from stillhouse.storage.digests import digest_files
 from stillhouse.storage.filesystem import FileInfo, list_files, list_names
-from stillhouse.text.records import listed_suffixes
+from stillhouse.text.formats import listed_suffixes
 from stillhouse.text.tokenizer import load_tokenizer, train_tokenizer
 
-ARMS_VERSION = 1
+ARMS_VERSION = 2
 _SAMPLE_ROWS = 20_000
 
 
@@ -275,10 +275,14 @@ def _take_arms(made: ArmsMade, spec: MixSpec, source: OpenedSource, receipt: Rec
     if broken:
         _bad(made, spec, source.listed.name, broken)
         return
-    parts = iter(receipt.parts)
-    if source.listed.source.by is not None and not receipt.info["arms"]:
-        _bad(made, spec, source.listed.name, "no rows")
+    parts, by = iter(receipt.parts), source.listed.source.by
+    nowhere = [arm["counts"] for arm in receipt.info["arms"] if by and not arm["name"]]
+    if by and len(receipt.info["arms"]) == len(nowhere):
+        _bad(made, spec, source.listed.name, f"no usable row ({nowhere or 'no rows'})")
+    made.counts |= {f"{source.listed.name} without `{by}`": counts for counts in nowhere}
     for arm in receipt.info["arms"]:
+        if by and not arm["name"]:
+            continue
         part = next(parts) if arm["rows"] else None
         if arm["name"] in source.listed.source.exclude:
             continue

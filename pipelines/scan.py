@@ -136,6 +136,10 @@ def _check_rows(store: Store, scanned: Scan, letters: Manifest | None) -> None:
         )
     if not usable:
         raise InputError(f"{source.path!r} holds no usable document")
+    for key, count in counts.items():
+        if key.startswith("absent: ") and count == usable:
+            first = next(r.info[key] for r in scanned.receipts if key in r.info)
+            raise InputError(f"no row of {source.path!r} has what the spec names: {first}")
 
 
 def dead_letters(store: Store, scanned: Scan) -> Iterator[dict[str, Any]]:

@@ -6,18 +6,17 @@ Two forms, told apart by a file's columns (Parquet) or a row's keys (JSON Lines)
 * plain text: `text`, to be predicted from its beginning.
 """
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-from stillhouse.errors import InputError
-from stillhouse.spec import DataSource
-from stillhouse.storage.filesystem import open_read
-from stillhouse.storage.parquet import open_parquet
-from stillhouse.text.records import decompressed, format_of, naming_bad_file
+import pyarrow as pa
 
-_BATCH_ROWS = 256
+from stillhouse.errors import InputError
+from stillhouse.text.records import Record, read_records
+from stillhouse.text.values import ABSENT, as_text, column_of, find, label, text_fault
+
+_MAX_CHARS = 10_000_000
 _COLUMNS = ("input", "target", "choices", "text", "split")
 
 
@@ -55,82 +54,97 @@ def read_examples(
     """The rows of a file whose columns have the values of `where`, in order.
 
     Args:
-        uri: Parquet, JSON Lines (plain, gz, zst), or one plain text.
+        uri: Parquet, JSON, or one plain text.
         where: column and value, compared as text.
         by: the column whose value is the row's `group`.
 
     Raises:
         InputError: a column that is missing. BadFileError: the file cannot be read.
     """
-    for row, record in enumerate(_records(uri, {*where, *([by] if by else [])})):
-        group = "" if by is None else str(record.get(by))
-        if all(str(record.get(key)) == value for key, value in where.items()):
-            yield _judge(row, record, group)
-
-
-def _judge(row: int, record: Mapping[str, Any], group: str) -> Example | BadRow:
-    if "broken" in record:
-        return BadRow(row, record["broken"], group)
-    split = str(record.get("split") or "")
-    if "target" not in record:
-        if record.get("choices") is not None:
-            return BadRow(row, "`choices` without `target`", group)
-        text = record.get("text")
-        reason = _fault("text", text)
-        return BadRow(row, reason, group) if reason else Example("", str(text), (), split, group)
-    given, target, choices = record.get("input"), record["target"], record.get("choices")
-    if target is None and choices is not None:
-        return BadRow(row, "`choices` without `target`", group)
-    reason = _fault("input", given) or _fault("target", target)
-    if reason is None and choices is not None:
-        reason = _choices_fault(choices, str(target))
-    if reason is not None:
-        return BadRow(row, reason, group)
-    return Example(str(given), str(target), tuple(choices or ()), split, group)
-
-
-def _fault(name: str, text: Any) -> str | None:
-    if text is None:
-        return f"no `{name}`"
-    if not isinstance(text, str):
-        return f"`{name}` is not a string but {type(text).__name__}"
-    return None if text.strip() else f"empty `{name}`"
-
-
-def _choices_fault(choices: Any, target: str) -> str | None:
-    if not isinstance(choices, list) or not all(
-        isinstance(choice, str)
-        for choice in choices  # pyright: ignore[reportUnknownVariableType]
-    ):
-        return "`choices` is not a list of strings"
-    found = cast(list[str], choices)
-    if not found:
-        return None
-    if len(set(found)) != len(found):
-        return "two equal `choices`"
-    return None if target in found else "`target` is none of its `choices`"
-
-
-def _records(uri: str, needed: set[str]) -> Iterator[Mapping[str, Any]]:
-    kind = format_of(uri, DataSource(path=uri))
-    with open_read(uri) as stream, naming_bad_file(uri):
-        if kind == "parquet":
-            with open_parquet(stream) as parquet:
-                names = parquet.schema_arrow.names
-                _check_columns(uri, names, needed)
-                used = [name for name in names if name in needed or name in _COLUMNS]
-                for batch in parquet.iter_batches(_BATCH_ROWS, columns=used):
-                    yield from batch.to_pylist()
-        elif kind == "jsonl":
-            for line in decompressed(uri, stream):
-                if line.strip():
-                    yield _parsed(line)
+    needed = sorted({*where, *([by] if by else [])})
+    absent, row = set(needed), -1
+    for record in _records(uri, needed):
+        row = record.row
+        absent -= {key for key in absent if find(record.values, key) is not ABSENT}
+        try:
+            labels = {key: label(find(record.values, key)) for key in needed}
+        except ValueError as error:
+            yield BadRow(record.row, f"no label in `where` or `by`: {error}")
+            continue
+        if record.broken is None and any(labels[key] != where[key] for key in where):
+            continue
+        group = labels[by] if by else ""
+        if by and record.broken is None and not group:
+            yield BadRow(record.row, f"no value of `{by}` (`by`)")
         else:
-            yield {"text": decompressed(uri, stream).read().decode("utf-8-sig", "replace")}
+            yield _judge(record, group)
+    if absent and row >= 0:
+        raise InputError(f"{uri}: no row has the key {sorted(absent)} (`where`, `by`)")
 
 
-def _check_columns(uri: str, names: Sequence[str], needed: set[str]) -> None:
-    missing = sorted(needed - {*names})
+def _judge(record: Record, group: str) -> Example | BadRow:
+    try:
+        return _example(record, group)
+    except ValueError as error:
+        return BadRow(record.row, str(error), group)
+
+
+def _example(record: Record, group: str) -> Example:
+    """The row as an example.
+
+    Raises:
+        ValueError: why it cannot be used.
+    """
+    if record.broken is not None:
+        raise ValueError(record.broken)
+    values = record.values
+    split = label(values.get("split"))
+    if "target" not in values:
+        if values.get("choices") is not None:
+            raise ValueError("`choices` without `target`")
+        return Example("", _text(values, "text"), (), split, group)
+    choices = values.get("choices")
+    if values["target"] is None and choices is not None:
+        raise ValueError("`choices` without `target`")
+    given, target = _text(values, "input"), _text(values, "target")
+    return Example(given, target, _choices(choices, target), split, group)
+
+
+def _text(values: Mapping[str, Any], name: str) -> str:
+    text = as_text(values.get(name))
+    fault = f"no `{name}`" if text is None else text_fault(f"`{name}`", text)
+    if fault is not None:
+        raise ValueError(fault)
+    if not text.strip():
+        raise ValueError(f"empty `{name}`")
+    return text
+
+
+def _choices(choices: Any, target: str) -> tuple[str, ...]:
+    if choices is None:
+        return ()
+    if not isinstance(choices, list):
+        raise ValueError("`choices` is not a list of strings")
+    found = [as_text(choice) for choice in cast(list[Any], choices)]
+    if any(text_fault("", choice) is not None for choice in found):
+        raise ValueError("`choices` is not a list of strings")
+    if len(set(found)) != len(found):
+        raise ValueError("two equal `choices`")
+    if found and target not in found:
+        raise ValueError("`target` is none of its `choices`")
+    return tuple(found)
+
+
+def _records(uri: str, needed: Sequence[str]) -> Iterator[Record]:
+    return read_records(
+        uri, lambda schema: _columns(uri, schema, needed), text="text", max_chars=_MAX_CHARS
+    )
+
+
+def _columns(uri: str, schema: pa.Schema, needed: Sequence[str]) -> list[str]:
+    """The columns that are read of a Parquet file."""
+    names = schema.names
+    missing = [path for path in needed if column_of(schema, path) is None]
     if missing:
         raise InputError(f"{uri}: no column {missing} (`where`, `by`); it has {', '.join(names)}")
     if "choices" in names and "target" not in names:
@@ -139,11 +153,4 @@ def _check_columns(uri: str, names: Sequence[str], needed: set[str]) -> None:
         raise InputError(
             f"{uri}: neither `input` and `target` nor `text` among its columns {', '.join(names)}"
         )
-
-
-def _parsed(line: bytes) -> Mapping[str, Any]:
-    try:
-        value = json.loads(line.decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        return {"broken": f"broken JSON: {error}"[:200]}
-    return cast(dict[str, Any], value) if isinstance(value, dict) else {"broken": "not an object"}
+    return list(dict.fromkeys([*(name for name in _COLUMNS if name in names), *needed]))

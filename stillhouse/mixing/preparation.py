@@ -72,8 +72,8 @@ class _Arm:
 
 def prepare_source(store: Store, tokenizer: Tokenizer, task: SourceTask) -> Receipt:
     """Encode a source: a part of each arm. The receipt's `info["arms"]` names them and what became
-    of their rows; an arm without a usable row has no part. A file that cannot be read makes
-    `info["broken"]`.
+    of their rows, with `by` under "" those that say no arm; an arm without a usable row has no
+    part. A file that cannot be read makes `info["broken"]`.
     """
     arms: dict[str, _Arm] = defaultdict(_Arm)
     if task.by is None:
@@ -112,7 +112,7 @@ def _fill(arms: dict[str, _Arm], tokenizer: Tokenizer, task: SourceTask) -> None
     for batch in _batches(_examples(task)):
         good: list[Example] = []
         for item in batch:
-            arm = arms[item.group or task.name]
+            arm = arms[_arm_name(item, task)]
             if isinstance(item, BadRow):
                 arm.counts[f"bad: {item.reason}"] += 1
             elif task.max_examples is None or arm.counts["examples"] < task.max_examples:
@@ -121,7 +121,12 @@ def _fill(arms: dict[str, _Arm], tokenizer: Tokenizer, task: SourceTask) -> None
             else:
                 arm.counts["over the cap"] += 1
         for example, rows in zip(good, _encode(tokenizer, good, task, arms), strict=True):
-            arms[example.group or task.name].rows += rows
+            arms[_arm_name(example, task)].rows += rows
+
+
+def _arm_name(item: Example | BadRow, task: SourceTask) -> str:
+    """With `by` the group, which is "" for rows that cannot say theirs."""
+    return task.name if task.by is None else item.group
 
 
 def _examples(task: SourceTask) -> Iterator[Example | BadRow]:
@@ -143,7 +148,8 @@ def _selected_texts(uri: str, tokenizer_folder: str) -> Iterator[Example]:
         return
     words = load_tokenizer(tokenizer_folder)
     for ids in token_ids(table):
-        for text in words.decode(ids).split(words.eos_token):
+        for piece in np.split(ids, np.flatnonzero(ids == words.eos_id)):
+            text = words.decode(piece[piece != words.eos_id])
             if text.strip():
                 yield Example("", text)
 
@@ -158,7 +164,7 @@ def _encode(
     for example in examples:
         given, target = next(ids), next(ids)
         choices = [next(ids) for _ in example.choices]
-        counts = arms[example.group or task.name].counts
+        counts = arms[_arm_name(example, task)].counts
         if not example.input:
             rows = list(_pieces(target, task))
         else:

@@ -199,7 +199,12 @@ def _documents(
         wanted = sorted(int(r) for r in raw[file == index])
         place = member.files[index]
         for document in read_rows(
-            place.uri, wanted, file=int(index), name=place.digest[:12], settings=source
+            place.uri,
+            wanted,
+            file=int(index),
+            name=place.digest[:12],
+            settings=source,
+            label=place.label,
         ):
             texts[int(index), document.row] = document.text
     return pa.table(

@@ -1,116 +1,89 @@
-"""Raw rows of files, by format: what Parquet, JSON Lines and plain text hold before any check.
+"""Raw rows of files: what Parquet, JSON and plain text hold before any check.
 
-Formats go by suffix, `.gz` and `.zst` are taken off JSON Lines and text. Memory holds a batch of
-rows or one line. What lies in a row is judged by `documents`; here only files can be bad.
+One reader for documents and for the rows of tasks. JSON is a value a line, or one array, or
+indented objects one after the other; which of them is seen from its beginning. Memory holds a batch
+of rows, a line or an object. What lies in a row is judged by `documents` and by
+`stillhouse.mixing.examples`; here only files can be bad.
 """
 
-import gzip
+import codecs
 import io
 import json
-import zlib
+import re
+import sys
 from bisect import bisect_left
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from difflib import get_close_matches
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import chain, islice
 from typing import IO, Any, Literal, cast
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
-from stillhouse.errors import BadFileError, InputError
-from stillhouse.spec import DataSource
+from stillhouse.errors import BadFileError
 from stillhouse.storage.filesystem import open_read
 from stillhouse.storage.parquet import open_parquet
+from stillhouse.text.formats import READ_BYTES, Format, decoded, format_of, naming_bad_file
+from stillhouse.text.values import column_of, find, plain_values
 
-Format = Literal["parquet", "jsonl", "text"]
-SUFFIXES: dict[str, Format] = {
-    ".parquet": "parquet",
-    ".pq": "parquet",
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".json": "jsonl",
-    ".txt": "text",
-    ".md": "text",
-    ".rst": "text",
-}
-_COMPRESSIONS = (".gz", ".zst")
-_KEYS_CHARS = 200
+Choose = Callable[[pa.Schema], Sequence[str]]
+ALL_ROWS = range(sys.maxsize)
 _BATCH_ROWS = 256
-_READ_BYTES = 1 << 20
+_BATCH_BYTES = 16 << 20
+_BLANK = b" \t\r\n" + codecs.BOM_UTF8
 _JSON_BYTES_PER_CHAR = 12  # two \uXXXX escapes, a surrogate pair, make one character
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A raw row before any check; `broken` says why it could not even be parsed."""
+    """A raw row before any check.
+
+    Attributes:
+        row: its number in the file, from 0.
+        values: what it holds: of Parquet the wanted columns by their paths, of JSON the object.
+        broken: why it could not even be parsed.
+        raw: what was found instead.
+    """
 
     row: int
-    text: Any
-    id: Any = None
-    source: Any = None
+    values: dict[str, Any] = field(default_factory=dict[str, Any])
     broken: str | None = None
+    raw: Any = None
 
 
-def listed_suffixes(*wanted: Format) -> tuple[str, ...]:
-    """The suffixes of the files of some formats that a folder is read for.
-
-    A plain `.json` beside data is mostly about them; it is read where a path or glob names it.
-    """
-    suffixes = [name for name, kind in SUFFIXES.items() if kind in wanted]
-    listed = [s + c for s in suffixes for c in ("", *_COMPRESSIONS)]
-    return tuple(suffix for suffix in listed if suffix != ".json")
-
-
-def format_of(uri: str, settings: DataSource) -> Format:
-    """The format of a file, by `settings.format` or else by its suffix (in any case).
-
-    Raises:
-        InputError: a suffix that says nothing, under `format: auto`.
-    """
-    if settings.format != "auto":
-        return settings.format
-    name = uri.lower()
-    for compression in _COMPRESSIONS:
-        name = name.removesuffix(compression)
-    for suffix, kind in SUFFIXES.items():
-        if name.endswith(suffix):
-            return kind
-    raise InputError(f"{uri}: unknown suffix; known are {', '.join(SUFFIXES)}; or set `format`")
-
-
-def read_records(uri: str, settings: DataSource, wanted: Sequence[int]) -> Iterator[Record]:
+def read_records(
+    uri: str,
+    choose: Choose,
+    *,
+    text: str,
+    max_chars: int,
+    given: Format | Literal["auto"] = "auto",
+    wanted: Sequence[int] = ALL_ROWS,
+) -> Iterator[Record]:
     """The raw rows of a file whose numbers are in `wanted` (a range or a sorted list), in order.
 
+    Args:
+        uri: the file.
+        choose: the paths that are read of a Parquet file, by its schema; may refuse it.
+        text: the key that a plain text, which is one row, stands under.
+        max_chars: a longer text is a broken row.
+        given: the format; `auto`: by the suffix.
+        wanted: numbers of rows; default all.
+
     Raises:
-        InputError: a named column that is missing, an unknown suffix.
-        BadFileError: a truncated file, or one of another format.
+        InputError: an unknown suffix, what `choose` raises.
+        BadFileError: a truncated file, one of another format, two columns of one name.
     """
-    kind = format_of(uri, settings)
-    with open_read(uri) as stream, naming_bad_file(uri):
+    kind = format_of(uri, given)
+    with open_read(uri) as raw, naming_bad_file(uri):
+        kind, stream = decoded(uri, raw, kind)
         if kind == "parquet":
-            yield from _parquet_records(uri, stream, settings, wanted)
+            yield from _parquet_records(stream, choose, wanted)
         elif kind == "jsonl":
-            yield from _json_records(decompressed(uri, stream), settings, wanted)
+            limit = max_chars * _JSON_BYTES_PER_CHAR + READ_BYTES
+            yield from _json_records(stream, limit, wanted)
         elif _overlaps(wanted, 0, 1):
-            yield _text_record(decompressed(uri, stream), settings.max_chars)
-
-
-@contextmanager
-def naming_bad_file(uri: str) -> Generator[None]:
-    """Errors of parsers and decompressors become BadFileError; those of storage pass."""
-    try:
-        yield
-    except (pa.ArrowException, EOFError, zlib.error) as error:
-        raise BadFileError(_bad_file(uri, error)) from error
-    except OSError as error:
-        if error.errno is not None:  # the operating system or the store speaks, not a parser
-            raise
-        raise BadFileError(_bad_file(uri, error)) from error
-
-
-def _bad_file(uri: str, error: Exception) -> str:
-    cause = (str(error) or type(error).__name__).splitlines()[0][:200]
-    return f"{uri}: cannot be read: {cause}; repair it, or set `skip_bad_files: true`"
+            yield _text_record(stream, text, max_chars)
 
 
 def _overlaps(wanted: Sequence[int], start: int, stop: int) -> bool:
@@ -119,114 +92,202 @@ def _overlaps(wanted: Sequence[int], start: int, stop: int) -> bool:
     return position < len(wanted) and wanted[position] < stop
 
 
-def _parquet_records(
-    uri: str, stream: IO[bytes], settings: DataSource, wanted: Sequence[int]
-) -> Iterator[Record]:
-    with open_parquet(stream, buffer_size=_READ_BYTES) as parquet:
-        names = _parquet_columns(uri, parquet.schema_arrow.names, settings)
-        used = [name for name in dict.fromkeys(names) if name is not None]
+# --------------------------------------------------------------------------------------- Parquet
+
+
+def _parquet_records(stream: IO[bytes], choose: Choose, wanted: Sequence[int]) -> Iterator[Record]:
+    with open_parquet(stream, buffer_size=READ_BYTES) as parquet:
+        schema = parquet.schema_arrow
+        columns = {path: _column(schema, path) for path in choose(schema)}
         start = 0
         for group in range(parquet.num_row_groups):
             stop = start + parquet.metadata.row_group(group).num_rows
             if _overlaps(wanted, start, stop):
-                batches = parquet.iter_batches(_BATCH_ROWS, row_groups=[group], columns=used)
-                yield from _batch_records(batches, names, start, wanted)
+                size = _batch_rows(parquet.metadata.row_group(group), [*columns.values()])
+                batches = parquet.iter_batches(size, row_groups=[group], columns=[*columns])
+                yield from _batch_records(batches, columns, start, wanted)
             start = stop
 
 
-def _parquet_columns(
-    uri: str, existing: list[str], settings: DataSource
-) -> tuple[str, str | None, str | None]:
-    """The columns of text, id and source; None where there is none and none was named."""
-    asked = settings.columns
-    for key in ("text", "id", "source"):
-        column = getattr(asked, key)
-        if column is not None and column not in existing:
-            near = get_close_matches(column, existing, n=1)
-            hint = f"; did you mean `{near[0]}`" if near else ""
-            raise InputError(
-                f"{uri}: no column `{column}` (`columns.{key}`){hint}. It has {', '.join(existing)}"
-            )
-    default_id = "id" if "id" in existing else None
-    default_source = "source" if "source" in existing else None
-    return asked.text, asked.id or default_id, asked.source or default_source
+def _column(schema: pa.Schema, path: str) -> str:
+    """The column of a path that `choose` has found."""
+    column = column_of(schema, path)
+    assert column is not None
+    if schema.names.count(column) > 1:
+        raise BadFileError(f"{schema.names.count(column)} columns are called `{column}`")
+    return column
+
+
+def _batch_rows(group: pq.RowGroupMetaData, columns: list[str]) -> int:
+    """Rows of about 16 MB in all, however wide they are."""
+    chunks = (group.column(i) for i in range(group.num_columns))
+    used = (c for c in chunks if any(f"{c.path_in_schema}.".startswith(f"{n}.") for n in columns))
+    num_bytes = sum(chunk.total_uncompressed_size for chunk in used)
+    return max(1, min(_BATCH_ROWS, _BATCH_BYTES * group.num_rows // max(num_bytes, 1)))
 
 
 def _batch_records(
-    batches: Iterator[pa.RecordBatch],
-    names: tuple[str, str | None, str | None],
-    start: int,
-    wanted: Sequence[int],
+    batches: Iterator[pa.RecordBatch], columns: dict[str, str], start: int, wanted: Sequence[int]
 ) -> Iterator[Record]:
     for batch in batches:
         if _overlaps(wanted, start, start + batch.num_rows):
-            nothing = [None] * batch.num_rows
-            columns = [_values(batch.column(name)) if name else nothing for name in names]
-            for row, (text, id_, source) in enumerate(zip(*columns, strict=True), start):
-                if _overlaps(wanted, row, row + 1):
-                    yield Record(row, text, id_, source)
+            found = [_path_values(batch, path, column) for path, column in columns.items()]
+            for row in range(batch.num_rows):
+                if _overlaps(wanted, start + row, start + row + 1):
+                    cells = (one[row] for one in found)
+                    yield Record(start + row, dict(zip(columns, cells, strict=True)))
         start += batch.num_rows
 
 
-def _values(column: pa.Array) -> list[Any]:
-    """Python values; strings that are not UTF-8 come back as bytes."""
+def _path_values(batch: pa.RecordBatch, path: str, column: str) -> list[Any]:
+    found = plain_values(batch.column(column))
+    return found if path == column else [find({column: value}, path) for value in found]
+
+
+# ------------------------------------------------------------------------------------------ JSON
+
+
+def _json_records(stream: IO[bytes], limit: int, wanted: Sequence[int]) -> Iterator[Record]:
+    """Whichever of the three forms it is: an array, indented objects, a value a line."""
+    if _is_array(stream):
+        return _objects(_json_values(stream, b"", limit, is_array=True), wanted)
+    head: list[bytes] = []
+    while sum(map(_is_filled, head)) < 2 and (line := stream.readline(limit)):
+        head.append(line)
+        if not line.endswith(b"\n"):
+            break
+    first, *others = [line for line in head if _is_filled(line)] or [b""]
+    goes_on = others and not others[0].lstrip().startswith((b"{", b"["))
+    if goes_on and first.lstrip(_BLANK).startswith(b"{") and not _is_json(first):
+        values = _json_values(stream, b"".join(head), limit, is_array=False)
+        return _objects(values, wanted)
+    return _lines(stream, head, limit, wanted)
+
+
+def _is_filled(line: bytes) -> bool:
+    return bool(line.strip(_BLANK))
+
+
+def _is_array(stream: IO[bytes]) -> bool:
+    """Whether a file begins with an array that is not just its first line."""
+    head = cast(io.BufferedReader, stream).peek(READ_BYTES).lstrip(_BLANK)
+    line, _, rest = head.partition(b"\n")
+    return head.startswith(b"[") and not (rest.strip() and _is_json(line))
+
+
+def _is_json(line: bytes) -> bool:
     try:
-        return column.to_pylist()
-    except UnicodeDecodeError:
-        return column.cast(pa.large_binary()).to_pylist()
+        json.loads(line.strip(_BLANK))
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
-def decompressed(uri: str, stream: IO[bytes]) -> IO[bytes]:
-    """The stream without the compression that the file's suffix names."""
-    name = uri.lower()
-    if name.endswith(".gz"):
-        return cast(IO[bytes], gzip.GzipFile(fileobj=stream))
-    if name.endswith(".zst"):  # Arrow's reader, because it notices a truncated stream
-        raw = cast(io.RawIOBase, pa.CompressedInputStream(pa.PythonFile(stream, "r"), "zstd"))
-        return io.BufferedReader(raw, _READ_BYTES)
-    return stream
-
-
-def _json_records(
-    stream: IO[bytes], settings: DataSource, wanted: Sequence[int]
+def _lines(
+    stream: IO[bytes], head: list[bytes], limit: int, wanted: Sequence[int]
 ) -> Iterator[Record]:
-    limit = settings.max_chars * _JSON_BYTES_PER_CHAR + _READ_BYTES
     last = wanted[-1] if wanted else -1
+    lines = chain(head, iter(lambda: stream.readline(limit), b""))
     row = -1
-    while row < last and (line := stream.readline(limit)):
+    while row < last and (line := next(lines, b"")):
         row += 1
-        complete = len(line) < limit or line.endswith(b"\n")
-        while not complete:
-            rest = stream.readline(_READ_BYTES)
-            complete = not rest or rest.endswith(b"\n")
-        if _overlaps(wanted, row, row + 1) and line.strip():
-            yield _json_record(row, line, limit, settings)
+        if len(line) >= limit and not line.endswith(b"\n"):
+            while (rest := stream.readline(READ_BYTES)) and not rest.endswith(b"\n"):
+                pass
+        if _overlaps(wanted, row, row + 1) and _is_filled(line):
+            yield _line_record(row, line, limit)
 
 
-def _json_record(row: int, line: bytes, limit: int, settings: DataSource) -> Record:
+def _line_record(row: int, line: bytes, limit: int) -> Record:
     if len(line) >= limit:
-        return Record(row, line, broken=f"line longer than {limit} bytes (`max_chars`)")
+        return Record(row, broken=f"line longer than {limit} bytes (`max_chars`)", raw=line)
     try:
         value = json.loads(line.decode("utf-8-sig"))
     except UnicodeDecodeError:
-        return Record(row, line, broken="invalid UTF-8")
+        return Record(row, broken="invalid UTF-8", raw=line)
     except (ValueError, RecursionError) as error:
-        return Record(row, line, broken=f"broken JSON: {error}")
-    columns = settings.columns
+        if line.rstrip().endswith(b"},"):  # an array that lost its brackets
+            return _line_record(row, line.rstrip()[:-1], limit)
+        return Record(row, broken=f"broken JSON: {error}", raw=line)
+    return _object_record(row, value, line)
+
+
+def _object_record(row: int, value: Any, raw: Any) -> Record:
     if not isinstance(value, dict):
-        return Record(row, line, broken=f"not a JSON object but {type(value).__name__}")
-    if columns.text not in value:
-        keys = ", ".join(map(str, value))[:_KEYS_CHARS]
-        return Record(row, line, broken=f"no key `{columns.text}`; keys: {keys}")
-    id_, source = value.get(columns.id or "id"), value.get(columns.source or "source")
-    return Record(row, value[columns.text], id_, source)
+        return Record(row, broken=f"not a JSON object but {type(value).__name__}", raw=raw)
+    return Record(row, cast(dict[str, Any], value))
 
 
-def _text_record(stream: IO[bytes], max_chars: int) -> Record:
+def _objects(values: Iterator[Any], wanted: Sequence[int]) -> Iterator[Record]:
+    for row, value in enumerate(islice(values, wanted[-1] + 1 if wanted else 0)):
+        if _overlaps(wanted, row, row + 1):
+            yield _object_record(row, value, value)
+
+
+_BETWEEN = re.compile(r"[\s,]*")
+_UNFINISHED_CHARS = 16  # how far before the end an escape or literal that is cut off begins
+
+
+def _json_values(stream: IO[bytes], head: bytes, limit: int, *, is_array: bool) -> Iterator[Any]:
+    """The values of one array, or values one after the other, wherever their lines end.
+
+    Raises:
+        BadFileError: JSON that is broken or ends too early: where the next value begins is unknown.
+    """
+    decode = json.JSONDecoder().raw_decode
+    to_text = codecs.getincrementaldecoder("utf-8")("surrogateescape")
+    text, at, row, ended = to_text.decode(head).removeprefix("\ufeff"), 0, 0, False
+    begun = not is_array
+    while True:
+        at = cast(re.Match[str], _BETWEEN.match(text, at)).end()
+        if not begun and text[at : at + 1] == "[":
+            begun, at = True, at + 1
+            continue
+        if is_array and text[at : at + 1] == "]":
+            if text[at + 1 :].strip() or stream.read().strip():
+                raise BadFileError("there is more behind its JSON array: write a value a line")
+            return
+        try:
+            value, end = decode(text, at)
+        except (json.JSONDecodeError, RecursionError) as error:
+            if ended and at == len(text) and not is_array:
+                return
+            if ended or not _may_go_on(error, len(text)) or len(text) - at > limit:
+                raise BadFileError(f"broken JSON in row {row}: {error}") from error
+        else:
+            if end < len(text) or ended:
+                yield value
+                at, row = end, row + 1
+                continue
+        data = stream.read(max(READ_BYTES, len(text) - at))
+        text, at, ended = text[at:] + to_text.decode(data, final=not data), 0, not data
+        text = text.removeprefix("\ufeff") if not row and not begun else text
+
+
+def _may_go_on(error: Exception, end: int) -> bool:
+    """Whether JSON is broken only because the rest of it has not been read yet."""
+    if not isinstance(error, json.JSONDecodeError):
+        return False
+    return error.msg.startswith("Unterminated string") or error.pos >= end - _UNFINISHED_CHARS
+
+
+# ------------------------------------------------------------------------------------ plain text
+
+
+def _text_record(stream: IO[bytes], key: str, max_chars: int) -> Record:
     data = stream.read(4 * max_chars + 4)  # enough to see that a text is too long
     if len(data) > 4 * max_chars + 3:
-        return Record(0, data, broken=f"longer than {max_chars} characters")
+        return Record(0, broken=too_long(max_chars, is_file=True), raw=data)
     try:
-        return Record(0, data.decode("utf-8-sig"))
+        found = data.decode("utf-8-sig")
     except UnicodeDecodeError:
-        return Record(0, data, broken="invalid UTF-8")
+        return Record(0, broken="invalid UTF-8", raw=data)
+    if len(found) > max_chars:
+        return Record(0, broken=too_long(max_chars, is_file=True), raw=found)
+    return Record(0, {key: found})
+
+
+def too_long(max_chars: int, *, is_file: bool = False) -> str:
+    """Why a text is left out."""
+    reason = f"longer than {max_chars} characters"
+    return f"{reason} (a plain text file is one document)" if is_file else reason

@@ -39,11 +39,15 @@ DEAD_LETTER_SCHEMA = pa.schema(
 
 @dataclass(frozen=True, slots=True)
 class UnitFile:
-    """One file of a unit, or a range of its rows. The digest is its identity, the URI its place."""
+    """One file of a unit, or a range of its rows. The digest is its identity, the URI its place.
+
+    `label` is the source of all its rows, where a folder's name says so.
+    """
 
     uri: str
     digest: str
     rows: tuple[int, int] | None
+    label: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +92,12 @@ def read_unit(task: UnitTask) -> Iterator[Document | DeadLetter]:
 def _read_file(task: UnitTask, index: int) -> Iterator[Document | DeadLetter]:
     file = task.files[index]
     return read_documents(
-        file.uri, file=index, name=file.digest[:12], settings=task.source, rows=file.rows
+        file.uri,
+        file=index,
+        name=file.digest[:12],
+        settings=task.source,
+        rows=file.rows,
+        label=file.label,
     )
 
 
@@ -106,18 +115,18 @@ def scan_unit(store: Store, task: UnitTask) -> Receipt:
     """Hash every document of a unit and set aside the rows that cannot be used.
 
     Makes parts of `file, row, hash, chars`; dead letters become a part of their own, named in the
-    receipt's `info`. Counts: documents, chars, and `dead: REASON` without the
-    details.
+    receipt's `info`. Counts: documents, chars, `dead: REASON` without the details, and
+    `absent: KEY` of documents without a key that the spec names, the first one whole in `info`.
     """
     dead: list[DeadLetter] = []
     counts: Counter[str] = Counter()
     parts: list[PartRef] = []
-    for number, batch in enumerate(_batches(_scan(task, dead, counts), _SCAN_ROWS)):
+    info: dict[str, Any] = {}
+    for number, batch in enumerate(_batches(_scan(task, dead, counts, info), _SCAN_ROWS)):
         columns = list(zip(*batch, strict=True))
         table = pa.table(dict(zip(SCAN_SCHEMA.names, columns, strict=True)), schema=SCAN_SCHEMA)
         path = f"scans/parts/{task.fingerprint}-{number:05d}.parquet"
         parts.append(store.put_part(path, table, num_tokens=0))
-    info: dict[str, Any] = {}
     if dead:
         table = pa.Table.from_pylist([_letter(d) for d in dead], schema=DEAD_LETTER_SCHEMA)
         path = f"scans/dead/{task.fingerprint}.parquet"
@@ -129,7 +138,7 @@ def scan_unit(store: Store, task: UnitTask) -> Receipt:
 
 
 def _scan(
-    task: UnitTask, dead: list[DeadLetter], counts: Counter[str]
+    task: UnitTask, dead: list[DeadLetter], counts: Counter[str], info: dict[str, Any]
 ) -> Iterator[tuple[int, int, bytes, int]]:
     for item in read_unit(task):
         if isinstance(item, DeadLetter):
@@ -137,6 +146,10 @@ def _scan(
             continue
         counts["documents"] += 1
         counts["chars"] += len(item.text)
+        if item.absent:
+            key = f"absent: {item.absent.split(';')[0]}"
+            counts[key] += 1
+            info.setdefault(key, item.absent)
         yield item.file, item.row, document_hash(item.text), len(item.text)
 
 

@@ -20,6 +20,7 @@ class InputFile:
         size_bytes: its size as stored.
         digest: hex SHA-256 of its content.
         row_group_rows: rows of each row group, of Parquet files larger than a unit; else None.
+        label: the source of all its rows, where a folder's name says so.
     """
 
     uri: str
@@ -27,6 +28,11 @@ class InputFile:
     size_bytes: int
     digest: str
     row_group_rows: tuple[int, ...] | None = None
+    label: str | None = None
+
+    def identity(self) -> list[str | int | None]:
+        """What its rows depend on: its content, and a label where there is one."""
+        return [self.digest, *([self.label] if self.label is not None else [])]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +50,8 @@ class Unit:
     ranges: tuple[FileRange, ...]
 
     def identity(self, files: Sequence[InputFile]) -> list[list[str | int | None]]:
-        """Content only, for fingerprints: `[digest, first row, end row]` of each range in order."""
-        return [[files[r.file].digest, *(r.rows or (None, None))] for r in self.ranges]
+        """For fingerprints: what each file is, first row and end row of each range in order."""
+        return [[*files[r.file].identity(), *(r.rows or (None, None))] for r in self.ranges]
 
 
 GROUP_BYTES = 2**17

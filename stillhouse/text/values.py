@@ -1,0 +1,129 @@
+"""Values out of Arrow columns and JSON records: by dotted path, as text, as labels.
+
+One rule for both: what stands under `a.b` is the key `a.b`, or else the key `b` in the object `a`.
+"""
+
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
+from math import isnan
+from typing import Any, cast
+from uuid import UUID
+
+import pyarrow as pa
+
+_WHOLE_FLOATS = 2.0**53
+
+
+class _Absent:
+    """Where there is nothing at all under a path, not even null."""
+
+
+ABSENT = _Absent()
+
+
+def find(record: object, path: str) -> Any:
+    """The value at a dotted path of a record; ABSENT where there is no such key."""
+    if not isinstance(record, dict):
+        return ABSENT
+    found = cast(dict[str, Any], record)
+    if path in found:
+        return found[path]
+    for head, tail in _cuts(path):
+        if head in found:
+            return find(found[head], tail)
+    return ABSENT
+
+
+def column_of(schema: pa.Schema, path: str) -> str | None:
+    """The column of a schema that holds a dotted path; None where there is none."""
+    if path in schema.names:
+        return path
+    for head, tail in _cuts(path):
+        if head in schema.names and _holds(schema.field(head).type, tail):
+            return head
+    return None
+
+
+def _cuts(path: str) -> list[tuple[str, str]]:
+    """Head and tail at each dot, the longest head first."""
+    keys = path.split(".")
+    return [(".".join(keys[:i]), ".".join(keys[i:])) for i in range(len(keys) - 1, 0, -1)]
+
+
+def _holds(kind: pa.DataType, path: str) -> bool:
+    if not pa.types.is_struct(kind):
+        return False
+    return column_of(pa.schema(list(cast(pa.StructType, kind))), path) is not None
+
+
+def plain_values(column: pa.Array) -> list[Any]:
+    """Python values; strings that are not UTF-8 come back as bytes, far dates as numbers."""
+    try:
+        return column.to_pylist()
+    except (ValueError, OverflowError):
+        return [_value(scalar) for scalar in column]
+
+
+def _value(scalar: Any) -> Any:
+    try:
+        return scalar.as_py()
+    except UnicodeDecodeError:
+        if pa.types.is_dictionary(scalar.type):
+            return _value(scalar.value)
+        return scalar.as_buffer().to_pybytes() if hasattr(scalar, "as_buffer") else b"\xff"
+    except (ValueError, OverflowError):
+        return scalar.value
+
+
+def as_text(value: Any) -> Any:
+    """Bytes as text where they are UTF-8: a Parquet column without the string mark."""
+    try:
+        return value.decode() if isinstance(value, bytes) else value
+    except UnicodeDecodeError:
+        return value
+
+
+def is_unicode(text: str) -> bool:
+    """False for lone surrogates, which JSON can spell but UTF-8 cannot hold."""
+    try:
+        return text.isascii() or bool(text.encode())
+    except UnicodeEncodeError:
+        return False
+
+
+def text_fault(name: str, value: Any) -> str | None:
+    """Why a value cannot be used as text; None where it can."""
+    if isinstance(value, bytes):
+        return "invalid UTF-8"
+    if isinstance(value, dict):
+        keys = ", ".join(map(str, cast(dict[str, Any], value)))
+        return f"{name} is not a string but an object; name a key of it as `a.b`: {keys[:200]}"
+    if not isinstance(value, str):
+        return f"{name} is not a string but {type(value).__name__}"
+    return None if is_unicode(value) else "invalid Unicode (lone surrogate)"
+
+
+def label(value: Any) -> str:
+    """A plain value as a label: as it is written; "" for null. Whole floats lose their point.
+
+    Raises:
+        ValueError: what has no one spelling (lists, objects), and text that is not Unicode.
+    """
+    value = as_text(value)
+    if isinstance(value, str):
+        if not is_unicode(value):
+            raise ValueError("not Unicode (lone surrogate)")
+        return value
+    if value is None or value is ABSENT or (isinstance(value, float) and isnan(value)):
+        return ""
+    if isinstance(value, bytes):
+        return value.hex()
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float) and value.is_integer() and abs(value) < _WHOLE_FLOATS:
+        return str(int(value))
+    if isinstance(value, datetime | date | time):
+        return value.isoformat()
+    if isinstance(value, int | float | Decimal | UUID | timedelta):
+        return str(value)
+    raise ValueError(f"no plain value but {type(value).__name__}")
