@@ -1,5 +1,6 @@
 """What goes in: the listing of a data source, its content digests, and the units of work."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from urllib.parse import unquote
 
@@ -51,14 +52,17 @@ def list_source(source: DataSource) -> list[FileInfo]:
         InputError: nothing matches, or all files are empty.
     """
     if source.format == "auto":
-        found = list_files(
-            source.paths, listed_suffixes("parquet", "jsonl"), otherwise=listed_suffixes("text")
-        )
+        found = list_documents(source.paths)
     else:
         found = list_files(source.paths, listed_suffixes(source.format))
     if not any(info.size_bytes for info in found):
         raise InputError(f"all files of {source.path!r} are empty")
     return found
+
+
+def list_documents(paths: Sequence[str]) -> list[FileInfo]:
+    """The files of any format, as `list_source`."""
+    return list_files(paths, listed_suffixes("parquet", "jsonl"), otherwise=listed_suffixes("text"))
 
 
 def open_inputs(

@@ -16,14 +16,14 @@ from stillhouse.mixing.schedule import check_arms
 from stillhouse.mixing.spec import ArmSource, MixSpec
 from stillhouse.pipelines.context import Context
 from stillhouse.pipelines.flow import run_tasks
+from stillhouse.pipelines.inputs import list_documents
 from stillhouse.pipelines.tokenizer import task_tokenizer
 from stillhouse.pipelines.tokens import TokenizerRef
 from stillhouse.reading.readers import Selection, open_selection
 from stillhouse.spec import TokenizerTraining
 from stillhouse.storage.artifact import Receipt, Store
 from stillhouse.storage.digests import digest_files
-from stillhouse.storage.filesystem import FileInfo, list_files, list_names
-from stillhouse.text.formats import listed_suffixes
+from stillhouse.storage.filesystem import FileInfo, list_names
 from stillhouse.text.tokenizer import load_tokenizer, train_tokenizer
 
 ARMS_VERSION = 2
@@ -115,9 +115,7 @@ def _listed(spec: MixSpec, source: ArmSource) -> ListedSource:
         return ListedSource(source, selection=open_selection(uri).uri)
     assert source.path is not None
     paths = [source.path] if isinstance(source.path, str) else source.path
-    return ListedSource(
-        source, tuple(list_files(paths, listed_suffixes("parquet", "jsonl", "text")))
-    )
+    return ListedSource(source, tuple(list_documents(paths)))
 
 
 def _name(source: ArmSource) -> str:

@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 from typing import IO, Any
@@ -21,9 +22,11 @@ from stillhouse.fingerprint import fingerprint
 from stillhouse.storage.retries import with_retries
 
 S3_PROTOCOLS = ("s3", "s3a")
+_WEB_PROTOCOLS = ("http", "https")
 _S3_CONFIG = {"connect_timeout": 10, "read_timeout": 20}
 _ONE_TRY = {"total_max_attempts": 1, "mode": "standard"}
 _THREADS = 16
+_STAMPS = ("ETag", "etag", "mtime", "LastModified", "Last-Modified", "last_modified", "created")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,11 +85,13 @@ def filesystem(uri: str) -> tuple[Any, str]:
 
     protocol = protocol_of(uri)
     try:
+        if protocol in _WEB_PROTOCOLS:  # sizes and ranges are those of the file as it lies there
+            return fsspec.filesystem(protocol, headers={"Accept-Encoding": "identity"}), uri
         if protocol not in S3_PROTOCOLS:
             return fsspec.core.url_to_fs(uri)
-        fs, path = fsspec.core.url_to_fs(
-            uri, use_listings_cache=False, config_kwargs=_s3_config(conf)
-        )
+        # not `url_to_fs`, which takes a key with `::` for a chain of filesystems
+        fs = fsspec.filesystem(protocol, use_listings_cache=False, config_kwargs=_s3_config(conf))
+        path = fs._strip_protocol(uri)
         fs.retries = 1
         return fs, path
     except (ValueError, ImportError) as error:
@@ -152,7 +157,8 @@ def list_files(
 
     Inside a folder only files with one of `suffixes` count (where it has none, those with one of
     `otherwise`), and none under a name that starts with a dot or underscore; links to folders are
-    followed. A file or glob is taken at its word. `name` is relative to the folder (for a glob,
+    followed. A file or glob is taken at its word, but a wildcard does not stand for such a name.
+    `name` is relative to the folder (for a glob,
     to what stands before its first wildcard; for a file, to its folder), so that it changes
     neither when the folder is renamed nor when files are added.
 
@@ -179,10 +185,13 @@ _Suffixes = tuple[tuple[str, ...], tuple[str, ...]]
 
 
 def _no_match(uri: str, wanted: _Suffixes) -> str:
-    sought = ", ".join([*wanted[0], *wanted[1]])
+    sought = ", ".join(s for s in [*wanted[0], *wanted[1]] if s.count(".") == 1)
     escaped = uri.replace("[", "[[]")
     hint = f"; write {escaped!r} if the bracket is part of the name" if "[" in uri else ""
-    return f"no files match {uri!r} (looking for {sought}){hint}"
+    return (
+        f"no files match {uri!r} (looking for {sought}; names that begin with . or _ are hidden"
+        f" or unfinished files, which only a path of theirs names){hint}"
+    )
 
 
 def _check_name(uri: str) -> None:
@@ -199,8 +208,26 @@ def _find_local(path: str, suffixes: _Suffixes) -> list[FileInfo]:
     elif os.path.isdir(path):
         root, found = path, _counted(_walk(path), path, suffixes)
     else:
-        root, found = _before_wildcard(path), glob.glob(path, recursive=True)
+        root = _before_wildcard(path)
+        found = _named(_glob(path, root), path, root)
     return [_local_info(p, root) for p in found if os.path.isfile(p)]
+
+
+def _glob(pattern: str, root: str) -> Iterable[str]:
+    """What matches a pattern; `**` is walked as a folder is, so that links in a circle end."""
+    pieces = pattern[len(root) + 1 :].split("/")
+    if "**" not in pieces:
+        return glob.glob(pattern)
+    found = _walk(root) if os.path.isdir(root) else []
+    return (path for path in found if _matches(path[len(root) + 1 :].split("/"), pieces))
+
+
+def _matches(names: Sequence[str], pattern: Sequence[str]) -> bool:
+    if not pattern or (not names and pattern[0] != "**"):
+        return not pattern and not names
+    if pattern[0] == "**":
+        return any(_matches(names[i:], pattern[1:]) for i in range(len(names) + 1))
+    return fnmatchcase(names[0], pattern[0]) and _matches(names[1:], pattern[1:])
 
 
 def _walk(folder: str) -> Iterable[str]:
@@ -226,8 +253,13 @@ def _local_info(path: str, root: str) -> FileInfo:
 
 
 def _find_remote(uri: str, suffixes: _Suffixes) -> list[FileInfo]:
+    if protocol_of(uri) in _WEB_PROTOCOLS:
+        from stillhouse.storage.remote_file import web_info
+
+        fs, path = filesystem(uri)
+        return [FileInfo(uri, uri.rsplit("/", 1)[-1], *web_info(fs, path))]
     fs, path = filesystem(uri)
-    wild = any(c in path for c in "*?[")
+    wild = any(c in path for c in "*?[") and not fs.isfile(path)
     try:
         found = fs.glob(path, detail=True) if wild else fs.find(path, detail=True)
     except FileNotFoundError:
@@ -235,15 +267,23 @@ def _find_remote(uri: str, suffixes: _Suffixes) -> list[FileInfo]:
     files = {p: detail for p, detail in found.items() if detail["type"] == "file"}
     if wild:
         root = _before_wildcard(path)
+        files = {p: files[p] for p in _named(files, path, root)}
     elif set(files) == {path}:
         root = path.rsplit("/", 1)[0]
     else:
         root = path.rstrip("/")
         files = {p: files[p] for p in _counted(files, root, suffixes)}
     return [
-        FileInfo(fs.unstrip_protocol(p), p[len(root) + 1 :], int(detail["size"]), _stamp(detail))
+        FileInfo(fs.unstrip_protocol(p), p[len(root) + 1 :], int(detail["size"]), stamp(detail))
         for p, detail in files.items()
     ]
+
+
+def _named(paths: Iterable[str], pattern: str, root: str) -> list[str]:
+    """What a glob names: no hidden or unfinished files, unless it spells such a name itself."""
+    if _hidden(pattern[len(root) :]):
+        return list(paths)
+    return [path for path in paths if not _hidden(path[len(root) :])]
 
 
 def _counted(paths: Iterable[str], root: str, suffixes: _Suffixes) -> list[str]:
@@ -262,9 +302,17 @@ def _before_wildcard(path: str) -> str:
     return path[:first].rsplit("/", 1)[0]
 
 
-def _stamp(detail: dict[str, Any]) -> str:
+def stamp(detail: dict[str, Any]) -> str:
     """What changes when the file does: S3's ETag, else a modification time, else anything."""
-    for key in ("ETag", "etag", "mtime", "LastModified", "last_modified", "created"):
+    for key in (
+        "ETag",
+        "etag",
+        "mtime",
+        "LastModified",
+        "Last-Modified",
+        "last_modified",
+        "created",
+    ):
         if key in detail:
             return str(detail[key])
     return fingerprint(str(sorted(map(str, detail.items()))))

@@ -2,12 +2,16 @@
 
 import errno
 import io
+import time
 from typing import Any
 
+from stillhouse.errors import InputError
+from stillhouse.storage.filesystem import stamp
 from stillhouse.storage.retries import with_retries
 
 _BLOCK_BYTES = 4 << 20
 _BUFFER_BYTES = 1 << 16
+_MAX_WHOLE_BYTES = 1 << 30
 
 
 class _Ranges(io.RawIOBase):
@@ -56,14 +60,16 @@ class _Ranges(io.RawIOBase):
     def _fetch(self, num_bytes: int) -> None:
         start, end = self._position, min(self._position + num_bytes, self._size)
 
-        def read() -> bytes:
+        def read() -> tuple[int, bytes]:
             data: bytes = self._fs.cat_file(self._path, start=start, end=end)
-            if len(data) != end - start:
-                raise OSError(errno.EIO, f"got {len(data)} of {end - start} bytes")
-            return data
+            if len(data) == end - start:
+                return start, data
+            if len(data) == self._size <= _MAX_WHOLE_BYTES:  # a web server that knows no ranges
+                return 0, data
+            raise OSError(errno.EIO, f"got {len(data)} of {end - start} bytes")
 
-        self._block = memoryview(with_retries(read, f"reading {self._uri}"))
-        self._block_start = start
+        self._block_start, data = with_retries(read, f"reading {self._uri}")
+        self._block = memoryview(data)
 
 
 def open_remote(fs: Any, path: str, uri: str) -> io.BufferedReader:
@@ -73,3 +79,22 @@ def open_remote(fs: Any, path: str, uri: str) -> io.BufferedReader:
         FileNotFoundError: there is no such object. StorageError: it cannot be read.
     """
     return io.BufferedReader(_Ranges(fs, path, uri), _BUFFER_BYTES)
+
+
+def web_info(fs: Any, uri: str) -> tuple[int, str]:
+    """Size of a file on a web server, and what changes when the file does.
+
+    Raises:
+        InputError: it is not there, the server refuses it or does not say how long it is.
+    """
+    try:
+        detail = fs.info(uri)
+    except FileNotFoundError as error:
+        status = getattr(error.__cause__, "status", None)
+        if error.__cause__ is None or status is None or status >= 500:
+            raise error.__cause__ or error from error
+        raise InputError(f"{uri}: not found: the server answers {status}") from error
+    if detail["size"] is None:
+        raise InputError(f"{uri}: the server does not say its length: download the file")
+    # where nothing tells a change, every listing is a new one
+    return detail["size"], stamp(detail | {"created": time.time_ns()})

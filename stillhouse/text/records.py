@@ -290,4 +290,4 @@ def _text_record(stream: IO[bytes], key: str, max_chars: int) -> Record:
 def too_long(max_chars: int, *, is_file: bool = False) -> str:
     """Why a text is left out."""
     reason = f"longer than {max_chars} characters"
-    return f"{reason} (a plain text file is one document)" if is_file else reason
+    return f"{reason} (`max_chars`), a plain text file is one document" if is_file else reason

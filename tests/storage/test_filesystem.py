@@ -18,6 +18,7 @@ from stillhouse.storage.commit import create, replace
 from stillhouse.storage.filesystem import (
     absolute_uri,
     exists,
+    filesystem,
     join,
     list_files,
     list_names,
@@ -296,3 +297,64 @@ def test_a_linked_file_keeps_its_own_name(tmp_path):
     (tmp_path / "blob").write_bytes(b"x")
     (tmp_path / "a.jsonl").symlink_to(tmp_path / "blob")
     assert names_of([str(tmp_path / "a.jsonl")]) == ["a.jsonl"]
+
+
+def test_globs_leave_hidden_and_unfinished_files(folder):
+    """A wildcard does not stand for `.x` or `_x` on any level, unless the pattern spells one."""
+    hidden = ["_temporary/0/b.jsonl", ".x/c.jsonl", "deep/_d.jsonl", "deep/.e.jsonl", "_SUCCESS"]
+    put_all(folder, ["a.jsonl", "deep/f.jsonl", "deep/g_.jsonl", *hidden])
+    assert names_of([join(folder, "**/*.jsonl")]) == ["a.jsonl", "deep/f.jsonl", "deep/g_.jsonl"]
+    assert names_of([join(folder, "*")]) == ["a.jsonl"]
+    assert names_of([join(folder, "*/*.jsonl")]) == ["deep/f.jsonl", "deep/g_.jsonl"]
+    assert names_of([join(folder, "_temporary/*/*.jsonl")]) == ["0/b.jsonl"]
+    assert names_of([join(folder, "deep/_*.jsonl")]) == ["_d.jsonl"]
+    with pytest.raises(InputError, match=r"begin with . or _ are hidden or unfinished"):
+        list_files([join(folder, "_*/*.parquet")], SUFFIXES)
+
+
+def test_globs_end_where_links_go_in_a_circle(tmp_path):
+    put_all(str(tmp_path), ["pool/a.jsonl", "pool/x/b.jsonl"])
+    for name in ("pool/round", "pool/x/back", "pool/x/again"):
+        (tmp_path / name).symlink_to(tmp_path / "pool")
+    assert names_of([str(tmp_path / "pool" / "**" / "*.jsonl")]) == ["a.jsonl", "x/b.jsonl"]
+    assert names_of([str(tmp_path / "**" / "b.jsonl")]) == ["pool/x/b.jsonl"]
+
+
+ODD_NAMES = [
+    "a b.jsonl",
+    "a#b.jsonl",
+    "a%20b.jsonl",
+    "a+b.jsonl",
+    "a::b.jsonl",
+    "a?b.jsonl",
+    "a*b.jsonl",
+    "a[1].jsonl",
+    "a{b}.jsonl",
+    "a&b;c=d.jsonl",
+    "'a\".jsonl",
+    "caf\u00e9.jsonl",
+    "cafe\u0301.jsonl",
+    "\U0001f600.jsonl",
+    "k=v/part 0.jsonl",
+]
+
+
+def test_odd_names(folder):
+    """In a folder and each by its own URI; two spellings of one accent are two files."""
+    put_all(folder, ODD_NAMES)
+    found = list_files([folder], SUFFIXES)
+    assert sorted(f.name for f in found) == sorted(ODD_NAMES)
+    for info in found:
+        assert read_bytes(info.uri) == info.name.encode()
+        with open_read(info.uri) as file:
+            assert file.read() == info.name.encode()
+        [alone] = list_files([info.uri], SUFFIXES)
+        assert (alone.uri, alone.stamp) == (info.uri, info.stamp)
+
+
+def test_empty_objects_that_stand_for_folders(bucket):
+    put_all(bucket, ["pool/a.jsonl"])
+    for key in ("pool/", "pool/sub/", "pool/old_$folder$", "pool/b.jsonl/"):
+        fs, path = filesystem(join(bucket, "x"))
+        fs.pipe_file(path[:-1] + key, b"")
+    assert names_of([join(bucket, "pool")]) == ["a.jsonl"]

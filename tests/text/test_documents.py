@@ -177,7 +177,7 @@ def test_plain_text_is_one_document(tmp_path):
     assert read(path, rows=(1, 2)) == []
     for limit in (3, 2):
         assert read(path, DataSource(path="x", max_chars=limit))[0].reason == (
-            f"longer than {limit} characters (a plain text file is one document)"
+            f"longer than {limit} characters (`max_chars`), a plain text file is one document"
         )
     path.write_bytes(b"ab\xff")
     assert read(path) == [dead(0, "invalid UTF-8", "ab\ufffd")]
