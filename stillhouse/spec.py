@@ -17,19 +17,23 @@ Dtype = Literal["auto", "float32", "bfloat16"]
 
 
 class ColumnNames(Settings):
-    """Which columns (Parquet) or keys (JSON Lines) hold what."""
+    """Which columns (Parquet) or keys (JSON) hold what; `a.b` is the key `b` of the object `a`."""
 
     text: str = Field(default="text", description="the document's text")
     id: str | None = Field(
         default=None, description="its id; default `id` if present, else file and row"
     )
     source: str | None = Field(
-        default=None, description="its source label; default `source` if present"
+        default=None,
+        description="its source label; default `source` if present, or a folder `source=LABEL`",
     )
 
 
 class DataSource(Settings):
-    """Documents in files: Parquet, JSON Lines (plain, gz, zst) or plain text."""
+    """Documents in files: Parquet, JSON (a value a line, one array, or indented) or plain text.
+
+    JSON and text may be compressed (gz, zst, bz2, xz) and in UTF-8, UTF-16 or UTF-32.
+    """
 
     path: str | list[str] = Field(description="a file, folder, glob or fsspec URI, or several")
     format: Literal["auto", "parquet", "jsonl", "text"] = Field(

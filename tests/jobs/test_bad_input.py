@@ -240,6 +240,32 @@ class TestData:
         assert "no column `txet` (`columns.text`); did you mean `text`" in message
         assert message.endswith("It has id, text, source")
 
+    @pytest.mark.parametrize("key", ["id", "source"])
+    def test_a_key_that_no_json_row_has(self, refused, little, key):
+        lines = [json.dumps(TEXT | {"text": f"{i} {TEXT['text']}"}) for i in range(5)]
+        (little / "lines.jsonl").write_text("\n".join(lines))
+        pool = {"path": str(little / "lines.jsonl"), "columns": {key: "domain"}}
+        code, message = refused(pool=pool)
+        assert code == 3
+        assert f"no row of '{little}/lines.jsonl' has what the spec names: " in message
+        assert message.endswith(f"no key `domain` (`columns.{key}`); keys: id, text, source")
+
+    def test_labels_that_are_objects(self, refused, little):
+        lines = [json.dumps(TEXT | {"text": f"{i}", "source": {"name": "x"}}) for i in range(5)]
+        (little / "lines.jsonl").write_text("\n".join(lines))
+        code, message = refused(pool={"path": str(little / "lines.jsonl")})
+        assert code == 3
+        assert "5 of 5 rows of" in message
+        assert "`source` is no plain value but dict: name another one (`columns.source`)" in message
+
+    def test_two_columns_of_one_name(self, refused, little):
+        table = pq.read_table(little / "pool" / "a.parquet")
+        twins = table.append_column("text", table["text"])
+        pq.write_table(twins, little / "pool" / "b.parquet")
+        code, message = refused()
+        assert code == 3
+        assert f"{little}/pool/b.parquet: cannot be read: 2 columns are called `text`" in message
+
     def test_an_empty_pool(self, refused, little):
         table = pq.read_table(little / "pool" / "a.parquet").slice(0, 0)
         pq.write_table(table, little / "pool" / "a.parquet")

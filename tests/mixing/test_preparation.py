@@ -122,6 +122,33 @@ def test_a_selection_is_an_arm_of_its_texts(words, tmp_path):
         open_sources(store, target, sources[:1], remember=False)
 
 
+def test_rows_that_say_no_arm_are_counted_apart(words, tmp_path):
+    rows = [{"input": "red", "target": "cat", "task": task} for task in ("a", None, "a", None)]
+    uri = write_rows(tmp_path / "a.parquet", rows)
+    receipt, made = prepared(words, tmp_path, uri, by="task")
+    nowhere, arm = receipt.info["arms"]
+    assert (nowhere["name"], nowhere["rows"]) == ("", 0)
+    assert nowhere["counts"] == {"bad: no value of `task` (`by`)": 2}
+    assert (arm["name"], arm["rows"], len(made)) == ("a", 2, 2)
+
+
+def test_a_text_that_spells_the_end_is_not_cut_there(words, tmp_path):
+    """Sequences are cut where the token EOS stands, not where a document writes its name."""
+    store = Store(str(tmp_path / "kept"))
+    text = f"red {words.eos_token} green"
+    length = len(words.encode_batch([text])[0]) + 1  # with EOS: each sequence is one document
+    uri = put_text_selection(store, words, [text, text], length=length)
+    receipt, made = prepared(
+        words,
+        tmp_path,
+        f"{store.uri}/selections/parts/kept.parquet",
+        selection_tokenizer=store.path("models", "f" * 64),
+        lengths=Lengths(64, 64),
+    )
+    assert uri and counts(receipt)["examples"] == 2
+    assert [words.decode(row["input_ids"] + row["target_ids"]) for row in made] == [text, text]
+
+
 def test_a_file_that_cannot_be_read_is_told(words, tmp_path):
     (tmp_path / "a.parquet").write_bytes(b"no parquet")
     receipt, made = prepared(words, tmp_path, str(tmp_path / "a.parquet"))
