@@ -13,7 +13,7 @@ from stillhouse.storage.artifact import Store, load_manifest
 from stillhouse.storage.digests import digest_files
 from stillhouse.storage.filesystem import FileInfo, absolute_uri, list_files
 
-IMAGES_VERSION = 2
+IMAGES_VERSION = 3
 
 
 @dataclass(frozen=True, slots=True)

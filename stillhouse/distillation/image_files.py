@@ -8,6 +8,7 @@ channels, uint8, or float32 where a NumPy archive holds floats.
 import gzip
 import io
 import json
+import os
 import re
 import struct
 import zipfile
@@ -20,7 +21,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stillhouse.errors import BadFileError, InputError
-from stillhouse.storage.filesystem import FileInfo, open_read, read_bytes
+from stillhouse.storage.filesystem import (
+    FileInfo,
+    join,
+    list_names,
+    open_read,
+    protocol_of,
+    read_bytes,
+)
 from stillhouse.storage.parquet import open_parquet
 
 Pixels = NDArray[np.uint8 | np.float32]
@@ -30,6 +38,7 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".ti
 IDX_IMAGES = re.compile(r"images[-.]idx\d-ubyte(\.gz)?$")
 SUFFIXES = (*IMAGE_SUFFIXES, ".parquet", "-ubyte", "-ubyte.gz", ".npz")
 _GZIP = b"\x1f\x8b"
+_NOT_EMBEDDED = "paths are not followed, embed the images in the file"
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, IndexError)
 
 
@@ -58,7 +67,7 @@ Record = RawImage | DeadImage
 def decode_image(data: bytes) -> NDArray[np.uint8]:
     """An encoded image as uint8 [C, H, W]: one channel for grey, three for everything else.
 
-    Turned upright where its EXIF data say so; transparency is dropped.
+    Turned upright where its EXIF data say so; what is transparent shows a white background.
 
     Raises:
         ValueError: not an image, truncated, too large, or more than 8 bits a channel.
@@ -70,7 +79,10 @@ def decode_image(data: bytes) -> NDArray[np.uint8]:
             if opened.mode.startswith(("I", "F")):
                 raise ValueError(f"pixels of mode {opened.mode!r} are not 8 bits a channel")
             upright = ImageOps.exif_transpose(opened)
-            grey = upright.mode in ("1", "L")
+            grey = upright.mode in ("1", "L", "LA", "La")
+            if upright.has_transparency_data:
+                white = Image.new("RGBA", upright.size, "white")
+                upright = Image.alpha_composite(white, upright.convert("RGBA"))
             array = np.asarray(upright.convert("L" if grey else "RGB"), np.uint8)
     except UnidentifiedImageError as error:  # its own words hold an address of memory
         raise ValueError("cannot decode the image: no known format") from error
@@ -80,15 +92,45 @@ def decode_image(data: bytes) -> NDArray[np.uint8]:
 
 
 def read_folder(files: Sequence[FileInfo]) -> Iterator[Record]:
-    """Image files, one each; the label is the name of the folder that an image lies in."""
-    for file in files:
-        folder, _, _ = file.name.rpartition("/")
-        label = folder.rpartition("/")[2]
-        if not label:
+    """Image files, one each; the label is the name of the folder that an image lies in.
+
+    Raises:
+        InputError: an image in no folder, a class in two places, a folder without images.
+    """
+    folders = {file.uri.rpartition("/")[0]: file for file in files}
+    by_class: dict[str, str] = {}
+    for folder, file in folders.items():
+        if "/" not in file.name:
             raise InputError(
                 f"{file.uri!r} lies in no class folder: an image folder is `<class>/<image>`"
             )
-        yield _decoded(read_bytes(file.uri), label, file.name, 0)
+        other = by_class.setdefault(folder.rpartition("/")[2], folder)
+        if other != folder:
+            raise InputError(
+                f"two folders are the class of one name: {other!r} and {folder!r}: rename one, "
+                "put their images together, or name one branch in `data.path`"
+            )
+    for parent in sorted({folder.rpartition("/")[0] for folder in folders}):
+        _check_folders(parent, [file.uri for file in files])
+    for file in files:
+        yield _decoded(read_bytes(file.uri), file.name.split("/")[-2], file.name, 0)
+
+
+def _check_folders(parent: str, images: Sequence[str]) -> None:
+    """No folder beside those of classes is without images: its class would just vanish."""
+    filled = {
+        uri[len(parent) + 1 :].split("/")[0] for uri in images if uri.startswith(f"{parent}/")
+    }
+    for name in list_names(parent):
+        folder = join(parent, name)
+        is_local = protocol_of(folder) == "file"
+        if name in filled or name.startswith((".", "_")):
+            continue
+        if os.path.isdir(folder) if is_local else list_names(folder):
+            raise InputError(
+                f"the folder {folder!r} beside those of classes has no image: remove it, or add "
+                f"images (one of {', '.join(IMAGE_SUFFIXES)})"
+            )
 
 
 def read_parquet(file: FileInfo, image_column: str, label_column: str) -> Iterator[Record]:
@@ -235,7 +277,11 @@ def _check_columns(uri: str, schema: Any, image_column: str, label_column: str) 
     inner = (
         kind.field("bytes").type if pa.types.is_struct(kind) and "bytes" in _fields(kind) else kind
     )
-    if not (pa.types.is_binary(inner) or pa.types.is_large_binary(inner)):
+    if pa.types.is_string(inner) or pa.types.is_large_string(inner):
+        raise InputError(f"column {image_column!r} of {uri!r} holds text: {_NOT_EMBEDDED}")
+    if not any(
+        check(inner) for check in (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_null)
+    ):
         raise InputError(f"column {image_column!r} of {uri!r} holds {kind}, not encoded images")
 
 
@@ -246,7 +292,9 @@ def _fields(kind: Any) -> Iterable[str]:
 def _parquet_record(image: Any, label: Any, file: str, row: int) -> Record:
     data = image["bytes"] if isinstance(image, dict) else image
     if data is None:
-        return DeadImage(file, row, "no image bytes in the row")
+        path = image.get("path") if isinstance(image, dict) else None
+        hint = f", only the path {path!r}: {_NOT_EMBEDDED}" if path else ""
+        return DeadImage(file, row, f"no image bytes in the row{hint}")
     return _decoded(data, label, file, row)
 
 

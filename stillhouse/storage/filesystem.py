@@ -257,7 +257,8 @@ def _find_remote(uri: str, suffixes: _Suffixes) -> list[FileInfo]:
         from stillhouse.storage.remote_file import web_info
 
         fs, path = filesystem(uri)
-        return [FileInfo(uri, uri.rsplit("/", 1)[-1], *web_info(fs, path))]
+        detail = web_info(fs, path)
+        return [FileInfo(uri, uri.rsplit("/", 1)[-1], detail["size"], _stamp(detail))]
     fs, path = filesystem(uri)
     wild = any(c in path for c in "*?[") and not fs.isfile(path)
     try:
@@ -274,7 +275,7 @@ def _find_remote(uri: str, suffixes: _Suffixes) -> list[FileInfo]:
         root = path.rstrip("/")
         files = {p: files[p] for p in _counted(files, root, suffixes)}
     return [
-        FileInfo(fs.unstrip_protocol(p), p[len(root) + 1 :], int(detail["size"]), stamp(detail))
+        FileInfo(fs.unstrip_protocol(p), p[len(root) + 1 :], int(detail["size"]), _stamp(detail))
         for p, detail in files.items()
     ]
 
@@ -302,7 +303,7 @@ def _before_wildcard(path: str) -> str:
     return path[:first].rsplit("/", 1)[0]
 
 
-def stamp(detail: dict[str, Any]) -> str:
+def _stamp(detail: dict[str, Any]) -> str:
     """What changes when the file does: S3's ETag, else a modification time, else anything."""
     for key in (
         "ETag",

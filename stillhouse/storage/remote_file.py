@@ -6,7 +6,6 @@ import time
 from typing import Any
 
 from stillhouse.errors import InputError
-from stillhouse.storage.filesystem import stamp
 from stillhouse.storage.retries import with_retries
 
 _BLOCK_BYTES = 4 << 20
@@ -81,8 +80,8 @@ def open_remote(fs: Any, path: str, uri: str) -> io.BufferedReader:
     return io.BufferedReader(_Ranges(fs, path, uri), _BUFFER_BYTES)
 
 
-def web_info(fs: Any, uri: str) -> tuple[int, str]:
-    """Size of a file on a web server, and what changes when the file does.
+def web_info(fs: Any, uri: str) -> dict[str, Any]:
+    """What a web server says of a file: its `size`, and what changes when the file does.
 
     Raises:
         InputError: it is not there, the server refuses it or does not say how long it is.
@@ -97,4 +96,4 @@ def web_info(fs: Any, uri: str) -> tuple[int, str]:
     if detail["size"] is None:
         raise InputError(f"{uri}: the server does not say its length: download the file")
     # where nothing tells a change, every listing is a new one
-    return detail["size"], stamp(detail | {"created": time.time_ns()})
+    return detail | {"created": time.time_ns()}
