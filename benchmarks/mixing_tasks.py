@@ -148,6 +148,7 @@ def main() -> int:
     parser = options(__doc__, seeds=3)
     parser.add_argument("--budget", type=int, default=3000, help="gradient passes of a run")
     parser.add_argument("--pool-steps", type=int, default=400)
+    parser.add_argument("--only", nargs="*", help="these policies and controls")
     given = parser.parse_args()
     torch.set_num_threads(1)
     started = perf_counter()
@@ -162,6 +163,8 @@ def main() -> int:
                 (folder / tokenizer.name).symlink_to(tokenizer.absolute())
             world = make_world(folder, arms, rows, vocab_size=4096, lengths=LENGTHS)
             for label, settings in policies().items():
+                if given.only and label not in given.only:
+                    continue
                 if perf_counter() - started > given.seconds:
                     print("not finished: call it again")
                     return 3

@@ -3,16 +3,18 @@
     lambda_i = mean over domain i's tokens of max(loss_proxy - loss_reference, 0)
     w <- w exp(eta lambda), normalised;  w <- (1 - c) w + c / K
     average = running mean of w, the initial weights being its first term
+    loss of a step = sum(u loss) / sum(u) over its micro-batches,  u = w / q of their domains
 
-Three trainings: the reference, the proxy (this policy, sampled by the reference weights q, its loss
-weighted by w / q), and the final model, which samples by the average.
+Three trainings: the reference, the proxy (this policy, sampled by the reference weights q), and the
+final model, which samples by the average. The reference code averages over tokens, of which its
+micro-batches hold equally many.
 """
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from stillhouse.mixing.policy import Law, Policy, normalise, softmax
 
@@ -49,9 +51,12 @@ class DoReMi(Policy):
         """q: the proxy's domains are drawn by the reference weights, never by w."""
         return self._reference.copy()
 
-    def loss_weights(self) -> Law:
-        """u = w / q, normalised: what each token's loss is multiplied by, by domain: float64[K]."""
-        return normalise(self.weights / self._reference)
+    def loss_weights(self, arms: Sequence[int]) -> Law:
+        """u = w / q over its mean in the step's micro-batches, whose mean loss is then
+        sum(u loss) / sum(u): float64[K].
+        """
+        u = self.weights / self._reference
+        return u / u[list(arms)].mean()
 
     def update(self, rewards: Mapping[int, float]) -> None:
         """One step of group DRO."""
@@ -82,20 +87,3 @@ class DoReMi(Policy):
         self.average = np.array(state["average"], dtype=np.float64)
         self.excess = np.array(state["excess"], dtype=np.float64)
         self._terms = state["terms"]
-
-
-def excess_losses(
-    excess: NDArray[np.floating], mask: NDArray[np.bool_], domains: NDArray[np.integer]
-) -> dict[int, float]:
-    """lambda of each domain that a global batch holds.
-
-    Args:
-        excess: loss_proxy - loss_reference of each token in nats: [B, T].
-        mask: which tokens count: bool[B, T].
-        domains: of each sequence: int[B].
-    """
-    clipped = np.where(mask, np.maximum(excess, 0), 0).astype(np.float64)
-    num_domains = int(domains.max()) + 1
-    sums = np.bincount(domains, weights=clipped.sum(1), minlength=num_domains)
-    tokens = np.bincount(domains, weights=mask.sum(1), minlength=num_domains)
-    return {int(arm): float(sums[arm] / tokens[arm]) for arm in np.flatnonzero(tokens)}

@@ -8,7 +8,7 @@ A control that spends a bandit's rewards without a bandit (a baseline of FLAD's 
 Ours: the maximum. As published, a negative cosine makes a negative loss, which unlearns the arm.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -35,8 +35,8 @@ class LossScaling(Policy):
         """1/K each."""
         return np.full(len(self._mean_reward), 1 / len(self._mean_reward))
 
-    def loss_weights(self) -> Law:
-        """What the mean loss of each arm is multiplied by: float64[K]."""
+    def loss_weights(self, arms: Sequence[int]) -> Law:
+        """What the mean loss of each arm is multiplied by, in every step: float64[K]."""
         return np.maximum(self._mean_reward, 0) + _LEAST
 
     def update(self, rewards: Mapping[int, float]) -> None:

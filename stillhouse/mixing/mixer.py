@@ -8,15 +8,17 @@
 Its state travels with the training's checkpoint, so a mixer that is lost is made anew from there.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from stillhouse.errors import SpecError
+from stillhouse.errors import DivergedError, SpecError
 from stillhouse.mixing.decision_log import log_parts
 from stillhouse.mixing.decisions import (
     Decision,
     among,
+    quantise,
     read_decisions,
     read_regime,
     write_decisions,
@@ -112,9 +114,16 @@ class Mixer:
 
         Raises:
             SpecError: weights of arms that are not there. InputError: a log of other arms.
+            DivergedError: a first reward is not finite.
         """
         task = self._task
-        self._initial, self._step = list(initial_rewards), 0
+        for arm, reward in zip(task.arms, initial_rewards, strict=False):
+            if not math.isfinite(reward):
+                raise DivergedError(
+                    f"the first reward of arm `{arm}` is {reward}: the model's gradients are not "
+                    "finite before any step; try `train.dtype: float32` or another model"
+                )
+        self._initial, self._step = [quantise(reward) for reward in initial_rewards], 0
         if isinstance(task.settings, TargetOnlySettings):
             return
         facts = MixFacts(
@@ -178,8 +187,9 @@ class Mixer:
         """The next step's draws."""
         if self._schedule is None:
             return Draw([])
-        weights = self._schedule.policy.loss_weights()
-        return Draw(self._schedule.deal(), None if weights is None else weights.tolist())
+        arms = self._schedule.deal()
+        weights = self._schedule.policy.loss_weights(arms)
+        return Draw(arms, None if weights is None else weights.tolist())
 
     def learn(self, rewards: Mapping[int, float]) -> list[str]:
         """End the step.

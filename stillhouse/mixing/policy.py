@@ -59,8 +59,10 @@ class Policy(ABC):
         """Play with the generator's next uniform number."""
         return self.play(float(rng.random()))
 
-    def loss_weights(self) -> Law | None:
-        """What each arm's loss is multiplied by, float64[K]; None for 1."""
+    def loss_weights(self, arms: Sequence[int]) -> Law | None:
+        """What each arm's loss is multiplied by in a step of these micro-batches, which are
+        averaged then: float64[K]; None for 1.
+        """
         return None
 
     def indices(self) -> Law | None:

@@ -9,7 +9,7 @@ from stillhouse.mixing.origins import Origin
 from stillhouse.mixing.plan import StepPlan
 from stillhouse.spec import ModelSettings, Optimisation
 
-MIX_VERSION = 3
+MIX_VERSION = 4
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,6 +38,13 @@ def token_losses(model: PreTrainedModel, batch: TaskBatch) -> tuple[Tensor, Tens
     return flat.view(labels.shape), labels != IGNORED
 
 
+def clipped_excess(proxy: Tensor, reference: Tensor) -> Tensor:
+    """Sum over tokens of max(proxy - reference, 0), of losses of one shape that are 0 where no
+    token counts: scalar.
+    """
+    return (proxy - reference).clamp(min=0).sum()
+
+
 def row_losses(model: PreTrainedModel, batch: TaskBatch) -> RowLosses:
     """The losses of a batch's rows; under autocast, products take its dtype."""
     nll, mask = token_losses(model, batch)

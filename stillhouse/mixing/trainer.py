@@ -13,7 +13,7 @@ new weights. Both sides of a reward are means over micro-batches.
 import math
 from collections import Counter
 from collections.abc import Generator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
@@ -33,7 +33,7 @@ from stillhouse.mixing.open_step import TARGET, BatchLoss, Found, OpenStep, coll
 from stillhouse.mixing.plan import StepPlan
 from stillhouse.mixing.rewards import Aim
 from stillhouse.mixing.target import TargetRow
-from stillhouse.mixing.task_loss import row_losses, token_losses
+from stillhouse.mixing.task_loss import clipped_excess, row_losses, token_losses
 from stillhouse.models.causal_lm import choose_dtype
 from stillhouse.spec import Optimisation
 from stillhouse.training.group import WorkerGroup
@@ -122,8 +122,8 @@ class MixTrainer:
             group["lr"] = rate
         step = self._begin(arms, weights)
         self.model.train()
-        target = self._target_pass(step)
         early = self._plan.by_gradient and self._plan.target_gradient == "before_step"
+        target = self._target_pass(step, self._plan.target_batches, captured=early)
         aim = self._aim(step) if early else None
         losses, rewards = self._auxiliary(step, aim)
         norm = self._update()
@@ -158,7 +158,7 @@ class MixTrainer:
         with self._subset_only():
             self.model.train()
             pass_ = OpenStep([], [], [], 1.0, None)
-            self._target_pass(pass_, self.target_pass_batches)
+            self._target_pass(pass_, self.target_pass_batches, captured=True)
             aim = Aim.of(self._take(TARGET, together=True) / self.target_pass_batches)
             for arm in [asked[i] for i in share(len(asked), self._group.rank, self._group.size)]:
                 for i in range(batches[arm]):
@@ -220,13 +220,19 @@ class MixTrainer:
         for slot in slots:
             self._arms.ahead(slot.arm, slot.batch * self._micro_batch, self._micro_batch)
 
-    def _target_pass(self, step: OpenStep, batches: int | None = None) -> list[BatchLoss]:
-        """Backward through the target's next micro-batches, those that are this worker's."""
-        count = self._plan.target_batches if batches is None else batches
+    def _target_pass(self, step: OpenStep, count: int, *, captured: bool) -> list[BatchLoss]:
+        """Backward through the target's next micro-batches, those that are this worker's.
+
+        Args:
+            step: the open one.
+            count: micro-batches of all workers.
+            captured: keep the compared parameters' gradient, to compare arms with.
+        """
         losses: list[BatchLoss] = []
         for i in share(count, self._group.rank, self._group.size):
             rows = self._target_rows(self.target_drawn + i)
-            with self._credited(TARGET), self._seeded(-1 - i):
+            keep = self._capture.arm(TARGET) if captured else nullcontext()
+            with keep, self._seeded(-1 - i):
                 losses.append(BatchLoss(i, TARGET, self._backward(rows, step.scale)))
         self.target_drawn += count
         return losses
@@ -250,7 +256,8 @@ class MixTrainer:
         for i, slot in enumerate(step.mine):
             size = self._micro_batch
             rows = self._arms.rows(slot.arm, slot.batch * size, size)
-            with self._credited(slot.arm), self._seeded(slot.number):
+            keep = self._capture.arm(slot.arm) if self._plan.by_gradient else nullcontext()
+            with keep, self._seeded(slot.number):
                 sums = self._backward(rows, step.weight(slot.arm))
             losses.append(BatchLoss(slot.number, slot.arm, sums))
             done = i + 1 == len(step.mine) or step.mine[i + 1].arm != slot.arm
@@ -267,7 +274,7 @@ class MixTrainer:
     def _rewards_after(self, step: OpenStep) -> dict[int, float]:
         """As published: against the target's gradient at the new weights, by a second pass."""
         with self._subset_only():
-            self._target_pass(step)
+            self._target_pass(step, self._plan.target_batches, captured=True)
         self._optimizer.zero_grad(set_to_none=True)
         aim = self._aim(step)
         mine = sorted({slot.arm for slot in step.mine} - {*step.shared})
@@ -310,7 +317,7 @@ class MixTrainer:
         with torch.no_grad():
             reference, _ = token_losses(self._reference, batch)
         (nll.sum() / mask.sum() * weight).backward()
-        excess = (nll.detach() - reference).clamp(min=0).sum()
+        excess = clipped_excess(nll.detach(), reference)
         tokens = mask.sum().float()
         return torch.stack([nll.detach().sum(), tokens, excess, tokens])
 
@@ -343,9 +350,6 @@ class MixTrainer:
             f"step {self.step_number}: losses of arms and target {losses}, gradient norm {norm} "
             f"at learning rate {rate:.3g}: lower `train.learning_rate`"
         )
-
-    def _credited(self, arm: int) -> AbstractContextManager[None]:
-        return self._capture.arm(arm) if self._plan.by_gradient else nullcontext()
 
     @contextmanager
     def _seeded(self, number: int) -> Generator[None]:

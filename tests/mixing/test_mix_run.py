@@ -185,6 +185,12 @@ def test_a_loss_that_is_not_finite_stops(world):
         run(world[1], task)
 
 
+def test_a_first_reward_that_is_not_finite_stops(world):
+    mixer = Mixer(task_of(world, settings=UCB1).mixer)
+    with pytest.raises(DivergedError, match="first reward of arm `other` is nan"):
+        mixer.begin([0.5, float("nan"), 0.1])
+
+
 def test_doremi_weighs_by_what_the_reference_knows(world):
     start = run(world[1], task_of(world, plan=StepPlan(0), label="reference"))
     settings = DoReMiSettings(name="doremi", path="x")

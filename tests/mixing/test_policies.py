@@ -152,7 +152,9 @@ def test_doremi_weighs_losses_but_draws_by_the_reference():
     policy.update({1: float(np.log(3))})  # w = (3, 1 * 3) / 6
     assert policy.weights.tolist() == pytest.approx([0.5, 0.5])
     assert policy.probabilities().tolist() == [0.75, 0.25]
-    assert policy.loss_weights().tolist() == pytest.approx([0.25, 0.75])
+    # u = w / q = 2/3 and 2: of three micro-batches the mean of u is 10/9
+    assert policy.loss_weights([0, 1, 0]).tolist() == pytest.approx([0.6, 1.8])
+    assert policy.loss_weights([1, 1]).tolist() == pytest.approx([1 / 3, 1])
     assert policy.average.tolist() == pytest.approx([0.625, 0.375])
 
 
@@ -186,6 +188,6 @@ def test_replay_wants_the_same_arms():
 def test_loss_scaling_draws_alike_and_weighs_by_reward():
     policy = LossScaling([0.5, -0.2, 1.0], smoothing=0.5)
     assert policy.probabilities().tolist() == [1 / 3] * 3
-    assert policy.loss_weights().tolist() == pytest.approx([0.500001, 1e-6, 1.000001])
+    assert policy.loss_weights([0]).tolist() == pytest.approx([0.500001, 1e-6, 1.000001])
     policy.update({0: 0.1, 1: 0.6})
-    assert policy.loss_weights().tolist() == pytest.approx([0.300001, 0.200001, 1.000001])
+    assert policy.loss_weights([0]).tolist() == pytest.approx([0.300001, 0.200001, 1.000001])

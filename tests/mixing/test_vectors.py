@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from stillhouse.mixing.doremi import DoReMi, excess_losses
+from stillhouse.mixing.doremi import DoReMi
 from stillhouse.mixing.exp3 import Exp3
 from stillhouse.mixing.odm import Odm
+from stillhouse.mixing.open_step import collect
 from stillhouse.mixing.policy import invert, sampling_law
-from stillhouse.mixing.rewards import REWARDS
+from stillhouse.mixing.rewards import Aim
+from stillhouse.mixing.task_loss import clipped_excess
 from stillhouse.mixing.ucb1 import Ucb1
 
 NAMES = {"cosine": "alignment", "magnitude": "magnitude", "cosine_and_magnitude": "aggregate"}
@@ -34,15 +36,16 @@ def step_rewards(inputs, step):
         inputs["arm_per_microbatch"][window], inputs["aux_grad_per_microbatch"][window], strict=True
     ):
         gradients.setdefault(arm, []).append(gradient)
-    target = torch.tensor(inputs["target_grad_per_step"][step])
-    reward = REWARDS[NAMES[inputs["reward"]]]
-    return {arm: reward(target, torch.tensor(g).mean(0)) for arm, g in gradients.items()}
+    aim = Aim.of(torch.tensor(inputs["target_grad_per_step"][step]))
+    name = NAMES[inputs["reward"]]
+    return {arm: aim.products(torch.tensor(g).mean(0)).reward(name) for arm, g in gradients.items()}
 
 
 @pytest.mark.parametrize("case", cases("flad_01_rewards"), ids=lambda case: case["description"])
 def test_rewards(case):
     target, arm = (torch.tensor(case["inputs"][key]) for key in ("target_grad", "aux_grad"))
-    got = {key: REWARDS[name](target, arm) for key, name in NAMES.items()}
+    found = Aim.of(target).products(arm)
+    got = {key: found.reward(name) for key, name in NAMES.items()}
     assert got == pytest.approx(case["outputs"], rel=0, abs=2e-6)
 
 
@@ -150,6 +153,18 @@ def test_odm(case):
         assert policy.probabilities().tolist() == pytest.approx(expected["probabilities"], rel=1e-9)
 
 
+def excess_rows(step):
+    """Each sequence as a micro-batch, as a step of the trainer sums it."""
+    rows = []
+    for i, domain in enumerate(step["domain_ids"]):
+        mask = torch.tensor(step["token_mask"][i])
+        excess = torch.tensor(step["excess_loss"][i]) * mask
+        tokens = int(mask.sum())
+        total = float(clipped_excess(excess, torch.zeros_like(excess)))
+        rows.append((domain, i, 1.0, tokens, total, tokens))
+    return rows
+
+
 @pytest.mark.parametrize("case", cases("doremi_01_domain_weights"))
 def test_doremi(case):
     inputs = case["inputs"]
@@ -160,8 +175,7 @@ def test_doremi(case):
         initial_excess=np.log(inputs["vocab_size"]),
     )
     for step, expected in zip(inputs["steps"], case["outputs"]["trace"], strict=True):
-        arrays = (np.array(step[key]) for key in ("excess_loss", "token_mask", "domain_ids"))
-        policy.update(excess_losses(*arrays))
+        policy.update(collect(excess_rows(step), "excess", {}).rewards)
         near = {"rtol": 0, "atol": 5e-6}
         np.testing.assert_allclose(policy.excess, expected["perdomain_scores"], **near)
         np.testing.assert_allclose(policy.weights, expected["domain_weights"], **near)
