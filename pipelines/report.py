@@ -31,6 +31,7 @@ from stillhouse.report.health import HealthInputs, check_health
 from stillhouse.report.near_duplicates import near_duplicates
 from stillhouse.selection.ledger import LOSS_EDGES, Tally, score_edges
 from stillhouse.selection.ranking import PartScores, RankedPart
+from stillhouse.selection.statistics import load_arrays
 from stillhouse.spec import SelectionSettings, SelectSpec
 from stillhouse.storage.parquet import read_table
 from stillhouse.storage.run_record import now
@@ -266,6 +267,7 @@ def _health(
 ) -> HealthInputs:
     scores, pieces_a_row = _sampled_scores(ctx, ranked)
     tally, counts = kept.tally, made.pool.counts
+    num_heldout, num_short = _heldout_texts(ctx, made)
     return HealthInputs(
         sources=sources,
         scores=scores,
@@ -280,7 +282,19 @@ def _health(
         remainder_tokens=counts["remainder_tokens"],
         num_documents=counts["documents"],
         num_dead_letters=made.scanned.sources[0].num_dead,
+        num_heldout=num_heldout,
+        num_short=num_short,
     )
+
+
+def _heldout_texts(ctx: Context, made: SelectRun) -> tuple[int, int]:
+    """How many held-out texts the pool was searched for, and how many are too short for it."""
+    found = made.candidates.contamination
+    if found is None:
+        return 0, 0
+    folder = ctx.store.path("models", found.manifest.inputs["scorer"])
+    num_texts, num_short = load_arrays(folder)["texts"].tolist()
+    return num_texts, num_short
 
 
 def _sampled_scores(ctx: Context, ranked: list[RankedPart]) -> tuple[Any, Any]:

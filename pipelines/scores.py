@@ -32,6 +32,7 @@ UNITS = {
     "contamination": ("holds a contaminated document", "lower"),
     "own": ("the scorer's own", "higher"),
 }
+NGRAMS_VERSION = 2
 _DSIR_TOKENS = 2_000_000
 
 
@@ -107,7 +108,7 @@ class PoolScores:
         """Which sequences hold a document that shares 13-grams with held-out text; None if off."""
         if not self._spec.selection.exclude_contaminated:
             return None
-        key = ["contamination", [task.unit.fingerprint for task in heldout]]
+        key = ["contamination", NGRAMS_VERSION, [task.unit.fingerprint for task in heldout]]
         task = NgramsTask(*self._words, tuple(heldout))
         return self._by_statistics("contamination", "contamination", fingerprint(key), task)
 

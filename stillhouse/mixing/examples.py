@@ -61,7 +61,7 @@ def read_examples(
     Raises:
         InputError: a column that is missing. BadFileError: the file cannot be read.
     """
-    needed = sorted({*where, *([by] if by else [])})
+    needed = list(dict.fromkeys([*where, *([by] if by else [])]))
     absent, row = set(needed), -1
     for record in _records(uri, needed):
         row = record.row
@@ -111,7 +111,7 @@ def _example(record: Record, group: str) -> Example:
 
 
 def _text(values: Mapping[str, Any], name: str) -> str:
-    text = as_text(values.get(name))
+    text: Any = as_text(values.get(name))
     fault = f"no `{name}`" if text is None else text_fault(f"`{name}`", text)
     if fault is not None:
         raise ValueError(fault)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from stillhouse.report.data import HealthWarning, SeenUnseen, SourceRow
 from stillhouse.report.formatting import compact, decimals, percent, signed
 from stillhouse.report.near_duplicates import NearDuplicates
+from stillhouse.selection.contamination import NUM_WORDS
 
 Floats = NDArray[np.float64]
 
@@ -38,6 +39,9 @@ class HealthInputs:
     """Tokens at the ends of units that filled no sequence."""
     num_documents: int
     num_dead_letters: int
+    num_heldout: int
+    num_short: int
+    """Held-out texts in all, and those that are too short for the search for contamination."""
 
 
 def check_health(inputs: HealthInputs) -> list[HealthWarning]:
@@ -54,6 +58,7 @@ def check_health(inputs: HealthInputs) -> list[HealthWarning]:
         *repeats(inputs.near_duplicates),
         *remainder(inputs.remainder_tokens, inputs.packed_tokens),
         *unreadable(inputs.num_dead_letters, inputs.num_documents),
+        *too_short(inputs.num_short, inputs.num_heldout),
     ]
 
 
@@ -165,6 +170,18 @@ def unreadable(num_dead_letters: int, num_documents: int) -> Iterator[HealthWarn
             f"{percent(num_dead_letters / total)} of the input rows could not be read",
             f"{compact(num_dead_letters)} rows were set aside; the first are listed under `What "
             "was left out`. Check `pool.columns` and the files' encoding.",
+        )
+
+
+def too_short(num_short: int, num_heldout: int) -> Iterator[HealthWarning]:
+    """More than a tenth of the held-out texts cannot be found in others."""
+    if num_short > 0.1 * num_heldout:
+        yield HealthWarning(
+            f"{percent(num_short / num_heldout)} of the held-out texts are too short to find "
+            "contamination",
+            f"{num_short:,} of {num_heldout:,} have fewer than {NUM_WORDS} words, and documents "
+            f"are searched for runs of {NUM_WORDS} words: a copy inside a longer document is not "
+            "seen. Hold longer texts out, such as a question with its answer.",
         )
 
 

@@ -38,16 +38,25 @@ def word_ngrams(text: str, n: int = NUM_WORDS) -> NDArray[np.uint64]:
 
 @dataclass(frozen=True, slots=True)
 class NgramIndex:
-    """The n-grams of a collection of texts: `hashes` uint64, sorted, unique; 8 bytes each."""
+    """The n-grams of a collection of texts: `hashes` uint64, sorted, unique; 8 bytes each.
+
+    Of its `num_texts`, `num_short` have fewer than n words: they are never found inside others.
+    """
 
     hashes: NDArray[np.uint64]
     n: int = NUM_WORDS
+    num_texts: int = 0
+    num_short: int = 0
 
     @classmethod
     def from_texts(cls, texts: Iterable[str], n: int = NUM_WORDS) -> "NgramIndex":
         """The index of all n-grams of `texts`."""
-        grams = [np.zeros(0, dtype=np.uint64), *(word_ngrams(text, n) for text in texts)]
-        return cls(np.unique(np.concatenate(grams)), n)
+        grams = [np.zeros(0, dtype=np.uint64)]
+        num_short = 0
+        for text in texts:
+            grams.append(word_ngrams(text, n))
+            num_short += len(_WORD.findall(text)) < n
+        return cls(np.unique(np.concatenate(grams)), n, len(grams) - 1, num_short)
 
     def hits(self, text: str) -> int:
         """How many different n-grams of `text` the index has."""

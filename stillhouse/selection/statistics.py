@@ -62,13 +62,14 @@ class NgramsTask:
     eos_token: str
     heldout: tuple[PackTask, ...]
 
-    def compute(self) -> NDArray[np.uint64]:
-        """uint64, sorted, unique."""
+    def compute(self) -> dict[str, NDArray[Any]]:
+        """`values`, uint64, sorted, unique; `texts`, how many there are and how many too short."""
         tokenizer = load_tokenizer(self.tokenizer, self.eos_token)
         texts = (document.text for document in _documents(self.heldout))
-        return NgramIndex.from_texts(
+        index = NgramIndex.from_texts(
             tokenizer.decode(tokenizer.encode_batch([text])[0]) for text in texts
-        ).hashes
+        )
+        return {"values": index.hashes, "texts": np.array([index.num_texts, index.num_short])}
 
 
 @dataclass(frozen=True, slots=True)

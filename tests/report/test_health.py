@@ -29,6 +29,8 @@ HEALTHY = HealthInputs(
     remainder_tokens=50,
     num_documents=99_950,
     num_dead_letters=50,
+    num_heldout=100,
+    num_short=10,
 )
 
 
@@ -53,6 +55,10 @@ def test_a_healthy_selection_has_no_warnings():
         (
             {"sources": [source("books", 5000, 950), source("web", 5000, 50)]},
             "books makes up 95.0\u202f% of the selection",
+        ),
+        (
+            {"num_short": 11},
+            "11.0\u202f% of the held-out texts are too short to find contamination",
         ),
         ({"num_tied": 2}, "2 sequences tie at the cut"),
         (

@@ -35,6 +35,15 @@ def test_hits_count_the_different_shared_grams():
     assert NgramIndex.from_texts([]).hits(HELD_OUT) == 0
 
 
+def test_texts_that_are_never_found_inside_others_are_counted():
+    """A short text is one gram as a whole: only an equal document has it."""
+    short, exact = "a question of seven words is asked", " ".join("abcdefghijklm")
+    index = NgramIndex.from_texts([HELD_OUT, short, exact, short + " in eleven words here"])
+    assert (index.num_texts, index.num_short) == (4, 2)
+    assert index.hits(f"here: {short} in eleven words here, they said") == 0
+    assert index.hits(f"here: {exact} they said") == 1
+
+
 @settings(deadline=None)
 @given(st.lists(words, max_size=4), words, st.integers(1, 4))
 def test_hits_equal_the_intersection_of_sets_of_tuples(texts, text, n):
