@@ -61,7 +61,9 @@ def read_examples(
     Raises:
         InputError: a column that is missing. BadFileError: the file cannot be read.
     """
-    needed = list(dict.fromkeys([*where, *([by] if by else [])]))
+    needed = list(where)
+    if by is not None and by not in where:
+        needed.append(by)
     absent, row = set(needed), -1
     for record in _records(uri, needed):
         row = record.row
@@ -111,8 +113,10 @@ def _example(record: Record, group: str) -> Example:
 
 
 def _text(values: Mapping[str, Any], name: str) -> str:
-    text: Any = as_text(values.get(name))
-    fault = f"no `{name}`" if text is None else text_fault(f"`{name}`", text)
+    text = as_text(values.get(name))
+    if text is None:
+        raise ValueError(f"no `{name}`")
+    fault = text_fault(f"`{name}`", text)
     if fault is not None:
         raise ValueError(fault)
     if not text.strip():

@@ -264,7 +264,10 @@ def _find_remote(uri: str, suffixes: _Suffixes) -> list[FileInfo]:
     try:
         found = fs.glob(path, detail=True) if wild else fs.find(path, detail=True)
     except FileNotFoundError:
-        return []
+        found = {}
+    bucket = path.split("/")[0]
+    if not found and protocol_of(uri) in S3_PROTOCOLS and not fs.exists(bucket):
+        raise InputError(f"{uri}: there is no bucket {bucket!r}, or it may not be listed")
     files = {p: detail for p, detail in found.items() if detail["type"] == "file"}
     if wild:
         root = _before_wildcard(path)

@@ -352,6 +352,14 @@ def test_odd_names(folder):
         assert (alone.uri, alone.stamp) == (info.uri, info.stamp)
 
 
+def test_a_bucket_that_is_not_there(bucket):
+    for path in ("s3://no-such-bucket/pool", "s3://no-such-bucket", "s3://no-such-bucket/*.jsonl"):
+        with pytest.raises(InputError, match="there is no bucket 'no-such-bucket'"):
+            list_files([path], SUFFIXES)
+    with pytest.raises(InputError, match="no files match"):
+        list_files([join(bucket, "pool")], SUFFIXES)
+
+
 def test_empty_objects_that_stand_for_folders(bucket):
     put_all(bucket, ["pool/a.jsonl"])
     for key in ("pool/", "pool/sub/", "pool/old_$folder$", "pool/b.jsonl/"):
