@@ -13,10 +13,11 @@ from stillhouse.spec import ComputeSettings
 from stillhouse.storage import names
 from stillhouse.storage.artifact import load_manifest
 from stillhouse.storage.commit import MARKER
-from stillhouse.storage.filesystem import absolute_uri, exists, join
+from stillhouse.storage.filesystem import absolute_uri, exists, join, use_options
 from stillhouse.storage.integrity import Survey, survey_result, survey_store
 from stillhouse.storage.parquet import read_table
 from stillhouse.storage.run_record import read_json
+from stillhouse.storage.store_options import known_options
 
 _LARGE_BYTES = 8 << 30
 _MAX_PROBLEMS = 50
@@ -99,7 +100,7 @@ def _compare(survey: Survey, large_bytes: int) -> list[str]:
     if survey.num_bytes() < large_bytes:
         problems = compare_here(checks)
     else:
-        with cluster(ComputeSettings(), {}, 0):
+        with cluster(ComputeSettings(), use_options(survey.store, known_options(survey.store)), 0):
             problems = compare_in_tasks(checks)
     found = survey.problems + problems
     survey.checked["problems"] = len(found)

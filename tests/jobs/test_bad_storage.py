@@ -85,6 +85,18 @@ def test_a_secret_in_the_spec_is_refused_and_not_repeated(run):
     assert "`storage_options`" in error and "do-not-repeat" not in error
 
 
+def test_a_password_in_a_url_is_refused_and_not_repeated(run):
+    endpoint = {"endpoint_url": "http://user:do-not-repeat@host:9000"}
+    for changes in (
+        {"storage_options": endpoint},
+        {"pool": {"path": ["a.jsonl", "https://host/a.jsonl?X-Amz-Signature=do-not-repeat"]}},
+    ):
+        code, error = run("s3://bucket/store", **changes)
+        assert code == 2
+        assert "holds a password or a signature" in error and "do-not-repeat" not in error
+        assert "endpoint_url`" in error or "`pool.path`" in error
+
+
 def test_a_store_that_is_a_file(run, tmp_path):
     (tmp_path / "store").write_text("")
     code, error = run(str(tmp_path / "store"))
