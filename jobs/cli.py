@@ -353,14 +353,17 @@ def verify(
     uri: Annotated[
         str,
         typer.Argument(
-            help="A run, a selection, a model or a distilled set.", metavar="RUN_OR_ARTIFACT"
+            help="A run, an artifact (selection, model, ...), STORE#NAME or a store.",
+            metavar="RUN_OR_STORE",
         ),
     ],
     sample: Annotated[int, typer.Option(min=0, help="Scores to recompute with the models.")] = 64,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Check sha256 of every part, recompute a sample of scores and the fate of every row.
+    """Check every byte that a result rests on, or that a store holds; reads all of it.
+
+    Of a selection also a sample of the scores, recomputed, and the fate of every row.
 
     Example: `stillhouse verify store/runs/0123abc... --sample 256`
     """

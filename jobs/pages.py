@@ -24,8 +24,8 @@ _READERS: dict[str, Callable[[bytes], Any]] = {
 }
 
 
-def write_report(run_uri: str, data: Report) -> str:
-    """Write `report.json` and `report.html`; the URI of the page."""
+def write_report(run_uri: str, data: Report, *, page_only: bool = False) -> str:
+    """Write `report.json` (unless it stands there) and `report.html`; the URI of the page."""
     if isinstance(data, TrainingReport):
         content, text = training.to_json(data), render_training(data)
     elif isinstance(data, MixReport):
@@ -34,7 +34,8 @@ def write_report(run_uri: str, data: Report) -> str:
         content, text = distill.to_json(data), render_distill(data)
     else:
         content, text = selection.to_json(data), render(data)
-    replace(join(run_uri, "report.json"), content)
+    if not page_only:
+        replace(join(run_uri, "report.json"), content)
     page = join(run_uri, "report.html")
     replace(page, text.encode("utf-8", "replace"))
     return page

@@ -3,6 +3,7 @@
 import time
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from stillhouse.errors import ArtifactError
@@ -47,39 +48,74 @@ def prune_store(uri: str, *, grace_hours: float, yes: bool) -> dict[str, Any]:
     if not exists(join(store, MARKER)):
         raise ArtifactError(f"{uri} is not a store: it holds no {MARKER}")
     before = time.time() - 3600 * grace_hours
+    found = look(store, before)
+    removed = remove_found(store, found, before) if yes else []
+    return {
+        "store": store,
+        "dry": not yes,
+        "grace_hours": grace_hours,
+        "live_runs": found.live,
+        "unreachable": _by_kind(found.gone),
+        "removed": _by_kind(removed),
+        "objects": [item.path for item in found.gone],
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a walk through a store found: live runs, what may go, and the roots that it began at."""
+
+    live: list[str]
+    gone: list[StoredObject]
+    roots: list[StoredObject]
+
+
+def look(store: str, before: float) -> Found:
+    """Walk through a store; only temporaries may go where a run is live."""
     objects = list_objects(store)
     gone = unreachable(objects, references(store, objects), before)
     live = live_runs(store, objects, before)
     if live:
         gone = [item for item in gone if item.is_temporary]
-    removed = _remove(store, gone, before) if yes else []
-    return {
-        "store": store,
-        "dry": not yes,
-        "grace_hours": grace_hours,
-        "live_runs": live,
-        "unreachable": _by_kind(gone),
-        "removed": _by_kind(removed),
-        "objects": [item.path for item in gone],
-    }
+    return Found(live, gone, [item for item in objects if item.is_root])
 
 
-def _remove(store: str, gone: Sequence[StoredObject], before: float) -> list[StoredObject]:
-    """Remove in order until a run starts; what was removed."""
+def remove_found(store: str, found: Found, before: float) -> list[StoredObject]:
+    """Remove in order until a run starts; what was removed.
+
+    A run may have begun, reused what the walk saw as needless, and ended before the promise. So
+    where roots are not those of the walk any more, it is done again, under the promise.
+    """
     removed: list[StoredObject] = []
-    left = list(gone)
+    left = list(found.gone)
     try:
         while left:
             promise(store)
             until = time.monotonic() + _REMOVING_S
             if live_runs(store, list_objects(join(store, "runs")), before, prefix=""):
                 left = [item for item in left if item.is_temporary]
+            # after the runs: one that has ended in between has its result by now
+            elif _roots(store) != found.roots:
+                found = look(store, before)
+                still = set(found.gone)
+                left = [item for item in left if item in still]
+                continue
             done = remove(store, left[:_BATCH], until)
             removed += done
             left = [item for item in left[:_BATCH] if item not in done] + left[_BATCH:]
     finally:
         take_back(store)
     return removed
+
+
+def _roots(store: str) -> list[StoredObject]:
+    folders = ("names", "pins", "runs")
+    found = [
+        replace(item, path=f"{folder}/{item.path}")
+        for folder in folders
+        for item in list_objects(join(store, folder))
+    ]
+    return [item for item in found if item.is_root]
 
 
 def live_runs(

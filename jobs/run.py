@@ -17,6 +17,7 @@ from stillhouse.storage.artifact import Store
 from stillhouse.storage.commit import check_store
 from stillhouse.storage.filesystem import use_options
 from stillhouse.storage.run_record import RunRecord, now, read_json
+from stillhouse.storage.store_options import remember_options
 
 RUN_VERSION = 1
 SUBMISSION_VARIABLE = "STILLHOUSE_SUBMISSION"
@@ -38,6 +39,7 @@ def run_job(spec: Spec, shown: Listener) -> dict[str, Any]:
     """
     worker_env = use_options(spec.store, spec.storage_options)
     started = now()
+    remember_options(spec.store, spec.storage_options)
     listed = list_job(spec)
     store = Store(check_store(spec.store))
     check_name(store, spec)

@@ -10,7 +10,7 @@ from stillhouse.jobs.pages import read_report, write_report
 from stillhouse.jobs.publish import history_of, names_of
 from stillhouse.storage.commit import MARKER
 from stillhouse.storage.filesystem import absolute_uri, exists, join, list_names
-from stillhouse.storage.run_record import event_files, read_json
+from stillhouse.storage.run_record import DIGESTS, event_files, put_digests, read_json
 
 _POLL_S = 2.0
 
@@ -119,4 +119,7 @@ def draw_report(uri: str) -> str:
         raise ArtifactError(f"{uri} has no report yet: see `stillhouse status {uri}`") from None
     except ValueError as error:
         raise ArtifactError(f"{uri}/report.json is broken: {str(error)[:200]}") from None
-    return write_report(folder, data)
+    page = write_report(folder, data, page_only=True)
+    if exists(join(folder, DIGESTS)):
+        put_digests(folder, "report.html")
+    return page

@@ -17,6 +17,7 @@ from stillhouse.jobs.ray_jobs import Cluster
 from stillhouse.storage.artifact import Store
 from stillhouse.storage.commit import check_store
 from stillhouse.storage.filesystem import use_options
+from stillhouse.storage.store_options import remember_options
 
 _ENTRYPOINT = "-m stillhouse.jobs.entry"
 _VERSION = 1
@@ -73,6 +74,7 @@ def check_reach(spec: Spec) -> Listed:
         StillhouseError: what cannot be read, or a name that another spec publishes.
     """
     use_options(spec.store, spec.storage_options)
+    remember_options(spec.store, spec.storage_options)
     listed = list_job(spec)
     check_name(Store(check_store(spec.store)), spec)
     return listed

@@ -1,118 +1,136 @@
 """`stillhouse verify`: everything that a result rests on, checked from the store alone."""
 
 import secrets
-from collections.abc import Mapping
 from typing import Any
 
-from stillhouse.fingerprint import sha256
+from stillhouse.errors import ArtifactError
+from stillhouse.jobs.cluster import cluster
 from stillhouse.jobs.kinds import result_artifact
+from stillhouse.pipelines.checksums import compare_here, compare_in_tasks
 from stillhouse.reading.readers import open_selection
 from stillhouse.selection.verification import Verifier
+from stillhouse.spec import ComputeSettings
+from stillhouse.storage import names
 from stillhouse.storage.artifact import load_manifest
-from stillhouse.storage.filesystem import absolute_uri, exists, join, read_bytes
+from stillhouse.storage.commit import MARKER
+from stillhouse.storage.filesystem import absolute_uri, exists, join, use_options
+from stillhouse.storage.integrity import Survey, survey_result, survey_store
 from stillhouse.storage.parquet import read_table
 from stillhouse.storage.run_record import read_json
+from stillhouse.storage.store_options import known_options
+
+_LARGE_BYTES = 8 << 30
+_MAX_PROBLEMS = 50
 
 
-def verify(uri: str, sample: int) -> dict[str, Any]:
-    """Check a selection, a trained model or a distilled set (or the one that a run made).
+def verify(uri: str, sample: int, large_bytes: int = _LARGE_BYTES) -> dict[str, Any]:
+    """Check a run with all that its result rests on, an artifact with that, or a whole store.
 
-    Raises:
-        ArtifactError: there is none, or a manifest that is named is missing.
-    """
-    found = _other_than_selection(uri)
-    if found is None:
-        return verify_selection(uri, sample)
-    kind, folder = found
-    return verify_model(folder) if kind == "models" else verify_distilled(folder)
-
-
-def _other_than_selection(uri: str) -> tuple[str, str] | None:
-    """Kind and folder of the model or distilled set at a URI, or of what the run there made."""
-    folder = absolute_uri(uri)
-    result = read_json(folder, "result.json")
-    if result is not None:
-        kind, made = result_artifact(result)
-        folder = join(folder.rsplit("/", 2)[0], kind, made)
-    elif exists(join(folder, "manifest.json")):
-        kind = load_manifest(folder).kind
-    else:
-        return None
-    return (kind, folder) if kind in ("models", "distilled") else None
-
-
-def verify_model(folder: str) -> dict[str, Any]:
-    """Check every file of a model artifact.
-
-    Returns:
-        `checked` (counts by what) and `problems` (one sentence each).
-    """
-    manifest = load_manifest(folder, "models")
-    problems = _changed(folder, manifest.files)
-    return {"model": folder, "checked": {"files": len(manifest.files)}, "problems": problems}
-
-
-def verify_distilled(folder: str) -> dict[str, Any]:
-    """Check part and files of a distilled set, and that it costs the bytes that it says.
-
-    Returns:
-        `checked` (counts by what) and `problems` (one sentence each).
-    """
-    manifest = load_manifest(folder, "distilled")
-    store = folder.rsplit("/", 2)[0]
-    problems = _changed(store, {part.path: part.sha256 for part in manifest.parts})
-    problems += _changed(folder, manifest.files)
-    checked = {"parts": len(manifest.parts), "files": len(manifest.files)}
-    if not problems:
-        from stillhouse.distillation.stored_sets import read_set
-
-        found = read_set(read_table(join(store, manifest.parts[0].path)), folder)
-        said, classes = manifest.totals["image_bytes"], len(manifest.totals["class_names"])
-        checked["images"] = len(found.images)
-        if found.stored.images != said:
-            problems.append(f"{folder}: images of {found.stored.images} bytes, {said} are said")
-        if not 0 <= int(found.labels.min()) <= int(found.labels.max()) < classes:
-            problems.append(f"{folder} has labels outside its {classes} classes")
-    return {"distilled": folder, "checked": checked, "problems": problems}
-
-
-def _changed(folder: str, digests: Mapping[str, str]) -> list[str]:
-    """What is wrong with files by path in `folder`: missing, or other bytes."""
-    problems: list[str] = []
-    for name, digest in digests.items():
-        try:
-            if sha256(read_bytes(join(folder, name))) != digest:
-                problems.append(f"{join(folder, name)} is not what was written")
-        except FileNotFoundError:
-            problems.append(f"{join(folder, name)} is missing")
-    return problems
-
-
-def verify_selection(uri: str, sample: int) -> dict[str, Any]:
-    """Check a selection (or the one that a run made).
+    Every byte is read: from `large_bytes` on in Ray tasks (of RAY_ADDRESS, else on this machine).
+    Where the bytes are right, what they say is checked: see `Verifier` and `_check_distilled`.
 
     Args:
-        uri: of the selection, of its run, or `STORE#name`.
-        sample: how many sequences' losses are computed again.
+        uri: of a run, an artifact, `STORE#name` or a store.
+        sample: how many sequences' losses of a selection are computed again.
+        large_bytes: where Ray begins.
 
     Returns:
-        `checked` (counts by what), `problems` (one sentence each), `seed` of the sample.
+        `checked` (counts by what), `problems` (one sentence each), for a selection the `seed` of
+        the sample.
 
     Raises:
-        ArtifactError: there is no such selection, or a manifest that it names is missing.
+        ArtifactError: there is nothing to check.
     """
-    verifier = Verifier(open_selection(uri))
-    verifier.check_bytes()
+    store, folder = _place(uri)
+    survey = survey_result(store, folder) if folder else survey_store(store)
+    if folder and not survey.checked:
+        if exists(join(store, folder, "spec.yaml")):
+            raise ArtifactError(f"{uri}: the run is not finished (see `stillhouse status {uri}`)")
+        raise ArtifactError(f"no artifact at {uri}: there is no manifest.json, and it is no store")
+    problems = _compare(survey, large_bytes)
+    found: dict[str, Any] = {"store": store, "checked": survey.checked, "problems": problems}
+    if not folder:
+        loose = survey.there.keys() - survey.expected.keys()
+        survey.checked["objects that nothing names"] = len([p for p in loose if not _own(p)])
+    if problems or not folder:
+        return found
+    kind, artifact = _artifact(store, folder)
+    found[kind.removesuffix("s")] = artifact
+    if kind == "selections":
+        found["seed"] = _check_selection(artifact, sample, survey, problems)
+    elif kind == "distilled":
+        _check_distilled(artifact, survey, problems)
+    return found
+
+
+def _place(uri: str) -> tuple[str, str]:
+    """The store of what is to check, and its folder there; an empty one for the whole store."""
+    store, mark, name = uri.rpartition("#")
+    if mark and "/" not in name:
+        store = absolute_uri(store)
+        published = names.current(store, name)
+        if published is None:
+            raise ArtifactError(f"nothing is published under {name!r} in {store}")
+        return store, f"{published.kind}/{published.selection}"
+    folder = absolute_uri(uri)
+    if exists(join(folder, MARKER)):
+        return folder, ""
+    pieces = folder.rsplit("/", 2)
+    return pieces[0], "/".join(pieces[1:])
+
+
+def _own(path: str) -> bool:
+    """Whether an object is checked by itself: it carries its own digest, or none is needed."""
+    return path.endswith((".json", "/parts.parquet")) or path.startswith("runs/")
+
+
+def _artifact(store: str, folder: str) -> tuple[str, str]:
+    """Kind and URI of the artifact in a folder, or of what the finished run there made."""
+    result = read_json(join(store, folder), "result.json")
+    if result is None:
+        return folder.split("/")[0], join(store, folder)
+    kind, made = result_artifact(result)
+    return kind, join(store, kind, made)
+
+
+def _compare(survey: Survey, large_bytes: int) -> list[str]:
+    checks = survey.checks()
+    survey.checked["objects"] = len(checks)
+    survey.checked["bytes"] = survey.num_bytes()
+    if survey.num_bytes() < large_bytes:
+        problems = compare_here(checks)
+    else:
+        with cluster(ComputeSettings(), use_options(survey.store, known_options(survey.store)), 0):
+            problems = compare_in_tasks(checks)
+    found = survey.problems + problems
+    survey.checked["problems"] = len(found)
+    return found[:_MAX_PROBLEMS]
+
+
+def _check_selection(uri: str, sample: int, survey: Survey, problems: list[str]) -> int:
+    """Joins, cut, fates and a sample of losses; the seed of the sample."""
     seed = secrets.randbelow(2**31)
-    if not verifier.findings.problems:
-        verifier.check_joins()
-        verifier.check_cut()
-        verifier.check_fates()
-        verifier.check_losses(sample, seed)
-    findings = verifier.findings
-    return {
-        "selection": verifier.selection.uri,
-        "checked": dict(findings.checked),
-        "problems": findings.problems,
-        "seed": seed,
-    }
+    verifier = Verifier(open_selection(uri))
+    verifier.check_parts()
+    verifier.check_joins()
+    verifier.check_cut()
+    verifier.check_fates()
+    verifier.check_losses(sample, seed)
+    survey.checked.update(verifier.findings.checked)
+    problems += verifier.findings.problems
+    return seed
+
+
+def _check_distilled(folder: str, survey: Survey, problems: list[str]) -> None:
+    """A distilled set costs the bytes that it says, and its labels are of its classes."""
+    from stillhouse.distillation.stored_sets import read_set
+
+    manifest = load_manifest(folder, "distilled")
+    store = folder.rsplit("/", 2)[0]
+    found = read_set(read_table(join(store, manifest.parts[0].path)), folder)
+    said, classes = manifest.totals["image_bytes"], len(manifest.totals["class_names"])
+    survey.checked["images"] = len(found.images)
+    if found.stored.images != said:
+        problems.append(f"{folder}: images of {found.stored.images} bytes, {said} are said")
+    if not 0 <= int(found.labels.min()) <= int(found.labels.max()) < classes:
+        problems.append(f"{folder} has labels outside its {classes} classes")

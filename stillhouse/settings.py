@@ -1,5 +1,6 @@
 """What all settings are made of: the base class, common types, and the refusal of secrets."""
 
+import re
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -16,21 +17,59 @@ class Settings(BaseModel):
     )
 
 
-_SECRET_WORDS = ("secret", "password", "token", "credential", "private", "account_key", "sas")
-_SECRET_KEYS = {"key", "access_key", "aws_access_key_id", "connection_string"}
+_SECRET_PARTS = ("secret", "passw", "credential", "private", "accountkey", "accesskey", "apikey")
+_SECRET_KEYS = {"key", "sas", "connectionstring", "awsaccesskeyid", "authorization"}
+_NO_TOKENS = re.compile(r"(eos|bos|pad|unk|mask|sep|cls|stop|start|end|special)_?token", re.I)
+"""Keys of text, not of access."""
+_TOKEN_WORDS = {"anon", "browser", "cache", "cloud", "google_default"}
+"""What gcsfs's option `token` may be besides a secret: a way to find one."""
+_SIGNED = re.compile(r"[?&](x-(amz|goog)-(signature|credential|security-token)|sig)=", re.I)
+_WITH_PASSWORD = re.compile(r"^[a-z][a-z0-9+.-]*://[^/?#@]*:[^/?#@]+@", re.I)
 
 
 def refuse_secrets(options: dict[str, Any]) -> None:
-    """Refuse storage options that look like credentials; these come from the standard chains.
+    """Refuse options that look like credentials; these come from the standard chains.
 
     Raises:
         ValueError: naming the key, never the value.
     """
     for key, value in options.items():
-        low = key.lower()
-        if low in _SECRET_KEYS or any(word in low for word in _SECRET_WORDS):
+        if _is_secret(key, value):
             raise ValueError(
                 f"`{key}` looks like a secret: use the environment or a profile instead"
             )
         if isinstance(value, dict):
             refuse_secrets(value)
+        else:
+            refuse_secret_urls(value, key)
+
+
+def _is_secret(key: str, value: Any) -> bool:
+    if value is None or isinstance(value, bool):
+        return False
+    plain = re.sub("[^a-z]", "", key.lower())
+    if plain in _SECRET_KEYS or any(part in plain for part in _SECRET_PARTS):
+        return True
+    is_token = re.search("(token|Token|TOKEN)$", key) is not None or plain == "sastoken"
+    if not is_token or isinstance(value, int | float) or _NO_TOKENS.fullmatch(key):
+        return False
+    return not (isinstance(value, str) and value in _TOKEN_WORDS)
+
+
+def refuse_secret_urls(value: Any, key: str) -> None:
+    """Refuse URLs that hold a password or a signature, anywhere in a JSON value.
+
+    Raises:
+        ValueError: naming the key, never the value.
+    """
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            refuse_secret_urls(inner, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            refuse_secret_urls(inner, key)
+    elif isinstance(value, str) and (_WITH_PASSWORD.search(value) or _SIGNED.search(value)):
+        raise ValueError(
+            f"the URL of `{key}` holds a password or a signature, which would be stored: use the "
+            "environment or a profile instead"
+        )

@@ -10,7 +10,7 @@ from pydantic import Field, field_validator, model_validator
 
 from stillhouse.compute_settings import ComputeSettings
 from stillhouse.selection.own_settings import OwnScorerSettings
-from stillhouse.settings import Count, Settings, Share, refuse_secrets
+from stillhouse.settings import Count, Settings, Share, refuse_secret_urls, refuse_secrets
 from stillhouse.storage.names import NAME_PATTERN
 
 Dtype = Literal["auto", "float32", "bfloat16"]
@@ -310,6 +310,12 @@ class JobSpec(Settings):
     def _no_secrets(cls, options: dict[str, Any]) -> dict[str, Any]:
         refuse_secrets(options)
         return options
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_secret_urls(cls, content: Any) -> Any:
+        refuse_secret_urls(content, "")
+        return content
 
 
 NOT_IDENTITY = set(JobSpec.model_fields)

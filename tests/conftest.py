@@ -5,6 +5,7 @@ import logging
 import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from uuid import uuid4
@@ -24,6 +25,9 @@ os.environ["RAY_metrics_report_interval_ms"] = "1000"  # noqa: SIM112
 # A machine that others use too is no reason to fail.
 hypothesis.settings.register_profile("shared", deadline=None)
 hypothesis.settings.load_profile("shared")
+
+# What runs remember of stores is not the user's.
+os.environ["XDG_CONFIG_HOME"] = tempfile.mkdtemp(prefix="stillhouse-config-")
 
 # Ray's workers inherit them from the start of the session, whenever the server starts.
 S3_KEYS = {

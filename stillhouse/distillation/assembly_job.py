@@ -30,10 +30,11 @@ def run_assembly(
     made = assemble(
         store, prepared, teachers, task.method, task.protocol, task.units, task.fingerprint
     )
+    files = {made.label_path: made.label_sha256} if made.label_path and made.label_sha256 else {}
     info: dict[str, Any] = {
         "label_path": made.label_path,
         "label_sha256": made.label_sha256,
         "stored": [made.stored.images, made.stored.labels],
     }
     counts = {"images": made.part.num_rows}
-    return store.put_receipt(KIND, Receipt(task.fingerprint, (made.part,), counts, info))
+    return store.put_receipt(KIND, Receipt(task.fingerprint, (made.part,), counts, info, files))

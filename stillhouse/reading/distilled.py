@@ -14,6 +14,7 @@ from stillhouse.errors import ArtifactError
 from stillhouse.reading.readers import Artifact, Sought, find_folder
 from stillhouse.storage.filesystem import join, read_bytes
 from stillhouse.storage.parquet import read_table
+from stillhouse.storage.store_options import known_options
 
 _DISTILLED = Sought("distilled", "distilled_fingerprint", "a distilled set", "distilled nothing")
 
@@ -90,7 +91,10 @@ class Distilled(Artifact):
         import datasets
 
         files = [part.uri for part in self.parts]
-        return datasets.load_dataset("parquet", data_files=files, split="train")
+        known = known_options(self.uri) or None
+        return datasets.load_dataset(
+            "parquet", data_files=files, split="train", storage_options=known
+        )
 
 
 def open_distilled(uri: str) -> Distilled:

@@ -24,6 +24,7 @@ from stillhouse.storage.filesystem import (
     read_bytes,
 )
 from stillhouse.storage.parquet import open_part, read_table
+from stillhouse.storage.store_options import known_options
 
 if TYPE_CHECKING:
     from stillhouse.reading.torch_reader import SelectionDataset
@@ -125,7 +126,11 @@ class Selection(Artifact):
             for part in self.parts
         ]
         return datasets.load_dataset(
-            "parquet", data_files=files, split="train", streaming=streaming
+            "parquet",
+            data_files=files,
+            split="train",
+            streaming=streaming,
+            storage_options=known_options(self.uri) or None,
         )
 
     def to_torch(

@@ -1,11 +1,10 @@
 """Checking a selection against everything it was made from, with nothing believed.
 
-Bytes against their sha256; the cut against the stored scores; the fate of every row of the pool
+The cut against the stored scores; the fate of every row of the pool
 against the ledger and the kept rows; and a random sample of losses against the models themselves.
 """
 
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -15,7 +14,6 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from stillhouse.errors import ArtifactError
-from stillhouse.fingerprint import sha256
 from stillhouse.reading.readers import Selection
 from stillhouse.selection.budget import Cut, find_cut, find_weighted_cut
 from stillhouse.selection.quotas import (
@@ -27,7 +25,7 @@ from stillhouse.selection.quotas import (
 )
 from stillhouse.selection.ranking import REASONS, PartScores, RankedPart, Rule, scorers_read
 from stillhouse.storage.artifact import Manifest, Store
-from stillhouse.storage.filesystem import join, list_names, read_bytes
+from stillhouse.storage.filesystem import join, list_names
 from stillhouse.storage.parquet import read_table
 from stillhouse.text.pieces import token_ids
 from stillhouse.training.task import TRAINED_ON
@@ -69,36 +67,12 @@ class Verifier:
             else None
         )
 
-    def manifests(self) -> Iterator[Manifest]:
-        """Every artifact that the selection rests on, itself included."""
-        yield self.selection.manifest
-        yield self.tokens
-        yield from self.scores.values()
-        if self.contamination:
-            yield self.contamination
-
-    def check_bytes(self) -> None:
-        """Every part and file against its sha256; no part may be missing or too many."""
-        for manifest in self.manifests():
-            for part in manifest.parts:
-                self._check_object(self.store.path(part.path), part.sha256)
-                self.findings.checked["parts"] += 1
-            folder = self.store.path(manifest.kind, manifest.fingerprint)
-            for name, digest in manifest.files.items():
-                self._check_object(join(folder, name), digest)
+    def check_parts(self) -> None:
+        """No part of the selection is in no manifest; their bytes are `verify`'s to check."""
         listed = {part.path.rsplit("/", 1)[-1] for part in self.selection.manifest.parts}
         for name in list_names(self.selection.uri):
             if name.endswith(".parquet") and name.startswith("part-") and name not in listed:
                 self.findings.problem(f"{self.selection.uri}/{name} is in no manifest")
-
-    def _check_object(self, uri: str, digest: str) -> None:
-        try:
-            found = sha256(read_bytes(uri))
-        except FileNotFoundError:
-            self.findings.problem(f"{uri} is missing")
-            return
-        if found != digest:
-            self.findings.problem(f"{uri} has sha256 {found[:12]}, its manifest says {digest[:12]}")
 
     def check_joins(self) -> None:
         """Scores belong to the tokens that the selection names, part by part."""

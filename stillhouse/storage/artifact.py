@@ -9,7 +9,6 @@ Layout of a store: `<kind>/parts/<fingerprint>.parquet`, `<kind>/receipts/<finge
 `<kind>/<fingerprint>/manifest.json` (and files of its own beside it for models and selections).
 """
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
@@ -19,12 +18,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stillhouse.errors import ArtifactError
-from stillhouse.fingerprint import canonical_json, sha256
+from stillhouse.fingerprint import sha256
 from stillhouse.storage.commit import create_or_adopt
 from stillhouse.storage.filesystem import join, list_names, read_bytes, read_many
 from stillhouse.storage.parquet import ROW_GROUP, parquet_bytes, parse_table
+from stillhouse.storage.sealed import seal, unseal
 
-FORMAT_VERSION = 1
 _MAX_INLINE_PARTS = 300
 
 
@@ -52,12 +51,21 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """A finished task: the parts it made, its counts by name, and anything small worth keeping."""
+    """A finished task: the parts it made, its counts by name, and anything small worth keeping.
+
+    `files` are what it made besides: sha256 by path in the store.
+    """
 
     task: str
     parts: tuple[PartRef, ...]
     counts: dict[str, int] = field(default_factory=dict)
     info: dict[str, Any] = field(default_factory=dict)
+    files: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def paths(self) -> list[str]:
+        """Of all that it made."""
+        return [*(part.path for part in self.parts), *self.files]
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,10 +129,10 @@ class Store:
         """
         names = set(list_names(self.path(kind, "receipts")))
         there = [task for task in tasks if f"{task}.json" in names]
-        found = read_many([self._receipt_uri(kind, task) for task in there])
-        receipts = [_parse_receipt(d, kind, t) for t, d in zip(there, found, strict=True)]
-        lost = self._lost(part.path for receipt in receipts for part in receipt.parts)
-        return {r.task: r for r in receipts if not any(part.path in lost for part in r.parts)}
+        uris = [self._receipt_uri(kind, task) for task in there]
+        receipts = list(map(parse_receipt, read_many(uris), uris))
+        lost = self._lost(path for receipt in receipts for path in receipt.paths)
+        return {r.task: r for r in receipts if lost.isdisjoint(r.paths)}
 
     def _lost(self, paths: Iterable[str]) -> set[str]:
         """Those of some paths in the store that are not there: a listing of each folder."""
@@ -135,10 +143,10 @@ class Store:
 
     def put_receipt(self, kind: str, receipt: Receipt) -> Receipt:
         """Say that a task is finished; the receipt that came first is the one that counts."""
-        data = canonical_json(asdict(receipt))
         uri = self._receipt_uri(kind, receipt.task)
-        stands = _parse_receipt(create_or_adopt(uri, data), kind, receipt.task)
-        _check_same(uri, _digests(stands.parts), _digests(receipt.parts))
+        stands = parse_receipt(create_or_adopt(uri, seal(asdict(receipt))), uri)
+        made = _digests(receipt.parts) | receipt.files
+        _check_same(uri, _digests(stands.parts) | stands.files, made)
         return stands
 
     def _receipt_uri(self, kind: str, task: str) -> str:
@@ -151,17 +159,15 @@ class Store:
             The manifest as any reader sees it from now on.
         """
         folder = self.path(manifest.kind, manifest.fingerprint)
-        content = asdict(manifest) | {"format_version": FORMAT_VERSION}
+        content = asdict(manifest)
         listed = None
         if len(manifest.parts) > _MAX_INLINE_PARTS:
             rows = parquet_bytes(pa.Table.from_pylist(content.pop("parts")))
             listed = create_or_adopt(join(folder, "parts.parquet"), rows)
             content["parts_sha256"] = sha256(listed)
-        text = json.dumps(
-            content, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False
-        ).encode()
         uri = join(folder, "manifest.json")
-        stands = _parse_manifest(create_or_adopt(uri, text), folder, manifest.kind, listed)
+        data = create_or_adopt(uri, seal(content, indent=1))
+        stands = parse_manifest(data, folder, manifest.kind, listed)
         made = _digests(manifest.parts) | manifest.files
         _check_same(uri, _digests(stands.parts) | stands.files, made)
         return stands
@@ -180,7 +186,7 @@ class Store:
             data = read_bytes(self.path(kind, fingerprint, "manifest.json"))
         except FileNotFoundError:
             return None
-        manifest = _parse_manifest(data, self.path(kind, fingerprint), kind)
+        manifest = parse_manifest(data, self.path(kind, fingerprint), kind)
         files = [f"{kind}/{fingerprint}/{name}" for name in manifest.files]
         return None if self._lost([*(part.path for part in manifest.parts), *files]) else manifest
 
@@ -209,27 +215,21 @@ def load_manifest(folder: str, kind: str | None = None) -> Manifest:
         data = read_bytes(join(folder, "manifest.json"))
     except FileNotFoundError as error:
         raise ArtifactError(f"no artifact at {folder}: there is no manifest.json") from error
-    return _parse_manifest(data, folder, kind)
+    return parse_manifest(data, folder, kind)
 
 
-def _parse_manifest(
+def parse_manifest(
     data: bytes, folder: str, kind: str | None, listed: bytes | None = None
 ) -> Manifest:
     """The manifest in `data`; `listed` are the bytes of its parts.parquet where at hand."""
     try:
-        content = json.loads(data)
-        version = content.pop("format_version")
-        if version > FORMAT_VERSION:
-            raise ArtifactError(
-                f"{folder} was written by a newer Stillhouse (format {version}, this one reads "
-                f"{FORMAT_VERSION}): upgrade to read it"
-            )
+        content = unseal(data, join(folder, "manifest.json"))
         digest = content.pop("parts_sha256", None)
         rows = content["parts"] if digest is None else _listed_parts(folder, digest, listed)
         content["parts"] = tuple(PartRef(**row) for row in rows)
         manifest = Manifest(**content)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ArtifactError(f"broken manifest in {folder}: {error}") from error
+        raise ArtifactError(f"{folder}/manifest.json is broken: {error}") from error
     if kind is not None and manifest.kind != kind:
         raise ArtifactError(f"{folder} holds `{manifest.kind}` where `{kind}` is needed")
     return manifest
@@ -246,13 +246,21 @@ def _listed_parts(folder: str, digest: str, listed: bytes | None) -> list[dict[s
     return parse_table(data).to_pylist()
 
 
-def _parse_receipt(data: bytes, kind: str, task: str) -> Receipt:
+def parse_receipt(data: bytes, uri: str) -> Receipt:
+    """The receipt in `data`, the object at `uri`.
+
+    Raises:
+        ArtifactError: broken, newer, or of another task.
+    """
     try:
-        content = json.loads(data)
+        content = unseal(data, uri)
         content["parts"] = tuple(PartRef(**part) for part in content["parts"])
-        return Receipt(**content)
+        receipt = Receipt(**content)
     except (ValueError, KeyError, TypeError) as error:
-        raise ArtifactError(f"broken receipt {kind}/receipts/{task}.json: {error}") from error
+        raise ArtifactError(f"{uri} is broken: {error}") from error
+    if not uri.endswith(f"/{receipt.task}.json"):
+        raise ArtifactError(f"{uri} is the receipt of another task, {receipt.task}")
+    return receipt
 
 
 def _num_rows(data: bytes, path: str) -> int:

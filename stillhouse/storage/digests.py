@@ -5,7 +5,6 @@ in the store as a cache; it never becomes part of a fingerprint.
 """
 
 import hashlib
-import json
 import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,11 +14,12 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stillhouse.errors import BadFileError
-from stillhouse.fingerprint import canonical_json, fingerprint
+from stillhouse.errors import ArtifactError, BadFileError
+from stillhouse.fingerprint import fingerprint
 from stillhouse.storage.artifact import Store
 from stillhouse.storage.commit import replace
 from stillhouse.storage.filesystem import FileInfo, open_read, read_bytes
+from stillhouse.storage.sealed import seal, unseal
 
 _BLOCK = 8 << 20
 _THREADS = 8
@@ -90,7 +90,7 @@ def digest_files(
     for file, digest in zip(missing, made, strict=True):
         known[file.uri] = [*_seen(file), digest.sha256, digest.row_group_rows]
     if remember and missing:
-        replace(cache, canonical_json(known))
+        replace(cache, seal(known))
     return [_digest(known[f.uri]) for f in files]
 
 
@@ -112,6 +112,6 @@ def _common_root(files: Sequence[FileInfo]) -> str:
 def _load(uri: str) -> dict[str, list[Any]]:
     """By URI of a file: size, stamp, sha256, rows of its row groups."""
     try:
-        return json.loads(read_bytes(uri))
-    except FileNotFoundError:
-        return {}
+        return unseal(read_bytes(uri), uri)
+    except (FileNotFoundError, ArtifactError):
+        return {}  # a cache that is not what was written says nothing

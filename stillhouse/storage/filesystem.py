@@ -2,8 +2,8 @@
 
 A path without a scheme is a local path; URIs made from it are absolute, so that any process on
 the machine reads the same file. Anything else is fsspec's. Options of a filesystem (endpoint,
-profile) live in fsspec's own configuration, credentials in the standard chains; neither is ever
-written down.
+profile) live in fsspec's own configuration and in `store_options`, credentials in the standard
+chains: these are never written down.
 """
 
 import glob
@@ -20,6 +20,7 @@ from typing import IO, Any
 from stillhouse.errors import InputError, StorageError
 from stillhouse.fingerprint import fingerprint
 from stillhouse.storage.retries import with_retries
+from stillhouse.storage.store_options import known_options
 
 S3_PROTOCOLS = ("s3", "s3a")
 _WEB_PROTOCOLS = ("http", "https")
@@ -88,9 +89,13 @@ def filesystem(uri: str) -> tuple[Any, str]:
         if protocol in _WEB_PROTOCOLS:  # sizes and ranges are those of the file as it lies there
             return fsspec.filesystem(protocol, headers={"Accept-Encoding": "identity"}), uri
         if protocol not in S3_PROTOCOLS:
-            return fsspec.core.url_to_fs(uri)
+            return fsspec.core.url_to_fs(uri, **known_options(uri))
         # not `url_to_fs`, which takes a key with `::` for a chain of filesystems
-        fs = fsspec.filesystem(protocol, use_listings_cache=False, config_kwargs=_s3_config(conf))
+        known = known_options(uri)
+        fs = fsspec.filesystem(
+            protocol,
+            **known | {"use_listings_cache": False, "config_kwargs": _s3_config(conf, known)},
+        )
         path = fs._strip_protocol(uri)
         fs.retries = 1
         return fs, path
@@ -98,9 +103,11 @@ def filesystem(uri: str) -> tuple[Any, str]:
         raise StorageError(f"cannot open {uri!r}: {error}") from error
 
 
-def _s3_config(conf: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    given = [conf.get(protocol, {}).get("config_kwargs", {}) for protocol in S3_PROTOCOLS]
-    return _S3_CONFIG | {"retries": dict(_ONE_TRY)} | given[0] | given[1]
+def _s3_config(conf: dict[str, dict[str, Any]], known: dict[str, Any]) -> dict[str, Any]:
+    config = _S3_CONFIG | {"retries": dict(_ONE_TRY)}
+    for options in (known, *(conf.get(protocol, {}) for protocol in S3_PROTOCOLS)):
+        config |= options.get("config_kwargs", {})
+    return config
 
 
 def read_bytes(uri: str) -> bytes:

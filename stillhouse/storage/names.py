@@ -12,10 +12,10 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from stillhouse.errors import ArtifactError, SpecError
-from stillhouse.fingerprint import canonical_json
 from stillhouse.storage import numbered
 from stillhouse.storage.commit import create
 from stillhouse.storage.filesystem import join, list_names
+from stillhouse.storage.sealed import seal
 
 NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,62}$"
 """Safe in a path, in a URI's fragment and in a shell."""
@@ -183,7 +183,7 @@ def _append(
             return now, False
         content = asdict(wanted)
         number = content.pop("number")
-        if create(join(folder, f"{number:08d}.json"), canonical_json(content)):
+        if create(join(folder, f"{number:08d}.json"), seal(content)):
             return wanted, True
 
 

@@ -4,12 +4,11 @@ Names of published selections and pins of tokenizers and priors are such sequenc
 ever overwritten, a roll-back writes a new number, and a reader always sees a whole version.
 """
 
-import json
 from typing import Any
 
-from stillhouse.fingerprint import canonical_json
 from stillhouse.storage.commit import create_or_adopt
 from stillhouse.storage.filesystem import join, list_names, read_bytes
+from stillhouse.storage.sealed import seal, unseal
 
 
 def versions(folder: str) -> list[int]:
@@ -20,7 +19,8 @@ def versions(folder: str) -> list[int]:
 
 def read_version(folder: str, number: int) -> dict[str, Any]:
     """The object with this number."""
-    return json.loads(read_bytes(join(folder, f"{number:08d}.json")))
+    uri = join(folder, f"{number:08d}.json")
+    return unseal(read_bytes(uri), uri)
 
 
 def current(folder: str) -> dict[str, Any] | None:
@@ -35,7 +35,7 @@ def append(folder: str, content: dict[str, Any]) -> int:
     The bytes that stand are compared, so that a put whose answer was lost is not done twice.
     """
     number = (versions(folder) or [0])[-1] + 1
-    data = canonical_json(content)
+    data = seal(content)
     while create_or_adopt(join(folder, f"{number:08d}.json"), data) != data:
         number += 1
     return number

@@ -4,7 +4,7 @@ A flipped bit in a page without one is read as other values, silently.
 """
 
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from typing import IO, Any
 
@@ -40,7 +40,7 @@ def open_parquet(
 
 
 @contextmanager
-def open_part(uri: str, metadata: pq.FileMetaData | None = None) -> Iterator[pq.ParquetFile]:
+def open_part(uri: str, metadata: pq.FileMetaData | None = None) -> Generator[pq.ParquetFile]:
     """A Parquet object of a store, to be read by row groups; `metadata` is its known footer.
 
     Raises:
@@ -66,7 +66,7 @@ def parse_table(data: bytes, columns: list[str] | None = None) -> pa.Table:
 
 
 @contextmanager
-def _naming(uri: str) -> Iterator[Any]:
+def _naming(uri: str) -> Generator[Any]:
     """Name the object in the errors of reading it."""
     try:
         yield

@@ -9,7 +9,7 @@ know nothing of their fields: it may keep too much, never too little.
 import re
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -102,31 +102,39 @@ def _modified(detail: dict[str, Any]) -> float:
 def references(store: str, objects: Sequence[StoredObject]) -> dict[str, set[str]]:
     """Walk from the roots; every fingerprint that is reached, with the labels that name it.
 
-    Reads each reachable manifest and receipt once, many at a time.
-
     Args:
         store: its URI.
         objects: what `list_objects` found.
+    """
+    reached: dict[str, set[str]] = defaultdict(set)
+    roots = [item for item in objects if item.is_root]
+    for item, data in walk(store, objects, roots):
+        for name in _mentioned(item, data) - set(item.names):
+            reached[name].add(item.label)
+    return dict(reached)
+
+
+def walk(
+    store: str, objects: Sequence[StoredObject], roots: Iterable[StoredObject]
+) -> Iterator[tuple[StoredObject, bytes]]:
+    """Every manifest, receipt and list of parts that is reached from `roots`, and these, with its
+    bytes: each is read once, many at a time.
     """
     speaking: dict[str, list[StoredObject]] = defaultdict(list)
     for item in objects:
         if item.kind in KINDS and item.path.endswith((".json", "/parts.parquet")):
             for name in item.names:
                 speaking[name].append(item)
-    reached: dict[str, set[str]] = defaultdict(set)
-    pending = [item for item in objects if item.is_root]
+    pending = list(roots)
     read = {item.path for item in pending}
     while pending:
         found: set[str] = set()
         for item, data in zip(pending, _read(store, pending), strict=True):
-            mentioned = _mentioned(item, data) - set(item.names)
-            found |= mentioned
-            for name in mentioned:
-                reached[name].add(item.label)
+            found |= _mentioned(item, data) - set(item.names)
+            yield item, data
         pending = [item for name in sorted(found) for item in speaking.get(name, ())]
         pending = [item for item in dict.fromkeys(pending) if item.path not in read]
         read |= {item.path for item in pending}
-    return dict(reached)
 
 
 def _read(store: str, items: Iterable[StoredObject]) -> list[bytes]:

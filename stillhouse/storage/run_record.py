@@ -1,7 +1,8 @@
 """The record of a run: readable from the store alone, also when its cluster is gone.
 
 `runs/<fingerprint>/`: `spec.yaml` (resolved), `events-00000001.jsonl`, ... (created, never
-changed), `status.json` (replaced), `report.json` and `report.html`, and at the end `result.json`.
+changed), `status.json` (replaced), `report.json` and `report.html`, and at the end `result.json`
+and `digests.json`: the sha256 of every other file but the status.
 """
 
 import json
@@ -12,12 +13,15 @@ import uuid
 from datetime import UTC, datetime
 from typing import Any
 
-from stillhouse.errors import ArtifactError
+from stillhouse.fingerprint import sha256
 from stillhouse.storage.artifact import Store
 from stillhouse.storage.commit import create_or_adopt, replace
-from stillhouse.storage.filesystem import join, list_names, read_bytes
+from stillhouse.storage.filesystem import join, list_names, read_bytes, read_many
 from stillhouse.storage.pruning import promised, wait_for_prune
+from stillhouse.storage.reachability import list_objects
+from stillhouse.storage.sealed import seal, unseal
 
+DIGESTS = "digests.json"
 _FLUSH_S = 5.0
 _log = logging.getLogger(__name__)
 
@@ -78,13 +82,19 @@ class RunRecord:
     def finish(
         self, state: str, error: str | None = None, failed_at: dict[str, Any] | None = None
     ) -> None:
-        """Note how the attempt ended: done, or failed with `error` at a step, part and node."""
+        """Note how the attempt ended: done, or failed with `error` at a step, part and node.
+
+        Of one that is done, the sha256 of what it recorded is kept.
+        """
         self._status |= {"state": state, "error": error, "failed_at": failed_at, "ended": now()}
         self.event(state, {"error": error} | (failed_at or {}) if error else {}, flush=True)
+        if state == "done":
+            put_digests(self.uri)
 
     def put_result(self, result: dict[str, Any]) -> None:
         """The result that a later run with the same spec gives at once."""
-        replace(join(self.uri, "result.json"), json.dumps(result, indent=1).encode())
+        plain = json.loads(json.dumps(result), parse_constant=lambda _: None)  # NaN is no JSON
+        replace(join(self.uri, "result.json"), seal(plain, indent=1))
 
 
 def _event_name(number: int) -> str:
@@ -101,8 +111,21 @@ def read_json(run_uri: str, name: str) -> dict[str, Any] | None:
     """`status.json` or `result.json` of a run; None where it is not there."""
     uri = join(run_uri, name)
     try:
-        return json.loads(read_bytes(uri))
+        return unseal(read_bytes(uri), uri)
     except FileNotFoundError:
         return None
-    except ValueError as error:
-        raise ArtifactError(f"{uri} is broken: {error}; remove it") from error
+
+
+def put_digests(run_uri: str, *changed: str) -> None:
+    """Keep the sha256 of the files of a run that have none yet, and of those that `changed`."""
+    known = {n: d for n, d in (read_json(run_uri, DIGESTS) or {}).items() if n not in changed}
+    new = [n for n in recorded(run_uri) if n not in known]
+    read = read_many([join(run_uri, name) for name in new])
+    digests = known | {name: sha256(data) for name, data in zip(new, read, strict=True)}
+    replace(join(run_uri, DIGESTS), seal(digests, indent=1))
+
+
+def recorded(run_uri: str) -> list[str]:
+    """The files of a run that are final once it is done, relative to its folder."""
+    there = [item.path for item in list_objects(run_uri) if not item.is_temporary]
+    return [path for path in there if path not in {DIGESTS, "status.json"}]

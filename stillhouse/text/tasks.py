@@ -127,14 +127,15 @@ def scan_unit(store: Store, task: UnitTask) -> Receipt:
         table = pa.table(dict(zip(SCAN_SCHEMA.names, columns, strict=True)), schema=SCAN_SCHEMA)
         path = f"scans/parts/{task.fingerprint}-{number:05d}.parquet"
         parts.append(store.put_part(path, table, num_tokens=0))
+    files: dict[str, str] = {}
     if dead:
         table = pa.Table.from_pylist([_letter(d) for d in dead], schema=DEAD_LETTER_SCHEMA)
         path = f"scans/dead/{task.fingerprint}.parquet"
-        info["dead_letters"] = store.put_part(path, table, num_tokens=0).path
+        info["dead_letters"] = path
+        files[path] = store.put_part(path, table, num_tokens=0).sha256
     counts.update(f"dead: {re.split('[:;]', letter.reason)[0]}" for letter in dead)
-    return store.put_receipt(
-        "scans", Receipt(task.fingerprint, tuple(parts), dict(sorted(counts.items())), info)
-    )
+    made = Receipt(task.fingerprint, tuple(parts), dict(sorted(counts.items())), info, files)
+    return store.put_receipt("scans", made)
 
 
 def _scan(

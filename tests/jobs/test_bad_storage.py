@@ -9,9 +9,11 @@ import pytest
 import yaml
 from small import small_spec
 
-from stillhouse.jobs.verify import verify_selection
-from stillhouse.storage.artifact import FORMAT_VERSION
+from stillhouse import open_selection
+from stillhouse.errors import ArtifactError
+from stillhouse.jobs.verify import verify
 from stillhouse.storage.filesystem import use_options
+from stillhouse.storage.sealed import FORMAT_VERSION
 
 
 @pytest.fixture
@@ -83,6 +85,18 @@ def test_a_secret_in_the_spec_is_refused_and_not_repeated(run):
     assert "`storage_options`" in error and "do-not-repeat" not in error
 
 
+def test_a_password_in_a_url_is_refused_and_not_repeated(run):
+    endpoint = {"endpoint_url": "http://user:do-not-repeat@host:9000"}
+    for changes in (
+        {"storage_options": endpoint},
+        {"pool": {"path": ["a.jsonl", "https://host/a.jsonl?X-Amz-Signature=do-not-repeat"]}},
+    ):
+        code, error = run("s3://bucket/store", **changes)
+        assert code == 2
+        assert "holds a password or a signature" in error and "do-not-repeat" not in error
+        assert "endpoint_url`" in error or "`pool.path`" in error
+
+
 def test_a_store_that_is_a_file(run, tmp_path):
     (tmp_path / "store").write_text("")
     code, error = run(str(tmp_path / "store"))
@@ -109,7 +123,7 @@ def test_a_full_disk_stops_the_run_and_a_larger_one_lets_it_go_on(ray_cluster, r
     remount("64m")
     assert run(store) == (0, None)
     [made] = (small_disk / "store" / "selections").glob("*/manifest.json")
-    assert verify_selection(str(made.parent), 8)["problems"] == []
+    assert verify(str(made.parent), 8)["problems"] == []
 
 
 @pytest.fixture
@@ -124,7 +138,7 @@ def copy(finished, tmp_path):
 
 def verified(reports, uri):
     code, found = reports("verify", str(uri))
-    return code, found["error"]
+    return code, " | ".join(found["problems"])
 
 
 def test_a_manifest_of_a_newer_version(copy, finished, reports):
@@ -142,10 +156,9 @@ def test_a_broken_manifest(copy, finished, reports):
     (folder / "manifest.json").write_bytes(b'{"kind": "selec')
     code, error = verified(reports, folder)
     assert code == 3
-    assert f"broken manifest in {folder}" in error
+    assert f"{folder}/manifest.json is broken: " in error
 
 
-def test_another_kind_where_a_selection_is_expected(finished, reports):
-    code, error = verified(reports, finished["artifacts"]["tokens"])
-    assert code == 3
-    assert "holds `tokens` where `selections` is needed" in error
+def test_another_kind_where_a_selection_is_expected(finished):
+    with pytest.raises(ArtifactError, match="holds `tokens` where `selections` is needed"):
+        open_selection(finished["artifacts"]["tokens"])

@@ -1,6 +1,6 @@
 """A selection that was tampered with is told from a sound one, whatever the manifests say."""
 
-import json
+import re
 import shutil
 from pathlib import Path
 
@@ -10,9 +10,11 @@ import pytest
 
 from stillhouse import open_selection
 from stillhouse.fingerprint import sha256
+from stillhouse.jobs.verify import verify
 from stillhouse.selection.ranking import ELIGIBLE
 from stillhouse.selection.verification import Verifier
 from stillhouse.storage.parquet import parquet_bytes, read_table
+from stillhouse.storage.sealed import seal, unseal
 
 
 @pytest.fixture
@@ -37,19 +39,24 @@ def problems(selection, reports):
 
 
 def manifest_of(folder):
-    return json.loads((folder / "manifest.json").read_text())
+    return unseal((folder / "manifest.json").read_bytes(), str(folder))
 
 
 def rewrite(folder, number, change):
-    """Change the table of a part, and let its manifest say that it was always so."""
-    content = manifest_of(folder)
-    part = content["parts"][number]
-    path = folder.parents[1] / part["path"]
-    table = change(read_table(str(path)))
+    """Change the table of a part, and let manifests and receipts say that it was always so."""
+    store = folder.parents[1]
+    name = manifest_of(folder)["parts"][number]["path"]
+    table = change(read_table(str(store / name)))
     data = parquet_bytes(table)
-    path.write_bytes(data)
-    part |= {"sha256": sha256(data), "num_rows": table.num_rows, "num_bytes": len(data)}
-    (folder / "manifest.json").write_text(json.dumps(content))
+    (store / name).write_bytes(data)
+    new = {"sha256": sha256(data), "num_rows": table.num_rows, "num_bytes": len(data)}
+    kind = store / folder.parent.name
+    for path in [*kind.glob("*/manifest.json"), *kind.glob("receipts/*.json")]:
+        content = unseal(path.read_bytes(), str(path))
+        for part in content["parts"]:
+            if part["path"] == name:
+                part |= new
+                path.write_bytes(seal(content))
 
 
 def scores_folder(selection, name):
@@ -76,25 +83,118 @@ def test_a_control_is_sound_too(finished, reports):
         assert reports("verify", uri, "--sample", "2")[1]["problems"] == []
 
 
-@pytest.mark.parametrize("kind", ["tokens", "scores", "selections"])
-def test_a_flipped_byte(selection, problems, kind):
-    folders = {
-        "tokens": selection.parents[1] / "tokens" / manifest_of(selection)["inputs"]["tokens"],
-        "scores": scores_folder(selection, "prior"),
-        "selections": selection,
-    }
-    part = manifest_of(folders[kind])["parts"][0]["path"]
-    path = selection.parents[1] / part
+@pytest.fixture
+def store(finished, tmp_path):
+    """A copy of the finished job's store."""
+    shutil.copytree(Path(finished["run"]).parents[1], tmp_path / "store")
+    return tmp_path / "store"
+
+
+def kinds_of_objects(store, left_out):
+    """One object of each kind: of the paths that differ in fingerprints and numbers, the first."""
+    kinds = {}
+    for path in sorted(p for p in store.rglob("*") if p.is_file()):
+        name = str(path.relative_to(store))
+        if re.fullmatch(left_out, name) is None:
+            kinds.setdefault(re.sub(r"[0-9a-f]{64}|\d+", "*", name), path)
+    return kinds
+
+
+def flip(path, place):
     data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
+    data[place % len(data)] ^= 4
     path.write_bytes(data)
-    assert f"{path} has sha256" in problems()
+
+
+PROVISIONAL = r"store\.json|(pins|cache|names|selections/receipts)/.*|runs/[^/]+/status\.json"
+"""What no result rests on: it can be made again, or only says where to find things."""
+OF_A_RUN = {
+    "models/*/model.safetensors",
+    "models/*/tokenizer.json",
+    "models/*/trained_on.parquet",
+    "models/*/manifest.json",
+    "runs/*/spec.yaml",
+    "runs/*/result.json",
+    "runs/*/digests.json",
+    "runs/*/report.json",
+    "runs/*/report.html",
+    "runs/*/events-*.jsonl",
+    "scans/parts/*-*.parquet",
+    "scans/receipts/*.json",
+    "drops/parts/*.parquet",
+    "drops/receipts/*.json",
+    "tokens/parts/*.parquet",
+    "tokens/receipts/*.json",
+    "tokens/*/manifest.json",
+    "scores/parts/*.parquet",
+    "scores/receipts/*.json",
+    "scores/*/manifest.json",
+    "selections/*/ledger.parquet",
+    "selections/*/part-*.parquet",
+    "selections/*/manifest.json",
+}
+
+
+@pytest.mark.parametrize("place", [0, 1_000_003, -1])
+def test_a_flipped_bit_in_any_object_that_a_run_rests_on(store, finished, reports, place):
+    run = store / "runs" / Path(finished["run"]).name
+    kinds = kinds_of_objects(store, PROVISIONAL)
+    assert kinds.keys() >= OF_A_RUN
+    for path in kinds.values():
+        flip(path, place)
+        code, found = reports("verify", str(run), "--sample", "0")
+        assert code == 3
+        assert [p for p in found["problems"] if str(path) in p] != [], path
+        flip(path, place)
+    assert reports("verify", str(run), "--sample", "0")[1]["problems"] == []
+
+
+def test_a_flipped_bit_in_any_object_of_a_store(store, finished, reports):
+    selection = store / "selections" / finished["selection_fingerprint"]
+    assert reports("publish", "sea", "--to", str(selection), "--store", str(store))[0] == 0
+    kinds = kinds_of_objects(store, r"store\.json|runs/[^/]+/status\.json")
+    assert kinds.keys() >= OF_A_RUN | {"names/sea/*.json", "pins/prior/*/*.json", "cache/*.json"}
+    for path in kinds.values():
+        flip(path, 40)
+        code, found = reports("verify", str(store))
+        assert code == 3
+        assert [p for p in found["problems"] if str(path) in p] != [], path
+        flip(path, 40)
+    code, found = reports("verify", str(store))
+    assert (code, found["problems"], found["store"]) == (0, [], str(store))
+
+
+def test_a_changed_number_in_a_manifest(store, finished, reports):
+    path = store / "selections" / finished["selection_fingerprint"] / "manifest.json"
+    text = path.read_text()
+    tokens = str(finished["selection"]["num_tokens"])
+    assert tokens in text
+    path.write_text(text.replace(tokens, str(int(tokens) + 1)))
+    code, found = reports("verify", str(store / "runs" / Path(finished["run"]).name))
+    assert (code, f"{path} is not what was written" in found["problems"][0]) == (3, True)
+
+
+def test_an_artifact_that_is_gone(store, finished, reports):
+    """A target model, which nothing but the result names."""
+    model = store / "models" / Path(finished["artifacts"]["targets"]["random"][0]).name
+    shutil.rmtree(model)
+    code, found = reports("verify", str(store / "runs" / Path(finished["run"]).name))
+    assert code == 3
+    assert any(f"{model} is missing" in said for said in found["problems"])
+
+
+def test_a_large_store_is_checked_in_tasks(store):
+    path = next((store / "scores" / "parts").glob("*.parquet"))
+    flip(path, 1000)
+    problems = verify(str(store), 0, large_bytes=1)["problems"]
+    assert len(problems) == 1
+    assert f"{path} has sha256 {sha256(path.read_bytes())[:12]}, scores/" in problems[0]
 
 
 def test_a_missing_part(selection, problems):
     path = selection.parents[1] / manifest_of(selection)["parts"][0]["path"]
     path.unlink()
-    assert problems() == f"{path} is missing"
+    assert f"{path} is missing, " in problems()
 
 
 def test_a_part_too_many(selection, problems):
@@ -104,7 +204,8 @@ def test_a_part_too_many(selection, problems):
 
 def test_a_missing_ledger(selection, problems):
     (selection / "ledger.parquet").unlink()
-    assert problems() == f"{selection}/ledger.parquet is missing"
+    said = f"selections/{selection.name}/manifest.json"
+    assert problems() == f"{selection}/ledger.parquet is missing, {said} names it"
 
 
 def test_a_row_dropped(selection, problems):
@@ -158,7 +259,7 @@ def test_a_ledger_that_miscounts(selection, problems):
     path.write_bytes(data)
     content = manifest_of(selection)
     content["files"]["ledger.parquet"] = sha256(data)
-    (selection / "manifest.json").write_text(json.dumps(content))
+    (selection / "manifest.json").write_bytes(seal(content))
     assert "ledger of part 0: (said, found)" in problems()
 
 

@@ -8,7 +8,7 @@ from small import Quiet, parse, rows, write
 
 from stillhouse import open_artifact, open_selection
 from stillhouse.jobs.run import run_job
-from stillhouse.jobs.verify import verify_selection
+from stillhouse.jobs.verify import verify
 from stillhouse.storage.parquet import read_table
 
 HELD = "salt wind on the old harbour wall and gulls above nine grey boats that wait for the tide"
@@ -94,7 +94,7 @@ def test_rows_without_a_score_are_counted_and_not_kept(made, table, broken, pool
 
 
 def test_verify_agrees(made):
-    assert verify_selection(made["run"], 10_000)["problems"] == []
+    assert verify(made["run"], 10_000)["problems"] == []
 
 
 def test_what_is_allowed_is_kept(made, given, broken, tmp_path):

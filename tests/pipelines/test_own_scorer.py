@@ -8,7 +8,7 @@ from small import Quiet, make_world, parse, write_shard
 import stillhouse
 from stillhouse.jobs.plan import plan_job
 from stillhouse.jobs.run import run_job
-from stillhouse.jobs.verify import verify_selection
+from stillhouse.jobs.verify import verify
 from stillhouse.storage.filesystem import read_bytes
 
 SCORER = {"import": "hashed_ngrams:HashedNgrams", "settings": {"ngram": 3}, "num_tokens": 8000}
@@ -44,7 +44,7 @@ def test_it_selects_and_new_shards_cost_only_themselves(own, tmp_path):
     page = read_bytes(first["report"]).decode()
     assert "hashed_ngrams:HashedNgrams" in page
     assert "CoLoR" not in page
-    assert verify_selection(first["run"], 4)["problems"] == []
+    assert verify(first["run"], 4)["problems"] == []
 
     write_shard(tmp_path, 2, 60)
     second = run_job(own(), Quiet())
@@ -57,4 +57,4 @@ def test_it_selects_documents(own):
     found = run_job(own(**changes), Quiet())
     kept = stillhouse.open_selection(found["run"]).to_arrow().read_all()
     assert kept["source"].to_pylist() == ["sea"] * kept.num_rows
-    assert verify_selection(found["run"], 0)["problems"] == []
+    assert verify(found["run"], 0)["problems"] == []

@@ -7,7 +7,7 @@ from small import Quiet, parse
 from stillhouse import open_artifact, open_selection
 from stillhouse.errors import BudgetError
 from stillhouse.jobs.run import run_job
-from stillhouse.jobs.verify import verify_selection
+from stillhouse.jobs.verify import verify
 from stillhouse.storage.parquet import read_table
 
 pytestmark = pytest.mark.usefixtures("finished")
@@ -93,7 +93,7 @@ def test_documents(kept, pool):
     assert sea > 0.8 * table.num_rows
     assert all(len(text.split()) >= 40 for text in table["text"].to_pylist())
     assert selection.provenance(0)["raw_file"].endswith(".parquet")
-    assert verify_selection(selection.uri, 4)["problems"] == []
+    assert verify(selection.uri, 4)["problems"] == []
 
 
 def rows_by_source(selection):
@@ -112,7 +112,7 @@ def test_shares_by_name_are_exact(kept):
     selection = kept(num_tokens=3200, max_share={"sea": 0.5}, min_share={"law": 0.21})
     found = rows_by_source(selection)
     assert (found["sea"], found["law"], sum(found.values())) == (50, 21, 100)
-    verified = verify_selection(selection.uri, 4)
+    verified = verify(selection.uri, 4)
     assert verified["problems"] == []
     assert verified["checked"]["cuts"] == 1
 

@@ -127,7 +127,7 @@ def test_an_artifact_that_lost_something_is_not_found(store):
 def test_broken_receipts(store):
     for data in (b"{", b"[]", b'{"task": "x"}', b'{"task": "x", "parts": [{"path": 1}]}'):
         replace(store.path("tokens", "receipts", "x.json"), data)
-        with pytest.raises(ArtifactError, match=r"broken receipt tokens/receipts/x.json: "):
+        with pytest.raises(ArtifactError, match=r"tokens/receipts/x.json is broken: "):
             store.finished("tokens", ["x"])
 
 
@@ -197,12 +197,13 @@ def test_list_of_parts_is_missing(store):
 @pytest.mark.parametrize(
     ("data", "sentence"),
     [
-        (b"{", r"broken manifest in .*tokens/x: "),
-        (b"[]", r"broken manifest in .*tokens/x: "),
-        (b"{}", r"broken manifest in .*tokens/x: 'format_version'"),
-        (b'{"format_version": 1, "parts": []}', r"broken manifest in .*tokens/x: .*missing"),
-        (b'{"format_version": 2, "new": 1}', r"newer Stillhouse \(format 2, this one reads 1\)"),
-        (b'{"format_version": "1"}', r"broken manifest in .*tokens/x: "),
+        (b"{", r"tokens/x/manifest.json is broken: "),
+        (b"[1]", r"tokens/x/manifest.json is broken: "),
+        (b"{}", r"tokens/x/manifest.json is broken: 'parts'"),
+        (b'{"format_version": 1, "parts": []}', r"tokens/x/manifest.json is broken: .*missing"),
+        (b'{"format_version": 2, "parts": []}', r"tokens/x/manifest.json is not what was written"),
+        (b'{"format_version": 3, "new": 1}', r"newer Stillhouse \(format 3, this one reads 2\)"),
+        (b'{"format_version": "a"}', r"tokens/x/manifest.json is broken: "),
     ],
 )
 def test_bad_manifests(store, data, sentence):

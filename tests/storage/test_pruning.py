@@ -1,11 +1,12 @@
 import threading
 import time
 
+import pyarrow as pa
 import pytest
 
 from stillhouse.fingerprint import fingerprint
-from stillhouse.jobs.prune import prune_store
-from stillhouse.storage.artifact import Store
+from stillhouse.jobs.prune import look, prune_store, remove_found
+from stillhouse.storage.artifact import Manifest, Receipt, Store
 from stillhouse.storage.commit import MARKER, create, replace
 from stillhouse.storage.filesystem import exists, join, list_names
 from stillhouse.storage.pruning import promise, promised, take_back, wait_for_prune
@@ -69,3 +70,35 @@ def test_a_run_that_starts_in_the_middle_waits_for_the_prune(littered, proxied):
     assert found["removed"] == {"scores": {"objects": 3, "bytes": 12}}
     assert left_at_start == []
     assert not exists(littered.path("pruning.json"))
+
+
+def put_selection(store, name):
+    """A part, its receipt and the artifact that lists it."""
+    table = pa.table({"value": [1.0, 2.0]})
+    part = store.put_part(f"scores/parts/{name}.parquet", table, num_tokens=0)
+    store.put_receipt("scores", Receipt(name, (part,)))
+    store.put_manifest(Manifest("selections", name, (part,), {}, {}))
+
+
+def test_what_a_run_adopts_and_ends_with_between_walk_and_promise_stays(store):
+    """The bad order, step by step: the walk, a whole run that reuses all of it, the removals."""
+    mine, other = fingerprint("adopted"), fingerprint("needed by nobody")
+    create(store.path(MARKER), b"{}")
+    for name in (mine, other):
+        put_selection(store, name)
+    before = time.time() + 60  # everything is old
+    found = look(store.uri, before)
+    assert len(found.gone) == 6
+    record = RunRecord(store, "r" * 64)
+    record.start("job: select", "select")
+    record.put_result({"job": "select", "selection_fingerprint": mine})
+    record.finish("done")
+    removed = remove_found(store.uri, found, before)
+    assert sorted(item.path for item in removed) == [
+        f"scores/parts/{other}.parquet",
+        f"scores/receipts/{other}.json",
+        f"selections/{other}/manifest.json",
+    ]
+    assert store.find_manifest("selections", mine) is not None
+    assert store.finished("scores", [mine]).keys() == {mine}
+    assert not exists(store.path("pruning.json"))

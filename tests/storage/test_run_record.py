@@ -20,6 +20,7 @@ def test_record_of_a_run(store):
     record.put_result({"kept": 3})
     record.finish("done")
     assert list_names(record.uri) == [
+        "digests.json",
         "events-00000001.jsonl",
         "events-00000002.jsonl",
         "result.json",

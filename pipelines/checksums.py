@@ -1,0 +1,35 @@
+"""Objects of a store against their sha256: in threads here, or as Ray tasks."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from stillhouse.storage.integrity import Check, differing
+
+_THREADS = 8
+_BATCH = 64
+_IN_FLIGHT = 256
+
+
+def compare_here(checks: Sequence[Check]) -> list[str]:
+    """What is wrong, a sentence each, in the order of `checks`."""
+    with ThreadPoolExecutor(_THREADS) as threads:
+        return [said for found in threads.map(differing, _batches(checks, 8)) for said in found]
+
+
+def compare_in_tasks(checks: Sequence[Check]) -> list[str]:
+    """The same on the cluster that this process is connected to."""
+    import ray
+
+    remote = ray.remote(num_cpus=1)(differing)
+    problems: list[str] = []
+    waiting: list[ray.ObjectRef[list[str]]] = []
+    for batch in _batches(checks, _BATCH):
+        if len(waiting) >= _IN_FLIGHT:
+            problems += ray.get(waiting.pop(0))
+        waiting.append(remote.remote(batch))
+    return problems + [said for found in ray.get(waiting) for said in found]
+
+
+def _batches(checks: Sequence[Check], size: int) -> Iterator[Sequence[Check]]:
+    starts: Iterable[int] = range(0, len(checks), size)
+    return (checks[start : start + size] for start in starts)
