@@ -1,18 +1,14 @@
 """The command line: `stillhouse VERB ...`. Verbs are thin; heavy imports wait until one runs."""
 
-import json
-import os
-import re
 import shlex
 import sys
-import traceback
-from collections.abc import Callable
-from contextlib import suppress
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
-from stillhouse.errors import SpecError, StillhouseError
+from stillhouse import __version__
+from stillhouse.jobs import supervised
+from stillhouse.jobs.guarded import guarded, print_json
 
 app = typer.Typer(
     name="stillhouse",
@@ -52,42 +48,27 @@ Sets = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="A.B=VALUE", help="Override one key; VALUE is read as YAML."),
 ]
+Store = Annotated[
+    str | None, typer.Option(help="Where an id is looked up; default ./store.", metavar="URI")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, only that.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
-def _guarded(action: Callable[[], int | None], as_json: bool, debug: bool) -> None:
-    """Run a verb: errors become a line or two on stderr and an exit code."""
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    try:
-        code = action() or 0
-    except StillhouseError as error:
-        _complain(error, str(error), as_json, debug)
-        code = error.exit_code
-    except (KeyboardInterrupt, SystemExit):  # Ray makes a SystemExit of SIGTERM
-        typer.secho("stopped; run the same command again to go on", fg="yellow", err=True)
-        code = 4
-    except Exception as error:
-        if debug:
-            raise
-        from stillhouse.jobs.run import failure_text
-
-        hint = "run again with --debug for the traceback"
-        _complain(error, f"{failure_text(error)} ({hint})", as_json, debug)
-        code = 1
-    raise typer.Exit(code)
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"stillhouse {__version__}")
+        raise typer.Exit
 
 
-def _complain(error: Exception, message: str, as_json: bool, debug: bool) -> None:
-    if debug:
-        traceback.print_exception(error)
-    typer.secho(f"error: {message}", fg="red", err=True)
-    if as_json:
-        print(json.dumps({"status": "error", "error": message}))
-
-
-def _print(result: dict[str, Any]) -> None:
-    print(json.dumps(result, indent=1))
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Print the version.", callback=_version, is_eager=True),
+    ] = False,
+) -> None:
+    """Options of the command itself."""
 
 
 @app.command()
@@ -109,9 +90,9 @@ def run(spec: Spec, sets: Sets = None, as_json: AsJson = False, debug: Debug = F
             result = run_job(loaded, shown)
         finally:
             shown.close()
-        _print(result) if as_json else show_result(result)
+        print_json(result) if as_json else show_result(result)
 
-    _guarded(action, as_json, debug)
+    guarded(action, as_json, debug)
 
 
 @app.command()
@@ -127,15 +108,15 @@ def plan(spec: Spec, sets: Sets = None, as_json: AsJson = False, debug: Debug = 
         from stillhouse.jobs.summary import show_plan
 
         planned = plan_job(load_spec(spec, sets or []))
-        _print(planned) if as_json else show_plan(planned)
+        print_json(planned) if as_json else show_plan(planned)
 
-    _guarded(action, as_json, debug)
+    guarded(action, as_json, debug)
 
 
 @app.command()
 def status(
     uri: Annotated[
-        str, typer.Argument(help="A run, a store, STORE#NAME, or a submitted job's id.")
+        str, typer.Argument(help="A run, a store, STORE#NAME, or the id of a run or submitted job.")
     ],
     follow: Annotated[
         bool, typer.Option("--follow", "-f", help="Show a run's steps as they change, to its end.")
@@ -143,9 +124,7 @@ def status(
     address: Annotated[
         str | None, typer.Option(metavar="URL", help="For a job: the cluster's dashboard.")
     ] = None,
-    store: Annotated[
-        str | None, typer.Option(help="For a job: its store, when the cluster is gone.")
-    ] = None,
+    store: Store = None,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
@@ -157,39 +136,21 @@ def status(
     """
 
     def action() -> None:
-        from stillhouse.jobs.status import status_of
-        from stillhouse.jobs.summary import show_status
+        from stillhouse.jobs.job_status import find, job_status, run_to_follow
+        from stillhouse.jobs.status import show_to_end, status_of
+        from stillhouse.jobs.summary import show_changes, show_job, show_status
 
-        if re.fullmatch(r"[0-9a-f]{64}-\d+", uri):
-            from stillhouse.jobs.job_status import job_status
-            from stillhouse.jobs.summary import show_job
-
-            known = job_status(uri, address, store)
-            if follow:
-                if known["run"] is None:
-                    say = f"job {uri} has no run yet: follow it with `submit SPEC --follow`"
-                    raise SpecError(say)
-                _follow(known["run"]["uri"], quiet=as_json)
-                known = job_status(uri, address, store)
-            _print(known) if as_json else show_job(known)
-            return
+        job, place = find(uri, address, store)
         if follow:
-            _follow(uri, quiet=as_json)
-        found = status_of(uri)
-        _print(found) if as_json else show_status(found)
+            followed = run_to_follow(job_status(job, address, store)) if job else place
+            show_to_end(followed, None if as_json else show_changes)
+        if job is not None:
+            found, show = job_status(job, address, store), show_job
+        else:
+            found, show = status_of(place), show_status
+        print_json(found) if as_json else show(found)
 
-    _guarded(action, as_json, debug)
-
-
-def _follow(uri: str, quiet: bool) -> None:
-    """Show changes until the run ends or Ctrl-C; the run itself is not touched."""
-    from stillhouse.jobs.status import follow
-    from stillhouse.jobs.summary import show_changes
-
-    with suppress(KeyboardInterrupt):
-        for found, changed in follow(uri):
-            if not quiet:
-                show_changes(found, changed)
+    guarded(action, as_json, debug)
 
 
 @app.command()
@@ -223,10 +184,12 @@ def submit(
         loaded = load_spec(spec, sets or [])
         found, code = run_submit(loaded, address, follow=follow, command=command, quiet=as_json)
         if as_json:
-            _print(found)
+            print_json(found)
+        elif not follow:
+            print(found["job_id"])
         return code
 
-    _guarded(action, as_json, debug)
+    guarded(action, as_json, debug)
 
 
 @app.command()
@@ -264,9 +227,9 @@ def schedule(
 
         place = Place(address, image, service_account)
         text = make(spec, load_spec(spec, sets or []), sets or [], cron, kind, place)
-        _print({"kind": kind, "text": text}) if as_json else print(text, end="")
+        print_json({"kind": kind, "text": text}) if as_json else print(text, end="")
 
-    _guarded(action, as_json, debug)
+    guarded(action, as_json, debug)
 
 
 @app.command()
@@ -296,9 +259,9 @@ def publish(
         from stillhouse.jobs.summary import show_published
 
         found = publish_by_hand(name, to, store)
-        _print(found) if as_json else show_published(found)
+        print_json(found) if as_json else show_published(found)
 
-    _guarded(action, as_json, debug)
+    guarded(action, as_json, debug)
 
 
 @app.command()
@@ -323,14 +286,15 @@ def prune(
         from stillhouse.jobs.summary import show_pruned
 
         found = prune_store(uri, grace_hours=grace_hours, yes=yes)
-        _print(found) if as_json else show_pruned(found)
+        print_json(found) if as_json else show_pruned(found)
 
-    _guarded(action, as_json, debug)
+    guarded(action, as_json, debug)
 
 
 @app.command()
 def report(
-    uri: Annotated[str, typer.Argument(help="A run.", metavar="RUN")],
+    uri: Annotated[str, typer.Argument(help="A run, or its id.", metavar="RUN")],
+    store: Store = None,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
@@ -340,12 +304,13 @@ def report(
     """
 
     def action() -> None:
+        from stillhouse.jobs.ids import resolve
         from stillhouse.jobs.status import draw_report
 
-        page = draw_report(uri)
-        _print({"report": page}) if as_json else print(page)
+        page = draw_report(resolve(uri, store, ["runs"]))
+        print_json({"report": page}) if as_json else print(page)
 
-    _guarded(action, as_json, debug)
+    guarded(action, as_json, debug)
 
 
 @app.command()
@@ -353,11 +318,12 @@ def verify(
     uri: Annotated[
         str,
         typer.Argument(
-            help="A run, an artifact (selection, model, ...), STORE#NAME or a store.",
+            help="A run, an artifact (selection, model, ...), STORE#NAME, a store, or an id.",
             metavar="RUN_OR_STORE",
         ),
     ],
     sample: Annotated[int, typer.Option(min=0, help="Scores to recompute with the models.")] = 64,
+    store: Store = None,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
@@ -369,18 +335,26 @@ def verify(
     """
 
     def action() -> int:
+        from stillhouse.jobs.ids import ARTIFACTS, resolve
         from stillhouse.jobs.summary import show_verification
         from stillhouse.jobs.verify import verify as check
 
-        found = check(uri, sample)
-        _print(found) if as_json else show_verification(found)
+        found = check(resolve(uri, store, ARTIFACTS), sample)
+        print_json(found) if as_json else show_verification(found)
         return 3 if found["problems"] else 0
 
-    _guarded(action, as_json, debug)
+    guarded(action, as_json, debug)
 
 
 def main() -> None:
     """Entry point of the `stillhouse` command."""
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
-    app()
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # type: ignore[union-attr]
+    if sys.argv[1:2] == ["run"] and not supervised.is_child():
+        supervised.supervise()
+    try:
+        app()
+    except SystemExit as stop:
+        supervised.tell(ended=stop.code)
+        raise

@@ -2,12 +2,17 @@
 
 import logging
 import os
+import re
+import socket
 import sys
-from collections.abc import Generator
-from contextlib import contextmanager, redirect_stdout
+import tempfile
+import threading
+from collections.abc import Callable, Generator
+from contextlib import ExitStack, contextmanager, redirect_stdout
+from pathlib import Path
 from typing import Any
 
-from stillhouse.errors import StillhouseError
+from stillhouse.errors import ClusterError, StillhouseError
 from stillhouse.spec import ComputeSettings
 
 ALLOCATOR = {"MALLOC_TRIM_THRESHOLD_": str(2**30), "MALLOC_MMAP_THRESHOLD_": str(2**30)}
@@ -21,11 +26,67 @@ _QUIET = {
     **ALLOCATOR,
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
 }
+_PROBE_S = 10.0
+_WATCH_S = 5.0
+_MAX_SILENT = 6
+_MAX_FOLDER = 40
+"""Characters of the temporary folder: Ray adds up to 65 for its sockets, of which 107 may be."""
+
+
+def token() -> tuple[str, str] | None:
+    """The cluster's token and where it is from: RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH, ~/.ray.
+
+    Raises:
+        ClusterError: RAY_AUTH_TOKEN_PATH names no readable file, or it cannot be a token.
+    """
+    found = _given_token()
+    if found is not None and not re.fullmatch(r"[!-~]+", found[0]):
+        raise ClusterError(f"the token from {found[1]} has characters that no token has")
+    return found
+
+
+def _given_token() -> tuple[str, str] | None:
+    given = os.environ.get("RAY_AUTH_TOKEN", "").strip()
+    if given:
+        return given, "RAY_AUTH_TOKEN"
+    path = os.environ.get("RAY_AUTH_TOKEN_PATH")
+    file = Path(path) if path else Path.home() / ".ray" / "auth_token"
+    try:
+        return file.read_text(errors="replace").strip(), str(file)
+    except OSError as error:
+        if path:
+            raise ClusterError(f"RAY_AUTH_TOKEN_PATH: {path}: {error.strerror}") from None
+        return None
+
+
+def token_refused(place: str, source: str | None) -> ClusterError:
+    """The cluster at `place` did not take the token from `source`, or there is none (None)."""
+    if source is None:
+        return ClusterError(
+            f"the cluster at {place} wants a token and there is none here: set "
+            "RAY_AUTH_TOKEN, or put it into ~/.ray/auth_token"
+        )
+    return ClusterError(f"the cluster at {place} refuses the token from {source}")
+
+
+def check_version(place: str, theirs: str) -> None:
+    """Refuse a cluster whose Ray is of another minor version than ours."""
+    import ray
+
+    mine = ray.__version__
+    if theirs.split(".")[:2] != mine.split(".")[:2]:
+        raise ClusterError(
+            f"the cluster at {place} runs Ray {theirs}, this machine Ray {mine}: use the same "
+            "minor version on both (another image there, or another Ray here)"
+        )
 
 
 @contextmanager
 def cluster(
-    compute: ComputeSettings, worker_env: dict[str, str], num_actors: int
+    compute: ComputeSettings,
+    worker_env: dict[str, str],
+    num_actors: int,
+    lost: Callable[[str], None] | None = None,
 ) -> Generator[None]:
     """A Ray session for the length of a job.
 
@@ -33,8 +94,16 @@ def cluster(
     for the actors that were asked for, and stops it at the end. A session that the caller opened
     before is used and left alone.
 
+    Args:
+        compute: where and how wide.
+        worker_env: environment variables of all workers.
+        num_actors: that have to run at once.
+        lost: called in another thread, with the reason, when the cluster's head does not answer
+            for half a minute; Ray's own calls may wait for it for ever.
+
     Raises:
-        StillhouseError: the address does not answer.
+        ClusterError: nothing answers at the address, or it wants another token or version.
+        StillhouseError: Ray does not start.
     """
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
@@ -43,32 +112,145 @@ def cluster(
     if ray.is_initialized():
         yield
         return
-    address = compute.address or os.environ.get("RAY_ADDRESS")
+    address = head_at(compute.address or os.environ.get("RAY_ADDRESS"))
     environment = _QUIET | {"OMP_NUM_THREADS": str(compute.threads_per_worker)} | worker_env
     options: dict[str, Any] = {
         "runtime_env": {"env_vars": environment},
         "logging_level": logging.ERROR,
         "log_to_driver": False,
     }
-    try:
-        if address:
+    with ExitStack() as stack:
+        if address is not None:
             options["address"] = address
         else:
             cpus = max(os.cpu_count() or 1, int(num_actors * compute.cpus_per_worker))
             # "local": without it Ray would look for any session that was started on this machine
             options |= {"address": "local", "num_cpus": cpus, "include_dashboard": False}
+            options |= stack.enter_context(_short_folder())
+        stack.enter_context(redirect_stdout(sys.stderr))  # Ray prints; stdout is for results
+        _init(options, address or "this machine")
+        stack.callback(ray.shutdown)
+        if lost is not None:
+            ended = threading.Event()
+            gcs = ray.get_runtime_context().gcs_address
+            threading.Thread(target=_watch, args=(gcs, ended, lost), daemon=True).start()
+            stack.callback(ended.set)
+        yield
+
+
+def _init(options: dict[str, Any], place: str) -> None:
+    import ray
+
+    try:
         with _silent_stderr():
             ray.init(**options)
     except Exception as error:  # Ray raises a bare one when its own start takes too long
         reason = str(error).strip().splitlines()[0]
-        raise StillhouseError(
-            f"cannot connect to Ray at {address or 'this machine'}: {reason}"
-        ) from error
-    with redirect_stdout(sys.stderr):  # Ray prints of lost nodes; stdout is for results
+        raise StillhouseError(f"cannot connect to Ray at {place}: {reason}") from error
+
+
+def head_at(given: str | None) -> str | None:
+    """HOST:PORT of the head at an address, which answers and takes our token; None for local.
+
+    Ray alone waits for minutes where nothing listens, and never turns a token on by itself.
+    """
+    if not given or given == "local":
+        return None
+    if "://" in given:
+        raise ClusterError(
+            f"`run` cannot use the Ray address {given!r} (`compute.address` or RAY_ADDRESS): on a "
+            "machine of the cluster give the head's HOST:6379; from elsewhere use `stillhouse "
+            "submit SPEC --address http://HOST:8265`"
+        )
+    from ray._private.services import canonicalize_bootstrap_address
+
+    try:
+        address = canonicalize_bootstrap_address(given)
+    except (ValueError, OSError) as error:
+        raise ClusterError(f"no Ray cluster at {given!r}: {error}") from None
+    if address is not None:
+        _check_head(address, address if given == "auto" else given)
+    return address
+
+
+def _check_head(address: str, place: str) -> None:
+    """Ask the head whether it is alive; turn the token on where it wants one."""
+    version = _version_at(address, place, None)
+    if version is None:
+        found = token()
+        version = None if found is None else _version_at(address, place, found[0])
+        if version is None:
+            raise token_refused(place, found[1] if found else None)
+        from ray._private.authentication import authentication_token_setup as setup
+
+        with _silent_stderr():
+            enabled = setup.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+        if not enabled:
+            raise ClusterError(
+                f"the cluster at {place} wants a token, which RAY_AUTH_MODE="
+                f"{os.environ.get('RAY_AUTH_MODE')} keeps back: unset it, or set it to `token`"
+            )
+    check_version(place, version)
+
+
+def _version_at(address: str, place: str, secret: str | None) -> str | None:
+    """The version of Ray at a head; None where it wants another token than this.
+
+    Raises:
+        ClusterError: nothing answers there, or no head.
+    """
+    import grpc
+    from ray._private.grpc_utils import init_grpc_channel
+    from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
+
+    messages: Any = gcs_service_pb2
+    channel: Any = init_grpc_channel(address)
+    ask: Any = gcs_service_pb2_grpc.NodeInfoGcsServiceStub(channel)
+    sent = [("authorization", f"Bearer {secret}")] if secret is not None else []
+    try:
+        request = messages.CheckAliveRequest()
+        return ask.CheckAlive(request, timeout=_PROBE_S, metadata=sent).ray_version
+    except grpc.RpcError as error:
+        code: Any = error.code()  # pyright: ignore[reportAttributeAccessIssue]
+    finally:
+        channel.close()
+    if code == grpc.StatusCode.UNAUTHENTICATED:
+        return None
+    raise ClusterError(
+        f"no Ray cluster answers at {place} ({code.name.lower()}): is it up, and is this its "
+        "head (usually port 6379)?"
+    )
+
+
+def _watch(address: str, ended: threading.Event, lost: Callable[[str], None]) -> None:
+    """Say so when the head does not answer any more."""
+    silent = 0
+    while not ended.wait(_WATCH_S):
         try:
-            yield
-        finally:
-            ray.shutdown()
+            host, _, port = address.rpartition(":")
+            socket.create_connection((host.strip("[]"), int(port)), _WATCH_S).close()
+            silent = 0
+        except OSError as error:
+            silent += 1
+            if silent >= _MAX_SILENT:
+                lost(f"the head of the cluster at {address} does not answer any more ({error})")
+                return
+
+
+@contextmanager
+def _short_folder() -> Generator[dict[str, Any]]:
+    """Ray's options for its folder, where the usual one is too long a path for its sockets.
+
+    What is spilled from memory goes where it would have gone.
+    """
+    from ray._common.utils import get_default_ray_temp_dir
+
+    usual = get_default_ray_temp_dir()
+    if len(os.fsencode(usual)) <= _MAX_FOLDER:
+        yield {}
+        return
+    with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp", ignore_cleanup_errors=True) as made:
+        yield {"_temp_dir": made, "object_spilling_directory": usual}
 
 
 @contextmanager

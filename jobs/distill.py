@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from typing import Any
 
-from stillhouse.distillation.methods import NrrDd
+from stillhouse.distillation.methods import ExpertSettings, NrrDd
 from stillhouse.distillation.spec import DistillSpec
+from stillhouse.jobs.costs import parts_row, speeds_of
 from stillhouse.pipelines.context import Context
 from stillhouse.pipelines.image_inputs import ImageInputs, list_images, open_images
 from stillhouse.storage.artifact import Store
@@ -23,6 +24,22 @@ def _steps(spec: DistillSpec) -> list[str]:
     printed = ["as printed"] if spec.evaluate.protocol == "p1" and spec.matching else []
     judged = ["choose", *controls, *printed, *tuned, "evaluate"]
     return ["images", "networks", *made, *judged, "result", "pictures"]
+
+
+def _asked(spec: DistillSpec) -> dict[str, dict[str, int]]:
+    """What the spec alone tells of its steps: parts, and the work in them."""
+    method = spec.method
+    asked: dict[str, dict[str, int]] = {name: {"parts": 1} for name in ("images", "labels")}
+    if spec.matching and not (spec.experts and spec.experts.path):
+        settings = spec.experts or ExpertSettings()
+        asked["experts"] = {"parts": settings.count, "epochs": settings.count * settings.epochs}
+    if spec.teachers:
+        count = len(spec.teachers)
+        asked["teachers"] = {"parts": count, "epochs": count * spec.teacher_recipe.epochs}
+    iterations = getattr(method, "num_iterations", None)
+    if iterations is not None:
+        asked["distil"] = {"iterations": iterations}
+    return asked
 
 
 def list_distill(spec: DistillSpec) -> "ListedDistill":
@@ -79,17 +96,10 @@ class OpenedDistill:
             return write_distill_outcome(ctx, crew, self.spec, made, record)
 
     def estimate(self, ctx: Context, *, complete: bool) -> dict[str, dict[str, Any]]:
-        """What was walked is exact; of the steps behind it nothing is known but their names."""
-        names = _steps(self.spec)
-        steps: dict[str, dict[str, Any]] = {}
-        left = [] if complete else [name for name in names if name not in ctx.work]
-        for name in [*ctx.work, *left]:
-            work = ctx.work.get(name)
-            steps[name] = {
-                "parts": work.parts if work else None,
-                "reused": work.reused if work else 0,
-                "tokens": None,
-                "flops": None,
-                "seconds": None,
-            }
-        return steps
+        """What was walked is exact, what the spec says is counted; seconds as earlier runs took."""
+        speeds, asked = speeds_of(ctx.store), _asked(self.spec)
+        left = [] if complete else [name for name in _steps(self.spec) if name not in ctx.work]
+        return {
+            name: parts_row(ctx.work.get(name), speeds, name, **asked.get(name, {}))
+            for name in [*ctx.work, *left]
+        }

@@ -8,18 +8,14 @@ import os
 import sys
 from pathlib import Path
 
+from stillhouse.jobs import supervised
 from stillhouse.jobs.cli import main
-from stillhouse.jobs.package import (
-    SPEC_FILE,
-    VERSIONS_FILE,
-    installed_versions,
-    version_differences,
-)
-from stillhouse.jobs.run import SUBMISSION_VARIABLE
 
 
 def warn_of_versions() -> None:
     """Name the libraries of this image that differ from those that the project is tested with."""
+    from stillhouse.jobs.package import VERSIONS_FILE, installed_versions, version_differences
+
     tested = json.loads(Path(VERSIONS_FILE).read_text())
     differing = version_differences(tested, installed_versions())
     if differing:
@@ -27,6 +23,10 @@ def warn_of_versions() -> None:
 
 
 if __name__ == "__main__":
+    supervised.supervise()  # before anything that is imported starts a thread
+    from stillhouse.jobs.package import SPEC_FILE
+    from stillhouse.jobs.run import SUBMISSION_VARIABLE
+
     warn_of_versions()
     os.environ[SUBMISSION_VARIABLE] = sys.argv[1]
     sys.argv = ["stillhouse", "run", SPEC_FILE]

@@ -3,11 +3,55 @@
 import os
 from typing import Any
 
-from stillhouse.errors import ArtifactError, ClusterError
+from stillhouse.errors import ArtifactError, ClusterError, SpecError
+from stillhouse.jobs.ids import DEFAULT_STORE, JOB_ID, is_job, jobs_in, one_of
 from stillhouse.jobs.ray_jobs import ADDRESS_VARIABLE, Cluster
 from stillhouse.jobs.status import status_of
 from stillhouse.storage.filesystem import absolute_uri, join, list_names
-from stillhouse.storage.run_record import read_json
+from stillhouse.storage.run_record import read_status
+
+
+def find(text: str, address: str | None, store: str | None) -> tuple[str | None, str]:
+    """What was asked for: the id of a submitted job, or None and the URI of something else.
+
+    Raises:
+        SpecError: a prefix of no id that is known, or of several.
+    """
+    if JOB_ID.fullmatch(text):
+        return text, ""
+    if not is_job(text):
+        return None, text
+    place = absolute_uri(store or DEFAULT_STORE)
+    runs = {name: join(place, "runs", name) for name in list_names(join(place, "runs"))}
+    found = _beginning([*runs, *jobs_in(place)], text)
+    if not found and _asked(address):
+        found = _beginning(Cluster(address).job_ids(), text)
+    name = one_of(text, found, f"the runs and jobs of {place}")
+    return (None, runs[name]) if name in runs else (name, "")
+
+
+def _beginning(ids: list[str], text: str) -> list[str]:
+    """Those that begin with a prefix; `0123abcd-2` is attempt 2 of the jobs that do."""
+    stem, mark, number = text.partition("-")
+    return sorted(one for one in ids if one.startswith(stem) and one.endswith(mark + number))
+
+
+def run_to_follow(known: dict[str, Any]) -> str:
+    """The URI of a submitted job's run.
+
+    Raises:
+        SpecError: it has none yet.
+    """
+    if known["run"] is None:
+        job = known["job_id"]
+        raise SpecError(f"job {job} has no run yet: follow it with `submit SPEC --follow`")
+    return known["run"]["uri"]
+
+
+def _asked(address: str | None) -> bool:
+    """Whether there is a cluster to ask."""
+    named = (address, os.environ.get(ADDRESS_VARIABLE), os.environ.get("RAY_ADDRESS"))
+    return any(named)
 
 
 def job_status(job_id: str, address: str | None, store: str | None) -> dict[str, Any]:
@@ -41,8 +85,7 @@ def _ask_ray(
     job_id: str, address: str | None, store: str | None
 ) -> tuple[dict[str, Any] | None, str | None]:
     """What Ray says; where it cannot be asked and there is a store to look at, None and why."""
-    known = address or os.environ.get(ADDRESS_VARIABLE) or os.environ.get("RAY_ADDRESS")
-    if store is not None and not known:
+    if store is not None and not _asked(address):
         return None, "no cluster was asked"
     try:
         cluster = Cluster(address)
@@ -84,10 +127,16 @@ def first_error(output: str) -> str | None:
 
 
 def run_of(store: str, job_id: str) -> dict[str, Any] | None:
-    """The status of the run that a submitted job worked on last, from the store alone."""
+    """The status of the run that a submitted job worked on, from the store alone.
+
+    Where another attempt at that run came later, `was` holds how this job's own one ended.
+    """
     folder = join(absolute_uri(store), "runs")
     for name in list_names(folder):
-        found = read_json(join(folder, name), "status.json")
-        if found is not None and found.get("submission") == job_id:
+        found = read_status(join(folder, name)) or {}
+        if found.get("submission") == job_id:
             return status_of(join(folder, name))
+        was = [one for one in found.get("earlier", []) if one["submission"] == job_id]
+        if was:
+            return status_of(join(folder, name)) | {"was": was[-1]}
     return None

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from stillhouse.errors import ModelError
+from stillhouse.jobs.costs import parts_row, speeds_of
 from stillhouse.mixing.decision_log import log_digest
 from stillhouse.mixing.settings import ReplaySettings
 from stillhouse.mixing.spec import MixSpec
@@ -105,18 +106,21 @@ class OpenedMix:
         return write_mix_outcome(ctx, self.spec, made, record)
 
     def estimate(self, ctx: Context, *, complete: bool) -> dict[str, dict[str, Any]]:
-        """Runs and gradient passes; what a pass takes is known when one has been made."""
-        known = {name: (work.parts, work.reused) for name, work in ctx.work.items()}
-        runs = len(self.spec.seeds) * (1 + len(self.spec.controls))
-        names: dict[str, tuple[int | None, int]] = {"tokenizer": (1, 0), "arms": (None, 0)}
+        """Runs, and the gradient passes of those to do; seconds as earlier runs took."""
+        from stillhouse.pipelines.mix import rules_of
+
+        speeds, spec = speeds_of(ctx.store), self.spec
+        rules = rules_of(spec, [spec.max_examples or 0] * len(self.inputs.sources))
+        passes = sum(rule.plan.passes(rule.slots) * rule.num_steps for rule in rules)
+        runs, mix = len(spec.seeds) * len(rules), ctx.work.get("mix")
+        left = runs - mix.reused if mix else runs
+        asked = {
+            "tokenizer": {"parts": 1},
+            "arms": {"parts": 1 + len(self.inputs.sources)},
+            "mix": {"parts": runs, "gradient_passes": passes * left // len(rules)},
+        }
         return {
-            name: {
-                "parts": known.get(name, default)[0],
-                "reused": known.get(name, default)[1],
-                "tokens": 0,
-                "flops": 0,
-                "seconds": None,
-            }
-            for name, default in {**names, "mix": (runs, 0)}.items()
-            if not complete or name in known
+            name: parts_row(ctx.work.get(name), speeds, name, **amounts)
+            for name, amounts in asked.items()
+            if not complete or name in ctx.work
         }

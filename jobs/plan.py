@@ -1,8 +1,10 @@
 """`stillhouse plan`: what a run would find finished, and what the rest would cost.
 
-The pipeline itself is walked without doing anything, up to the first step with something to do:
-so far the figures are exact. Of the steps behind it, whose inputs do not exist yet, tokens are
-estimated from bytes; seconds come from a probe of this machine of a second or two.
+Listings, footers, manifests and the digests of files that were read before are looked at, never
+the files themselves; nothing is computed. The pipeline itself is walked without doing anything, up
+to the first step with something to do: so far the figures are exact. Of the steps behind it, whose
+inputs do not exist yet, tokens are estimated from bytes; seconds are those of earlier runs of the
+store, if it has any.
 """
 
 from typing import Any
@@ -12,6 +14,8 @@ from stillhouse.jobs.run import finished_result, run_name
 from stillhouse.pipelines.context import Context, Unfinished
 from stillhouse.storage.artifact import Manifest, Receipt, Store
 from stillhouse.storage.filesystem import absolute_uri, use_options
+
+_MAX_NAMED = 5
 
 
 class _LookingStore(Store):
@@ -64,22 +68,31 @@ def plan_job(spec: Spec) -> dict[str, Any]:
     except Unfinished as error:
         stopped = str(error)
     steps = job.estimate(ctx, complete=stopped is None)
+    new = sorted(set(store.unread))
     return {
         "status": "nothing_to_do" if finished else "to_do",
         "job": spec.job,
         "run": store.path("runs", name),
         "steps": steps,
-        "notes": _notes(stopped, finished is not None, steps),
+        "notes": _notes(stopped, finished is not None, steps, new),
     }
 
 
-def _notes(stopped: str | None, finished: bool, steps: dict[str, Any]) -> list[str]:
+def _notes(stopped: str | None, finished: bool, steps: dict[str, Any], new: list[str]) -> list[str]:
     if finished:
         return ["nothing to do: this spec and these inputs have a finished run"]
-    seconds = [step["seconds"] for step in steps.values() if step["seconds"] is not None]
     notes: list[str] = []
-    if seconds:
-        notes = [f"about {sum(seconds):,.0f} s of model time at the probed speed of this machine"]
+    if new:
+        more = f" and {len(new) - _MAX_NAMED} more" if len(new) > _MAX_NAMED else ""
+        notes.append(
+            f"taken for new, as no run of this store read them: {', '.join(new[:_MAX_NAMED])}{more}"
+        )
+    left = {name: step["seconds"] for name, step in steps.items() if step["seconds"] != 0}
+    timed = [seconds for seconds in left.values() if seconds is not None]
+    if timed:
+        notes.append(f"about {sum(timed):,.0f} s for {len(timed)} steps, as earlier runs took")
+    if len(timed) < len(left):
+        notes.append(f"no earlier run of this store tells how long {len(left) - len(timed)} take")
     if stopped:
         tokens = any(step["tokens"] is not None for step in steps.values())
         behind = "tokens are estimated from bytes" if tokens else "nothing is known yet"

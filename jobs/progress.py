@@ -4,7 +4,6 @@ import sys
 import time
 from typing import Any
 
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     Progress,
@@ -15,6 +14,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from stillhouse.jobs.terminal import Terminal, plain
+
 _INTERVAL_S = 10.0
 
 
@@ -24,18 +25,18 @@ def rate(amount: float, seconds: float, unit: str) -> str:
     for limit, prefix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if value >= limit:
             return f"{value / limit:.1f} {prefix} {unit}/s"
-    return f"{value:.0f} {unit}/s"
+    return f"{value:.0f} {unit}/s" if value >= 10 else f"{value:.2g} {unit}/s"
 
 
 class Bars:
     """A bar for each step, on a terminal."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Terminal) -> None:
         self._progress = Progress(
             SpinnerColumn(finished_text="[green]✓[/]"),
-            TextColumn("{task.description:<22}"),
+            TextColumn("{task.description:<22}", markup=False),
             BarColumn(bar_width=24),
-            TextColumn("{task.fields[detail]}"),
+            TextColumn("{task.fields[detail]}", markup=False),
             TimeElapsedColumn(),
             TimeRemainingColumn(compact=True),
             console=console,
@@ -47,7 +48,9 @@ class Bars:
     def begin(self, step: str, total: int, reused: int, unit: str) -> None:
         """A bar appears; what was found finished is filled in."""
         detail = f"{reused} of {total} reused" if reused else ""
-        task = self._progress.add_task(step, total=max(total, 1), completed=reused, detail=detail)
+        task = self._progress.add_task(
+            plain(step), total=max(total, 1), completed=reused, detail=detail
+        )
         self._tasks[step] = (task, unit, time.perf_counter())
         self._amounts[step] = 0.0
 
@@ -66,7 +69,7 @@ class Bars:
     def note(self, kind: str, content: dict[str, Any]) -> None:
         """Notes go to the run's events; why nothing goes on is for people too."""
         if kind == "waiting":
-            self._progress.console.print(f"waiting: {content['message']}", markup=False)
+            self._progress.console.print(f"waiting: {content['message']}")
 
     def close(self) -> None:
         """Leave the bars on the screen."""
@@ -109,10 +112,10 @@ class Lines:
         """Nothing to close."""
 
     def _say(self, text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
+        print(plain(text), file=sys.stderr, flush=True)
 
 
 def listener(quiet: bool) -> Bars | Lines:
     """Bars on a terminal, else lines on stderr (stdout belongs to `--json`)."""
-    console = Console(stderr=True)
+    console = Terminal(stderr=True)
     return Bars(console) if console.is_terminal and not quiet else Lines()

@@ -7,6 +7,7 @@ import yaml
 from pydantic import ValidationError
 
 from stillhouse.errors import ArtifactError
+from stillhouse.jobs.ids import ARTIFACTS, MIN_PREFIX, resolve
 from stillhouse.jobs.kinds import RESULTS, SPECS, Spec, result_artifact
 from stillhouse.reading.readers import open_artifact, open_selection
 from stillhouse.spec import NOT_IDENTITY, JobSpec
@@ -64,8 +65,8 @@ def publish_by_hand(name: str, to: str | None, store: str) -> dict[str, Any]:
 
     Args:
         name: the name, or `STORE#name`.
-        to: a version of its history, the URI of a run or selection in the store, or None: forward
-            to what a run published last.
+        to: a version of its history, a run or artifact of the store (its URI, or a prefix of its
+            id), or None: forward to what a run published last.
         store: the store of a bare name.
 
     Returns:
@@ -78,10 +79,10 @@ def publish_by_hand(name: str, to: str | None, store: str) -> dict[str, Any]:
     uri = absolute_uri(given)
     if not exists(join(uri, MARKER)):
         raise ArtifactError(f"{given} is not a store: it holds no {MARKER} (give `--store`)")
-    if to is None or (to.isascii() and to.isdecimal()):
+    if to is None or (to.isascii() and to.isdecimal() and len(to) < MIN_PREFIX):
         version, new = names.roll_back(uri, name, None if to is None else int(to))
     else:
-        version, new = _publish_uri(uri, name, to)
+        version, new = _publish_uri(uri, name, resolve(to, uri, ARTIFACTS))
     return {"store": uri} | _shown(uri, name, version, new)
 
 

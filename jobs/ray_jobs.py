@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import os
-import re
 import socket
 import time
 from collections.abc import Callable, Generator, Sequence
@@ -13,12 +12,12 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import aiohttp
-import ray
 import requests
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobSubmissionClient
 
 from stillhouse.errors import ClusterError, LostClusterError
+from stillhouse.jobs.cluster import check_version, token, token_refused
 
 _TIMEOUT_S = 10
 _PAUSE_S = 2.0
@@ -47,32 +46,6 @@ def dashboard_url(given: str | None) -> str:
     return url.rstrip("/")
 
 
-def token() -> tuple[str, str] | None:
-    """The cluster's token and where it is from: RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH, ~/.ray.
-
-    Raises:
-        ClusterError: RAY_AUTH_TOKEN_PATH names no readable file, or it cannot be a token.
-    """
-    found = _given_token()
-    if found is not None and not re.fullmatch(r"[!-~]+", found[0]):
-        raise ClusterError(f"the token from {found[1]} has characters that no token has")
-    return found
-
-
-def _given_token() -> tuple[str, str] | None:
-    given = os.environ.get("RAY_AUTH_TOKEN", "").strip()
-    if given:
-        return given, "RAY_AUTH_TOKEN"
-    path = os.environ.get("RAY_AUTH_TOKEN_PATH")
-    file = Path(path) if path else Path.home() / ".ray" / "auth_token"
-    try:
-        return file.read_text(errors="replace").strip(), str(file)
-    except OSError as error:
-        if path:
-            raise ClusterError(f"RAY_AUTH_TOKEN_PATH: {path}: {error.strerror}") from None
-        return None
-
-
 class Cluster:
     """A running cluster, reached over its dashboard."""
 
@@ -88,7 +61,7 @@ class Cluster:
         found = token()
         self._source = found[1] if found else None
         self._headers = {"Authorization": f"Bearer {found[0]}"} if found else {}
-        self._check_version(self._get("/api/version"))
+        check_version(self.url, str(self._get("/api/version").get("ray_version")))
         with self._explained(), _only_address(self.url):
             self._client = JobSubmissionClient(self.url, headers=dict(self._headers))
 
@@ -111,20 +84,7 @@ class Cluster:
             ) from None
 
     def _refused(self) -> ClusterError:
-        if self._source is None:
-            return ClusterError(
-                f"the cluster at {self.url} wants a token and there is none here: set "
-                "RAY_AUTH_TOKEN, or put it into ~/.ray/auth_token"
-            )
-        return ClusterError(f"the cluster at {self.url} refuses the token from {self._source}")
-
-    def _check_version(self, answer: dict[str, Any]) -> None:
-        theirs, mine = str(answer.get("ray_version")), ray.__version__
-        if theirs.split(".")[:2] != mine.split(".")[:2]:
-            raise ClusterError(
-                f"the cluster at {self.url} runs Ray {theirs}, this machine Ray {mine}: use the "
-                "same minor version on both (another image there, or another Ray here)"
-            )
+        return token_refused(self.url, self._source)
 
     @contextmanager
     def _explained(self) -> Generator[None]:
@@ -191,6 +151,12 @@ class Cluster:
         with self._explained():
             known = self._client.list_jobs()
         return next((job for job in known if job.submission_id == job_id), None)
+
+    def job_ids(self) -> list[str]:
+        """Submission ids of all jobs that the cluster knows."""
+        with self._explained():
+            known = self._client.list_jobs()
+        return [job.submission_id for job in known if job.submission_id]
 
     def output(self, job_id: str) -> str:
         """All that a job has written so far."""

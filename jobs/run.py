@@ -3,10 +3,12 @@
 import os
 from contextlib import suppress
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
-from stillhouse.errors import StillhouseError, StorageError
+from stillhouse.errors import LostClusterError, StillhouseError, StorageError
 from stillhouse.fingerprint import fingerprint
+from stillhouse.jobs import supervised
 from stillhouse.jobs.cluster import cluster
 from stillhouse.jobs.kinds import Spec, list_job, result_artifact
 from stillhouse.jobs.paths import identity_of
@@ -51,10 +53,12 @@ def run_job(spec: Spec, shown: Listener) -> dict[str, Any]:
         reused = {step: w | {"reused": w["parts"]} for step, w in found["work"].items()}
         published = publish_result(store, spec, found, started)
         return found | {"status": "nothing_to_do", "work": reused} | published
-    record.start(spec.to_yaml(), spec.job, os.environ.get(SUBMISSION_VARIABLE))
+    record.start(spec.to_yaml(), spec.job, os.environ.get(SUBMISSION_VARIABLE), spec.name)
+    supervised.tell(run=record.uri, store=spec.store, options=spec.storage_options)
     ctx = Context(store, spec.compute, Recorder(shown, record), run=name)
     try:
-        with cluster(spec.compute, worker_env, spec.num_actors):
+        lost = partial(_end, record) if supervised.is_child() else None
+        with cluster(spec.compute, worker_env, spec.num_actors, lost):
             from stillhouse.pipelines.placement import check_placement
 
             check_placement(
@@ -63,11 +67,21 @@ def run_job(spec: Spec, shown: Listener) -> dict[str, Any]:
             result = job.run(ctx, record)
     except BaseException as error:
         with suppress(StorageError):  # the store may be what failed
-            record.finish("failed", failure_text(error), asdict(ctx.failed_at or FailedAt()))
+            stopped = isinstance(error, KeyboardInterrupt | SystemExit | LostClusterError)
+            state = "stopped" if stopped else "failed"
+            record.finish(state, failure_text(error), asdict(ctx.failed_at or FailedAt()))
         raise
     record.put_result(result)
     record.finish("done")
     return result | publish_result(store, spec, result, started)
+
+
+def _end(record: RunRecord, why: str) -> None:
+    """End this process, whose other threads wait for a cluster that is gone."""
+    error = LostClusterError(f"{why}: run the same command again once it is up")
+    with suppress(StorageError):
+        record.finish("stopped", str(error))
+    supervised.end(error.exit_code, str(error))
 
 
 def failure_text(error: BaseException) -> str:
@@ -77,6 +91,8 @@ def failure_text(error: BaseException) -> str:
     """
     if isinstance(error, StillhouseError):
         return str(error)
+    if isinstance(error, KeyboardInterrupt | SystemExit):
+        return "stopped by a signal"
     lines = str(error).strip().splitlines()
     if lines and lines[0].startswith("Traceback"):
         return lines[-1][:300]

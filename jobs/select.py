@@ -67,4 +67,4 @@ class OpenedSelect:
         """Behind what was walked, tokens are estimated from bytes."""
         from stillhouse.jobs.select_plan import estimate_steps
 
-        return estimate_steps(self.spec, self.inputs, ctx.work, complete=complete)
+        return estimate_steps(self.spec, self.inputs, ctx, complete=complete)

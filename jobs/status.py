@@ -3,6 +3,7 @@
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 from stillhouse.errors import ArtifactError
@@ -10,7 +11,7 @@ from stillhouse.jobs.pages import read_report, write_report
 from stillhouse.jobs.publish import history_of, names_of
 from stillhouse.storage.commit import MARKER
 from stillhouse.storage.filesystem import absolute_uri, exists, join, list_names
-from stillhouse.storage.run_record import DIGESTS, event_files, put_digests, read_json
+from stillhouse.storage.run_record import DIGESTS, event_files, put_digests, read_status
 
 _POLL_S = 2.0
 
@@ -25,13 +26,13 @@ def status_of(uri: str) -> dict[str, Any]:
     if mark and "/" not in name:
         return history_of(uri)
     folder = absolute_uri(uri)
-    found = read_json(folder, "status.json")
+    found = read_status(folder)
     if found is not None:
         return found | {"uri": folder, "events": len(event_files(folder))}
     runs = list_names(join(folder, "runs"))
     if not runs and not exists(join(folder, MARKER)):
         raise ArtifactError(f"{uri} is neither a run nor a store that holds runs")
-    states = [read_json(join(folder, "runs", name), "status.json") for name in runs]
+    states = [read_status(join(folder, "runs", name)) for name in runs]
     return {
         "store": folder,
         "runs": [
@@ -95,7 +96,7 @@ def follow(
     while state == "running":
         if seen:
             pause(_POLL_S)
-        found = read_json(folder, "status.json")
+        found = read_status(folder)
         if found is None:
             raise ArtifactError(f"{uri} is not a run: only a run can be followed")
         state = found["state"]
@@ -104,6 +105,14 @@ def follow(
         if changed or state != seen.get("state"):
             yield found | {"uri": folder}, changed
         seen = found
+
+
+def show_to_end(uri: str, show: Callable[[dict[str, Any], list[str]], object] | None) -> None:
+    """Show changes until the run ends or Ctrl-C; the run itself is not touched."""
+    with suppress(KeyboardInterrupt):
+        for found, changed in follow(uri):
+            if show is not None:
+                show(found, changed)
 
 
 def draw_report(uri: str) -> str:

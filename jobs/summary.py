@@ -3,22 +3,26 @@
 import shlex
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
+
+from stillhouse.jobs.terminal import Terminal, styled
 
 _MAX_SOURCES = 12
 _MAX_VERSIONS = 3
+_AMOUNTS = (
+    ("tokens", "tokens"),
+    ("gradient_passes", "gradient passes"),
+    ("epochs", "epochs"),
+    ("iterations", "iterations"),
+)
+"""Keys of a planned step that say how much there is to do."""
 _PUBLISHED = ("selection", "model", "distilled")
 
 
-def _console() -> Console:
-    return Console(highlight=False, soft_wrap=False)
-
-
-def _print_next(console: Console, *words: str) -> None:
+def _print_next(console: Terminal, *words: str) -> None:
     """The next command to type, safe to paste into a shell."""
     command = shlex.join(["stillhouse", *words])
-    console.print(f"next:   {command}", soft_wrap=True, markup=False)
+    console.print(f"next:   {command}", soft_wrap=True)
 
 
 def tokens_text(count: float) -> str:
@@ -31,38 +35,37 @@ def tokens_text(count: float) -> str:
 
 def show_result(result: dict[str, Any]) -> None:
     """What the job made, and where to look."""
-    console = _console()
+    console = Terminal()
     if result["status"] == "nothing_to_do":
-        console.print("[green]nothing to do[/]: this spec and these inputs have a finished run")
+        what = ": this spec and these inputs have a finished run"
+        console.print(styled(("nothing to do", "green"), what))
     _RESULTS[result["job"]](console, result)
     for warning in result["warnings"]:
-        console.print(f"[yellow]warning:[/] {warning}", soft_wrap=True)
+        console.print(styled(("warning:", "yellow"), f" {warning}"), soft_wrap=True)
     if "published" in result:
         console.print(_published_line(result["published"]), soft_wrap=True)
     console.print(f"report: {result['report']}", soft_wrap=True)
     _print_next(console, "verify", result["run"])
 
 
-def _show_selection(console: Console, result: dict[str, Any]) -> None:
+def _show_selection(console: Terminal, result: dict[str, Any]) -> None:
     """What was kept of each source, and the targets' losses."""
     kept = result["selection"]
-    console.print(
-        f"kept [bold]{kept['num_sequences']:,}[/] rows, {tokens_text(kept['num_tokens'])} tokens, "
-        f"score at the cut {kept['threshold']:.4f}"
-    )
+    told = f" rows, {tokens_text(kept['num_tokens'])} tokens, score at the cut "
+    count = f"{kept['num_sequences']:,}"
+    console.print(styled("kept ", (count, "bold"), f"{told}{kept['threshold']:.4f}"))
     console.print(_sources_table(kept["sources"]))
     if result["target"]:
         console.print(_targets_table(result["target"]))
 
 
-def _show_training(console: Console, result: dict[str, Any]) -> None:
+def _show_training(console: Terminal, result: dict[str, Any]) -> None:
     """The model's losses, and how the training went."""
     found = result["train"]
     heldout = found["heldout_nll"]
-    said = "" if heldout is None else f", held-out loss [bold]{heldout:.4f}[/] nats a token"
-    console.print(
-        f"trained {found['num_steps']:,} steps on {tokens_text(found['num_tokens'])} tokens{said}"
-    )
+    said = f"trained {found['num_steps']:,} steps on {tokens_text(found['num_tokens'])} tokens"
+    loss = f", held-out loss {heldout:.4f} nats a token" if heldout is not None else ""
+    console.print(said + loss)
     mfu = "" if found["mfu"] is None else f", MFU {found['mfu']:.1%}"
     console.print(
         f"{tokens_text(found['tokens_per_second'])} tokens/s{mfu}, waited for data "
@@ -71,7 +74,7 @@ def _show_training(console: Console, result: dict[str, Any]) -> None:
     console.print(f"model:  {result['artifacts']['model']}", soft_wrap=True)
 
 
-def _show_mix(console: Console, result: dict[str, Any]) -> None:
+def _show_mix(console: Terminal, result: dict[str, Any]) -> None:
     """Policies and controls, the best first."""
     table = Table(title="on the target's test rows, over seeds", title_justify="left")
     table.add_column("policy")
@@ -90,11 +93,11 @@ def _mean(rows: list[dict[str, Any]], key: str) -> float:
     return sum(row[key] for row in rows) / len(rows)
 
 
-def _show_distilled(console: Console, result: dict[str, Any]) -> None:
+def _show_distilled(console: Terminal, result: dict[str, Any]) -> None:
     """The set's bytes and accuracy beside the controls'."""
     made = result["distill"]
     console.print(
-        f"[bold]{made['images_per_class']}[/] images per class by {made['method']}, "
+        f"{made['images_per_class']} images per class by {made['method']}, "
         f"{bytes_text(made['bytes'])}, validation accuracy {made['validation_accuracy']:.3f}"
     )
     table = Table(title="test accuracy", title_justify="left")
@@ -155,20 +158,21 @@ def _targets_table(targets: dict[str, Any]) -> Table:
 
 def show_plan(planned: dict[str, Any]) -> None:
     """Every step with what it would cost."""
-    console = _console()
+    console = Terminal()
     table = Table(title=f"plan of {planned['job']}", title_justify="left")
     table.add_column("step")
-    for name in ("parts", "reused", "tokens", "FLOPs", "seconds"):
+    for name in ("parts", "reused", "work", "FLOPs", "seconds"):
         table.add_column(name, justify="right")
     for name, step in planned["steps"].items():
         seconds = step["seconds"]
+        amounts = [f"{tokens_text(step[key])} {words}" for key, words in _AMOUNTS if step.get(key)]
         table.add_row(
             name,
             f"{step['parts']:,}" if step["parts"] is not None else "?",
             f"{step['reused']:,}",
-            tokens_text(step["tokens"]) if step["tokens"] else "",
+            ", ".join(amounts),
             f"{step['flops']:.2e}" if step["flops"] else "",
-            f"{seconds:,.0f}" if seconds is not None else "",
+            f"{seconds:,.0f}" if seconds is not None else "?",
         )
     console.print(table)
     for note in planned["notes"]:
@@ -190,7 +194,7 @@ def age_text(seconds: float) -> str:
 
 def show_status(found: dict[str, Any]) -> None:
     """A run's steps, a name's history, or the runs, names and artifacts of a store."""
-    console = _console()
+    console = Terminal()
     if "versions" in found:
         console.print(_names_table([found], len(found["versions"])))
         return
@@ -200,11 +204,18 @@ def show_status(found: dict[str, Any]) -> None:
             console.print(_names_table(found["names"], _MAX_VERSIONS))
         console.print(_artifacts_table(found["artifacts"]))
         return
-    since = f", last heard of at {found['updated']}" if found["state"] == "running" else ""
-    console.print(f"{found['job']} run {found['run'][:12]}: [bold]{found['state']}[/]{since}")
+    open_ended = found["state"] in {"running", "lost"}
+    since = f", last heard of at {found['updated']}" if open_ended else ""
+    named = f" ({found['name']})" if found.get("name") else ""
+    head = f"{found['job']} run {found['run'][:12]}{named}: "
+    console.print(styled(head, (found["state"], "bold"), since), soft_wrap=True)
+    if found["state"] in {"lost", "stopped"}:
+        console.print("run or submit the same spec again to go on")
+    for one in found.get("earlier", []):
+        console.print(f"attempt {_attempt_text(one)}", soft_wrap=True)
     if found.get("error"):
         said = f"{_failed_at(found)}{found['error']}"
-        console.print(said, style="red", markup=False, soft_wrap=True)
+        console.print(said, style="red", soft_wrap=True)
     table = Table()
     table.add_column("step")
     for name in ("state", "parts", "done", "reused", "seconds"):
@@ -217,18 +228,27 @@ def show_status(found: dict[str, Any]) -> None:
 
 def show_job(found: dict[str, Any]) -> None:
     """What Ray says of a submitted job, then its run as the store has it."""
-    console = _console()
+    console = Terminal()
     said = found["cluster"]
     if said is not None:
-        line = f"job {found['job_id']} at {said['address']}: [bold]{said['state']}[/]"
-        console.print(line, soft_wrap=True)
+        head = f"job {found['job_id']} at {said['address']}: "
+        console.print(styled(head, (said["state"], "bold")), soft_wrap=True)
         if said["error"] and not (found["run"] or {}).get("error"):
-            console.print(said["error"], style="red", markup=False, soft_wrap=True)
+            console.print(said["error"], style="red", soft_wrap=True)
     else:
         said = f"job {found['job_id']}: {found['why_not']}; from its store:"
-        console.print(said, markup=False, soft_wrap=True)
+        console.print(said, soft_wrap=True)
     if found["run"] is not None:
+        if "was" in found["run"]:
+            was = _attempt_text(found["run"]["was"])
+            console.print(f"it made attempt {was}; the run now:", soft_wrap=True)
         show_status(found["run"])
+
+
+def _attempt_text(one: dict[str, Any]) -> str:
+    """`2, begun at ...: failed at step score prior: ...`."""
+    error = f": {_failed_at(one)}{one['error']}" if one["error"] else ""
+    return f"{one['attempt']}, begun at {one['started']}: {one['state']}{error}"
 
 
 def _failed_at(found: dict[str, Any]) -> str:
@@ -240,10 +260,12 @@ def _failed_at(found: dict[str, Any]) -> str:
 
 def _runs_table(found: dict[str, Any]) -> Table:
     table = Table(title=f"runs in {found['store']}", title_justify="left")
-    for name in ("run", "job", "state", "updated"):
-        table.add_column(name)
+    keys = ("run", "name", "job", "state", "updated")
+    for key in keys:
+        table.add_column(key)
     for row in found["runs"]:
-        table.add_row(row["run"][:12], row.get("job", ""), row["state"], row.get("updated", ""))
+        cells = row | {"run": row["run"][:12]}
+        table.add_row(*(str(cells.get(key) or "") for key in keys))
     return table
 
 
@@ -260,14 +282,14 @@ def _names_table(named: list[dict[str, Any]], most: int) -> Table:
                 str(version["version"]),
                 version["selection"][:12],
                 version["published"] or "",
-                "[green]current[/] " * (place == 0) + again,
+                styled(("current ", "green"), again) if place == 0 else again,
             )
     return table
 
 
 def show_published(found: dict[str, Any]) -> None:
     """What a name stands for now."""
-    console = _console()
+    console = Terminal()
     console.print(_published_line(found), soft_wrap=True)
     _print_next(console, "status", f"{found['store']}#{found['name']}")
 
@@ -289,7 +311,7 @@ def _artifacts_table(artifacts: list[dict[str, Any]]) -> Table:
     for row in artifacts:
         labels = [_short(label) for label in row["referred_by"]]
         more = f" and {len(labels) - 2} more" if len(labels) > 2 else ""
-        referred = ", ".join(labels[:2]) + more if labels else "[yellow]nothing[/]"
+        referred = ", ".join(labels[:2]) + more if labels else styled(("nothing", "yellow"))
         size, age = bytes_text(row["bytes"]), age_text(row["age_s"])
         table.add_row(row["kind"], row["fingerprint"][:12], size, age, referred)
     return table
@@ -302,7 +324,7 @@ def _short(label: str) -> str:
 
 def show_changes(found: dict[str, Any], changed: list[str]) -> None:
     """A line for each step of a followed run that changed."""
-    console = _console()
+    console = Terminal()
     for name in changed:
         step = found["steps"][name]
         line = f"{found['updated']}  {name}: {step.get('done', 0):g} of {step.get('parts', 0)}"
@@ -312,7 +334,7 @@ def show_changes(found: dict[str, Any], changed: list[str]) -> None:
 
 def show_pruned(found: dict[str, Any]) -> None:
     """What was removed, or would be."""
-    console = _console()
+    console = Terminal()
     table = Table(title="would be removed" if found["dry"] else "removed", title_justify="left")
     table.add_column("kind")
     for name in ("objects", "size"):
@@ -329,10 +351,10 @@ def show_pruned(found: dict[str, Any]) -> None:
 
 def show_verification(found: dict[str, Any]) -> None:
     """What was checked, and everything that is wrong."""
-    console = _console()
+    console = Terminal()
     for name, count in found["checked"].items():
         console.print(f"checked {count:,} {name}")
     for problem in found["problems"]:
-        console.print(f"[red]problem:[/] {problem}", soft_wrap=True)
+        console.print(styled(("problem:", "red"), f" {problem}"), soft_wrap=True)
     if not found["problems"]:
-        console.print("[green]all as the manifests say[/]")
+        console.print(styled(("all as the manifests say", "green")))

@@ -59,7 +59,7 @@ class OpenedTrain:
         return write_train_outcome(ctx, self.spec, run_train(ctx, self.spec, self.inputs), record)
 
     def estimate(self, ctx: Context, *, complete: bool) -> dict[str, dict[str, Any]]:
-        """Tokens of the training, and what one worker of this machine does in a second."""
+        """Tokens and FLOPs of the training; seconds as earlier ones of the store took."""
         from stillhouse.jobs.train_plan import estimate_train
 
-        return estimate_train(self.spec, self.inputs, ctx.work, complete=complete)
+        return estimate_train(self.spec, self.inputs, ctx, complete=complete)

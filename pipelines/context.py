@@ -1,6 +1,6 @@
 """What every step of a pipeline is given: the store, the width, and whom to tell."""
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from time import perf_counter
@@ -69,6 +69,8 @@ class Context:
     compute: ComputeSettings
     listener: Listener
     dry: bool = False
+    packed: Mapping[str, str] | None = None
+    """For a plan: the packing task of each scan (fingerprints) when the pool was another one."""
     run: str = ""
     """Fingerprint of the run, for metrics."""
     failed_at: FailedAt | None = None

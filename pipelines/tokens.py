@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Protocol
 
@@ -75,7 +75,7 @@ def without_dropped(
     own is split in two by groups of copies.
     """
     pool, target = scans[:2]
-    copies = _duplicates(ctx, "duplicates", pool, spec)
+    copies = _duplicates(ctx, "duplicates", pool, spec) if ctx.packed is None else []
     if len(scans) > 2:
         heldout = scans[2]
         sides = [
@@ -87,7 +87,15 @@ def without_dropped(
         train, held = _split_target(ctx, target, spec)
         sides = [(pool, copies), (target, [train]), (target, [held])]
     packed = [Packing(s, d, pack_tasks(ctx.store, s, d, tokenizer, spec)) for s, d in sides]
+    if ctx.packed is not None:
+        names = [ctx.packed[scan.fingerprint] for scan in pool.tasks]
+        tasks = [_renamed(t, name) for t, name in zip(packed[0].tasks, names, strict=True)]
+        packed[0] = Packing(pool, copies, tasks)
     return packed[0], packed[1], packed[2]
+
+
+def _renamed(task: PackTask, name: str) -> PackTask:
+    return replace(task, unit=replace(task.unit, fingerprint=name))
 
 
 def _duplicates(ctx: Context, step: str, scanned: Scan, spec: SelectSpec) -> list[Receipt]:

@@ -103,6 +103,8 @@ class Store:
 
     def __init__(self, uri: str) -> None:
         self.uri = uri
+        self.unread: list[str] = []
+        """Input files whose content `plan` does not know."""
 
     def path(self, *names: str) -> str:
         """The URI of something in the store."""

@@ -49,9 +49,22 @@ def digest_file(uri: str) -> FileDigest:
         raise BadFileError(f"{uri} vanished while it was read") from error
 
 
+def _without_reading(file: FileInfo) -> FileDigest:
+    """A name that no content has, and the rows that a footer tells of."""
+    rows = None
+    if _has_footer(file.uri):
+        with open_read(file.uri) as opened:
+            rows = _row_groups(file.uri, opened)
+    return FileDigest(fingerprint(["unread", file.uri, *_seen(file)]), rows)
+
+
+def _has_footer(uri: str) -> bool:
+    return uri.lower().endswith((".parquet", ".pq"))
+
+
 def _row_groups(uri: str, file: IO[bytes]) -> tuple[int, ...] | None:
     """Rows of each row group; None for other formats and for files that cannot be read."""
-    if not uri.lower().endswith((".parquet", ".pq")):
+    if not _has_footer(uri):
         return None
     file.seek(0)
     try:
@@ -76,7 +89,9 @@ def digest_files(
     Args:
         store: where the cache lies.
         files: the listing.
-        remember: write the cache (not for `plan`, which writes nothing).
+        remember: read what is new and write the cache. Without it, for `plan`, nothing is written
+            and of new files only Parquet's footers are read: they get names that no content has,
+            and are told to `store.unread`.
         run: maps `digest_file` over URIs; default a few threads.
 
     Raises:
@@ -86,7 +101,11 @@ def digest_files(
     known = _load(cache)
     missing = [f for f in files if f.uri not in known or known[f.uri][:2] != _seen(f)]
     with ThreadPoolExecutor(_THREADS) as threads:
-        made = list((run or threads.map)(digest_file, [f.uri for f in missing]))
+        if remember:
+            made = list((run or threads.map)(digest_file, [f.uri for f in missing]))
+        else:
+            store.unread.extend(f.uri for f in missing)
+            made = list(threads.map(_without_reading, missing))
     for file, digest in zip(missing, made, strict=True):
         known[file.uri] = [*_seen(file), digest.sha256, digest.row_group_rows]
     if remember and missing:

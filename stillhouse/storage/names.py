@@ -20,6 +20,8 @@ from stillhouse.storage.sealed import seal
 NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,62}$"
 """Safe in a path, in a URI's fragment and in a shell."""
 _MAX_SHOWN = 3
+_SPEED = {"compile", "micro_batch"}
+"""Keys of `scoring` that only decide how fast it goes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,10 +93,11 @@ def check_owner(version: Version | None, name: str, spec: dict[str, Any], store:
     Raises:
         SpecError: naming the keys that differ.
     """
-    if version is None or version.last is None or version.last.spec == spec:
+    theirs, mine = _owner(version.last if version else None), _deciding(spec)
+    if theirs is None or theirs == mine:
         return
     raise SpecError(
-        f"`publish: {name}` is in use by another spec ({_differences(version.last.spec, spec)}): "
+        f"`publish: {name}` is in use by another spec ({_differences(theirs, mine)}): "
         "give another name, or run without `publish` and hand the name over with "
         f"`stillhouse publish {name} --to RUN --store {store}`"
     )
@@ -207,7 +210,16 @@ def _next(now: Version | None) -> int:
 
 
 def _owner(last: Publication | None) -> dict[str, Any] | None:
-    return last.spec if last else None
+    return _deciding(last.spec) if last else None
+
+
+def _deciding(spec: dict[str, Any]) -> dict[str, Any]:
+    """A spec's settings without those that change nothing of what it publishes."""
+    if spec.get("job") != "select":
+        return spec
+    kept = {key: value for key, value in spec.items() if key != "train"}
+    scoring = {k: v for k, v in spec.get("scoring", {}).items() if k not in _SPEED}
+    return kept | {"scoring": scoring} if scoring else {k: kept[k] for k in kept if k != "scoring"}
 
 
 def _last_of_run(now: Version, name: str) -> Publication:

@@ -56,8 +56,9 @@ def running_head(
     log: Path,
     ports: Sequence[int],
     options: Sequence[str] = ("--num-cpus=4", "--node-ip-address=127.0.0.1"),
+    secret: str | None = TOKEN,
 ) -> Iterator[Head]:
-    """A head that wants TOKEN, up when this yields."""
+    """A head that wants `secret`, or what Ray finds in its environment; up when this yields."""
     gcs, dashboard, agent, client, metrics = ports
     with tempfile.TemporaryDirectory(  # sockets need short paths
         prefix="sh", dir="/tmp", ignore_cleanup_errors=True
@@ -67,8 +68,8 @@ def running_head(
         command += [f"--dashboard-agent-listen-port={agent}", f"--metrics-export-port={metrics}"]
         command += [f"--ray-client-server-port={client}", "--dashboard-host=127.0.0.1"]
         command += ["--object-store-memory=200000000"]
-        secret = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}
-        head = _start(command, {**environment, **secret}, log, ports)
+        told = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secret} if secret else {}
+        head = _start(command, {**environment, **told}, log, ports)
         try:
             yield head
         finally:

@@ -34,8 +34,11 @@ def test_submit_to_a_real_cluster(address, environment, tmp_path):
     (tmp_path / "models").mkdir()
     spec = write_spec(tmp_path, publish="sea", **make_models(tmp_path / "models"))
 
-    def submit(*options, env=environment | {"RAY_AUTH_TOKEN": TOKEN}, sent=None):
-        command = [STILLHOUSE, "submit", spec, "--address", address, "--json", *options]
+    token = environment | {"RAY_AUTH_TOKEN": TOKEN}
+
+    def submit(*options, env=token, sent=None, as_json=True):
+        command = [STILLHOUSE, "submit", spec, "--address", address, *options]
+        command += ["--json"] if as_json else []
         process = subprocess.Popen(
             command,
             cwd=tmp_path / "project",
@@ -53,7 +56,7 @@ def test_submit_to_a_real_cluster(address, environment, tmp_path):
                 lines.append(line)
             process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=PATIENCE_S)
-        return process.returncode, json.loads(out), "".join(lines) + err
+        return process.returncode, json.loads(out) if as_json else out, "".join(lines) + err
 
     code, found, _ = submit(env=environment)
     assert (code, "wants a token" in found["error"]) == (2, True)
@@ -64,6 +67,12 @@ def test_submit_to_a_real_cluster(address, environment, tmp_path):
     code, first, error = submit("--follow", sent="parts")
     assert (code, first["attempt"], first["attached"], first["state"]) == (4, 1, False, "RUNNING")
     assert "the job goes on; come back with: stillhouse submit" in error
+    code, printed, error = submit(as_json=False)
+    assert (code, printed) == (0, first["job_id"] + "\n")  # for `ID=$(stillhouse submit ...)`
+    assert "attached to job" in error and "next:   stillhouse submit" in error
+    short = [STILLHOUSE, "status", first["job_id"][:12], "--address", address, "--json"]
+    found = subprocess.run(short, cwd=tmp_path, env=token, capture_output=True, text=True)
+    assert json.loads(found.stdout)["job_id"] == first["job_id"], found.stderr
     code, again, error = submit("--follow", "--set", "compute.scorers=1")
     assert (code, again["job_id"], again["attached"]) == (0, first["job_id"], True)
     assert again["state"] == "SUCCEEDED"

@@ -207,3 +207,23 @@ def test_prune_keeps_every_version_of_a_name(place):
 def test_a_name_is_checked_with_the_spec():
     with pytest.raises(ValueError, match="publish"):
         parse(Path("."), publish="Books!")
+
+
+def test_what_changes_nothing_of_a_selection_is_no_other_owner(place):
+    """Target models and speed; what decides the selection still is another spec."""
+    train = {"model": {"hidden_size": 32, "num_layers": 1}}
+    finish(parse(place, publish="books", train=train), "first")
+    spec = parse(place, publish="books", train=train)
+    assert run_job(spec, Quiet())["published"]["version"] == 1
+    others = [
+        {"train": train | {"controls": ["random"]}},
+        {},
+        {"train": train, "scoring": {"micro_batch": 4, "compile": "off"}},
+    ]
+    for number, changes in enumerate(others):
+        spec = parse(place, publish="books", **changes)
+        finish(spec, f"of {number}")
+        assert run_job(spec, Quiet())["published"]["version"] == 2 + number
+    for changes in ({"selection": {"tau": 9}}, {"scoring": {"dtype": "float32"}}):
+        with pytest.raises(SpecError, match="in use by another spec"):
+            run_job(parse(place, publish="books", **changes), Quiet())

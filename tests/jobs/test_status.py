@@ -1,5 +1,8 @@
 """A run read from its store alone."""
 
+import json
+import threading
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -8,8 +11,9 @@ from small import Quiet, parse
 from stillhouse.errors import ArtifactError, BudgetError
 from stillhouse.jobs.run import run_job
 from stillhouse.jobs.status import draw_report, follow, status_of
+from stillhouse.storage import run_record
 from stillhouse.storage.artifact import Store
-from stillhouse.storage.run_record import RunRecord
+from stillhouse.storage.run_record import RunRecord, read_status
 
 
 def test_of_a_run(finished):
@@ -92,3 +96,57 @@ def test_following_shows_what_changes_to_the_end(tmp_path):
 def test_a_store_cannot_be_followed(tmp_path):
     with pytest.raises(ArtifactError, match="not a run"):
         next(follow(str(tmp_path)))
+
+
+def test_a_driver_that_says_nothing_any_more_is_lost(tmp_path, reports):
+    record = RunRecord(Store(str(tmp_path)), "0" * 64)
+    record.start("job: select\n", "select")
+    page = Path(record.uri) / "status.json"
+    heard = datetime.fromisoformat(json.loads(page.read_text())["updated"]).timestamp()
+    states = [read_status(record.uri, heard + age)["state"] for age in (-30, 0, 59, 61, 1e9)]
+    assert states == ["running", "running", "running", "lost", "lost"]
+    record.finish("done")
+    assert read_status(record.uri, heard + 1e9)["state"] == "done"
+
+    old = json.loads(page.read_text()) | {"state": "running"}
+    old["updated"] = (datetime.now(UTC) - timedelta(seconds=90)).isoformat(timespec="seconds")
+    page.write_text(json.dumps(old))
+    assert [state for state, _ in followed(record.uri)] == ["lost"]
+    code, found = reports("status", record.uri, "--follow")
+    assert (code, found["state"]) == (0, "lost")
+    assert reports("status", str(tmp_path))[1]["runs"][0]["state"] == "lost"
+
+
+def followed(uri):
+    return [(found["state"], changed) for found, changed in follow(uri)]
+
+
+def test_attempts_are_counted_and_the_earlier_ones_kept(tmp_path):
+    for end in ("failed", None, "done"):  # the second says nothing at its end
+        record = RunRecord(Store(str(tmp_path)), "0" * 64)
+        record.start("job: select\n", "select")
+        if end is not None:
+            record.finish(end, {"failed": "why"}.get(end))
+    found = read_status(record.uri)
+    assert (found["attempt"], found["state"]) == (3, "done")
+    earlier = [(one["attempt"], one["state"], one["error"]) for one in found["earlier"]]
+    assert earlier == [(1, "failed", "why"), (2, "lost", None)]
+
+
+def test_a_run_at_work_renews_its_lease_without_a_word(tmp_path, monkeypatch):
+    """No step says anything: the thread does, until the end."""
+    written = threading.Event()
+    put = run_record._put_status
+    monkeypatch.setattr(run_record, "_BEAT_S", 0.01)
+    monkeypatch.setattr(run_record, "_FLUSH_S", 0.0)
+    record = RunRecord(Store(str(tmp_path)), "0" * 64)
+    record.start("job: select\n", "select")
+
+    def seen(uri, status):
+        put(uri, status)
+        written.set()
+
+    monkeypatch.setattr(run_record, "_put_status", seen)
+    assert written.wait(60)
+    record.finish("done")
+    assert read_status(record.uri)["state"] == "done"

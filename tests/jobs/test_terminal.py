@@ -1,0 +1,135 @@
+"""What data and users wrote is shown on a terminal as it is, and steers nothing."""
+
+import io
+
+import pytest
+
+from stillhouse.jobs import summary
+from stillhouse.jobs.progress import Bars, Lines, rate
+from stillhouse.jobs.terminal import Terminal, plain
+
+ODD = "web [/2024] [bold]x[/] :smile: \x1b[2J\x1b]0;title\x07 \u202eback \x9b31m"
+SPELT = r"web [/2024] [bold]x[/] :smile: \x1b[2J\x1b]0;title\x07 \u202eback \x9b31m"
+
+
+@pytest.mark.parametrize("text", ["", "Ünïcode: 日本語 👩‍🚀 עברית", "two\nlines\tand a tab"])
+def test_ordinary_text_stays(text):
+    assert plain(text) == text
+
+
+def test_controls_are_spelt_out():
+    assert plain(ODD) == SPELT
+    assert plain("a\rb\x00\ud800") == r"a\rb\x00\ud800"
+
+
+RESULT = {"status": "done", "warnings": [ODD], "report": ODD, "run": "store/runs/0"}
+SELECT = RESULT | {
+    "job": "select",
+    "published": {"name": "n", "version": 1, "again": None, "new": True, "selection": ODD},
+    "selection": {
+        "num_sequences": 3,
+        "num_tokens": 9,
+        "threshold": 0.5,
+        "sources": {ODD: {"pool_tokens": 9, "kept_tokens": 3}},
+    },
+    "target": {ODD: {"num_tokens": 4, "heldout_nll": 1.5}},
+}
+SEED = {"heldout_nll": 1.0, "accuracy": 0.5, "gradient_passes": 7}
+MIX = RESULT | {"job": "mix", "mix": {ODD: {"seeds": {"0": SEED}}}}
+TESTED = {"bytes": 10, "test_accuracy": {"mean": 0.5, "std": 0.1, "seeds": 2}}
+DISTILL = RESULT | {
+    "job": "distill",
+    "distill": TESTED
+    | {"method": ODD, "images_per_class": 1, "validation_accuracy": 0.5, "controls": {ODD: TESTED}},
+}
+STEP = {"state": ODD, "parts": 2, "done": 1, "reused": 0, "seconds": 1.0}
+FAILED = {"step": ODD, "part": ODD, "node": ODD}
+EARLIER = {"attempt": 1, "started": "t", "state": "failed", "error": ODD, "failed_at": FAILED}
+RUN = {
+    "run": "0" * 64,
+    "name": ODD,
+    "job": "select",
+    "state": "failed",
+    "updated": "t",
+    "error": ODD,
+    "failed_at": FAILED,
+    "steps": {ODD: STEP},
+    "earlier": [EARLIER],
+    "attempt": 2,
+}
+VERSION = {"version": 1, "selection": "0" * 64, "published": ODD, "again": None}
+STORE = {
+    "store": ODD,
+    "runs": [RUN],
+    "names": [{"name": "n", "versions": [VERSION]}],
+    "artifacts": [
+        {"kind": "models", "fingerprint": "0" * 64, "bytes": 1, "age_s": 1, "referred_by": [ODD]}
+    ],
+}
+PLAN = {
+    "job": "select",
+    "steps": {ODD: {"parts": 1, "reused": 0, "tokens": 1, "flops": 1, "seconds": 1}},
+    "notes": [ODD],
+}
+PRUNED = {"dry": True, "unreachable": {ODD: {"objects": 1, "bytes": 2}}, "removed": {}}
+JOB = {
+    "job_id": "0" * 64 + "-1",
+    "why_not": ODD,
+    "cluster": {"address": ODD, "state": "FAILED", "error": ODD},
+    "run": None,
+}
+
+
+@pytest.mark.parametrize(
+    ("show", "found"),
+    [
+        (summary.show_result, SELECT),
+        (summary.show_result, MIX),
+        (summary.show_result, DISTILL),
+        (summary.show_status, RUN),
+        (summary.show_status, STORE),
+        (summary.show_status, {"versions": [VERSION], "name": ODD}),
+        (summary.show_plan, PLAN),
+        (summary.show_published, {"store": ODD, **SELECT["published"]}),
+        (summary.show_pruned, PRUNED | {"store": ODD, "live_runs": [ODD]}),
+        (summary.show_verification, {"checked": {ODD: 1}, "problems": [ODD]}),
+        (summary.show_job, JOB),
+        (summary.show_job, JOB | {"run": RUN | {"was": EARLIER}}),
+        (summary.show_job, JOB | {"cluster": None}),
+        (lambda found: summary.show_changes(found, [ODD]), RUN),
+    ],
+)
+def test_every_table_and_line(show, found, capsys, monkeypatch):
+    """Wide enough that nothing wraps: brackets stand as they are, no control is passed on."""
+    monkeypatch.setenv("COLUMNS", "2000")
+    show(found)
+    out = capsys.readouterr().out
+    assert SPELT in out
+    assert not set("\x1b\x07\x9b\u202e") & set(out)
+
+
+def test_progress(capsys):
+    def tell(shown):
+        shown.begin(ODD, 2, 0, "tokens")
+        shown.advance(ODD, 1, 5)
+        shown.end(ODD, 1.0)
+        shown.note("waiting", {"message": ODD})
+        shown.close()
+
+    tell(Lines())
+    out = capsys.readouterr().err
+    assert out.count(SPELT) == 3 and "\x1b" not in out
+    screen = io.StringIO()
+    terminal = Terminal()
+    terminal.file, terminal.width = screen, 2000
+    tell(Bars(terminal))
+    assert screen.getvalue().count(SPELT) >= 2
+    assert "\x07" not in screen.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("amount", "shown"),
+    [(0, "0"), (0.12, "0.012"), (35, "3.5"), (999, "100"), (25_000, "2.5 k"), (2e10, "2.0 G")],
+)
+def test_rates_slow_and_fast(amount, shown):
+    assert rate(amount, 10.0, "steps") == f"{shown} steps/s"
