@@ -22,6 +22,9 @@ TAIL = 0.001
 LEVELS = 7
 LABEL_GAP = 6.0
 """Least distance of two labels at the right, in percent of the plot's height."""
+NUM_PATTERNS = 8
+FAINT = "faint"
+"""Lines that are drawn without a name: there are more than can be told apart."""
 MAIN_CURVES = ("color", "own", "synthetic", "experts", "teachers")
 """The job's own rules; the others are controls."""
 
@@ -57,10 +60,15 @@ class Axis:
 def histogram(data: Histogram, threshold: float, unit: str = ", nats per token") -> Markup:
     """Sequences by score: the pool as a grey area, the kept ones over it, the cut as a line."""
     first, last = _core(data.pool)
-    edges, pool, kept = data.edges[first : last + 2], data.pool[first : last + 1], data.kept
+    width = _bins_in_one(last + 1 - first, sum(data.pool))
+    edges = [*data.edges[first : last + 1 : width], data.edges[last + 1]]
+    pool, kept = (
+        [sum(counts[i : min(i + width, last + 1)]) for i in range(first, last + 1, width)]
+        for counts in (data.pool, data.kept)
+    )
     across, up = Axis(edges[0], edges[-1]), Axis(0, 1.06 * max(1, *pool))
     marks = _area("pool", across, up, edges, pool)
-    marks += _area("kept", across, up, edges, kept[first : last + 1])
+    marks += _area("kept", across, up, edges, kept)
     labels = Markup("")
     if across.low <= threshold <= across.high:
         marks += draw_line("cut", [(across.x(threshold), 0), (across.x(threshold), SIZE)])
@@ -182,6 +190,11 @@ def _core(counts: Sequence[int]) -> tuple[int, int]:
     return first, max(first, last)
 
 
+def _bins_in_one(num_bins: int, total: int) -> int:
+    """How many bins to draw as one: at least twice the cube root of the values stay (Rice)."""
+    return max(1, int(num_bins / max(2 * total ** (1 / 3), 1)))
+
+
 def _area(style: str, x: Axis, y: Axis, edges: Sequence[float], counts: Sequence[int]) -> Markup:
     """A filled staircase over the bins."""
     steps = "".join(f"V{y.y(n)}H{x.x(edges[i + 1])}" for i, n in enumerate(counts))
@@ -228,9 +241,14 @@ def _by_name(data: Sequence[Curve]) -> dict[str, dict[float, list[float]]]:
 
 
 def _styles(names: Iterable[str], main: Sequence[str]) -> dict[str, str]:
-    """The main curve's own line, the others' dash patterns in their order."""
+    """The main curve's own line, the others' patterns in their order."""
     others = [name for name in names if name not in main]
-    return dict.fromkeys(main, "main") | {name: f"dash{i % 4}" for i, name in enumerate(others)}
+    return dict.fromkeys(main, "main") | other_styles(others)
+
+
+def other_styles(names: Iterable[str]) -> dict[str, str]:
+    """Lines that can be told apart: `NUM_PATTERNS` in their order, all further ones faint."""
+    return {name: f"dash{i}" if i < NUM_PATTERNS else FAINT for i, name in enumerate(names)}
 
 
 def _curve(style: str, group: dict[float, list[float]], across: Axis, up: Axis) -> Markup:
@@ -246,7 +264,7 @@ def _curve(style: str, group: dict[float, list[float]], across: Axis, up: Axis) 
 
 def end_labels(finals: dict[str, float], styles: dict[str, str], up: Axis) -> Markup:
     """Names at the right ends of their lines, pushed apart where they would overlap."""
-    names = sorted(finals, key=lambda name: -finals[name])
+    names = sorted((n for n in finals if styles[n] != FAINT), key=lambda name: -finals[name])
     places = _spread_out([100 - 100 * up.unit(finals[name]) for name in names])
     label = Markup(
         '<span class="end {0}" style="top:{1:.2f}%"><svg viewBox="0 0 20 4">'

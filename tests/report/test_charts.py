@@ -51,6 +51,21 @@ def test_histogram_leaves_far_tails_out_and_says_so():
     assert texts(drawn, "x") == ["51.0", "51.5", "52.0", "52.5", "53.0"]
 
 
+def test_few_values_are_drawn_in_few_bins():
+    """Rice's rule: 64 values ask for 2 * 4 bins, so of 16 fine ones two make one."""
+    pool = [4] * 16
+    drawn = charts.histogram(Histogram([float(i) for i in range(17)], pool, pool), 99.0)
+    assert paths(drawn, "pool")[0].count("H") == 8
+    many = [4_000] * 16  # 80 would be welcome
+    drawn = charts.histogram(Histogram([float(i) for i in range(17)], many, many), 99.0)
+    assert paths(drawn, "pool")[0].count("H") == 16
+    odd = [4] * 17  # the last bin is alone, and half as wide: its right end is the axis's
+    (area,) = paths(
+        charts.histogram(Histogram([float(i) for i in range(18)], odd, odd), 99.0), "pool"
+    )
+    assert area.count("H") == 9 and "H941V" in area and area.endswith("H1000V1000Z")
+
+
 def test_histogram_without_anything():
     assert paths(charts.histogram(Histogram([0, 1], [0], [0]), 5.0), "cut") == []
 
