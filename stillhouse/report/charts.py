@@ -5,7 +5,6 @@ ticks and labels are HTML, placed in percent around it, so that text keeps its s
 Colours are classes of the style sheet: `pool`, `kept` and `line-*`.
 """
 
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -170,7 +169,8 @@ def _ticks(kind: str, side: str, axis: Axis, values: list[float], origin: int) -
 
 def _tick_text(value: float, step: float) -> str:
     if step >= 1:
-        return re.sub(rf"\.0+{NARROW}", NARROW, minus(compact(round(value))))
+        number, narrow, unit = minus(compact(round(value))).partition(NARROW)
+        return (number.rstrip("0").rstrip(".") if "." in number else number) + narrow + unit
     return decimals(value, next(n for n in range(1, 13) if round(step * 10**n, 6) >= 1))
 
 
@@ -246,9 +246,9 @@ def _styles(names: Iterable[str], main: Sequence[str]) -> dict[str, str]:
     return dict.fromkeys(main, "main") | other_styles(others)
 
 
-def other_styles(names: Iterable[str]) -> dict[str, str]:
-    """Lines that can be told apart: `NUM_PATTERNS` in their order, all further ones faint."""
-    return {name: f"dash{i}" if i < NUM_PATTERNS else FAINT for i, name in enumerate(names)}
+def other_styles(names: Iterable[str], at_most: int = NUM_PATTERNS) -> dict[str, str]:
+    """Lines that can be told apart: the first `at_most` of them, all further ones faint."""
+    return {name: f"dash{i}" if i < at_most else FAINT for i, name in enumerate(names)}
 
 
 def _curve(style: str, group: dict[float, list[float]], across: Axis, up: Axis) -> Markup:

@@ -47,7 +47,7 @@ def render(data: ReportData) -> str:
 def render_training(data: TrainingReport) -> str:
     """The page of a train job, as text to be written in UTF-8."""
     template = environment().get_template("train.html.j2")
-    return template.render(data=data, charts=training_charts, named=charts.NUM_PATTERNS)
+    return template.render(data=data, charts=training_charts)
 
 
 def render_mix(data: MixReport) -> str:

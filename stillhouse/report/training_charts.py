@@ -16,6 +16,8 @@ from stillhouse.report.charts import (
 )
 from stillhouse.report.training import Points, Start, TrainingReport
 
+NUM_NAMED = 6
+"""Sources whose lines are told apart."""
 _SETTLED = 0.08  # of the tokens; what comes before would squeeze the rest
 
 
@@ -56,7 +58,7 @@ def _chart(
 ) -> Markup:
     across = Axis(0, max(report.num_tokens, 1))
     up = _up(series, across, from_zero)
-    styles = {main: "main"} | other_styles(name for name in series if name != main)
+    styles = {main: "main"} | other_styles([n for n in series if n != main], NUM_NAMED)
     marks = _restarts(report.restarts, across)
     layers = {name: (styles[name] != FAINT) + (name == main) for name in series}
     for name, points in sorted(series.items(), key=lambda item: layers[item[0]]):

@@ -34,6 +34,17 @@ def test_there_are_never_too_many_ticks(low, span, at_most):
     assert len(axis.ticks(at_most)) <= at_most
 
 
+def test_tick_labels_have_no_idle_zeros():
+    ticks = Axis(0, 2_000_000).ticks(5)
+    assert [charts._tick_text(value, 500_000) for value in ticks] == [
+        "0", "500\u202fk", "1\u202fM", "1.5\u202fM", "2\u202fM",
+    ]  # fmt: skip
+    assert [charts._tick_text(v, 10_000) for v in (-20_000, 100_000)] == [
+        "−20\u202fk",
+        "100\u202fk",
+    ]
+
+
 def test_histogram_draws_pool_kept_and_cut():
     drawn = charts.histogram(Histogram([0, 1, 2, 3, 4], [0, 53, 106, 53], [0, 0, 0, 53]), 3.0)
     scale = 106 * 1.06

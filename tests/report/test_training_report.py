@@ -106,13 +106,13 @@ def figure(page, caption):
 
 def test_as_many_sources_have_names_as_can_be_told_apart(report):
     page = render_training(replace(report, sources=sources(31, 31)))
-    drawn = figure(page, "Each source, held out; the 8 largest of 31 have their names")
+    drawn = figure(page, "Each source, held out; the 6 largest of 31 have their names")
     lines = re.findall(r'<path class="line (\w+)" d="M', drawn.split("</svg>")[0])
-    assert lines.count("faint") == 23
+    assert lines.count("faint") == 25
     named = [style for style in lines if style != "faint"]
-    assert len(set(named)) == len(named) == 8
+    assert len(set(named)) == len(named) == 6
     labels = re.findall(r'class="end \w+" style="top:([\d.-]+)%"', drawn)
-    assert len(labels) == 8 and all(0 <= float(place) <= 100 for place in labels)
+    assert len(labels) == 6 and all(0 <= float(place) <= 100 for place in labels)
     assert all(f"source {i:02d}" in page.split('id="speed"')[0] for i in range(31))
     assert "19 more sources" in page
 
