@@ -25,6 +25,8 @@ from stillhouse.spec import JobSpec
 from stillhouse.storage.filesystem import read_bytes
 
 Kind = Literal["raycronjob", "cronjob", "crontab"]
+_NAME = 18
+"""Letters of an object's name that are its own: KubeRay appends to it twice."""
 _LABEL = r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?"
 
 
@@ -138,7 +140,7 @@ def object_name(path: str, spec: JobSpec) -> str:
     given = spec.publish or spec.name
     plain = re.sub(r"[^a-z0-9]+", "-", (given or Path(path).stem).lower())
     digits = fingerprint([spec.store, given or path])[:6]
-    return f"stillhouse-{plain.strip('-')[:23].strip('-') or 'job'}-{digits}"
+    return f"stillhouse-{plain.strip('-')[:_NAME].strip('-') or 'job'}-{digits}"
 
 
 class _Dumper(yaml.SafeDumper):

@@ -302,13 +302,14 @@ def test_hub_names_and_mounted_disks_are_not_local():
         ({"publish": None, "name": "Python's own prose"}, "stillhouse-python-s-own-prose"),
         ({"publish": None}, "stillhouse-my-books"),
         ({"publish": None, "name": "本"}, "stillhouse-job"),
-        ({"publish": "a" * 63}, "stillhouse-" + "a" * 23),
+        ({"publish": "a" * 63}, "stillhouse-" + "a" * 18),
     ],
 )
 def test_names_of_objects(changes, name):
     found = object_name("dir/My books.yaml", remote(**changes))
     assert re.fullmatch(f"{name}-[0-9a-f]{{6}}", found)
     assert found == object_name("dir/My books.yaml", remote(**changes))
+    assert len(found) + len("-29000000") <= 47  # a RayJob's name: with the minute it is started in
 
 
 def test_no_two_schedules_have_one_name():
