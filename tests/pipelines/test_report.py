@@ -1,5 +1,6 @@
 """What the report of a finished job counts, against the scores that lie in its store."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +20,10 @@ def losses(finished):
     """Both losses of every sequence of the pool."""
     found = {}
     for name in ("prior", "conditional"):
-        parts = sorted(Path(finished["artifacts"]["scores"][name]).glob("*.parquet"))
-        values = [pq.read_table(part)["value"].to_numpy() for part in parts]
-        found[name] = np.concatenate(values)
+        folder = Path(finished["artifacts"]["scores"][name])
+        parts = json.loads((folder / "manifest.json").read_text())["parts"]
+        files = [folder.parents[1] / part["path"] for part in parts]
+        found[name] = np.concatenate([pq.read_table(file)["value"].to_numpy() for file in files])
     return found
 
 
