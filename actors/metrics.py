@@ -6,9 +6,11 @@ for its labels: `score prior` is the step `score` of the model `prior`.
 """
 
 import sys
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
+from time import sleep
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
 _STEP = ("run", "step", "model")
 _BOUNDARIES = [0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0]
 _RUN_DIGITS = 12
+_REPEAT_S = 1.0
+"""Ray's least interval between two exports; its default is ten times that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +63,7 @@ class StepMetrics:
 
     def expect(self, parts: float) -> None:
         """The step has so many parts to do."""
-        _set("stillhouse_parts_expected", self._labels(), parts)
+        _gauges.set("stillhouse_parts_expected", self._labels(), parts)
 
     def advance(self, parts: float, tokens: float) -> None:
         """More is done; a training that starts again takes nothing back."""
@@ -74,7 +78,7 @@ class StepMetrics:
 
     def in_flight(self, parts: int) -> None:
         """So many parts are being worked on."""
-        _set("stillhouse_parts_in_flight", self._run(), parts)
+        _gauges.set("stillhouse_parts_in_flight", self._run(), parts)
 
     def retry(self, reason: str) -> None:
         """A part is begun again: `program` or `hardware`."""
@@ -82,7 +86,11 @@ class StepMetrics:
 
     def dead_letters(self, source: str, rows: int) -> None:
         """So many rows of a data source cannot be used."""
-        _set("stillhouse_dead_letters", self._run() | {"source": source}, rows)
+        _gauges.set("stillhouse_dead_letters", self._run() | {"source": source}, rows)
+
+    def forget(self) -> None:
+        """The run has ended: its gauges disappear from what nodes export."""
+        _gauges.forget(self._run()["run"])
 
     def _run(self) -> dict[str, str]:
         return {"run": self.run[:_RUN_DIGITS]}
@@ -102,9 +110,46 @@ def _add(name: str, labels: Mapping[str, str], amount: float) -> None:
         _counter(name).inc(float(amount), dict(labels))
 
 
-def _set(name: str, labels: Mapping[str, str], value: float) -> None:
-    if _has_ray():
+class _Gauges:
+    """The gauges of this process, recorded again and again while their runs last.
+
+    A node drops a gauge from its export 20 seconds after the last recording, whatever its value.
+    """
+
+    def __init__(self) -> None:
+        self._values: dict[tuple[str, tuple[tuple[str, str], ...]], float] = {}
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+
+    def set(self, name: str, labels: Mapping[str, str], value: float) -> None:
+        """Record a value, now and from now on."""
+        if not _has_ray():
+            return
+        with self._lock:
+            self._values[name, tuple(labels.items())] = float(value)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._repeat, daemon=True)
+                self._thread.start()
         _gauge(name).set(float(value), dict(labels))
+
+    def forget(self, run: str) -> None:
+        """Record a run's values no more."""
+        with self._lock:
+            self._values = {k: v for k, v in self._values.items() if ("run", run) not in k[1]}
+
+    def _repeat(self) -> None:
+        while True:
+            sleep(_REPEAT_S)
+            with self._lock:
+                if not self._values or not _has_ray():
+                    self._values, self._thread = {}, None
+                    return
+                values = list(self._values.items())
+            for (name, labels), value in values:
+                _gauge(name).set(value, dict(labels))
+
+
+_gauges = _Gauges()
 
 
 @cache

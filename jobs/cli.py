@@ -195,7 +195,7 @@ def submit(
 @app.command()
 def schedule(
     spec: Spec,
-    cron: Annotated[str, typer.Option(help="Five fields, or @daily; UTC on Kubernetes.")],
+    cron: Annotated[str, typer.Option(help="Five fields, or @daily.")],
     kind: Annotated[
         Kind,
         typer.Option(
@@ -209,6 +209,22 @@ def schedule(
     image: Annotated[str | None, typer.Option(help="For Kubernetes: see Dockerfile.")] = None,
     service_account: Annotated[
         str | None, typer.Option(help="For Kubernetes: whose access to the store the pods have.")
+    ] = None,
+    time_zone: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ZONE",
+            help="Of the cron line, such as Europe/Berlin. Default: UTC of a cronjob, the "
+            "operator's of a raycronjob (KubeRay 1.6 knows no other).",
+        ),
+    ] = None,
+    merge: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="YAML merged into the manifests: tolerations, secrets, sizes under pod, head, "
+            "cpu, gpu, job; see deploy/kubernetes/merge.yaml.",
+        ),
     ] = None,
     sets: Sets = None,
     as_json: AsJson = False,
@@ -225,7 +241,7 @@ def schedule(
         from stillhouse.jobs.schedule import schedule as make
         from stillhouse.jobs.spec_file import load_spec
 
-        place = Place(address, image, service_account)
+        place = Place(address, image, service_account, time_zone, merge)
         text = make(spec, load_spec(spec, sets or []), sets or [], cron, kind, place)
         print_json({"kind": kind, "text": text}) if as_json else print(text, end="")
 

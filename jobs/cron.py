@@ -5,6 +5,8 @@ and seconds are known to one of them at most and refused.
 """
 
 import re
+from datetime import date, timedelta
+from itertools import pairwise
 
 from stillhouse.errors import SpecError
 
@@ -24,7 +26,15 @@ _FIELDS: tuple[tuple[str, int, int, dict[str, int]], ...] = (
     ("month", 1, 12, _MONTHS),
     ("weekday", 0, 6, _DAYS),
 )
-_MACROS = {"@hourly", "@daily", "@midnight", "@weekly", "@monthly", "@yearly", "@annually"}
+_MACROS = {
+    "@hourly": "0 * * * *",
+    "@daily": "0 0 * * *",
+    "@midnight": "0 0 * * *",
+    "@weekly": "0 0 * * 0",
+    "@monthly": "0 0 1 * *",
+    "@yearly": "0 0 1 1 *",
+    "@annually": "0 0 1 1 *",
+}
 _OUT = "is out of range"
 _LONGEST = (31, 29, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
 _PIECE = re.compile(r"(?P<first>\*|\w+)(?:-(?P<last>\w+))?(?:/(?P<step>\d+))?")
@@ -47,6 +57,31 @@ def check_cron(line: str) -> str:
     values = [_values(field, *kind, line) for field, kind in zip(fields, _FIELDS, strict=True)]
     _check_day_comes(values[2], values[3], fields, line)
     return " ".join(fields)
+
+
+def least_gap_s(line: str, zone: str | None = None) -> int:
+    """The shortest time between two runs of a checked cron line, in seconds.
+
+    In a time zone an hour less where it may be that a clock is put forward in between.
+    """
+    fields = _MACROS.get(line, line).split()
+    minutes, hours, days, months, weekdays = (
+        _values(field, *kind, line) for field, kind in zip(fields, _FIELDS, strict=True)
+    )
+    either = not fields[2].startswith("*") and not fields[4].startswith("*")
+    first = date(2000, 1, 1)
+    dates = [
+        number
+        for number, day in ((n, first + timedelta(n)) for n in range(9 * 366))
+        if day.month in months
+        and (any if either else all)([day.day in days, day.isoweekday() % 7 in weekdays])
+    ]
+    times = sorted(60 * hour + minute for hour in hours for minute in minutes)
+    gaps = [later - earlier for earlier, later in pairwise(times)]
+    overnight = 24 * 60 + times[0] - times[-1]
+    gaps += [24 * 60 * (b - a - 1) + overnight for a, b in pairwise(dates)]
+    least = min(gaps)
+    return 60 * (least - 60 if zone not in {None, "Etc/UTC", "UTC"} and least > 120 else least)
 
 
 def _values(

@@ -64,7 +64,10 @@ def run_job(spec: Spec, shown: Listener) -> dict[str, Any]:
             check_placement(
                 spec.compute, lambda text: ctx.listener.note("waiting", {"message": text})
             )
-            result = job.run(ctx, record)
+            try:
+                result = job.run(ctx, record)
+            finally:
+                ctx.metrics("").forget()
     except BaseException as error:
         with suppress(StorageError):  # the store may be what failed
             stopped = isinstance(error, KeyboardInterrupt | SystemExit | LostClusterError)

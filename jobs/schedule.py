@@ -4,35 +4,29 @@ A scheduled run with unchanged inputs finds its finished result and ends; overla
 each other's parts. So nothing here has to lock anything.
 """
 
-import math
+import os
 import re
 import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import urlsplit
+from zoneinfo import ZoneInfo
 
 import yaml
 
 from stillhouse.errors import ClusterError, SpecError
 from stillhouse.fingerprint import fingerprint
-from stillhouse.jobs.cron import check_cron
+from stillhouse.jobs.cron import check_cron, least_gap_s
+from stillhouse.jobs.manifests import PLACES, Manifests
 from stillhouse.jobs.paths import refuse_local_paths
 from stillhouse.spec import JobSpec
+from stillhouse.storage.filesystem import read_bytes
 
 Kind = Literal["raycronjob", "cronjob", "crontab"]
-_FOLDER = "/etc/stillhouse"
-_PORTS = {"gcs": 6379, "dashboard": 8265, "client": 10001, "metrics": 8080}
-_HEAD = {"cpu": "4", "memory": "16Gi"}
-_CPU_NODE = {"cpu": "8", "memory": "32Gi"}
-_GPU_NODE = {"cpu": "8", "memory": "64Gi"}
-_CPUS = 8
-_PACKERS = 32
-_RESTARTS = 3
-_KEPT_S = 86_400
+_NAME = 18
+"""Letters of an object's name that are its own: KubeRay appends to it twice."""
 _LABEL = r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?"
 
 
@@ -43,6 +37,10 @@ class Place:
     address: str | None = None
     image: str | None = None
     service_account: str | None = None
+    time_zone: str | None = None
+    """Of the cron line, such as Europe/Berlin."""
+    merged: str | None = None
+    """A YAML file whose content is merged into the manifests."""
 
 
 def schedule(
@@ -54,7 +52,7 @@ def schedule(
         path: of the spec, as the user gave it; what a crontab line runs.
         spec: what is in it after `sets`; Kubernetes gets a copy of this in a ConfigMap.
         sets: the `--set` options.
-        cron: the cron line; Kubernetes reads it in UTC where it can be told to.
+        cron: the cron line, in `place.time_zone`.
         kind: RayCronJob (a cluster for each run), CronJob (submits to a running cluster), crontab.
         place: where.
 
@@ -68,16 +66,37 @@ def schedule(
     refuse_local_paths(spec, f"a {'RayCronJob' if kind == 'raycronjob' else 'CronJob'}")
     if place.image is None:
         raise SpecError(f"--kind {kind} needs --image: build one from the Dockerfile")
-    if kind == "cronjob":
-        if place.address is None:
-            raise SpecError(
-                "--kind cronjob submits to a running cluster: give --address, "
-                "such as http://NAME-head-svc:8265"
-            )
-        documents = [_config_map(path, spec), _cron_job(path, spec, when, place)]
+    gap_s = least_gap_s(when, place.time_zone)
+    merged = _read_merged(place.merged) if place.merged else {}
+    made = Manifests(object_name(path, spec), spec, place.image, place.service_account, merged)
+    if kind == "raycronjob":
+        documents = made.ray_cron_job(when, place.time_zone, gap_s)
+    elif place.address is None:
+        raise SpecError(
+            "--kind cronjob submits to a running cluster: give --address, "
+            "such as http://NAME-head-svc:8265"
+        )
     else:
-        documents = [_config_map(path, spec), _ray_cron_job(path, spec, when, place)]
+        documents = made.cron_job(when, place.time_zone, gap_s, place.address)
     return "---\n".join(yaml.dump(d, Dumper=_Dumper, sort_keys=False) for d in documents)
+
+
+def _read_merged(path: str) -> dict[str, Any]:
+    """A file of `--merge`: mappings under the keys of PLACES."""
+    try:
+        found = yaml.safe_load(read_bytes(path))
+    except FileNotFoundError:
+        raise SpecError(f"--merge {path}: no such file") from None
+    except yaml.YAMLError as error:
+        raise SpecError(f"--merge {path} is not YAML: {error}") from None
+    if not isinstance(found, dict) or any(not isinstance(v, dict) for v in found.values()):
+        raise SpecError(
+            f"--merge {path}: a mapping of mappings is needed, under {', '.join(PLACES)}"
+        )
+    unknown = [str(key) for key in found if key not in PLACES]
+    if unknown:
+        raise SpecError(f"--merge {path}: unknown key `{unknown[0]}`; known: {', '.join(PLACES)}")
+    return found
 
 
 def _check_place(kind: Kind, place: Place) -> None:
@@ -85,13 +104,25 @@ def _check_place(kind: Kind, place: Place) -> None:
     unused = {
         "raycronjob": {"--address": place.address},
         "cronjob": {},
-        "crontab": {"--image": place.image, "--service-account": place.service_account},
+        "crontab": {
+            "--image": place.image,
+            "--service-account": place.service_account,
+            "--merge": place.merged,
+            "--time-zone": place.time_zone,  # cron has the machine's
+        },
     }[kind]
     for option, value in unused.items():
         if value is not None:
             raise SpecError(f"--kind {kind} has no use for {option}")
     if place.service_account is not None and not re.fullmatch(_LABEL, place.service_account):
         raise SpecError(f"--service-account {place.service_account!r} is no name in Kubernetes")
+    if place.time_zone is not None:
+        try:
+            ZoneInfo(place.time_zone)
+        except (KeyError, ValueError, OSError):
+            raise SpecError(
+                f"--time-zone {place.time_zone!r} is no time zone: use a name such as Europe/Berlin"
+            ) from None
     if place.address is not None:
         from stillhouse.jobs.ray_jobs import dashboard_url  # brings Ray
 
@@ -109,7 +140,7 @@ def object_name(path: str, spec: JobSpec) -> str:
     given = spec.publish or spec.name
     plain = re.sub(r"[^a-z0-9]+", "-", (given or Path(path).stem).lower())
     digits = fingerprint([spec.store, given or path])[:6]
-    return f"stillhouse-{plain.strip('-')[:23].strip('-') or 'job'}-{digits}"
+    return f"stillhouse-{plain.strip('-')[:_NAME].strip('-') or 'job'}-{digits}"
 
 
 class _Dumper(yaml.SafeDumper):
@@ -124,176 +155,43 @@ def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
 _Dumper.add_representer(str, _text)
 
 
+_VARIABLES = (
+    "PATH",
+    "PYTHONPATH",
+    "HF_HOME",
+    "RAY_ADDRESS",
+    "RAY_AUTH_TOKEN_PATH",
+    "AWS_PROFILE",
+    "AWS_REGION",
+    "AWS_DEFAULT_REGION",
+    "AWS_ENDPOINT_URL",
+    "AWS_CONFIG_FILE",
+    "AWS_SHARED_CREDENTIALS_FILE",
+    "GOOGLE_APPLICATION_CREDENTIALS",
+    "SSL_CERT_FILE",
+)
+"""What a crontab line takes over of today's environment, where it is set: no secret is among it."""
+_AT_WORK = 75
+"""What `flock` ends with where the run before is still at work."""
+
+
 def _crontab(path: str, spec: JobSpec, sets: Sequence[str], when: str, place: Place) -> str:
-    """A comment and the line; the job runs in today's working directory."""
+    """A comment and the line; the job runs in today's working directory, one at a time."""
     verb = ["run", path] if place.address is None else ["submit", path]
     options = [word for override in sets for word in ("--set", override)]
     if place.address is not None:
         options += ["--address", place.address, "--follow"]
-    command = [str(Path(sys.executable).with_name("stillhouse")), *verb, *options]
-    log = f"{object_name(path, spec)}.log"
-    line = f"cd {shlex.quote(str(Path.cwd()))} && {shlex.join(command)} >> {log} 2>&1"
+    name = object_name(path, spec)
+    variables = [f"{key}={os.environ[key]}" for key in _VARIABLES if os.environ.get(key)]
+    program = str(Path(sys.executable).with_name("stillhouse"))
+    lock = ["flock", "-n", "-E", str(_AT_WORK), f"{name}.lock"]
+    command = shlex.join([*lock, "env", *variables, program, *verb, *options])
+    told = f'date; {command}; code=$?; echo "exit code $code"; exit $code'
+    line = f"cd {shlex.quote(str(Path.cwd()))} && {{ {told}; }} >> {name}.log 2>&1"
     if "\n" in line:
         raise SpecError("a crontab line cannot hold a line break: put that setting into the spec")
     escaped = line.replace("%", r"\%")  # cron would end the command at a bare %
-    return f"# {object_name(path, spec)}: exit codes and errors go to {log}\n{when} {escaped}\n"
-
-
-def _config_map(path: str, spec: JobSpec) -> dict[str, Any]:
-    """The spec as written; which cluster it runs on is not its business there."""
-    return {
-        "apiVersion": "v1",
-        "kind": "ConfigMap",
-        "metadata": _metadata(path, spec),
-        "data": {"spec.yaml": spec.to_send()},
-    }
-
-
-def _metadata(path: str, spec: JobSpec) -> dict[str, Any]:
-    labels = {"app.kubernetes.io/name": "stillhouse"}
-    return {"name": object_name(path, spec), "labels": labels}
-
-
-def _cron_job(path: str, spec: JobSpec, when: str, place: Place) -> dict[str, Any]:
-    """A pod that submits and follows; failures that a repetition cannot mend are not repeated."""
-    assert place.address is not None
-    container = {
-        "name": "submit",
-        "image": place.image,
-        "command": ["stillhouse", "submit", f"{_FOLDER}/spec.yaml"],
-        "args": ["--address", place.address, "--follow"],
-        "env": [
-            {
-                "name": "RAY_AUTH_TOKEN",
-                "valueFrom": {
-                    "secretKeyRef": {"name": _token_secret(place.address), "key": "auth_token"}
-                },
-            }
-        ],
-        "resources": _resources({"cpu": "500m", "memory": "1Gi"}),
-        "volumeMounts": [_mount()],
-    }
-    no_use = {"operator": "In", "values": [2, 3]}  # bad spec, bad data
-    job = {
-        "backoffLimit": _RESTARTS,
-        "ttlSecondsAfterFinished": _KEPT_S,
-        "podFailurePolicy": {"rules": [{"action": "FailJob", "onExitCodes": no_use}]},
-        "template": {
-            "spec": {
-                "restartPolicy": "Never",
-                **_account(place),
-                "containers": [container],
-                "volumes": [_volume(path, spec)],
-            }
-        },
-    }
-    return {
-        "apiVersion": "batch/v1",
-        "kind": "CronJob",
-        "metadata": _metadata(path, spec),
-        "spec": {
-            "schedule": when,
-            "timeZone": "Etc/UTC",
-            "concurrencyPolicy": "Forbid",
-            "startingDeadlineSeconds": 3600,
-            "jobTemplate": {"spec": job},
-        },
-    }
-
-
-def _token_secret(address: str) -> str:
-    """KubeRay keeps a token in a secret of the cluster's name, which its service tells."""
-    host = urlsplit(address).hostname or ""
-    cluster, found, _ = host.split(".")[0].rpartition("-head-svc")
-    return cluster if found else "ray-auth-token"
-
-
-def _ray_cron_job(path: str, spec: JobSpec, when: str, place: Place) -> dict[str, Any]:
-    """A RayJob for each run: a head, workers from zero up as they are asked for, then nothing."""
-    return {
-        "apiVersion": "ray.io/v1",
-        "kind": "RayCronJob",
-        "metadata": _metadata(path, spec),
-        "spec": {
-            "schedule": when,
-            "jobTemplate": {
-                "entrypoint": f"stillhouse run {_FOLDER}/spec.yaml",
-                "backoffLimit": _RESTARTS,
-                "shutdownAfterJobFinishes": True,
-                "ttlSecondsAfterFinished": 600,
-                "rayClusterSpec": {
-                    "rayVersion": version("ray"),
-                    "authOptions": {"mode": "token"},
-                    "enableInTreeAutoscaling": True,
-                    "autoscalerOptions": {"version": "v2", "idleTimeoutSeconds": 60},
-                    "headGroupSpec": {
-                        "rayStartParams": {"num-cpus": "0"},
-                        "template": _pod("ray-head", _HEAD, place, _volume(path, spec)),
-                    },
-                    "workerGroupSpecs": _groups(spec, place),
-                },
-            },
-        },
-    }
-
-
-def _groups(spec: JobSpec, place: Place) -> list[dict[str, Any]]:
-    """CPU workers for text, and GPU workers where models run on GPUs; all from zero."""
-    compute = spec.compute
-    width = max(compute.scorers, compute.trainers)
-    cpus = float(compute.packers or _PACKERS)
-    groups: list[dict[str, Any]] = []
-    each = max(compute.gpus_of(compute.scorer), compute.gpus_of(compute.trainer))
-    if each:
-        gpus = max(1, math.ceil(each))
-        most = math.ceil(width * each / gpus)
-        node = _GPU_NODE | {"nvidia.com/gpu": str(gpus)}
-        groups.append(_group("gpu", most, node, place))
-    else:
-        cpus = max(cpus, width * compute.cpus_per_worker)
-    return [_group("cpu", math.ceil(cpus / _CPUS), _CPU_NODE, place), *groups]
-
-
-def _group(name: str, most: int, node: dict[str, str], place: Place) -> dict[str, Any]:
-    return {
-        "groupName": name,
-        "replicas": 0,
-        "minReplicas": 0,
-        "maxReplicas": most,
-        "rayStartParams": {},
-        "template": _pod("ray-worker", node, place),
-    }
-
-
-def _pod(
-    name: str, node: dict[str, str], place: Place, volume: dict[str, Any] | None = None
-) -> dict[str, Any]:
-    """A pod of Ray; the head has the spec and its ports. A stopped one never comes back."""
-    container: dict[str, Any] = {
-        "name": name,
-        "image": place.image,
-        "resources": _resources(node),
-    }
-    pod: dict[str, Any] = {"restartPolicy": "Never", **_account(place), "containers": [container]}
-    if volume is not None:
-        container["ports"] = [{"name": n, "containerPort": p} for n, p in _PORTS.items()]
-        container["volumeMounts"] = [_mount()]
-        pod["volumes"] = [volume]
-    return {"spec": pod}
-
-
-def _resources(amounts: dict[str, str]) -> dict[str, Any]:
-    return {"requests": dict(amounts), "limits": dict(amounts)}
-
-
-def _account(place: Place) -> dict[str, str]:
-    """Whose access to the store the pods have."""
-    return {"serviceAccountName": place.service_account} if place.service_account else {}
-
-
-def _mount() -> dict[str, Any]:
-    return {"name": "spec", "mountPath": _FOLDER, "readOnly": True}
-
-
-def _volume(path: str, spec: JobSpec) -> dict[str, Any]:
-    return {"name": "spec", "configMap": {"name": object_name(path, spec)}}
+    return (
+        f"# {name}: output and exit codes go to {name}.log; {_AT_WORK}: the run before is still at "
+        f"work\n{when} {escaped}\n"
+    )

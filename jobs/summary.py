@@ -145,7 +145,10 @@ def _sources_table(sources: dict[str, dict[str, int]]) -> Table:
 
 
 def _targets_table(targets: dict[str, Any]) -> Table:
-    table = Table(title="held-out loss of the target model", title_justify="left")
+    seeds = max(len(row["heldout_nll_by_seed"]) for row in targets.values())
+    said = "one seed: how much is chance is not known" if seeds == 1 else f"mean of {seeds} seeds"
+    title = f"held-out loss of the target model ({said})"
+    table = Table(title=title, title_justify="left")
     table.add_column("trained on")
     for name in ("tokens", "nats per token", "against random"):
         table.add_column(name, justify="right")

@@ -29,7 +29,7 @@ from stillhouse.report.data import (
 )
 from stillhouse.report.health import HealthInputs, check_health
 from stillhouse.report.near_duplicates import near_duplicates
-from stillhouse.selection.ledger import LOSS_EDGES, Tally, score_edges
+from stillhouse.selection.ledger import Tally, loss_edges, score_edges
 from stillhouse.selection.ranking import PartScores, RankedPart
 from stillhouse.selection.statistics import load_arrays
 from stillhouse.spec import SelectionSettings, SelectSpec
@@ -109,7 +109,7 @@ def environment() -> list[tuple[str, str]]:
 
 
 def _losses(tally: Tally) -> Density | None:
-    edges = LOSS_EDGES.tolist()
+    edges = loss_edges(tally.loss_span).tolist()
     return (
         Density(edges, edges, tally.pool_losses, tally.kept_losses) if tally.pool_losses else None
     )
@@ -208,7 +208,7 @@ def _drops(made: SelectRun, tally: Tally) -> list[Drop]:
     remainder = Drop("left over at the end of a part", None, None, counts["remainder_tokens"])
     rows = [
         Drop(reason, tally.fates[reason], None, tally.fate_tokens[reason])
-        for reason in ("contaminated", "prior row", "nan", "below the cut")
+        for reason in ("contaminated", "prior row", "nan")
         if tally.fates[reason]
     ]
     return [*copies, remainder, *rows]

@@ -15,15 +15,14 @@ from stillhouse.pipelines.flow import run_tasks, runner
 from stillhouse.pipelines.given import selection_uri
 from stillhouse.reading.readers import open_selection
 from stillhouse.selection.budget import Cut, find_cut, find_weighted_cut, threshold_cut
-from stillhouse.selection.ledger import LEDGER_SCHEMA, SCORE_SPAN, Tally
+from stillhouse.selection.ledger import LEDGER_SCHEMA, LOSS_SPAN, SCORE_SPAN, Tally, join_spans
 from stillhouse.selection.quotas import QuotaCut, cut_to_json, find_quota_cut, named_shares
 from stillhouse.selection.ranking import RULE_VERSION, SCORERS_OF, RankedPart, Rule, scorers_read
 from stillhouse.selection.writing import (
     GroupTask,
     Member,
-    count_kept,
     group_parts,
-    score_span,
+    look_at,
     write_group,
 )
 from stillhouse.spec import SelectionSettings, SelectSpec
@@ -79,8 +78,7 @@ def select(
     with ctx.step(step, total=groups or 1, reused=groups) as advance:
         if found is None:
             cut = _cut(ctx, ranked, pool, settings, size)
-            span = _span(ctx, ranked) if rule == "own" else SCORE_SPAN
-            tasks = _groups(ctx, name, ranked, pool, settings, cut, span)
+            tasks = _groups(ctx, name, ranked, pool, settings, cut)
             receipts = _write(ctx, tasks, advance)
             found = _finish(ctx.store, name, pool, settings, rule, cut, receipts)
     return Selected(found)
@@ -200,13 +198,6 @@ def _token_budget(tokens: Manifest, settings: SelectionSettings) -> int:
     return int(tokens.num_tokens * share)
 
 
-def _span(ctx: Context, ranked: list[RankedPart]) -> tuple[float, float]:
-    """Ends of the histograms of scores whose scale is not known."""
-    lows, highs = zip(*run_tasks(ctx, score_span, ranked), strict=True)
-    low, high = min(lows), max(highs)
-    return (low, high) if low < high else SCORE_SPAN
-
-
 def _groups(
     ctx: Context,
     name: str,
@@ -214,19 +205,20 @@ def _groups(
     pool: Candidates,
     settings: SelectionSettings,
     cut: Cut | QuotaCut,
-    span: tuple[float, float],
 ) -> list[GroupTask]:
     """Group the input parts by how many rows each keeps (counted first: scores are small)."""
     index = {source: i for i, source in enumerate(pool.sources)}
-    count = partial(count_kept, cut, index)
-    kept = list(run_tasks(ctx, count, list(enumerate(ranked))))
+    looks = list(run_tasks(ctx, partial(look_at, cut, index), list(enumerate(ranked))))
+    kept = [look.num_kept for look in looks]
+    span = join_spans((look.scores for look in looks), SCORE_SPAN)
+    loss_span = join_spans((look.losses for look in looks), LOSS_SPAN)
     if not sum(kept):
         raise BudgetError(f"nothing reaches the threshold {cut.score:g}: lower `min_score`")
     part_rows = max(part.num_rows for part in pool.tokens.parts)
     groups = group_parts([p.tokens.sha256 for p in ranked], kept, part_rows, settings.seed)
     return [
         GroupTask(
-            fingerprint=fingerprint([name, number]),
+            fingerprint=fingerprint([name, number, span, loss_span]),
             path=f"selections/{name}/part-{number:05d}.parquet",
             members=tuple(Member(i, ranked[i], pool.files[i]) for i in group),
             cut=cut,
@@ -235,6 +227,7 @@ def _groups(
             source=pool.source,
             seed=settings.seed,
             span=span,
+            loss_span=loss_span,
         )
         for number, group in enumerate(groups)
     ]

@@ -1,7 +1,8 @@
 """Checks Kubernetes objects offline: core ones by their strict schemas, Ray's by documented fields.
 
-The pod templates inside Ray's objects are core objects again and checked as pods. The tables hold
-the fields of KubeRay 1.6's API reference as far as the project may use them: (type, required).
+The pod templates inside Ray's objects are core objects again and checked as pods, which have to
+meet the restricted Pod Security Standard too, as Kubernetes' documentation lists it. The tables
+hold the fields of KubeRay's API reference as far as the project may use them: (type, required).
 """
 
 import re
@@ -21,6 +22,7 @@ AUTOSCALER = {
     "imagePullPolicy": (str, False),
     "resources": (dict, False),
     "env": (list, False),
+    "securityContext": (dict, False),
 }
 CLUSTER = {
     "rayVersion": (str, True),
@@ -55,7 +57,13 @@ JOB = {
     "suspend": (bool, False),
     "ttlSecondsAfterFinished": (int, False),
 }
-CRON = {"schedule": (str, True), "jobTemplate": (dict, True), "suspend": (bool, False)}
+CRON = {
+    "schedule": (str, True),
+    "timeZone": (str, False),
+    "jobTemplate": (dict, True),
+    "suspend": (bool, False),
+}
+VOLUMES = {"configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "projected", "secret"}
 START_PARAMS = {
     "num-cpus",
     "num-gpus",
@@ -76,6 +84,8 @@ def check_objects(documents):
             RAY_KINDS[found["kind"]](found["spec"])
         else:
             _check_core(found)
+            if found["kind"] == "CronJob":
+                _check_pod(found["spec"]["jobTemplate"]["spec"]["template"])
 
 
 def _check_core(found):
@@ -99,6 +109,9 @@ def _check_cluster(spec):
     scaler = spec.get("autoscalerOptions", {})
     _check_fields(scaler, AUTOSCALER, "autoscalerOptions")
     assert scaler.get("version", "v2") in {"v1", "v2"}
+    security = scaler["securityContext"]  # KubeRay puts the autoscaler beside the head
+    assert security["allowPrivilegeEscalation"] is False
+    assert security["capabilities"] == {"drop": ["ALL"]}
     assert scaler.get("upscalingMode", "Default") in {"Default", "Aggressive", "Conservative"}
     _check_fields(spec["headGroupSpec"], HEAD, "head")
     _check_group(spec["headGroupSpec"])
@@ -115,19 +128,38 @@ def _check_group(group):
     params = group["rayStartParams"]
     assert set(params) <= START_PARAMS
     assert all(isinstance(value, str) for value in params.values()), "start params are strings"
-    template = group["template"]
-    assert set(template) <= {"metadata", "spec"}
-    metadata = {"name": "x"} | template.get("metadata", {})
-    _check_core({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": template["spec"]})
-    for container in template["spec"]["containers"]:
+    _check_pod(group["template"])
+    for container in group["template"]["spec"]["containers"]:
         amounts = container["resources"]
         for value in [*amounts["requests"].values(), *amounts["limits"].values()]:
             assert QUANTITY.fullmatch(value), value
 
 
+def _check_pod(template):
+    assert set(template) <= {"metadata", "spec"}
+    metadata = {"name": "x"} | template.get("metadata", {})
+    _check_core({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": template["spec"]})
+    check_restricted(template["spec"])
+
+
+def check_restricted(pod):
+    """Raises AssertionError where the restricted Pod Security Standard would refuse a pod."""
+    assert not {"hostNetwork", "hostPID", "hostIPC"} & set(pod)
+    assert all(set(volume) - {"name"} <= VOLUMES for volume in pod.get("volumes", []))
+    mounted = {volume["name"] for volume in pod.get("volumes", [])}
+    for container in [*pod["containers"], *pod.get("initContainers", [])]:
+        security = pod.get("securityContext", {}) | container["securityContext"]
+        assert security["runAsNonRoot"] is True and security["runAsUser"] > 0
+        assert security["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert security["allowPrivilegeEscalation"] is False and not security.get("privileged")
+        assert security["capabilities"] == {"drop": ["ALL"]}
+        assert {mount["name"] for mount in container.get("volumeMounts", [])} <= mounted
+
+
 def _check_job(spec):
     _check_fields(spec, JOB, "job")
     _check_cluster(spec["rayClusterSpec"])
+    _check_pod(spec["submitterPodTemplate"])
     if spec.get("ttlSecondsAfterFinished"):
         assert spec["shutdownAfterJobFinishes"], "the time to live counts only with shutdown"
 

@@ -46,6 +46,20 @@ def test_groups(prepared):
     assert {n for n, g in workers.items() if g["labels"]["market"] == "spot"} == spot
 
 
+def test_labels_in_the_documentation_are_those_of_nodes(prepared):
+    text = (ROOT / "docs" / "cluster.md").read_text()
+    compute = yaml.safe_load(text.split("```yaml\n")[1].split("```")[0])["compute"]
+    asked = {name: compute[name]["labels"] for name in ("scorer", "trainer")}
+    for labels in asked.values():
+        fitting = [
+            name
+            for name, group in prepared["available_node_types"].items()
+            if group["resources"].get("GPU") and labels.items() <= group.get("labels", {}).items()
+        ]
+        assert fitting, labels
+    assert len(asked) == 2
+
+
 def test_ec2_would_take_the_nodes(prepared):
     """The parameters of each instance, against the model that boto3 itself checks them with."""
     shape = (

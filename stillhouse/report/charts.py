@@ -5,7 +5,6 @@ ticks and labels are HTML, placed in percent around it, so that text keeps its s
 Colours are classes of the style sheet: `pool`, `kept` and `line-*`.
 """
 
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -22,6 +21,9 @@ TAIL = 0.001
 LEVELS = 7
 LABEL_GAP = 6.0
 """Least distance of two labels at the right, in percent of the plot's height."""
+NUM_PATTERNS = 8
+FAINT = "faint"
+"""Lines that are drawn without a name: there are more than can be told apart."""
 MAIN_CURVES = ("color", "own", "synthetic", "experts", "teachers")
 """The job's own rules; the others are controls."""
 
@@ -57,10 +59,15 @@ class Axis:
 def histogram(data: Histogram, threshold: float, unit: str = ", nats per token") -> Markup:
     """Sequences by score: the pool as a grey area, the kept ones over it, the cut as a line."""
     first, last = _core(data.pool)
-    edges, pool, kept = data.edges[first : last + 2], data.pool[first : last + 1], data.kept
+    width = _bins_in_one(last + 1 - first, sum(data.pool))
+    edges = [*data.edges[first : last + 1 : width], data.edges[last + 1]]
+    pool, kept = (
+        [sum(counts[i : min(i + width, last + 1)]) for i in range(first, last + 1, width)]
+        for counts in (data.pool, data.kept)
+    )
     across, up = Axis(edges[0], edges[-1]), Axis(0, 1.06 * max(1, *pool))
     marks = _area("pool", across, up, edges, pool)
-    marks += _area("kept", across, up, edges, kept[first : last + 1])
+    marks += _area("kept", across, up, edges, kept)
     labels = Markup("")
     if across.low <= threshold <= across.high:
         marks += draw_line("cut", [(across.x(threshold), 0), (across.x(threshold), SIZE)])
@@ -162,7 +169,8 @@ def _ticks(kind: str, side: str, axis: Axis, values: list[float], origin: int) -
 
 def _tick_text(value: float, step: float) -> str:
     if step >= 1:
-        return re.sub(rf"\.0+{NARROW}", NARROW, minus(compact(round(value))))
+        number, narrow, unit = minus(compact(round(value))).partition(NARROW)
+        return (number.rstrip("0").rstrip(".") if "." in number else number) + narrow + unit
     return decimals(value, next(n for n in range(1, 13) if round(step * 10**n, 6) >= 1))
 
 
@@ -180,6 +188,11 @@ def _core(counts: Sequence[int]) -> tuple[int, int]:
     first = next((i for i, seen in enumerate(sums) if seen > TAIL * total), 0)
     last = next((i for i, seen in enumerate(sums) if seen >= (1 - TAIL) * total), len(counts) - 1)
     return first, max(first, last)
+
+
+def _bins_in_one(num_bins: int, total: int) -> int:
+    """How many bins to draw as one: at least twice the cube root of the values stay (Rice)."""
+    return max(1, int(num_bins / max(2 * total ** (1 / 3), 1)))
 
 
 def _area(style: str, x: Axis, y: Axis, edges: Sequence[float], counts: Sequence[int]) -> Markup:
@@ -228,9 +241,14 @@ def _by_name(data: Sequence[Curve]) -> dict[str, dict[float, list[float]]]:
 
 
 def _styles(names: Iterable[str], main: Sequence[str]) -> dict[str, str]:
-    """The main curve's own line, the others' dash patterns in their order."""
+    """The main curve's own line, the others' patterns in their order."""
     others = [name for name in names if name not in main]
-    return dict.fromkeys(main, "main") | {name: f"dash{i % 4}" for i, name in enumerate(others)}
+    return dict.fromkeys(main, "main") | other_styles(others)
+
+
+def other_styles(names: Iterable[str], at_most: int = NUM_PATTERNS) -> dict[str, str]:
+    """Lines that can be told apart: the first `at_most` of them, all further ones faint."""
+    return {name: f"dash{i}" if i < at_most else FAINT for i, name in enumerate(names)}
 
 
 def _curve(style: str, group: dict[float, list[float]], across: Axis, up: Axis) -> Markup:
@@ -246,7 +264,7 @@ def _curve(style: str, group: dict[float, list[float]], across: Axis, up: Axis) 
 
 def end_labels(finals: dict[str, float], styles: dict[str, str], up: Axis) -> Markup:
     """Names at the right ends of their lines, pushed apart where they would overlap."""
-    names = sorted(finals, key=lambda name: -finals[name])
+    names = sorted((n for n in finals if styles[n] != FAINT), key=lambda name: -finals[name])
     places = _spread_out([100 - 100 * up.unit(finals[name]) for name in names])
     label = Markup(
         '<span class="end {0}" style="top:{1:.2f}%"><svg viewBox="0 0 20 4">'

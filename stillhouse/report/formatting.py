@@ -60,8 +60,8 @@ def compact(count: float | None) -> str:
 
 
 def flops(count: float) -> str:
-    """Floating-point operations with three digits and an SI prefix."""
-    return _scaled(count, "k", "M", "G", "T", "P", "E", "Z") + "FLOP" if count else "0"
+    """Floating-point operations with three digits and an SI prefix; a dash for none."""
+    return _scaled(count, "k", "M", "G", "T", "P", "E", "Z") + "FLOP" if count else DASH
 
 
 def percent(share: float) -> str:

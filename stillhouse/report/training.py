@@ -78,6 +78,18 @@ class TrainingReport:
         """The starts after the first."""
         return self.starts[1:]
 
+    @property
+    def compares_heldout(self) -> bool:
+        """Whether sources are compared by what was held out: two of them at least have some."""
+        return sum(bool(one.heldout) for one in self.sources) > 1
+
+    @property
+    def compared(self) -> dict[str, Points]:
+        """The losses by which sources are compared, all of one kind; the largest sources first."""
+        held = self.compares_heldout
+        curves = {one.name: one.heldout if held else one.trained for one in self.sources}
+        return {name: points for name, points in curves.items() if points}
+
 
 def to_json(data: TrainingReport) -> bytes:
     """UTF-8 JSON of the report."""

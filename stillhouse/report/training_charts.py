@@ -4,9 +4,20 @@ from collections.abc import Sequence
 
 from markupsafe import Markup
 
-from stillhouse.report.charts import SIZE, Axis, Frame, draw_line, end_labels, padded
+from stillhouse.report.charts import (
+    FAINT,
+    SIZE,
+    Axis,
+    Frame,
+    draw_line,
+    end_labels,
+    other_styles,
+    padded,
+)
 from stillhouse.report.training import Points, Start, TrainingReport
 
+NUM_NAMED = 6
+"""Sources whose lines are told apart."""
 _SETTLED = 0.08  # of the tokens; what comes before would squeeze the rest
 
 
@@ -19,9 +30,8 @@ def losses(report: TrainingReport) -> Markup:
 
 
 def by_source(report: TrainingReport) -> Markup:
-    """A line for each source: held out where it was, else as it was trained on."""
-    series = {one.name: one.heldout or one.trained for one in report.sources}
-    return _chart(series, "", report, "loss", "Loss of each source over training tokens")
+    """A line for each source that is compared; the largest ones have their names."""
+    return _chart(report.compared, "", report, "loss", "Loss of each source over training tokens")
 
 
 def throughput(report: TrainingReport) -> Markup:
@@ -48,11 +58,10 @@ def _chart(
 ) -> Markup:
     across = Axis(0, max(report.num_tokens, 1))
     up = _up(series, across, from_zero)
-    styles = {
-        name: "main" if name == main else f"dash{i % 4}" for i, name in enumerate(sorted(series))
-    }
+    styles = {main: "main"} | other_styles([n for n in series if n != main], NUM_NAMED)
     marks = _restarts(report.restarts, across)
-    for name, points in sorted(series.items(), key=lambda item: item[0] == main):
+    layers = {name: (styles[name] != FAINT) + (name == main) for name in series}
+    for name, points in sorted(series.items(), key=lambda item: layers[item[0]]):
         drawn = [(across.x(tokens), up.y(min(value, up.high))) for tokens, value in points]
         marks += draw_line(f"line {styles[name]}", drawn)
     finals = {name: points[-1][1] for name, points in series.items()}

@@ -5,8 +5,9 @@ throughout, so that the report never reads the pool again.
 """
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -14,9 +15,10 @@ from numpy.typing import NDArray
 
 from stillhouse.selection.ranking import CONTAMINATED, ELIGIBLE, REASONS, PartScores
 
-SCORE_SPAN = (-8.0, 8.0)
-"""Nats per token: further out lies nothing worth a bin."""
-LOSS_EDGES = np.linspace(0.0, 12.0, 49)
+Span: TypeAlias = tuple[float, float]
+SCORE_SPAN: Span = (-8.0, 8.0)
+LOSS_SPAN: Span = (0.0, 12.0)
+"""Ends of histograms in nats per token where no value says better."""
 NUM_EXAMPLES = 3
 LEDGER_SCHEMA = pa.schema(
     [("part", pa.int32()), ("path", pa.string()), ("rows", pa.int64()), ("kept", pa.int64())]
@@ -45,8 +47,10 @@ class Tally:
     sources: dict[str, SourceTally] = field(default_factory=dict)
     fates: Counter[str] = field(default_factory=Counter)
     fate_tokens: Counter[str] = field(default_factory=Counter)
-    span: tuple[float, float] = SCORE_SPAN
+    span: Span = SCORE_SPAN
     """Ends of the score histograms."""
+    loss_span: Span = LOSS_SPAN
+    """Ends of the histograms of losses, both of them."""
     pool_scores: list[int] = field(default_factory=list)
     kept_scores: list[int] = field(default_factory=list)
     pool_losses: list[list[int]] = field(default_factory=list)
@@ -75,6 +79,7 @@ class Tally:
         made.sources = {name: SourceTally(**s) for name, s in content["sources"].items()}
         made.fates, made.fate_tokens = Counter(content["fates"]), Counter(content["fate_tokens"])
         made.span = (made.span[0], made.span[1])
+        made.loss_span = (made.loss_span[0], made.loss_span[1])
         made.examples = {g: [tuple(e) for e in found] for g, found in content["examples"].items()}  # type: ignore[misc]
         return made
 
@@ -91,15 +96,42 @@ class Tally:
         for name in ("seen", "unseen", "pieces"):
             setattr(self, name, _sum(getattr(self, name), getattr(other, name)))
         self.ties += other.ties
-        self.span = other.span
+        self.span, self.loss_span = other.span, other.loss_span
         self.rows += other.rows
         for group, found in other.examples.items():
             self.examples[group] = nearest(group, self.examples.get(group, []) + found)
 
 
-def score_edges(span: tuple[float, float]) -> NDArray[np.float64]:
+def score_edges(span: Span) -> NDArray[np.float64]:
     """The edges of the 320 bins of a score histogram."""
     return np.linspace(*span, 321)
+
+
+def loss_edges(span: Span) -> NDArray[np.float64]:
+    """The edges of the 48 bins of a histogram of losses, each way."""
+    return np.linspace(*span, 49)
+
+
+def data_span(values: NDArray[np.float32]) -> Span | None:
+    """The least and the greatest of the finite values, as far as they are no outliers.
+
+    Further out than once more the width of the middle 99.8 % lies nothing worth a bin.
+    """
+    finite = values[np.isfinite(values)].astype(np.float64)
+    if not finite.size:
+        return None
+    low, high = np.quantile(finite, (0.001, 0.999))
+    width = high - low
+    return max(float(finite.min()), low - width), min(float(finite.max()), high + width)
+
+
+def join_spans(spans: Iterable[Span | None], default: Span) -> Span:
+    """The span of all parts; `default` where there is none, a width of 1 around a single value."""
+    found = [span for span in spans if span is not None]
+    if not found:
+        return default
+    low, high = min(low for low, _ in found), max(high for _, high in found)
+    return (low, high) if high > low else (low - 0.5, high + 0.5)
 
 
 def nearest(
@@ -127,7 +159,8 @@ def tally_part(
     source_tokens: NDArray[np.int64],
     sources: list[str],
     row_pieces: NDArray[np.int64],
-    span: tuple[float, float] = SCORE_SPAN,
+    span: Span = SCORE_SPAN,
+    loss_span: Span = LOSS_SPAN,
 ) -> Tally:
     """The tally of one part of n rows and s sources.
 
@@ -140,9 +173,9 @@ def tally_part(
         source_tokens: int [n, s], tokens of each source in each row.
         sources: names of the s sources.
         row_pieces: int [n], pieces of documents in each row.
-        span: ends of the score histograms; scores outside count in the last bins.
+        span, loss_span: ends of the histograms; what lies outside counts in the last bins.
     """
-    tally = Tally(span=span)
+    tally = Tally(span=span, loss_span=loss_span)
     fate = np.where(kept, -1, scores.fate)
     names = ["kept", *REASONS]
     for code, name in enumerate(names, start=-1):
@@ -183,10 +216,9 @@ def _distributions(
     tally.pool_scores = np.histogram(raw[usable], edges)[0].tolist()
     tally.kept_scores = np.histogram(raw[kept], edges)[0].tolist()
     if {"prior", "conditional"} <= set(scores.losses):
-        limits = LOSS_EDGES[0], LOSS_EDGES[-1]
-        x, y = (np.clip(scores.losses[n], *limits) for n in ("prior", "conditional"))
+        x, y = (np.clip(scores.losses[n], *tally.loss_span) for n in ("prior", "conditional"))
         both = usable & ~np.isnan(x) & ~np.isnan(y)
-        edges = [LOSS_EDGES, LOSS_EDGES]
+        edges = [loss_edges(tally.loss_span)] * 2
         tally.pool_losses = np.histogram2d(x[both], y[both], edges)[0].astype(int).tolist()
         tally.kept_losses = np.histogram2d(x[kept], y[kept], edges)[0].astype(int).tolist()
     clean = usable & (scores.fate != CONTAMINATED)

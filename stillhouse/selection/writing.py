@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from stillhouse.selection.baselines import row_keys
 from stillhouse.selection.budget import Cut
-from stillhouse.selection.ledger import Tally, tally_part
+from stillhouse.selection.ledger import Span, Tally, data_span, tally_part
 from stillhouse.selection.quotas import QuotaCut
 from stillhouse.selection.ranking import PartScores, RankedPart, row_sources
 from stillhouse.spec import DataSource
@@ -51,8 +51,9 @@ class GroupTask:
     sources: dict[str, int]
     source: DataSource
     seed: int
-    span: tuple[float, float]
-    """Ends of the score histograms."""
+    span: Span
+    loss_span: Span
+    """Ends of the histograms of scores and of losses."""
 
 
 def group_parts(
@@ -85,24 +86,29 @@ def _key(fingerprint: str, seed: int) -> bytes:
     return hashlib.sha256(f"{fingerprint}:{seed}".encode()).digest()
 
 
-def count_kept(
+@dataclass(frozen=True, slots=True)
+class PartLook:
+    """What is known of a part before it is written: rows to keep, spans of scores and losses."""
+
+    num_kept: int
+    scores: Span | None
+    losses: Span | None
+
+
+def look_at(
     cut: Cut | QuotaCut, sources: Mapping[str, int], item: tuple[int, RankedPart]
-) -> int:
-    """How many rows of a part (its index and its ranking) a cut keeps."""
+) -> PartLook:
+    """Look at a part (its index and its ranking) through a cut."""
     index, ranked = item
     if isinstance(cut, QuotaCut):
-        return int(cut.mask(index, *ranked.with_sources(sources)).sum())
-    return int(cut.mask(index, ranked()).sum())
-
-
-def score_span(ranked: RankedPart) -> tuple[float, float]:
-    """Between which values lie all but 2 in 1,000 of a part's scores; (inf, -inf) without any."""
-    raw = ranked.read().raw
-    finite = raw[np.isfinite(raw)]
-    if not len(finite):
-        return np.inf, -np.inf
-    low, high = np.quantile(finite, (0.001, 0.999))
-    return float(low), float(high)
+        num_kept = int(cut.mask(index, *ranked.with_sources(sources)).sum())
+    else:
+        num_kept = int(cut.mask(index, ranked()).sum())
+    scores = ranked.read()
+    losses = [scores.losses[name] for name in LOSS_COLUMNS if name in scores.losses]
+    return PartLook(
+        num_kept, data_span(scores.raw), data_span(np.concatenate(losses)) if losses else None
+    )
 
 
 def write_group(store: Store, task: GroupTask) -> Receipt:
@@ -162,6 +168,7 @@ def _tally(
         sources=pieces.sources,
         row_pieces=np.bincount(row, minlength=len(kept)),
         span=task.span,
+        loss_span=task.loss_span,
     )
 
 

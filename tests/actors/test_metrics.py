@@ -5,6 +5,7 @@ from uuid import uuid4
 
 import ray
 import requests
+from ray.util.metrics import Gauge
 from small import Quiet
 
 from stillhouse.actors.attempts import Attempts
@@ -14,8 +15,11 @@ from stillhouse.spec import ComputeSettings
 from stillhouse.storage.artifact import Store
 
 
-def scrape(run, wanted):
-    """The samples of a run as {name: {labels: value}}, once the `wanted` names are among them."""
+def scrape(run, wanted=frozenset(), unwanted=frozenset()):
+    """The samples of a run as {name: {labels: value}}, once the `wanted` names are among them.
+
+    And once none of the `unwanted` is.
+    """
     node = ray.nodes()[0]
     url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
     while True:
@@ -26,7 +30,7 @@ def scrape(run, wanted):
             if labels.get("run") == run:
                 ours = tuple(labels.get(n) for n in ("step", "model", "reason", "source"))
                 found.setdefault(sample[1], {})[ours] = float(sample[3])
-        if wanted <= set(found):
+        if wanted <= set(found) and not unwanted & set(found):
             return found
 
 
@@ -56,3 +60,28 @@ def test_nodes_export_what_is_recorded(ray_cluster, tmp_path):
     assert found["ray_stillhouse_parts_in_flight"] == {(None,) * 4: 2}
     assert found["ray_stillhouse_retries_total"] == {(None, None, "hardware", None): 1}
     assert found["ray_stillhouse_dead_letters"] == {(None, None, None, "pool"): 3}
+
+
+GAUGES = {f"ray_{name}" for name, metric in METRICS.items() if metric.kind == "gauge"}
+
+
+def test_gauges_are_exported_as_long_as_their_run_lasts(ray_cluster, tmp_path):
+    """A gauge that Ray is told once tells when a node has dropped what was not told again."""
+    run = uuid4().hex
+    ctx = Context(Store(str(tmp_path)), ComputeSettings(), Quiet(), run=run)
+    attempts = Attempts.remote(3, run)
+    ray.get(attempts.begin.remote("a", "node"))
+    ctx.metrics("scan").dead_letters("pool", 3)
+    with ctx.step("score prior", total=5, reused=2) as advance:
+        advance(1, 1000)
+        once = Gauge("stillhouse_told_once", "", ("run",))
+        once.set(1.0, {"run": run[:12]})
+        scrape(run[:12], GAUGES | {"ray_stillhouse_told_once"})
+        found = scrape(run[:12], unwanted={"ray_stillhouse_told_once"})
+        assert set(found) >= GAUGES
+        assert found["ray_stillhouse_parts_expected"] == {("score", "prior", None, None): 3}
+        assert found["ray_stillhouse_parts_in_flight"] == {(None,) * 4: 1}
+        assert found["ray_stillhouse_dead_letters"] == {(None, None, None, "pool"): 3}
+    ray.kill(attempts)
+    ctx.metrics("").forget()
+    assert not GAUGES & set(scrape(run[:12], unwanted=GAUGES))

@@ -34,6 +34,17 @@ def test_there_are_never_too_many_ticks(low, span, at_most):
     assert len(axis.ticks(at_most)) <= at_most
 
 
+def test_tick_labels_have_no_idle_zeros():
+    ticks = Axis(0, 2_000_000).ticks(5)
+    assert [charts._tick_text(value, 500_000) for value in ticks] == [
+        "0", "500\u202fk", "1\u202fM", "1.5\u202fM", "2\u202fM",
+    ]  # fmt: skip
+    assert [charts._tick_text(v, 10_000) for v in (-20_000, 100_000)] == [
+        "−20\u202fk",
+        "100\u202fk",
+    ]
+
+
 def test_histogram_draws_pool_kept_and_cut():
     drawn = charts.histogram(Histogram([0, 1, 2, 3, 4], [0, 53, 106, 53], [0, 0, 0, 53]), 3.0)
     scale = 106 * 1.06
@@ -49,6 +60,21 @@ def test_histogram_leaves_far_tails_out_and_says_so():
     drawn = charts.histogram(Histogram([float(i) for i in range(105)], pool, pool), 52.0)
     assert "3 further out are not drawn" in drawn
     assert texts(drawn, "x") == ["51.0", "51.5", "52.0", "52.5", "53.0"]
+
+
+def test_few_values_are_drawn_in_few_bins():
+    """Rice's rule: 64 values ask for 2 * 4 bins, so of 16 fine ones two make one."""
+    pool = [4] * 16
+    drawn = charts.histogram(Histogram([float(i) for i in range(17)], pool, pool), 99.0)
+    assert paths(drawn, "pool")[0].count("H") == 8
+    many = [4_000] * 16  # 80 would be welcome
+    drawn = charts.histogram(Histogram([float(i) for i in range(17)], many, many), 99.0)
+    assert paths(drawn, "pool")[0].count("H") == 16
+    odd = [4] * 17  # the last bin is alone, and half as wide: its right end is the axis's
+    (area,) = paths(
+        charts.histogram(Histogram([float(i) for i in range(18)], odd, odd), 99.0), "pool"
+    )
+    assert area.count("H") == 9 and "H941V" in area and area.endswith("H1000V1000Z")
 
 
 def test_histogram_without_anything():

@@ -49,7 +49,7 @@ def test_numbers_with_sign_and_unit():
     assert f.ratio(31.4) == "×31"
     assert f.ratio(0.0) == "×0"
     assert f.flops(2.1e15) == f"2.10{N}PFLOP"
-    assert f.flops(0.0) == "0"
+    assert f.flops(0.0) == "–"
     assert f.day("2026-11-21T14:05:00+00:00") == "21 November 2026, 14:05 UTC"
 
 

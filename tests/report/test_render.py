@@ -70,6 +70,15 @@ def test_page_says_the_main_things(report):
     assert all(source.name in text for source in report.sources)
 
 
+def test_one_seed_is_said_to_be_one(report):
+    single = [replace(row, losses=row.losses[:1]) for row in report.targets]
+    text = re.sub(r"\s+", " ", re.sub("<[^>]*>", " ", render(replace(report, targets=single))))
+    assert "measured on held-out target text in one run of each." in text
+    assert "how much of a difference is chance is not known" in text
+    several = render(report)
+    assert "one run of each" not in several and "chance" not in several
+
+
 OPTIONAL = ("score_histogram", "seen", "losses")
 LISTS = ("sources", "examples", "curves", "targets", "drops", "costs", "warnings", "environment")
 

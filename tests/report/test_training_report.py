@@ -87,3 +87,56 @@ def test_one_step_is_drawn_too(report):
         starts=[Start(0, 1)],
     )
     assert "5.000" in render_training(one)
+
+
+def sources(count, heldout):
+    """Sources by size, the first `heldout` of them with losses of their own on held-out text."""
+    names = [f"source {i:02d}" for i in range(count)]
+    return [SourceCurve(n, POINTS if i < heldout else [], POINTS) for i, n in enumerate(names)]
+
+
+def figure(page, caption):
+    """The figure with this caption, and its caption in full."""
+    found = [
+        f for f in page.split("<figure>") if f"<figcaption>{caption}" in re.sub(r"\s+", " ", f)
+    ]
+    assert len(found) == 1
+    return found[0].split("</figure>")[0]
+
+
+def test_as_many_sources_have_names_as_can_be_told_apart(report):
+    page = render_training(replace(report, sources=sources(31, 31)))
+    drawn = figure(page, "Each source, held out; the 6 largest of 31 have their names")
+    lines = re.findall(r'<path class="line (\w+)" d="M', drawn.split("</svg>")[0])
+    assert lines.count("faint") == 25
+    named = [style for style in lines if style != "faint"]
+    assert len(set(named)) == len(named) == 6
+    labels = re.findall(r'class="end \w+" style="top:([\d.-]+)%"', drawn)
+    assert len(labels) == 6 and all(0 <= float(place) <= 100 for place in labels)
+    assert all(f"source {i:02d}" in page.split('id="speed"')[0] for i in range(31))
+    assert "19 more sources" in page
+
+
+def test_sources_are_compared_by_one_kind_of_loss(report):
+    """One source that happens to be held out says nothing of the others."""
+    for held, said in ((0, "as trained on"), (1, "as trained on"), (2, "held out")):
+        drawn = figure(
+            render_training(replace(report, sources=sources(5, held))), f"Each source, {said}"
+        )
+        assert drawn.count('<path class="line ') - drawn.count("M0 2H20") == (
+            held if held > 1 else 5
+        )
+    assert "Each source" not in render_training(replace(report, sources=sources(1, 1)))
+
+
+def test_costs_without_numbers_have_no_columns(report):
+    costs = [StepCost("scan", 0, 0.0, 3.0, None, False), StepCost("train", 0, 0.0, 0.0, None, True)]
+    cost = render_training(replace(report, costs=costs)).split('id="cost"')[1].split("</table>")[0]
+    assert re.findall(r"<th [^>]*>(?:<span[^>]*>)?([^<]*)", cost.split("<tbody>")[0]) == [
+        "Step",
+        "time",
+    ]
+    assert not re.search(r">0<|>0\.0", cost)
+    some = [costs[0], StepCost("train", 10, 1e9, 5.0, None, False)]
+    cost = render_training(replace(report, costs=some)).split('id="cost"')[1].split("</table>")[0]
+    assert ">10<" in cost and "1.00\u202fGFLOP" in cost and cost.count(">–<") == 2

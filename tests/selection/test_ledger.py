@@ -5,7 +5,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stillhouse.selection.ledger import Tally, correlation, nearest, tally_part
+from stillhouse.selection.ledger import (
+    Tally,
+    correlation,
+    data_span,
+    join_spans,
+    nearest,
+    score_edges,
+    tally_part,
+)
 from stillhouse.selection.ranking import CONTAMINATED, ELIGIBLE, NAN, PRIOR_ROW, PartScores
 
 ROW = st.tuples(
@@ -101,3 +109,21 @@ def test_correlation():
     assert correlation([3, 6, 6, 14, 14, 14]) == pytest.approx(1)  # (1, 1), (2, 2), (3, 3)
     assert correlation([3, 6, 6, 14, 14, 10]) == pytest.approx(-1)  # (1, 3), (2, 2), (3, 1)
     assert correlation([2, 2, 3, 2, 5, 3]) == 0.0  # x does not vary
+
+
+def test_a_histogram_follows_its_data():
+    """Scores of two models that hardly differ, 0.02 nats around 0: bins far smaller than that."""
+    scores = np.linspace(-0.02, 0.02, 4001, dtype=np.float32)
+    span = data_span(scores)
+    assert span == pytest.approx((-0.02, 0.02), rel=1e-5)
+    edges = score_edges(span)
+    assert edges[1] - edges[0] == pytest.approx(0.04 / 320)
+    outlier = np.append(scores, np.float32(50.0))
+    assert data_span(outlier)[1] == pytest.approx(0.02 + 0.04, rel=0.01)  # a width further, not 50
+    assert data_span(np.array([np.nan, np.inf], np.float32)) is None
+
+
+def test_the_span_of_all_parts():
+    assert join_spans([(0.0, 1.0), None, (-2.0, 0.5)], (7.0, 8.0)) == (-2.0, 1.0)
+    assert join_spans([None], (7.0, 8.0)) == (7.0, 8.0)
+    assert join_spans([(3.0, 3.0)], (7.0, 8.0)) == (2.5, 3.5)
