@@ -3,7 +3,6 @@
 from typing import Any
 
 from stillhouse.jobs.probe import probe
-from stillhouse.models.shape import model_uri, read_shape
 from stillhouse.pipelines.context import StepWork
 from stillhouse.pipelines.inputs import JobInputs
 from stillhouse.spec import ModelSettings, SelectSpec, TokenizerTraining
@@ -101,26 +100,14 @@ def guess_bytes(files: Any) -> float:
 
 def _probe(spec: SelectSpec) -> dict[str, tuple[float, float, float]]:
     """By model: scoring tokens/s of one worker, FLOPs a token, training tokens/s of one worker."""
-    speeds = {"": (0.0, 0.0, 0.0)}
-    if spec.scorer is None:
-        speeds["prior"] = _speeds(spec, _prior_settings(spec))
+    speeds = {"": (0.0, 0.0, 0.0), "prior": (0.0, 0.0, 0.0)}  # of a given one nothing is known
+    prior = None if spec.prior.path else spec.prior.model or ModelSettings()
+    if spec.scorer is None and prior is not None:
+        speeds["prior"] = _speeds(spec, prior)
     if spec.train is not None:
-        same = spec.scorer is None and spec.train.model == _prior_settings(spec)
+        same = spec.scorer is None and spec.train.model == prior
         speeds["target"] = speeds["prior"] if same else _speeds(spec, spec.train.model)
     return speeds
-
-
-def _prior_settings(spec: SelectSpec) -> ModelSettings:
-    """The auxiliary model's settings; of a given one only its sizes are read."""
-    if spec.prior.path is None:
-        return spec.prior.model or ModelSettings()
-    shape = read_shape(model_uri(spec.prior.path))
-    return ModelSettings(
-        hidden_size=shape.hidden_size,
-        num_layers=shape.num_layers,
-        num_heads=shape.num_heads,
-        intermediate_size=shape.intermediate_size,
-    )
 
 
 def _speeds(spec: SelectSpec, model: ModelSettings) -> tuple[float, float, float]:
