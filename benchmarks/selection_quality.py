@@ -30,7 +30,8 @@ from quality_tables import CONTROLS, shortfalls, tables
 from stillhouse.jobs.cluster import cluster
 from stillhouse.jobs.progress import Lines
 from stillhouse.jobs.run import run_job
-from stillhouse.models.shape import read_shape
+from stillhouse.models.inspection import inspect_model
+from stillhouse.models.shape import read_header
 from stillhouse.pipelines.context import Context
 from stillhouse.pipelines.inputs import list_job_inputs, open_job_inputs
 from stillhouse.pipelines.models import Models
@@ -240,19 +241,24 @@ def run_main(bench: Bench, target: str) -> dict[str, Any]:
     }
 
 
+def flops_per_token(model: str) -> int:
+    """FLOPs of a forward pass of a model artifact."""
+    return inspect_model(read_header(model, model)).flops_per_token(LENGTH)
+
+
 def auxiliary_flops(result: dict[str, Any]) -> dict[str, float]:
     """Counted FLOPs of what CoLoR-Filter does before the target is trained, and of one training."""
     artifacts, counted = result["artifacts"], result["cost"]["flops"]
     found: dict[str, float] = {}
     for name in ("prior", "conditional"):
-        per_token = read_shape(artifacts[name]).flops_per_token(LENGTH)
+        per_token = flops_per_token(artifacts[name])
         found[f"train {name}"] = (
             3.0 * per_token * load_manifest(artifacts[name]).totals["num_tokens"]
         )
         found[f"score {name}"] = float(counted[f"score {name}"])
     model = artifacts["targets"]["color"][0]
     tokens = load_manifest(model).totals["num_tokens"]
-    found["target"] = 3.0 * read_shape(model).flops_per_token(LENGTH) * tokens
+    found["target"] = 3.0 * flops_per_token(model) * tokens
     return found
 
 
@@ -276,7 +282,7 @@ def run_flops(bench: Bench, target: str, done: dict[str, Any]) -> dict[str, Any]
     longer = bench.spec(target, TAU[target], seeds=seeds, num_tokens=tokens)
     size = min(eligible, tokens // LENGTH)
     rows = select(ctx, longer, made.candidates, rule="random", size=size).manifest
-    models = Models(ctx, longer, made.tokenizer)
+    models = Models(ctx, longer, made.tokenizer, {})
     trained = models.targets({"random": rows}, made.heldout.manifest)["random"][0]
     color = done["losses"]["heldout_nll"]["color"]["by_seed"][0]
     random = trained.totals["curve"][-1][1]

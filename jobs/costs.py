@@ -56,13 +56,14 @@ class Estimate:
     Attributes:
         known: tokens of the input that is there.
         new: tokens of the input that is to come.
-        flops_per_token: of a forward pass of its language model; 0 without one.
+        flops_per_token: of a forward pass of its language model; 0 without one, None where they
+            are not known.
         new_parts: of what is to come.
     """
 
     known: float
     new: float = 0
-    flops_per_token: float = 0
+    flops_per_token: float | None = 0
     new_parts: int = 0
 
 
@@ -79,14 +80,15 @@ def cost_row(
     found = work.reused / work.parts if work and work.parts else 0
     passes = _PASSES.get(name.split()[0], 0)
     left = estimate.new + estimate.known * (1 - found)
-    flops = passes * estimate.flops_per_token * left
+    each = estimate.flops_per_token
+    flops = None if each is None else passes * each * left
     width = compute.trainers if passes == 3 else compute.scorers
     return {
         "parts": parts,
         "reused": reused,
         "tokens": round(estimate.known + estimate.new),
         "flops": flops,
-        "seconds": _seconds(name, parts, reused, flops / width, speeds),
+        "seconds": _seconds(name, parts, reused, (flops or 0) / width, speeds),
     }
 
 

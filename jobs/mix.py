@@ -3,18 +3,18 @@
 from dataclasses import dataclass
 from typing import Any
 
-from stillhouse.errors import ModelError
 from stillhouse.jobs.costs import parts_row, speeds_of
 from stillhouse.mixing.decision_log import log_digest
 from stillhouse.mixing.settings import ReplaySettings
 from stillhouse.mixing.spec import MixSpec
-from stillhouse.models.shape import model_uri, read_config
+from stillhouse.models.shape import model_uri, read_header
 from stillhouse.pipelines.context import Context
 from stillhouse.pipelines.given import model_identity
 from stillhouse.pipelines.mix_data import (
     GivenModels,
     ListedSource,
     MixInputs,
+    given_paths,
     list_sources,
     open_sources,
 )
@@ -28,22 +28,12 @@ def list_mix(spec: MixSpec) -> "ListedMix":
     """See `stillhouse.jobs.kinds.list_job`."""
     if spec.tokenizer.path is not None:
         load_tokenizer(spec.tokenizer.path, spec.tokenizer.eos_token)
-    if spec.model.path is not None:
-        _check_model(spec.model.path, spec.model.kind)
-    if spec.reference is not None:
-        _check_model(spec.reference, spec.model.kind)
+    for key, path in given_paths(spec).items():
+        read_header(model_uri(path), f"{key} {path!r}")
     if isinstance(spec.policy, ReplaySettings):
         log_digest(spec.policy.log)
     target, sources = list_sources(spec)
     return ListedMix(spec, target, tuple(sources))
-
-
-def _check_model(path: str, kind: str) -> None:
-    """ModelError: nothing there, or a model of the other kind."""
-    found = read_config(model_uri(path)).get("is_encoder_decoder", False)
-    if found != (kind == "encoder_decoder"):
-        other = "encoder_decoder" if found else "decoder"
-        raise ModelError(f"the model {path!r} is no {kind}: set `model.kind: {other}`")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +57,7 @@ class ListedMix:
             None if path is None else model_identity(store, model_uri(path), remember=remember)
             for path in paths
         ]
-        return OpenedMix(self.spec, inputs, GivenModels(*given))
+        return OpenedMix(self.spec, inputs, GivenModels(given[0], given[1]))
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from typing import Any
 
 from stillhouse.errors import StillhouseError
 from stillhouse.jobs.costs import Estimate, cost_row, speeds_of
-from stillhouse.models.shape import model_uri, planned_shape, read_shape
+from stillhouse.models.shape import planned_shape
 from stillhouse.pipelines.context import Context, StepWork, Unfinished
 from stillhouse.pipelines.inputs import Inputs, JobInputs, unit_tasks
 from stillhouse.pipelines.packed import packed_units
@@ -162,8 +162,11 @@ def guess_bytes(files: Any) -> float:
     return total
 
 
-def _model_flops(spec: SelectSpec) -> tuple[float, float]:
-    """FLOPs of a forward pass for one token, of the scoring models and of the target."""
+def _model_flops(spec: SelectSpec) -> tuple[float | None, float]:
+    """FLOPs of a forward pass for one token, of the scoring models and of the target.
+
+    None for given models: what they cost is counted where they are loaded.
+    """
     if spec.tokenizer.path is not None:
         vocab = load_tokenizer(spec.tokenizer.path, spec.tokenizer.eos_token).vocab_size
     else:
@@ -173,9 +176,8 @@ def _model_flops(spec: SelectSpec) -> tuple[float, float]:
     def planned(model: ModelSettings) -> float:
         return planned_shape(model, vocab, length).flops_per_token(length)
 
-    model = 0.0
-    if spec.scorer is None and spec.prior.path is not None:
-        model = read_shape(model_uri(spec.prior.path)).flops_per_token(length)
-    elif spec.scorer is None:
-        model = planned(spec.prior.model or ModelSettings())
+    model: float | None = 0.0
+    if spec.scorer is None:
+        given = spec.prior.path is not None
+        model = None if given else planned(spec.prior.model or ModelSettings())
     return model, planned(spec.train.model) if spec.train is not None else 0.0

@@ -1,38 +1,60 @@
-"""What a spec names and does not make: models, a tokenizer, a selection. Looked at before any work.
+"""What a spec names and does not make: models, a tokenizer, a selection.
 
-Only small files are read (configurations, a tokenizer, a manifest), nothing is written.
+They are looked at before any work, where only small files are read and nothing is written. A given
+model is then inspected in a Ray task (the driver imports neither torch nor transformers) and put
+into the store once, where every worker finds it: a hub's cache or a folder is on one machine.
 """
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
 
 from stillhouse.errors import ModelError
 from stillhouse.fingerprint import fingerprint
-from stillhouse.models.shape import ModelShape, model_uri, read_shape
+from stillhouse.models.shape import (
+    INDEX,
+    ModelHeader,
+    ModelShape,
+    model_uri,
+    read_header,
+)
+from stillhouse.pipelines.context import Context
+from stillhouse.pipelines.flow import run_tasks
 from stillhouse.reading.readers import open_selection
 from stillhouse.selection.own import find_code
 from stillhouse.spec import SelectSpec
-from stillhouse.storage.artifact import Store
+from stillhouse.storage.artifact import Manifest, Store
 from stillhouse.storage.digests import digest_files
 from stillhouse.storage.filesystem import absolute_uri, list_files, list_names
+from stillhouse.storage.folders import copy_folder
 from stillhouse.text.tokenizer import load_tokenizer
+from stillhouse.training.task import TRAINED_ON
+
+INSPECT_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRef:
+    """A model: its identity, where it lies, its sizes, and on how many tokens it was trained."""
+
+    fingerprint: str
+    folder: str
+    shape: ModelShape
+    num_tokens: int = 0
+    trained_here: bool = False
 
 
 def check_given(spec: SelectSpec) -> None:
-    """Refuse given things that are not there or do not fit each other.
+    """Refuse given things that are not there.
 
     Raises:
-        ModelError: no model or tokenizer at its path; a model that cannot read the sequences; a
-            conditional unlike the prior. ArtifactError: no selection at `threshold_from`.
-            SpecError: no such scorer.
+        ModelError: no model or tokenizer at its path. ArtifactError: no selection at
+            `threshold_from`. SpecError: no such scorer.
     """
-    vocab_size = 0  # of a tokenizer that is still to be trained nothing is known
     if spec.tokenizer.path is not None:
-        vocab_size = load_tokenizer(spec.tokenizer.path, spec.tokenizer.eos_token).vocab_size
-    shapes = {
-        what: given_shape(path, what, vocab_size, spec.sequence_length)
-        for what, path in (("prior", spec.prior.path), ("conditional", spec.conditional.path))
-        if path is not None
-    }
-    if len(shapes) == 2:
-        check_pair(shapes["prior"], shapes["conditional"])
+        load_tokenizer(spec.tokenizer.path, spec.tokenizer.eos_token)
+    for key, path in given_paths(spec).items():
+        read_header(model_uri(path), _called(key, path))
     if spec.scorer is not None:
         find_code(spec.scorer.import_)
     if spec.selection.threshold_from is not None:
@@ -41,35 +63,115 @@ def check_given(spec: SelectSpec) -> None:
         )
 
 
-def given_shape(path: str, what: str, vocab_size: int, sequence_length: int) -> ModelShape:
-    """The shape of the model at a path.
+def given_paths(spec: SelectSpec) -> dict[str, str]:
+    """The models that a spec gives by path, by their keys."""
+    paths = {"prior": spec.prior.path, "conditional": spec.conditional.path}
+    return {key: path for key, path in paths.items() if path is not None}
+
+
+def _called(key: str, path: str) -> str:
+    return f"{key} {path!r}"
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What given models have to be.
+
+    Attributes:
+        vocab_size: of the tokenizer; 0 where it is still to be trained.
+        num_positions: tokens that they read at once.
+        encoder_decoder: text-to-text models, else models that can be scored with.
+        comparable: one's losses are subtracted from the other's: on the same tokens, in the same
+            context.
+    """
+
+    vocab_size: int = 0
+    num_positions: int = 0
+    encoder_decoder: bool = False
+    comparable: bool = False
+
+
+def given_models(ctx: Context, paths: Mapping[str, str], needs: Needs) -> dict[str, ModelRef]:
+    """Inspect models and put them into the store; those that are there already are found.
+
+    Args:
+        ctx: the run.
+        paths: folder, URI or hub name of each, by its key in the spec.
+        needs: checked before anything is written.
 
     Raises:
-        ModelError: no model there, none in safetensors, or one that cannot read the sequences.
+        ModelError: no such model, one that `inspect_model` refuses, or that does not fit.
     """
-    folder = model_uri(path)
-    shape = read_shape(folder)
-    shape.check(f"{what} {path!r}", vocab_size, sequence_length)
-    if not any(name.endswith(".safetensors") for name in list_names(folder)):
-        raise ModelError(f"{what} {path!r} holds no safetensors weights (`{what}.path`)")
-    return shape
+    if not paths:
+        return {}
+    store = ctx.store
+    folders = {key: model_uri(path) for key, path in paths.items()}
+    contents = {k: model_identity(store, f, remember=not ctx.dry) for k, f in folders.items()}
+    kind = [INSPECT_VERSION, needs.encoder_decoder]
+    names = {key: fingerprint(["given model", kind, made]) for key, made in contents.items()}
+    found = {key: store.find_manifest("models", name) for key, name in names.items()}
+    there = {key: manifest for key, manifest in found.items() if manifest is not None}
+    total, reused = len(paths), len(there)
+    with ctx.step("given models", total=total, reused=reused, unit="models") as advance:
+        todo = {key: path for key, path in paths.items() if key not in there}
+        headers = {key: read_header(folders[key], _called(key, path)) for key, path in todo.items()}
+        shapes = {key: ModelShape(**made.totals["shape"]) for key, made in there.items()}
+        if headers:
+            work = partial(_inspect, needs.encoder_decoder)
+            shapes |= next(run_tasks(ctx, work, [headers]))
+        _check(paths, shapes, needs)
+        for key, path in todo.items():
+            there[key] = _put(store, names[key], folders[key], path, shapes[key])
+            advance(1, 1)
+    return {
+        key: ModelRef(contents[key], store.path(there[key].inputs["folder"]), shapes[key])
+        for key in paths
+    }
 
 
-def check_pair(prior: ModelShape, conditional: ModelShape) -> None:
-    """Losses of two models can only be compared on the same tokens in the same context.
+def _inspect(encoder_decoder: bool, headers: dict[str, ModelHeader]) -> dict[str, ModelShape]:
+    from stillhouse.models.inspection import inspect_model
 
-    Raises:
-        ModelError: another vocabulary or context length.
-    """
-    for name, mine, theirs in (
-        ("a vocabulary", conditional.vocab_size, prior.vocab_size),
-        ("a context", conditional.max_positions, prior.max_positions),
-    ):
-        if mine != theirs:
-            raise ModelError(
-                f"the conditional has {name} of {mine} tokens, the prior of {theirs}: their losses "
-                "cannot be compared (`conditional.path`)"
-            )
+    return {
+        key: inspect_model(header, encoder_decoder=encoder_decoder)
+        for key, header in headers.items()
+    }
+
+
+def _check(paths: Mapping[str, str], shapes: Mapping[str, ModelShape], needs: Needs) -> None:
+    for key, path in paths.items():
+        shapes[key].check(_called(key, path), needs.vocab_size, needs.num_positions)
+    if needs.comparable and len(paths) == 2:
+        prior, conditional = (shapes[key] for key in paths)
+        for name, mine, theirs in (
+            ("a vocabulary", conditional.vocab_size, prior.vocab_size),
+            ("a context", conditional.max_positions, prior.max_positions),
+        ):
+            if mine != theirs:
+                raise ModelError(
+                    f"the conditional has {name} of {mine} tokens, the prior of {theirs}: their "
+                    "losses cannot be compared (`conditional.path`)"
+                )
+
+
+def _put(store: Store, name: str, folder: str, path: str, shape: ModelShape) -> Manifest:
+    """A model of this very store stays where it is."""
+    inside = folder.startswith(f"{store.uri}/")
+    files = [f for f in list_names(folder) if _belongs(f)]
+    return copy_folder(
+        store,
+        name,
+        folder,
+        [] if inside else files,
+        inputs={"folder": folder.removeprefix(f"{store.uri}/") if inside else f"models/{name}"},
+        settings={"path": path},
+        totals={"role": "given", "shape": asdict(shape)},
+    )
+
+
+def _belongs(name: str) -> bool:
+    """Files of a model: configuration, weights, and the rows that it was trained on."""
+    return name in {"config.json", INDEX, TRAINED_ON} or name.endswith(".safetensors")
 
 
 def given_identity(store: Store, spec: SelectSpec, *, remember: bool) -> list[str | None]:

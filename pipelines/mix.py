@@ -5,7 +5,7 @@ one that is in the store already is not run again.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 from uuid import uuid4
@@ -21,7 +21,14 @@ from stillhouse.mixing.settings import PolicySettings, ReplaySettings, needs_ini
 from stillhouse.mixing.spec import MixSpec, control_settings, plan_of
 from stillhouse.mixing.task import MixTask
 from stillhouse.pipelines.context import Context
-from stillhouse.pipelines.mix_data import ArmsMade, GivenModels, MixInputs, prepare_arms
+from stillhouse.pipelines.given import Needs, given_models
+from stillhouse.pipelines.mix_data import (
+    ArmsMade,
+    GivenModels,
+    MixInputs,
+    given_paths,
+    prepare_arms,
+)
 from stillhouse.pipelines.mix_families import Family, families_of, with_origins_tokenizer
 from stillhouse.pipelines.workers import STEP, run_workers
 from stillhouse.spec import ModelSettings
@@ -65,6 +72,9 @@ def run_mix_job(
     Raises:
         StillhouseError: whatever stopped it; run again to go on from the last checkpoint.
     """
+    needs = Needs(encoder_decoder=spec.model.kind == "encoder_decoder")
+    placed = given_models(ctx, given_paths(spec), needs)
+    given = replace(given, folders={key: model.folder for key, model in placed.items()})
     families = families_of(ctx.store, spec, inputs, given)
     arms = prepare_arms(ctx, with_origins_tokenizer(ctx.store, spec, families), inputs)
     rules = rules_of(spec, [part.num_rows for part in arms.arms])
@@ -192,7 +202,7 @@ def mix_task(
         fingerprint=name,
         label=rule.label,
         seed=seed,
-        init=fresh if spec.model.path is None else spec.model.path,
+        init=given.folders.get("model", fresh),
         encoder_decoder=spec.model.kind == "encoder_decoder",
         arms=tuple(arms.arms),
         target=arms.target,
@@ -210,7 +220,7 @@ def mix_task(
         evaluate_every=train.evaluate_every,
         patience=train.patience,
         mixer=mixer,
-        reference=spec.reference if rule.settings.name == "doremi" else None,
+        reference=given.folders.get("policy") if rule.settings.name == "doremi" else None,
         origin=origin,
         inputs={"arms": [part.uri for part in arms.arms], "target": arms.target},
         settings=identity,

@@ -1,7 +1,7 @@
 """What a mix job reads: sources of arms and a target, listed, known by content, encoded."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -66,10 +66,20 @@ class MixInputs:
 
 @dataclass(frozen=True, slots=True)
 class GivenModels:
-    """Content of models that the spec names by path: where runs begin, DoReMi's reference."""
+    """Content of models that the spec names by path: where runs begin, DoReMi's reference.
+
+    `folders`: where in the store they lie, by key in the spec.
+    """
 
     init: str | None = None
     reference: str | None = None
+    folders: Mapping[str, str] = field(default_factory=dict)
+
+
+def given_paths(spec: MixSpec) -> dict[str, str]:
+    """The models that a spec gives by path, by their keys."""
+    paths = {"model": spec.model.path, "policy": spec.reference}
+    return {key: path for key, path in paths.items() if path is not None}
 
 
 @dataclass(slots=True)

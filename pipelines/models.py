@@ -1,36 +1,24 @@
 """The models of a selection: prior, conditional, and the targets that it is judged by."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stillhouse.fingerprint import fingerprint, sha256
-from stillhouse.models.shape import ModelShape, model_uri, planned_shape, read_shape
+from stillhouse.models.shape import ModelShape, planned_shape
 from stillhouse.pipelines.context import Context
-from stillhouse.pipelines.given import check_pair, given_shape, model_identity
+from stillhouse.pipelines.given import ModelRef
 from stillhouse.pipelines.pins import pinned
 from stillhouse.pipelines.tokens import TokenizerRef
 from stillhouse.pipelines.training import train_models
 from stillhouse.selection.sampling import sample_rows
-from stillhouse.spec import ConditionalSettings, ModelSettings, Optimisation, SelectSpec
+from stillhouse.spec import ModelSettings, Optimisation, SelectSpec
 from stillhouse.storage.artifact import Manifest, PartRef
 from stillhouse.storage.filesystem import join, list_names
 from stillhouse.storage.parquet import read_table
 from stillhouse.training.task import TRAINED_ON, DataPart, ModelTask, model_name
-
-
-@dataclass(frozen=True, slots=True)
-class ModelRef:
-    """A model: its identity, where it lies, its sizes, and on how many tokens it was trained."""
-
-    fingerprint: str
-    folder: str
-    shape: ModelShape
-    num_tokens: int
-    in_store: bool
 
 
 def trained_rows(folder: str, parts: Iterable[str]) -> dict[str, NDArray[np.int64]]:
@@ -49,22 +37,28 @@ def trained_rows(folder: str, parts: Iterable[str]) -> dict[str, NDArray[np.int6
 
 
 class Models:
-    """Makes the models of one job. Every one is found again by what it was made from."""
+    """Makes the models of one job. Every one is found again by what it was made from.
 
-    def __init__(self, ctx: Context, spec: SelectSpec, tokenizer: TokenizerRef) -> None:
+    `given` are those that the spec names by path, by key.
+    """
+
+    def __init__(
+        self,
+        ctx: Context,
+        spec: SelectSpec,
+        tokenizer: TokenizerRef,
+        given: Mapping[str, ModelRef],
+    ) -> None:
         self._ctx = ctx
         self._spec = spec
         self._tokenizer = tokenizer
+        self._given = given
 
     def prior(self, pool: Manifest) -> ModelRef:
-        """The prior: given by path, or trained on random sequences of the pool and pinned.
-
-        Raises:
-            ModelError: a path without a model, or one that does not fit the tokenizer.
-        """
+        """The prior: given by path, or trained on random sequences of the pool and pinned."""
         settings = self._spec.prior
-        if settings.path is not None:
-            return self._given(settings.path, "prior")
+        if "prior" in self._given:
+            return self._given["prior"]
         length = self._spec.sequence_length
         num_rows = min(max(1, settings.num_tokens // length), pool.num_rows)
         chosen = sample_rows(pool.parts, num_rows, settings.seed)
@@ -74,44 +68,41 @@ class Models:
         key = ["prior", settings.model_dump(exclude={"pin"}), self._tokenizer.digest]
         key += [length, self._spec.pool.paths]
         step = "train prior"
-        make = partial(self._train, step, task, model)
+        make = partial(self._prior, step, task, model)
         made = pinned(self._ctx, step, key, settings.pin, task.fingerprint, make)
         work = self._ctx.work[step]
         work.tokens = made.totals["num_tokens"]
         work.flops = 3 * self._flops(model) * work.tokens
-        return self._made(made)
+        return self._made(made, self._shape(model))
+
+    def _prior(self, step: str, task: ModelTask, model: ModelSettings) -> Manifest:
+        return train_models(self._ctx, step, [task], self._flops(model))[0]
 
     def conditional(self, prior: ModelRef, target: Manifest) -> ModelRef:
-        """The conditional: the prior fine-tuned on the target, or given by path.
-
-        Raises:
-            ModelError: a given one whose vocabulary or context is not the prior's.
-        """
-        settings = self._spec.conditional
-        if settings.path is not None:
-            given = self._given(settings.path, "conditional")
-            check_pair(prior.shape, given.shape)
-            return given
-        return self._tuned("conditional", prior.folder, prior.fingerprint, settings, target)
+        """The conditional: the prior fine-tuned on the target, or given by path."""
+        if "conditional" in self._given:
+            return self._given["conditional"]
+        return self._tuned("conditional", prior.folder, prior.fingerprint, prior.shape, target)
 
     def down(self, prior: ModelRef, target: Manifest) -> ModelRef:
         """RHO-down's model: trained on the target alone, from scratch."""
-        settings = self._spec.conditional
         model = self._spec.prior.model or ModelSettings()
-        return self._tuned("down", model, model.model_dump(), settings, target)
+        return self._tuned("down", model, model.model_dump(), self._shape(model), target)
 
     def _tuned(
         self,
         role: str,
         init: str | ModelSettings,
         identity: object,
-        settings: ConditionalSettings,
+        shape: ModelShape,
         target: Manifest,
     ) -> ModelRef:
+        settings = self._spec.conditional
         num_tokens = settings.num_tokens or round(settings.epochs * target.num_tokens)
         data = [(part, None) for part in target.parts]
         task = self._task(role, role, init, data, num_tokens, settings, settings.seed, identity)
-        return self._made(self._train(f"train {role}", task, None))
+        flops = float(shape.flops_per_token(self._spec.sequence_length))
+        return self._made(train_models(self._ctx, f"train {role}", [task], flops)[0], shape)
 
     def targets(
         self, selections: dict[str, Manifest], heldout: Manifest
@@ -142,36 +133,20 @@ class Models:
 
     def prior_rows(self, prior: ModelRef, pool: Manifest) -> dict[str, NDArray[np.int64]]:
         """Rows of the pool that the prior was trained on, by the sha256 of their part."""
-        if not prior.in_store:
+        if not prior.trained_here:
             return {}
         return trained_rows(prior.folder, [part.sha256 for part in pool.parts])
 
-    def _given(self, path: str, what: str) -> ModelRef:
-        folder = model_uri(path)
-        length = self._spec.sequence_length
-        shape = given_shape(path, what, self._tokenizer.vocab_size, length)
-        name = model_identity(self._ctx.store, folder, remember=not self._ctx.dry)
-        return ModelRef(name, folder, shape, 0, in_store=False)
-
-    def _made(self, manifest: Manifest) -> ModelRef:
+    def _made(self, manifest: Manifest, shape: ModelShape) -> ModelRef:
         folder = self._ctx.store.path("models", manifest.fingerprint)
         tokens = manifest.totals["num_tokens"]
-        return ModelRef(manifest.fingerprint, folder, read_shape(folder), tokens, in_store=True)
+        return ModelRef(manifest.fingerprint, folder, shape, tokens, trained_here=True)
 
-    def _train(self, step: str, task: ModelTask, model: ModelSettings | None) -> Manifest:
-        if model is not None:
-            flops = self._flops(model)
-        elif isinstance(task.init, ModelSettings):
-            flops = self._flops(task.init)
-        else:
-            flops = read_shape(task.init).flops_per_token(task.sequence_length)
-        return train_models(self._ctx, step, [task], flops)[0]
+    def _shape(self, model: ModelSettings) -> ModelShape:
+        return planned_shape(model, self._tokenizer.vocab_size, self._spec.sequence_length)
 
     def _flops(self, model: ModelSettings) -> float:
-        length = self._spec.sequence_length
-        return float(
-            planned_shape(model, self._tokenizer.vocab_size, length).flops_per_token(length)
-        )
+        return float(self._shape(model).flops_per_token(self._spec.sequence_length))
 
     def _task(
         self,

@@ -18,8 +18,9 @@ from stillhouse.pipelines.candidates import (
     labels_for_shares,
 )
 from stillhouse.pipelines.context import Context
+from stillhouse.pipelines.given import ModelRef, Needs, given_models, given_paths
 from stillhouse.pipelines.inputs import JobInputs
-from stillhouse.pipelines.models import ModelRef, Models
+from stillhouse.pipelines.models import Models
 from stillhouse.pipelines.scan import Scanned, scan
 from stillhouse.pipelines.scores import PoolScores
 from stillhouse.pipelines.selection import Selected, check_size, select, size_of
@@ -28,6 +29,7 @@ from stillhouse.pipelines.tokens import Tokenised, TokenizerRef, tokenise, witho
 from stillhouse.selection.own import find_code
 from stillhouse.spec import SelectSpec
 from stillhouse.storage.artifact import Manifest
+from stillhouse.text.tokenizer import load_tokenizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +61,7 @@ def run_select(ctx: Context, spec: SelectSpec, inputs: JobInputs) -> SelectRun:
     Raises:
         StillhouseError: whatever a step raises; run again to go on from its finished parts.
     """
+    given = _given(ctx, spec)
     scanned = scan(ctx, inputs)
     words = tokenizer(ctx, spec, scanned.sources[0])
     packing = without_dropped(ctx, spec, scanned.sources, words)
@@ -66,7 +69,7 @@ def run_select(ctx: Context, spec: SelectSpec, inputs: JobInputs) -> SelectRun:
     check_size(pool.manifest, spec.selection)
     sources = labels_for_shares(ctx, spec, pool.manifest)
 
-    models = Models(ctx, spec, words)
+    models = Models(ctx, spec, words, given)
     scoring = PoolScores(ctx, spec, words, pool.manifest)
     controls = spec.train.controls if spec.train else []
     prior = conditional = None
@@ -111,3 +114,12 @@ def run_select(ctx: Context, spec: SelectSpec, inputs: JobInputs) -> SelectRun:
         selections=selections,
         targets=targets,
     )
+
+
+def _given(ctx: Context, spec: SelectSpec) -> dict[str, ModelRef]:
+    """The models that the spec gives by path, in the store; they fit tokenizer and sequences."""
+    vocab_size = 0
+    if spec.tokenizer.path is not None:
+        vocab_size = load_tokenizer(spec.tokenizer.path, spec.tokenizer.eos_token).vocab_size
+    needs = Needs(vocab_size, spec.sequence_length, comparable=True)
+    return given_models(ctx, given_paths(spec), needs)

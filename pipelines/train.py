@@ -4,20 +4,21 @@ In each worker Ray Data fetches windows of the parts ahead of the training; chec
 store in the background; a lost worker's group begins again at the last one.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 from stillhouse.fingerprint import fingerprint
-from stillhouse.models.shape import model_uri, planned_shape
+from stillhouse.models.shape import planned_shape
 from stillhouse.pipelines.context import Context
+from stillhouse.pipelines.given import ModelRef, Needs, given_models
 from stillhouse.pipelines.models import trained_rows
 from stillhouse.pipelines.scan import scan_sources
 from stillhouse.pipelines.tokenizer import given_tokenizer
 from stillhouse.pipelines.tokens import NO_DROPS, Packing, TokenizerRef, pack_tasks, tokenise
-from stillhouse.pipelines.train_data import TEXT_LENGTH, TextSet, TokenSet, TrainInputs
+from stillhouse.pipelines.train_data import TEXT_LENGTH, TextSet, TokenSet, TrainInputs, given_paths
 from stillhouse.pipelines.workers import STEP, run_workers
 from stillhouse.spec import Optimisation
 from stillhouse.storage.artifact import Manifest, Store
@@ -59,13 +60,15 @@ def run_train(ctx: Context, spec: TrainSpec, inputs: TrainInputs) -> TrainRun:
     assert seen.folder is not None
     tokenizer = given_tokenizer(ctx, seen.folder, seen.eos_token)
     length = spec.sequence_length or inputs.sequence_length or TEXT_LENGTH
+    needs = Needs(tokenizer.vocab_size, length, comparable=True)
+    models = given_models(ctx, given_paths(spec), needs)
     sets = _tokens(ctx, inputs.all, tokenizer, Cut(length, spec.part_tokens))
     heldout = sets.pop() if inputs.heldout else None
     task = train_task(spec, sets, heldout, tokenizer)
     if spec.online is None:
         check_workers(task.order(), spec.compute.trainers)
     else:
-        task = with_online(ctx.store, spec, inputs.models, sets[0], task)
+        task = with_online(spec, models, sets[0], task)
     return TrainRun(train_model(ctx, task), task, tokenizer, tuple(sets))
 
 
@@ -154,7 +157,7 @@ def train_task(
 
 
 def with_online(
-    store: Store, spec: TrainSpec, models: tuple[str, ...], pool: TokenSet, task: TrainTask
+    spec: TrainSpec, models: Mapping[str, ModelRef], pool: TokenSet, task: TrainTask
 ) -> TrainTask:
     """The same training on batches that are chosen while it goes on.
 
@@ -168,13 +171,16 @@ def with_online(
     lanes = spec.train.lanes or default_lanes(candidates, pool.num_rows)
     shuffled = spec.train.window or default_window(lanes, length)
     num_steps = task.num_steps if spec.train.num_tokens else max(1, pool.num_rows // candidates)
-    prior = model_uri(online.prior.path)
-    hidden = trained_rows(prior, pool.digests)
+    prior, conditional = models.values()
+    hidden = trained_rows(prior.folder, pool.digests)
     places = {digest: index for index, digest in enumerate(pool.digests)}
     identity = task.identity | {
         "steps": task.identity["steps"] | {"num_steps": num_steps},
         "order": {"lanes": lanes, "window": shuffled, "candidates": candidates},
-        "online": {"models": models, "scoring": online.scoring.model_dump(include=_SCORING)},
+        "online": {
+            "models": [prior.fingerprint, conditional.fingerprint],
+            "scoring": online.scoring.model_dump(include=_SCORING),
+        },
     }
     name = fingerprint(["train", TRAIN_VERSION, identity])
     return replace(
@@ -191,8 +197,8 @@ def with_online(
             lanes=lanes,
             shuffled=shuffled,
             seed=spec.train.seed,
-            prior=prior,
-            conditional=model_uri(online.conditional.path),
+            prior=prior.folder,
+            conditional=conditional.folder,
             scoring=online.scoring,
             tokenizer=task.tokenizer,
             eos_token=task.eos_token,

@@ -13,8 +13,8 @@ import pyarrow as pa
 
 from stillhouse.errors import InputError, ModelError, SpecError
 from stillhouse.fingerprint import fingerprint
-from stillhouse.models.shape import model_uri
-from stillhouse.pipelines.given import check_pair, given_shape, model_identity, selection_uri
+from stillhouse.models.shape import model_uri, read_header
+from stillhouse.pipelines.given import model_identity, selection_uri
 from stillhouse.pipelines.inputs import Inputs, list_source, open_inputs
 from stillhouse.reading.readers import Artifact, open_selection
 from stillhouse.spec import DataSource
@@ -152,30 +152,23 @@ def open_data(store: Store, spec: TrainSpec, listing: Listing, *, remember: bool
     sets = tuple(made.values())
     every = [*sets, *([heldout] if heldout else [])]
     tokenizer = _tokenizer(store, spec, every)
-    models = _models(store, spec, tokenizer, every, remember) if spec.online else ()
-    return TrainInputs(sets, heldout, tokenizer, models)
+    return TrainInputs(sets, heldout, tokenizer, _models(store, spec, remember))
 
 
-def _models(
-    store: Store,
-    spec: TrainSpec,
-    tokenizer: TokenizerSeen,
-    sets: Sequence[TokenSet | TextSet],
-    remember: bool,
-) -> tuple[str, str]:
-    """Fingerprints of prior and conditional, which have to fit tokenizer and sequences."""
-    assert spec.online is not None and tokenizer.folder is not None
-    lengths = [one.sequence_length for one in sets if isinstance(one, TokenSet)]
-    length = spec.sequence_length or (lengths[0] if lengths else TEXT_LENGTH)
-    vocab = load_tokenizer(tokenizer.folder, tokenizer.eos_token).vocab_size
-    paths = spec.online.prior.path, spec.online.conditional.path
-    prior, conditional = (
-        given_shape(path, f"online.{name}", vocab, length)
-        for name, path in zip(("prior", "conditional"), paths, strict=True)
-    )
-    check_pair(prior, conditional)
-    found = [model_identity(store, model_uri(path), remember=remember) for path in paths]
-    return found[0], found[1]
+def _models(store: Store, spec: TrainSpec, remember: bool) -> tuple[str, ...]:
+    """Fingerprints of prior and conditional."""
+    folders = {key: model_uri(path) for key, path in given_paths(spec).items()}
+    for key, folder in folders.items():
+        read_header(folder, f"{key} {folder!r}")
+    return tuple(model_identity(store, f, remember=remember) for f in folders.values())
+
+
+def given_paths(spec: TrainSpec) -> dict[str, str]:
+    """The models that a spec gives by path, by their keys."""
+    online = spec.online
+    if online is None:
+        return {}
+    return {"online.prior": online.prior.path, "online.conditional": online.conditional.path}
 
 
 def _open(

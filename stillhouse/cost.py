@@ -1,4 +1,4 @@
-"""What a selection costs: the paper's accounting, and FLOPs counted from a model's sizes.
+"""What a selection costs by the paper's accounting.
 
 The paper's unit is one auxiliary model's forward pass over one token; backward is two forwards.
 """
@@ -51,28 +51,3 @@ def paper_cost(
         parallel=_PARALLEL_PASSES[method] * candidates,
         training=3 * selected_tokens * target_ratio,
     )
-
-
-def forward_flops(
-    *,
-    hidden_size: int,
-    num_layers: int,
-    intermediate_size: int,
-    vocab_size: int,
-    sequence_length: int,
-    num_heads: int,
-    num_kv_heads: int,
-    gated_mlp: bool = True,
-) -> int:
-    """FLOPs of a decoder's forward pass for one token; training on a token takes three times that.
-
-    2 * (matmul parameters) + causal attention. With width H, kv width K = H * kv_heads / heads,
-    MLP width I and sequence length T, a layer has 2H^2 + 2HK + (3 if gated else 2) * H * I
-    parameters and its attention 4 * H * (T / 2) FLOPs a token (scores and values, T / 2 keys on
-    average); the output layer has H * V. Embedding look-up, norms and softmax are left out.
-    """
-    kv_width = hidden_size // num_heads * num_kv_heads
-    mlp = (3 if gated_mlp else 2) * hidden_size * intermediate_size
-    layer = 2 * hidden_size**2 + 2 * hidden_size * kv_width + mlp
-    attention = 2 * hidden_size * sequence_length
-    return num_layers * (2 * layer + attention) + 2 * hidden_size * vocab_size

@@ -16,9 +16,11 @@ from transformers import (
 
 from stillhouse.errors import ModelError
 from stillhouse.models.device import choose_device as choose_device
+from stillhouse.models.inspection import check_loaded
 from stillhouse.models.seeded import initialised
-from stillhouse.models.shape import model_uri, planned_sizes
+from stillhouse.models.shape import planned_sizes
 from stillhouse.spec import Dtype, ModelSettings
+from stillhouse.storage.filesystem import absolute_uri
 from stillhouse.storage.folders import local_folder
 
 _CONFIGS: dict[str, type[PreTrainedConfig]] = {
@@ -67,21 +69,35 @@ def load_model(path: str, *, dtype: Dtype, device: torch.device) -> PreTrainedMo
     """A model from a folder, an fsspec URI or the hub: safetensors only, no code from there.
 
     Raises:
-        ModelError: nothing there, or not a causal language model in safetensors.
+        ModelError: as `load_weights`.
     """
-    with local_folder(model_uri(path), (".json", ".safetensors")) as folder:
+    model = load_weights(AutoModelForCausalLM, path, choose_dtype(dtype, device))
+    return model.to(device)  # pyright: ignore[reportArgumentType]
+
+
+def load_weights(kind: Any, path: str, dtype: torch.dtype) -> PreTrainedModel:
+    """A model by one of transformers' `AutoModel...` classes, on the CPU, every weight as stored.
+
+    Raises:
+        ModelError: nothing there; not such a model in safetensors; weights that are missing, or
+            that the architecture does not know.
+    """
+    with local_folder(absolute_uri(path), (".json", ".safetensors")) as folder:
         try:
-            model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            model, info = kind.from_pretrained(
                 folder,
-                dtype=choose_dtype(dtype, device),
+                dtype=dtype,
                 use_safetensors=True,
                 trust_remote_code=False,
                 local_files_only=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # `check_loaded` says which
             )
-        except (OSError, ValueError, RuntimeError, KeyError) as error:
+        except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
             reason = " ".join(str(error).replace(str(folder), path).split())[:300]
             raise ModelError(f"cannot load the model {path!r}: {reason}") from error
-    return model.to(device)  # pyright: ignore[reportArgumentType]
+    check_loaded(info, f"the model {path!r}")
+    return model
 
 
 def save_model(model: PreTrainedModel, folder: Path) -> None:

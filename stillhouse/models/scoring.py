@@ -13,13 +13,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, linear
+from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
-from stillhouse.errors import ModelError
 from stillhouse.models.attention import Attention, set_attention
 from stillhouse.models.causal_lm import choose_device, choose_dtype, load_model
 from stillhouse.models.cpu import use_onednn_for_float32
+from stillhouse.models.head import head_of, logit_rule, predicting, with_bos
 from stillhouse.spec import ScoringSettings
 
 _MICRO_BATCH_TOKENS = {"cpu": 1 << 11, "cuda": 1 << 16}
@@ -37,9 +37,11 @@ class ScoringModel:
         micro_batch: sequences a forward pass; None: 2048 tokens on the CPU, 65536 on a GPU.
         compile: compile layers and losses with `torch.compile`: seconds once, quicker afterwards.
         attention: of the body (`set_attention`).
+        bos_id: stands before every sequence; its own loss and that of the first token are not
+            counted.
 
     Raises:
-        ModelError: the model does more to its logits than one matrix product.
+        ModelError: as `logit_rule`.
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class ScoringModel:
         micro_batch: int | None = None,
         compile: bool = False,
         attention: Attention = "auto",
+        bos_id: int | None = None,
     ) -> None:
         self._model = model
         self._device = model.device
@@ -57,7 +60,8 @@ class ScoringModel:
         self._attention: Attention = attention
         self._micro_batch = micro_batch
         self._body: Any = model.base_model
-        self._head = head_weight(model)
+        self._head = head_of(model, logit_rule(model))
+        self._bos_id = bos_id
         self._nll: Any = token_losses
         if self._device.type == "cpu":
             use_onednn_for_float32()
@@ -76,7 +80,7 @@ class ScoringModel:
         """
         num_rows, length = input_ids.shape
         self._model.eval()
-        set_attention(self._model, self._attention, length)
+        set_attention(self._model, self._attention, length + int(self._bos_id is not None))
         size = self._micro_batch = self._micro_batch or self._default_micro_batch(length)
         losses = np.empty((num_rows, length - 1), np.float32)
         start = 0
@@ -108,13 +112,14 @@ class ScoringModel:
         rows[len(block) :] = 0
         ids = torch.from_numpy(block[rows].astype(np.int64)).to(self._device)
         with torch.autocast(self._device.type, self._dtype, enabled=self._dtype != torch.float32):
-            hidden = self._body(input_ids=ids, use_cache=False).last_hidden_state
-        hidden = hidden[:, :-1].reshape(-1, hidden.shape[-1])
+            given = with_bos(ids, self._bos_id)
+            hidden = self._body(input_ids=given, use_cache=False).last_hidden_state
+        hidden = predicting(hidden, ids.shape[1])
         targets = ids[:, 1:].reshape(-1)
-        chunk = max(_MIN_CHUNK, _CHUNK_LOGITS[self._device.type] // len(self._head))
+        chunk = max(_MIN_CHUNK, _CHUNK_LOGITS[self._device.type] // len(self._head.weight))
         count = -(-len(targets) // chunk)  # of equal length: one or two shapes to compile
         parts = [
-            self._nll(float32_logits(h, self._head), y)
+            self._nll(self._head.logits(h), y)
             for h, y in zip(hidden.chunk(count), targets.chunk(count), strict=True)
         ]
         return torch.cat(parts).view(size, -1).cpu().numpy()
@@ -138,44 +143,19 @@ def layers_of(model: nn.Module) -> nn.ModuleList:
     return next(m for m in model.modules() if isinstance(m, nn.ModuleList))
 
 
-def float32_logits(hidden: Tensor, head: Tensor) -> Tensor:
-    """hidden [n, H] and head [V, H] of any floating type -> float32 [n, V].
-
-    Never rounded to bfloat16 on the way: that alone would cost 1e-2 nats a token. GPUs multiply
-    bfloat16 and add up in float32; CPUs multiply in float32.
-    """
-    if head.dtype == torch.bfloat16 and head.is_cuda:
-        return torch.mm(hidden.to(head.dtype), head.t(), out_dtype=torch.float32)
-    return linear(hidden.float(), head.float())
-
-
-def head_weight(model: PreTrainedModel) -> Tensor:
-    """The output embedding [V, H].
-
-    Raises:
-        ModelError: logits are not just `hidden @ head.T` (a bias, a scale, a soft cap).
-    """
-    head: Any = model.get_output_embeddings()
-    probe = torch.arange(4, device=model.device)[None]
-    with torch.inference_mode(), torch.compiler.set_stance("force_eager"):
-        hidden = model.base_model(input_ids=probe, use_cache=False).last_hidden_state
-        expected = model(input_ids=probe, use_cache=False).logits.float()
-        logits = linear(hidden, head.weight).float()
-    if not torch.allclose(logits, expected, rtol=1e-2, atol=1e-2):
-        raise ModelError(
-            f"the architecture {model.config.model_type!r} changes its logits after the output "
-            "embedding (bias, scale or soft cap), which scoring and training do not support"
-        )
-    return head.weight
-
-
 def load_scoring_model(
-    path: str, settings: ScoringSettings, *, device: str, gpus: float, threads: int
+    path: str,
+    settings: ScoringSettings,
+    *,
+    device: str,
+    gpus: float,
+    threads: int,
+    bos_id: int | None = None,
 ) -> ScoringModel:
     """Load a model to score with; on the CPU, this process's torch threads are set.
 
     Raises:
-        ModelError: as `load_model` and `head_weight`.
+        ModelError: as `load_model` and `logit_rule`.
         SpecError: as `choose_device`.
     """
     place = choose_device(device, gpus)
@@ -194,4 +174,5 @@ def load_scoring_model(
         micro_batch=settings.micro_batch,
         compile=settings.compile == "on" or (settings.compile == "auto" and on_gpu),
         attention=settings.attention,
+        bos_id=bos_id,
     )

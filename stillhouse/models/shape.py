@@ -1,45 +1,56 @@
-"""A causal model's sizes, read from its `config.json` without loading it."""
+"""A causal model's sizes: what it can read and what it costs. Without torch, for the driver."""
 
 import json
+import struct
 from dataclasses import dataclass
 from typing import Any
 
-from stillhouse.cost import forward_flops
 from stillhouse.errors import ModelError
 from stillhouse.spec import ModelSettings
-from stillhouse.storage.filesystem import absolute_uri, join, list_names, protocol_of, read_bytes
+from stillhouse.storage.filesystem import (
+    absolute_uri,
+    join,
+    list_names,
+    open_read,
+    protocol_of,
+    read_bytes,
+)
 
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+_HEADER_LENGTH = struct.Struct("<Q")
 _TILE = 64  # tensor cores and vector units want whole ones
 
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:
-    """Sizes that decide what a model can be used for and what it costs."""
+    """Sizes that decide what a model can be used for and what it costs.
 
+    Attributes:
+        architecture: its `model_type`, as transformers call it.
+        vocab_size: rows of its embeddings.
+        max_positions: longest sequence it reads; None where there is no limit.
+        matmul_parameters: weights of the matrices that one token is multiplied with, the output
+            embeddings included, the look-up of input embeddings not; of experts, the active ones.
+        attention_width: heads times width of a head, over all layers with attention.
+    """
+
+    architecture: str
     vocab_size: int
     max_positions: int | None
-    hidden_size: int
-    num_layers: int
-    intermediate_size: int
-    num_heads: int
-    num_kv_heads: int
-    gated_mlp: bool
+    matmul_parameters: int
+    attention_width: int
 
     def flops_per_token(self, sequence_length: int) -> int:
-        """FLOPs of a forward pass for one token (`stillhouse.cost.forward_flops`)."""
-        return forward_flops(
-            hidden_size=self.hidden_size,
-            num_layers=self.num_layers,
-            intermediate_size=self.intermediate_size,
-            vocab_size=self.vocab_size,
-            sequence_length=sequence_length,
-            num_heads=self.num_heads,
-            num_kv_heads=self.num_kv_heads,
-            gated_mlp=self.gated_mlp,
-        )
+        """FLOPs of a forward pass for one token; training on one takes three times that.
+
+        Two for each weight, and causal attention: scores and values, two each, with T / 2 keys on
+        average. Norms, softmax and recurrent scans are left out.
+        """
+        return 2 * self.matmul_parameters + 2 * sequence_length * self.attention_width
 
     def check(self, what: str, vocab_size: int, sequence_length: int) -> None:
-        """Refuse a model that cannot read the sequences.
+        """Refuse a model that cannot read the sequences, a BOS token before them included.
 
         Raises:
             ModelError: its vocabulary is smaller than the tokenizer's, or its context too short.
@@ -57,7 +68,8 @@ class ModelShape:
 
 
 def model_uri(path: str) -> str:
-    """Where a model's files lie: a local folder or URI as it is; a hub name is downloaded.
+    """Where a model's files lie: a local folder or URI as it is; a hub name is downloaded, for
+    this machine alone.
 
     Raises:
         ModelError: nothing there, and the hub has no such name (or cannot be reached).
@@ -76,6 +88,52 @@ def model_uri(path: str) -> str:
         raise ModelError(
             f"model {path!r} is neither a folder here nor to be had from the hub ({reason})"
         ) from None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelHeader:
+    """What a model's folder says of it, apart from the weights: enough to inspect it anywhere.
+
+    Attributes:
+        what: it is called in errors.
+        config: the bytes of `config.json`.
+        shapes: of every stored tensor, by name.
+    """
+
+    what: str
+    config: bytes
+    shapes: dict[str, tuple[int, ...]]
+
+
+def read_header(folder: str, what: str) -> ModelHeader:
+    """Read the small part of a model's folder.
+
+    Raises:
+        ModelError: no configuration, no weights in safetensors, or not all of their files.
+    """
+    there = set(list_names(folder))
+    if "config.json" not in there:
+        raise ModelError(f"{what} holds no config.json: not a transformers model")
+    if WEIGHTS in there:
+        files = [WEIGHTS]
+    elif INDEX in there:
+        files = sorted({*json.loads(read_bytes(join(folder, INDEX)))["weight_map"].values()})
+    else:
+        raise ModelError(f"{what} holds no safetensors weights ({WEIGHTS}, or {INDEX})")
+    lost = sorted({*files} - there)
+    if lost:
+        raise ModelError(f"{what} lacks {lost[0]}, which {INDEX} names")
+    shapes: dict[str, tuple[int, ...]] = {}
+    for file in files:
+        try:
+            with open_read(join(folder, file)) as stream:
+                (length,) = _HEADER_LENGTH.unpack(stream.read(_HEADER_LENGTH.size))
+                tensors = json.loads(stream.read(length))
+        except (ValueError, struct.error) as error:
+            raise ModelError(f"{what}: {file} is not a safetensors file: {error}") from error
+        tensors.pop("__metadata__", None)
+        shapes |= {name: tuple(tensor["shape"]) for name, tensor in tensors.items()}
+    return ModelHeader(what, read_bytes(join(folder, "config.json")), shapes)
 
 
 def planned_sizes(settings: ModelSettings, vocab_size: int, sequence_length: int) -> dict[str, Any]:
@@ -120,51 +178,19 @@ def _round_up(number: int) -> int:
 def planned_shape(model: ModelSettings, vocab_size: int, sequence_length: int) -> ModelShape:
     """The shape that a model of these settings will have.
 
+    A layer's matrices: four of H x H around the attention, and an MLP of three of H x I (two for
+    GPT-NeoX, whose MLP has no gate).
+
     Raises:
         ModelError: as `planned_sizes`.
     """
-    activation = "gelu" if model.architecture == "gpt_neox" else "silu"
-    return shape_of(planned_sizes(model, vocab_size, sequence_length) | {"hidden_act": activation})
-
-
-def shape_of(config: dict[str, Any]) -> ModelShape:
-    """The shape that a transformers configuration describes; KeyError where it has no sizes."""
-    hidden, heads = config["hidden_size"], config["num_attention_heads"]
+    sizes = planned_sizes(model, vocab_size, sequence_length)
+    width, layers, vocab = sizes["hidden_size"], sizes["num_hidden_layers"], sizes["vocab_size"]
+    mlp = (2 if model.architecture == "gpt_neox" else 3) * width * sizes["intermediate_size"]
     return ModelShape(
-        vocab_size=config["vocab_size"],
-        max_positions=config.get("max_position_embeddings"),
-        hidden_size=hidden,
-        num_layers=config["num_hidden_layers"],
-        intermediate_size=config.get("intermediate_size") or 4 * hidden,
-        num_heads=heads,
-        num_kv_heads=config.get("num_key_value_heads") or heads,
-        gated_mlp=config.get("hidden_act") in {"silu", "swish"},
+        architecture=model.architecture,
+        vocab_size=vocab,
+        max_positions=sizes["max_position_embeddings"],
+        matmul_parameters=layers * (4 * width**2 + mlp) + vocab * width,
+        attention_width=layers * width,
     )
-
-
-def read_config(folder: str) -> dict[str, Any]:
-    """The transformers configuration in a folder.
-
-    Raises:
-        ModelError: there is no `config.json`, or it is no JSON.
-    """
-    try:
-        return json.loads(read_bytes(join(folder, "config.json")))
-    except FileNotFoundError:
-        raise ModelError(f"{folder} holds no config.json: not a transformers model") from None
-    except ValueError as error:
-        raise ModelError(f"{folder}/config.json is not JSON: {error}") from None
-
-
-def read_shape(folder: str) -> ModelShape:
-    """The shape of the model in a folder.
-
-    Raises:
-        ModelError: no `config.json`, or not one of a causal language model.
-    """
-    try:
-        return shape_of(read_config(folder))
-    except (ValueError, KeyError, TypeError) as error:
-        raise ModelError(
-            f"{folder}/config.json is not a causal language model's: {error}"
-        ) from None

@@ -7,11 +7,9 @@ from torch import nn
 from transformers import AutoModelForSeq2SeqLM, PreTrainedModel, T5Config
 
 from stillhouse.errors import ModelError
-from stillhouse.models.causal_lm import build_model, load_model
+from stillhouse.models.causal_lm import build_model, load_model, load_weights
 from stillhouse.models.seeded import initialised
-from stillhouse.models.shape import model_uri
 from stillhouse.spec import ModelSettings
-from stillhouse.storage.folders import local_folder
 
 _VOCAB_MULTIPLE = 64
 
@@ -84,25 +82,9 @@ def load_text_model(path: str, *, encoder_decoder: bool, device: torch.device) -
     """A model from a folder, an fsspec URI or the hub, in float32: safetensors only.
 
     Raises:
-        ModelError: nothing there, or not a model of this kind.
+        ModelError: as `load_weights`.
     """
     if not encoder_decoder:
         return load_model(path, dtype="float32", device=device)
-    with local_folder(model_uri(path), (".json", ".safetensors")) as folder:
-        try:
-            model: PreTrainedModel = AutoModelForSeq2SeqLM.from_pretrained(
-                folder,
-                dtype=torch.float32,
-                use_safetensors=True,
-                trust_remote_code=False,
-                local_files_only=True,
-            )
-        except (OSError, ValueError, RuntimeError, KeyError) as error:
-            reason = " ".join(str(error).replace(str(folder), path).split())[:300]
-            raise ModelError(f"cannot load the model {path!r}: {reason}") from error
+    model = load_weights(AutoModelForSeq2SeqLM, path, torch.float32)
     return model.to(device)  # pyright: ignore[reportArgumentType]
-
-
-def is_encoder_decoder(config: dict[str, Any]) -> bool:
-    """What a `config.json` says."""
-    return bool(config.get("is_encoder_decoder", False))

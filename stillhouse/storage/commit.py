@@ -7,21 +7,25 @@ some S3 servers and most other filesystems replace it without a word.
 """
 
 import errno
+import hashlib
 import os
 import uuid
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from stillhouse.errors import SpecError, StorageError, UnsafeStoreError
 from stillhouse.storage.filesystem import (
     absolute_uri,
     filesystem,
     join,
+    open_read,
     protocol_of,
     read_bytes,
 )
 from stillhouse.storage.retries import explain, s3_code, with_retries
 
+_BLOCK = 8 << 20
 MARKER = "store.json"
 _MARKER_CONTENT = b'{"store_version":1}'
 _NO_HARD_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS}
@@ -57,6 +61,37 @@ def replace(uri: str, data: bytes) -> None:
         raise StorageError(explain(error, f"writing {uri}")) from error
 
 
+def copy(source: str, uri: str) -> str:
+    """Copy an object of any size to a name that its content decides, block by block.
+
+    The name appears with the last byte. Another writer's bytes there would be the same, so that
+    it does no harm to replace them.
+
+    Returns:
+        The sha256 of what was copied.
+    """
+    return with_retries(lambda: _copy(source, uri), f"copying {source} to {uri}")
+
+
+def _copy(source: str, uri: str) -> str:
+    digest = hashlib.sha256()
+
+    def blocks(file: IO[bytes]) -> Iterator[bytes]:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+            yield block
+
+    with open_read(source) as file:
+        if protocol_of(uri) == "file":
+            os.replace(_write_beside(Path(uri), blocks(file)), uri)
+            _flush_folder(Path(uri).parent)
+        else:
+            fs, path = filesystem(uri)
+            with fs.open(path, "wb") as there:
+                there.writelines(blocks(file))
+    return digest.hexdigest()
+
+
 def _create_remote(fs: Any, path: str, data: bytes, uri: str) -> bool:
     try:
         fs.pipe_file(path, data, mode="create")
@@ -79,7 +114,7 @@ def _precondition_failed(error: OSError) -> bool:
 def _create_local(path: Path, data: bytes) -> bool:
     if path.exists():
         return False
-    temporary = _write_beside(path, data)
+    temporary = _write_beside(path, [data])
     try:
         os.link(temporary, path)
     except FileExistsError:
@@ -98,15 +133,15 @@ def _create_local(path: Path, data: bytes) -> bool:
 
 
 def _replace_local(path: Path, data: bytes) -> None:
-    os.replace(_write_beside(path, data), path)
+    os.replace(_write_beside(path, [data]), path)
 
 
-def _write_beside(path: Path, data: bytes) -> Path:
+def _write_beside(path: Path, blocks: Iterable[bytes]) -> Path:
     _make_folder(path.parent)
     temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         with open(temporary, "xb") as file:
-            file.write(data)
+            file.writelines(blocks)
             file.flush()
             os.fsync(file.fileno())
     except BaseException:

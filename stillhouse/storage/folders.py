@@ -2,7 +2,7 @@
 
 import shutil
 import tempfile
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 from stillhouse.errors import StorageError
 from stillhouse.fingerprint import sha256
 from stillhouse.storage.artifact import Manifest, Store
-from stillhouse.storage.commit import create_or_adopt
+from stillhouse.storage.commit import copy, create_or_adopt
 from stillhouse.storage.filesystem import join, list_names, open_read, protocol_of
 from stillhouse.storage.retries import explain
 
@@ -55,6 +55,33 @@ def put_folder(
         settings=settings,
         totals=totals,
         files=files,
+    )
+    return store.put_manifest(manifest)
+
+
+def copy_folder(
+    store: Store,
+    name: str,
+    folder: str,
+    files: Sequence[str],
+    *,
+    inputs: dict[str, Any],
+    settings: dict[str, Any],
+    totals: dict[str, Any],
+) -> Manifest:
+    """The model artifact `name` of some files of another folder, of any size.
+
+    `name` has to be that of their content: who writes them again writes the same bytes.
+    """
+    digests = {f: copy(join(folder, f), store.path("models", name, f)) for f in files}
+    manifest = Manifest(
+        kind="models",
+        fingerprint=name,
+        parts=(),
+        inputs=inputs,
+        settings=settings,
+        totals=totals,
+        files=digests,
     )
     return store.put_manifest(manifest)
 

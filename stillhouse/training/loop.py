@@ -16,7 +16,9 @@ from stillhouse.errors import DivergedError
 from stillhouse.models.attention import set_attention
 from stillhouse.models.causal_lm import choose_dtype
 from stillhouse.models.cpu import use_onednn_for_float32
-from stillhouse.models.scoring import compile_layers, head_weight, layers_of
+from stillhouse.models.head import logit_rule
+from stillhouse.models.inspection import model_shape
+from stillhouse.models.scoring import compile_layers, layers_of
 from stillhouse.spec import Optimisation
 from stillhouse.training.batches import Batch, BatchSource
 from stillhouse.training.cross_entropy import LossValue, NextTokenLoss
@@ -34,7 +36,7 @@ from stillhouse.training.state import (
     take_snapshot,
     unpack_state,
 )
-from stillhouse.training.throughput import device_peak, training_flops
+from stillhouse.training.throughput import device_peak
 
 Loss = Callable[[PreTrainedModel, Tensor], LossValue]
 
@@ -109,13 +111,13 @@ class Trainer:
     Args:
         model: float32 weights, the same on all workers; moved to `device`.
         loss: maps model and input_ids [b, T] to means over b * (T-1) tokens; default
-            `NextTokenLoss(settings.z_loss)`.
+            `NextTokenLoss(settings.z_loss)`, with the model's rule for its logits.
         group: the workers.
         activation_checkpointing: keep layers' inputs alone, compute the rest again in backward.
         stop_on_explosion: stop also where the loss leaps up (`LossGuard`).
 
     Raises:
-        ModelError: as `head_weight`, with the default loss.
+        ModelError: as `logit_rule`, with the default loss.
     """
 
     def __init__(
@@ -134,15 +136,15 @@ class Trainer:
         model.to(device)  # pyright: ignore[reportArgumentType]
         if device.type == "cpu":
             use_onednn_for_float32()
-        if loss is None:
-            head_weight(model)
-        self._model, self._source, self._settings = model, source, settings
-        self._device, self._num_steps = device, num_steps
-        self._group = group or WorkerGroup()
         compiled = settings.compile == "on" or (
             settings.compile == "auto" and device.type == "cuda"
         )
-        self._loss = _LossModule(model, loss or NextTokenLoss(settings.z_loss, compiled))
+        if loss is None:
+            loss = NextTokenLoss(settings.z_loss, logit_rule(model), compiled=compiled)
+        self._model, self._source, self._settings = model, source, settings
+        self._device, self._num_steps = device, num_steps
+        self._group = group or WorkerGroup()
+        self._loss = _LossModule(model, loss)
         self._dtype = choose_dtype(settings.dtype, device)
         self._micro_batch = settings.micro_batch
         self._guard = LossGuard() if stop_on_explosion else None
@@ -150,6 +152,7 @@ class Trainer:
         self._step = self._tokens = 0
         self._chain = NO_SAMPLES
         self._peak = device_peak(device, self._dtype)
+        self._shape = model_shape(model)
         if activation_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         if compiled:
@@ -267,8 +270,8 @@ class Trainer:
     def _mfu(self, tokens_per_s: float, sequence_length: int) -> float | None:
         if self._peak is None:
             return None
-        flops = training_flops(self._model.config.to_dict(), sequence_length)
-        return None if flops is None else flops * tokens_per_s / (self._group.size * self._peak)
+        flops = 3 * self._shape.flops_per_token(sequence_length)
+        return flops * tokens_per_s / (self._group.size * self._peak)
 
     @torch.no_grad()
     def token_nll(self, input_ids: NDArray[Any]) -> NDArray[np.float32]:

@@ -8,8 +8,6 @@ dense bfloat16 products with accumulation in float32.
 
 import torch
 
-from stillhouse.models.shape import shape_of
-
 _PEAK_TFLOPS = {  # by words of a device's name; the first that fits
     "B200": 2250.0,
     "H200": 989.4,
@@ -38,11 +36,3 @@ def device_peak(device: torch.device, dtype: torch.dtype) -> float | None:
     if device.type != "cuda" or dtype != torch.bfloat16:
         return None
     return peak_flops(torch.cuda.get_device_name(device))
-
-
-def training_flops(config: dict[str, object], sequence_length: int) -> int | None:
-    """FLOPs of training on one token; None where a configuration does not tell its sizes."""
-    try:
-        return 3 * shape_of(config).flops_per_token(sequence_length)
-    except KeyError:
-        return None

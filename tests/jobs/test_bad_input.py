@@ -57,7 +57,9 @@ def _nothing_half_written(store):
 
 def _is_progress(line):
     """Steps that went well before, and what Ray says by itself."""
-    return line.startswith(("scan:", "tokenizer:", "duplicates:", "tokens:", "[20", "20", "("))
+    return line.startswith(
+        ("given models:", "scan:", "tokenizer:", "duplicates:", "tokens:", "[20", "20", "(")
+    )
 
 
 SPECS = {
@@ -200,6 +202,7 @@ def models(tmp_path_factory):
         ("good", "longer", "the conditional has a context of 128 tokens, the prior of 64"),
     ],
 )
+@pytest.mark.usefixtures("ray_cluster")
 def test_models_that_do_not_fit(refused, models, prior, conditional, expected):
     code, message = refused(
         tokenizer={"path": str(models / "tokenizer")},
@@ -208,7 +211,7 @@ def test_models_that_do_not_fit(refused, models, prior, conditional, expected):
     )
     assert code == 2
     assert expected in message
-    assert not refused.store.exists()
+    assert not (refused.store / "models").exists()
 
 
 def test_a_folder_without_weights(refused, models, tmp_path):

@@ -5,6 +5,7 @@ from torch.nn.functional import cross_entropy
 from stillhouse.errors import ModelError
 from stillhouse.mixing.gradients import GradientCapture, named_parameters, output_head
 from stillhouse.models.causal_lm import build_model
+from stillhouse.models.head import PLAIN
 from stillhouse.spec import ModelSettings
 from stillhouse.training.cross_entropy import NextTokenLoss
 
@@ -23,7 +24,7 @@ def batches(count):
 
 
 def loss(model, ids):
-    return NextTokenLoss(0.0)(model, ids).objective
+    return NextTokenLoss(0.0, PLAIN)(model, ids).objective
 
 
 def head_gradient(model, ids):

@@ -1,9 +1,13 @@
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors import safe_open
-from transformers import PreTrainedModel
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import PreTrainedModel, T5Config, T5ForConditionalGeneration
 
 from stillhouse.errors import ModelError, SpecError
 from stillhouse.models.causal_lm import (
@@ -13,7 +17,9 @@ from stillhouse.models.causal_lm import (
     load_model,
     save_model,
 )
-from stillhouse.models.shape import planned_shape, shape_of
+from stillhouse.models.inspection import inspect_model, model_shape
+from stillhouse.models.shape import ModelHeader, planned_shape, read_header
+from stillhouse.models.text_to_text import load_text_model
 from stillhouse.spec import ModelSettings
 
 CPU = torch.device("cpu")
@@ -45,7 +51,7 @@ def test_build_follows_the_settings(architecture: str) -> None:
 def test_the_planned_shape_is_that_of_the_model(architecture: str) -> None:
     settings = ModelSettings.model_validate({"architecture": architecture, "hidden_size": 64})
     model = build_model(settings, vocab_size=100, sequence_length=16, seed=0, eos_id=3)
-    assert planned_shape(settings, 100, 16) == shape_of(model.config.to_dict())
+    assert planned_shape(settings, 100, 16) == model_shape(model)
 
 
 def test_default_sizes_of_the_demo_model() -> None:
@@ -149,3 +155,95 @@ def test_choices_by_device() -> None:
 def test_cuda_without_a_gpu(device: str, gpus: float) -> None:
     with pytest.raises(SpecError, match=r"compute\.gpus_per_worker"):
         choose_device(device, gpus)
+
+
+def _edited(folder: Path, change: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> Path:
+    """A saved model of tied embeddings whose file holds other weights."""
+    save_model(small(), folder)
+    file = folder / "model.safetensors"
+    weights = change(load_file(file))
+    save_file({n: w.contiguous() for n, w in weights.items()}, file, metadata={"format": "pt"})
+    return folder
+
+
+def _prefixed(prefix: str) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
+    return lambda weights: {prefix + name: weight for name, weight in weights.items()}
+
+
+BROKEN: dict[str, tuple[Callable[[dict[str, Tensor]], dict[str, Tensor]], str]] = {
+    "one missing": (
+        lambda w: {n: t for n, t in w.items() if n != "model.norm.weight"},
+        r"not in the file: model\.norm\.weight[);]",
+    ),
+    "of a wrapper": (_prefixed("m."), r"in the architecture: m\.model\.embed_tokens\.weight and"),
+    "of torch.compile": (_prefixed("_orig_mod."), r"_orig_mod\.model\.embed_tokens\.weight and"),
+    "one too many": (
+        lambda w: w | {"model.layers.0.self_attn.q_proj.bias": torch.zeros(64)},
+        r"but not in the architecture: model\.layers\.0\.self_attn\.q_proj\.bias\)",
+    ),
+    "another shape": (
+        lambda w: {n: t[:90] if "embed" in n else t for n, t in w.items()},
+        r"model\.embed_tokens\.weight has the shape \[90, 64\] in the file, \[128, 64\]",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_weights_that_would_be_random_are_refused(name: str, tmp_path: Path) -> None:
+    """Where a model is loaded, and where only its files' headers are read."""
+    change, message = BROKEN[name]
+    folder = str(_edited(tmp_path, change))
+    with pytest.raises(ModelError, match=message):
+        load_model(folder, dtype="float32", attention="auto", device=CPU)
+    with pytest.raises(ModelError, match=message):
+        inspect_model(read_header(folder, "prior"))
+
+
+def test_text_to_text_models_are_refused_alike(tmp_path: Path) -> None:
+    sizes: dict[str, Any] = {"d_model": 32, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 4}
+    T5ForConditionalGeneration(T5Config(vocab_size=64, **sizes)).save_pretrained(tmp_path)
+    header = read_header(str(tmp_path), "model")
+    assert inspect_model(header, encoder_decoder=True).vocab_size == 64
+    with pytest.raises(ModelError, match=r"no decoder \(t5\): set `model.kind: encoder_decoder`"):
+        inspect_model(header)
+    file = tmp_path / "model.safetensors"
+    weights = {n: w for n, w in load_file(file).items() if "encoder.final" not in n}
+    save_file(weights, file, metadata={"format": "pt"})
+    for load in (
+        lambda: load_text_model(str(tmp_path), encoder_decoder=True, device=CPU),
+        lambda: inspect_model(read_header(str(tmp_path), "model"), encoder_decoder=True),
+    ):
+        with pytest.raises(ModelError, match=r"encoder\.final_layer_norm\.weight"):
+            load()
+
+
+def test_a_tied_head_is_no_missing_weight(tmp_path: Path) -> None:
+    save_model(small(), tmp_path)
+    assert "lm_head.weight" not in load_file(tmp_path / "model.safetensors")
+    load_model(str(tmp_path), dtype="float32", attention="auto", device=CPU)
+    inspect_model(read_header(str(tmp_path), "prior"))
+
+
+def test_a_shard_that_is_not_there_is_named(tmp_path: Path) -> None:
+    model: Any = small()
+    model.save_pretrained(tmp_path, max_shard_size="50KB")
+    shards = sorted(tmp_path.glob("model-*.safetensors"))
+    assert len(shards) > 1
+    assert inspect_model(read_header(str(tmp_path), "prior")).vocab_size == 128
+    shards[-1].unlink()
+    with pytest.raises(ModelError, match=shards[-1].name):
+        read_header(str(tmp_path), "prior")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"model_type": "nobody_knows"}', "nobody_knows"),
+        ("{", "config.json cannot be used"),
+        ('{"model_type": "vit"}', "no language model of 'vit'"),
+        ('{"model_type": "llama", "quantization_config": {"quant_method": "awq"}}', "quantised"),
+    ],
+)
+def test_configurations_that_cannot_be_used(content: str, message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        inspect_model(ModelHeader("prior", content.encode(), {}))

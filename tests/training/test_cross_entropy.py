@@ -6,6 +6,7 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
 from stillhouse.models.causal_lm import build_model
+from stillhouse.models.head import PLAIN
 from stillhouse.spec import ModelSettings
 from stillhouse.training import cross_entropy as chunked
 from stillhouse.training.cross_entropy import NextTokenLoss
@@ -51,7 +52,7 @@ def test_same_loss_and_gradients_as_all_logits_at_once(
     expected.backward()
     reference = gradients(model)
 
-    value = NextTokenLoss(0.01, compiled)(model, ids)
+    value = NextTokenLoss(0.01, PLAIN, compiled=compiled)(model, ids)
     (value.objective * 3).backward()
     torch.testing.assert_close(value.nll, nll)
     torch.testing.assert_close(value.objective, expected)
@@ -64,17 +65,17 @@ def test_hopeless_tokens_have_finite_loss() -> None:
     with torch.no_grad():
         model.get_output_embeddings().weight.mul_(100)
     ids = torch.randint(0, VOCAB, (2, 16), generator=torch.Generator().manual_seed(0))
-    value = NextTokenLoss(0.0)(model, ids)
+    value = NextTokenLoss(0.0, PLAIN)(model, ids)
     assert 100 < value.nll < float("inf")
 
 
 def test_bfloat16_products_under_autocast() -> None:
     model, ids = small(), torch.arange(64).reshape(4, 16)
-    exact = NextTokenLoss(1e-4)(model, ids)
+    exact = NextTokenLoss(1e-4, PLAIN)(model, ids)
     exact.objective.backward()
     reference = gradients(model)
     with torch.autocast("cpu", torch.bfloat16):
-        rough = NextTokenLoss(1e-4)(model, ids)
+        rough = NextTokenLoss(1e-4, PLAIN)(model, ids)
     rough.objective.backward()
     assert rough.nll.dtype == torch.float32
     assert 0 < (rough.nll - exact.nll).abs() < 2e-2

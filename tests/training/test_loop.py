@@ -7,6 +7,7 @@ from transformers import PreTrainedModel
 
 from stillhouse.errors import DivergedError
 from stillhouse.models.causal_lm import build_model
+from stillhouse.models.head import PLAIN
 from stillhouse.spec import ModelSettings, Optimisation
 from stillhouse.training.batches import Batch, TokenBatches, TokenSources
 from stillhouse.training.cross_entropy import LossValue, NextTokenLoss
@@ -99,7 +100,7 @@ def test_gradients_are_clipped() -> None:
 
 def test_a_loss_of_the_callers_own() -> None:
     def doubled(held: PreTrainedModel, input_ids: torch.Tensor) -> LossValue:
-        value = NextTokenLoss(0.0)(held, input_ids)
+        value = NextTokenLoss(0.0, PLAIN)(held, input_ids)
         return LossValue(value.objective * 2, value.nll * 2)
 
     def first(**options: object) -> float:
@@ -132,7 +133,7 @@ def fussy(most: int, error: type[BaseException]):
     """A loss that runs out of memory with more than `most` sequences."""
 
     def loss(held: PreTrainedModel, input_ids: torch.Tensor) -> LossValue:
-        value = NextTokenLoss(1e-4)(held, input_ids)
+        value = NextTokenLoss(1e-4, PLAIN)(held, input_ids)
         if len(input_ids) > most:
             raise error("no memory left")
         return value

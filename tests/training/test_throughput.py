@@ -1,8 +1,7 @@
 import pytest
 import torch
 
-from stillhouse.cost import forward_flops
-from stillhouse.training.throughput import device_peak, peak_flops, training_flops
+from stillhouse.training.throughput import device_peak, peak_flops
 
 
 @pytest.mark.parametrize(
@@ -26,25 +25,3 @@ def test_peaks(name, tflops):
 def test_unknown_devices_have_no_peak():
     assert peak_flops("NVIDIA GeForce GTX 1080") is None
     assert device_peak(torch.device("cpu"), torch.bfloat16) is None
-
-
-def test_training_is_three_forward_passes():
-    config = {
-        "vocab_size": 512,
-        "hidden_size": 64,
-        "num_hidden_layers": 2,
-        "intermediate_size": 192,
-        "num_attention_heads": 2,
-        "hidden_act": "silu",
-    }
-    forward = forward_flops(
-        hidden_size=64,
-        num_layers=2,
-        intermediate_size=192,
-        vocab_size=512,
-        sequence_length=16,
-        num_heads=2,
-        num_kv_heads=2,
-    )
-    assert training_flops(config, 16) == 3 * forward
-    assert training_flops({}, 16) is None

@@ -1,0 +1,189 @@
+"""What turns a causal model's hidden states into logits: a product, and what is done to it after.
+
+    logits = soft_cap * tanh(scale * (hidden @ weight.T + bias) / soft_cap)
+
+Scale and soft cap come from the configuration. That they are all that the architecture does is
+checked against its own code, so that a model which does anything else is refused.
+"""
+
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+from transformers import PreTrainedModel
+
+from stillhouse.errors import ModelError
+
+_CAPS = ("final_logit_softcapping", "logits_soft_cap")
+_FACTORS = ("logit_scale", "logits_scaling", "lm_head_multiplier")
+_DIVISORS = ("logits_scaling",)  # of Granite; HyperCLOVA X multiplies by what is called the same
+_PROBE_SIZES = (0.0, 0.1, 1.0, 10.0, 100.0)  # logits: the first shows a bias, the last ones a cap
+
+
+@dataclass(frozen=True, slots=True)
+class LogitRule:
+    """What an architecture does to the product of hidden states and output embeddings."""
+
+    scale: float = 1.0
+    soft_cap: float | None = None
+
+    def apply(self, product: Tensor) -> Tensor:
+        """Logits of the product (and bias)."""
+        logits = product if self.scale == 1.0 else product * self.scale
+        return logits if self.soft_cap is None else (logits / self.soft_cap).tanh() * self.soft_cap
+
+    def product_gradient(self, gradient: Tensor, logits: Tensor) -> Tensor:
+        """The gradient at the product, from that at the logits."""
+        if self.soft_cap is not None:
+            gradient = gradient * (1 - (logits / self.soft_cap).square())
+        return gradient if self.scale == 1.0 else gradient * self.scale
+
+
+PLAIN = LogitRule()
+
+
+class Head(NamedTuple):
+    """The end of a causal model: `weight` [V, H], `bias` [V] where it has one, and its rule."""
+
+    weight: Tensor
+    bias: Tensor | None = None
+    rule: LogitRule = PLAIN
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Hidden states [n, H] of any floating type -> float32 [n, V].
+
+        Never rounded to bfloat16 on the way: that alone would cost 1e-2 nats a token. GPUs
+        multiply bfloat16 and add up in float32; CPUs multiply in float32.
+        """
+        weight = self.weight
+        if weight.dtype == torch.bfloat16 and weight.is_cuda:
+            logits = torch.mm(hidden.to(weight.dtype), weight.t(), out_dtype=torch.float32)
+        else:
+            logits = linear(hidden.float(), weight.float())
+        if self.bias is not None:
+            logits = logits + self.bias.float()
+        return self.rule.apply(logits)
+
+
+def with_bos(input_ids: Tensor, bos_id: int | None) -> Tensor:
+    """Sequences [B, T] behind a beginning-of-sequence token, where there is one: [B, T or T+1]."""
+    if bos_id is None:
+        return input_ids
+    return torch.cat([input_ids.new_full((len(input_ids), 1), bos_id), input_ids], dim=1)
+
+
+def predicting(hidden: Tensor, length: int) -> Tensor:
+    """Of hidden states [B, T or T+1, H] those that predict the tokens 1 .. T-1: [B * (T-1), H]."""
+    return hidden[:, -length:-1].flatten(0, 1)
+
+
+def head_of(model: PreTrainedModel, rule: LogitRule) -> Head:
+    """The head with the weights that the model has now; `rule` is `logit_rule`'s."""
+    embeddings: Any = model.get_output_embeddings()
+    return Head(embeddings.weight, embeddings.bias, rule)
+
+
+def logit_rule(model: PreTrainedModel) -> LogitRule:
+    """What the model's architecture does to its logits, by its configuration and its own code.
+
+    The code behind the body is run on random hidden states and small output embeddings, in
+    float32: neither the model's weights nor their device matter, a model on `meta` will do.
+
+    Raises:
+        ModelError: it does something that no rule describes.
+    """
+    network: Any = model
+    embeddings, kind = network.get_output_embeddings(), model.config.model_type
+    if not isinstance(embeddings, nn.Linear):
+        raise ModelError(f"the architecture {kind!r} has no output embeddings to score with")
+    generator = torch.Generator().manual_seed(0)
+    width, has_bias = embeddings.in_features, network.get_output_embeddings().bias is not None
+    small = nn.Linear(width, 16, bias=has_bias)
+    sizes = torch.tensor(_PROBE_SIZES)
+    with torch.no_grad():
+        for parameter in small.parameters():
+            parameter.normal_(generator=generator)
+        hidden = torch.randn(len(sizes), width, generator=generator)
+        hidden = hidden * (sizes / linear(hidden, small.weight).std(1).clamp(min=1e-6))[:, None]
+        found = _own_logits(model, small, hidden)
+        if found is not None:
+            for rule in _candidates(model.config.get_text_config()):
+                logits = Head(small.weight, small.bias, rule).logits(hidden)
+                if torch.allclose(logits, found, rtol=1e-4, atol=1e-5):
+                    return rule
+    raise ModelError(
+        f"the architecture {kind!r} makes its logits in a way that scoring and training do not "
+        "know (neither a bias, a scale nor a soft cap of its configuration)"
+    )
+
+
+def _candidates(config: Any) -> Iterator[LogitRule]:
+    caps = [None, *_values(config, _CAPS)]
+    scales = [1.0, *_values(config, _FACTORS), *(1 / x for x in _values(config, _DIVISORS))]
+    return (LogitRule(scale, cap) for cap in caps for scale in scales)
+
+
+def _values(config: Any, names: tuple[str, ...]) -> list[float]:
+    found = [getattr(config, name, None) for name in names]
+    return [float(value) for value in found if isinstance(value, int | float) and value]
+
+
+class _Hidden:
+    """A body's output that holds hidden states and nothing else."""
+
+    def __init__(self, hidden: Tensor) -> None:
+        self.last_hidden_state = hidden
+
+    def __getattr__(self, name: str) -> None:
+        return None
+
+    def __getitem__(self, place: Any) -> Any:
+        return (self.last_hidden_state,)[place]
+
+
+def _own_logits(model: PreTrainedModel, small: nn.Module, hidden: Tensor) -> Tensor | None:
+    """The logits [n, v] that the model's code makes of hidden states [n, H]; None: not seen.
+
+    The body is stood in for. Some architectures call only its inner part (OPT), where the outer
+    one has to hand on what that gives.
+    """
+    network: Any = model
+    ids = torch.zeros((1, len(hidden)), dtype=torch.long)
+    inner = network.get_decoder()
+    for part in (network.base_model, inner):
+        with _stands_in(network, small, part, hidden) as calls:
+            try:
+                logits = network(input_ids=ids, use_cache=False).logits
+                if part is not network.base_model:
+                    outer = network.base_model(input_ids=ids, use_cache=False).last_hidden_state
+                    if not torch.equal(outer, hidden[None]):
+                        return None
+            except Exception:  # `part` was not what it calls, or its code wants a real body
+                continue
+        if calls:
+            return logits[0].float()
+    return None
+
+
+@contextmanager
+def _stands_in(
+    network: Any, small: nn.Module, body: nn.Module, hidden: Tensor
+) -> Generator[list[bool]]:
+    """Small output embeddings and given hidden states in a model, for a moment."""
+    head, calls = network.get_output_embeddings(), list[bool]()
+
+    def forward(*_: Any, **__: Any) -> _Hidden:
+        calls.append(True)
+        return _Hidden(hidden[None])
+
+    body.forward = forward
+    network.set_output_embeddings(small)
+    try:
+        yield calls
+    finally:
+        network.set_output_embeddings(head)
+        del body.forward

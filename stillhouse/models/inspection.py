@@ -1,0 +1,198 @@
+"""What a given model is, without reading its weights: its configuration, and its files' headers.
+
+The architecture is built on torch's `meta` device, where a model of any size takes no memory. Its
+loading by transformers is tried with stand-ins for the weights, so that a checkpoint which lacks
+some, or names them otherwise, is refused before any work.
+"""
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+
+from stillhouse.errors import ModelError
+from stillhouse.models.head import logit_rule
+from stillhouse.models.shape import ModelHeader, ModelShape
+
+_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+_ACTIVE = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k")
+_ATTENTION = {"attention", "full_attention", "sliding_attention", "chunked_attention", "hybrid"}
+
+
+def inspect_model(header: ModelHeader, *, encoder_decoder: bool = False) -> ModelShape:
+    """The shape of a model, after all that can be checked of it.
+
+    Args:
+        header: of its folder.
+        encoder_decoder: a text-to-text model is wanted, else one that can be scored with.
+
+    Raises:
+        ModelError: not a model of this kind; weights that are missing or under other names; an
+            architecture whose logits scoring does not know.
+    """
+    what, config = header.what, _config(header)
+    if config.is_encoder_decoder != encoder_decoder:
+        kinds = ("encoder_decoder", "decoder")
+        other, kind = kinds if config.is_encoder_decoder else kinds[::-1]
+        raise ModelError(f"{what} is no {kind} ({config.model_type}): set `model.kind: {other}`")
+    model = _on_meta(config, what, encoder_decoder)
+    _check_weights(header, model)
+    if not encoder_decoder:
+        try:
+            logit_rule(model)
+        except ModelError as error:
+            raise ModelError(f"{what}: {error}") from None
+    return model_shape(model)
+
+
+def _config(header: ModelHeader) -> PreTrainedConfig:
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "config.json").write_bytes(header.config)
+        try:
+            config: Any = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        except Exception as error:  # transformers raise whatever its parts do
+            reason = _line(error).replace(folder, "it")
+            raise ModelError(f"{header.what}: its config.json cannot be used: {reason}") from error
+    if getattr(config, "quantization_config", None):
+        raise ModelError(f"{header.what} is quantised: give its weights in bfloat16 or float32")
+    return config
+
+
+def _on_meta(config: PreTrainedConfig, what: str, encoder_decoder: bool) -> PreTrainedModel:
+    made: Any = AutoModelForSeq2SeqLM if encoder_decoder else AutoModelForCausalLM
+    try:
+        with torch.device("meta"):
+            return made.from_config(config)
+    except Exception as error:
+        raise ModelError(
+            f"{what}: transformers make no language model of {config.model_type!r}: {_line(error)}"
+        ) from error
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+def _check_weights(header: ModelHeader, model: PreTrainedModel) -> None:
+    stored = {
+        name: torch.zeros((), dtype=torch.bfloat16).expand(shape)
+        for name, shape in header.shapes.items()
+    }
+    kind: Any = type(model)
+    try:
+        _, info = kind.from_pretrained(
+            None,
+            config=model.config,
+            state_dict=stored,
+            dtype=torch.bfloat16,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+        )
+    except Exception as error:
+        raise ModelError(f"{header.what}: its weights do not load: {_line(error)}") from error
+    check_loaded(info, header.what)
+
+
+def check_loaded(info: dict[str, Any], what: str) -> None:
+    """Refuse a model of which transformers made up weights, or left some out.
+
+    Args:
+        info: transformers' own loading info; tied weights are not missing.
+        what: the model is called in the error.
+
+    Raises:
+        ModelError: naming the first weight, and how many there are.
+    """
+    missing, unexpected = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
+    if missing or unexpected:
+        found = [
+            f"{text}: {names[0]}" + (f" and {len(names) - 1} more" if names[1:] else "")
+            for text, names in (
+                ("not in the file", missing),
+                ("in the file, but not in the architecture", unexpected),
+            )
+            if names
+        ]
+        raise ModelError(
+            f"{what} has weights under other names than its architecture ({'; '.join(found)}): "
+            "save it again with `save_pretrained` of the model itself, not of a wrapper around it"
+        )
+    if info["mismatched_keys"]:
+        name, stored, wanted = sorted(info["mismatched_keys"])[0]
+        raise ModelError(
+            f"{what}: {name} has the shape {[*stored]} in the file, {[*wanted]} by config.json"
+        )
+
+
+def model_shape(model: PreTrainedModel) -> ModelShape:
+    """The shape of a model, counted on the model itself; on `meta` too."""
+    config: Any = model.config.get_text_config()
+    network: Any = model
+    share = _active_share(config)
+    matrices = sum(
+        parameter.numel() * (share if _is_expert(name, parameter, config) else 1)
+        for name, module in _modules(network, config.is_encoder_decoder)
+        if not isinstance(module, nn.Embedding)
+        for parameter in module.parameters(recurse=False)
+        if parameter.dim() >= 2
+    )
+    return ModelShape(
+        architecture=model.config.model_type,
+        vocab_size=network.get_input_embeddings().weight.shape[0],
+        max_positions=getattr(config, "max_position_embeddings", None),
+        matmul_parameters=round(matrices),
+        attention_width=_attention_layers(config) * _attention_width(config),
+    )
+
+
+def _modules(network: Any, encoder_decoder: bool) -> Iterator[tuple[str, nn.Module]]:
+    """Those that a token goes through: no image encoders."""
+    if encoder_decoder:
+        yield from network.named_modules()
+    else:
+        yield from network.get_decoder().named_modules()
+        yield "", network.get_output_embeddings()
+
+
+def _attention_width(config: Any) -> int:
+    """Of a layer: heads times the width of a head, the mean of keys' and values' where they differ
+    (multi-head latent attention); 0 without attention.
+    """
+    heads = getattr(config, "num_attention_heads", None) or 0
+    if not heads:
+        return 0
+    width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    keys, values = (getattr(config, name, None) for name in ("qk_head_dim", "v_head_dim"))
+    return heads * (keys + values) // 2 if keys and values else heads * width
+
+
+def _attention_layers(config: Any) -> int:
+    kinds = getattr(config, "layer_types", None) or getattr(config, "layers_block_type", None)
+    return sum(kind in _ATTENTION for kind in kinds) if kinds else config.num_hidden_layers
+
+
+def _first(config: Any, names: tuple[str, ...]) -> int | None:
+    found = [value for name in names if isinstance(value := getattr(config, name, None), int)]
+    return found[0] if found else None
+
+
+def _active_share(config: Any) -> float:
+    """Of a layer's experts, those that see a token."""
+    experts, active = _first(config, _EXPERTS), _first(config, _ACTIVE)
+    return active / experts if experts and active else 1.0
+
+
+def _is_expert(module: str, parameter: Tensor, config: Any) -> bool:
+    """One of many experts, stacked in one parameter or in modules of their own."""
+    stacked = parameter.dim() == 3 and parameter.shape[0] == _first(config, _EXPERTS)
+    return stacked or ".experts." in f"{module}."
