@@ -1,6 +1,7 @@
 """What a finished mix job says: the object of `run --json`, and the report."""
 
 from collections.abc import Iterable, Sequence
+from importlib.metadata import version
 from statistics import fmean, stdev
 from typing import Any
 
@@ -22,6 +23,7 @@ from stillhouse.storage.run_record import RunRecord, now
 _BINS = 120
 _ENTROPY_BINS = 20
 _MOST_DRAWN = 5
+_LIBRARIES = ("stillhouse", "ray", "torch", "transformers")
 
 
 def write_mix_outcome(
@@ -68,6 +70,7 @@ def _measured(made: Manifest) -> dict[str, Any]:
         "heldout_nll": totals["test"]["nll"],
         "accuracy": totals["test"]["accuracy"],
         "accuracy_interval": totals["test"]["interval"],
+        "chance": totals["test"]["chance"],
         "gradient_passes": totals["gradient_passes"],
         "num_steps": totals["num_steps"],
         "draws": totals["draws"],
@@ -93,6 +96,7 @@ def mix_report(spec: MixSpec, made: MixRun, run_uri: str) -> MixReport:
         num_arms=len(names),
         num_shots=spec.target.num_shots,
         test_rows=any_test["num_rows"],
+        chance=any_test["chance"],
         policies=[
             PolicyRow(label, [_seed_row(m) for m in of.values()])
             for label, of in made.models.items()
@@ -110,6 +114,9 @@ def mix_report(spec: MixSpec, made: MixRun, run_uri: str) -> MixReport:
         rows=row_fates(made.arms),
         skipped=made.arms.skipped,
         warnings=_warnings(runs, made),
+        spec_yaml=spec.to_yaml(),
+        artifacts=[("run", run_uri), ("tokenizer", made.arms.tokenizer.path)],
+        environment=[(name, version(name)) for name in _LIBRARIES],
     )
 
 
@@ -220,12 +227,26 @@ def _arm_rows(
     return sorted(rows, key=lambda row: -row.draws)
 
 
+def _guessing(main: str, runs: Sequence[tuple[str, dict[str, Any]]]) -> list[str]:
+    """Whether the policy's accuracy is that of a guess, by the mean of its seeds' intervals."""
+    tests = [totals["test"] for label, totals in runs if label == main]
+    chance = tests[0]["chance"]
+    if chance is None or fmean(test["interval"][0] for test in tests) > chance:
+        return []
+    accuracy = fmean(test["accuracy"] for test in tests)
+    return [
+        f"the accuracy of {main}, {accuracy:.3f}, cannot be told from that of a guess among the "
+        f"choices, {chance:.3f}: compare losses, or give the model more to learn from"
+    ]
+
+
 def _warnings(runs: Sequence[tuple[str, dict[str, Any]]], made: MixRun) -> list[str]:
     found = [
         f"{label}, seed {totals['seed']}: {complaint}; not learnt from"
         for label, totals in runs
         for complaint in totals["complaints"][:3]
     ]
+    found += _guessing(made.rules[0].label, runs)
     cut = sum(counts.get("truncated", 0) for counts in made.arms.counts.values())
     if cut:
         found.append(f"{cut:,} rows of arms are longer than the model's lengths and were cut")
