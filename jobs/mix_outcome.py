@@ -13,7 +13,7 @@ from stillhouse.mixing.decision_log import log_parts
 from stillhouse.mixing.decisions import Decision, read_decisions
 from stillhouse.mixing.spec import MixSpec
 from stillhouse.pipelines.context import Context
-from stillhouse.pipelines.mix import MixRun
+from stillhouse.pipelines.mix import MixRun, Rule
 from stillhouse.pipelines.mix_data import row_fates
 from stillhouse.report.data import Curve
 from stillhouse.report.mix_data import ArmRow, Heat, MixReport, PolicyRow, SeedRow
@@ -23,6 +23,7 @@ from stillhouse.storage.run_record import RunRecord, now
 _BINS = 120
 _ENTROPY_BINS = 20
 _MOST_DRAWN = 5
+_NEARLY_ALL = 0.95
 _LIBRARIES = ("stillhouse", "ray", "torch", "transformers")
 
 
@@ -240,13 +241,38 @@ def _guessing(main: str, runs: Sequence[tuple[str, dict[str, Any]]]) -> list[str
     ]
 
 
+def _one_sided(runs: Sequence[tuple[str, dict[str, Any]]]) -> list[str]:
+    """DoReMi's averaged weights where one arm has nearly all: what small batches do to it."""
+    found: list[str] = []
+    for label, totals in runs:
+        weights: dict[str, float] = totals.get("average_weights", {})
+        top = max(weights, key=lambda name: weights[name], default="")
+        if weights and weights[top] > _NEARLY_ALL:
+            found.append(
+                f"{label}, seed {totals['seed']}, gives {weights[top]:.1%} of its weight to arm "
+                f"{top}: lower `policy.eta` (0.1), raise `train.accumulation`, or set "
+                "`policy.size_temperature: 1`"
+            )
+    return found
+
+
+def _unaffordable(rules: Sequence[Rule]) -> list[str]:
+    """Controls whose first pass over the arms left them a single step."""
+    return [
+        f"the control {rule.label} had one step: its first pass over the arms costs as many "
+        "gradient passes as all steps of the policy; raise `train.num_steps`"
+        for rule in rules[1:]
+        if rule.num_steps == 1 < rules[0].num_steps
+    ]
+
+
 def _warnings(runs: Sequence[tuple[str, dict[str, Any]]], made: MixRun) -> list[str]:
     found = [
         f"{label}, seed {totals['seed']}: {complaint}; not learnt from"
         for label, totals in runs
         for complaint in totals["complaints"][:3]
     ]
-    found += _guessing(made.rules[0].label, runs)
+    found += _guessing(made.rules[0].label, runs) + _one_sided(runs) + _unaffordable(made.rules)
     cut = sum(counts.get("truncated", 0) for counts in made.arms.counts.values())
     if cut:
         found.append(f"{cut:,} rows of arms are longer than the model's lengths and were cut")

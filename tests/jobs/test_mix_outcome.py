@@ -1,8 +1,8 @@
-"""What is said of a job's progress: how much is done, in which unit, and how fast."""
+"""What a mix job says of itself: its progress, and what to look at first."""
 
 from types import SimpleNamespace
 
-from stillhouse.jobs.mix_outcome import _guessing
+from stillhouse.jobs.mix_outcome import _guessing, _one_sided, _unaffordable
 from stillhouse.jobs.progress import Lines, rate
 from stillhouse.mixing.evaluation import wilson
 from stillhouse.pipelines.mix import _Follower
@@ -51,3 +51,22 @@ def test_an_accuracy_that_a_guess_would_have_is_told():
     assert _guessing("ucb1", [run("ucb1", 150), run("uniform", 100)]) == []
     free = "ucb1", {"test": {"accuracy": None, "interval": None, "chance": None}}
     assert _guessing("ucb1", [free]) == []
+
+
+def test_weights_that_go_to_one_arm_are_told():
+    def run(top):
+        weights = {"web": 1 - top, "books": top}
+        return "doremi", {"seed": 0, "average_weights": weights}
+
+    (said,) = _one_sided([run(0.97), ("uniform", {"seed": 0})])
+    assert "gives 97.0% of its weight to arm books: lower `policy.eta`" in said
+    assert _one_sided([run(0.9)]) == []
+
+
+def test_a_control_that_its_first_pass_leaves_one_step_is_told():
+    def rule(label, num_steps):
+        return SimpleNamespace(label=label, num_steps=num_steps)
+
+    (said,) = _unaffordable([rule("static", 30), rule("uniform", 30), rule("static_alignment", 1)])
+    assert said.startswith("the control static_alignment had one step")
+    assert _unaffordable([rule("static", 1), rule("uniform", 1)]) == []
