@@ -1,6 +1,7 @@
 """What a finished mix job says: the object of `run --json`, and the report."""
 
 from collections.abc import Iterable, Sequence
+from importlib.metadata import version
 from statistics import fmean, stdev
 from typing import Any
 
@@ -12,7 +13,7 @@ from stillhouse.mixing.decision_log import log_parts
 from stillhouse.mixing.decisions import Decision, read_decisions
 from stillhouse.mixing.spec import MixSpec
 from stillhouse.pipelines.context import Context
-from stillhouse.pipelines.mix import MixRun
+from stillhouse.pipelines.mix import MixRun, Rule
 from stillhouse.pipelines.mix_data import row_fates
 from stillhouse.report.data import Curve
 from stillhouse.report.mix_data import ArmRow, Heat, MixReport, PolicyRow, SeedRow
@@ -22,6 +23,8 @@ from stillhouse.storage.run_record import RunRecord, now
 _BINS = 120
 _ENTROPY_BINS = 20
 _MOST_DRAWN = 5
+_NEARLY_ALL = 0.95
+_LIBRARIES = ("stillhouse", "ray", "torch", "transformers")
 
 
 def write_mix_outcome(
@@ -68,6 +71,7 @@ def _measured(made: Manifest) -> dict[str, Any]:
         "heldout_nll": totals["test"]["nll"],
         "accuracy": totals["test"]["accuracy"],
         "accuracy_interval": totals["test"]["interval"],
+        "chance": totals["test"]["chance"],
         "gradient_passes": totals["gradient_passes"],
         "num_steps": totals["num_steps"],
         "draws": totals["draws"],
@@ -93,6 +97,7 @@ def mix_report(spec: MixSpec, made: MixRun, run_uri: str) -> MixReport:
         num_arms=len(names),
         num_shots=spec.target.num_shots,
         test_rows=any_test["num_rows"],
+        chance=any_test["chance"],
         policies=[
             PolicyRow(label, [_seed_row(m) for m in of.values()])
             for label, of in made.models.items()
@@ -110,6 +115,9 @@ def mix_report(spec: MixSpec, made: MixRun, run_uri: str) -> MixReport:
         rows=row_fates(made.arms),
         skipped=made.arms.skipped,
         warnings=_warnings(runs, made),
+        spec_yaml=spec.to_yaml(),
+        artifacts=[("run", run_uri), ("tokenizer", made.arms.tokenizer.path)],
+        environment=[(name, version(name)) for name in _LIBRARIES],
     )
 
 
@@ -220,12 +228,51 @@ def _arm_rows(
     return sorted(rows, key=lambda row: -row.draws)
 
 
+def _guessing(main: str, runs: Sequence[tuple[str, dict[str, Any]]]) -> list[str]:
+    """Whether the policy's accuracy is that of a guess, by the mean of its seeds' intervals."""
+    tests = [totals["test"] for label, totals in runs if label == main]
+    chance = tests[0]["chance"]
+    if chance is None or fmean(test["interval"][0] for test in tests) > chance:
+        return []
+    accuracy = fmean(test["accuracy"] for test in tests)
+    return [
+        f"the accuracy of {main}, {accuracy:.3f}, cannot be told from that of a guess among the "
+        f"choices, {chance:.3f}: compare losses, or give the model more to learn from"
+    ]
+
+
+def _one_sided(runs: Sequence[tuple[str, dict[str, Any]]]) -> list[str]:
+    """DoReMi's averaged weights where one arm has nearly all: what small batches do to it."""
+    found: list[str] = []
+    for label, totals in runs:
+        weights: dict[str, float] = totals.get("average_weights", {})
+        top = max(weights, key=lambda name: weights[name], default="")
+        if weights and weights[top] > _NEARLY_ALL:
+            found.append(
+                f"{label}, seed {totals['seed']}, gives {weights[top]:.1%} of its weight to arm "
+                f"{top}: lower `policy.eta` (0.1), raise `train.accumulation`, or set "
+                "`policy.size_temperature: 1`"
+            )
+    return found
+
+
+def _unaffordable(rules: Sequence[Rule]) -> list[str]:
+    """Controls whose first pass over the arms left them a single step."""
+    return [
+        f"the control {rule.label} had one step: its first pass over the arms costs as many "
+        "gradient passes as all steps of the policy; raise `train.num_steps`"
+        for rule in rules[1:]
+        if rule.num_steps == 1 < rules[0].num_steps
+    ]
+
+
 def _warnings(runs: Sequence[tuple[str, dict[str, Any]]], made: MixRun) -> list[str]:
     found = [
         f"{label}, seed {totals['seed']}: {complaint}; not learnt from"
         for label, totals in runs
         for complaint in totals["complaints"][:3]
     ]
+    found += _guessing(made.rules[0].label, runs) + _one_sided(runs) + _unaffordable(made.rules)
     cut = sum(counts.get("truncated", 0) for counts in made.arms.counts.values())
     if cut:
         found.append(f"{cut:,} rows of arms are longer than the model's lengths and were cut")

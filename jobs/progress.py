@@ -17,6 +17,8 @@ from rich.progress import (
 from stillhouse.jobs.terminal import Terminal, plain
 
 _INTERVAL_S = 10.0
+_NOUNS = {"steps": "runs", "iterations": "sets"}
+"""What the parts of a step are, by the unit of its rate, where they have a name of their own."""
 
 
 def rate(amount: float, seconds: float, unit: str) -> str:
@@ -86,7 +88,7 @@ class Lines:
         """Say what is to be done."""
         now = time.perf_counter()
         self._steps[step] = [total, float(reused), 0.0, unit, now, now]
-        self._say(f"{step}: {total} parts, {reused} reused")
+        self._say(f"{step}: {total} {_NOUNS.get(unit, 'parts')}, {reused} reused")
 
     def advance(self, step: str, done: float, amount: float) -> None:
         """Say how far it is, not more often than every ten seconds."""
@@ -96,8 +98,9 @@ class Lines:
         now = time.perf_counter()
         if now - state[5] >= _INTERVAL_S:
             state[5] = now
-            shown = rate(state[2], now - state[4], state[3])
-            self._say(f"{step}: {state[1]:.1f} of {state[0]} parts, {shown}")
+            unit, noun = state[3], _NOUNS.get(state[3], "parts")
+            shown = rate(state[2], now - state[4], unit)
+            self._say(f"{step}: {state[1]:.1f} of {state[0]} {noun}, {shown}")
 
     def end(self, step: str, seconds: float) -> None:
         """Say how long it took."""

@@ -85,8 +85,12 @@ def _show_mix(console: Terminal, result: dict[str, Any]) -> None:
         told = all(seed["accuracy"] is not None for seed in seeds)
         accuracy = f"{_mean(seeds, 'accuracy'):.3f}" if told else ""
         passes = f"{_mean(seeds, 'gradient_passes'):,.0f}"
-        table.add_row(label, f"{_mean(seeds, 'heldout_nll'):.4f}", accuracy, passes)
+        cells = (label, f"{_mean(seeds, 'heldout_nll'):.4f}", accuracy, passes)
+        table.add_row(*cells, style="bold" if label == next(iter(rows)) else None)
     console.print(table)
+    chance = next(seed for of in rows.values() for seed in of).get("chance")
+    if chance is not None:
+        console.print(f"accuracy of a guess among the choices: {chance:.3f}")
 
 
 def _mean(rows: list[dict[str, Any]], key: str) -> float:

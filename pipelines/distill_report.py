@@ -31,10 +31,12 @@ _MAX_CLASSES = 100
 
 
 def _judged_by(spec: DistillSpec, made: DistillRun) -> str:
-    """How networks were trained on the set, in two words."""
+    """The protocol of the spec, and how networks were trained on the set."""
     classes = len(made.images.totals["class_names"])
     recipe = set_protocol(spec, classes, made.best.learning_rate).recipe
-    return f"{protocol_name(spec)}, {recipe.epochs} epochs"
+    named, trained = spec.evaluate.protocol, protocol_name(spec)
+    how = named if named == trained else f"{named} (trained as in {trained})"
+    return f"{how}, {recipe.epochs} epochs"
 
 
 def distill_report(

@@ -278,11 +278,13 @@ class _Follower:
 
     def __init__(self, ctx: Context, tasks: Sequence[MixTask], advance: Any) -> None:
         self._ctx, self._tasks, self._advance = ctx, tasks, advance
-        self._done = 0.0
+        self._done, self._steps = 0.0, 0
 
     def hear(self, kind: str, content: dict[str, Any]) -> None:
         """Take one of the workers' news."""
+        steps = self._steps
         if kind == STEP:
+            steps = max(steps, content["step"])
             place = content["run"] + 0.999 * (
                 content["step"] - sum(t.num_steps for t in self._tasks[: content["run"]])
             ) / (self._tasks[content["run"]].num_steps)
@@ -290,5 +292,5 @@ class _Follower:
             place = content["number"] + 1.0
             self._ctx.listener.note("mix run", content)
         if place > self._done:
-            self._advance(place - self._done, place - self._done)
-            self._done = place
+            self._advance(place - self._done, steps - self._steps)
+            self._done, self._steps = place, steps

@@ -79,6 +79,10 @@ class ClusterError(StillhouseError):
     exit_code = 2
 
 
+class LostPeerError(RuntimeError):
+    """A sum over workers failed because another worker is gone: never the first cause."""
+
+
 class LostClusterError(ClusterError):
     """The cluster went away while a job of it was followed. Submit again to go on."""
 

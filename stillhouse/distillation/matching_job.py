@@ -33,6 +33,7 @@ from stillhouse.fingerprint import fingerprint
 from stillhouse.models.device import peak_bytes
 from stillhouse.storage.artifact import Receipt, Store
 from stillhouse.training.checkpoint import Checkpoints
+from stillhouse.training.fit import load_together
 from stillhouse.training.group import WorkerGroup
 from stillhouse.training.state import WEIGHT, Snapshot
 
@@ -234,8 +235,11 @@ class _Run:
         self._losses: list[float] = []
 
     def resume(self, checkpoints: Checkpoints) -> None:
-        """Take up the newest checkpoint, or keep the start as point 0."""
-        found = checkpoints.load_newest()
+        """Take up the newest checkpoint, or keep the start as point 0.
+
+        A checkpoint behind a set that is gone (pruned, deleted) is of no use: the set lies before.
+        """
+        found = load_together(checkpoints, self._group, until=self._last_in_store())
         if found is None:
             self._keep(checkpoints)
             return
@@ -244,6 +248,13 @@ class _Run:
         self._matcher.load_state_dict(tensors)
         self._iteration = found.step
         self._seconds = float(found.snapshot.progress["seconds"])
+
+    def _last_in_store(self) -> int:
+        """The last point up to which the store has every set; -1 without the first."""
+        names = [self._task.receipt(point) for point in self._task.points]
+        done = self._store.finished(KIND, names)
+        count = next((i for i, name in enumerate(names) if name not in done), len(names))
+        return self._task.points[count - 1] if count else -1
 
     def go_on(self, checkpoints: Checkpoints, on_step: Callable[[int, int], None]) -> None:
         """All iterations that are left."""
@@ -279,21 +290,22 @@ class _Run:
                 self._store.put_receipt(KIND, Receipt(self._task.receipt(point), (), {}, info))
 
     def _keep(self, checkpoints: Checkpoints) -> None:
-        """The set as a part and its receipt, then the checkpoint."""
+        """The set as a part and its receipt, where they are missing, then the checkpoint."""
         losses, self._losses = self._losses, []
         if self._group.rank != 0:
             return
         name = self._task.receipt(self._iteration)
-        table = set_table(self._set())
-        part = self._store.put_part(f"{KIND}/parts/{name}.parquet", table, num_tokens=0)
-        info = {
-            "iteration": self._iteration,
-            "losses": losses,
-            "learning_rate": float(self._matcher.synthetic.learning_rate),
-            "seconds": self._seconds,
-            "peak_bytes": peak_bytes(self._prepared.device),
-        }
-        self._store.put_receipt(KIND, Receipt(name, (part,), {"iterations": len(losses)}, info))
+        if name not in self._store.finished(KIND, [name]):
+            table = set_table(self._set())
+            part = self._store.put_part(f"{KIND}/parts/{name}.parquet", table, num_tokens=0)
+            info = {
+                "iteration": self._iteration,
+                "losses": losses,
+                "learning_rate": float(self._matcher.synthetic.learning_rate),
+                "seconds": self._seconds,
+                "peak_bytes": peak_bytes(self._prepared.device),
+            }
+            self._store.put_receipt(KIND, Receipt(name, (part,), {"iterations": len(losses)}, info))
         tensors = {WEIGHT + n: t.cpu().clone() for n, t in self._matcher.state_dict().items()}
         tensors[WEIGHT + "draws"] = self._draws.get_state()
         progress = {"step": self._iteration, "seconds": self._seconds}

@@ -26,12 +26,14 @@ class Evaluation:
         accuracy: share of rows whose best choice is the target; None without choices.
         interval: of accuracy, Wilson's at 95 %.
         num_rows: how many.
+        chance: accuracy of a guess among each row's choices; None without choices.
     """
 
     nll: float
     accuracy: float | None
     interval: tuple[float, float] | None
     num_rows: int
+    chance: float | None = None
 
     @property
     def score(self) -> float:
@@ -88,5 +90,6 @@ def _judged(rows: Sequence[TargetRow], found: Sequence[tuple[int, int, float, in
     ]
     if not ranked:
         return Evaluation(nll, None, None, len(rows))
-    correct = sum(ranked)
-    return Evaluation(nll, correct / len(ranked), wilson(correct, len(ranked)), len(rows))
+    correct, total = sum(ranked), len(ranked)
+    chance = sum(1 / len(row.choices) for row in rows if row.choices) / total
+    return Evaluation(nll, correct / total, wilson(correct, total), len(rows), chance)

@@ -48,7 +48,7 @@ def named_parameters(model: nn.Module, part: str) -> dict[str, Parameter]:
 
 
 class GradientCapture:
-    """Sums each arm's gradients of `parameters` in float32 until `clear`.
+    """Sums each arm's gradients of `parameters` in float32, until it is dropped.
 
     Memory: 4 bytes a value of the subset for each arm of the window. `close` removes the hooks.
     """
@@ -56,42 +56,21 @@ class GradientCapture:
     def __init__(self, parameters: Mapping[str, Parameter]) -> None:
         self._parameters = list(parameters.values())
         self._sums: dict[int, list[Tensor | None]] = {}
-        self._batches: dict[int, int] = {}
         self._arm: int | None = None
         self._hooks = [
             parameter.register_hook(partial(self._hear, index=index))
             for index, parameter in enumerate(self._parameters)
         ]
 
-    @property
-    def arms(self) -> list[int]:
-        """The arms seen since the last `clear`, ascending."""
-        return sorted(self._sums)
-
     @contextmanager
     def arm(self, arm: int) -> Generator[None, None, None]:
         """A micro-batch of one arm: the one backward pass inside is credited to it."""
-        self._begin(arm)
+        self._sums.setdefault(arm, [None] * len(self._parameters))
         self._arm = arm
         try:
             yield
         finally:
             self._arm = None
-
-    def mixed(self, losses: Mapping[int, Tensor]) -> None:
-        """A micro-batch that mixes arms: credit each arm the gradient of its own loss.
-
-        `losses` are scalars of one graph, each the arm's own share of the batch's loss; `.grad` is
-        not touched, and their sum can be sent backward afterwards. Costs one backward pass an arm,
-        only as far back as the subset: for an output head, one matrix product.
-        """
-        for arm, loss in losses.items():
-            self._begin(arm)
-            gradients = torch.autograd.grad(
-                loss, self._parameters, retain_graph=True, materialize_grads=True
-            )
-            for index, gradient in enumerate(gradients):
-                self._credit(arm, gradient, index)
 
     def total(self, arm: int) -> Tensor:
         """Sum of the arm's gradients: float32[P], the parameters flattened one after the other.
@@ -108,37 +87,16 @@ class GradientCapture:
     def drop(self, arm: int) -> None:
         """Forget one arm."""
         self._sums.pop(arm, None)
-        self._batches.pop(arm, None)
-
-    def mean(self, arm: int) -> Tensor:
-        """Mean over the arm's micro-batches: float32[P]."""
-        return self.total(arm) / self._batches[arm]
-
-    def batches(self, arm: int) -> int:
-        """How many micro-batches of the arm have been seen."""
-        return self._batches[arm]
-
-    def clear(self) -> None:
-        """Forget all arms: the window is over."""
-        self._sums.clear()
-        self._batches.clear()
 
     def close(self) -> None:
         """Remove the hooks."""
         for hook in self._hooks:
             hook.remove()
 
-    def _begin(self, arm: int) -> None:
-        if arm not in self._sums:
-            self._sums[arm] = [None] * len(self._parameters)
-        self._batches[arm] = self._batches.get(arm, 0) + 1
-
     def _hear(self, gradient: Tensor, index: int) -> None:
-        if self._arm is not None:
-            self._credit(self._arm, gradient, index)
-
-    def _credit(self, arm: int, gradient: Tensor, index: int) -> None:
-        flat, sums = gradient.detach().flatten(), self._sums[arm]
+        if self._arm is None:
+            return
+        flat, sums = gradient.detach().flatten(), self._sums[self._arm]
         found = sums[index]
         if found is None:
             sums[index] = flat.to(torch.float32, copy=True)

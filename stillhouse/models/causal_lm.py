@@ -1,5 +1,6 @@
 """Causal language models: made from settings, loaded and saved as transformers folders."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -101,5 +102,17 @@ def load_weights(kind: Any, path: str, dtype: torch.dtype) -> PreTrainedModel:
 
 
 def save_model(model: PreTrainedModel, folder: Path) -> None:
-    """Write config.json and safetensors; the same weights give the same bytes."""
+    """Write config.json and safetensors; the same weights give the same bytes.
+
+    transformers 5 writes of every T5 that its embeddings are tied, which 4.x believes: it would
+    tie them, and scale the decoder's outputs.
+    """
     model.save_pretrained(folder)
+    head, path = model.get_output_embeddings(), folder / "config.json"
+    if head is None:
+        return
+    config = json.loads(path.read_text())
+    config["tie_word_embeddings"] = head.weight is model.get_input_embeddings().weight
+    if hasattr(model.config, "scale_decoder_outputs"):  # else 5 infers it from the line above
+        config["scale_decoder_outputs"] = model.config.scale_decoder_outputs
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")

@@ -91,6 +91,7 @@ class MixReport:
         cumulative: draws of the most drawn arms so far, over steps, a curve of each seed.
         rows: what became of the arms' rows, by reason.
         skipped: arms that were left out, and why.
+        chance: accuracy of a guess among the choices; None without choices.
     """
 
     title: str
@@ -110,6 +111,10 @@ class MixReport:
     rows: dict[str, int] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    chance: float | None = None
+    spec_yaml: str = ""
+    artifacts: list[tuple[str, str]] = field(default_factory=list)
+    environment: list[tuple[str, str]] = field(default_factory=list)
 
 
 @cache

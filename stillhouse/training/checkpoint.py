@@ -100,15 +100,21 @@ class Checkpoints:
         """Steps of the committed checkpoints, ascending."""
         return sorted(self._scores())
 
-    def load_newest(self) -> Loaded | None:
+    def load_newest(self, until: int | None = None) -> Loaded | None:
         """The newest checkpoint that is whole, or None. Broken ones are passed over and removed,
         so that the training can write them again.
+
+        Args:
+            until: no step after this one; later checkpoints are removed too.
 
         Raises:
             ArtifactError: it is of a training with another identity; names the first key.
         """
         broken: list[str] = []
         for step in reversed(self._folders()):
+            if until is not None and step > until:
+                self._remove(step)
+                continue
             try:
                 if self._manifest(step) is not None:
                     return Loaded(step, self.load(step).snapshot, tuple(broken))

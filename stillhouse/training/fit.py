@@ -79,8 +79,16 @@ def fit(
     return start
 
 
-def load_together(checkpoints: Checkpoints, group: WorkerGroup) -> Loaded | None:
-    """The newest whole checkpoint as the first worker finds it; the same one on all workers."""
-    newest = checkpoints.load_newest() if group.rank == 0 else None
+def load_together(
+    checkpoints: Checkpoints, group: WorkerGroup, *, until: int | None = None
+) -> Loaded | None:
+    """The newest whole checkpoint as the first worker finds it; the same one on all workers.
+
+    Args:
+        checkpoints: of the training.
+        group: its workers.
+        until: as `Checkpoints.load_newest`, where the first worker knows it.
+    """
+    newest = checkpoints.load_newest(until) if group.rank == 0 else None
     step = group.gather(None if newest is None else newest.step)[0]
     return newest if group.rank == 0 or step is None else checkpoints.load(step)

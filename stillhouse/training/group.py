@@ -9,7 +9,8 @@ Two ways to share a training out; both give every worker the mean over the globa
   gathered as they are needed. Here all workers have to take the same micro-batches.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,8 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor, nn
+
+from stillhouse.errors import LostPeerError
 
 _BUCKET_BYTES = 64 << 20
 
@@ -45,7 +48,8 @@ class WorkerGroup:
     def total(self, value: Tensor) -> Tensor:
         """The sum of the workers' tensors, in place."""
         if self.size > 1:
-            dist.all_reduce(value)
+            with _collective():
+                dist.all_reduce(value)
         return value
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
@@ -79,7 +83,8 @@ class WorkerGroup:
         if self.size == 1:
             return block
         found = [torch.empty_like(block) for _ in range(self.size)]
-        dist.all_gather(found, block, group=self._messages)
+        with _collective():
+            dist.all_gather(found, block, group=self._messages)
         return torch.cat(found)
 
     def gather(self, value: Any) -> list[Any]:
@@ -87,8 +92,18 @@ class WorkerGroup:
         if self.size == 1:
             return [value]
         found: list[Any] = [None] * self.size
-        dist.all_gather_object(found, value, group=self._messages)
+        with _collective():
+            dist.all_gather_object(found, value, group=self._messages)
         return found
+
+
+@contextmanager
+def _collective() -> Generator[None]:
+    """What fails here is another worker, or the way to it, so that its own error can be told."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise LostPeerError(str(error)) from error
 
 
 def _buckets(tensors: Sequence[Tensor]) -> list[list[Tensor]]:

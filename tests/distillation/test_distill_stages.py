@@ -137,6 +137,22 @@ def test_killed_distillation_goes_on_to_the_same_bytes(kitchen, tmp_path, method
     assert [len(r.info["losses"]) for r in sets(again, task)] == [0, 2, 2]
 
 
+@pytest.mark.parametrize("iteration", [0, 2, 4])
+@pytest.mark.parametrize("kind", ["parts", "receipts"])
+def test_sets_that_were_deleted_are_made_again(kitchen, tmp_path, kind, iteration):
+    store = Store(str(tmp_path))
+    task = matching(kitchen[0], Mtt(name="mtt", **TINY))
+    run_matching(store, kitchen[1], task, quiet)
+    before, folder = part_bytes(store, task), tmp_path / "distilled" / kind
+    (gone,) = folder.glob(f"{task.receipt(iteration)}.*")
+    gone.unlink()
+    done = []
+    run_matching(store, kitchen[1], task, lambda step, _: done.append(step))
+    assert part_bytes(store, task) == before
+    # from the newest checkpoint before it, of the two that are kept
+    assert done == ([3, 4] if iteration == 4 else [1, 2, 3, 4])
+
+
 def test_divergence_keeps_the_sets_before_it(kitchen, tmp_path):
     _, prepared = kitchen
     store = Store(str(tmp_path))

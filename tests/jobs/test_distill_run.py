@@ -2,10 +2,12 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+from ray.cloudpickle import register_pickle_by_value
 from small import Quiet
 
 import stillhouse
@@ -15,6 +17,7 @@ from stillhouse.distillation.stored_sets import read_set
 from stillhouse.errors import ArtifactError, InputError, ModelError
 from stillhouse.jobs.distill import _steps
 from stillhouse.jobs.plan import plan_job
+from stillhouse.jobs.prune import prune_store
 from stillhouse.jobs.run import run_job
 from stillhouse.jobs.status import draw_report
 from stillhouse.pipelines.context import Context
@@ -23,6 +26,8 @@ from stillhouse.pipelines.distilling import distil
 from stillhouse.spec import ComputeSettings
 from stillhouse.storage.artifact import Store
 from stillhouse.storage.parquet import read_table
+
+register_pickle_by_value(sys.modules[__name__])  # workers do not see this folder
 
 TINY = {
     "job": "distill",
@@ -104,17 +109,21 @@ def test_plan_knows_what_is_there_for_another_method(distilled):
     assert steps["evaluate"]["parts"] is None
 
 
-def test_two_distillers_learn_what_one_does(distilled, tmp_path):
+def by_two(distilled, folder, make, name, **compute):
+    """The receipts of a distillation by two workers, of the job's images and experts."""
     store, result = distilled
     for kind in ("images", "trajectories"):
-        shutil.copytree(store / kind, tmp_path / kind)
-    parsed, artifacts = spec(tmp_path), result["artifacts"]
-    experts = tuple(
-        str(tmp_path / "trajectories" / Path(u).name) for u in artifacts["learned_from"]
-    )
-    task = MatchingTask("2" * 64, parsed.network, parsed.method, experts, 3, ("crop", "scale"))
-    ctx = Context(Store(str(tmp_path)), ComputeSettings(distillers=2), Quiet())
-    receipts = distil(ctx, image_work(parsed, Path(artifacts["images"]).name), task)
+        shutil.copytree(store / kind, folder / kind)
+    parsed, artifacts = spec(folder), result["artifacts"]
+    experts = tuple(str(folder / "trajectories" / Path(u).name) for u in artifacts["learned_from"])
+    task = make(name, parsed.network, parsed.method, experts, 3, ("crop", "scale"))
+    ctx = Context(Store(str(folder)), ComputeSettings(distillers=2, **compute), Quiet())
+    return distil(ctx, image_work(parsed, Path(artifacts["images"]).name), task)
+
+
+def test_two_distillers_learn_what_one_does(distilled, tmp_path):
+    store, _ = distilled
+    receipts = by_two(distilled, tmp_path, MatchingTask, "2" * 64)
     assert [receipt.info["iteration"] for receipt in receipts] == [0, 2, 4]
     for receipt in receipts:
         two = read_set(read_table(f"{tmp_path}/{receipt.parts[0].path}"), "here")
@@ -123,6 +132,40 @@ def test_two_distillers_learn_what_one_does(distilled, tmp_path):
         # 8 bits: a level apart at most, where two workers' sums differ in their last digits
         assert float((one.images - two.images).abs().max()) <= 1.01 * span / 255
         assert two.learning_rate == pytest.approx(one.learning_rate, rel=1e-5)
+
+
+def test_pruned_sets_are_made_again_for_another_evaluation(distilled, tmp_path):
+    store, _ = distilled
+    copy = tmp_path / "store"
+    shutil.copytree(store, copy)
+    before = {path.name: path.read_bytes() for path in (copy / "distilled/parts").iterdir()}
+    assert prune_store(str(copy), grace_hours=0, yes=True)["removed"]["distilled"]
+    kept = {path.name for path in (copy / "distilled/parts").iterdir()}
+    again = run_job(spec(copy, evaluate=TINY["evaluate"] | {"epochs": 3}), Quiet())
+    assert again["status"] == "done"
+    after = {path.name: path.read_bytes() for path in (copy / "distilled/parts").iterdir()}
+    made = {path.stem for path in (copy / "distilled/receipts").iterdir()} & {
+        Path(name).stem for name in before.keys() - kept
+    }
+    assert made and all(after[f"{name}.parquet"] == before[f"{name}.parquet"] for name in made)
+
+
+class Failing(MatchingTask):
+    """Raises an error of its own in one of two workers, when the other waits for it."""
+
+    def receipt(self, iteration):
+        import torch.distributed as dist
+
+        if dist.is_initialized() and dist.get_rank() == int(self.fingerprint[0]):
+            raise KeyError("in one worker")
+        return super().receipt(iteration)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_an_error_in_one_of_two_distillers_is_told_as_it_is(distilled, tmp_path, rank):
+    with pytest.raises(KeyError, match="in one worker") as caught:
+        by_two(distilled, tmp_path, Failing, str(rank) * 64, max_attempts=1)
+    assert "in receipt" in str(caught.value)  # with its traceback
 
 
 def set_after(iteration, store):

@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from stillhouse.mixing.dealing import Slot, share, slots_of, spanning
 from stillhouse.mixing.evaluation import evaluate, wilson
 from stillhouse.mixing.target import TargetRow, choose_shots
 from stillhouse.mixing.task_loss import row_losses
+from stillhouse.models.causal_lm import save_model
 from stillhouse.models.text_to_text import build_text_model, load_text_model
 from stillhouse.spec import ModelSettings
 from stillhouse.training.group import WorkerGroup
@@ -71,7 +74,9 @@ def test_the_encoder_decoders_loss_is_the_models_own():
 @pytest.mark.parametrize("tie", [False, True])
 def test_an_encoder_decoder_is_saved_and_loaded(tmp_path, tie):
     model = make("encoder_decoder", tie)
-    model.save_pretrained(tmp_path)
+    save_model(model, tmp_path)
+    # what transformers 4.x makes of it: it ties and scales outputs where this is not false
+    assert json.loads((tmp_path / "config.json").read_text())["tie_word_embeddings"] is tie
     again = load_text_model(str(tmp_path), encoder_decoder=True, device=torch.device("cpu"))
     assert (again.get_output_embeddings().weight is again.get_input_embeddings().weight) == tie
     batch = Collator("encoder_decoder", EOS, PAD)([row([5, 6], [8, 9])])
@@ -92,9 +97,15 @@ def test_the_choice_with_the_least_mean_loss_wins(kind):
     found = evaluate(model, collate, rows, device=torch.device("cpu"), group=WorkerGroup())
     assert found.accuracy == pytest.approx(2 / 3) and found.num_rows == 3
     assert found.interval == pytest.approx(wilson(2, 3))
+    assert found.chance == 0.5
+    third = TargetRow(row([5, 6], [8]), (*options, np.array([12], np.int32)), 0)
+    mixed = evaluate(
+        model, collate, [*rows, third], device=torch.device("cpu"), group=WorkerGroup()
+    )
+    assert mixed.chance == pytest.approx((3 / 2 + 1 / 3) / 4)
     free = [TargetRow(row([5, 6], [8]), (), -1)]
     told = evaluate(model, collate, free, device=torch.device("cpu"), group=WorkerGroup())
-    assert told.accuracy is None and told.nll == told.score
+    assert told.accuracy is None and told.chance is None and told.nll == told.score
 
 
 def test_wilsons_interval():

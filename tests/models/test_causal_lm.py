@@ -1,3 +1,4 @@
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -141,6 +142,21 @@ def test_saved_weights_are_float32_and_shared_once(tmp_path: Path) -> None:
         names = set(tensors.keys())
         assert tensors.get_tensor("model.embed_tokens.weight").dtype == torch.float32
     assert "lm_head.weight" not in names
+    assert json.loads((tmp_path / "config.json").read_text())["tie_word_embeddings"] is True
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("said", [True, False])
+def test_a_config_says_of_a_model_what_it_is(architecture: str, said: bool, tmp_path: Path) -> None:
+    model = small(architecture)
+    weight = torch.nn.Parameter(model.get_input_embeddings().weight.detach() + 1)
+    model.get_output_embeddings().weight = weight
+    model.config.tie_word_embeddings = said
+    save_model(model, tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["tie_word_embeddings"] is False
+    with safe_open(tmp_path / "model.safetensors", "pt") as tensors:
+        saved = [tensors.get_tensor(name) for name in tensors.keys()]  # noqa: SIM118
+    assert any(torch.equal(tensor, weight) for tensor in saved)
 
 
 def test_choices_by_device() -> None:

@@ -8,6 +8,7 @@ from stillhouse.report.distill import (
     OtherSet,
     SetRow,
     Stage,
+    StepRow,
     from_json,
     render_distill,
     to_json,
@@ -138,3 +139,20 @@ def test_names_are_text_and_json_comes_back():
     data = report(hostile="<script>")
     assert "<script>" not in render_distill(data)
     assert from_json(to_json(data)) == data
+
+
+def test_steps_that_cost_nothing_show_no_zeros():
+    steps = [
+        StepRow("experts", 10, 10, 0.0, 0.0),
+        StepRow("distil", 3, 1, 61.0, 122.0),
+        StepRow("evaluate", 6, 0, 30.0, 0.0),
+    ]
+    page = render_distill(report(steps=steps))
+    table = page[page.index('<section id="cost">') : page.index("</tfoot>")]
+    cells = [re.findall(r"<t[hd].*?>(.*?)</t[hd]>", row) for row in table.split("<tr")[2:]]
+    assert [[text_of(cell) for cell in row] for row in cells] == [
+        ["experts reused", "10", "–", "–"],
+        ["distil 1 reused", "3", "1 min 01 s", "2 min 02 s"],
+        ["evaluate", "6", "30 s", "–"],
+        ["This run", "", "1 min 31 s", "2 min 02 s"],
+    ]

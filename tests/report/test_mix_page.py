@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -77,3 +79,14 @@ def test_the_data_come_back():
 def test_hostile_names_stay_text():
     page = render_mix(report(4, hostile="<script>alert(1)</script>"))
     assert "<script>" not in page and "&lt;script&gt;" in page
+
+
+def test_the_policy_is_marked_and_what_a_guess_is_worth_is_said():
+    data = replace(report(5), chance=0.5, spec_yaml="job: mix", artifacts=[("run", "/store/a")])
+    page = render_mix(data)
+    assert page.count('<tr class=main><th scope="row">ucb1</th>') == 1 + 3  # and its three seeds
+    assert page.count("<tr class=main>") == 4
+    assert "(a guess: 0.500)" in page
+    assert '<p class="house">\n    <svg' in page  # the logo
+    assert "<pre" in page and "job: mix" in page
+    assert "a guess" not in render_mix(report(5)).lower()
