@@ -5,10 +5,10 @@ Only small files are read (configurations, a tokenizer, a manifest), nothing is 
 
 from stillhouse.errors import ModelError
 from stillhouse.fingerprint import fingerprint
-from stillhouse.models.shape import ModelShape, model_uri, read_shape
+from stillhouse.models.shape import ModelShape, model_uri, planned_sizes, read_shape
 from stillhouse.reading.readers import open_selection
 from stillhouse.selection.own import find_code
-from stillhouse.spec import SelectSpec
+from stillhouse.spec import ModelSettings, SelectSpec
 from stillhouse.storage.artifact import Store
 from stillhouse.storage.digests import digest_files
 from stillhouse.storage.filesystem import absolute_uri, list_files, list_names
@@ -19,9 +19,9 @@ def check_given(spec: SelectSpec) -> None:
     """Refuse given things that are not there or do not fit each other.
 
     Raises:
-        ModelError: no model or tokenizer at its path; a model that cannot read the sequences; a
-            conditional unlike the prior. ArtifactError: no selection at `threshold_from`.
-            SpecError: no such scorer.
+        ModelError: no model or tokenizer at its path; a model that cannot read the sequences, or
+            cannot be built; a conditional unlike the prior. ArtifactError: no selection at
+            `threshold_from`. SpecError: no such scorer.
     """
     vocab_size = 0  # of a tokenizer that is still to be trained nothing is known
     if spec.tokenizer.path is not None:
@@ -31,6 +31,10 @@ def check_given(spec: SelectSpec) -> None:
         for what, path in (("prior", spec.prior.path), ("conditional", spec.conditional.path))
         if path is not None
     }
+    fresh = [] if spec.prior.path is not None or spec.scorer is not None else [spec.prior.model]
+    fresh += [spec.train.model] if spec.train is not None else []
+    for model in fresh:
+        planned_sizes(model or ModelSettings(), vocab_size, spec.sequence_length)
     if len(shapes) == 2:
         check_pair(shapes["prior"], shapes["conditional"])
     if spec.scorer is not None:

@@ -1,8 +1,7 @@
 """The models of a selection: prior, conditional, and the targets that it is judged by."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,8 +55,12 @@ class Models:
         self._spec = spec
         self._tokenizer = tokenizer
 
-    def prior(self, pool: Manifest) -> ModelRef:
+    def prior(self, pool: Manifest, check: Callable[[int], None]) -> ModelRef:
         """The prior: given by path, or trained on random sequences of the pool and pinned.
+
+        Args:
+            pool: its token parts.
+            check: told how many of the pool's rows it will be trained on, before it is.
 
         Raises:
             ModelError: a path without a model, or one that does not fit the tokenizer.
@@ -74,7 +77,11 @@ class Models:
         key = ["prior", settings.model_dump(exclude={"pin"}), self._tokenizer.digest]
         key += [length, self._spec.pool.paths]
         step = "train prior"
-        make = partial(self._train, step, task, model)
+
+        def make() -> Manifest:
+            check(num_rows)
+            return self._train(step, task, model)
+
         made = pinned(self._ctx, step, key, settings.pin, task.fingerprint, make)
         work = self._ctx.work[step]
         work.tokens = made.totals["num_tokens"]

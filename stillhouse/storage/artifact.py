@@ -10,7 +10,7 @@ Layout of a store: `<kind>/parts/<fingerprint>.parquet`, `<kind>/receipts/<finge
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from typing import Any
@@ -22,7 +22,7 @@ from stillhouse.errors import ArtifactError
 from stillhouse.fingerprint import canonical_json, sha256
 from stillhouse.storage.commit import create_or_adopt
 from stillhouse.storage.filesystem import join, list_names, read_bytes, read_many
-from stillhouse.storage.parquet import ROW_GROUP, parquet_bytes, parse_table
+from stillhouse.storage.parquet import ROW_GROUP, parquet_bytes, parse_table, read_table
 
 FORMAT_VERSION = 1
 _MAX_INLINE_PARTS = 300
@@ -101,9 +101,26 @@ class Store:
         return join(self.uri, *names)
 
     def put_part(
-        self, path: str, table: pa.Table, *, num_tokens: int, row_group: int = ROW_GROUP
+        self,
+        path: str,
+        table: pa.Table,
+        *,
+        num_tokens: int,
+        row_group: int = ROW_GROUP,
+        agrees: Callable[[pa.Table], bool] | None = None,
     ) -> PartRef:
-        """Create a part, or adopt the one that another writer made first."""
+        """Create a part, or adopt the one that another writer made first.
+
+        Args:
+            path: in the store.
+            table: its content.
+            num_tokens: of it.
+            row_group: rows of each.
+            agrees: whether content that stands there is the same up to what devices round.
+
+        Raises:
+            ArtifactError: other content stands there.
+        """
         data = parquet_bytes(table, row_group=row_group)
         stands = create_or_adopt(self.path(path), data)
         num_rows = table.num_rows if stands is data else _num_rows(stands, path)
@@ -111,6 +128,11 @@ class Store:
             raise ArtifactError(
                 f"part {path} has {num_rows} rows where this run makes {table.num_rows}: "
                 "its inputs are not what its name says; run `stillhouse verify`"
+            )
+        if stands != data and agrees is not None and not agrees(read_table(self.path(path))):
+            raise ArtifactError(
+                f"part {path} holds other values than are made now: remove it, or begin a new "
+                "`store`"
             )
         return PartRef(path, num_rows, num_tokens, len(stands), sha256(stands))
 
