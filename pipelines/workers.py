@@ -65,7 +65,7 @@ def run_workers(
     """
     size = group_size(ctx.compute)
     best = -1
-    with room(ctx, size, what, beside or {}):
+    with room(ctx, size, what, beside):
         while True:
             lost, reached = _try(work, size, hear)
             if lost is None:
@@ -107,7 +107,13 @@ def _try(
 
 
 @contextmanager
-def room(ctx: Context, size: GroupSize, what: str, beside: Mapping[str, float]) -> Generator[None]:
+def room(
+    ctx: Context,
+    size: GroupSize,
+    what: str,
+    beside: Mapping[str, float] | None = None,
+    setting: str = "compute.trainers",
+) -> Generator[None]:
     """Wait until the cluster is large enough, saying what is missing, and ask for more nodes.
 
     The autoscaler is asked until this ends, however it ends: its nodes may go then.
@@ -117,13 +123,15 @@ def room(ctx: Context, size: GroupSize, what: str, beside: Mapping[str, float]) 
         size: the group; it may begin with `min_workers`.
         what: is trained, for errors.
         beside: resources that other actors of the job hold meanwhile.
+        setting: to lower.
 
     Raises:
         ClusterError: it is too small after `compute.wait_s`.
     """
     started, asked = time.monotonic(), False
     try:
-        while (missing := _missing(size, what, beside)) is not None:
+        while (lacks := _missing(size, beside or {})) is not None:
+            missing = f"{what} {lacks}: add nodes, or lower `{setting}`"
             if time.monotonic() - started > ctx.compute.wait_s:
                 raise ClusterError(missing)
             if not asked:
@@ -138,8 +146,8 @@ def room(ctx: Context, size: GroupSize, what: str, beside: Mapping[str, float]) 
                 ray.autoscaler.sdk.request_resources(bundles=[])
 
 
-def _missing(size: GroupSize, what: str, beside: Mapping[str, float]) -> str | None:
-    """What the cluster has too little of, in a sentence; None where it is large enough."""
+def _missing(size: GroupSize, beside: Mapping[str, float]) -> str | None:
+    """What the cluster has too little of; None where it is large enough."""
     kind, each = _need(size)
     needs = {kind: size.min_workers * each} | {k: n for k, n in beside.items() if k != kind and n}
     needs[kind] += beside.get(kind, 0)
@@ -149,8 +157,8 @@ def _missing(size: GroupSize, what: str, beside: Mapping[str, float]) -> str | N
         if there < needed:
             scorers = ", scorers included" if beside.get(name) else ""
             return (
-                f"{what} needs {needed:g} {name}s for {size.min_workers} workers{scorers}, the "
-                f"cluster has {there:g}: add nodes, or lower `compute.trainers`"
+                f"needs {needed:g} {name}s for {size.min_workers} workers{scorers}, the cluster "
+                f"has {there:g}"
             )
     return None
 
