@@ -143,6 +143,9 @@ class CrewWorker:
         self._host = cache(make)
         self._store = store
 
+    def ready(self) -> None:
+        """Answers when the worker runs."""
+
     def run(
         self, task: Any, kind: str, metrics: StepMetrics, attempts: ActorHandle
     ) -> tuple[Receipt | None, Failure | None, float]:

@@ -1,6 +1,7 @@
 """The Scorer actor hosts one scorer and runs it over token parts, one read ahead."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -74,15 +75,17 @@ class ScorerSettings:
             return DsirScorer(arrays["values"], tokenizer)
         return ContaminationScorer(NgramIndex(arrays["values"]), tokenizer)
 
-    def made_by(self) -> dict[str, str]:
-        """Device type, dtype and libraries: what equal bytes are promised for."""
-        if self.kind != "causal_lm":
+    def made_by(self, scorer: Scorer) -> dict[str, Any]:
+        """What equal bytes are promised for: device, dtype, sequences a pass, and libraries."""
+        if not isinstance(scorer, LanguageModelScorer):
             return libraries()
         from stillhouse.models.causal_lm import choose_device, choose_dtype
+        from stillhouse.models.device import device_name
 
         device = choose_device(self.device, self.gpus)
         dtype = str(choose_dtype(self.scoring.dtype, device)).removeprefix("torch.")
-        return {"device": device.type, "dtype": dtype} | libraries()
+        made = {"device": device_name(device), "dtype": dtype}
+        return made | {"micro_batch": scorer.model.micro_batch} | libraries()
 
 
 class ScorerHost:
@@ -99,7 +102,8 @@ class ScorerHost:
         tokens = self._ahead.pop(task.fingerprint, None)
         if tokens is None:
             tokens = read_tokens(self._store, task.part)
-        return score_part(self._store, self._scorer, task, tokens, self._settings.made_by())
+        made_by = partial(self._settings.made_by, self._scorer)
+        return score_part(self._store, self._scorer, task, tokens, made_by)
 
     def prefetch(self, task: ScoreTask) -> None:
         """Read a part, perhaps while another is scored."""

@@ -128,10 +128,7 @@ def _enter(config: dict[str, Any]) -> None:
     size: GroupSize = config["size"]
     torch.set_num_threads(size.threads)
     try:
-        if size.device == "cuda" and size.gpus:  # Ray Train shows a worker those of its neighbours
-            from ray.train.torch import get_device
-
-            torch.cuda.set_device(get_device())
+        _take_device(size)
         config["work"](partial(_tell, group))
     except Exception as error:
         out_of_memory = isinstance(error, torch.OutOfMemoryError | MemoryError)
@@ -140,6 +137,21 @@ def _enter(config: dict[str, Any]) -> None:
         ray.get(group.fail.remote(type(error).__name__, _message(error)))
         if not (isinstance(error, DivergedError) or torch.distributed.get_world_size() == 1):
             raise
+
+
+def _take_device(size: GroupSize) -> None:
+    """Let torch's current GPU be this worker's: Ray Train shows it those of its neighbours too.
+
+    Raises:
+        SpecError: there is none.
+    """
+    import torch
+    from ray.train.torch import get_device
+
+    from stillhouse.models.device import choose_device
+
+    if choose_device(size.device, size.gpus).type == "cuda" and size.gpus:
+        torch.cuda.set_device(get_device())
 
 
 def _tell(group: Any, kind: str, content: dict[str, Any]) -> None:

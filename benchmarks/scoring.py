@@ -155,7 +155,7 @@ def prepare(folder: Path, num_tokens: int, clock: Clock) -> tuple[Prepared, Cont
     words = tokenizer(ctx, spec, scans[0])
     pool, target, _ = tokenise(ctx, spec, without_dropped(ctx, spec, scans, words), words)
     models = Models(ctx, spec, words, {})
-    prior = models.prior(pool.manifest)
+    prior = models.prior(pool.manifest, lambda _: None)
     both = {"prior": prior, "conditional": models.conditional(prior, target.manifest)}
     return Prepared(ctx.store, spec, words, pool.manifest, both), ctx
 

@@ -7,14 +7,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stillhouse.pipelines.context import Context
-from stillhouse.pipelines.flow import run_tasks
 from stillhouse.pipelines.scores import Scores
 from stillhouse.pipelines.tokens import Tokenised
-from stillhouse.selection.quotas import named_shares
 from stillhouse.selection.ranking import RankedPart, Rule, scorers_read
 from stillhouse.spec import DataSource, SelectSpec
 from stillhouse.storage.artifact import Manifest, Store
-from stillhouse.text.pieces import part_sources
 from stillhouse.text.tasks import UnitFile
 
 _PRIOR_SHARE = 0.02
@@ -80,29 +77,11 @@ def candidates_of(
         contamination=contamination,
         prior_rows=prior_rows,
         prior_model=prior,
-        exclude_prior_rows=excludes_prior_rows(spec, tokens, prior_rows),
+        exclude_prior_rows=excludes_prior_rows(spec, tokens, sum(map(len, prior_rows.values()))),
     )
 
 
-def excludes_prior_rows(
-    spec: SelectSpec, tokens: Manifest, prior_rows: Mapping[str, NDArray[np.int64]]
-) -> bool:
+def excludes_prior_rows(spec: SelectSpec, tokens: Manifest, num_rows: int) -> bool:
     """`exclude_prior_rows`; `auto` excludes them where they are above 2 % of the pool."""
     setting = spec.selection.exclude_prior_rows
-    share = sum(map(len, prior_rows.values())) / tokens.num_rows
-    return share > _PRIOR_SHARE if setting == "auto" else setting
-
-
-def labels_for_shares(ctx: Context, spec: SelectSpec, tokens: Manifest) -> list[str]:
-    """The pool's source labels, sorted, where the selection bounds their shares; else none.
-
-    Raises:
-        BudgetError: the selection names a source that the pool does not have.
-    """
-    asked = spec.selection
-    if (asked.max_share is None and asked.min_share is None) or ctx.dry:
-        return []  # only a cut needs them, and a dry run makes none
-    items = [ctx.store.path(part.path) for part in tokens.parts]
-    names = sorted({name for found in run_tasks(ctx, part_sources, items) for name in found})
-    named_shares(asked.max_share, asked.min_share, names)
-    return names
+    return num_rows / tokens.num_rows > _PRIOR_SHARE if setting == "auto" else setting

@@ -25,6 +25,8 @@ class Crew:
     def __init__(self, ctx: Context, work: ImageWork) -> None:
         self._ctx, self._work = ctx, work
         self._actors: list[Any] = []
+        self._starting: dict[Any, Any] = {}
+        """Of these, the ones that wait for a node or load, by what they will answer."""
 
     def __enter__(self) -> "Crew":
         return self
@@ -54,47 +56,50 @@ class Crew:
         """End the workers: what they hold is needed elsewhere, or the job is done."""
         for actor in self._actors:
             ray.kill(actor)
-        self._actors = []
+        self._actors, self._starting = [], {}
 
     def _stream(
         self, step: str, kind: str, workers: int, calls: list[ImageCall]
     ) -> Iterator[tuple[Receipt, float]]:
         ctx, metrics = self._ctx, self._ctx.metrics(step)
         attempts = attempts_of(ctx)
-        idle, left = self._called(min(workers, len(calls))), deque(calls)
+        left = deque(calls)
+        while len(self._actors) < min(workers, len(calls)):
+            self._make()
+        starting = list(self._starting.values())
+        idle = [actor for actor in self._actors if actor not in starting]
         busy: dict[Any, tuple[Any, ImageCall]] = {}
         while left or busy:
-            while left and idle:
+            while left and idle and len(busy) < workers:
                 actor, call = idle.pop(), left.popleft()
                 busy[actor.run.remote(call, kind, metrics, attempts)] = actor, call
-            (ready,), _ = ray.wait(list(busy), num_returns=1)
-            actor, call = busy.pop(ready)
+            (ready,), _ = ray.wait([*busy, *self._starting], num_returns=1)
+            actor, call = busy.pop(ready, (None, None))
             try:
                 done = ray.get(ready)
             except RayActorError as error:
-                idle.append(self._instead_of(actor, error))
-                left.appendleft(call)  # `Attempts` counts it, and gives it up in the end
-            else:
-                idle.append(actor)
+                self._replace(actor or self._starting.pop(ready), error)
+                if call is not None:
+                    left.appendleft(call)  # `Attempts` counts it, and gives it up in the end
+                continue
+            idle.append(actor or self._starting.pop(ready))
+            if call is not None:
                 yield made_by(ctx, step, *done)
 
-    def _instead_of(self, lost: Any, error: RayActorError) -> Any:
+    def _replace(self, lost: Any, error: RayActorError) -> None:
         """Another worker for one that was lost, unless none could even begin."""
         if error.actor_init_failed:
             raise not_begun(error) from None
         ray.kill(lost)  # it may only be out of reach
-        self._actors[self._actors.index(lost)] = made = self._make()
-        return made
+        self._actors.remove(lost)
+        self._make()
 
-    def _called(self, count: int) -> list[Any]:
-        """So many of the workers, the missing ones made."""
-        while len(self._actors) < count:
-            self._actors.append(self._make())
-        return self._actors[:count]
-
-    def _make(self) -> Any:
+    def _make(self) -> None:
+        """Another worker. It gets work once it answers: there may be no room for all of them."""
         ctx = self._ctx
         maker: Any = CrewWorker
         options = actor_options(ctx.compute, ctx.compute.trainer)
         make = partial(ImageHost, ctx.store, self._work)
-        return maker.options(**options).remote(make, ctx.store)
+        actor = maker.options(**options).remote(make, ctx.store)
+        self._actors.append(actor)
+        self._starting[actor.ready.remote()] = actor

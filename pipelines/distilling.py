@@ -1,5 +1,6 @@
 """Distillations in Distiller actors: one, or several that share every batch."""
 
+from dataclasses import replace
 from time import perf_counter
 from typing import Any
 
@@ -15,6 +16,7 @@ from stillhouse.errors import ArtifactError, ClusterError, LostPeerError, PartFa
 from stillhouse.pipelines.context import Context
 from stillhouse.pipelines.flow import not_begun
 from stillhouse.pipelines.placement import actor_options
+from stillhouse.pipelines.workers import group_size, room
 from stillhouse.storage.artifact import Receipt
 
 STEP = "distil"
@@ -67,6 +69,9 @@ def _run(
         Exception: what a worker raised by itself.
     """
     size = ctx.compute.distillers
+    group = replace(group_size(ctx.compute), num_workers=size, min_workers=size)
+    with room(ctx, group, "the distillation", setting="compute.distillers"):
+        pass  # they begin together: without room for all of them they would wait for ever
     maker: Any = Distiller
     options = actor_options(ctx.compute, ctx.compute.trainer)
     actors = [

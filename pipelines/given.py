@@ -16,13 +16,14 @@ from stillhouse.models.shape import (
     ModelHeader,
     ModelShape,
     model_uri,
+    planned_sizes,
     read_header,
 )
 from stillhouse.pipelines.context import Context
 from stillhouse.pipelines.flow import run_tasks
 from stillhouse.reading.readers import open_selection
 from stillhouse.selection.own import find_code
-from stillhouse.spec import SelectSpec
+from stillhouse.spec import ModelSettings, SelectSpec
 from stillhouse.storage.artifact import Manifest, Store
 from stillhouse.storage.digests import digest_files
 from stillhouse.storage.filesystem import absolute_uri, list_files, list_names
@@ -48,13 +49,18 @@ def check_given(spec: SelectSpec) -> None:
     """Refuse given things that are not there.
 
     Raises:
-        ModelError: no model or tokenizer at its path. ArtifactError: no selection at
-            `threshold_from`. SpecError: no such scorer.
+        ModelError: no model or tokenizer at its path, or a model to train that cannot be built.
+            ArtifactError: no selection at `threshold_from`. SpecError: no such scorer.
     """
+    vocab_size = 0  # of a tokenizer that is still to be trained nothing is known
     if spec.tokenizer.path is not None:
-        load_tokenizer(spec.tokenizer.path, spec.tokenizer.eos_token)
+        vocab_size = load_tokenizer(spec.tokenizer.path, spec.tokenizer.eos_token).vocab_size
     for key, path in given_paths(spec).items():
         read_header(model_uri(path), _called(key, path))
+    fresh = [] if spec.prior.path is not None or spec.scorer is not None else [spec.prior.model]
+    fresh += [spec.train.model] if spec.train is not None else []
+    for model in fresh:
+        planned_sizes(model or ModelSettings(), vocab_size, spec.sequence_length)
     if spec.scorer is not None:
         find_code(spec.scorer.import_)
     if spec.selection.threshold_from is not None:

@@ -1,7 +1,6 @@
 """The models of a selection: prior, conditional, and the targets that it is judged by."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,8 +53,13 @@ class Models:
         self._tokenizer = tokenizer
         self._given = given
 
-    def prior(self, pool: Manifest) -> ModelRef:
-        """The prior: given by path, or trained on random sequences of the pool and pinned."""
+    def prior(self, pool: Manifest, check: Callable[[int], None]) -> ModelRef:
+        """The prior: given by path, or trained on random sequences of the pool and pinned.
+
+        Args:
+            pool: its token parts.
+            check: told how many of the pool's rows it will be trained on, before it is.
+        """
         settings = self._spec.prior
         if "prior" in self._given:
             return self._given["prior"]
@@ -68,7 +72,11 @@ class Models:
         key = ["prior", settings.model_dump(exclude={"pin"}), self._tokenizer.digest]
         key += [length, self._spec.pool.paths]
         step = "train prior"
-        make = partial(self._prior, step, task, model)
+
+        def make() -> Manifest:
+            check(num_rows)
+            return self._prior(step, task, model)
+
         made = pinned(self._ctx, step, key, settings.pin, task.fingerprint, make)
         work = self._ctx.work[step]
         work.tokens = made.totals["num_tokens"]

@@ -18,11 +18,13 @@ LOOK_AHEAD = 4
 
 
 @contextmanager
-def online_scorers(ctx: Context, task: OnlineTask) -> Generator[list[Any]]:
-    """The actors for as long as a training lasts."""
+def online_scorers(ctx: Context, task: OnlineTask) -> Generator[tuple[list[Any], dict[str, float]]]:
+    """The actors for as long as a training lasts, and the resources that all of them hold."""
     scorers = _start(ctx, task)
+    each = actor_options(ctx.compute, ctx.compute.scorer)
+    held = {"CPU": len(scorers) * each["num_cpus"], "GPU": len(scorers) * each["num_gpus"]}
     try:
-        yield scorers
+        yield scorers, held
     finally:
         for scorer in scorers:
             ray.kill(scorer)

@@ -7,6 +7,7 @@ change is found, not done again.
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,8 +15,6 @@ from numpy.typing import NDArray
 from stillhouse.pipelines.candidates import (
     Candidates,
     candidates_of,
-    excludes_prior_rows,
-    labels_for_shares,
 )
 from stillhouse.pipelines.context import Context
 from stillhouse.pipelines.given import ModelRef, Needs, given_models, given_paths
@@ -23,7 +22,14 @@ from stillhouse.pipelines.inputs import JobInputs
 from stillhouse.pipelines.models import Models
 from stillhouse.pipelines.scan import Scanned, scan
 from stillhouse.pipelines.scores import PoolScores
-from stillhouse.pipelines.selection import Selected, check_size, select, size_of
+from stillhouse.pipelines.selection import (
+    Selected,
+    check_shares_of,
+    check_size,
+    check_size_beside_prior,
+    select,
+    size_of,
+)
 from stillhouse.pipelines.tokenizer import tokenizer
 from stillhouse.pipelines.tokens import Tokenised, TokenizerRef, tokenise, without_dropped
 from stillhouse.selection.own import find_code
@@ -67,7 +73,7 @@ def run_select(ctx: Context, spec: SelectSpec, inputs: JobInputs) -> SelectRun:
     packing = without_dropped(ctx, spec, scanned.sources, words)
     pool, target, heldout = tokenise(ctx, spec, packing, words)
     check_size(pool.manifest, spec.selection)
-    sources = labels_for_shares(ctx, spec, pool.manifest)
+    sources = check_shares_of(ctx, spec, pool.manifest)
 
     models = Models(ctx, spec, words, given)
     scoring = PoolScores(ctx, spec, words, pool.manifest)
@@ -78,10 +84,10 @@ def run_select(ctx: Context, spec: SelectSpec, inputs: JobInputs) -> SelectRun:
         code = find_code(spec.scorer.import_)
         scores = {"own": scoring.own(code, packing[1].tasks)}
     else:
-        prior = models.prior(pool.manifest)
+        check = partial(check_size_beside_prior, spec, pool.manifest)
+        prior = models.prior(pool.manifest, check)
         seen = models.prior_rows(prior, pool.manifest)
-        if excludes_prior_rows(spec, pool.manifest, seen):
-            check_size(pool.manifest, spec.selection, hidden=sum(map(len, seen.values())))
+        check(sum(map(len, seen.values())))
         conditional = models.conditional(prior, target.manifest)
         scores = {
             "prior": scoring.losses("prior", prior),

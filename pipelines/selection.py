@@ -1,5 +1,6 @@
 """The exact global cut over stored scores, and the selection's parts."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -9,15 +10,28 @@ import pyarrow as pa
 
 from stillhouse.errors import BudgetError
 from stillhouse.fingerprint import fingerprint, sha256
-from stillhouse.pipelines.candidates import Candidates
+from stillhouse.pipelines.candidates import Candidates, excludes_prior_rows
 from stillhouse.pipelines.context import Context
 from stillhouse.pipelines.flow import run_tasks, runner
 from stillhouse.pipelines.given import selection_uri
 from stillhouse.reading.readers import open_selection
 from stillhouse.selection.budget import Cut, find_cut, find_weighted_cut, threshold_cut
 from stillhouse.selection.ledger import LEDGER_SCHEMA, LOSS_SPAN, SCORE_SPAN, Tally, join_spans
-from stillhouse.selection.quotas import QuotaCut, cut_to_json, find_quota_cut, named_shares
-from stillhouse.selection.ranking import RULE_VERSION, SCORERS_OF, RankedPart, Rule, scorers_read
+from stillhouse.selection.quotas import (
+    QuotaCut,
+    check_shares,
+    cut_to_json,
+    find_quota_cut,
+    named_shares,
+)
+from stillhouse.selection.ranking import (
+    RULE_VERSION,
+    SCORERS_OF,
+    RankedPart,
+    Rule,
+    rows_by_source,
+    scorers_read,
+)
 from stillhouse.selection.writing import (
     GroupTask,
     Member,
@@ -168,6 +182,37 @@ def check_size(tokens: Manifest, settings: SelectionSettings, hidden: int = 0) -
             f"the selection is larger than the pool: {settings.num_tokens:,} tokens asked, "
             f"{tokens.num_tokens:,} there (`selection.num_tokens`)"
         )
+
+
+def check_size_beside_prior(spec: SelectSpec, tokens: Manifest, num_rows: int) -> None:
+    """Refuse a selection larger than what a prior leaves that is trained on so many rows.
+
+    Raises:
+        BudgetError: as `check_size`.
+    """
+    if excludes_prior_rows(spec, tokens, num_rows):
+        check_size(tokens, spec.selection, hidden=num_rows)
+
+
+def check_shares_of(ctx: Context, spec: SelectSpec, tokens: Manifest) -> list[str]:
+    """The pool's source labels, sorted, where the selection bounds their shares; else none.
+
+    Raises:
+        BudgetError: the selection names a source that the pool does not have, or asks for shares
+            that its rows do not allow.
+    """
+    asked = spec.selection
+    if (asked.max_share is None and asked.min_share is None) or ctx.dry:
+        return []  # only a cut needs them, and a dry run makes none
+    items = [ctx.store.path(part.path) for part in tokens.parts]
+    rows: Counter[str] = Counter()
+    for found in run_tasks(ctx, rows_by_source, items):
+        rows.update(found)
+    names = sorted(rows)
+    shares = named_shares(asked.max_share, asked.min_share, names)
+    if asked.min_score is None and asked.threshold_from is None:
+        check_shares(_row_budget(tokens, asked), [rows[name] for name in names], names, **shares)
+    return names
 
 
 def _row_budget(tokens: Manifest, settings: SelectionSettings) -> int:

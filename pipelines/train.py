@@ -227,17 +227,19 @@ def train_model(ctx: Context, task: TrainTask) -> Manifest:
     with ctx.step("train", total=1, reused=int(found is not None)) as advance:
         if found is None:
             follow = _Follower(ctx, task, advance)
-            with _online_scorers(ctx, task.online) as scorers:
+            with _online_scorers(ctx, task.online) as (scorers, held):
                 work = partial(_work, ctx.store, task, scorers)
-                run_workers(ctx, f"training {task.label!r}", work, follow.hear)
+                run_workers(ctx, f"training {task.label!r}", work, follow.hear, held)
             found = ctx.store.get_manifest("models", task.fingerprint)
     _account(ctx, task, found)
     return found
 
 
-def _online_scorers(ctx: Context, task: OnlineTask | None) -> AbstractContextManager[list[Any]]:
+def _online_scorers(
+    ctx: Context, task: OnlineTask | None
+) -> AbstractContextManager[tuple[list[Any], dict[str, float]]]:
     if task is None:
-        return nullcontext([])
+        return nullcontext(([], {}))
     from stillhouse.pipelines.online import online_scorers
 
     return online_scorers(ctx, task)

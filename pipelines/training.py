@@ -92,7 +92,10 @@ def _train_all(ctx: Context, step: str, todo: list[ModelTask], advance: Any) -> 
             except (StillhouseError, RayTaskError):
                 ctx.failed_at = FailedAt(step, ended.task.label, _node(ended.actor))
                 raise
-            idle.append(ended.actor)
+            if waiting:
+                idle.append(ended.actor)
+            else:
+                ray.kill(ended.actor)  # another one may wait for its GPU
             ended.tell(advance, 1.0)
         for state in running.values():
             _show(state, advance)

@@ -1,11 +1,12 @@
 """A group of training workers from the driver: started, listened to, begun again, given up."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayError
 
 from stillhouse.actors.attempts import PREEMPTION_BUDGET
 from stillhouse.actors.worker_group import ENVIRONMENT, GroupSize, Work, WorkerGroup
@@ -39,7 +40,11 @@ def group_size(compute: ComputeSettings) -> GroupSize:
 
 
 def run_workers(
-    ctx: Context, what: str, work: Work, hear: Callable[[str, dict[str, Any]], None]
+    ctx: Context,
+    what: str,
+    work: Work,
+    hear: Callable[[str, dict[str, Any]], None],
+    beside: Mapping[str, float] | None = None,
 ) -> None:
     """Call `work` in `compute.trainers` workers of one torch process group, until it went through.
 
@@ -52,25 +57,26 @@ def run_workers(
         what: is trained, for errors.
         work: small and picklable, such as a `partial` of a function with plain values.
         hear: told what workers tell, in the driver.
+        beside: resources that other actors of the job hold meanwhile.
 
     Raises:
         ClusterError: the cluster stayed too small. PartFailedError: workers kept dying.
         StillhouseError: what a worker raised.
     """
     size = group_size(ctx.compute)
-    wait_for_room(ctx, size, what)
     best = -1
-    while True:
-        lost, reached = _try(work, size, hear)
-        if lost is None:
-            return
-        if reached <= best:
-            raise PartFailedError(
-                f"{what} lost its workers {ctx.compute.max_attempts} times without getting any "
-                f"further, at last by: {lost} (out of memory?): raise `compute.max_attempts`, or "
-                "lower `micro_batch`"
-            )
-        best = reached
+    with room(ctx, size, what, beside):
+        while True:
+            lost, reached = _try(work, size, hear)
+            if lost is None:
+                return
+            if reached <= best:
+                raise PartFailedError(
+                    f"{what} lost its workers {ctx.compute.max_attempts} times without getting any "
+                    f"further, at last by: {lost} (out of memory?): raise `compute.max_attempts`, "
+                    "or lower `micro_batch`"
+                )
+            best = reached
 
 
 def _try(
@@ -100,23 +106,72 @@ def _try(
     return lost, reached
 
 
-def wait_for_room(ctx: Context, size: GroupSize, what: str) -> None:
-    """Wait until the cluster is large enough, saying what is missing.
+@contextmanager
+def room(
+    ctx: Context,
+    size: GroupSize,
+    what: str,
+    beside: Mapping[str, float] | None = None,
+    setting: str = "compute.trainers",
+) -> Generator[None]:
+    """Wait until the cluster is large enough, saying what is missing, and ask for more nodes.
+
+    The autoscaler is asked until this ends, however it ends: its nodes may go then.
+
+    Args:
+        ctx: the run.
+        size: the group; it may begin with `min_workers`.
+        what: is trained, for errors.
+        beside: resources that other actors of the job hold meanwhile.
+        setting: to lower.
 
     Raises:
-        ClusterError: it is not after `compute.wait_s`.
+        ClusterError: it is too small after `compute.wait_s`.
     """
-    kind, each = ("GPU", size.gpus) if size.gpus else ("CPU", size.cpus)
-    needed, started, said = size.min_workers * each, time.monotonic(), False
-    while (there := ray.cluster_resources().get(kind, 0)) < needed:
-        missing = (
-            f"{what} needs {needed:g} {kind}s for {size.min_workers} workers, the cluster has "
-            f"{there:g}: add nodes, or lower `compute.trainers`"
-        )
-        if time.monotonic() - started > ctx.compute.wait_s:
-            raise ClusterError(missing)
-        if not said:
-            ctx.listener.note("waiting", {"message": missing})
-            ray.autoscaler.sdk.request_resources(bundles=[{kind: each}] * size.num_workers)
-            said = True
-        time.sleep(_WAIT_POLL_S)
+    started, asked = time.monotonic(), False
+    try:
+        while (lacks := _missing(size, beside or {})) is not None:
+            missing = f"{what} {lacks}: add nodes, or lower `{setting}`"
+            if time.monotonic() - started > ctx.compute.wait_s:
+                raise ClusterError(missing)
+            if not asked:
+                asked = True
+                _ask_for(size)
+                ctx.listener.note("waiting", {"message": missing})
+            time.sleep(_WAIT_POLL_S)
+        yield
+    finally:
+        if asked:
+            with suppress(RayError, RuntimeError):  # a cluster that is gone keeps no nodes up
+                ray.autoscaler.sdk.request_resources(bundles=[])
+
+
+def _missing(size: GroupSize, beside: Mapping[str, float]) -> str | None:
+    """What the cluster has too little of; None where it is large enough."""
+    kind, each = _need(size)
+    needs = {kind: size.min_workers * each} | {k: n for k, n in beside.items() if k != kind and n}
+    needs[kind] += beside.get(kind, 0)
+    resources = ray.cluster_resources()
+    for name, needed in needs.items():
+        there = resources.get(name, 0)
+        if there < needed:
+            scorers = ", scorers included" if beside.get(name) else ""
+            return (
+                f"needs {needed:g} {name}s for {size.min_workers} workers{scorers}, the cluster "
+                f"has {there:g}"
+            )
+    return None
+
+
+def _need(size: GroupSize) -> tuple[str, float]:
+    return ("GPU", size.gpus) if size.gpus else ("CPU", size.cpus)
+
+
+def _ask_for(size: GroupSize) -> None:
+    """Ask the autoscaler for nodes of all workers."""
+    bundle = dict([_need(size)])
+    if size.accelerator is not None:
+        bundle[f"accelerator_type:{size.accelerator}"] = 0.001
+    count = size.num_workers
+    labels = [size.labels] * count if size.labels else None
+    ray.autoscaler.sdk.request_resources(bundles=[bundle] * count, bundle_label_selectors=labels)

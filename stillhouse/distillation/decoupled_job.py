@@ -41,7 +41,7 @@ from stillhouse.distillation.stored_sets import (
     with_logits,
 )
 from stillhouse.fingerprint import fingerprint, sha256
-from stillhouse.models.device import peak_bytes
+from stillhouse.models.device import peak_bytes, reset_peak
 from stillhouse.storage.artifact import PartRef, Receipt, Store
 from stillhouse.storage.commit import create_or_adopt
 from stillhouse.storage.parquet import read_table
@@ -114,6 +114,7 @@ def run_unit(
     Raises:
         InputError: a class with too few images. DivergedError: a loss is NaN or infinite.
     """
+    reset_peak(prepared.device)
     started = perf_counter()
     images, losses = _make(store, prepared, teachers[task.teacher], task)
     part = store.put_part(f"{KIND}/parts/{task.fingerprint}.parquet", _table(images), num_tokens=0)

@@ -30,7 +30,7 @@ from stillhouse.distillation.trajectory import SyntheticSet
 from stillhouse.distillation.trajectory_file import Trajectory
 from stillhouse.errors import DivergedError, SpecError
 from stillhouse.fingerprint import fingerprint
-from stillhouse.models.device import peak_bytes
+from stillhouse.models.device import peak_bytes, reset_peak
 from stillhouse.storage.artifact import Receipt, Store
 from stillhouse.training.checkpoint import Checkpoints
 from stillhouse.training.fit import load_together
@@ -190,6 +190,7 @@ def run_matching(
         SpecError: several workers, and a network with batch norm.
     """
     group = group or WorkerGroup()
+    reset_peak(prepared.device)
     network = prepared.flat(task.network, 0)
     if group.size > 1:
         require_no_batch_norm(prepared.network(task.network, 0), task.network.label)

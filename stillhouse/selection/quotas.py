@@ -65,12 +65,8 @@ def find_quota_cut(
     Raises:
         BudgetError: the quotas cannot all hold; it names the sources and the numbers.
     """
-    minima = {s: math.ceil(_exact(share) * k) for s, share in (min_share or {}).items()}
-    if not isinstance(max_share, Mapping):
-        max_share = {} if max_share is None else dict.fromkeys(range(len(names)), max_share)
-    maxima = {s: math.floor(_exact(share) * k) for s, share in max_share.items()}
     num_rows = _rows_by_source(parts, len(names), run)
-    _check(k, minima, maxima, num_rows, names)
+    minima, maxima = check_shares(k, num_rows, names, max_share=max_share, min_share=min_share)
 
     def cut_of(source: int, count: int) -> Cut:
         loads = {part: partial(_source_scores, load, source) for part, load in parts.items()}
@@ -82,6 +78,27 @@ def find_quota_cut(
     rest = k - sum(minima.values())
     loads = {part: partial(_load_free, load, part, lower, upper) for part, load in parts.items()}
     return QuotaCut(lower, upper, find_cut(loads, rest, run=run) if rest else None)
+
+
+def check_shares(
+    k: int,
+    num_rows: Sequence[int],
+    names: Sequence[str],
+    *,
+    max_share: float | Mapping[int, float] | None = None,
+    min_share: Mapping[int, float] | None = None,
+) -> tuple[dict[int, int], dict[int, int]]:
+    """The least and the most rows by source; `num_rows` may count rows that are not eligible.
+
+    Raises:
+        BudgetError: the quotas cannot all hold; it names the sources and the numbers.
+    """
+    minima = {s: math.ceil(_exact(share) * k) for s, share in (min_share or {}).items()}
+    if not isinstance(max_share, Mapping):
+        max_share = {} if max_share is None else dict.fromkeys(range(len(names)), max_share)
+    maxima = {s: math.floor(_exact(share) * k) for s, share in max_share.items()}
+    _check(k, minima, maxima, num_rows, names)
+    return minima, maxima
 
 
 _NOTHING = Cut(math.nan, None, 0)  # no score is at least NaN

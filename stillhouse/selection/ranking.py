@@ -188,6 +188,13 @@ def _joined(
     return PartScores(value, raw, fate, losses, weight, seen)
 
 
+def rows_by_source(uri: str) -> dict[str, int]:
+    """Sequences of a token part by the source that owns most of each: of all its labels."""
+    pieces = read_pieces(read_table(uri, ["documents"]))
+    counts = np.bincount(row_sources(pieces, "sequences"), minlength=len(pieces.sources))
+    return dict(zip(pieces.sources, counts.tolist(), strict=True))
+
+
 def row_sources(pieces: Pieces, grain: Grain) -> NDArray[np.int32]:
     """int32 [n], the index in `pieces.sources` of the source that owns most of a row's tokens.
 

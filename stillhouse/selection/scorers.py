@@ -5,7 +5,7 @@ on. Language models also give the NLL of every document's piece, so that numbers
 document are right for packed sequences too.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -53,6 +53,11 @@ class TokenLosses(Protocol):
 
     def token_nll(self, input_ids: NDArray[Any]) -> NDArray[np.float32]:
         """NLL of every predicted token."""
+        ...
+
+    @property
+    def micro_batch(self) -> int | None:
+        """Sequences that are scored at once, once some were scored."""
         ...
 
 
@@ -140,21 +145,67 @@ def score_task(scorer: str, part: PartRef) -> ScoreTask:
     return ScoreTask(fingerprint(["score", SCORE_VERSION, scorer, part.sha256]), part)
 
 
+TOLERANCES = {"bfloat16": 2e-2, "float32": 1e-4}
+"""Of mean losses that were made with other libraries, on other devices, or in other batches."""
+
+
+def agree(scores: pa.Table, others: pa.Table, tolerance: float) -> bool:
+    """Whether two tables of scores are equal up to a tolerance, absolute and relative."""
+    for name in scores.column_names:
+        mine, theirs = (_numbers(table[name]) for table in (scores, others))
+        if len(mine) != len(theirs):
+            return False
+        if not np.allclose(mine, theirs, rtol=tolerance, atol=tolerance, equal_nan=True):
+            return False
+    return True
+
+
+def _numbers(column: pa.ChunkedArray) -> NDArray[Any]:
+    """The numbers of a column, or in its lists."""
+    array = column.combine_chunks()
+    values = array.flatten() if pa.types.is_list(array.type) else array
+    return values.to_numpy(zero_copy_only=False)
+
+
 def score_part(
-    store: Store, scorer: Scorer, task: ScoreTask, tokens: pa.Table, made_by: dict[str, str]
+    store: Store,
+    scorer: Scorer,
+    task: ScoreTask,
+    tokens: pa.Table,
+    made_by: Callable[[], dict[str, Any]],
 ) -> Receipt:
     """Score a token part that was read already, and commit the result with what made it.
 
-    Counts: tokens, and rows whose value is NaN.
+    A language model's scores that another writer committed first are adopted where they agree.
+
+    Args:
+        store: where it goes.
+        scorer: scores it.
+        task: its name and part.
+        tokens: the part.
+        made_by: asked when it is scored; `dtype` is that of a language model.
+
+    Returns:
+        Its receipt; counts are tokens, and rows whose value is NaN.
+
+    Raises:
+        ArtifactError: other scores stand under its name.
     """
     scores = scorer.score(tokens)
     if scores.num_rows != task.part.num_rows:
         raise AssertionError(f"{scores.num_rows} scores for {task.part.num_rows} rows")
     path = f"scores/parts/{task.fingerprint}.parquet"
-    made = store.put_part(path, scores, num_tokens=task.part.num_tokens)
+    made_by_now = made_by()
+    tolerance = TOLERANCES.get(made_by_now.get("dtype", ""))
+    made = store.put_part(
+        path,
+        scores,
+        num_tokens=task.part.num_tokens,
+        agrees=None if tolerance is None else lambda others: agree(scores, others, tolerance),
+    )
     nan = int(np.isnan(scores["value"].to_numpy()).sum())
     counts = {"tokens": task.part.num_tokens, "nan": nan}
-    return store.put_receipt("scores", Receipt(task.fingerprint, (made,), counts, made_by))
+    return store.put_receipt("scores", Receipt(task.fingerprint, (made,), counts, made_by_now))
 
 
 def read_tokens(store: Store, part: PartRef) -> pa.Table:

@@ -24,6 +24,7 @@ from stillhouse.selection.quotas import (
     named_shares,
 )
 from stillhouse.selection.ranking import REASONS, PartScores, RankedPart, Rule, scorers_read
+from stillhouse.selection.scorers import TOLERANCES
 from stillhouse.storage.artifact import Manifest, Store
 from stillhouse.storage.filesystem import join, list_names
 from stillhouse.storage.parquet import read_table
@@ -234,7 +235,7 @@ class Verifier:
         stored = read_table(self.store.path(manifest.parts[index].path), ["value"])
         values = stored["value"].to_numpy()[rows]
         again = recompute(tokens[rows]).mean(axis=1)
-        tolerance = 2e-2 if manifest.made_by.get("dtype") == "bfloat16" else 1e-4
+        tolerance = TOLERANCES.get(manifest.made_by.get("dtype", ""), TOLERANCES["float32"])
         same = np.isclose(values, again, atol=tolerance, rtol=tolerance, equal_nan=True)
         bad = np.flatnonzero(~same)
         self.findings.checked["losses"] += len(rows)

@@ -9,7 +9,7 @@ Layout of a store: `<kind>/parts/<fingerprint>.parquet`, `<kind>/receipts/<finge
 `<kind>/<fingerprint>/manifest.json` (and files of its own beside it for models and selections).
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from typing import Any
@@ -21,7 +21,7 @@ from stillhouse.errors import ArtifactError
 from stillhouse.fingerprint import sha256
 from stillhouse.storage.commit import create_or_adopt
 from stillhouse.storage.filesystem import join, list_names, read_bytes, read_many
-from stillhouse.storage.parquet import ROW_GROUP, parquet_bytes, parse_table
+from stillhouse.storage.parquet import ROW_GROUP, parquet_bytes, parse_table, read_table
 from stillhouse.storage.sealed import seal, unseal
 
 _MAX_INLINE_PARTS = 300
@@ -111,9 +111,26 @@ class Store:
         return join(self.uri, *names)
 
     def put_part(
-        self, path: str, table: pa.Table, *, num_tokens: int, row_group: int = ROW_GROUP
+        self,
+        path: str,
+        table: pa.Table,
+        *,
+        num_tokens: int,
+        row_group: int = ROW_GROUP,
+        agrees: Callable[[pa.Table], bool] | None = None,
     ) -> PartRef:
-        """Create a part, or adopt the one that another writer made first."""
+        """Create a part, or adopt the one that another writer made first.
+
+        Args:
+            path: in the store.
+            table: its content.
+            num_tokens: of it.
+            row_group: rows of each.
+            agrees: whether content that stands there is the same up to what devices round.
+
+        Raises:
+            ArtifactError: other content stands there.
+        """
         data = parquet_bytes(table, row_group=row_group)
         stands = create_or_adopt(self.path(path), data)
         num_rows = table.num_rows if stands is data else _num_rows(stands, path)
@@ -121,6 +138,11 @@ class Store:
             raise ArtifactError(
                 f"part {path} has {num_rows} rows where this run makes {table.num_rows}: "
                 "its inputs are not what its name says; run `stillhouse verify`"
+            )
+        if stands != data and agrees is not None and not agrees(read_table(self.path(path))):
+            raise ArtifactError(
+                f"part {path} holds other values than are made now: remove it, or begin a new "
+                "`store`"
             )
         return PartRef(path, num_rows, num_tokens, len(stands), sha256(stands))
 

@@ -8,7 +8,6 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from stillhouse.errors import ArtifactError
-from stillhouse.storage.parquet import read_table
 from stillhouse.text.tokenizer import Tokenizer
 
 
@@ -81,11 +80,6 @@ def read_pieces(table: pa.Table) -> Pieces:
         ids=flat.field("id"),
         offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
     )
-
-
-def part_sources(uri: str) -> list[str]:
-    """The source labels in a token part."""
-    return read_pieces(read_table(uri, ["documents"])).sources
 
 
 def row_texts(

@@ -29,7 +29,7 @@ class History:
             "loss": None,
             "seconds": 0.0,
             "data_wait_s": 0.0,
-            "mfu": None,
+            "mfu_s": None,
         }
 
     def add(self, record: StepRecord) -> dict[str, float] | None:
@@ -38,6 +38,8 @@ class History:
         state["seconds"] += record.seconds
         state["data_wait_s"] += record.data_wait_s
         state["loss"] = record.loss
+        if record.mfu is not None:
+            state["mfu_s"] = (state["mfu_s"] or 0.0) + record.mfu * record.seconds
         self._run.append(record)
         if record.step % self._every and record.step != self._num_steps:
             return None
@@ -67,9 +69,6 @@ class History:
     def _point(self) -> dict[str, float]:
         run = self._run
         seconds = sum(r.seconds for r in run)
-        mfu = [r.mfu for r in run if r.mfu is not None]
-        if mfu:
-            self._state["mfu"] = sum(mfu) / len(mfu)
         first = run[0].tokens - run[0].tokens_per_s * run[0].seconds
         return {
             "step": run[-1].step,

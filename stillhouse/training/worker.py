@@ -243,7 +243,7 @@ def _commit(
                 "seconds": seconds,
                 "tokens_per_second": snapshot.progress["tokens"] / seconds,
                 "data_wait_share": found["data_wait_s"] / seconds,
-                "mfu": found["mfu"],
+                "mfu": None if found["mfu_s"] is None else found["mfu_s"] / seconds,
                 "halved_to": snapshot.progress["halved_to"],
                 "starts": starts_of(store, task.checkpoints),
             },

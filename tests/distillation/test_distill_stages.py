@@ -52,6 +52,7 @@ from stillhouse.distillation.stored_sets import (
 )
 from stillhouse.errors import ArtifactError, DivergedError, ModelError, SpecError
 from stillhouse.jobs.verify import verify
+from stillhouse.models.device import peak_bytes
 from stillhouse.storage.artifact import Store
 from stillhouse.storage.parquet import read_table
 
@@ -93,6 +94,17 @@ def part_bytes(store, task):
 
 def quiet(done, total):
     pass
+
+
+def test_a_tasks_peak_memory_is_its_own(kitchen):
+    """Not that of what the process did before."""
+    store, prepared = kitchen
+    large = torch.ones(400 << 20, dtype=torch.uint8)
+    before = peak_bytes(torch.device("cpu"))
+    del large
+    task = matching(store, Mtt(name="mtt", **TINY), name="e" * 64)
+    run_matching(store, prepared, task, quiet)
+    assert all(r.info["peak_bytes"] < before - (300 << 20) for r in sets(store, task))
 
 
 class Killed(Exception):

@@ -159,6 +159,22 @@ def test_models_that_are_not_there(refused, section, path):
     assert not refused.store.exists()
 
 
+@pytest.mark.parametrize("section", ["prior", "train"])
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [
+        ({"hidden_size": 100, "num_heads": 3}, "`model.hidden_size` 100 does not divide into 3 he"),
+        ({"max_position": 16}, "`model.max_position` 16 is below `sequence_length`"),
+    ],
+)
+def test_models_that_cannot_be_built(refused, section, model, expected):
+    """The target's too, which is built last."""
+    code, message = refused(**{section: {"model": model}})
+    assert code == 2
+    assert expected in message
+    assert not refused.store.exists()
+
+
 def test_no_selection_to_take_the_threshold_from(refused):
     code, message = refused(selection={"threshold_from": "./none"})
     assert code == 3

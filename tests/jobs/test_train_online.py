@@ -118,8 +118,8 @@ def test_scorers_ask_for_what_scorers_need(monkeypatch):
     monkeypatch.setattr(online.ray, "kill", lambda _: None)
     scorer = {"gpus": 0.25, "accelerator": "L4", "labels": {"pool": "spot"}}
     compute = ComputeSettings(scorers=2, gpus_per_worker=1, scorer=scorer)
-    with online.online_scorers(SimpleNamespace(compute=compute), SimpleNamespace(lanes=1)):
-        pass
+    with online.online_scorers(SimpleNamespace(compute=compute), SimpleNamespace(lanes=1)) as made:
+        assert made[1] == {"CPU": 0, "GPU": 0.25}
     [options] = asked
     assert options["num_gpus"] == 0.25
     assert (options["accelerator_type"], options["label_selector"]) == ("L4", {"pool": "spot"})

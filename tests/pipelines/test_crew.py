@@ -66,14 +66,20 @@ def until(condition):
         sleep(0.05)
 
 
-def errands(folder, work=HERE, **of_first):
-    """A crew of two does three errands."""
-    ctx = Context(Store(str(folder / "store")), ComputeSettings(), Quiet())
+def errands(folder, work=HERE, cpus=1, workers=2, **of_first):
+    """A crew does three errands."""
+    compute = ComputeSettings(cpus_per_worker=cpus)
+    ctx = Context(Store(str(folder / "store")), compute, Quiet())
     tasks = [Errand("a" * 64, str(folder), **of_first)]
     tasks += [Errand(name * 64, str(folder)) for name in "cd"]
     calls = [ImageCall(run_errand, task, prepared=False) for task in tasks]
     with Crew(ctx, work) as crew:
-        return crew.do("errands", "distilled", calls, workers=2)
+        return crew.do("errands", "distilled", calls, workers=workers)
+
+
+def test_more_workers_than_the_cluster_has_room_for(ray_cluster, tmp_path):
+    """A task of one that waits for a node would wait for ever: the others stay for later steps."""
+    assert [r.task[0] for r in errands(tmp_path, cpus=3, workers=3)] == ["a", "c", "d"]
 
 
 def test_a_lost_worker_is_made_again_and_its_task_done(ray_cluster, tmp_path):

@@ -14,7 +14,10 @@ from pathlib import Path
 import pytest
 from mixing_job import parse as mix_spec
 from mixing_job import write_data
-from small import LEARNING, MODEL, make_models, make_world, small_spec
+from small import LEARNING, MODEL, Quiet, digests, make_models, make_world, small_spec
+
+from stillhouse.jobs.run import run_job
+from stillhouse.spec import SelectSpec
 
 HERE = Path(__file__).parent
 GIVEN = ("tokenizer", "prior", "conditional")
@@ -63,21 +66,20 @@ def on_gpus(gpus, **widths):
 def select_spec(place, compute):
     given = {name: {"path": str(place / name)} for name in GIVEN}
     train = {"model": MODEL, **LEARNING, "num_tokens": 1000}
-    return small_spec(place, **given, train=train, compute=compute) | {
-        "store": str(place / f"gpus-{compute['gpus_per_worker']}")
-    }
+    store = str(place / f"gpus-{compute.get('gpus_per_worker', 0)}")
+    return small_spec(place, **given, train=train, compute=compute, store=store)
 
 
-def online_spec(place, kept, compute):
+def train_spec(place, kept, compute, **changes):
+    learning = changes.pop("train", {})
     return {
         "job": "train",
         "store": str(place / "store"),
         "data": {"selection": kept["artifacts"]["selection"]},
         "model": MODEL,
-        "train": {"select": "online", **LEARNING},
-        "online": {name: {"path": str(place / name)} for name in GIVEN[1:]} | {"tau": 2},
+        "train": LEARNING | learning,
         "compute": compute,
-    }
+    } | changes
 
 
 def distill_spec(place, compute):
@@ -87,7 +89,7 @@ def distill_spec(place, compute):
         "store": str(place / "store"),
         "data": {"dataset": "digits", "num_images": 300},
         "network": {"name": "convnet", "depth": 2, "width": 4},
-        "experts": {"count": 2, "epochs": 3, "batch_size": 128},
+        "experts": {"count": 3, "epochs": 3, "batch_size": 128},
         "method": method | {"evaluate_every": 2},
         "evaluate": {"seeds": 2, "epochs": 4},
         "compute": compute,
@@ -100,21 +102,60 @@ def kept(gpu_ray, place):
     return gpu_ray(select_spec(place, on_gpus(0.5, scorers=2, trainers=2)))
 
 
-def test_select(kept):
-    assert kept["status"] == "done"
+def test_select_keeps_what_a_cluster_without_gpus_keeps(kept, ray_cluster, place):
+    """Placement is no identity: the same parts, scores and targets, byte for byte."""
+    elsewhere = run_job(SelectSpec.model_validate(select_spec(place, {"packers": 1})), Quiet())
+    assert kept["selection_fingerprint"] == elsewhere["selection_fingerprint"]
+    same = ("scores/parts", "selections", "models")
+    stores = (select_spec(place, {"gpus_per_worker": gpus})["store"] for gpus in (0.5, 0))
+    assert len({json.dumps(digests(store, *same)) for store in stores}) == 1
+
+
+def test_train(gpu_ray, place, kept):
+    """Ray Data fetches beside workers that hold GPUs and no CPU."""
+    result = gpu_ray(train_spec(place, kept, on_gpus(1, trainers=2)))
+    steps = kept["selection"]["num_sequences"] // LEARNING["global_batch"]
+    assert result["train"]["num_steps"] == steps
 
 
 def test_online_selection(gpu_ray, place, kept):
+    online = {name: {"path": str(place / name)} for name in GIVEN[1:]} | {"tau": 2}
     compute = on_gpus(0.5, scorers=2, trainers=2)
-    assert gpu_ray(online_spec(place, kept, compute))["status"] == "done"
+    spec = train_spec(place, kept, compute, train={"select": "online"}, online=online)
+    steps = kept["selection"]["num_sequences"] // (2 * LEARNING["global_batch"])
+    assert gpu_ray(spec)["train"]["num_steps"] == steps
 
 
 def test_mix(gpu_ray, place):
-    compute = on_gpus(1, trainers=2)
-    spec = mix_spec(place / "mix", compute=compute)
-    assert gpu_ray(spec.model_dump(mode="json", by_alias=True))["status"] == "done"
+    spec = mix_spec(place / "mix", compute=on_gpus(1, trainers=2))
+    result = gpu_ray(spec.model_dump(mode="json", by_alias=True))
+    assert sum(result["mix"]["ucb1"]["seeds"]["0"]["draws"].values()) == 12 * 5
 
 
 def test_distill(gpu_ray, place):
-    compute = on_gpus(1, distillers=2, experts=2)
-    assert gpu_ray(distill_spec(place, compute))["status"] == "done"
+    """Three experts at once, on two GPUs."""
+    result = gpu_ray(distill_spec(place, on_gpus(1, distillers=2, experts=3)))
+    assert 0 <= result["distill"]["test_accuracy"]["mean"] <= 1
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("gpus", [0.5, 1])
+@pytest.mark.parametrize("job", ["select", "train", "online", "mix", "distill"])
+def test_all_widths(gpu_ray, place, kept, gpus, job):
+    """More actors than GPUs, where a job can do with fewer; else as many as there is room for."""
+    width = int(2 / gpus)
+    folder = {"store": str(place / f"{job}-{gpus}")}
+    if job == "select":
+        spec = select_spec(place, on_gpus(gpus, scorers=width + 1, trainers=width + 1))
+    elif job == "train":
+        spec = train_spec(place, kept, on_gpus(gpus, trainers=width))
+    elif job == "online":
+        online = {name: {"path": str(place / name)} for name in GIVEN[1:]} | {"tau": 2}
+        compute = on_gpus(gpus, scorers=width // 2, trainers=width // 2)
+        spec = train_spec(place, kept, compute, train={"select": "online"}, online=online)
+    elif job == "mix":
+        mix = mix_spec(place / "mix", compute=on_gpus(gpus, trainers=width))
+        spec = mix.model_dump(mode="json", by_alias=True)
+    else:
+        spec = distill_spec(place, on_gpus(gpus, distillers=width, experts=width + 1))
+    assert gpu_ray(spec | folder)["status"] == "done"

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from small import Quiet, parse
+from small import LEARNING, MODEL, Quiet, parse
 
 from stillhouse import open_artifact, open_selection
 from stillhouse.errors import BudgetError
@@ -140,3 +140,21 @@ def test_shares_that_cannot_hold(kept, settings, expected):
 def test_more_than_may_be_chosen(kept):
     with pytest.raises(BudgetError, match="1,253 are left: keep less"):
         kept(tau=1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"tau": 1}, "187 of the pool's 1,4"),
+        ({"tau": 2, "max_share": 0.2}, "`max_share` and the pool allow"),
+        ({"tau": 2, "min_share": {"sea": 0.9}}, "`min_share` of source 'sea' asks for"),
+    ],
+)
+def test_what_the_tokens_tell_is_refused_before_a_model_is_trained(world, settings, expected):
+    """A prior that no earlier job has trained, in the store that has the tokens."""
+    listener = Quiet()
+    prior = {"model": MODEL, "num_tokens": 6000, "seed": 77, **LEARNING}
+    with pytest.raises(BudgetError) as refused:
+        run_job(parse(world, prior=prior, selection=settings), listener)
+    assert expected in str(refused.value)
+    assert not [step for step, *_ in listener.steps if "train" in step]

@@ -1,18 +1,25 @@
 """A real group of two workers: one is killed, the next group ends with an error of its own."""
 
+import json
 import os
 import signal
 import sys
 from functools import partial
 
 import pytest
+import ray
 import ray.cloudpickle
 from small import Quiet
 
+from stillhouse.actors.image_worker import ImageWork
 from stillhouse.actors.worker_group import GroupSize
+from stillhouse.distillation.matching_job import MatchingTask
+from stillhouse.distillation.methods import Mtt
+from stillhouse.distillation.spec import NetworkSettings
 from stillhouse.errors import ClusterError, DivergedError
 from stillhouse.pipelines.context import Context
-from stillhouse.pipelines.workers import group_size, run_workers, wait_for_room
+from stillhouse.pipelines.distilling import distil
+from stillhouse.pipelines.workers import group_size, room, run_workers
 from stillhouse.spec import ComputeSettings
 from stillhouse.storage.artifact import Store
 
@@ -45,11 +52,59 @@ def test_a_lost_worker_is_replaced_and_an_error_arrives_as_it_was_raised(ray_clu
     assert heard == [{"of": 2.0, "threads": 1}]
 
 
-def test_a_cluster_that_stays_too_small_is_named(ray_cluster, tmp_path):
-    compute = ComputeSettings(trainers=64, min_trainers=32, wait_s=0)
-    ctx = Context(Store(str(tmp_path)), compute, Quiet())
+class Asked(Quiet):
+    """Keeps what the autoscaler is asked for whenever something is noted."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def note(self, kind, content):
+        self.seen.append((kind, content["message"], asked_of_autoscaler()))
+
+
+def asked_of_autoscaler():
+    from ray.autoscaler.v2.sdk import get_cluster_status
+    from ray.autoscaler.v2.utils import is_autoscaler_v2
+    from ray.experimental.internal_kv import _internal_kv_get
+
+    if not is_autoscaler_v2():
+        return json.loads(_internal_kv_get("autoscaler_resource_request") or b"[]")
+    status = get_cluster_status(ray.get_runtime_context().gcs_address)
+    demands = status.resource_demands.cluster_constraint_demand
+    return [
+        bundle.bundle
+        for demand in demands
+        for bundle in demand.bundles_by_count
+        for _ in range(bundle.count)
+    ]
+
+
+@pytest.mark.parametrize("beside", [0, 3])
+def test_a_cluster_that_stays_too_small_is_named_and_asked_for_no_longer(
+    ray_cluster, tmp_path, beside
+):
+    compute = ComputeSettings(trainers=64, min_trainers=32, wait_s=0.1)
+    ctx = Context(Store(str(tmp_path)), compute, Asked())
     size = group_size(compute)
     assert size == GroupSize(64, 32, 1, 0, 1, "cpu", max_failures=2, max_preemptions=100)
-    said = r"it needs 32 CPUs for 32 workers, the cluster has 4: add nodes, or lower `compute.tr"
+    scorers = ", scorers included" if beside else ""
+    said = (
+        f"it needs {32 + beside} CPUs for 32 workers{scorers}, the cluster has 4: add nodes, or "
+        "lower `compute.trainers`"
+    )
+    with pytest.raises(ClusterError, match=said), room(ctx, size, "it", {"CPU": beside, "GPU": 0}):
+        raise AssertionError
+    assert ctx.listener.seen == [("waiting", said, [{"CPU": 1}] * 64)]
+    assert asked_of_autoscaler() == []
+
+
+def test_distillers_that_never_fit_together_are_named(ray_cluster, tmp_path):
+    compute = ComputeSettings(distillers=5, wait_s=0)
+    ctx = Context(Store(str(tmp_path)), compute, Quiet())
+    task = MatchingTask("2" * 64, NetworkSettings(), Mtt(name="mtt", images_per_class=1), (), 3, ())
+    said = (
+        r"the distillation needs 5 CPUs for 5 workers, .* has 4: .* or lower `compute.distillers`"
+    )
     with pytest.raises(ClusterError, match=said):
-        wait_for_room(ctx, size, "it")
+        distil(ctx, ImageWork("1" * 64, False, "cpu", 0, 1), task)
