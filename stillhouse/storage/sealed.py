@@ -5,7 +5,8 @@
 {'rows': 3}
 >>> unseal(data.replace(b"3", b"4"), "here")
 Traceback (most recent call last):
-stillhouse.errors.ArtifactError: here is not what was written: restore it, or remove it and...
+    ...
+stillhouse.errors.ArtifactError: here is not what was written: restore it, or remove it and run again
 """
 
 import json

@@ -3,97 +3,55 @@
 import dataclasses
 import json
 
-import datasets
 import numpy as np
 import pytest
 import torch
+from stages import (
+    EXPERTS,
+    IMAGES,
+    NETWORK,
+    TEACHER,
+    TINY,
+    matching,
+    part_bytes,
+    quiet,
+    recipe,
+    sets,
+)
 from torch import nn
 
 import stillhouse
-from stillhouse.distillation.assembly_job import AssemblyTask, run_assembly
-from stillhouse.distillation.compensators import CompensatedSet
 from stillhouse.distillation.controls_job import ControlTask, run_control
-from stillhouse.distillation.decoupled import infer
-from stillhouse.distillation.decoupled_job import plan_refinement, plan_units, run_unit, unit_images
 from stillhouse.distillation.evaluate_job import (
     EvaluationTask,
     SetSource,
-    protocol_of,
     run_evaluation,
 )
 from stillhouse.distillation.expert_job import (
     ExpertTask,
     TeacherTask,
-    load_teacher,
     run_expert,
     run_teacher,
 )
 from stillhouse.distillation.expert_options import expert_options, kept_epochs
-from stillhouse.distillation.image_sources import ImageData
-from stillhouse.distillation.list_columns import flat_values
 from stillhouse.distillation.matching_job import (
-    MatchingTask,
     require_no_batch_norm,
     run_matching,
 )
-from stillhouse.distillation.methods import Ast, Datm, ExpertSettings, Infer, Mtt, NrrDd
-from stillhouse.distillation.pictures_job import REAL, PictureTask, run_pictures
-from stillhouse.distillation.prepared import prepare
+from stillhouse.distillation.methods import Ast, Datm, ExpertSettings, Mtt
+from stillhouse.distillation.pictures_job import PictureTask, run_pictures
 from stillhouse.distillation.result_job import ResultTask, run_result
 from stillhouse.distillation.settings import Recipe
-from stillhouse.distillation.spec import EvaluateSettings, NetworkSettings
-from stillhouse.distillation.stored_images import SourceTask, run_source
+from stillhouse.distillation.spec import NetworkSettings
 from stillhouse.distillation.stored_sets import (
-    expanded_set,
-    png_bytes,
     read_set,
-    set_table,
-    with_logits,
 )
 from stillhouse.errors import ArtifactError, DivergedError, ModelError, SpecError
-from stillhouse.jobs.verify import verify
 from stillhouse.models.device import peak_bytes
 from stillhouse.storage.artifact import Store
 from stillhouse.storage.parquet import read_table
 
-IMAGES = "1" * 64
-NETWORK = NetworkSettings(depth=2, width=3)
-TEACHER = NetworkSettings(depth=2, width=3, norm="batch")
 FACTORY = NetworkSettings(name="factory", factory=f"{__name__}:dropping", options={"p": 0.0})
-EXPERTS = ExpertSettings(count=1, epochs=3, batch_size=256)
-TINY = {"images_per_class": 1, "num_iterations": 4, "num_steps": 2, "evaluate_every": 2}
-
-
-@pytest.fixture(scope="module")
-def kitchen(tmp_path_factory):
-    """A store with images and two experts, and the prepared images."""
-    store = Store(str(tmp_path_factory.mktemp("kitchen")))
-    data = ImageData(dataset="digits", num_images=200)
-    run_source(store, SourceTask(IMAGES, data))
-    prepared = prepare(store, IMAGES, zca=False, device="cpu", gpus=0)
-    options = expert_options(EXPERTS, "mtt", ())
-    for seed, name in enumerate(("a" * 64, "b" * 64)):
-        task = ExpertTask(name, NETWORK, options, (0, 1, 2, 3), "float32", seed)
-        run_expert(store, prepared, task)
-    return store, prepared
-
-
-def matching(store, method, name="c" * 64, network=NETWORK):
-    uris = tuple(store.path("trajectories", letter * 64) for letter in "ab")
-    return MatchingTask(name, network, method, uris, 3, ())
-
-
-def sets(store, task):
-    done = store.finished("distilled", [task.receipt(p) for p in task.points])
-    return [done[task.receipt(p)] for p in task.points if task.receipt(p) in done]
-
-
-def part_bytes(store, task):
-    return [r.parts[0].sha256 for r in sets(store, task)]
-
-
-def quiet(done, total):
-    pass
 
 
 def test_a_tasks_peak_memory_is_its_own(kitchen):
@@ -259,12 +217,6 @@ def test_only_epochs_that_are_read_are_kept():
     assert kept_epochs(experts, ast) == (0, 1, 2, 3, 50)
 
 
-def recipe(**changes):
-    settings = EvaluateSettings(**({"epochs": 2} | changes))
-    rate = {"images_per_class": 1, "num_classes": 10, "learning_rate": 0.02, "factor": 1}
-    return protocol_of("p1", settings, **rate, flips=True)
-
-
 def test_evaluation_and_controls(kitchen):
     store, prepared = kitchen
     control = ControlTask("e" * 64, "random_real", 20, 0)
@@ -317,100 +269,3 @@ def test_pictures_of_every_class(kitchen):
     assert {row["point"] for row in rows} == {-1, 0, 1, 2}
     assert all(row["png"].startswith(b"\x89PNG") for row in rows)
     assert sum(row["point"] == -1 for row in rows) == 30
-
-
-@pytest.fixture(scope="module")
-def taught(kitchen):
-    store, prepared = kitchen
-    short = Recipe(epochs=2)
-    run_teacher(store, prepared, TeacherTask("4" * 64, TEACHER, short, 0))
-    return load_teacher(store, prepared, TEACHER, "4" * 64)
-
-
-def test_infer_is_stored_apart_and_priced_so(kitchen, taught):
-    store, prepared = kitchen
-    method = Infer(name="infer", images_per_class=2, iterations=2)
-    units = plan_units("3" * 64, method, 1, 10)
-    assert [(u.teacher, u.unit) for u in units] == [(0, 0)]  # floor(2 / (1 + 1/10)) = 1
-    paths = tuple(run_unit(store, prepared, [taught], u).parts[0].path for u in units)
-    made = run_assembly(store, prepared, [taught], AssemblyTask("3" * 64, method, recipe(), paths))
-    assert made.info["stored"] == [10 * 64 + 64, 20 * 10 * 2]
-    given = read_set(read_table(store.path(made.parts[0].path)), "here")
-    assert given.images.shape == (20, 1, 8, 8)
-    assert given.label_logits.shape == (20, 10)
-
-    totals = {"image_bytes": 11 * 64, "bytes": 11 * 64 + 20 * 10 * 2}
-    run_result(store, prepared, ResultTask("a" * 64, made.parts[0].path, None, {}, {}, totals))
-    opened = stillhouse.open_distilled(store.path("distilled", "a" * 64))
-    for name, evaluated in (
-        ("images", given.images),
-        ("labels", given.labels),
-        ("soft_labels", given.label_logits),
-    ):
-        assert np.array_equal(getattr(opened, name), evaluated.numpy())
-    table = read_table(opened.parts[0].uri)
-    stored = [flat_values(table, n).nbytes for n in ("values", "compensator", "label_logits")]
-    assert stored == [10 * 64, 64, 20 * 10 * 2]
-    assert sum(stored) == opened.num_bytes
-    assert verify(opened.uri, 0)["problems"] == []
-
-
-def test_infer_as_a_job_is_what_the_library_makes(kitchen, taught):
-    store, prepared = kitchen
-    method = Infer(name="infer", images_per_class=2, iterations=2, labels="classes")
-    (unit,) = plan_units("d" * 64, method, 1, 10)
-    paths = (run_unit(store, prepared, [taught], unit).parts[0].path,)
-    task = AssemblyTask("d" * 64, method, recipe(), paths)
-    made = run_assembly(store, prepared, [taught], task)
-    assert made.info["stored"] == [11 * 64, 10]
-    _, parts = infer([taught], prepared.real, images_per_class=2, settings=method, seed=0)
-    given = read_set(read_table(store.path(made.parts[0].path)), "here")
-    assert torch.equal(prepared.standardisation.to_bytes(given.images), parts.expand())
-
-
-def test_rows_of_infer_are_read_by_datasets(kitchen, tmp_path):
-    _, prepared = kitchen
-    store = Store(str(tmp_path))
-    real = torch.zeros(1, 10, 1, 8, 8, dtype=torch.uint8)
-    apart = CompensatedSet(real, torch.ones(2, 1, 1, 8, 8, dtype=torch.int8))
-    norm = prepared.standardisation
-    given = with_logits(expanded_set(apart, norm.mean, norm.std), torch.zeros(30, 10))
-    store.put_part("distilled/parts/one.parquet", set_table(given), num_tokens=0)
-    task = ResultTask("e" * 64, "distilled/parts/one.parquet", None, {}, {}, {"bytes": 1})
-    run_result(store, prepared, task)
-    files = store.path("distilled", "e" * 64, "part-*.parquet")
-    found = datasets.load_dataset("parquet", data_files=files, split="train")
-    assert len(found) == 12
-    assert found.features["label"].names == [str(digit) for digit in range(10)]
-    assert (found[9]["label"], found[9]["compensator"]) == (9, None)
-    assert (found[10]["label"], found[10]["values"]) == (None, None)
-    assert np.array(found[9]["label_logits"]).shape == (3, 10)
-    assert found[11]["compensator"] == [1] * 64
-    assert found[9]["image"].getpixel((0, 0)) == 0
-    assert found[11]["image"].getpixel((0, 0)) == 129
-
-
-def test_nrr_dd_stores_two_distances_a_view(kitchen, taught):
-    store, prepared = kitchen
-    method = NrrDd(name="nrr_dd", images_per_class=1, iterations=2, num_candidates=5)
-    protocol = protocol_of(
-        "p3", EvaluateSettings(epochs=3), images_per_class=1, num_classes=10, learning_rate=None,
-        factor=1, flips=False,
-    )  # fmt: skip
-    assert not protocol.recipe.views.flip
-    starts = [run_unit(store, prepared, [taught], u) for u in plan_units("2" * 64, method, 1, 10)]
-    units = plan_refinement("2" * 64, method, 10, [r.parts[0].path for r in starts])
-    paths = tuple(run_unit(store, prepared, [taught], u).parts[0].path for u in units)
-    made = run_assembly(store, prepared, [taught], AssemblyTask("2" * 64, method, protocol, paths))
-    assert made.info["stored"] == [640, 10 + 3 * 10 * 2 * 2]
-    first = [r.parts[0].path for r in starts]
-    drawn = PictureTask("37" * 32, ((2, made.parts[0].path),), 10, real=True, starts=tuple(first))
-    rows = read_table(store.path(run_pictures(store, prepared, drawn).parts[0].path)).to_pylist()
-    assert [(row["point"], row["label"]) for row in rows] == [
-        (point, label) for point in (REAL, 2) for label in range(10)
-    ]
-    patch = prepared.pixels(unit_images(store, first[4], prepared.shape))
-    assert rows[4]["png"] == png_bytes(patch)[0]
-    source = SetSource(made.parts[0].path, made.info["label_path"], "distances")
-    task = EvaluationTask("0" * 64, source, TEACHER, protocol, (), "validation", False, 0)
-    assert 0 <= run_evaluation(store, prepared, task).info["accuracy"] <= 1
