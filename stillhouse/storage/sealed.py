@@ -1,12 +1,12 @@
 """JSON objects of a store that carry their own SHA-256, so that any changed byte is found.
 
 >>> data = seal({"rows": 3})
->>> unseal(data, "here")
+>>> unseal(data, "m")
 {'rows': 3}
->>> unseal(data.replace(b"3", b"4"), "here")
+>>> unseal(data.replace(b"3", b"4"), "m")
 Traceback (most recent call last):
     ...
-stillhouse.errors.ArtifactError: here is not what was written: restore it, or remove it and run again
+stillhouse.errors.ArtifactError: m is not what was written: restore it, or remove it and run again
 """
 
 import json
