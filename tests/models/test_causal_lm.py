@@ -210,7 +210,7 @@ def test_weights_that_would_be_random_are_refused(name: str, tmp_path: Path) -> 
     change, message = BROKEN[name]
     folder = str(_edited(tmp_path, change))
     with pytest.raises(ModelError, match=message):
-        load_model(folder, dtype="float32", attention="auto", device=CPU)
+        load_model(folder, dtype="float32", device=CPU)
     with pytest.raises(ModelError, match=message):
         inspect_model(read_header(folder, "prior"))
 
@@ -236,7 +236,7 @@ def test_text_to_text_models_are_refused_alike(tmp_path: Path) -> None:
 def test_a_tied_head_is_no_missing_weight(tmp_path: Path) -> None:
     save_model(small(), tmp_path)
     assert "lm_head.weight" not in load_file(tmp_path / "model.safetensors")
-    load_model(str(tmp_path), dtype="float32", attention="auto", device=CPU)
+    load_model(str(tmp_path), dtype="float32", device=CPU)
     inspect_model(read_header(str(tmp_path), "prior"))
 
 
