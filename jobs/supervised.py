@@ -29,8 +29,10 @@ def supervise() -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     parent, (heard, told) = os.getpid(), os.pipe()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _PASSED_ON)  # until it is known who gets them
     child = os.fork()
     if child == 0:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         os.close(heard)
         os.setpgid(0, 0)
         _die_with(parent)
@@ -40,13 +42,14 @@ def supervise() -> None:
     passed: dict[int, float] = {}
 
     def pass_on(number: int, _: object) -> None:
-        before, passed[number] = passed.get(number, -_ONCE_S), time.monotonic()
-        if passed[number] - before >= _ONCE_S:  # `timeout` sends to us and to our group
+        last, passed[number] = passed.get(number, -_ONCE_S), time.monotonic()
+        if passed[number] - last >= _ONCE_S:  # `timeout` sends to us and to our group
             os.kill(child, number)
 
     for number in _PASSED_ON:
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, pass_on)
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
     with open(heard, "rb") as pipe:
         said = [json.loads(line) for line in pipe]
     _, status = os.waitpid(child, 0)
