@@ -17,16 +17,16 @@ import os, signal, sys
 from stillhouse.jobs import supervised
 
 supervised.supervise()
-heard = []
-signal.signal(signal.SIGTERM, lambda number, _: heard.append(number))
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM, signal.SIGHUP])
 supervised.tell(run=sys.argv[1], store=sys.argv[2], options={})
 print(os.getpid(), flush=True)
 how = sys.stdin.readline().strip()
 if how == "of itself":
     supervised.tell(ended=3)
     sys.exit(3)
-if how == "heard":
-    print(len(heard), flush=True)
+if how == "signals":
+    print(signal.sigwait([signal.SIGTERM, signal.SIGHUP]).name, flush=True)
+    print(signal.sigwait([signal.SIGHUP]).name, signal.sigpending(), flush=True)
 os._exit(1)  # as Ray does
 """
 
@@ -83,10 +83,14 @@ def test_killed(driver, record):
 def test_a_signal_that_comes_twice_is_passed_on_once(driver):
     """`timeout` sends to its child and to their group; a second one would break the clean-up."""
     process, _ = driver
+    process.stdin.write("signals\n")
+    process.stdin.flush()
     process.send_signal(signal.SIGTERM)
     process.send_signal(signal.SIGTERM)
-    code, out, errors = told(process, "heard")
-    assert (code, out.split()[0]) == (4, "1")
+    assert process.stdout.readline() == "SIGTERM\n"
+    process.send_signal(signal.SIGHUP)
+    code, out, errors = told(process)
+    assert (code, out.splitlines()[0]) == (4, "SIGHUP set()")
     assert "the driver was stopped by SIGTERM" in errors
 
 
