@@ -372,5 +372,5 @@ def main() -> None:
     try:
         app()
     except SystemExit as stop:
-        supervised.tell(ended=stop.code)
+        supervised.tell(ended=stop.code if isinstance(stop.code, int) else int(bool(stop.code)))
         raise

@@ -9,10 +9,12 @@ import json
 import os
 import signal
 import sys
+import time
 from contextlib import suppress
 from typing import Any
 
 _PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_ONCE_S = 1.0
 _PR_SET_PDEATHSIG = 1
 _to_parent: int | None = None
 
@@ -27,23 +29,35 @@ def supervise() -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     parent, (heard, told) = os.getpid(), os.pipe()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _PASSED_ON)  # until it is known who gets them
     child = os.fork()
     if child == 0:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         os.close(heard)
         os.setpgid(0, 0)
         _die_with(parent)
         _to_parent = told
         return
     os.close(told)
+    passed: dict[int, float] = {}
+
+    def pass_on(number: int, _: object) -> None:
+        last, passed[number] = passed.get(number, -_ONCE_S), time.monotonic()
+        if passed[number] - last >= _ONCE_S:  # `timeout` sends to us and to our group
+            os.kill(child, number)
+
     for number in _PASSED_ON:
         if signal.getsignal(number) != signal.SIG_IGN:
-            signal.signal(number, lambda sent, _: os.kill(child, sent))
+            signal.signal(number, pass_on)
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
     with open(heard, "rb") as pipe:
         said = [json.loads(line) for line in pipe]
     _, status = os.waitpid(child, 0)
     ended = [one["ended"] for one in said if "ended" in one]
     began = next((one for one in said if "run" in one), None)
-    os._exit(ended[0] if ended else _explain(os.waitstatus_to_exitcode(status), began))
+    if ended:
+        os._exit(ended[0])
+    os._exit(_explain(next(iter(passed), None), os.waitstatus_to_exitcode(status), began))
 
 
 def tell(**content: Any) -> None:
@@ -72,12 +86,14 @@ def _die_with(parent: int) -> None:
         os._exit(4)
 
 
-def _explain(code: int, began: dict[str, Any] | None) -> int:
+def _explain(passed: int | None, code: int, began: dict[str, Any] | None) -> int:
     """Say what ended the child, to people, `--json` and the run's record; the exit code."""
-    if code == -signal.SIGKILL:
+    if passed is not None:
+        why = f"the driver was stopped by {signal.Signals(passed).name}"
+    elif code == -signal.SIGKILL:
         why = "the driver was killed (SIGKILL: out of memory?)"
     elif code < 0:
-        why = f"the driver was stopped by {signal.Signals(-code).name}"
+        why = f"the driver was ended by {signal.Signals(-code).name}"
     else:
         why = "Ray ended the driver: the cluster's head, or Ray on this machine, died"
     _say(f"{why}: run the same command again to go on")

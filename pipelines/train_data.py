@@ -32,6 +32,7 @@ from stillhouse.storage.parquet import open_parquet
 from stillhouse.text.tokenizer import load_tokenizer
 from stillhouse.training.spec import FileData, SelectionData, TrainSpec
 
+_LISTS = (pa.ListType, pa.LargeListType, pa.FixedSizeListType)
 TEXT_LENGTH = 256
 """Tokens a sequence, where neither spec nor data say."""
 
@@ -253,15 +254,18 @@ def _token_length(uri: str) -> int | None:
             if "input_ids" not in file.schema_arrow.names:
                 return None
             kind = file.schema_arrow.field("input_ids").type
-            is_list = pa.types.is_fixed_size_list(kind) or pa.types.is_list(kind)
-            if not is_list or not pa.types.is_integer(kind.value_type):
+            if not isinstance(kind, _LISTS) or not pa.types.is_integer(kind.value_type):
                 raise InputError(f"{uri}: `input_ids` is {kind}, not lists of integers")
             if pa.types.is_fixed_size_list(kind):
                 return kind.list_size
-            first = file.read_row_group(0, columns=["input_ids"])["input_ids"]
-            lengths = np.unique(first.combine_chunks().value_lengths().to_numpy())
+            if not file.metadata.num_rows:
+                raise InputError(f"{uri} has no rows: remove it")
+            first = file.read_row_group(0, columns=["input_ids"])["input_ids"].combine_chunks()
+            lengths = np.unique(first.value_lengths().drop_null().to_numpy())
     except pa.ArrowInvalid as error:
         raise InputError(f"{uri} is not a Parquet file: {error}") from error
+    if first.null_count:
+        raise InputError(f"{uri}: {first.null_count} rows have no `input_ids`: remove them")
     if len(lengths) != 1:
         raise InputError(
             f"{uri}: sequences of {lengths.min()} to {lengths.max()} tokens: pack them to one T"

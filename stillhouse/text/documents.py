@@ -15,7 +15,16 @@ import pyarrow as pa
 from stillhouse.errors import BadFileError, InputError
 from stillhouse.spec import DataSource
 from stillhouse.text.records import ALL_ROWS, Record, read_records, too_long
-from stillhouse.text.values import ABSENT, as_text, column_of, find, label, text_fault
+from stillhouse.text.values import (
+    ABSENT,
+    as_text,
+    column_of,
+    column_paths,
+    find,
+    key_paths,
+    label,
+    text_fault,
+)
 
 _KEYS_CHARS = 200
 _PREVIEW_CHARS = 200
@@ -119,9 +128,10 @@ def _parquet_columns(
     asked = settings.columns.model_dump(include=set(keys))
     for key, path in asked.items():
         if path is not None and column_of(schema, path) is None:
-            near = get_close_matches(path, schema.names, n=1)
+            paths = column_paths(schema)
+            near = get_close_matches(path, paths, n=1)
             hint = f"; did you mean `{near[0]}`" if near else ""
-            names = ", ".join(schema.names)
+            names = ", ".join(paths)
             raise InputError(f"{uri}: no column `{path}` (`columns.{key}`){hint}. It has {names}")
     paths = [path or key for key, path in asked.items()]
     return [path for path in dict.fromkeys(paths) if column_of(schema, path) is not None]
@@ -171,7 +181,7 @@ def _absent(record: Record, settings: DataSource, keys: Sequence[str]) -> str:
 
 
 def _keys(record: Record) -> str:
-    return ", ".join(map(str, record.values))[:_KEYS_CHARS]
+    return ", ".join(key_paths(record.values))[:_KEYS_CHARS]
 
 
 def _fault(text: Any, record: Record, settings: DataSource) -> str | None:

@@ -51,9 +51,11 @@ def token_ids(table: pa.Table) -> NDArray[Any]:
     """`input_ids` [n, T] in the type they are stored in; a view where that can be.
 
     Raises:
-        ArtifactError: lists of different lengths.
+        ArtifactError: lists of different lengths, nulls.
     """
     column = table["input_ids"].combine_chunks()
+    if column.null_count or column.flatten().null_count:
+        raise ArtifactError("`input_ids` has nulls: remove these rows")
     if pa.types.is_fixed_size_list(column.type):
         lengths = np.array([column.type.list_size])
     else:

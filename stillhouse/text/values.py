@@ -44,6 +44,27 @@ def column_of(schema: pa.Schema, path: str) -> str | None:
     return None
 
 
+def column_paths(schema: pa.Schema) -> list[str]:
+    """The columns of a schema, structs as the paths of what they hold."""
+    return [path for field in schema for path in _field_paths(field)]
+
+
+def _field_paths(field: pa.Field) -> list[str]:
+    if not pa.types.is_struct(field.type):
+        return [field.name]
+    inner = cast(list[pa.Field], list(cast(pa.StructType, field.type)))
+    return [f"{field.name}.{path}" for one in inner for path in _field_paths(one)]
+
+
+def key_paths(record: dict[str, Any]) -> list[str]:
+    """The keys of a record, objects as the paths of what they hold."""
+    found: list[str] = []
+    for key, value in record.items():
+        inner = key_paths(cast(dict[str, Any], value)) if isinstance(value, dict) else []
+        found += [f"{key}.{path}" for path in inner] or [key]
+    return found
+
+
 def _cuts(path: str) -> list[tuple[str, str]]:
     """Head and tail at each dot, the longest head first."""
     keys = path.split(".")

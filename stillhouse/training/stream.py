@@ -200,9 +200,11 @@ class TokenStream:
         samples = np.stack([table[name].to_numpy() for name in ("part", "row")], axis=1)
         order = window.permutation()
         ids = token_ids(table)
-        if self._vocab_size is not None and int(ids.max()) >= self._vocab_size:
+        low, high = int(ids.min()), int(ids.max())
+        if low < 0 or (self._vocab_size is not None and high >= self._vocab_size):
             raise ArtifactError(
-                f"data set {self._names[window.dataset]!r} has the token id {int(ids.max())}, the "
-                f"tokenizer only {self._vocab_size}: they were made with another one (`tokenizer`)"
+                f"data set {self._names[window.dataset]!r} has the token id "
+                f"{low if low < 0 else high}, the tokenizer only {self._vocab_size} from 0 on: "
+                "they were made with another one (`tokenizer`)"
             )
         return _Loaded(window, order, ids, samples, pieces, np.array(codes, np.int32))

@@ -122,6 +122,26 @@ def test_tokens_of_no_use(place, content, kind, message):
         opened(content)
 
 
+@pytest.mark.parametrize("kind", [pa.large_list(pa.int64()), pa.list_(pa.int32())])
+def test_lists_of_other_types(place, content, kind):
+    """As polars and pandas write them."""
+    for name in ("a", "b"):
+        path = place / "tokens" / f"{name}.parquet"
+        pq.write_table(pa.table({"input_ids": pa.array([[1] * LENGTH] * 8, kind)}), path)
+    assert opened(content).inputs.sequence_length == LENGTH
+
+
+def test_token_files_without_rows_or_with_nulls(place, content):
+    path = place / "tokens" / "a.parquet"
+    kind = pa.list_(pa.int32())
+    pq.write_table(pa.table({"input_ids": pa.array([], kind)}), path)
+    with pytest.raises(InputError, match=r"a\.parquet has no rows: remove it"):
+        opened(content)
+    pq.write_table(pa.table({"input_ids": pa.array([[1] * LENGTH, None], kind)}), path)
+    with pytest.raises(InputError, match=r"a\.parquet: 1 rows have no `input_ids`"):
+        opened(content)
+
+
 def test_a_context_shorter_than_the_sequences(content):
     """Found by the dry walk of `plan`, once the tokenizer is in the store."""
     from stillhouse.pipelines.context import Context

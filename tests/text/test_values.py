@@ -158,8 +158,13 @@ def test_dotted_paths_of_parquet(tmp_path):
         ("dots", "n:1", "unknown"),
     ]
     for wrong in ("doc.title", "doc.body.x", "doc.meta.set.x", "b"):
-        with pytest.raises(InputError, match=rf"no column `{wrong}` \(`columns.source`\).*doc, a"):
+        message = (
+            rf"no column `{wrong}` \(`columns.source`\).*It has doc.body, doc.meta.set, doc.me"
+        )
+        with pytest.raises(InputError, match=message):
             read(path, named(text="doc.body", source=wrong))
+    with pytest.raises(InputError, match=r"did you mean `doc\.meta\.set`"):
+        read(path, named(text="doc.body", source="doc.meta.sets"))
 
 
 def test_a_path_through_a_list_is_no_column(tmp_path):
@@ -212,6 +217,10 @@ def test_two_columns_of_one_name(tmp_path):
 def test_json_rows_without_a_named_key_say_so(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "x", "domain": "web"}\n{"text": "y", "id": 1}\n')
+    nested = tmp_path / "b.jsonl"
+    nested.write_text('{"text": "x", "meta": {"set": {"name": "web"}, "n": 1}, "empty": {}}')
+    [found] = read(nested, named(source="meta.source"))
+    assert found.absent.endswith("; keys: text, meta.set.name, meta.n, empty")
     first, second = read(path, named(source="domain"))
     assert (first.absent, first.source) == ("", "web")
     assert second.absent == "no key `domain` (`columns.source`); keys: text, id"

@@ -211,6 +211,19 @@ def test_a_state_of_another_order_is_refused(parts):
         stream(parts, order=order_of(seed=5)).load_state_dict(state)
 
 
+@pytest.mark.parametrize(
+    ("odd", "message"), [(-1, "token id -1"), (64, "token id 64"), (None, "nulls")]
+)
+def test_token_ids_that_no_model_has(tmp_path, odd, message):
+    rows = [[1] * LENGTH for _ in range(20)]
+    rows[7][3] = odd
+    column = pa.array(rows, pa.list_(pa.int32()))
+    pq.write_table(pa.table({"input_ids": column}), tmp_path / "a.parquet")
+    fetch = read_ahead(PartReader([str(tmp_path / "a.parquet")]), 4)
+    with pytest.raises(ArtifactError, match=message):
+        steps([TokenStream(order_of([[20]]), fetch, vocab_size=64)], 5)
+
+
 def test_broken_parts(parts, tmp_path):
     missing = stream([*parts[:3], str(tmp_path / "no.parquet")])
     with pytest.raises(ArtifactError, match=r"no.parquet is missing"):
