@@ -4,13 +4,13 @@ import re
 from collections.abc import Sequence
 
 from stillhouse.errors import SpecError
-from stillhouse.jobs.kinds import RESULTS
 from stillhouse.storage.filesystem import absolute_uri, exists, join, list_names
+from stillhouse.storage.reachability import KINDS
 from stillhouse.storage.run_record import read_status
 
 DEFAULT_STORE = "./store"
-ARTIFACTS = ("runs", *dict.fromkeys(kind for kind, _ in RESULTS.values()))
-"""Folders of a store whose ids the verbs take that read results."""
+ARTIFACTS = ("runs", *KINDS)
+"""Folders of a store whose ids the verbs take that read artifacts."""
 JOB_ID = re.compile(r"[0-9a-f]{64}-\d+")
 MIN_PREFIX = 8
 _PREFIX = re.compile(r"[0-9a-f]{8,64}")
