@@ -10,7 +10,6 @@ import pytest
 
 from stillhouse.errors import ArtifactError, BadFileError
 from stillhouse.reading.torch_reader import SelectionDataset
-from stillhouse.spec import DataSource
 from stillhouse.storage.artifact import Part
 from stillhouse.storage.parquet import open_part, parquet_bytes, read_table
 from stillhouse.text.records import read_records
@@ -96,4 +95,4 @@ def test_a_users_file_with_checksums_is_checked(tmp_path):
     path = Path(tmp_path, "pool.parquet")
     path.write_bytes(flipped(data, (first + end) // 2))
     with pytest.raises(BadFileError, match=r"pool\.parquet: cannot be read"):
-        list(read_records(str(path), DataSource(path=str(path)), range(400)))
+        list(read_records(str(path), lambda _: TABLE.column_names, text="text", max_chars=10))

@@ -197,7 +197,7 @@ def test_no_bucket(s3_url):
     for call in (check_store, lambda uri: replace(uri + "/x", b"")):
         with pytest.raises(StorageError, match="there is no such bucket: make it or give another"):
             call("s3://no-such-bucket-here")
-    with pytest.raises(InputError, match="no files match 's3://no-such-bucket-here/pool'"):
+    with pytest.raises(InputError, match="/pool: there is no bucket 'no-such-bucket-here'"):
         list_files(["s3://no-such-bucket-here/pool"], [".txt"])
 
 
