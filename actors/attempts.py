@@ -54,6 +54,10 @@ class Attempts:
         self._open.pop(part, None)
         self._metrics.in_flight(len(self._open))
 
+    def unreached(self) -> None:
+        """Note that a part is done again for it could not reach the store."""
+        self._metrics.retry("hardware")
+
     def retries(self) -> dict[str, int]:
         """Repeated attempts so far, by class."""
         return {

@@ -11,7 +11,7 @@ from ray.exceptions import RayActorError
 from stillhouse.actors.image_worker import ImageCall, ImageHost, ImageWork
 from stillhouse.actors.part_worker import CrewWorker
 from stillhouse.pipelines.context import Context
-from stillhouse.pipelines.flow import Stream, attempts_of, finish_parts, made_by, not_begun
+from stillhouse.pipelines.flow import Made, Stream, attempts_of, finish_parts, not_begun
 from stillhouse.pipelines.placement import actor_options
 from stillhouse.storage.artifact import Receipt
 
@@ -58,9 +58,7 @@ class Crew:
             ray.kill(actor)
         self._actors, self._starting = [], {}
 
-    def _stream(
-        self, step: str, kind: str, workers: int, calls: list[ImageCall]
-    ) -> Iterator[tuple[Receipt, float]]:
+    def _stream(self, step: str, kind: str, workers: int, calls: list[ImageCall]) -> Iterator[Made]:
         ctx, metrics = self._ctx, self._ctx.metrics(step)
         attempts = attempts_of(ctx)
         left = deque(calls)
@@ -84,7 +82,7 @@ class Crew:
                 continue
             idle.append(actor or self._starting.pop(ready))
             if call is not None:
-                yield made_by(ctx, step, *done)
+                yield done
 
     def _replace(self, lost: Any, error: RayActorError) -> None:
         """Another worker for one that was lost, unless none could even begin."""

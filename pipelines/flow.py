@@ -7,6 +7,7 @@ with a bounded number in flight.
 """
 
 import logging
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeAlias, TypeVar
@@ -18,14 +19,20 @@ from stillhouse import errors
 from stillhouse.actors.attempts import Attempts
 from stillhouse.actors.part_worker import Failure, Host, PartWorker, cannot_import
 from stillhouse.actors.results import get_result
-from stillhouse.errors import ClusterError
+from stillhouse.errors import ClusterError, StoreUnreachableError
 from stillhouse.pipelines.context import Context, FailedAt, Unfinished
 from stillhouse.storage.artifact import Receipt
 
 T = TypeVar("T")
 R = TypeVar("R")
-Stream: TypeAlias = Callable[[list[Any]], Iterator[tuple[Receipt, float]]]
-"""Does tasks in any order: their receipts, and the seconds that each took."""
+Made: TypeAlias = tuple[Receipt | None, Failure | None, float]
+"""A task's receipt, or why there is none, and the seconds that it took."""
+Stream: TypeAlias = Callable[[list[Any]], Iterator[Made]]
+"""Does tasks in any order."""
+STORAGE_BUDGET = 5
+"""How often a task may find the store out of reach, for as long as `retries` try each time."""
+_IN_A_ROW = 40
+"""So many such tasks without a finished one between them: the store is gone for all."""
 _MAX_BLOCKS = 2000
 _AHEAD = 4
 """Descriptors in a block where there are many: a worker reads one part ahead inside a block."""
@@ -71,11 +78,41 @@ def finish_parts(
     todo = {t.fingerprint: t for t in tasks if t.fingerprint not in done}
     with ctx.step(step, total=len(tasks), reused=len(tasks) - len(todo), unit=unit) as advance:
         if todo:
-            for receipt, seconds in stream(list(todo.values())):
+            for receipt, seconds in _until_done(ctx, step, stream, todo):
                 done[receipt.task] = receipt
                 ctx.work[step].device_seconds += seconds
                 advance(1, receipt.counts.get(unit, 0))
     return [done[task.fingerprint] for task in tasks]
+
+
+def _until_done(
+    ctx: Context, step: str, stream: Stream, todo: Mapping[str, Any]
+) -> Iterator[tuple[Receipt, float]]:
+    """Receipts and seconds; a task that could not reach the store is done again, elsewhere maybe.
+
+    Raises:
+        StoreUnreachableError: too often. Any other error of a task, with a note of where it was.
+    """
+    left, in_a_row = list(todo), 0
+    unreached: Counter[str] = Counter()
+    while left:
+        again: list[str] = []
+        for receipt, failure, seconds in stream([todo[name] for name in left]):
+            if receipt is not None:
+                in_a_row = 0
+                yield receipt, seconds
+                continue
+            assert failure is not None
+            in_a_row += 1
+            unreached[failure.part] += 1
+            final = in_a_row >= _IN_A_ROW or unreached[failure.part] >= STORAGE_BUDGET
+            if failure.kind != StoreUnreachableError.__name__ or final:
+                ctx.failed_at = FailedAt(step, failure.part, failure.node)
+                raise as_error(failure.kind, failure.message)
+            attempts_of(ctx).unreached.remote()
+            ctx.listener.note("waiting", {"message": f"{failure.node}: {failure.message}"})
+            again.append(failure.part)
+        left = again
 
 
 def _stream(
@@ -87,7 +124,7 @@ def _stream(
     gpus: float,
     options: Mapping[str, Any] | None,
     tasks: list[Any],
-) -> Iterator[tuple[Receipt, float]]:
+) -> Iterator[Made]:
     from ray.data import ActorPoolStrategy, from_items  # seconds, for who has no parts to do
 
     attempts = attempts_of(ctx)
@@ -112,7 +149,7 @@ def _stream(
         **placed,
     )
     for row in results.iter_rows():
-        yield made_by(ctx, step, row["receipt"], row["error"], float(row["seconds"]))
+        yield row["receipt"], row["error"], float(row["seconds"])
 
 
 def attempts_of(ctx: Context) -> Any:
@@ -120,17 +157,6 @@ def attempts_of(ctx: Context) -> Any:
     if ctx.attempts is None:
         ctx.attempts = Attempts.remote(ctx.compute.max_attempts, ctx.run)
     return ctx.attempts
-
-
-def made_by(
-    ctx: Context, step: str, receipt: Receipt | None, failure: Failure | None, seconds: float
-) -> tuple[Receipt, float]:
-    """A worker's receipt and seconds; raises its failure, with a note of where it was."""
-    if receipt is None:
-        assert failure is not None
-        ctx.failed_at = FailedAt(step, failure.part, failure.node)
-        raise as_error(failure.kind, failure.message)
-    return receipt, seconds
 
 
 def not_begun(error: RayActorError) -> ClusterError:
@@ -162,15 +188,26 @@ def run_tasks(
 ) -> Iterator[R]:
     """`map(function, items)` as Ray tasks: results in order, at most `in_flight` waiting."""
     remote = ray.remote(num_cpus=ctx.compute.cpus_per_worker)(_call)
-    waiting: list[ray.ObjectRef[Any]] = []
+    waiting: deque[tuple[T, ray.ObjectRef[R]]] = deque()
+
+    def result() -> R:
+        item, reference = waiting.popleft()
+        for _ in range(STORAGE_BUDGET - 1):
+            try:
+                return get_result(reference)
+            except StoreUnreachableError as error:
+                ctx.listener.note("waiting", {"message": str(error)})
+                reference = remote.remote(function, item)
+        return get_result(reference)
+
     for item in items:
         if ctx.dry:
             raise Unfinished("small tasks")
         if len(waiting) >= in_flight:
-            yield get_result(waiting.pop(0))
-        waiting.append(remote.remote(function, item))
+            yield result()
+        waiting.append((item, remote.remote(function, item)))
     while waiting:
-        yield get_result(waiting.pop(0))
+        yield result()
 
 
 def _call(function: Callable[[T], R], item: T) -> R:

@@ -11,7 +11,7 @@ from ray.exceptions import RayActorError, RayError
 from stillhouse.actors.attempts import PREEMPTION_BUDGET
 from stillhouse.actors.worker_group import ENVIRONMENT, GroupSize, Work, WorkerGroup
 from stillhouse.compute_settings import device_type
-from stillhouse.errors import ClusterError, PartFailedError
+from stillhouse.errors import ClusterError, PartFailedError, StoreUnreachableError
 from stillhouse.pipelines.context import Context
 from stillhouse.pipelines.flow import as_error
 from stillhouse.spec import ComputeSettings
@@ -101,6 +101,8 @@ def _try(
         return str(lost_actor).splitlines()[0], reached
     finally:
         ray.kill(group)
+    if error is not None and error[0] == StoreUnreachableError.__name__:
+        return f"{error[0]}: {error[1]}", reached  # as lost: it goes on from what is in the store
     if error is not None:
         raise as_error(*error)
     return lost, reached

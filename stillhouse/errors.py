@@ -45,6 +45,10 @@ class StorageError(StillhouseError):
     exit_code = 4
 
 
+class StoreUnreachableError(StorageError):
+    """The store did not answer for as long as its retries last; elsewhere, or later, it may."""
+
+
 class UnsafeStoreError(StillhouseError):
     """The store's filesystem lets two writers create one name, so nothing could be exactly once."""
 

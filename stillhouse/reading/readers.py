@@ -53,6 +53,12 @@ class Artifact:
         self.manifest: Manifest = load_manifest(self.uri, kind)
         self.store = self.uri.rsplit("/", 2)[0]
 
+    def __repr__(self) -> str:
+        name = type(self).__name__
+        kind = f", kind={self.manifest.kind!r}" if name == "Artifact" else ""
+        counts = f"rows={self.num_rows:,}, tokens={self.num_tokens:,}, parts={len(self.parts):,}"
+        return f"{name}({self.uri!r}{kind}, {counts})"
+
     @property
     def parts(self) -> list[Part]:
         """The parts in order."""
@@ -141,14 +147,26 @@ class Selection(Artifact):
         seed: int = 0,
         epoch: int = 0,
         batch_size: int | None = None,
+        drop_last: bool = False,
     ) -> "SelectionDataset":
         """A torch `IterableDataset` of `{"input_ids": int64 [T]}` (`[B, T]` with `batch_size`).
 
-        The order is fixed by (seed, epoch); each rank gets whole parts' rows in turn.
+        The order is fixed by (seed, epoch). Ranks have equally many rows or one more; with
+        `drop_last` they have equally many, whole batches, and `dropped_rows` counts the rest.
+
+        Raises:
+            ArtifactError: the selection keeps documents, which are text.
         """
         from stillhouse.reading.torch_reader import SelectionDataset
 
-        return SelectionDataset(self.parts, rank, world_size, seed, epoch, batch_size)
+        if self.manifest.settings.get("grain") == "documents":
+            raise ArtifactError(
+                f"{self.uri} keeps documents (`selection.grain: documents`), which are text and no "
+                "tokens: read them with `to_datasets()` or `to_arrow()`, or train on them with "
+                "`job: train`"
+            )
+        order = (rank, world_size, seed, epoch)
+        return SelectionDataset(self.parts, *order, batch_size, drop_last)
 
     def provenance(self, row: int) -> dict[str, Any]:
         """Where the `row`-th kept row comes from: score, losses, token part and row, raw files."""

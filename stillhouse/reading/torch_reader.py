@@ -11,14 +11,21 @@ from stillhouse.storage.artifact import Part
 from stillhouse.storage.parquet import open_part
 from stillhouse.text.pieces import token_ids
 
+_ORDER_VERSION = 2
+"""1 had the rows of a part in their own order, and workers that shared rows instead of batches."""
+
 
 class SelectionDataset(IterableDataset[dict[str, torch.Tensor]]):
     """Sequences of one rank. State is the number of rows it has given out.
 
-    Parts are permuted by (seed, epoch) into one line of N rows; their rows already stand in a
-    keyed random order. Rank r of W gives the rows [rN/W, (r+1)N/W), so that a part is read by one
-    rank, but for the borders. DataLoader workers cut their rank's rows the same way; each has
-    then a state of its own, as torchdata's StatefulDataLoader expects.
+    Parts, the row groups of each and the rows of these are permuted by (seed, epoch) into one line
+    of N rows. Rank r of W gives the rows from rN/W on, up to (r+1)N/W or, with `drop_last`, as
+    many whole batches as every rank has. So a part is read by one rank, but for the borders.
+    DataLoader workers share the batches of their rank in the same way; each has then a state of
+    its own, as torchdata's StatefulDataLoader expects.
+
+    Attributes:
+        dropped_rows: rows that no rank gives, of all N; 0 without `drop_last`.
     """
 
     def __init__(
@@ -29,23 +36,43 @@ class SelectionDataset(IterableDataset[dict[str, torch.Tensor]]):
         seed: int,
         epoch: int,
         batch_size: int | None,
+        drop_last: bool = False,
     ) -> None:
         if not 0 <= rank < world_size:
             raise ValueError(f"rank {rank} is not below world_size {world_size}")
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch_size {batch_size} is below 1")
         order = np.random.default_rng([seed, epoch]).permutation(len(parts))
-        self._parts = [parts[i] for i in order]
-        self._rank, self._batch_size = rank, batch_size
-        self._order = {"seed": seed, "epoch": epoch, "world_size": world_size}
+        self._parts = [(int(i), parts[i]) for i in order]
+        self._batch_size, self._size = batch_size, batch_size or 1
+        total = sum(part.num_rows for part in parts)
+        self._first, self._last = total * rank // world_size, total * (rank + 1) // world_size
+        self._items = -(-(self._last - self._first) // self._size)
+        self.dropped_rows = 0
+        if drop_last:
+            self._items = total // world_size // self._size
+            self._last = self._first + self._items * self._size
+            self.dropped_rows = total - world_size * self._items * self._size
+        self._order: dict[str, Any] = {
+            "version": _ORDER_VERSION,
+            "seed": seed,
+            "epoch": epoch,
+            "world_size": world_size,
+            "batch_size": batch_size,
+            "drop_last": drop_last,
+        }
         self._given = 0
-        self._resume: dict[str, int] | None = None
+        self._resume: dict[str, Any] | None = None
 
-    def state_dict(self) -> dict[str, int]:
+    def __len__(self) -> int:
+        """Batches (rows without `batch_size`) of this rank, over all DataLoader workers."""
+        return self._items
+
+    def state_dict(self) -> dict[str, Any]:
         """How many rows were given out, and of which order."""
         return self._order | {"rows": self._given, "workers": _workers()[1]}
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Let the next iteration go on after those rows; parts before it are not read."""
         self._resume = dict(state)
         self._given = state["rows"]
@@ -53,11 +80,9 @@ class SelectionDataset(IterableDataset[dict[str, torch.Tensor]]):
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
         worker, workers = _workers()
         self._given = self._start(workers)
-        total = sum(part.num_rows for part in self._parts)
-        piece = self._rank * workers + worker
-        pieces = self._order["world_size"] * workers
-        first, last = total * piece // pieces, total * (piece + 1) // pieces
-        blocks = self._blocks(first + self._given, last)
+        first, end = (self._items * w // max(workers, 1) for w in (worker, worker + 1))
+        last = min(self._first + end * self._size, self._last)
+        blocks = self._blocks(self._first + first * self._size + self._given, last)
         if self._batch_size is None:
             for row in (row for block in blocks for row in block):
                 self._given += 1
@@ -72,38 +97,47 @@ class SelectionDataset(IterableDataset[dict[str, torch.Tensor]]):
         if state is None:
             return 0
         expected = self._order | {"workers": workers}
-        wrong = {k: state[k] for k, v in expected.items() if state[k] != v}
+        wrong = {k: state.get(k) for k, v in expected.items() if state.get(k) != v}
         if wrong:
-            raise ValueError(f"the state was taken with {wrong}, this dataset has {expected}")
-        return state["rows"]
+            hint = (
+                "; DataLoader's workers count their rows themselves, so that a state taken outside "
+                "of them is of no use: take and load the state of torchdata's StatefulDataLoader"
+                if "workers" in wrong
+                else ""
+            )
+            raise ValueError(f"the state was taken with {wrong}, this dataset has {expected}{hint}")
+        return int(state["rows"])
 
     def _blocks(self, first: int, last: int) -> Iterator[torch.Tensor]:
         """Rows [first, last) of the line, from a row group each: int64 [n, T]."""
         position = 0
-        for part in self._parts:
+        for index, part in self._parts:
             if first < position + part.num_rows and position < last:
-                yield from _read(part.uri, first - position, last - position)
+                yield from self._read(index, part.uri, first - position, last - position)
             position += part.num_rows
+
+    def _read(self, index: int, uri: str, first: int, last: int) -> Iterator[torch.Tensor]:
+        """Rows [first, last) of a part's order as far as it has them; other row groups are not
+        read.
+        """
+        key = [self._order["seed"], self._order["epoch"], 1 + index]
+        with open_part(uri) as file:
+            position = 0
+            for group in np.random.default_rng(key).permutation(file.num_row_groups).tolist():
+                num_rows = file.metadata.row_group(group).num_rows
+                if first < position + num_rows and position < last:
+                    table = file.read_row_group(group, columns=["input_ids"], use_threads=False)
+                    rows = np.random.default_rng([*key, 1 + group]).permutation(num_rows)
+                    ids: Any = token_ids(table)
+                    mine = ids[rows[max(first - position, 0) : last - position]]
+                    yield torch.from_numpy(mine.astype(np.int64))
+                position += num_rows
 
 
 def _workers() -> tuple[int, int]:
-    """(this DataLoader worker, their number); (0, 1) outside of one."""
+    """(this DataLoader worker, their number); (0, 0) outside of one."""
     info = get_worker_info()
-    return (0, 1) if info is None else (info.id, info.num_workers)
-
-
-def _read(uri: str, first: int, last: int) -> Iterator[torch.Tensor]:
-    """Rows [first, last) of a part as far as it has them; other row groups are not read."""
-    with open_part(uri) as file:
-        position = 0
-        for group in range(file.num_row_groups):
-            num_rows = file.metadata.row_group(group).num_rows
-            if first < position + num_rows and position < last:
-                table = file.read_row_group(group, columns=["input_ids"], use_threads=False)
-                ids: Any = token_ids(table)
-                mine = ids[max(first - position, 0) : last - position]
-                yield torch.from_numpy(mine.astype(np.int64))
-            position += num_rows
+    return (0, 0) if info is None else (info.id, info.num_workers)
 
 
 def _batches(blocks: Iterator[torch.Tensor], size: int) -> Iterator[torch.Tensor]:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from stillhouse.errors import StillhouseError, StorageError
+from stillhouse.errors import StillhouseError, StorageError, StoreUnreachableError
 
 T = TypeVar("T")
 _MAX_TRIES = 8
@@ -35,9 +35,9 @@ def with_retries(action: Callable[[], T], what: str) -> T:
     """Run `action`, retrying what may pass (time-outs, 5xx, resets) with backoff and jitter.
 
     Raises:
-        StorageError: after the last try, or at once where another try cannot help (no access,
-            no credentials, disk full). FileNotFoundError, FileExistsError and programming errors
-            pass through.
+        StoreUnreachableError: after the last try. StorageError: at once, where another try cannot
+            help (no access, no credentials, disk full). FileNotFoundError, FileExistsError and
+            programming errors pass through.
     """
     started = time.monotonic()
     delay = _FIRST_DELAY_S
@@ -50,8 +50,10 @@ def with_retries(action: Callable[[], T], what: str) -> T:
             if _is_programming(error):
                 raise
             waited = time.monotonic() - started
-            if not tries_left or waited > _PATIENCE_S or not _may_pass(error):
+            if not _may_pass(error):
                 raise StorageError(explain(error, what)) from error
+            if not tries_left or waited > _PATIENCE_S:
+                raise StoreUnreachableError(explain(error, what)) from error
             time.sleep(delay * (0.5 + random.random()))
             delay = min(delay * 2, _MAX_DELAY_S)
     raise AssertionError("unreachable")

@@ -78,7 +78,7 @@ def test_memory_is_bounded(parts, monkeypatch):
 
 def test_a_part_that_is_gone_is_named(parts):
     reader = ArmReader([ArmPart("a", "/nowhere/a.parquet", 3)], seed=0)
-    with pytest.raises(ArtifactError, match=r"part /nowhere/a\.parquet is missing"):
+    with pytest.raises(ArtifactError, match=r"/nowhere/a\.parquet is missing though"):
         reader.rows(0, 0, 1)
 
 

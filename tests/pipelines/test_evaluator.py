@@ -28,7 +28,7 @@ class Here(Crew):
         host = ImageHost(self._ctx.store, self._work)
         for call in calls:
             self.done.setdefault(step, []).append(call.task)
-            yield host.run(call), 0.0
+            yield host.run(call), None, 0.0
 
 
 @pytest.fixture(scope="module")

@@ -201,3 +201,11 @@ def test_datasets_takes_the_paths_at_their_word(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     uri = put_selection(Store(str(tmp_path / "a[1]*b")))
     assert open_selection(uri).to_datasets().num_rows == NUM_ROWS
+
+
+def test_it_says_what_it_is(store):
+    folder = put_selection(store)
+    assert repr(open_selection(folder)) == f"Selection({folder!r}, rows=21, tokens=84, parts=3)"
+    tokens = store.path("tokens", "t")
+    shown = f"Artifact({tokens!r}, kind='tokens', rows=22, tokens=88, parts=2)"
+    assert repr(open_artifact(tokens)) == shown

@@ -1,13 +1,14 @@
 import json
-from itertools import chain
+from itertools import accumulate, chain, pairwise
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from selections import LENGTH, NUM_ROWS, SIZES, put_selection
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from stillhouse.errors import ArtifactError
 from stillhouse.reading.readers import open_selection
 from stillhouse.storage.artifact import Store
 
@@ -45,14 +46,57 @@ def test_rows(selection):
 def test_order_is_fixed_by_seed_and_epoch(selection):
     order = numbers(selection.to_torch(seed=1, epoch=2))
     assert numbers(selection.to_torch(seed=1, epoch=2)) == order
-    first = {i: list(range(sum(SIZES[:i]), sum(SIZES[: i + 1]))) for i in range(3)}
+    first = {i: set(range(sum(SIZES[:i]), sum(SIZES[: i + 1]))) for i in range(3)}
     orders = {
         tuple(numbers(selection.to_torch(seed=s, epoch=e))) for s in range(3) for e in range(3)
     }
-    assert len(orders) > 2
-    for seen in orders:  # whole parts, permuted
-        blocks = sorted(first.values(), key=lambda block: seen.index(block[0]))
-        assert list(seen) == list(chain(*blocks))
+    assert len(orders) == 9
+    for seen in orders:  # whole parts, one after another
+        blocks = sorted(first.values(), key=lambda block: seen.index(min(block, key=seen.index)))
+        starts = [0, *accumulate(len(block) for block in blocks)]
+        assert [set(seen[a:b]) for a, b in pairwise(starts)] == blocks
+
+
+def test_one_part_has_another_order_in_each_epoch_and_for_each_seed(store):
+    """Of 30 rows in row groups of 3, not only the groups are permuted."""
+    dataset = open_selection(put_selection(store, sizes=(30,)))
+    orders = [tuple(numbers(dataset.to_torch(seed=s, epoch=e))) for s in (0, 1) for e in (0, 1)]
+    assert len({*orders}) == 4
+    for seen in orders:
+        assert sorted(seen) == list(range(30))
+        groups = [seen[i : i + 3] for i in range(0, 30, 3)]
+        assert all(max(group) - min(group) == 2 and min(group) % 3 == 0 for group in groups)
+        assert any(list(group) != sorted(group) for group in groups)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 25), st.integers(1, 9), st.integers(0, 3))
+def test_with_drop_last_all_ranks_have_equal_batches(local, world_size, batch_size, seed):
+    ranks = [
+        local.to_torch(
+            rank=r, world_size=world_size, seed=seed, batch_size=batch_size, drop_last=True
+        )
+        for r in range(world_size)
+    ]
+    shapes = [[tuple(item["input_ids"].shape) for item in dataset] for dataset in ranks]
+    whole = NUM_ROWS // world_size // batch_size
+    assert shapes == [[(batch_size, LENGTH)] * whole] * world_size
+    given_out = [row for dataset in ranks for row in numbers(dataset)]
+    assert len({*given_out}) == len(given_out) == whole * batch_size * world_size
+    assert {dataset.dropped_rows for dataset in ranks} == {NUM_ROWS - len(given_out)}
+
+
+@pytest.mark.parametrize("drop_last", [False, True])
+@pytest.mark.parametrize("batch_size", [None, 1, 4])
+@pytest.mark.parametrize("num_workers", [0, 1, 3])
+def test_its_length_is_what_comes(local, batch_size, num_workers, drop_last):
+    for rank in range(2):
+        dataset = local.to_torch(
+            rank=rank, world_size=2, batch_size=batch_size, drop_last=drop_last
+        )
+        loader = DataLoader(dataset, batch_size=None, num_workers=num_workers)
+        came = [item["input_ids"].shape for item in loader]
+        assert len(came) == len(dataset) == len(loader)
 
 
 @settings(max_examples=30, deadline=None)
@@ -122,11 +166,55 @@ def test_dataloader_workers_share_all_rows(selection, num_workers):
     assert sorted(numbers(loader)) == list(range(NUM_ROWS))
 
 
-def test_state_does_not_fit_other_workers(local):
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_a_state_taken_outside_of_workers_is_refused_by_them(local, num_workers):
     dataset = local.to_torch()
-    dataset.load_state_dict(dataset.state_dict() | {"rows": 4})
-    with pytest.raises(ValueError, match="the state was taken with"):
-        list(DataLoader(dataset, batch_size=None, num_workers=2))
+    loader = DataLoader(dataset, batch_size=None, num_workers=num_workers)
+    next(iter(loader))
+    state = dataset.state_dict()  # of the copy in this process, which gave out nothing
+    again = local.to_torch()
+    again.load_state_dict(state)
+    with pytest.raises(ValueError, match="torchdata's StatefulDataLoader"):
+        list(DataLoader(again, batch_size=None, num_workers=num_workers))
+
+
+class _WithStates(IterableDataset):
+    """In each worker what a StatefulDataLoader does there: load its state, take it after items."""
+
+    def __init__(self, inner, states):
+        self.inner, self.states = inner, states
+
+    def __iter__(self):
+        worker = get_worker_info().id
+        if self.states:
+            self.inner.load_state_dict(self.states[worker])
+        for item in self.inner:
+            yield worker, item["input_ids"][:, 0].tolist(), self.inner.state_dict()
+
+
+def test_workers_go_on_from_their_own_states(local):
+    def run(states):
+        dataset = _WithStates(local.to_torch(batch_size=2), states)
+        found = {0: [], 1: []}
+        for worker, rows, state in DataLoader(dataset, batch_size=None, num_workers=2):
+            found[worker].append((rows, state))
+        return found
+
+    straight = run(None)
+    assert sorted(row for came in straight.values() for rows, _ in came for row in rows) == [
+        10 * i for i in range(NUM_ROWS)
+    ]
+    rest = run({0: straight[0][1][1], 1: straight[1][3][1]})
+    for worker, done in ((0, 2), (1, 4)):
+        assert [rows for rows, _ in rest[worker]] == [rows for rows, _ in straight[worker][done:]]
+
+
+def test_documents_have_no_tokens(store):
+    folder = put_selection(store)
+    selection = open_selection(folder)
+    selection.manifest.settings["grain"] = "documents"
+    with pytest.raises(ArtifactError, match=r"keeps documents .* read them with `to_datasets"):
+        selection.to_torch()
 
 
 def test_wrong_arguments(local):
