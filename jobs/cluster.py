@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
-from stillhouse.errors import ClusterError, StillhouseError
+from stillhouse.errors import ClusterError, LostClusterError, StillhouseError
 from stillhouse.spec import ComputeSettings
 
 ALLOCATOR = {"MALLOC_TRIM_THRESHOLD_": str(2**30), "MALLOC_MMAP_THRESHOLD_": str(2**30)}
@@ -28,7 +28,7 @@ _QUIET = {
 }
 _PROBE_S = 10.0
 _WATCH_S = 5.0
-_MAX_SILENT = 6
+_MAX_SILENT = 13
 _MAX_FOLDER = 40
 """Characters of the temporary folder: Ray adds up to 65 for its sockets, of which 107 may be."""
 
@@ -99,7 +99,7 @@ def cluster(
         worker_env: environment variables of all workers.
         num_actors: that have to run at once.
         lost: called in another thread, with the reason, when the cluster's head does not answer
-            for half a minute; Ray's own calls may wait for it for ever.
+            for more than a minute; Ray's own calls may wait for it for ever.
 
     Raises:
         ClusterError: nothing answers at the address, or it wants another token or version.
@@ -130,12 +130,18 @@ def cluster(
         stack.enter_context(redirect_stdout(sys.stderr))  # Ray prints; stdout is for results
         _init(options, address or "this machine")
         stack.callback(ray.shutdown)
+        gcs = ray.get_runtime_context().gcs_address
         if lost is not None:
             ended = threading.Event()
-            gcs = ray.get_runtime_context().gcs_address
             threading.Thread(target=_watch, args=(gcs, ended, lost), daemon=True).start()
             stack.callback(ended.set)
-        yield
+        try:
+            yield
+        except Exception as error:
+            gone = None if isinstance(error, StillhouseError) else silence_of(gcs)
+            if gone is None:
+                raise
+            raise LostClusterError(f"{gone}: run the same command again once it is up") from error
 
 
 def _init(options: dict[str, Any], place: str) -> None:
@@ -222,19 +228,25 @@ def _version_at(address: str, place: str, secret: str | None) -> str | None:
     )
 
 
+def silence_of(address: str) -> str | None:
+    """Why nobody can be reached at HOST:PORT of a head; None where somebody listens."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _WATCH_S).close()
+    except OSError as error:
+        return f"the head of the cluster at {address} does not answer any more ({error})"
+    return None
+
+
 def _watch(address: str, ended: threading.Event, lost: Callable[[str], None]) -> None:
-    """Say so when the head does not answer any more."""
+    """Say so when the head does not answer for more than a minute; Ray itself waits so long."""
     silent = 0
     while not ended.wait(_WATCH_S):
-        try:
-            host, _, port = address.rpartition(":")
-            socket.create_connection((host.strip("[]"), int(port)), _WATCH_S).close()
-            silent = 0
-        except OSError as error:
-            silent += 1
-            if silent >= _MAX_SILENT:
-                lost(f"the head of the cluster at {address} does not answer any more ({error})")
-                return
+        gone = silence_of(address)
+        silent = silent + 1 if gone else 0
+        if gone and silent >= _MAX_SILENT:
+            lost(gone)
+            return
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from heads import TOKEN, clean_environment, free_ports, running_head
 from small import make_models, make_world, write_spec
 
 from stillhouse.errors import ClusterError
-from stillhouse.jobs.cluster import head_at
+from stillhouse.jobs.cluster import head_at, silence_of
 
 
 @pytest.fixture
@@ -83,3 +83,12 @@ def test_addresses_without_a_cluster(address, said):
         with pytest.raises(ClusterError) as refused:
             head_at(address.format(**ports))
     assert said.format(**ports) in str(refused.value)
+
+
+def test_a_head_that_went_away_is_noticed():
+    with socket.socket() as head:
+        head.bind(("127.0.0.1", 0))
+        head.listen()
+        address = f"127.0.0.1:{head.getsockname()[1]}"
+        assert silence_of(address) is None
+    assert f"the head of the cluster at {address} does not answer any more" in silence_of(address)
