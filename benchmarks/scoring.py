@@ -21,7 +21,7 @@ import multiprocessing
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from time import perf_counter
@@ -224,7 +224,9 @@ def side_by_side(target: Any, made: Prepared, parts: Sequence[int], *more: Any) 
 def pipeline(ctx: Context, made: Prepared, settings: ScoringSettings, name: str) -> Scores:
     """(c): the scores of one model over all parts; `ctx.listener` knows the times."""
     spec = made.spec.model_copy(update={"scoring": settings})
-    return PoolScores(ctx, spec, made.words, made.pool).losses(name, made.models[name])
+    nothing = replace(made.pool, parts=())
+    scoring = PoolScores(ctx, spec, made.words, made.pool, nothing)
+    return scoring.losses(name, made.models[name])
 
 
 def values(made: Prepared, scores: Scores) -> Losses:

@@ -1,5 +1,6 @@
 """What a finished select job says: the object of `run --json`, and the report."""
 
+from dataclasses import asdict
 from statistics import fmean
 from typing import Any
 
@@ -8,7 +9,7 @@ from stillhouse.pipelines.context import Context, StepWork
 from stillhouse.pipelines.report import report_data
 from stillhouse.pipelines.scan import dead_letters_uri
 from stillhouse.pipelines.select import SelectRun
-from stillhouse.report.data import ReportData
+from stillhouse.report.data import ReportData, TrainingRow
 from stillhouse.spec import SelectSpec
 from stillhouse.storage.artifact import Manifest
 from stillhouse.storage.run_record import RunRecord
@@ -51,6 +52,11 @@ def outcome(
             "prior": made.prior.folder if made.prior else None,
             "conditional": made.conditional.folder if made.conditional else None,
             "scores": {n: uri(s.manifest) for n, s in made.candidates.scores.items()},
+            "heldout_scores": {
+                n: [store.path(path) for path in s.heldout]
+                for n, s in made.candidates.scores.items()
+                if s.heldout
+            },
             "selection": uri(kept.manifest),
             "controls": {n: uri(s.manifest) for n, s in made.selections.items() if s is not kept},
             "dead_letters": dead_letters_uri(ctx, made.scanned),
@@ -67,6 +73,7 @@ def outcome(
         },
         "dropped": {d.reason: d.documents for d in data.drops if d.documents is not None},
         "dead_letters": data.dead_letters.total,
+        "training": {row.name: _training(row) for row in data.trainings},
         "target": {name: _target(models) for name, models in made.targets.items()},
         "cost": {
             "flops": {name: work.flops for name, work in ctx.work.items() if work.flops},
@@ -90,6 +97,11 @@ def _select_work(steps: dict[str, StepWork]) -> dict[str, dict[str, int]]:
     both = [w for name, w in shown.items() if name in _MAIN_SCORES]
     total = {key: sum(w[key] for w in both) for key in ("parts", "reused")}
     return shown | {"scores": total}
+
+
+def _training(row: TrainingRow) -> dict[str, Any]:
+    shown = asdict(row)
+    return {key: shown[key] for key in shown if key != "name"}
 
 
 def _target(models: list[Manifest]) -> dict[str, Any]:

@@ -19,6 +19,8 @@ from stillhouse.jobs.terminal import Terminal, plain
 _INTERVAL_S = 10.0
 _NOUNS = {"steps": "runs", "iterations": "sets"}
 """What the parts of a step are, by the unit of its rate, where they have a name of their own."""
+_SHOWN = {"waiting", "recipe"}
+"""Kinds of notes: why nothing goes on, and how models are trained."""
 
 
 def rate(amount: float, seconds: float, unit: str) -> str:
@@ -69,9 +71,9 @@ class Bars:
         self._progress.update(task, completed=self._progress.tasks[task].total)
 
     def note(self, kind: str, content: dict[str, Any]) -> None:
-        """Notes go to the run's events; why nothing goes on is for people too."""
-        if kind == "waiting":
-            self._progress.console.print(f"waiting: {content['message']}")
+        """Notes go to the run's events; some are for people too."""
+        if kind in _SHOWN:
+            self._progress.console.print(f"{kind}: {content['message']}")
 
     def close(self) -> None:
         """Leave the bars on the screen."""
@@ -107,9 +109,9 @@ class Lines:
         self._say(f"{step}: done in {seconds:.1f} s")
 
     def note(self, kind: str, content: dict[str, Any]) -> None:
-        """Notes go to the run's events; why nothing goes on is for people too."""
-        if kind == "waiting":
-            self._say(f"waiting: {content['message']}")
+        """Notes go to the run's events; some are for people too."""
+        if kind in _SHOWN:
+            self._say(f"{kind}: {content['message']}")
 
     def close(self) -> None:
         """Nothing to close."""

@@ -42,6 +42,8 @@ def train_outcome(
             "final_loss": totals["final_loss"],
             "num_tokens": totals["num_tokens"],
             "num_steps": totals["num_steps"],
+            "learning_rate": made.task.settings.peak_rate,
+            "global_batch": made.task.settings.batch_size,
             "order_sha256": totals["order_sha256"],
             "tokens_per_second": measured["tokens_per_second"],
             "data_wait_share": measured["data_wait_share"],

@@ -2,16 +2,22 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stillhouse.pipelines.context import Context
+from stillhouse.pipelines.flow import run_tasks
 from stillhouse.pipelines.scores import Scores
 from stillhouse.pipelines.tokens import Tokenised
-from stillhouse.selection.ranking import RankedPart, Rule, scorers_read
+from stillhouse.selection.quotas import check_others, check_shares, named_shares
+from stillhouse.selection.ranking import Grain, RankedPart, Rule, row_sources, scorers_read
+from stillhouse.selection.sources import LabelCounts, Sources
 from stillhouse.spec import DataSource, SelectSpec
 from stillhouse.storage.artifact import Manifest, Store
+from stillhouse.storage.parquet import open_part
+from stillhouse.text.pieces import read_pieces
 from stillhouse.text.tasks import UnitFile
 
 _PRIOR_SHARE = 0.02
@@ -25,8 +31,7 @@ class Candidates:
     files: list[tuple[UnitFile, ...]]
     """Raw files of each part's unit."""
     source: DataSource
-    sources: list[str]
-    """Labels in the pool, sorted; known only where shares are asked for."""
+    sources: "PoolSources"
     scores: Mapping[str, Scores]
     contamination: Scores | None
     """None where contaminated rows are allowed."""
@@ -64,7 +69,7 @@ def candidates_of(
     contamination: Scores | None,
     prior: str,
     prior_rows: Mapping[str, NDArray[np.int64]],
-    sources: list[str],
+    sources: "PoolSources",
 ) -> Candidates:
     """Join what was made."""
     tokens = pool.manifest
@@ -85,3 +90,58 @@ def excludes_prior_rows(spec: SelectSpec, tokens: Manifest, num_rows: int) -> bo
     """`exclude_prior_rows`; `auto` excludes them where they are above 2 % of the pool."""
     setting = spec.selection.exclude_prior_rows
     return num_rows / tokens.num_rows > _PRIOR_SHARE if setting == "auto" else setting
+
+
+class PoolSources:
+    """The pool's sources: counted by the first that needs them, once for the job's selections."""
+
+    def __init__(self, ctx: Context, spec: SelectSpec, tokens: Manifest) -> None:
+        self._ctx, self._asked, self._tokens = ctx, spec.selection, tokens
+        self._found: Sources | None = None
+
+    def get(self) -> Sources:
+        """Those that are counted one by one: the largest, and those that a share names."""
+        if self._found is None:
+            named = frozenset(_named(self._asked.max_share) | _named(self._asked.min_share))
+            count = partial(count_labels, self._asked.grain, named)
+            items = [self._ctx.store.path(part.path) for part in self._tokens.parts]
+            counts = LabelCounts(named)
+            for found in run_tasks(self._ctx, count, items):
+                counts.add(
+                    ((label, *both) for label, both in found.counts.items()), found.forgotten_rows
+                )
+            self._found = counts.choose()
+        return self._found
+
+    def check_shares(self, num_rows: int) -> None:
+        """Refuse shares that cannot be held in a selection of so many rows, before any scoring.
+
+        Raises:
+            BudgetError: a share of a source that the pool does not have, shares that its rows do
+                not allow, or one for all sources that is too small for those that are counted
+                together.
+        """
+        asked = self._asked
+        if self._ctx.dry:
+            return  # only a cut needs them, and a dry run makes none
+        sources = self.get()
+        shares = named_shares(asked.max_share, asked.min_share, sources)
+        there = [*sources.num_rows, self._tokens.num_rows - sum(sources.num_rows)]
+        check_shares(num_rows, there[: len(sources.labels)], sources.labels, **shares)
+        check_others(asked.max_share, num_rows, sources)
+
+
+def _named(shares: object) -> set[str]:
+    return set(shares) if isinstance(shares, dict) else set()
+
+
+def count_labels(grain: Grain, named: frozenset[str], uri: str) -> LabelCounts:
+    """The labels of a token part; a row counts for the source that owns most of its tokens."""
+    with open_part(uri) as part:
+        pieces = read_pieces(part.read(["documents"]))
+    width = len(pieces.sources)
+    tokens = np.bincount(pieces.source, pieces.num_tokens, width).astype(np.int64)
+    rows = np.bincount(row_sources(pieces, grain), minlength=width)
+    found = LabelCounts(named)
+    found.add(zip(pieces.sources, tokens.tolist(), rows.tolist(), strict=True))
+    return found

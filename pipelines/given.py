@@ -31,7 +31,7 @@ from stillhouse.storage.folders import copy_folder
 from stillhouse.text.tokenizer import load_tokenizer
 from stillhouse.training.task import TRAINED_ON
 
-INSPECT_VERSION = 1
+INSPECT_VERSION = 2
 
 
 @dataclass(frozen=True, slots=True)

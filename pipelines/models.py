@@ -17,7 +17,14 @@ from stillhouse.spec import ModelSettings, Optimisation, SelectSpec
 from stillhouse.storage.artifact import Manifest, PartRef
 from stillhouse.storage.filesystem import join, list_names
 from stillhouse.storage.parquet import read_table
-from stillhouse.training.task import TRAINED_ON, DataPart, ModelTask, model_name
+from stillhouse.training.recipe import Start, choose
+from stillhouse.training.task import (
+    TRAINED_ON,
+    DataPart,
+    ModelTask,
+    SameArchitecture,
+    model_name,
+)
 
 
 def trained_rows(folder: str, parts: Iterable[str]) -> dict[str, NDArray[np.int64]]:
@@ -52,6 +59,8 @@ class Models:
         self._spec = spec
         self._tokenizer = tokenizer
         self._given = given
+        self.trained: dict[str, Manifest] = {}
+        """Models that the job made itself, by role."""
 
     def prior(self, pool: Manifest, check: Callable[[int], None]) -> ModelRef:
         """The prior: given by path, or trained on random sequences of the pool and pinned.
@@ -68,10 +77,14 @@ class Models:
         chosen = sample_rows(pool.parts, num_rows, settings.seed)
         data = [(pool.parts[i], rows) for i, rows in chosen]
         model = settings.model or ModelSettings()
-        task = self._task("prior", "prior", model, data, num_rows * length, settings, settings.seed)
-        key = ["prior", settings.model_dump(exclude={"pin"}), self._tokenizer.digest]
+        step, width = "train prior", model.hidden_size
+        learning = self._learning(settings, width, num_rows * length)
+        task = self._task("prior", "prior", model, data, num_rows * length, learning, settings.seed)
+        asked = choose(  # a pin outlives new shards, which may change how many tokens there are
+            settings, width=width, num_tokens=settings.num_tokens, sequence_length=length
+        )
+        key = ["prior", asked.model_dump(exclude={"pin"}), self._tokenizer.digest]
         key += [length, self._spec.pool.paths]
-        step = "train prior"
 
         def make() -> Manifest:
             check(num_rows)
@@ -90,25 +103,31 @@ class Models:
         """The conditional: the prior fine-tuned on the target, or given by path."""
         if "conditional" in self._given:
             return self._given["conditional"]
-        return self._tuned("conditional", prior.folder, prior.fingerprint, prior.shape, target)
+        start: Start = "trained" if prior.trained_here else "given"
+        return self._tuned("conditional", prior, prior.folder, prior.fingerprint, start, target)
 
     def down(self, prior: ModelRef, target: Manifest) -> ModelRef:
-        """RHO-down's model: trained on the target alone, from scratch."""
-        model = self._spec.prior.model or ModelSettings()
-        return self._tuned("down", model, model.model_dump(), self._shape(model), target)
+        """RHO-down's model: of the prior's architecture and sizes, trained on the target alone."""
+        if prior.trained_here:
+            model = self._spec.prior.model or ModelSettings()
+            return self._tuned("down", prior, model, None, "fresh", target)
+        like = SameArchitecture(prior.folder)
+        return self._tuned("down", prior, like, ["like", prior.fingerprint], "fresh", target)
 
     def _tuned(
         self,
         role: str,
-        init: str | ModelSettings,
+        prior: ModelRef,
+        init: str | ModelSettings | SameArchitecture,
         identity: object,
-        shape: ModelShape,
+        start: Start,
         target: Manifest,
     ) -> ModelRef:
-        settings = self._spec.conditional
+        settings, shape = self._spec.conditional, prior.shape
         num_tokens = settings.num_tokens or round(settings.epochs * target.num_tokens)
         data = [(part, None) for part in target.parts]
-        task = self._task(role, role, init, data, num_tokens, settings, settings.seed, identity)
+        learning = self._learning(settings, shape.hidden_size, num_tokens, start)
+        task = self._task(role, role, init, data, num_tokens, learning, settings.seed, identity)
         flops = float(shape.flops_per_token(self._spec.sequence_length))
         return self._made(train_models(self._ctx, f"train {role}", [task], flops)[0], shape)
 
@@ -119,6 +138,7 @@ class Models:
         train = self._spec.train
         assert train is not None
         tokens = train.num_tokens or selections[self._spec.rule].num_tokens
+        learning = self._learning(train, train.model.hidden_size, tokens)
         tasks = [
             self._task(
                 "target",
@@ -126,7 +146,7 @@ class Models:
                 train.model,
                 [(part, None) for part in selection.parts],
                 tokens,
-                train,
+                learning,
                 seed,
                 heldout=heldout.parts,
                 eval_points=train.eval_points,
@@ -148,10 +168,23 @@ class Models:
     def _made(self, manifest: Manifest, shape: ModelShape) -> ModelRef:
         folder = self._ctx.store.path("models", manifest.fingerprint)
         tokens = manifest.totals["num_tokens"]
+        self.trained[manifest.totals["role"]] = manifest
         return ModelRef(manifest.fingerprint, folder, shape, tokens, trained_here=True)
 
     def _shape(self, model: ModelSettings) -> ModelShape:
         return planned_shape(model, self._tokenizer.vocab_size, self._spec.sequence_length)
+
+    def _learning(
+        self, settings: Optimisation, width: int, num_tokens: float, start: Start = "fresh"
+    ) -> Optimisation:
+        """The settings with numbers where they say `auto`."""
+        return choose(
+            settings,
+            width=width,
+            num_tokens=num_tokens,
+            sequence_length=self._spec.sequence_length,
+            start=start,
+        )
 
     def _flops(self, model: ModelSettings) -> float:
         return float(self._shape(model).flops_per_token(self._spec.sequence_length))
@@ -160,7 +193,7 @@ class Models:
         self,
         role: str,
         label: str,
-        init: str | ModelSettings,
+        init: str | ModelSettings | SameArchitecture,
         data: Sequence[tuple[PartRef, NDArray[np.int64] | None]],
         num_tokens: int,
         settings: Optimisation,

@@ -2,8 +2,7 @@
 
 from importlib.metadata import version
 from itertools import islice
-from math import sqrt
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -14,10 +13,12 @@ from stillhouse.pipelines.scan import dead_letters, dead_letters_uri
 from stillhouse.pipelines.select import SelectRun
 from stillhouse.pipelines.selection import Selected
 from stillhouse.report.data import (
+    BASELINE,
     Curve,
     DeadLetter,
     DeadLetters,
     Density,
+    Difference,
     Drop,
     Example,
     Histogram,
@@ -26,11 +27,15 @@ from stillhouse.report.data import (
     SourceRow,
     StepCost,
     TargetRow,
+    TargetScores,
+    TrainingRow,
+    difference,
 )
 from stillhouse.report.health import HealthInputs, check_health
 from stillhouse.report.near_duplicates import near_duplicates
-from stillhouse.selection.ledger import Tally, loss_edges, score_edges
-from stillhouse.selection.ranking import PartScores, RankedPart
+from stillhouse.selection.ledger import SourceTally, Tally, loss_edges, score_edges
+from stillhouse.selection.moments import Moments
+from stillhouse.selection.ranking import SCORERS_OF, PartScores, RankedPart
 from stillhouse.selection.statistics import load_arrays
 from stillhouse.spec import SelectionSettings, SelectSpec
 from stillhouse.storage.parquet import read_table
@@ -39,7 +44,6 @@ from stillhouse.text.pieces import read_pieces, row_texts
 from stillhouse.text.tokenizer import Tokenizer, load_tokenizer
 
 _LIBRARIES = ("ray", "torch", "transformers", "tokenizers", "pyarrow", "numpy")
-_SAMPLE_ROWS = 100_000
 _SAMPLE_TEXTS = 2_000
 _FIRST_LETTERS = 10
 _REASONS = {
@@ -63,6 +67,9 @@ def report_data(ctx: Context, spec: SelectSpec, made: SelectRun, run_uri: str) -
     sources = [_source(name, row) for name, row in tally.sources.items()]
     letters = dead_letters_uri(ctx, made.scanned)
     dead = sum(scanned.num_dead for scanned in made.scanned.sources)
+    trainings, targets = training_rows(made), _targets(made)
+    target_scores = _target_scores(ctx, spec, made)
+    num_heldout, num_short = _heldout_texts(ctx, made)
     return ReportData(
         title=spec.name or "Selection",
         created=now(),
@@ -82,15 +89,39 @@ def report_data(ctx: Context, spec: SelectSpec, made: SelectRun, run_uri: str) -
             score_edges(tally.span).tolist(), tally.pool_scores, tally.kept_scores
         ),
         seen=seen,
+        target_scores=target_scores,
         losses=_losses(tally),
         examples=_examples(ctx, tally, ranked, tokenizer),
         curves=_curves(made),
-        targets=_targets(made),
+        targets=targets,
+        trainings=trainings,
         drops=_drops(made, tally),
         dead_letters=DeadLetters(dead, _letters(ctx, made)),
         costs=_costs(ctx, made),
         paper=_paper(spec, made),
-        warnings=check_health(_health(ctx, made, kept, ranked, sources, seen, tokenizer)),
+        warnings=check_health(
+            HealthInputs(
+                target_scores=target_scores,
+                absolute=spec.scorer is None,
+                gain=_gain(targets, spec.rule),
+                sources=sources,
+                spread=tally.pieces.y.std,
+                correlations={"the number of documents in a sequence": tally.pieces.correlation},
+                num_scored=pool_rows,
+                num_nan=tally.fates["nan"],
+                num_kept=kept.manifest.num_rows,
+                num_tied=tally.ties,
+                seen=seen,
+                near_duplicates=near_duplicates(_kept_texts(ctx, kept, tokenizer)),
+                packed_tokens=made.pool.counts["tokens"],
+                remainder_tokens=made.pool.counts["remainder_tokens"],
+                num_documents=made.pool.counts["documents"],
+                num_dead_letters=made.scanned.sources[0].num_dead,
+                num_heldout=num_heldout,
+                num_short=num_short,
+                trainings=trainings,
+            )
+        ),
         spec_yaml=spec.to_yaml(),
         artifacts=[
             ("selection", ctx.store.path("selections", kept.manifest.fingerprint)),
@@ -129,10 +160,9 @@ def rule_text(settings: SelectionSettings) -> str:
     raise AssertionError("a selection has a rule")
 
 
-def _source(name: str, row: Any) -> SourceRow:
-    count = row.scored_rows
-    mean = row.score_sum / count if count else None
-    spread = sqrt(max(0.0, row.score_squares / count - mean**2)) if mean is not None else None
+def _source(name: str, row: SourceTally) -> SourceRow:
+    scores = row.scores
+    mean, spread = (scores.mean, scores.std) if scores.count else (None, None)
     return SourceRow(
         name, row.pool_tokens, row.kept_tokens, row.pool_rows, row.kept_rows, mean, spread
     )
@@ -198,6 +228,23 @@ def _targets(made: SelectRun) -> list[TargetRow]:
     ]
 
 
+def training_rows(made: SelectRun) -> list[TrainingRow]:
+    """The trainings that the job's models come from, in this run or an earlier one."""
+    targets = [model for models in made.targets.values() for model in models]
+    return [
+        TrainingRow(
+            name=model.totals["label"],
+            num_tokens=model.totals["num_tokens"],
+            num_steps=model.totals["num_steps"],
+            learning_rate=model.settings["learning_rate"],
+            global_batch=model.settings["global_batch"],
+            final_loss=model.totals["final_loss"],
+            late_fall=model.totals.get("late_fall"),
+        )
+        for model in (*made.trained.values(), *targets)
+    ]
+
+
 def _drops(made: SelectRun, tally: Tally) -> list[Drop]:
     counts = made.pool.counts
     copies = [
@@ -256,37 +303,6 @@ def _paper(spec: SelectSpec, made: SelectRun) -> dict[str, float]:
     }
 
 
-def _health(
-    ctx: Context,
-    made: SelectRun,
-    kept: Selected,
-    ranked: list[RankedPart],
-    sources: list[SourceRow],
-    seen: SeenUnseen | None,
-    tokenizer: Tokenizer,
-) -> HealthInputs:
-    scores, pieces_a_row = _sampled_scores(ctx, ranked)
-    tally, counts = kept.tally, made.pool.counts
-    num_heldout, num_short = _heldout_texts(ctx, made)
-    return HealthInputs(
-        sources=sources,
-        scores=scores,
-        lengths={"the number of documents in a sequence": pieces_a_row},
-        num_scored=sum(tally.fates.values()),
-        num_nan=tally.fates["nan"],
-        num_kept=kept.manifest.num_rows,
-        num_tied=tally.ties,
-        seen=seen,
-        near_duplicates=near_duplicates(_kept_texts(ctx, kept, tokenizer)),
-        packed_tokens=counts["tokens"],
-        remainder_tokens=counts["remainder_tokens"],
-        num_documents=counts["documents"],
-        num_dead_letters=made.scanned.sources[0].num_dead,
-        num_heldout=num_heldout,
-        num_short=num_short,
-    )
-
-
 def _heldout_texts(ctx: Context, made: SelectRun) -> tuple[int, int]:
     """How many held-out texts the pool was searched for, and how many are too short for it."""
     found = made.candidates.contamination
@@ -297,19 +313,36 @@ def _heldout_texts(ctx: Context, made: SelectRun) -> tuple[int, int]:
     return num_texts, num_short
 
 
-def _sampled_scores(ctx: Context, ranked: list[RankedPart]) -> tuple[Any, Any]:
-    """Scores and pieces of each row, of enough parts for `_SAMPLE_ROWS` rows."""
-    scores: list[Any] = []
-    pieces_a_row: list[Any] = []
-    for member in ranked:
-        pieces = read_pieces(read_table(ctx.store.path(member.tokens.path), ["documents"]))
-        raw = member.read(pieces).raw
-        row = pieces.owners() if member.grain == "documents" else pieces.sequence
-        scores.append(raw.astype(np.float64))
-        pieces_a_row.append(np.bincount(row, minlength=len(raw)).astype(np.float64))
-        if sum(map(len, scores)) >= _SAMPLE_ROWS:
-            break
-    return np.concatenate(scores), np.concatenate(pieces_a_row)
+def _target_scores(ctx: Context, spec: SelectSpec, made: SelectRun) -> TargetScores | None:
+    """Held-out target text under the rule of the selection, and the pool's finite scores."""
+    scored = {name: made.candidates.scores[name].heldout for name in SCORERS_OF[spec.rule]}
+    found = Moments()
+    for index, part in enumerate(made.heldout.manifest.parts):
+        member = RankedPart(
+            store=ctx.store,
+            tokens=part,
+            scores={name: paths[index] for name, paths in scored.items()},
+            contamination=None,
+            prior_rows=None,
+            exclude_prior_rows=False,
+            rule=spec.rule,
+            grain=spec.selection.grain,
+            seed=spec.selection.seed,
+        )
+        raw = member.read().raw.astype(np.float64)
+        found.add(Moments.of(raw[np.isfinite(raw)]))
+    pool = made.kept.tally.pieces.y
+    if not found.count or not pool.count:
+        return None
+    return TargetScores(found.mean, found.std, found.count, pool.mean, pool.std, pool.count)
+
+
+def _gain(targets: list[TargetRow], rule: str) -> Difference | None:
+    """Loss of the selection's target model minus that of the random control's."""
+    rows = {row.name: row for row in targets}
+    if rule not in rows or BASELINE not in rows:
+        return None
+    return difference(rows[rule], rows[BASELINE])
 
 
 def _kept_texts(ctx: Context, kept: Selected, tokenizer: Tokenizer) -> list[str]:

@@ -38,9 +38,13 @@ _DSIR_TOKENS = 2_000_000
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """A scores artifact; its parts stand in the order of the token parts."""
+    """A scores artifact; its parts stand in the order of the token parts.
+
+    `heldout`: paths of the scores of the held-out target's parts, where the scorer saw them.
+    """
 
     manifest: Manifest
+    heldout: tuple[str, ...] = ()
 
     @property
     def paths(self) -> list[str]:
@@ -54,15 +58,24 @@ class Scores:
 
 
 class PoolScores:
-    """Runs scorers over every part of the pool that they have not scored yet."""
+    """Runs scorers over every part of the pool that they have not scored yet.
+
+    What ranks the selection also scores the held-out target, for the report to compare.
+    """
 
     def __init__(
-        self, ctx: Context, spec: SelectSpec, tokenizer: TokenizerRef, pool: Manifest
+        self,
+        ctx: Context,
+        spec: SelectSpec,
+        tokenizer: TokenizerRef,
+        pool: Manifest,
+        heldout: Manifest,
     ) -> None:
         self._ctx = ctx
         self._spec = spec
         self._tokenizer = tokenizer
         self._pool = pool
+        self._heldout = heldout
         self._gpus = spec.compute.gpus_of(spec.compute.scorer)
 
     def losses(self, name: str, model: ModelRef) -> Scores:
@@ -166,18 +179,21 @@ class PoolScores:
             own=own,
         )
         tasks = [score_task(scorer, part) for part in self._pool.parts]
+        ranks = kind in {"causal_lm", "own"}
+        heldout = [score_task(scorer, part) for part in self._heldout.parts] if ranks else []
         receipts = stream_parts(
             self._ctx,
             step,
             kind="scores",
-            tasks=tasks,
+            tasks=[*tasks, *heldout],
             make=partial(ScorerHost, self._ctx.store, settings),
             workers=compute.scorers,
             options=self._placed(kind),
         )
+        receipts, on_heldout = receipts[: len(tasks)], receipts[len(tasks) :]
         work = self._ctx.work[step]
-        work.tokens = self._pool.num_tokens
-        work.flops = flops_per_token * self._pool.num_tokens
+        work.tokens = self._pool.num_tokens + (self._heldout.num_tokens if ranks else 0)
+        work.flops = flops_per_token * work.tokens
         unit, better = UNITS[kind]
         manifest = Manifest(
             kind="scores",
@@ -193,4 +209,5 @@ class PoolScores:
             totals={"nan": sum(receipt.counts["nan"] for receipt in receipts)},
             made_by=receipts[0].info,
         )
-        return Scores(self._ctx.store.put_manifest(manifest))
+        paths = tuple(receipt.parts[0].path for receipt in on_heldout)
+        return Scores(self._ctx.store.put_manifest(manifest), paths)

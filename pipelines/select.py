@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from stillhouse.pipelines.candidates import (
     Candidates,
+    PoolSources,
     candidates_of,
 )
 from stillhouse.pipelines.context import Context
@@ -24,7 +25,7 @@ from stillhouse.pipelines.scan import Scanned, scan
 from stillhouse.pipelines.scores import PoolScores
 from stillhouse.pipelines.selection import (
     Selected,
-    check_shares_of,
+    check_shares,
     check_size,
     check_size_beside_prior,
     select,
@@ -54,6 +55,8 @@ class SelectRun:
     selections: dict[str, Selected]
     """By rule; the job's own first."""
     targets: dict[str, list[Manifest]]
+    trained: dict[str, Manifest]
+    """Auxiliary models that the job trained itself, by role."""
 
     @property
     def kept(self) -> Selected:
@@ -73,10 +76,11 @@ def run_select(ctx: Context, spec: SelectSpec, inputs: JobInputs) -> SelectRun:
     packing = without_dropped(ctx, spec, scanned.sources, words)
     pool, target, heldout = tokenise(ctx, spec, packing, words)
     check_size(pool.manifest, spec.selection)
-    sources = check_shares_of(ctx, spec, pool.manifest)
+    sources = PoolSources(ctx, spec, pool.manifest)
+    check_shares(sources, pool.manifest, spec.selection)
 
     models = Models(ctx, spec, words, given)
-    scoring = PoolScores(ctx, spec, words, pool.manifest)
+    scoring = PoolScores(ctx, spec, words, pool.manifest, heldout.manifest)
     controls = spec.train.controls if spec.train else []
     prior = conditional = None
     seen: dict[str, NDArray[np.int64]] = {}
@@ -119,6 +123,7 @@ def run_select(ctx: Context, spec: SelectSpec, inputs: JobInputs) -> SelectRun:
         candidates=candidates,
         selections=selections,
         targets=targets,
+        trained=models.trained,
     )
 
 

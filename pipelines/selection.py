@@ -10,26 +10,20 @@ import pyarrow as pa
 
 from stillhouse.errors import BudgetError
 from stillhouse.fingerprint import fingerprint, sha256
-from stillhouse.pipelines.candidates import Candidates, excludes_prior_rows
+from stillhouse.pipelines.candidates import Candidates, PoolSources, excludes_prior_rows
 from stillhouse.pipelines.context import Context
 from stillhouse.pipelines.flow import run_tasks, runner
 from stillhouse.pipelines.given import selection_uri
 from stillhouse.reading.readers import open_selection
 from stillhouse.selection.budget import Cut, find_cut, find_weighted_cut, threshold_cut
 from stillhouse.selection.ledger import LEDGER_SCHEMA, LOSS_SPAN, SCORE_SPAN, Tally, join_spans
-from stillhouse.selection.quotas import (
-    QuotaCut,
-    check_shares,
-    cut_to_json,
-    find_quota_cut,
-    named_shares,
-)
+from stillhouse.selection.quotas import QuotaCut, cut_to_json, find_quota_cut, named_shares
 from stillhouse.selection.ranking import (
     RULE_VERSION,
     SCORERS_OF,
     RankedPart,
     Rule,
-    rows_by_source,
+    count_fates,
     scorers_read,
 )
 from stillhouse.selection.writing import (
@@ -43,6 +37,13 @@ from stillhouse.spec import SelectionSettings, SelectSpec
 from stillhouse.storage.artifact import Manifest, Receipt, Store
 from stillhouse.storage.commit import create_or_adopt
 from stillhouse.storage.parquet import parquet_bytes
+
+_NOT_ELIGIBLE = {
+    "contaminated": "share 13 words with the held-out target (give another `target.heldout`, or "
+    "set `selection.exclude_contaminated: false`)",
+    "prior row": "were trained on by the prior (`selection.exclude_prior_rows`)",
+    "nan": "have no score (NaN)",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +92,10 @@ def select(
     step = "selection" if rule in {"color", "own"} else f"control {rule}"
     with ctx.step(step, total=groups or 1, reused=groups) as advance:
         if found is None:
-            cut = _cut(ctx, ranked, pool, settings, size)
+            try:
+                cut = _cut(ctx, ranked, pool, settings, size)
+            except BudgetError as error:
+                raise _too_few(ctx, ranked, error) from None
             tasks = _groups(ctx, name, ranked, pool, settings, cut)
             receipts = _write(ctx, tasks, advance)
             found = _finish(ctx.store, name, pool, settings, rule, cut, receipts)
@@ -149,13 +153,27 @@ def _cut(
     count = size or _row_budget(pool.tokens, settings)
     if settings.max_share is None and settings.min_share is None:
         return find_cut(dict(enumerate(ranked)), count, run=run)
-    index = {name: i for i, name in enumerate(pool.sources)}
+    sources = pool.sources.get()
     return find_quota_cut(
-        {i: partial(part.with_sources, index) for i, part in enumerate(ranked)},
+        {i: partial(part.with_sources, sources) for i, part in enumerate(ranked)},
         count,
-        names=pool.sources,
-        **named_shares(settings.max_share, settings.min_share, pool.sources),
+        names=sources.labels,
+        **named_shares(settings.max_share, settings.min_share, sources),
         run=run,
+    )
+
+
+def _too_few(ctx: Context, ranked: list[RankedPart], error: BudgetError) -> BudgetError:
+    """Say why rows may not be chosen, where some may not: that is what makes them too few."""
+    fates = sum(run_tasks(ctx, count_fates, ranked), Counter[str]())
+    hidden = [
+        f"{fates[reason]:,} {said}" for reason, said in _NOT_ELIGIBLE.items() if fates[reason]
+    ]
+    if not hidden:
+        return error
+    return BudgetError(
+        f"{fates['eligible']:,} of {fates.total():,} rows may be chosen: {'; '.join(hidden)}. "
+        f"So: {error}"
     )
 
 
@@ -194,25 +212,14 @@ def check_size_beside_prior(spec: SelectSpec, tokens: Manifest, num_rows: int) -
         check_size(tokens, spec.selection, hidden=num_rows)
 
 
-def check_shares_of(ctx: Context, spec: SelectSpec, tokens: Manifest) -> list[str]:
-    """The pool's source labels, sorted, where the selection bounds their shares; else none.
+def check_shares(sources: PoolSources, tokens: Manifest, settings: SelectionSettings) -> None:
+    """Refuse shares that cannot be held, before the pool is scored.
 
     Raises:
-        BudgetError: the selection names a source that the pool does not have, or asks for shares
-            that its rows do not allow.
+        BudgetError: as `PoolSources.check_shares`.
     """
-    asked = spec.selection
-    if (asked.max_share is None and asked.min_share is None) or ctx.dry:
-        return []  # only a cut needs them, and a dry run makes none
-    items = [ctx.store.path(part.path) for part in tokens.parts]
-    rows: Counter[str] = Counter()
-    for found in run_tasks(ctx, rows_by_source, items):
-        rows.update(found)
-    names = sorted(rows)
-    shares = named_shares(asked.max_share, asked.min_share, names)
-    if asked.min_score is None and asked.threshold_from is None:
-        check_shares(_row_budget(tokens, asked), [rows[name] for name in names], names, **shares)
-    return names
+    if settings.max_share is not None or settings.min_share is not None:
+        sources.check_shares(_row_budget(tokens, settings))
 
 
 def _row_budget(tokens: Manifest, settings: SelectionSettings) -> int:
@@ -252,8 +259,8 @@ def _groups(
     cut: Cut | QuotaCut,
 ) -> list[GroupTask]:
     """Group the input parts by how many rows each keeps (counted first: scores are small)."""
-    index = {source: i for i, source in enumerate(pool.sources)}
-    looks = list(run_tasks(ctx, partial(look_at, cut, index), list(enumerate(ranked))))
+    sources = pool.sources.get()
+    looks = list(run_tasks(ctx, partial(look_at, cut, sources), list(enumerate(ranked))))
     kept = [look.num_kept for look in looks]
     span = join_spans((look.scores for look in looks), SCORE_SPAN)
     loss_span = join_spans((look.losses for look in looks), LOSS_SPAN)
@@ -268,7 +275,7 @@ def _groups(
             members=tuple(Member(i, ranked[i], pool.files[i]) for i in group),
             cut=cut,
             threshold=cut.score,
-            sources=index,
+            sources=sources,
             source=pool.source,
             seed=settings.seed,
             span=span,
@@ -325,7 +332,7 @@ def _finish(
         totals={
             "threshold": cut.score,
             "cut": cut_to_json(cut),
-            "source_names": pool.sources,
+            "source_names": pool.sources.get().labels,
             "groups": len(receipts),
             "tally": replace(tally, rows=[]).to_json(),
         },

@@ -19,10 +19,12 @@ from stillhouse.pipelines.scan import scan_sources
 from stillhouse.pipelines.tokenizer import given_tokenizer
 from stillhouse.pipelines.tokens import NO_DROPS, Packing, TokenizerRef, pack_tasks, tokenise
 from stillhouse.pipelines.train_data import TEXT_LENGTH, TextSet, TokenSet, TrainInputs, given_paths
+from stillhouse.pipelines.training import tell_recipe
 from stillhouse.pipelines.workers import STEP, run_workers
 from stillhouse.spec import Optimisation
 from stillhouse.storage.artifact import Manifest, Store
 from stillhouse.training.order import Rows, check_workers, default_lanes, default_window
+from stillhouse.training.recipe import choose
 from stillhouse.training.spec import TrainingSettings, TrainSpec
 from stillhouse.training.task import OnlineTask, Tell, TrainTask
 
@@ -114,12 +116,18 @@ def train_task(
     Raises:
         ModelError: sizes that do not go together, or a context shorter than the sequences.
     """
-    length, settings = sets[0].sequence_length, spec.train
+    length = sets[0].sequence_length
     planned_shape(spec.model, tokenizer.vocab_size, length)
-    batch = settings.global_batch
+    num_tokens = spec.train.num_tokens or _one_pass(spec, length, sets)
+    settings = choose(
+        spec.train,
+        width=spec.model.hidden_size,
+        num_tokens=num_tokens,
+        sequence_length=length,
+    )
+    batch = settings.batch_size
     lanes = settings.lanes or default_lanes(batch, min(one.num_rows for one in sets))
     window = settings.window or default_window(lanes, length, len(sets))
-    num_tokens = settings.num_tokens or length * sum(one.num_rows for one in sets)
     num_steps = max(1, round(num_tokens / (length * batch)))
     identity: dict[str, Any] = {
         "model": spec.model.model_dump(mode="json"),
@@ -156,6 +164,12 @@ def train_task(
     )
 
 
+def _one_pass(spec: TrainSpec, length: int, sets: Sequence[TokenSet]) -> float:
+    """Tokens to train on where the spec says no number: of tau candidates one is trained on."""
+    tokens = length * sum(one.num_rows for one in sets)
+    return tokens if spec.online is None else tokens / spec.online.tau
+
+
 def with_online(
     spec: TrainSpec, models: Mapping[str, ModelRef], pool: TokenSet, task: TrainTask
 ) -> TrainTask:
@@ -166,7 +180,7 @@ def with_online(
     """
     online, compute, length = spec.online, spec.compute, task.sequence_length
     assert online is not None
-    batch = spec.train.global_batch
+    batch = task.settings.batch_size
     candidates = round(online.tau * batch)
     lanes = spec.train.lanes or default_lanes(candidates, pool.num_rows)
     shuffled = spec.train.window or default_window(lanes, length)
@@ -226,6 +240,7 @@ def train_model(ctx: Context, task: TrainTask) -> Manifest:
     found = ctx.store.find_manifest("models", task.fingerprint)
     with ctx.step("train", total=1, reused=int(found is not None)) as advance:
         if found is None:
+            tell_recipe(ctx, "train", task.settings)
             follow = _Follower(ctx, task, advance)
             with _online_scorers(ctx, task.online) as (scorers, held):
                 work = partial(_work, ctx.store, task, scorers)
@@ -279,7 +294,7 @@ class _Follower:
             self._since = max(step, self._step)
         moved = step - max(self._step, 0)
         if kind in (STEP, "start") and moved > 0:
-            tokens = moved * self._task.settings.global_batch * self._task.sequence_length
+            tokens = moved * self._task.settings.batch_size * self._task.sequence_length
             self._advance(moved / self._task.num_steps, tokens if kind == STEP else 0)
             self._step = step
         if kind != STEP:

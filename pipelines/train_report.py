@@ -6,8 +6,10 @@ from stillhouse.pipelines.context import Context
 from stillhouse.pipelines.report import environment
 from stillhouse.pipelines.train import TrainRun
 from stillhouse.report.data import HealthWarning, StepCost
+from stillhouse.report.health import unfinished
 from stillhouse.report.training import DataRow, Points, SourceCurve, Start, TrainingReport
 from stillhouse.storage.run_record import now
+from stillhouse.training.divergence import late_fall
 from stillhouse.training.spec import TrainSpec
 
 _MOST_WAIT = 0.05
@@ -17,7 +19,7 @@ def training_report(ctx: Context, spec: TrainSpec, made: TrainRun, run_uri: str)
     """Everything the page shows, as plain numbers and texts."""
     totals, task = made.model.totals, made.task
     measured, points = totals["measured"], totals["points"]
-    batch_tokens = task.settings.global_batch * task.sequence_length
+    batch_tokens = task.settings.batch_size * task.sequence_length
 
     def curve(key: str) -> Points:
         return [(point["tokens"], point[key]) for point in points]
@@ -29,7 +31,8 @@ def training_report(ctx: Context, spec: TrainSpec, made: TrainRun, run_uri: str)
         num_parameters=totals["num_parameters"],
         num_tokens=totals["num_tokens"],
         num_steps=totals["num_steps"],
-        global_batch=task.settings.global_batch,
+        global_batch=task.settings.batch_size,
+        learning_rate=task.settings.peak_rate,
         sequence_length=task.sequence_length,
         heldout=[(tokens, nll) for tokens, nll in totals["curve"]],
         loss=curve("loss"),
@@ -67,7 +70,8 @@ def training_report(ctx: Context, spec: TrainSpec, made: TrainRun, run_uri: str)
 def training_warnings(made: TrainRun) -> list[HealthWarning]:
     """What is worth a look: waiting for data, a micro-batch that had to be halved."""
     measured = made.model.totals["measured"]
-    found: list[HealthWarning] = []
+    losses = [point["loss"] for point in made.model.totals["points"]]
+    found = [*unfinished([(made.task.label, late_fall(losses))])]
     if measured["data_wait_share"] > _MOST_WAIT:
         found.append(
             HealthWarning(
@@ -104,7 +108,7 @@ def _sources(evaluations: list[dict[str, Any]]) -> list[SourceCurve]:
 
 def _data(made: TrainRun) -> list[DataRow]:
     total = sum(one.weight for one in made.datasets)
-    drawn = made.model.totals["num_steps"] * made.task.settings.global_batch
+    drawn = made.model.totals["num_steps"] * made.task.settings.batch_size
     return [
         DataRow(
             one.name, one.weight / total, one.num_rows, drawn * one.weight / total / one.num_rows

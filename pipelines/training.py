@@ -14,6 +14,7 @@ from stillhouse.actors.trainer import Trainer
 from stillhouse.errors import PartFailedError, StillhouseError
 from stillhouse.pipelines.context import Context, FailedAt
 from stillhouse.pipelines.placement import actor_options
+from stillhouse.spec import Optimisation
 from stillhouse.storage.artifact import Manifest
 from stillhouse.training.task import ModelTask
 
@@ -36,6 +37,14 @@ class _Running:
         self.share = share
 
 
+def tell_recipe(ctx: Context, step: str, settings: Optimisation) -> None:
+    """Say how models are about to be trained: what `auto` became."""
+    rate, batch = settings.peak_rate, settings.batch_size
+    said = f"{step}: learning rate {rate:g}, {batch:,} sequences a step"
+    content = {"step": step, "learning_rate": rate, "global_batch": batch, "message": said}
+    ctx.listener.note("recipe", content)
+
+
 def train_models(
     ctx: Context, step: str, tasks: Sequence[ModelTask], flops_per_token: float
 ) -> list[Manifest]:
@@ -55,6 +64,7 @@ def train_models(
     reused = len(found) - len(todo)
     with ctx.step(step, total=len(found), reused=reused, unit="tokens") as advance:
         if todo:
+            tell_recipe(ctx, step, todo[0].settings)
             found |= _train_all(ctx, step, todo, advance)
     work = ctx.work[step]
     work.tokens += sum(task.num_tokens for task in {t.fingerprint: t for t in tasks}.values())

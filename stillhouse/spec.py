@@ -126,13 +126,17 @@ class ModelSettings(Settings):
 class Optimisation(Settings):
     """How a model is trained. Defaults follow the paper's appendix H scaled to small models."""
 
-    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    learning_rate: Annotated[float, Field(gt=0)] | Literal["auto"] = Field(
+        default="auto", description="auto: by the model's width (guide.md)"
+    )
     schedule: Literal["cosine", "wsd", "constant"] = Field(
         default="cosine", description="ends where the tokens end"
     )
     warmup: Share = Field(default=0.05, description="share of the steps")
     final_learning_rate: Share = Field(default=0.1, description="share of the peak at the end")
-    global_batch: Count = Field(default=32, description="sequences a step")
+    global_batch: Count | Literal["auto"] = Field(
+        default="auto", description="sequences a step; auto: by the number of tokens (guide.md)"
+    )
     micro_batch: Count | None = Field(
         default=None, description="sequences a forward pass; default all"
     )
@@ -146,6 +150,18 @@ class Optimisation(Settings):
     dtype: Dtype = Field(default="auto", description="of the forward pass; auto: bfloat16 on GPUs")
     compile: Literal["auto", "on", "off"] = Field(default="auto", description="auto: on for GPUs")
     seed: int = 0
+
+    @property
+    def peak_rate(self) -> float:
+        """The learning rate, once it is chosen (`stillhouse.training.recipe`)."""
+        assert self.learning_rate != "auto"
+        return self.learning_rate
+
+    @property
+    def batch_size(self) -> int:
+        """Sequences a step, once they are chosen."""
+        assert self.global_batch != "auto"
+        return self.global_batch
 
 
 class PriorSettings(Optimisation):

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     GPTNeoXConfig,
     LlamaConfig,
@@ -64,6 +65,25 @@ def build_model(
         settings, vocab_size=vocab_size, sequence_length=sequence_length, eos_id=eos_id
     )
     return initialised(lambda: AutoModelForCausalLM.from_config(config, dtype=torch.float32), seed)
+
+
+def build_like(path: str, *, seed: int) -> PreTrainedModel:
+    """A fresh float32 model on the CPU with the configuration of the one at `path`.
+
+    Raises:
+        ModelError: no configuration of a causal language model there.
+    """
+    with local_folder(absolute_uri(path), (".json",)) as folder:
+        try:
+            config = AutoConfig.from_pretrained(folder)
+            return initialised(
+                lambda: AutoModelForCausalLM.from_config(config, dtype=torch.float32), seed
+            )
+        except (OSError, ValueError, KeyError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise ModelError(
+                f"model {path!r}: no fresh model can be made of its config.json: {reason}"
+            ) from None
 
 
 def load_model(path: str, *, dtype: Dtype, device: torch.device) -> PreTrainedModel:

@@ -146,9 +146,11 @@ def model_shape(model: PreTrainedModel) -> ModelShape:
         for parameter in module.parameters(recurse=False)
         if parameter.dim() >= 2
     )
+    num_rows, width = network.get_input_embeddings().weight.shape
     return ModelShape(
         architecture=model.config.model_type,
-        vocab_size=network.get_input_embeddings().weight.shape[0],
+        hidden_size=getattr(config, "hidden_size", width),
+        vocab_size=num_rows,
         max_positions=getattr(config, "max_position_embeddings", None),
         matmul_parameters=round(matrices),
         attention_width=_attention_layers(config) * _attention_width(config),

@@ -28,6 +28,7 @@ class ModelShape:
 
     Attributes:
         architecture: its `model_type`, as transformers call it.
+        hidden_size: its width.
         vocab_size: rows of its embeddings.
         max_positions: longest sequence it reads; None where there is no limit.
         matmul_parameters: weights of the matrices that one token is multiplied with, the output
@@ -36,6 +37,7 @@ class ModelShape:
     """
 
     architecture: str
+    hidden_size: int
     vocab_size: int
     max_positions: int | None
     matmul_parameters: int
@@ -189,6 +191,7 @@ def planned_shape(model: ModelSettings, vocab_size: int, sequence_length: int) -
     mlp = (2 if model.architecture == "gpt_neox" else 3) * width * sizes["intermediate_size"]
     return ModelShape(
         architecture=model.architecture,
+        hidden_size=width,
         vocab_size=vocab,
         max_positions=sizes["max_position_embeddings"],
         matmul_parameters=layers * (4 * width**2 + mlp) + vocab * width,

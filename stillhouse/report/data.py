@@ -63,6 +63,18 @@ class SeenUnseen:
 
 
 @dataclass(frozen=True, slots=True)
+class TargetScores:
+    """The scores of held-out target text, which nothing was trained on, against the pool's."""
+
+    mean: float
+    std: float
+    count: int
+    pool_mean: float
+    pool_std: float
+    pool_count: int
+
+
+@dataclass(frozen=True, slots=True)
 class Density:
     """Counts [x, y] of sequences by prior loss (`x_edges` [x+1]) and conditional (`y_edges`)."""
 
@@ -98,6 +110,22 @@ class Curve:
 
 
 @dataclass(frozen=True, slots=True)
+class TrainingRow:
+    """How one of the job's models was trained."""
+
+    name: str
+    num_tokens: int
+    num_steps: int
+    learning_rate: float
+    """Its peak."""
+    global_batch: int
+    """Sequences a step."""
+    final_loss: float
+    late_fall: float | None
+    """Nats that it still fell by in the last tenth of the steps (`divergence.late_fall`)."""
+
+
+@dataclass(frozen=True, slots=True)
 class TargetRow:
     """One selection rule's target models: final held-out `losses`, one per seed, in seed order."""
 
@@ -122,6 +150,7 @@ class Difference:
 
     mean: float
     spread: float | None
+    num_seeds: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,10 +227,12 @@ class ReportData:
     """The user's scorer, where one stands for prior and conditional; scores have its unit."""
     score_histogram: Histogram | None = None
     seen: SeenUnseen | None = None
+    target_scores: TargetScores | None = None
     losses: Density | None = None
     examples: list[Example] = field(default_factory=list[Example])
     curves: list[Curve] = field(default_factory=list[Curve])
     targets: list[TargetRow] = field(default_factory=list[TargetRow])
+    trainings: list[TrainingRow] = field(default_factory=list[TrainingRow])
     drops: list[Drop] = field(default_factory=list[Drop])
     dead_letters: DeadLetters = DeadLetters(0, [])
     costs: list[StepCost] = field(default_factory=list[StepCost])
@@ -231,7 +262,7 @@ def difference(row: TargetRow, baseline: TargetRow) -> Difference:
     if len(row.losses) != len(baseline.losses):
         return Difference(row.mean - baseline.mean, None)
     paired = [mine - other for mine, other in zip(row.losses, baseline.losses, strict=True)]
-    return Difference(fmean(paired), _spread(paired))
+    return Difference(fmean(paired), _spread(paired), len(paired))
 
 
 def to_json(data: ReportData) -> bytes:

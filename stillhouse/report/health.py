@@ -4,29 +4,37 @@ Every warning says what was seen, what it means, and what to do. Thresholds stan
 checks; they mark where a person should look, not where a selection is wrong.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
-
-from stillhouse.report.data import HealthWarning, SeenUnseen, SourceRow
+from stillhouse.report.data import (
+    Difference,
+    HealthWarning,
+    SeenUnseen,
+    SourceRow,
+    TargetScores,
+    TrainingRow,
+)
 from stillhouse.report.formatting import compact, decimals, percent, signed
 from stillhouse.report.near_duplicates import NearDuplicates
 from stillhouse.selection.contamination import NUM_WORDS
-
-Floats = NDArray[np.float64]
+from stillhouse.selection.sources import OTHER
 
 
 @dataclass(frozen=True, slots=True)
 class HealthInputs:
-    """What the checks look at. Counts are exact; `scores` may be a sample of the pool's."""
+    """What the checks look at: of the whole pool, but for the texts."""
 
+    target_scores: TargetScores | None
+    absolute: bool
+    """Whether a score of 0 has a meaning: prior and conditional alike, as in CoLoR-Filter's."""
+    gain: Difference | None
+    """Loss of the target model minus that of the one trained on random data."""
     sources: Sequence[SourceRow]
-    scores: Floats
-    """[n], NaN allowed."""
-    lengths: Mapping[str, Floats]
-    """Measures of length and fragmentation [n] by name, aligned with `scores`."""
+    spread: float
+    """Standard deviation of all finite scores of the pool."""
+    correlations: Mapping[str, float]
+    """Of the score with measures of length and fragmentation, over the pool, by their name."""
     num_scored: int
     num_nan: int
     num_kept: int
@@ -42,24 +50,67 @@ class HealthInputs:
     num_heldout: int
     num_short: int
     """Held-out texts in all, and those that are too short for the search for contamination."""
+    trainings: Sequence[TrainingRow]
 
 
 def check_health(inputs: HealthInputs) -> list[HealthWarning]:
     """All warnings, the gravest kind first; empty if there is nothing to say."""
-    finite = inputs.scores[np.isfinite(inputs.scores)]
-    spread = float(finite.std()) if finite.size else 0.0
     return [
+        *no_better_than_random(inputs.gain),
+        *target_scores(inputs.target_scores, absolute=inputs.absolute),
         *nan_scores(inputs.num_nan, inputs.num_scored),
-        *near_constant(inputs.sources, spread),
-        *mostly_length(inputs.scores, inputs.lengths),
-        *memorised(inputs.seen, spread),
+        *near_constant(inputs.sources, inputs.spread),
+        *mostly_length(inputs.correlations),
+        *memorised(inputs.seen, inputs.spread),
         *one_source(inputs.sources),
         *ties(inputs.num_tied, inputs.num_kept),
         *repeats(inputs.near_duplicates),
         *remainder(inputs.remainder_tokens, inputs.packed_tokens),
         *unreadable(inputs.num_dead_letters, inputs.num_documents),
         *too_short(inputs.num_short, inputs.num_heldout),
+        *unfinished((row.name, row.late_fall) for row in inputs.trainings),
     ]
+
+
+def no_better_than_random(gain: Difference | None) -> Iterator[HealthWarning]:
+    """A loss not below that of random data, or not by two standard errors over the seeds."""
+    if gain is None:
+        return
+    noise = 2 * (gain.spread or 0.0) / gain.num_seeds**0.5
+    if gain.mean + noise >= 0:
+        said = f"by {signed(gain.mean)} nats per token"
+        said += f", give or take {decimals(noise)}" if gain.spread else ""
+        yield HealthWarning(
+            "The selection is no better than random data",
+            f"A model trained on it differs {said} from one trained on as many random tokens, on "
+            "held-out target text. Do not use it as it is: look at the other warnings, read the "
+            "best examples, and check that prior and conditional are the right way round, that "
+            "the conditional was tuned on this target, and that both trained long enough.",
+        )
+
+
+def target_scores(found: TargetScores | None, *, absolute: bool) -> Iterator[HealthWarning]:
+    """Held-out target text must score above 0 and above the pool: what the score is for."""
+    if found is None:
+        return
+    error = (found.std**2 / found.count + found.pool_std**2 / found.pool_count) ** 0.5
+    numbers = (
+        f"Its mean score is {signed(found.mean)}, the pool's {signed(found.pool_mean)} with a "
+        f"standard deviation of {decimals(found.pool_std)}"
+    )
+    if found.mean - found.pool_mean <= max(2 * error, 0.1 * found.pool_std):
+        yield HealthWarning(
+            "Held-out target text scores no higher than the pool",
+            f"{numbers}. Prior and conditional may be swapped, or the conditional may not be "
+            "tuned on this target; two models that hardly differ, or a pool that is all like the "
+            "target, look like this too. Do not use the selection before that is clear.",
+        )
+    elif absolute and found.mean <= 0:
+        yield HealthWarning(
+            "The conditional does not know the target better than the prior",
+            f"On held-out target text its loss is higher. {numbers}. It may have been tuned for "
+            "too long on too little, at too high a learning rate, or on something else.",
+        )
 
 
 def nan_scores(num_nan: int, num_scored: int) -> Iterator[HealthWarning]:
@@ -75,7 +126,8 @@ def nan_scores(num_nan: int, num_scored: int) -> Iterator[HealthWarning]:
 def near_constant(sources: Sequence[SourceRow], spread: float) -> Iterator[HealthWarning]:
     """Sources above 1 % of the pool whose scores vary less than 5 % of the whole pool's."""
     pool = sum(row.pool_tokens for row in sources)
-    large = [row for row in sources if row.pool_tokens > 0.01 * pool and row.pool_sequences > 1]
+    named = [row for row in sources if row.name != OTHER]
+    large = [row for row in named if row.pool_tokens > 0.01 * pool and row.pool_sequences > 1]
     for row in large:
         if row.std_score is not None and row.std_score < 0.05 * spread:
             yield HealthWarning(
@@ -86,10 +138,9 @@ def near_constant(sources: Sequence[SourceRow], spread: float) -> Iterator[Healt
             )
 
 
-def mostly_length(scores: Floats, lengths: Mapping[str, Floats]) -> Iterator[HealthWarning]:
+def mostly_length(correlations: Mapping[str, float]) -> Iterator[HealthWarning]:
     """A correlation above 0.6 between the score and a measure of length or fragmentation."""
-    for name, values in lengths.items():
-        correlation = _correlation(scores, values)
+    for name, correlation in correlations.items():
         if abs(correlation) > 0.6:
             yield HealthWarning(
                 f"The score follows {name}",
@@ -122,7 +173,7 @@ def one_source(sources: Sequence[SourceRow]) -> Iterator[HealthWarning]:
     """One of several sources with more than 90 % of the kept tokens."""
     kept = sum(row.kept_tokens for row in sources)
     for row in sources if len(sources) > 1 else ():
-        if row.kept_tokens > 0.9 * kept:
+        if row.kept_tokens > 0.9 * kept and row.name != OTHER:
             yield HealthWarning(
                 f"{row.name} makes up {percent(row.kept_tokens / kept)} of the selection",
                 "The score mostly tells sources apart; taking that source alone would do nearly "
@@ -185,10 +236,15 @@ def too_short(num_short: int, num_heldout: int) -> Iterator[HealthWarning]:
         )
 
 
-def _correlation(first: Floats, second: Floats) -> float:
-    """Pearson's correlation where both are finite; 0 where either is constant."""
-    both = np.isfinite(first) & np.isfinite(second)
-    first, second = first[both], second[both]
-    if first.size < 3 or np.ptp(first) == 0 or np.ptp(second) == 0:
-        return 0.0
-    return float(np.corrcoef(first, second)[0, 1])
+def unfinished(late_falls: Iterable[tuple[str, float | None]]) -> Iterator[HealthWarning]:
+    """Trainings, by name, whose loss fell by more than 0.03 nats in the last tenth of the steps."""
+    falls = {name: fall for name, fall in late_falls if fall is not None and fall > 0.03}
+    if falls:
+        worst = max(falls, key=lambda name: falls[name])
+        others = f" and of {len(falls) - 1} more trainings" if len(falls) > 1 else ""
+        yield HealthWarning(
+            f"The loss of {worst}{others} was still falling steeply at the end",
+            f"By {decimals(falls[worst])} nats in the last tenth of the steps: the model is far "
+            "from what its size and data allow. Train it on more tokens, with a smaller "
+            "`global_batch` (more steps) or a higher `learning_rate`; `auto` chooses both.",
+        )

@@ -14,6 +14,7 @@ from stillhouse.report.data import BASELINE, ReportData, TargetRow, difference, 
 from stillhouse.report.heat import heat_plot
 from stillhouse.report.mix_data import MixReport
 from stillhouse.report.training import TrainingReport
+from stillhouse.selection.sources import OTHER
 
 GROUPS = (
     ("best", "The best"),
@@ -38,6 +39,7 @@ def render(data: ReportData) -> str:
             ],
             charts=charts,
             difference=difference,
+            other=OTHER,
             main=_target(data, data.main),
             baseline=_target(data, BASELINE),
         )

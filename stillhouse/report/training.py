@@ -52,6 +52,8 @@ class TrainingReport:
     num_tokens: int
     num_steps: int
     global_batch: int
+    learning_rate: float
+    """Its peak."""
     sequence_length: int
     heldout: Points
     """Held-out loss; empty where nothing was held out."""

@@ -69,10 +69,7 @@ def find_cut(parts: Mapping[PartName, Callable[[], Scores]], k: int, *, run: Run
     names = sorted(parts)
     search = _Search(names, [partial(_unweighted, parts[name]) for name in names], run)
     if not 1 <= k <= search.total:
-        raise BudgetError(
-            f"cannot keep {k:,} of {search.total:,} rows with a score: set `tau`, `num_tokens` or "
-            f"`fraction` so that at least 1 and at most {search.total:,} are kept"
-        )
+        raise BudgetError(f"cannot keep {k:,} of {search.total:,} rows{_at_most(search.total)}")
     return search.cut(k)
 
 
@@ -92,10 +89,20 @@ def find_weighted_cut(
     search = _Search(names, [parts[name] for name in names], run)
     if not 1 <= budget <= search.total:
         raise BudgetError(
-            f"cannot keep {budget:,} tokens of {search.total:,} in documents with a score: set "
-            f"`num_tokens` between 1 and {search.total:,}"
+            f"cannot keep {budget:,} tokens of {search.total:,} in documents"
+            f"{_at_most(search.total)}"
         )
     return search.cut(budget)
+
+
+def _at_most(total: int) -> str:
+    """What can be asked for, if anything can."""
+    if total == 0:
+        return ": none may be chosen"
+    return (
+        f" that may be chosen: set `selection.tau`, `num_tokens` or `fraction` so that at least 1 "
+        f"and at most {total:,} are kept"
+    )
 
 
 def top_k(scores_by_part: Mapping[PartName, ArrayLike], *, k: int) -> dict[PartName, Any]:

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from stillhouse.selection.moments import Moments, PairMoments, moments_by_code
 from stillhouse.selection.ranking import CONTAMINATED, ELIGIBLE, REASONS, PartScores
 
 Span: TypeAlias = tuple[float, float]
@@ -35,9 +36,15 @@ class SourceTally:
     kept_tokens: int = 0
     pool_rows: int = 0
     kept_rows: int = 0
-    score_sum: float = 0.0
-    score_squares: float = 0.0
-    scored_rows: int = 0
+    scores: Moments = field(default_factory=Moments)
+
+    def add(self, other: "SourceTally") -> None:
+        """Add another part's share."""
+        self.pool_tokens += other.pool_tokens
+        self.kept_tokens += other.kept_tokens
+        self.pool_rows += other.pool_rows
+        self.kept_rows += other.kept_rows
+        self.scores.add(other.scores)
 
 
 @dataclass(slots=True)
@@ -58,8 +65,8 @@ class Tally:
     seen: list[float] = field(default_factory=lambda: [0.0, 0.0])
     """Rows the prior was trained on, and the sum of their scores."""
     unseen: list[float] = field(default_factory=lambda: [0.0, 0.0])
-    pieces: list[float] = field(default_factory=lambda: [0.0] * 6)
-    """n, sums of x, y, xx, yy, xy; x the number of pieces of a row, y its score."""
+    pieces: PairMoments = field(default_factory=PairMoments)
+    """Of all finite scores: x the number of pieces of a row, y its score."""
     ties: int = 0
     rows: list[dict[str, Any]] = field(default_factory=list)
     """The ledger: one row a part."""
@@ -70,13 +77,19 @@ class Tally:
         """As a JSON object."""
         content = {f.name: getattr(self, f.name) for f in fields(self)}
         content["sources"] = {name: asdict(source) for name, source in self.sources.items()}
+        content["pieces"] = asdict(self.pieces)
         return content | {"fates": dict(self.fates), "fate_tokens": dict(self.fate_tokens)}
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> "Tally":
         """The inverse of `to_json`."""
         made = cls(**content)
-        made.sources = {name: SourceTally(**s) for name, s in content["sources"].items()}
+        made.sources = {
+            name: SourceTally(**s | {"scores": Moments(**s["scores"])})
+            for name, s in content["sources"].items()
+        }
+        pairs = content["pieces"]
+        made.pieces = PairMoments(Moments(**pairs["x"]), Moments(**pairs["y"]), pairs["products"])
         made.fates, made.fate_tokens = Counter(content["fates"]), Counter(content["fate_tokens"])
         made.span = (made.span[0], made.span[1])
         made.loss_span = (made.loss_span[0], made.loss_span[1])
@@ -86,15 +99,14 @@ class Tally:
     def add(self, other: "Tally") -> None:
         """Add another part's sums to these."""
         for name, theirs in other.sources.items():
-            mine = self.sources.setdefault(name, SourceTally())
-            for key, value in asdict(theirs).items():
-                setattr(mine, key, getattr(mine, key) + value)
+            self.sources.setdefault(name, SourceTally()).add(theirs)
         self.fates.update(other.fates)
         self.fate_tokens.update(other.fate_tokens)
         for name in ("pool_scores", "kept_scores", "pool_losses", "kept_losses"):
             setattr(self, name, _sum(getattr(self, name), getattr(other, name)))
-        for name in ("seen", "unseen", "pieces"):
+        for name in ("seen", "unseen"):
             setattr(self, name, _sum(getattr(self, name), getattr(other, name)))
+        self.pieces.add(other.pieces)
         self.ties += other.ties
         self.span, self.loss_span = other.span, other.loss_span
         self.rows += other.rows
@@ -148,6 +160,53 @@ def _sum(mine: list[Any], theirs: list[Any]) -> list[Any]:
     return (np.array(mine) + np.array(theirs)).tolist()
 
 
+@dataclass(frozen=True, slots=True)
+class OwnedTokens:
+    """Whose the tokens of n rows are; sources are codes, those of `labels`.
+
+    Attributes:
+        row_source: int [n], the source that owns most of a row.
+        piece_row: int [p], the row that each piece of a document lies in.
+        piece_source: int [p], its source.
+        piece_tokens: int [p], its tokens.
+        labels: of the codes.
+    """
+
+    row_source: NDArray[np.int32]
+    piece_row: NDArray[np.int64]
+    piece_source: NDArray[np.int32]
+    piece_tokens: NDArray[np.int64]
+    labels: list[str]
+
+
+def _sources(
+    owned: OwnedTokens,
+    raw: NDArray[np.float32],
+    kept: NDArray[np.bool_],
+    usable: NDArray[np.bool_],
+) -> dict[str, SourceTally]:
+    """The share of each source that has a token: arrays over pieces or sources, never both."""
+    count = len(owned.labels)
+    pool_tokens = np.bincount(owned.piece_source, owned.piece_tokens, count)
+    kept_pieces = kept[owned.piece_row]
+    kept_tokens = np.bincount(
+        owned.piece_source[kept_pieces], owned.piece_tokens[kept_pieces], count
+    )
+    pool_rows = np.bincount(owned.row_source, minlength=count)
+    kept_rows = np.bincount(owned.row_source[kept], minlength=count)
+    scores = moments_by_code(owned.row_source[usable], raw[usable].astype(np.float64), count)
+    return {
+        owned.labels[code]: SourceTally(
+            int(pool_tokens[code]),
+            int(kept_tokens[code]),
+            int(pool_rows[code]),
+            int(kept_rows[code]),
+            scores[code],
+        )
+        for code in np.flatnonzero(pool_tokens).tolist()
+    }
+
+
 def tally_part(
     part: int,
     path: str,
@@ -155,24 +214,18 @@ def tally_part(
     kept: NDArray[np.bool_],
     threshold: float,
     *,
-    row_source: NDArray[np.int32],
-    source_tokens: NDArray[np.int64],
-    sources: list[str],
-    row_pieces: NDArray[np.int64],
+    owned: OwnedTokens,
     span: Span = SCORE_SPAN,
     loss_span: Span = LOSS_SPAN,
 ) -> Tally:
-    """The tally of one part of n rows and s sources.
+    """The tally of one part of n rows.
 
     Args:
         part, path: the part's index and path.
         scores: its joined scores.
         kept: bool [n].
         threshold: the score of the worst kept row.
-        row_source: int [n], the source that owns most of a row.
-        source_tokens: int [n, s], tokens of each source in each row.
-        sources: names of the s sources.
-        row_pieces: int [n], pieces of documents in each row.
+        owned: whose the rows' tokens are.
         span, loss_span: ends of the histograms; what lies outside counts in the last bins.
     """
     tally = Tally(span=span, loss_span=loss_span)
@@ -189,20 +242,10 @@ def tally_part(
         | {"kept_tokens": tally.fate_tokens["kept"]}
     ]
     usable = np.isfinite(scores.raw)
-    for index, name in enumerate(sources):
-        mine = row_source == index
-        own = scores.raw[mine & usable].astype(np.float64)
-        tally.sources[name] = SourceTally(
-            int(source_tokens[:, index].sum()),
-            int(source_tokens[kept, index].sum()),
-            int(mine.sum()),
-            int((mine & kept).sum()),
-            float(own.sum()),
-            float((own**2).sum()),
-            len(own),
-        )
+    tally.sources = _sources(owned, scores.raw, kept, usable)
     _distributions(tally, scores, kept, usable)
-    _correlate(tally, row_pieces[usable], scores.raw[usable].astype(np.float64))
+    row_pieces = np.bincount(owned.piece_row, minlength=len(kept)).astype(np.float64)
+    tally.pieces = PairMoments.of(row_pieces[usable], scores.raw[usable].astype(np.float64))
     tally.ties = int((scores.value == np.float32(threshold)).sum())
     tally.examples = _examples(part, scores, kept)
     return tally
@@ -227,13 +270,6 @@ def _distributions(
     tally.unseen = [float(unseen.sum()), float(scores.raw[unseen].sum(dtype=np.float64))]
 
 
-def _correlate(tally: Tally, x: NDArray[np.int64], y: NDArray[np.float64]) -> None:
-    finite = np.isfinite(y)
-    x, y = x[finite], y[finite]
-    sums = [len(x), x.sum(), y.sum(), (x * x).sum(), (y * y).sum(), (x * y).sum()]
-    tally.pieces = [float(s) for s in sums]
-
-
 def _examples(
     part: int, scores: PartScores, kept: NDArray[np.bool_]
 ) -> dict[str, list[tuple[float, int, int]]]:
@@ -246,12 +282,3 @@ def _examples(
         ends = order[-NUM_EXAMPLES:] if group in {"best", "below"} else order[:NUM_EXAMPLES]
         found[group] = nearest(group, [(float(scores.raw[r]), part, int(r)) for r in rows[ends]])
     return found
-
-
-def correlation(sums: list[float]) -> float:
-    """Pearson's correlation from `Tally.pieces`; 0 where one side is constant."""
-    n, x, y, xx, yy, xy = sums
-    if n < 2:
-        return 0.0
-    spread = (xx / n - (x / n) ** 2) * (yy / n - (y / n) ** 2)
-    return float((xy / n - x * y / n**2) / spread**0.5) if spread > 0 else 0.0

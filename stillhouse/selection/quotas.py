@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from stillhouse.errors import BudgetError
 from stillhouse.selection.budget import Cut, PartName, Run, Scores, find_cut
+from stillhouse.selection.sources import Sources as PoolSources
 
 Sources: TypeAlias = NDArray[np.int32]
 Load: TypeAlias = Callable[[], tuple[Scores, Sources]]
@@ -52,14 +53,14 @@ def find_quota_cut(
     k: int,
     *,
     names: Sequence[str],
-    max_share: float | Mapping[int, float] | None = None,
+    max_share: Mapping[int, float] | None = None,
     min_share: Mapping[int, float] | None = None,
     run: Run = map,
 ) -> QuotaCut:
     """The best `k` rows in which each source's share is between its bounds.
 
     `parts` maps names to functions that load (scores float32[n], sources int32[n]), where a source
-    is an index into `names`. Shares are of `k`; one `max_share` alone holds for every source.
+    is an index into `names`. Shares are of `k`.
     `run` as for `find_cut`.
 
     Raises:
@@ -85,7 +86,7 @@ def check_shares(
     num_rows: Sequence[int],
     names: Sequence[str],
     *,
-    max_share: float | Mapping[int, float] | None = None,
+    max_share: Mapping[int, float] | None = None,
     min_share: Mapping[int, float] | None = None,
 ) -> tuple[dict[int, int], dict[int, int]]:
     """The least and the most rows by source; `num_rows` may count rows that are not eligible.
@@ -94,38 +95,67 @@ def check_shares(
         BudgetError: the quotas cannot all hold; it names the sources and the numbers.
     """
     minima = {s: math.ceil(_exact(share) * k) for s, share in (min_share or {}).items()}
-    if not isinstance(max_share, Mapping):
-        max_share = {} if max_share is None else dict.fromkeys(range(len(names)), max_share)
-    maxima = {s: math.floor(_exact(share) * k) for s, share in max_share.items()}
+    maxima = {s: math.floor(_exact(share) * k) for s, share in (max_share or {}).items()}
     _check(k, minima, maxima, num_rows, names)
     return minima, maxima
 
 
+_MOST_LISTED = 20
 _NOTHING = Cut(math.nan, None, 0)  # no score is at least NaN
 
 
 def named_shares(
     max_share: float | Mapping[str, float] | None,
     min_share: Mapping[str, float] | None,
-    names: Sequence[str],
+    sources: PoolSources,
 ) -> dict[str, Any]:
-    """The shares of a spec by source index, as `find_quota_cut` takes them.
+    """The shares of a spec by source code, as `find_quota_cut` takes them.
+
+    One `max_share` holds for every source; that it holds for those that are not counted one by one
+    is for `check_others`.
 
     Raises:
         BudgetError: a source that the pool does not have.
     """
-    index = {name: i for i, name in enumerate(names)}
+    index = {name: code for code, name in enumerate(sources.names)}
 
     def indexed(shares: Mapping[str, float]) -> dict[int, float]:
         for name in shares:
             if name not in index:
-                raise BudgetError(f"no source {name!r} in the pool; it has {', '.join(names)}")
+                raise BudgetError(
+                    f"no source {name!r} in the pool; it has {_listed(list(index), ', ')}"
+                )
         return {index[name]: share for name, share in shares.items()}
 
-    return {
-        "max_share": indexed(max_share) if isinstance(max_share, Mapping) else max_share,
-        "min_share": indexed(min_share or {}),
-    }
+    if max_share is not None and not isinstance(max_share, Mapping):
+        max_share = dict.fromkeys(sources.names, max_share)
+    return {"max_share": indexed(max_share or {}), "min_share": indexed(min_share or {})}
+
+
+def check_others(
+    max_share: float | Mapping[str, float] | None, k: int, sources: PoolSources
+) -> None:
+    """One `max_share` for all sources must hold for those that are counted together as well.
+
+    Raises:
+        BudgetError: one of them may have more rows than it allows.
+    """
+    if max_share is None or isinstance(max_share, Mapping) or not sources.others:
+        return
+    maximum = math.floor(_exact(max_share) * k)
+    if sources.largest_other > maximum:
+        raise BudgetError(
+            f"`max_share` {max_share:g} allows {maximum:,} of {k:,} rows for each source, but only "
+            f"the {len(sources.names):,} largest are bounded one by one, and another one has up to "
+            f"{sources.largest_other:,} rows: raise `max_share`, or give coarser labels "
+            "(`pool.columns.source`)"
+        )
+
+
+def _listed(items: Sequence[str], joint: str) -> str:
+    """The first of many."""
+    more = len(items) - _MOST_LISTED
+    return joint.join(items[:_MOST_LISTED]) + (f" and {more:,} more" if more > 0 else "")
 
 
 def _exact(share: float) -> Fraction:
@@ -152,11 +182,11 @@ def _check(
                 f"`max_share` for at most {maxima[source]:,}"
             )
     if sum(minima.values()) > k:
-        listed = ", ".join(f"{names[s]!r} {count:,}" for s, count in minima.items())
+        listed = _listed([f"{names[s]!r} {count:,}" for s, count in minima.items()], ", ")
         raise BudgetError(f"`min_share` asks for more than {k:,} rows in all: {listed}")
     capped = {s: min(count, maxima.get(s, count)) for s, count in enumerate(num_rows)}
     if not 1 <= k <= sum(capped.values()):
-        listed = ", ".join(f"{names[s]!r} {count:,}" for s, count in capped.items())
+        listed = _listed([f"{names[s]!r} {count:,}" for s, count in capped.items()], ", ")
         raise BudgetError(
             f"cannot keep {k:,} rows, `max_share` and the pool allow {sum(capped.values()):,}: "
             f"{listed}; raise `max_share` or keep less"

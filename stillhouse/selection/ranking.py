@@ -5,7 +5,8 @@ gives the rule's value, larger is better. What must not be chosen is NaN: a row 
 that holds a document sharing 13-grams with the held-out text, or that the prior was trained on.
 """
 
-from collections.abc import Collection, Mapping
+from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,13 +16,14 @@ from numpy.typing import NDArray
 
 from stillhouse.selection.baselines import gumbel, random_scores, row_keys
 from stillhouse.selection.color import color_score
+from stillhouse.selection.sources import Sources
 from stillhouse.storage.artifact import PartRef, Store
 from stillhouse.storage.parquet import read_table
 from stillhouse.text.pieces import Pieces, read_pieces
 
 Rule = Literal["color", "own", "random", "conditional_only", "dsir", "rho_down"]
 Grain = Literal["sequences", "documents"]
-RULE_VERSION = 1
+RULE_VERSION = 2
 ELIGIBLE, CONTAMINATED, PRIOR_ROW, NAN = range(4)
 REASONS = ("below the cut", "contaminated", "prior row", "nan")
 """Why a row was not kept, by its code; code 0 is an eligible row that was not good enough."""
@@ -97,13 +99,11 @@ class RankedPart:
         scores = self.read()
         return scores.value, scores.weight
 
-    def with_sources(
-        self, names: Mapping[str, int]
-    ) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
-        """Values, and each row's source as an index: the one that owns most of its tokens."""
+    def with_sources(self, sources: Sources) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+        """Values, and each row's source as a code: the one that owns most of its tokens."""
         pieces = read_pieces(read_table(self.store.path(self.tokens.path), ["documents"]))
-        table = np.array([names[s] for s in pieces.sources], np.int32)
-        return self.read(pieces).value, table[row_sources(pieces, self.grain)]
+        codes = sources.codes(pieces.sources)
+        return self.read(pieces).value, codes[row_sources(pieces, self.grain)]
 
     def read(self, pieces: Pieces | None = None) -> PartScores:
         """Join the scores. Documents are summed over their pieces (`pieces` saves a read)."""
@@ -172,6 +172,12 @@ class RankedPart:
         return read_table(self.store.path(path), ["value"])["value"].to_numpy()
 
 
+def count_fates(ranked: RankedPart) -> Counter[str]:
+    """Rows of a part that may be chosen (`eligible`), and the others by reason."""
+    counts = np.bincount(ranked.read().fate, minlength=len(REASONS)).tolist()
+    return Counter(dict(zip(("eligible", *REASONS[1:]), counts, strict=True)))
+
+
 def _flat(column: pa.ChunkedArray) -> NDArray[np.float64]:
     return column.combine_chunks().flatten().to_numpy(zero_copy_only=False).astype(np.float64)
 
@@ -186,13 +192,6 @@ def _joined(
     fate[np.isnan(raw)] = NAN
     value = np.where(fate == ELIGIBLE, raw, np.float32(np.nan))
     return PartScores(value, raw, fate, losses, weight, seen)
-
-
-def rows_by_source(uri: str) -> dict[str, int]:
-    """Sequences of a token part by the source that owns most of each: of all its labels."""
-    pieces = read_pieces(read_table(uri, ["documents"]))
-    counts = np.bincount(row_sources(pieces, "sequences"), minlength=len(pieces.sources))
-    return dict(zip(pieces.sources, counts.tolist(), strict=True))
 
 
 def row_sources(pieces: Pieces, grain: Grain) -> NDArray[np.int32]:

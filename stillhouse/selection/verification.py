@@ -25,6 +25,7 @@ from stillhouse.selection.quotas import (
 )
 from stillhouse.selection.ranking import REASONS, PartScores, RankedPart, Rule, scorers_read
 from stillhouse.selection.scorers import TOLERANCES
+from stillhouse.selection.sources import Sources
 from stillhouse.storage.artifact import Manifest, Store
 from stillhouse.storage.filesystem import join, list_names
 from stillhouse.storage.parquet import read_table
@@ -133,14 +134,16 @@ class Verifier:
             self.findings.problem(f"the stored scores give the cut {again}, the manifest has {cut}")
 
     def _quota_cut(self, parts: dict[int, RankedPart]) -> QuotaCut:
-        names: list[str] = self.selection.manifest.totals["source_names"]
-        index = {name: i for i, name in enumerate(names)}
+        sources = self._sources()
         return find_quota_cut(
-            {i: partial(part.with_sources, index) for i, part in parts.items()},
+            {i: partial(part.with_sources, sources) for i, part in parts.items()},
             self.selection.num_rows,
-            names=names,
-            **named_shares(self.settings["max_share"], self.settings["min_share"], names),
+            names=sources.labels,
+            **named_shares(self.settings["max_share"], self.settings["min_share"], sources),
         )
+
+    def _sources(self) -> Sources:
+        return Sources.from_labels(self.selection.manifest.totals["source_names"])
 
     def check_fates(self) -> None:
         """Every row of the pool: kept or dropped as the ledger says, kept ones unchanged."""
@@ -164,8 +167,7 @@ class Verifier:
     ) -> NDArray[np.bool_]:
         if isinstance(cut, Cut):
             return cut.mask(index, scores.value)
-        names = {n: i for i, n in enumerate(self.selection.manifest.totals["source_names"])}
-        return cut.mask(index, *member.with_sources(names))
+        return cut.mask(index, *member.with_sources(self._sources()))
 
     def _kept_rows(self) -> dict[int, pa.Table]:
         tables: dict[int, list[pa.Table]] = {}

@@ -6,7 +6,7 @@ near each other come from all over the pool, and nothing depends on how many wor
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 
 from stillhouse.selection.baselines import row_keys
 from stillhouse.selection.budget import Cut
-from stillhouse.selection.ledger import Span, Tally, data_span, tally_part
+from stillhouse.selection.ledger import OwnedTokens, Span, Tally, data_span, tally_part
 from stillhouse.selection.quotas import QuotaCut
-from stillhouse.selection.ranking import PartScores, RankedPart, row_sources
+from stillhouse.selection.ranking import Grain, PartScores, RankedPart, row_sources
+from stillhouse.selection.sources import Sources
 from stillhouse.spec import DataSource
 from stillhouse.storage.artifact import Receipt, Store
 from stillhouse.storage.parquet import read_table
@@ -48,7 +49,7 @@ class GroupTask:
     members: tuple[Member, ...]
     cut: Cut | QuotaCut
     threshold: float
-    sources: dict[str, int]
+    sources: Sources
     source: DataSource
     seed: int
     span: Span
@@ -95,9 +96,7 @@ class PartLook:
     losses: Span | None
 
 
-def look_at(
-    cut: Cut | QuotaCut, sources: Mapping[str, int], item: tuple[int, RankedPart]
-) -> PartLook:
+def look_at(cut: Cut | QuotaCut, sources: Sources, item: tuple[int, RankedPart]) -> PartLook:
     """Look at a part (its index and its ranking) through a cut."""
     index, ranked = item
     if isinstance(cut, QuotaCut):
@@ -121,8 +120,20 @@ def write_group(store: Store, task: GroupTask) -> Receipt:
         pieces = read_pieces(tokens)
         scores = member.ranked.read(pieces)
         source = row_sources(pieces, member.ranked.grain)
-        kept = _mask(task, member.index, scores, pieces, source)
-        tally.add(_tally(task, member, scores, kept, pieces, source))
+        owned = _owned(task.sources, pieces, source, member.ranked.grain)
+        kept = _mask(task.cut, member.index, scores, owned.row_source)
+        tally.add(
+            tally_part(
+                member.index,
+                member.ranked.tokens.path,
+                scores,
+                kept,
+                task.threshold,
+                owned=owned,
+                span=task.span,
+                loss_span=task.loss_span,
+            )
+        )
         rows = np.flatnonzero(kept)
         tables.append(_rows(member, tokens, pieces, scores, rows, task.source))
         keys = row_keys(member.ranked.tokens.sha256, len(kept))[rows]
@@ -138,37 +149,24 @@ def write_group(store: Store, task: GroupTask) -> Receipt:
 
 
 def _mask(
-    task: GroupTask, index: int, scores: PartScores, pieces: Pieces, source: NDArray[np.int32]
+    cut: Cut | QuotaCut, index: int, scores: PartScores, row_source: NDArray[np.int32]
 ) -> NDArray[np.bool_]:
-    if isinstance(task.cut, Cut):
-        return task.cut.mask(index, scores.value)
-    names = np.array([task.sources[name] for name in pieces.sources], np.int32)
-    return task.cut.mask(index, scores.value, names[source])
+    if isinstance(cut, Cut):
+        return cut.mask(index, scores.value)
+    return cut.mask(index, scores.value, row_source)
 
 
-def _tally(
-    task: GroupTask,
-    member: Member,
-    scores: PartScores,
-    kept: NDArray[np.bool_],
-    pieces: Pieces,
-    source: NDArray[np.int32],
-) -> Tally:
-    row = pieces.owners() if member.ranked.grain == "documents" else pieces.sequence
-    width = len(pieces.sources)
-    tokens = np.bincount(row * width + pieces.source, pieces.num_tokens, len(kept) * width)
-    return tally_part(
-        member.index,
-        member.ranked.tokens.path,
-        scores,
-        kept,
-        task.threshold,
-        row_source=source,
-        source_tokens=tokens.reshape(len(kept), width).astype(np.int64),
-        sources=pieces.sources,
-        row_pieces=np.bincount(row, minlength=len(kept)),
-        span=task.span,
-        loss_span=task.loss_span,
+def _owned(
+    sources: Sources, pieces: Pieces, row_source: NDArray[np.int32], grain: Grain
+) -> OwnedTokens:
+    """Whose the tokens are, `row_source` being the part's own numbers of its sources."""
+    codes = sources.codes(pieces.sources)
+    return OwnedTokens(
+        row_source=codes[row_source],
+        piece_row=pieces.owners() if grain == "documents" else pieces.sequence,
+        piece_source=codes[pieces.source],
+        piece_tokens=pieces.num_tokens,
+        labels=sources.labels,
     )
 
 

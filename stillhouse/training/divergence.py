@@ -1,6 +1,8 @@
-"""When a training has to stop: a loss that is not finite, or far above where it was."""
+"""When a training has to stop, and whether it stopped too early: what the losses alone say."""
 
 import math
+from collections.abc import Sequence
+from statistics import fmean, variance
 
 _NATS = 3.0  # above the mean: twenty times its perplexity
 _STEPS = 20  # before which the mean means nothing
@@ -34,3 +36,17 @@ class LossGuard:
     def load_state_dict(self, state: dict[str, float]) -> None:
         """Go on from there."""
         self._mean, self._steps = state["mean"], int(state["steps"])
+
+
+def late_fall(losses: Sequence[float]) -> float | None:
+    """Nats by which the mean of the last tenth of the losses lies under that of the tenth before.
+
+    0 where the two are within two standard errors of each other; None below 20 losses.
+    """
+    tenth = len(losses) // 10
+    if tenth < 2:
+        return None
+    before, last = losses[-2 * tenth : -tenth], losses[-tenth:]
+    fall = fmean(before) - fmean(last)
+    noise = math.sqrt((variance(before) + variance(last)) / tenth)
+    return fall if fall > 2 * noise else 0.0

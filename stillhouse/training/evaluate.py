@@ -1,6 +1,6 @@
 """Held-out loss: the mean NLL of a predicted token in nats, over all and by source."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stillhouse.selection.color import piece_sums
+from stillhouse.selection.sources import MAX_SOURCES, OTHER
 from stillhouse.text.pieces import Pieces
 
 _BLOCK = 4096  # sequences whose token losses are held at once
@@ -40,7 +41,7 @@ def source_nll(
 ) -> dict[str, SourceLoss]:
     """Held-out loss by source: a predicted token belongs to the piece that owns its position.
 
-    Sources without a predicted token are left out.
+    Sources without a predicted token are left out, as `told_apart` the smallest are joined.
     """
     return _by_source(np.concatenate(list(_blocks(model, input_ids))), pieces)
 
@@ -50,11 +51,21 @@ def _by_source(losses: NDArray[np.float32], pieces: Pieces) -> dict[str, SourceL
     num_sources = len(pieces.sources)
     nll = np.bincount(pieces.source, sums.astype(np.float64), num_sources)
     tokens = np.bincount(pieces.source, counts, num_sources)
-    return {
-        name: SourceLoss(float(nll[i] / tokens[i]), int(tokens[i]))
-        for i, name in enumerate(pieces.sources)
-        if tokens[i] > 0
-    }
+    found = enumerate(pieces.sources)
+    return told_apart({name: (float(nll[i]), int(tokens[i])) for i, name in found if tokens[i] > 0})
+
+
+def told_apart(sums: Mapping[str, tuple[float, int]]) -> dict[str, SourceLoss]:
+    """Losses from sums of NLL and tokens by source: the largest `MAX_SOURCES`, the rest as one.
+
+    Sorted by name; of equal size the name that comes first is the larger.
+    """
+    order = sorted(sums.keys() - {OTHER}, key=lambda name: (-sums[name][1], name))
+    kept = {name: sums[name] for name in sorted(order[:MAX_SOURCES])}
+    rest = [sums[name] for name in (*order[MAX_SOURCES:], OTHER) if name in sums]
+    if rest:
+        kept[OTHER] = sum(n for n, _ in rest), sum(t for _, t in rest)
+    return {name: SourceLoss(nll / tokens, tokens) for name, (nll, tokens) in kept.items()}
 
 
 def measure(

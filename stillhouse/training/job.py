@@ -8,10 +8,16 @@ import numpy as np
 import pyarrow as pa
 import torch
 from numpy.typing import NDArray
+from transformers import PreTrainedModel
 
-from stillhouse.models.causal_lm import build_model, choose_device, load_model, save_model
+from stillhouse.models.causal_lm import (
+    build_like,
+    build_model,
+    choose_device,
+    load_model,
+    save_model,
+)
 from stillhouse.models.scoring import ScoringModel
-from stillhouse.spec import ModelSettings
 from stillhouse.storage.artifact import Manifest, Store
 from stillhouse.storage.filesystem import list_names, read_bytes
 from stillhouse.storage.folders import put_folder
@@ -19,9 +25,10 @@ from stillhouse.storage.parquet import parquet_bytes, read_table
 from stillhouse.text.pieces import token_ids
 from stillhouse.text.tokenizer import load_tokenizer
 from stillhouse.training.batches import TokenBatches
+from stillhouse.training.divergence import late_fall
 from stillhouse.training.evaluate import heldout_nll
 from stillhouse.training.loop import train
-from stillhouse.training.task import TRAINED_ON, DataPart, ModelTask
+from stillhouse.training.task import TRAINED_ON, DataPart, ModelTask, SameArchitecture
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
@@ -33,18 +40,9 @@ def run_training(store: Store, task: ModelTask, on_step: Callable[[int, int], No
         DivergedError: the loss became NaN or infinite.
     """
     device = choose_device(task.device, task.gpus)
-    if isinstance(task.init, ModelSettings):
-        model = build_model(
-            task.init,
-            vocab_size=task.vocab_size,
-            sequence_length=task.sequence_length,
-            seed=task.seed,
-            eos_id=load_tokenizer(task.tokenizer, task.eos_token).eos_id,
-        )
-    else:
-        model = load_model(task.init, dtype="float32", device=device)
+    model = _start(task, device)
     data = read_sequences(store, task.data)
-    batch = task.settings.global_batch
+    batch = task.settings.batch_size
     num_steps = max(1, round(task.num_tokens / (task.sequence_length * batch)))
     source = TokenBatches(data, batch_size=batch, seed=task.seed)
     heldout = read_sequences(store, [DataPart(path) for path in task.heldout])
@@ -83,7 +81,23 @@ def run_training(store: Store, task: ModelTask, on_step: Callable[[int, int], No
             "num_steps": num_steps,
             "curve": curve,
             "final_loss": result.losses[-1],
+            "late_fall": late_fall(result.losses),
         },
+    )
+
+
+def _start(task: ModelTask, device: torch.device) -> PreTrainedModel:
+    """The model as it is before the first step."""
+    if isinstance(task.init, str):
+        return load_model(task.init, dtype="float32", device=device)
+    if isinstance(task.init, SameArchitecture):
+        return build_like(task.init.folder, seed=task.seed)
+    return build_model(
+        task.init,
+        vocab_size=task.vocab_size,
+        sequence_length=task.sequence_length,
+        seed=task.seed,
+        eos_id=load_tokenizer(task.tokenizer, task.eos_token).eos_id,
     )
 
 

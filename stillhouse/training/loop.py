@@ -284,7 +284,7 @@ class Trainer:
         first = self._group.rank * share
         mine = np.arange(first, first + share) % len(input_ids)  # the last ones may be filled up
         ids = torch.from_numpy(input_ids[mine].astype(np.int64))
-        size = self._micro_batch or self._settings.global_batch
+        size = self._micro_batch or self._settings.batch_size
         values = [self._forward(micro.to(self._device)).token_nll for micro in ids.split(size)]
         if self._group.sharded:
             reshard(self._loss)

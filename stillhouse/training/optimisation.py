@@ -18,7 +18,7 @@ def learning_rate(step: int, num_steps: int, settings: Optimisation) -> float:
     wsd: the peak, then a line to the same end over the last fifth of the steps;
     constant: the peak.
     """
-    peak, end = settings.learning_rate, settings.learning_rate * settings.final_learning_rate
+    peak, end = settings.peak_rate, settings.peak_rate * settings.final_learning_rate
     warmup = math.ceil(settings.warmup * num_steps)
     if step < warmup:
         return peak * (step + 1) / warmup
@@ -39,7 +39,7 @@ def make_optimizer(model: nn.Module, settings: Optimisation) -> torch.optim.Adam
         {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(
-        groups, lr=settings.learning_rate, betas=settings.betas, eps=settings.eps, fused=True
+        groups, lr=settings.peak_rate, betas=settings.betas, eps=settings.eps, fused=True
     )
 
 
@@ -53,7 +53,7 @@ def make_adafactor(model: nn.Module, settings: Optimisation) -> torch.optim.Opti
 
     return Adafactor(
         [p for p in model.parameters() if p.requires_grad],
-        lr=settings.learning_rate,
+        lr=settings.peak_rate,
         weight_decay=settings.weight_decay,
         scale_parameter=False,
         relative_step=False,

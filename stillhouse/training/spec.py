@@ -129,7 +129,7 @@ class TrainSpec(JobSpec):
     @model_validator(mode="after")
     def _lanes_fit(self) -> "TrainSpec":
         lanes, batch = self.train.lanes, self.train.global_batch
-        if lanes is not None and batch % lanes:
+        if lanes is not None and batch != "auto" and batch % lanes:
             raise ValueError(f"`train.lanes` {lanes} does not divide `train.global_batch` {batch}")
         most, least = self.compute.trainers, self.compute.min_trainers
         if least is not None and least > most:
@@ -172,13 +172,13 @@ class TrainSpec(JobSpec):
 
 
 def check_width(spec: TrainSpec) -> None:
-    """Refuse a number of workers that the global batch does not divide into.
+    """Refuse a number of workers that the global batch, where it is given, does not divide into.
 
     Raises:
         SpecError: naming the numbers that would do.
     """
     whole = spec.train.lanes or spec.train.global_batch
-    if whole % spec.compute.trainers:
+    if whole != "auto" and whole % spec.compute.trainers:
         fits = [n for n in range(1, whole + 1) if whole % n == 0]
         raise SpecError(
             f"`compute.trainers` {spec.compute.trainers} does not divide `train.global_batch` "

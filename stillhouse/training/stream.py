@@ -34,19 +34,19 @@ class _Loaded:
     input_ids: NDArray[Any]
     samples: NDArray[np.int64]
     pieces: Pieces | None
-    codes: NDArray[np.int32]
-    """Of the pieces' sources, among those of the stream."""
+    names: list[str]
+    """Of the pieces' sources."""
 
     def token_codes(self, rows: NDArray[np.int64]) -> NDArray[np.int32]:
-        """The source of each token of some rows: int32 [n, T]."""
+        """The source of each token of some rows, as an index into `names`: int32 [n, T]."""
         length = self.input_ids.shape[1]
         if self.pieces is None:
-            return np.full((len(rows), length), self.codes[0], np.int32)
+            return np.zeros((len(rows), length), np.int32)
         counts = np.diff(self.pieces.offsets)[rows]
         skipped = np.repeat(self.pieces.offsets[rows] - np.cumsum(counts) + counts, counts)
         piece = skipped + np.arange(counts.sum())
         tokens = self.pieces.end[piece] - self.pieces.start[piece]
-        return np.repeat(self.codes[self.pieces.source[piece]], tokens).reshape(-1, length)
+        return np.repeat(self.pieces.source[piece], tokens).reshape(-1, length)
 
 
 @dataclass(slots=True)
@@ -57,14 +57,25 @@ class _Rows:
     samples: list[NDArray[np.int64]] = field(default_factory=list[NDArray[np.int64]])
     codes: list[NDArray[np.int32]] = field(default_factory=list[NDArray[np.int32]])
     places: list[NDArray[np.int64]] = field(default_factory=list[NDArray[np.int64]])
+    names: dict[str, int] = field(default_factory=dict[str, int])
+    """The sources in it: no more than it has tokens, however many the data have."""
 
-    def batch(self, names: Sequence[str]) -> Batch:
+    def take(self, loaded: _Loaded, rows: NDArray[np.int64], places: NDArray[np.int64]) -> None:
+        """Add rows of a window at their places."""
+        used, codes = np.unique(loaded.token_codes(rows), return_inverse=True)
+        table = [self.names.setdefault(loaded.names[i], len(self.names)) for i in used.tolist()]
+        self.input_ids.append(loaded.input_ids[rows])
+        self.samples.append(loaded.samples[rows])
+        self.codes.append(np.array(table, np.int32)[codes].reshape(len(rows), -1))
+        self.places.append(places)
+
+    def batch(self) -> Batch:
         """The rows in the order of their places."""
         back = np.argsort(np.concatenate(self.places))
         ids = np.concatenate(self.input_ids)[back].astype(np.int64)
         codes = np.concatenate(self.codes)[back]
         samples = np.concatenate(self.samples)[back]
-        return Batch(torch.from_numpy(ids), samples, TokenSources(codes, tuple(names)))
+        return Batch(torch.from_numpy(ids), samples, TokenSources(codes, tuple(self.names)))
 
 
 class TokenStream:
@@ -98,7 +109,6 @@ class TokenStream:
         self._lanes = order.lanes_of(rank, num_workers)
         self._thread = ThreadPoolExecutor(1, "next-batch")
         self._step = 0
-        self._source_codes: dict[str, int] = {}
         self._next: Future[Batch] | None = None
         self._seek(0)
 
@@ -158,7 +168,7 @@ class TokenStream:
             for dataset in np.unique(datasets).tolist():
                 mine = np.flatnonzero(datasets == dataset)
                 self._take(rows, dataset, lane, positions[mine], i * width + mine)
-        return rows.batch(list(self._source_codes))
+        return rows.batch()
 
     def _take(
         self,
@@ -173,10 +183,7 @@ class TokenStream:
             loaded = self._at(dataset, lane, int(positions[0]))
             here = positions < loaded.window.end
             found = loaded.order[positions[here] - loaded.window.start]
-            rows.input_ids.append(loaded.input_ids[found])
-            rows.samples.append(loaded.samples[found])
-            rows.codes.append(loaded.token_codes(found))
-            rows.places.append(places[here])
+            rows.take(loaded, found, places[here])
             positions, places = positions[~here], places[~here]
 
     def _at(self, dataset: int, lane: int, position: int) -> _Loaded:
@@ -196,7 +203,6 @@ class TokenStream:
         owned = "documents" in table.column_names
         pieces = read_pieces(table) if owned else None
         names = [self._names[window.dataset]] if pieces is None else pieces.sources
-        codes = [self._source_codes.setdefault(n, len(self._source_codes)) for n in names]
         samples = np.stack([table[name].to_numpy() for name in ("part", "row")], axis=1)
         order = window.permutation()
         ids = token_ids(table)
@@ -207,4 +213,4 @@ class TokenStream:
                 f"{low if low < 0 else high}, the tokenizer only {self._vocab_size} from 0 on: "
                 "they were made with another one (`tokenizer`)"
             )
-        return _Loaded(window, order, ids, samples, pieces, np.array(codes, np.int32))
+        return _Loaded(window, order, ids, samples, pieces, names)

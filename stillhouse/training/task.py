@@ -34,13 +34,20 @@ class DataPart:
 
 
 @dataclass(frozen=True, slots=True)
+class SameArchitecture:
+    """A fresh model of the architecture and sizes of the one in `folder`."""
+
+    folder: str
+
+
+@dataclass(frozen=True, slots=True)
 class ModelTask:
     """A model to train. Small plain values: a worker needs nothing else.
 
     Attributes:
         fingerprint: name of the model artifact.
         label: what people call it, such as `prior` or `color, seed 0`.
-        init: folder of the model to start from, or the settings of a fresh one.
+        init: folder of the model to start from, or what a fresh one looks like.
         data: parts to train on, in order.
         num_tokens: tokens to train on; more than there are means further epochs.
         heldout: token parts to measure on; none to measure nothing.
@@ -51,7 +58,7 @@ class ModelTask:
     fingerprint: str
     label: str
     role: str
-    init: str | ModelSettings
+    init: str | ModelSettings | SameArchitecture
     data: tuple[DataPart, ...]
     num_tokens: int
     settings: Optimisation
@@ -172,7 +179,7 @@ class TrainTask:
         assert settings.lanes is not None and settings.window is not None
         return SampleOrder(
             self.datasets,
-            global_batch=settings.global_batch,
+            global_batch=settings.batch_size,
             seed=settings.seed,
             lanes=settings.lanes,
             window=settings.window,

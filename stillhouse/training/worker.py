@@ -88,7 +88,7 @@ def online_batches(task: TrainTask, ask: Ask, group: WorkerGroup) -> ClosedSourc
     return OnlineBatches(
         ask,
         task.online.order().describe(),
-        global_batch=task.settings.global_batch,
+        global_batch=task.settings.batch_size,
         rank=group.rank,
         num_workers=group.size,
     )

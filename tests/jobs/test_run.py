@@ -13,6 +13,7 @@ from small import LEARNING, MODEL, Quiet, digests, own_packages, parse, write_sp
 
 from stillhouse import open_artifact, open_selection
 from stillhouse.jobs.run import run_job
+from stillhouse.storage.parquet import read_table
 
 KINDS = ("tokens", "scores", "selections", "models")
 STILLHOUSE = str(Path(sys.executable).with_name("stillhouse"))
@@ -44,7 +45,12 @@ def test_counts_agree(finished):
     assert sum(s["pool_tokens"] for s in kept["sources"].values()) == pool.num_tokens
     assert sum(s["kept_tokens"] for s in kept["sources"].values()) == kept["num_tokens"]
     parts = len(pool.parts)
-    assert finished["work"]["scores"] == {"parts": 2 * parts, "reused": 0}
+    heldout = open_artifact(finished["artifacts"]["heldout_tokens"]).parts
+    assert finished["work"]["scores"] == {"parts": 2 * (parts + len(heldout)), "reused": 0}
+    assert {n: len(p) for n, p in finished["artifacts"]["heldout_scores"].items()} == {
+        "prior": len(heldout),
+        "conditional": len(heldout),
+    }
     assert all(
         t["num_tokens"] == finished["target"]["color"]["num_tokens"]
         for t in finished["target"].values()
@@ -192,3 +198,32 @@ def test_progress_is_told_in_whole_parts(finished, world):
     begun = {step: (total, reused) for step, total, reused in heard.steps}
     assert begun["score prior"][0] == begun["score prior"][1] > 0
     assert sum(done for step, done, _ in heard.advanced if step == "selection") == pytest.approx(1)
+
+
+def test_the_report_compares_over_all_scores(finished, world):
+    """Spread and means against numpy over every stored score, pool and held-out text."""
+    artifacts = finished["artifacts"]
+    store = f"{world}/store"
+
+    def values(paths):
+        found = [read_table(path)["value"].to_numpy() for path in paths]
+        return np.concatenate(found)
+
+    def scores(paths):
+        losses = {name: values(paths(name)) for name in ("prior", "conditional")}
+        return (losses["prior"] - losses["conditional"]).astype(np.float64)
+
+    pool = scores(lambda name: [p.uri for p in open_artifact(artifacts["scores"][name]).parts])
+    heldout = scores(lambda name: artifacts["heldout_scores"][name])
+    [report] = Path(store, "runs", Path(finished["run"]).name).glob("report.json")
+    found = json.loads(report.read_text())["target_scores"]
+    expected = {
+        "mean": np.mean(heldout),
+        "std": np.std(heldout),
+        "count": len(heldout),
+        "pool_mean": np.mean(pool),
+        "pool_std": np.std(pool),
+        "pool_count": len(pool),
+    }
+    assert found == pytest.approx(expected, rel=1e-6)
+    assert found["mean"] > found["pool_mean"]

@@ -4,7 +4,7 @@ import shutil
 
 import numpy as np
 import pytest
-from small import Quiet, parse, rows, write
+from small import Quiet, parse, rows, write, write_spec
 
 from stillhouse import open_artifact, open_selection
 from stillhouse.jobs.run import run_job
@@ -112,3 +112,20 @@ def test_what_is_allowed_is_kept(made, given, broken, tmp_path):
     assert "leak" in ids or result["selection"]["fates"]["nan"] > 0
     assert any(name.startswith("copy-") for name in ids)
     assert result["dropped"].get("duplicate", 0) == 0
+
+
+def test_a_pool_that_is_all_contaminated(ray_cluster, untrained, tmp_path, reports):
+    """The pool is the held-out text: nothing may be chosen, and the message says why."""
+    found = [row | {"text": f"{row['text']} {HELD}"} for row in rows(1, 12, ["sea"])]
+    write(tmp_path / "pool" / "a.parquet", found)
+    write(tmp_path / "target" / "t.parquet", rows(3, 20, ["sea"]))
+    write(tmp_path / "held" / "h.parquet", found[:1] + rows(9, 3, ["food"], prefix="f"))
+    target = {"path": str(tmp_path / "target"), "heldout": {"path": str(tmp_path / "held")}}
+    write_spec(tmp_path, target=target, selection={"fraction": 0.5}, **untrained)
+    code, said = reports("run", str(tmp_path / "spec.yaml"))
+    assert code == 2
+    scored = next((tmp_path / "store" / "scores").glob("*/manifest.json")).parent
+    count = sum(part.num_rows for part in open_artifact(str(scored)).parts)
+    assert f"0 of {count} rows may be chosen: {count} share 13 words with the" in said["error"]
+    assert "`selection.exclude_contaminated: false`" in said["error"]
+    assert f"cannot keep {count // 2} of 0 rows: none may be chosen" in said["error"]

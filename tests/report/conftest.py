@@ -23,6 +23,7 @@ from stillhouse.report.data import (
     SourceRow,
     StepCost,
     TargetRow,
+    TrainingRow,
 )
 
 SOURCES = [
@@ -217,6 +218,10 @@ def build_report() -> ReportData:
             for index, (group, score, source, text) in enumerate(TEXTS)
         ],
         curves=_curves(),
+        trainings=[
+            TrainingRow("prior", 1_000_000, 977, 3.9e-3, 8, 4.712, 0.004),
+            TrainingRow("conditional", 300_000, 293, 2e-3, 8, 4.401, None),
+        ],
         targets=[
             TargetRow("color", kept_tokens, [3.1874, 3.1921, 3.1902]),
             TargetRow("random", kept_tokens, [3.6110, 3.6064, 3.6179]),

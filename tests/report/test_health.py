@@ -1,14 +1,18 @@
 from dataclasses import replace
 
-import numpy as np
 import pytest
 
 from stillhouse.report import health
-from stillhouse.report.data import SeenUnseen, SourceRow
+from stillhouse.report.data import (
+    Difference,
+    SeenUnseen,
+    SourceRow,
+    TargetScores,
+    TrainingRow,
+)
 from stillhouse.report.health import HealthInputs, check_health
 from stillhouse.report.near_duplicates import NearDuplicates
-
-SCORES = np.random.default_rng(0).normal(0, 0.5, 1000)
+from stillhouse.selection.sources import OTHER
 
 
 def source(name: str, pool: int, kept: int, std: float | None = 0.4) -> SourceRow:
@@ -17,8 +21,11 @@ def source(name: str, pool: int, kept: int, std: float | None = 0.4) -> SourceRo
 
 HEALTHY = HealthInputs(
     sources=[source("books", 5000, 800), source("web", 5000, 200)],
-    scores=SCORES,
-    lengths={"documents in a sequence": np.random.default_rng(1).normal(size=1000)},
+    target_scores=TargetScores(1.0, 0.5, 100, 0.0, 0.5, 1000),
+    absolute=True,
+    gain=Difference(-0.2, None),
+    spread=0.5,
+    correlations={"documents in a sequence": 0.5},
     num_scored=1000,
     num_nan=0,
     num_kept=100,
@@ -31,6 +38,7 @@ HEALTHY = HealthInputs(
     num_dead_letters=50,
     num_heldout=100,
     num_short=10,
+    trainings=[TrainingRow("prior", 1000, 10, 4e-3, 8, 4.0, 0.01)],
 )
 
 
@@ -46,8 +54,8 @@ def test_a_healthy_selection_has_no_warnings():
             {"sources": [source("books", 5000, 500, 0.01), source("web", 5000, 500)]},
             "Scores hardly differ inside books",
         ),
-        ({"lengths": {"bytes per token": 2 * SCORES}}, "The score follows bytes per token"),
-        ({"lengths": {"bytes per token": -SCORES}}, "The score follows bytes per token"),
+        ({"correlations": {"bytes per token": 0.7}}, "The score follows bytes per token"),
+        ({"correlations": {"bytes per token": -0.7}}, "The score follows bytes per token"),
         (
             {"seen": SeenUnseen(500, 0.3, 500, 0.0, False)},
             "What the prior was trained on scores differently",
@@ -67,6 +75,24 @@ def test_a_healthy_selection_has_no_warnings():
         ),
         ({"remainder_tokens": 200}, "2.0\u202f% of the tokens filled no sequence"),
         ({"num_dead_letters": 200}, "0.20\u202f% of the input rows could not be read"),
+        (
+            {"trainings": [TrainingRow("prior", 1000, 10, 4e-3, 8, 4.0, 0.2)]},
+            "The loss of prior was still falling steeply at the end",
+        ),
+        ({"gain": Difference(0.01, None)}, "The selection is no better than random data"),
+        ({"gain": Difference(-0.1, 0.2, 4)}, "The selection is no better than random data"),
+        (
+            {"target_scores": TargetScores(-1.0, 0.5, 100, 0.0, 0.5, 1000)},
+            "Held-out target text scores no higher than the pool",
+        ),
+        (
+            {"target_scores": TargetScores(0.04, 0.5, 10**6, 0.0, 0.5, 10**6)},
+            "Held-out target text scores no higher than the pool",
+        ),
+        (
+            {"target_scores": TargetScores(-0.1, 0.5, 100, -1.0, 0.5, 1000)},
+            "The conditional does not know the target better than the prior",
+        ),
     ],
 )
 def test_each_illness_is_named(change, title):
@@ -84,11 +110,27 @@ def test_what_each_check_leaves_alone():
     assert list(health.ties(0, 0)) == []
 
 
-def test_constant_and_missing_values_have_no_correlation():
-    holes = np.where(np.arange(1000) % 2, np.nan, SCORES)
-    assert list(health.mostly_length(SCORES, {"n": np.ones(1000)})) == []
-    assert len(list(health.mostly_length(holes, {"n": SCORES}))) == 1
-    assert list(health.mostly_length(np.full(5, np.nan), {"n": np.arange(5.0)})) == []
+def test_the_gravest_come_first():
+    bad = replace(
+        HEALTHY,
+        num_nan=3,
+        gain=Difference(0.1, None),
+        target_scores=TargetScores(-1.0, 0.5, 100, 0.0, 0.5, 1000),
+    )
+    assert [warning.title.split()[0] for warning in check_health(bad)] == ["The", "Held-out", "3"]
+
+
+def test_what_the_checks_of_the_score_leave_alone():
+    assert list(health.no_better_than_random(None)) == []
+    assert list(health.no_better_than_random(Difference(-0.1, 0.04, 4))) == []  # 2 errors: 0.04
+    assert list(health.target_scores(None, absolute=True)) == []
+    own = TargetScores(-0.1, 0.5, 100, -1.0, 0.5, 1000)  # a scale of its own: 0 means nothing
+    assert list(health.target_scores(own, absolute=False)) == []
+
+
+def test_other_sources_are_not_one():
+    rows = [source(OTHER, 5000, 950, 0.0), source("web", 5000, 50)]
+    assert list(health.one_source(rows)) == list(health.near_constant(rows, 0.4)) == []
 
 
 def test_the_advice_on_memorised_rows_depends_on_whether_they_were_excluded():

@@ -6,6 +6,7 @@ import pytest
 
 from stillhouse.report.data import DeadLetters, Drop, Example, ReportData, StepCost
 from stillhouse.report.render import render
+from stillhouse.selection.sources import OTHER
 
 EVIL = "<script>alert(1)</script>\"'&amp; \x00\x1b[31m \ud800 \u202egnp.exe " + "x" * 500 + " שלום"
 VOID = {"meta", "link", "br", "col"}
@@ -52,7 +53,8 @@ def check(page: str) -> Checker:
 def test_page_is_whole_and_alone(report):
     checker = check(render(report))
     assert checker.ids == [
-        "health", "sources", "scores", "examples", "target", "cost", "dropped", "provenance",
+        "health", "sources", "scores", "examples", "target", "training", "cost", "dropped",
+        "provenance",
     ]  # fmt: skip
 
 
@@ -65,6 +67,8 @@ def test_page_says_the_main_things(report):
     assert "A model trained on them ends 0.42 nats under one trained on as many random" in text
     assert "2 things to look at first" in text
     assert "33 more sources" in text
+    assert "prior 1.00 M 977 8 0.0039 4.712" in text
+    assert OTHER not in text
     assert "the cut, 0.412" in text
     assert "−0.422 ± 0.007" in text
     assert all(source.name in text for source in report.sources)
@@ -79,8 +83,15 @@ def test_one_seed_is_said_to_be_one(report):
     assert "one run of each" not in several and "chance" not in several
 
 
+def test_other_sources_are_explained(report):
+    rows = [*report.sources, replace(report.sources[0], name=OTHER)]
+    page = render(replace(report, sources=rows))
+    assert f"all others together as {OTHER}." in page
+
+
 OPTIONAL = ("score_histogram", "seen", "losses")
-LISTS = ("sources", "examples", "curves", "targets", "drops", "costs", "warnings", "environment")
+LISTS = ("sources", "examples", "curves", "targets", "trainings")
+LISTS += ("drops", "costs", "warnings", "environment")
 
 
 @pytest.mark.parametrize("name", [*OPTIONAL, *LISTS, "artifacts"])

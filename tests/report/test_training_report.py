@@ -29,6 +29,7 @@ def report():
         num_tokens=10_000,
         num_steps=100,
         global_batch=4,
+        learning_rate=4e-3,
         sequence_length=25,
         heldout=POINTS,
         loss=[(tokens, loss + 0.1) for tokens, loss in POINTS],

@@ -1,4 +1,5 @@
 from collections import Counter
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -6,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stillhouse.selection.ledger import (
+    OwnedTokens,
     Tally,
-    correlation,
     data_span,
     join_spans,
     nearest,
@@ -39,10 +40,20 @@ def tally_of(part, rows, threshold=0.5):
         scores,
         value >= threshold,
         threshold,
+        owned=owned_by(source),
+    )
+
+
+def owned_by(source):
+    """Rows of 8 tokens in 1, 2 or 3 pieces, all of one source."""
+    pieces = 1 + source.astype(np.int64)
+    tokens = np.concatenate([[8, *[0] * (n - 1)] for n in pieces]) if len(pieces) else pieces
+    return OwnedTokens(
         row_source=source,
-        source_tokens=8 * np.eye(3, dtype=np.int64)[source].reshape(-1, 3),
-        sources=["a", "b", "c"],
-        row_pieces=1 + source.astype(np.int64),
+        piece_row=np.repeat(np.arange(len(source)), pieces),
+        piece_source=np.repeat(source, pieces),
+        piece_tokens=tokens.astype(np.int64),
+        labels=["a", "b", "c"],
     )
 
 
@@ -70,8 +81,8 @@ def test_tally_of_four_rows():
         }
     ]
     assert (tally.sources["a"].pool_tokens, tally.sources["a"].kept_tokens) == (16, 8)
-    assert tally.sources["b"].score_sum == 9.0  # scores are told of rows that may not be chosen
-    assert tally.sources["c"].scored_rows == 0
+    assert tally.sources["b"].scores.mean == 9.0  # scores are told of rows that may not be chosen
+    assert tally.sources["c"].scores.count == 0
     assert tally.examples["best"] == [(3.0, 0, 0)]
     assert tally.examples["below"] == [(0.0, 0, 1)]
 
@@ -84,11 +95,17 @@ def test_parts_add_up_to_the_whole(parts):
     whole = tally_of(0, [row for rows in parts for row in rows])
     assert total.fates == whole.fates
     assert total.fate_tokens == whole.fate_tokens
-    assert total.sources == whole.sources
+    assert total.sources.keys() == whole.sources.keys()
+    for name, source in whole.sources.items():
+        found = total.sources[name]
+        assert (found.pool_tokens, found.kept_tokens) == (source.pool_tokens, source.kept_tokens)
+        assert (found.pool_rows, found.kept_rows) == (source.pool_rows, source.kept_rows)
+        assert asdict(found.scores) == pytest.approx(asdict(source.scores), abs=1e-9)
     assert total.pool_scores == whole.pool_scores
     assert total.kept_losses == whole.kept_losses
     assert (total.seen, total.unseen, total.ties) == (whole.seen, whole.unseen, whole.ties)
-    assert total.pieces == pytest.approx(whole.pieces)
+    assert asdict(total.pieces.y) == pytest.approx(asdict(whole.pieces.y), abs=1e-9)
+    assert total.pieces.products == pytest.approx(whole.pieces.products, abs=1e-9)
     for group, found in whole.examples.items():
         assert [score for score, _, _ in total.examples[group]] == [score for score, _, _ in found]
     assert sum(row["rows"] for row in total.rows) == sum(map(len, parts))
@@ -103,12 +120,6 @@ def test_nearest_takes_ties_by_address():
     found = [(1.0, 1, 0), (1.0, 0, 5), (2.0, 3, 3), (0.0, 0, 0)]
     assert nearest("best", found, 2) == [(2.0, 3, 3), (1.0, 0, 5)]
     assert nearest("worst", found, 2) == [(0.0, 0, 0), (1.0, 0, 5)]
-
-
-def test_correlation():
-    assert correlation([3, 6, 6, 14, 14, 14]) == pytest.approx(1)  # (1, 1), (2, 2), (3, 3)
-    assert correlation([3, 6, 6, 14, 14, 10]) == pytest.approx(-1)  # (1, 3), (2, 2), (3, 1)
-    assert correlation([2, 2, 3, 2, 5, 3]) == 0.0  # x does not vary
 
 
 def test_a_histogram_follows_its_data():
@@ -127,3 +138,25 @@ def test_the_span_of_all_parts():
     assert join_spans([(0.0, 1.0), None, (-2.0, 0.5)], (7.0, 8.0)) == (-2.0, 1.0)
     assert join_spans([None], (7.0, 8.0)) == (7.0, 8.0)
     assert join_spans([(3.0, 3.0)], (7.0, 8.0)) == (2.5, 3.5)
+
+
+def test_spread_of_a_pool_whose_parts_are_sorted_by_source():
+    """Parts 0 and 1 hold one source that hardly varies; the spread is that of all parts."""
+    rng = np.random.default_rng(0)
+    parts = [rng.normal(0, 0.01, 40) for _ in range(2)] + [
+        rng.normal(3, 1, 40),
+        rng.normal(-2, 1, 7),
+    ]
+    total = Tally()
+    for index, scores in enumerate(parts):
+        source = min(index, 2)
+        rows = [(float(s), ELIGIBLE, source) for s in [*scores, np.nan]]
+        total.add(Tally.from_json(tally_of(index, rows).to_json()))
+    everything = np.concatenate(parts).astype(np.float32).astype(np.float64)
+    assert total.pieces.y.std == pytest.approx(np.std(everything), rel=1e-9)
+    pieces = np.repeat([1, 2, 3, 3], [40, 40, 40, 7])  # min(index, 2) + 1 a row
+    expected = np.corrcoef(pieces, everything)[0, 1]
+    assert total.pieces.correlation == pytest.approx(expected, rel=1e-9)
+    late = np.concatenate(parts[2:]).astype(np.float32).astype(np.float64)
+    assert total.sources["c"].scores.std == pytest.approx(np.std(late), rel=1e-9)
+    assert total.sources["c"].scores.mean == pytest.approx(np.mean(late), rel=1e-9)

@@ -15,6 +15,7 @@ from stillhouse.selection.ranking import (
     row_sources,
 )
 from stillhouse.selection.scorers import SCORES_SCHEMA
+from stillhouse.selection.sources import Sources
 from stillhouse.storage.artifact import Store
 from stillhouse.text.documents import Document
 from stillhouse.text.packing import Packer, tokens_table
@@ -136,6 +137,6 @@ def test_other_rules(part):
 
 
 def test_sources_of_a_part(part):
-    values, sources = part().with_sources({"b": 0, "a": 1})
+    values, sources = part().with_sources(Sources(("b",), others=True))  # `a` is another
     assert sources.tolist() == [1, 0, 1]  # 6 of a and 2 of b; 8 of b; 2 of b and 6 of a
     assert np.isnan(values[2])

@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from stillhouse.training.divergence import LossGuard
+from stillhouse.training.divergence import LossGuard, late_fall
 
 
 def test_a_leap_is_an_explosion_and_noise_is_not():
@@ -31,3 +31,15 @@ def test_state():
     second.load_state_dict(first.state_dict())
     assert [g.exploded(4.0) for g in (first, second)] == [False, False]
     assert second.state_dict() == first.state_dict()
+
+
+def test_late_fall_is_the_last_tenth_against_the_one_before():
+    losses = [9.0] * 32 + [5.0, 5.1, 4.9, 5.0] + [4.8, 4.7, 4.9, 4.8]  # means 5.0 and 4.8
+    assert late_fall(losses) == pytest.approx(0.2)
+    assert late_fall(losses[::-1]) == 0.0  # it rose
+
+
+def test_late_fall_within_the_noise_is_none():
+    """Means 5.0 and 4.9; variances 1/3 each over 4: a standard error of sqrt(1/6) = 0.41."""
+    assert late_fall([9.0] * 32 + [4.5, 5.5, 4.5, 5.5] + [4.4, 5.4, 4.4, 5.4]) == 0.0
+    assert late_fall([9.0] * 17 + [5.0, 4.0]) is None  # too few to say

@@ -5,9 +5,10 @@ import torch
 
 from stillhouse.models.causal_lm import build_model
 from stillhouse.models.scoring import ScoringModel
+from stillhouse.selection.sources import OTHER
 from stillhouse.spec import ModelSettings
 from stillhouse.text.pieces import Pieces
-from stillhouse.training.evaluate import heldout_nll, source_nll
+from stillhouse.training.evaluate import SourceLoss, heldout_nll, source_nll, told_apart
 
 MODEL = ScoringModel(
     build_model(
@@ -41,9 +42,20 @@ def test_sources_own_their_positions() -> None:
     )
     losses = MODEL.token_nll(IDS)
     found = source_nll(MODEL, IDS, pieces)
-    assert list(found) == ["wiki", "books"]  # code owns one position, and that is not predicted
+    assert list(found) == ["books", "wiki"]  # code owns one position, and that is not predicted
     assert (found["wiki"].num_tokens, found["books"].num_tokens) == (8, 7)
     wiki = np.concatenate([losses[0, :3], losses[2]])
     books = np.concatenate([losses[0, 3:], losses[1]])
     assert found["wiki"].nll == pytest.approx(wiki.mean(), abs=1e-6)
     assert found["books"].nll == pytest.approx(books.mean(), abs=1e-6)
+
+
+def test_the_smallest_of_many_sources_are_one() -> None:
+    """1,200 sources of 1 to 1,200 tokens; those of 1 to 200 are together."""
+    sums = {f"s{n:04}": (2.0 * n, n) for n in range(1, 1201)}
+    found = told_apart(sums | {OTHER: (30.0, 3)})  # one of that very name is small as well
+    assert len(found) == 1001
+    assert list(found) == [*(f"s{n:04}" for n in range(201, 1201)), OTHER]
+    assert found["s0201"] == SourceLoss(2.0, 201)
+    tokens = sum(range(1, 201)) + 3
+    assert found[OTHER] == SourceLoss((2.0 * (tokens - 3) + 30.0) / tokens, tokens)

@@ -4,16 +4,24 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.numpy import load
 
 from stillhouse.fingerprint import sha256
 from stillhouse.spec import ModelSettings, Optimisation
 from stillhouse.storage.artifact import Store
+from stillhouse.storage.filesystem import read_bytes
 from stillhouse.storage.parquet import read_table
 from stillhouse.text.documents import Document
 from stillhouse.text.packing import Packer, tokens_table
 from stillhouse.text.tokenizer import make_tokenizer, save_pretrained, train_tokenizer
 from stillhouse.training.job import evaluation_steps, read_sequences, run_training
-from stillhouse.training.task import TRAINED_ON, DataPart, ModelTask, model_name
+from stillhouse.training.task import (
+    TRAINED_ON,
+    DataPart,
+    ModelTask,
+    SameArchitecture,
+    model_name,
+)
 
 LENGTH = 16
 MODEL = ModelSettings(hidden_size=32, num_layers=1)
@@ -128,3 +136,29 @@ def test_name_holds_what_decides_the_weights():
     ]
     assert len({base, *others}) == 7
     assert len(base) == len(sha256(b""))
+
+
+def test_a_fresh_model_of_the_architecture_of_another(task):
+    """Configuration and shapes are the other's, the weights before the first step are not."""
+    other = ModelSettings(architecture="gpt_neox", hidden_size=48, num_layers=1, num_heads=3)
+    first = run_training(task.store, task(init=other), lambda *_: None)
+    folder = task.store.path("models", "a" * 64)
+    still = LEARNING.model_copy(update={"learning_rate": 1e-30})
+    like = task(fingerprint="b" * 64, init=SameArchitecture(folder), settings=still, seed=3)
+    made = run_training(task.store, like, lambda *_: None)
+    assert made.files["config.json"] == first.files["config.json"]
+    weights = [load(read_bytes(f"{folder}/model.safetensors"))]
+    weights.append(load(read_bytes(task.store.path("models", "b" * 64, "model.safetensors"))))
+    assert {n: w.shape for n, w in weights[0].items()} == {
+        n: w.shape for n, w in weights[1].items()
+    }
+    name = next(name for name in weights[0] if name.endswith("query_key_value.weight"))
+    assert weights[1][name].std() == pytest.approx(0.02, rel=0.1)  # transformers' initial spread
+    assert not np.allclose(weights[0][name], weights[1][name])
+
+
+def test_late_fall_is_kept(task):
+    made = run_training(task.store, task(num_tokens=40 * 4 * LENGTH), lambda *_: None)
+    assert made.totals["num_steps"] == 40 and made.totals["late_fall"] >= 0
+    short = run_training(task.store, task(fingerprint="b" * 64), lambda *_: None)
+    assert short.totals["late_fall"] is None  # 8 steps

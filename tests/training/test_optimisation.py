@@ -34,7 +34,7 @@ def test_extreme_warm_ups(schedule: str, warmup: float) -> None:
 
 def test_weight_decay_is_for_matrices() -> None:
     model = torch.nn.Linear(3, 2)
-    optimizer = make_optimizer(model, Optimisation(weight_decay=0.1, eps=1e-15))
+    optimizer = make_optimizer(model, Optimisation(learning_rate=1e-3, weight_decay=0.1, eps=1e-15))
     matrices, vectors = optimizer.param_groups
     assert (matrices["weight_decay"], vectors["weight_decay"]) == (0.1, 0.0)
     assert matrices["params"][0] is model.weight and vectors["params"][0] is model.bias

@@ -1,0 +1,47 @@
+"""Models that cannot select: swapped, or alike. The job says so first; by construction."""
+
+import json
+from pathlib import Path
+
+import pytest
+from small import LEARNING, MODEL, Quiet, parse
+
+from stillhouse.jobs.run import run_job
+from stillhouse.jobs.summary import show_result
+
+NO_HIGHER = "Held-out target text scores no higher than the pool"
+NO_BETTER = "The selection is no better than random data"
+TITLES = {NO_HIGHER, NO_BETTER, "The conditional does not know the target better than the prior"}
+
+
+@pytest.fixture
+def run(ray_cluster, world, tmp_path):
+    """Runs the small job with given models: its result."""
+
+    def call(models, **changes):
+        return run_job(parse(world, store=str(tmp_path), **models, **changes), Quiet())
+
+    return call
+
+
+def test_models_the_right_way_round(run, given):
+    assert TITLES.isdisjoint(run(given)["warnings"])
+
+
+def test_swapped_models(run, given, capsys):
+    """What the target gains least from is kept: worse than random, and the score says so."""
+    swapped = given | {"prior": given["conditional"], "conditional": given["prior"]}
+    train = {"model": MODEL, "controls": ["random"], **LEARNING}
+    result = run(swapped, train=train)
+    assert result["target"]["color"]["heldout_nll"] > result["target"]["random"]["heldout_nll"]
+    assert result["warnings"][:2] == [NO_BETTER, NO_HIGHER]
+    report = json.loads(Path(result["run"], "report.json").read_text())
+    assert [warning["title"] for warning in report["warnings"]] == result["warnings"]
+    scores = report["target_scores"]
+    assert scores["mean"] < 0 and scores["mean"] < scores["pool_mean"]
+    show_result(result)
+    assert f"warning: {NO_BETTER}" in capsys.readouterr().out
+
+
+def test_two_random_models(run, untrained):
+    assert NO_HIGHER in run(untrained)["warnings"]
