@@ -43,6 +43,7 @@ class ScorerSettings:
     path: str
     tokenizer: str
     eos_token: str
+    bos_id: int | None
     scoring: ScoringSettings
     device: str
     gpus: float
@@ -61,6 +62,7 @@ class ScorerSettings:
                     device=self.device,
                     gpus=self.gpus,
                     threads=self.threads,
+                    bos_id=self.bos_id,
                 )
             )
         from stillhouse.selection.statistics import load_arrays

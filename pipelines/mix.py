@@ -172,6 +172,9 @@ def mix_task(
         },
         "tokenizer": arms.tokenizer.digest,
     }
+    bos_id = arms.tokenizer.bos_id if spec.model.kind == "decoder" else None
+    if bos_id is not None:
+        identity["bos_id"] = bos_id
     parts = [(part.name, part.uri) for part in arms.arms]
     name = run_name(family.lineage, fingerprint(identity))
     origin = family.origin(store, name, parts, spec.arms, f"`{rule.label}`, seed {seed},")
@@ -209,6 +212,7 @@ def mix_task(
         num_shots=spec.target.num_shots,
         tokenizer=arms.tokenizer.path,
         eos_token=arms.tokenizer.eos_token,
+        bos_id=bos_id,
         max_input=spec.max_input_tokens,
         max_target=spec.max_target_tokens,
         plan=rule.plan,

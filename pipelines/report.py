@@ -284,6 +284,11 @@ def _health(
         num_dead_letters=made.scanned.sources[0].num_dead,
         num_heldout=num_heldout,
         num_short=num_short,
+        unknown_tokens=counts["unknown_tokens"],
+        sampled_documents=counts["sampled_documents"],
+        changed_documents=counts["changed_documents"],
+        prior_loss=_prior_loss(ctx, made),
+        vocab_size=made.tokenizer.vocab_size,
     )
 
 
@@ -295,6 +300,19 @@ def _heldout_texts(ctx: Context, made: SelectRun) -> tuple[int, int]:
     folder = ctx.store.path("models", found.manifest.inputs["scorer"])
     num_texts, num_short = load_arrays(folder)["texts"].tolist()
     return num_texts, num_short
+
+
+def _prior_loss(ctx: Context, made: SelectRun) -> float | None:
+    """Its mean over the rows of the first parts, `_SAMPLE_ROWS` of them or more."""
+    prior = made.candidates.scores.get("prior")
+    if prior is None:
+        return None
+    values: list[Any] = []
+    for path in prior.paths:
+        values.append(read_table(ctx.store.path(path), ["value"])["value"].to_numpy())
+        if sum(map(len, values)) >= _SAMPLE_ROWS:
+            break
+    return float(np.nanmean(np.concatenate(values)))
 
 
 def _sampled_scores(ctx: Context, ranked: list[RankedPart]) -> tuple[Any, Any]:

@@ -4,7 +4,7 @@ A spec is one YAML file. `jobs/spec_file.py` reads it, applies `--set a.b=c` and
 complaints into one line each. Everything below `jobs/` receives these models and reads them.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import Field, field_validator, model_validator
 
@@ -14,6 +14,10 @@ from stillhouse.settings import Count, Settings, Share, refuse_secret_urls, refu
 from stillhouse.storage.names import NAME_PATTERN
 
 Dtype = Literal["auto", "float32", "bfloat16"]
+BOS_SETTING = (
+    "a BOS token stands before every sequence that is scored or trained on (stored tokens do not "
+    "change); auto: where the tokenizer's own post-processor or configuration puts one"
+)
 
 
 class ColumnNames(Settings):
@@ -82,13 +86,17 @@ class TokenizerTraining(Settings):
 
 
 class TokenizerSettings(Settings):
-    """A tokenizer: trained, or loaded from a folder, URI or hub name."""
+    """A tokenizer: trained, or loaded from a folder, URI or hub name.
+
+    Beside a model that is given by path it is the model's own, unless `path` names another copy.
+    """
 
     train: TokenizerTraining | None = None
     path: str | None = None
     eos_token: str | None = Field(
         default=None, description="stands between documents; default: its own"
     )
+    bos: Literal["auto"] | bool = Field(default="auto", description=BOS_SETTING)
     pin: Literal["first", "refresh"] = Field(
         default="first", description="first: a trained one is kept when shards are added"
     )
@@ -97,7 +105,42 @@ class TokenizerSettings(Settings):
     def _one_of(self) -> "TokenizerSettings":
         if (self.train is None) == (self.path is None):
             raise ValueError("give either `train` or `path`")
+        if self.bos is True and self.path is None:
+            raise ValueError("`bos: true` goes with `path`: a trained tokenizer has no BOS")
         return self
+
+
+def with_own_tokenizer(content: Any, keys: tuple[str, ...]) -> Any:
+    """A spec as written; where it gives models by path, with their tokenizer.
+
+    Args:
+        content: the spec, not validated yet.
+        keys: of the sections that may give a model by `path`; the first that does counts.
+
+    Raises:
+        ValueError: a tokenizer is to be trained, whose tokens no given model knows.
+    """
+    if not isinstance(content, dict):
+        return content
+    spec = cast(dict[str, Any], content)
+    given = [(key, path) for key in keys if (path := _key_of(spec.get(key), "path"))]
+    asked = spec.get("tokenizer")
+    if not given or isinstance(asked, str) or _key_of(asked, "path"):
+        return spec
+    key, path = given[0]
+    if _key_of(asked, "train"):
+        raise ValueError(
+            f"`tokenizer.train` beside `{key}.path`: that model knows only the tokens of its own "
+            "tokenizer: leave `tokenizer` out to use it, or give a copy by `tokenizer.path`"
+        )
+    return spec | {"tokenizer": {"path": path} | (asked or {})}
+
+
+def _key_of(section: Any, key: str) -> Any:
+    """Of a section as written or as made."""
+    if isinstance(section, dict):
+        return cast(dict[str, Any], section).get(key)
+    return getattr(section, key, None)
 
 
 class ModelSettings(Settings):
@@ -328,7 +371,10 @@ class SelectSpec(JobSpec):
     job: Literal["select"]
     pool: DataSource
     target: TargetSource
-    tokenizer: TokenizerSettings = TokenizerSettings(train=TokenizerTraining())
+    tokenizer: TokenizerSettings = Field(
+        default=TokenizerSettings(train=TokenizerTraining()),
+        description="default: that of the models given by path, else one trained on the pool",
+    )
     sequence_length: Annotated[int, Field(ge=8)] = 256
     part_tokens: Count = Field(
         default=16_000_000, description="tokens a part: unit of work and retry"
@@ -343,6 +389,11 @@ class SelectSpec(JobSpec):
     scoring: ScoringSettings = ScoringSettings()
     selection: SelectionSettings
     train: TrainSettings | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _models_tokenizer(cls, content: Any) -> Any:
+        return with_own_tokenizer(content, ("prior", "conditional"))
 
     @field_validator("tokenizer", mode="before")
     @classmethod

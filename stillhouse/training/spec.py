@@ -7,6 +7,7 @@ from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 from stillhouse.compute_settings import device_type, group_backend
 from stillhouse.errors import SpecError
 from stillhouse.spec import (
+    BOS_SETTING,
     Count,
     DataSource,
     JobSpec,
@@ -50,6 +51,7 @@ class GivenTokenizer(Settings):
     eos_token: str | None = Field(
         default=None, description="stands between documents; default: its own"
     )
+    bos: Literal["auto"] | bool = Field(default="auto", description=BOS_SETTING)
 
 
 class GivenModel(Settings):
