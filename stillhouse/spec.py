@@ -128,7 +128,7 @@ def with_own_tokenizer(content: Any, keys: tuple[str, ...]) -> Any:
     if not given or isinstance(asked, str) or _key_of(asked, "path"):
         return spec
     key, path = given[0]
-    if _key_of(asked, "train"):
+    if _key_of(asked, "train") is not None:
         raise ValueError(
             f"`tokenizer.train` beside `{key}.path`: that model knows only the tokens of its own "
             "tokenizer: leave `tokenizer` out to use it, or give a copy by `tokenizer.path`"
