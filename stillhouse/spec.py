@@ -86,10 +86,7 @@ class TokenizerTraining(Settings):
 
 
 class TokenizerSettings(Settings):
-    """A tokenizer: trained, or loaded from a folder, URI or hub name.
-
-    Beside a model that is given by path it is the model's own, unless `path` names another copy.
-    """
+    """A tokenizer: trained, or loaded from a folder, URI or hub name."""
 
     train: TokenizerTraining | None = None
     path: str | None = None
