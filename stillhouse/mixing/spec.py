@@ -27,8 +27,8 @@ from stillhouse.spec import (
     Share,
     TokenizerSettings,
     TokenizerTraining,
-    with_own_tokenizer,
 )
+from stillhouse.tokenizer_settings import with_own_tokenizer
 
 Control: TypeAlias = Literal[
     "target_only",

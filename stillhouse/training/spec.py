@@ -7,7 +7,6 @@ from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 from stillhouse.compute_settings import device_type, group_backend
 from stillhouse.errors import SpecError
 from stillhouse.spec import (
-    BOS_SETTING,
     Count,
     DataSource,
     JobSpec,
@@ -16,6 +15,7 @@ from stillhouse.spec import (
     ScoringSettings,
     Settings,
 )
+from stillhouse.tokenizer_settings import BOS_SETTING
 
 Weight = Annotated[float, Field(gt=0)]
 
