@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 from stillhouse.actors.text import PackerHost
 from stillhouse.errors import InputError
@@ -53,7 +53,7 @@ class TokenizerRef:
         """What to name things by that were read behind BOS; nothing where they were not."""
         return [] if self.bos_id is None else [["bos", self.bos_id]]
 
-    def described(self) -> dict[str, object]:
+    def described(self) -> dict[str, Any]:
         """As stored tokens tell it, which no BOS is among."""
         return {k: v for k, v in asdict(self).items() if k != "bos_id"} | {"path": None}
 

@@ -222,7 +222,8 @@ def load_tokenizer(path: str, eos_token: str | None = None) -> Tokenizer:
     """
     uri = absolute_uri(path)
     if uri.endswith(".model"):
-        return _convert(*uri.rsplit("/", 1), eos_token, path)
+        place, name = uri.rsplit("/", 1)
+        return _convert(place, name, eos_token, path)
     folder, file_name = uri.rsplit("/", 1) if uri.endswith(".json") else (uri, "tokenizer.json")
     names = list_names(folder)
     if not names:
