@@ -43,12 +43,12 @@ class ScorerSettings:
     path: str
     tokenizer: str
     eos_token: str
-    bos_id: int | None
     scoring: ScoringSettings
     device: str
     gpus: float
     threads: int
     own: OwnPlace | None = None
+    bos_id: int | None = None
 
     def build(self) -> Scorer:
         """Load the model and make the scorer."""
