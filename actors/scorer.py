@@ -48,6 +48,7 @@ class ScorerSettings:
     gpus: float
     threads: int
     own: OwnPlace | None = None
+    bos_id: int | None = None
 
     def build(self) -> Scorer:
         """Load the model and make the scorer."""
@@ -61,6 +62,7 @@ class ScorerSettings:
                     device=self.device,
                     gpus=self.gpus,
                     threads=self.threads,
+                    bos_id=self.bos_id,
                 )
             )
         from stillhouse.selection.statistics import load_arrays

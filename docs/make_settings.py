@@ -8,7 +8,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from stillhouse import compute_settings, spec
+from stillhouse import compute_settings, spec, tokenizer_settings
 from stillhouse.distillation import image_sources, methods, settings
 from stillhouse.distillation import spec as distill_spec
 from stillhouse.mixing import settings as policies
@@ -17,7 +17,16 @@ from stillhouse.selection import own_settings
 from stillhouse.training import spec as train_spec
 
 _DISTILLATION = (distill_spec, image_sources, methods, settings)
-MODULES = (spec, compute_settings, own_settings, train_spec, mix_spec, policies, *_DISTILLATION)
+MODULES = (
+    spec,
+    tokenizer_settings,
+    compute_settings,
+    own_settings,
+    train_spec,
+    mix_spec,
+    policies,
+    *_DISTILLATION,
+)
 PAGE = Path(__file__).parent / "settings.md"
 HEAD = """# Settings
 

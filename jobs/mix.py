@@ -9,7 +9,7 @@ from stillhouse.mixing.settings import ReplaySettings
 from stillhouse.mixing.spec import MixSpec
 from stillhouse.models.shape import model_uri, read_header
 from stillhouse.pipelines.context import Context
-from stillhouse.pipelines.given import model_identity
+from stillhouse.pipelines.given import check_tokenizer, model_identity
 from stillhouse.pipelines.mix_data import (
     GivenModels,
     ListedSource,
@@ -21,15 +21,16 @@ from stillhouse.pipelines.mix_data import (
 from stillhouse.storage.artifact import Store
 from stillhouse.storage.filesystem import FileInfo, join
 from stillhouse.storage.run_record import RunRecord
-from stillhouse.text.tokenizer import load_tokenizer
+from stillhouse.text.tokenizer import tokenizer_identity
 
 
 def list_mix(spec: MixSpec) -> "ListedMix":
     """See `stillhouse.jobs.kinds.list_job`."""
-    if spec.tokenizer.path is not None:
-        load_tokenizer(spec.tokenizer.path, spec.tokenizer.eos_token)
-    for key, path in given_paths(spec).items():
+    paths = given_paths(spec)
+    for key, path in paths.items():
         read_header(model_uri(path), f"{key} {path!r}")
+    if spec.tokenizer.path is not None:
+        check_tokenizer(spec.tokenizer, paths)
     if isinstance(spec.policy, ReplaySettings):
         log_digest(spec.policy.log)
     target, sources = list_sources(spec)
@@ -76,7 +77,7 @@ class OpenedMix:
             [[source.listed.name, source.digests] for source in sources],
             self.inputs.broken,
             [self.given.init, self.given.reference],
-            None if tokenizer is None else load_tokenizer(tokenizer).digest,
+            None if tokenizer is None else tokenizer_identity(tokenizer, spec.tokenizer.eos_token),
             log_digest(policy.log) if isinstance(policy, ReplaySettings) else None,
         ]
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 
-from stillhouse.errors import ModelError
+from stillhouse.errors import ModelError, SpecError
 from stillhouse.fingerprint import fingerprint
 from stillhouse.models.shape import (
     INDEX,
@@ -23,12 +23,18 @@ from stillhouse.pipelines.context import Context
 from stillhouse.pipelines.flow import run_tasks
 from stillhouse.reading.readers import open_selection
 from stillhouse.selection.own import find_code
-from stillhouse.spec import ModelSettings, SelectSpec
+from stillhouse.spec import ModelSettings, SelectSpec, TokenizerSettings
 from stillhouse.storage.artifact import Manifest, Store
 from stillhouse.storage.digests import digest_files
 from stillhouse.storage.filesystem import absolute_uri, list_files, list_names
 from stillhouse.storage.folders import copy_folder
-from stillhouse.text.tokenizer import load_tokenizer
+from stillhouse.text.tokenizer import (
+    Tokenizer,
+    has_tokenizer,
+    load_tokenizer,
+    load_vocabulary,
+    tokenizer_identity,
+)
 from stillhouse.training.task import TRAINED_ON
 
 INSPECT_VERSION = 2
@@ -52,11 +58,12 @@ def check_given(spec: SelectSpec) -> None:
         ModelError: no model or tokenizer at its path, or a model to train that cannot be built.
             ArtifactError: no selection at `threshold_from`. SpecError: no such scorer.
     """
+    paths = given_paths(spec)
+    for key, path in paths.items():
+        read_header(model_uri(path), _called(key, path))
     vocab_size = 0  # of a tokenizer that is still to be trained nothing is known
     if spec.tokenizer.path is not None:
-        vocab_size = load_tokenizer(spec.tokenizer.path, spec.tokenizer.eos_token).vocab_size
-    for key, path in given_paths(spec).items():
-        read_header(model_uri(path), _called(key, path))
+        vocab_size = check_tokenizer(spec.tokenizer, paths).vocab_size
     fresh = [] if spec.prior.path is not None or spec.scorer is not None else [spec.prior.model]
     fresh += [spec.train.model] if spec.train is not None else []
     for model in fresh:
@@ -67,6 +74,43 @@ def check_given(spec: SelectSpec) -> None:
         open_selection(
             selection_uri(Store(absolute_uri(spec.store)), spec.selection.threshold_from)
         )
+
+
+def check_tokenizer(asked: TokenizerSettings, models: Mapping[str, str]) -> Tokenizer:
+    """A spec's tokenizer, which has to be that of the models that are given by path.
+
+    Raises:
+        SpecError: the models have none beside them, and the spec names no other.
+        ModelError: none there, one of another model, or no BOS where one is asked for.
+    """
+    path = str(asked.path)
+    if path in models.values() and not has_tokenizer(model_uri(path)):
+        raise SpecError(
+            f"the model {path!r} has no tokenizer beside it: set `tokenizer.path` to the one that "
+            "it was trained with"
+        )
+    made = load_tokenizer(path, asked.eos_token)
+    made.bos_id(asked.bos)
+    check_vocabulary(made, path, models)
+    return made
+
+
+def check_vocabulary(made: Tokenizer, path: str, models: Mapping[str, str]) -> None:
+    """Refuse a tokenizer of other pieces, ids or merges than the one beside a model.
+
+    Raises:
+        ModelError: naming both.
+    """
+    for key, model in models.items():
+        folder = model_uri(model)
+        if model == path or "tokenizer.json" not in list_names(folder):
+            continue
+        if load_vocabulary(folder) != made.vocabulary:
+            raise ModelError(
+                f"the tokenizer {path!r} is not the one beside {_called(key, model)}: pieces, ids "
+                "or merges differ, so that the model would read other text than was written. Leave "
+                "`tokenizer` out to use the model's own; two models have to share one"
+            )
 
 
 def given_paths(spec: SelectSpec) -> dict[str, str]:
@@ -192,7 +236,7 @@ def given_identity(store: Store, spec: SelectSpec, *, remember: bool) -> list[st
     tokenizer, threshold = spec.tokenizer.path, spec.selection.threshold_from
     return [
         *models,
-        None if tokenizer is None else load_tokenizer(tokenizer, spec.tokenizer.eos_token).digest,
+        None if tokenizer is None else tokenizer_identity(tokenizer, spec.tokenizer.eos_token),
         None
         if threshold is None
         else open_selection(selection_uri(store, threshold)).manifest.fingerprint,

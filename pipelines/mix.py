@@ -21,7 +21,7 @@ from stillhouse.mixing.settings import PolicySettings, ReplaySettings, needs_ini
 from stillhouse.mixing.spec import MixSpec, control_settings, plan_of
 from stillhouse.mixing.task import MixTask
 from stillhouse.pipelines.context import Context
-from stillhouse.pipelines.given import Needs, given_models
+from stillhouse.pipelines.given import Needs, check_vocabulary, given_models
 from stillhouse.pipelines.mix_data import (
     ArmsMade,
     GivenModels,
@@ -33,6 +33,7 @@ from stillhouse.pipelines.mix_families import Family, families_of, with_origins_
 from stillhouse.pipelines.workers import STEP, run_workers
 from stillhouse.spec import ModelSettings
 from stillhouse.storage.artifact import Manifest, Store
+from stillhouse.text.tokenizer import load_tokenizer
 
 _MODEL_KEYS = {"kind", "path"}
 
@@ -72,11 +73,16 @@ def run_mix_job(
     Raises:
         StillhouseError: whatever stopped it; run again to go on from the last checkpoint.
     """
-    needs = Needs(encoder_decoder=spec.model.kind == "encoder_decoder")
+    asked = spec.tokenizer
+    size = 0 if asked.path is None else load_tokenizer(asked.path, asked.eos_token).vocab_size
+    needs = Needs(vocab_size=size, encoder_decoder=spec.model.kind == "encoder_decoder")
     placed = given_models(ctx, given_paths(spec), needs)
     given = replace(given, folders={key: model.folder for key, model in placed.items()})
     families = families_of(ctx.store, spec, inputs, given)
     arms = prepare_arms(ctx, with_origins_tokenizer(ctx.store, spec, families), inputs)
+    if spec.reference is not None:
+        words = load_tokenizer(arms.tokenizer.path, arms.tokenizer.eos_token)
+        check_vocabulary(words, arms.tokenizer.path, {"policy": spec.reference})
     rules = rules_of(spec, [part.num_rows for part in arms.arms])
     tasks = [
         mix_task(ctx.store, spec, arms, rule, families[rule.label, seed], seed, given, decisions)
@@ -172,6 +178,9 @@ def mix_task(
         },
         "tokenizer": arms.tokenizer.digest,
     }
+    bos_id = arms.tokenizer.bos_id if spec.model.kind == "decoder" else None
+    if bos_id is not None:
+        identity["bos_id"] = bos_id
     parts = [(part.name, part.uri) for part in arms.arms]
     name = run_name(family.lineage, fingerprint(identity))
     origin = family.origin(store, name, parts, spec.arms, f"`{rule.label}`, seed {seed},")
@@ -209,6 +218,7 @@ def mix_task(
         num_shots=spec.target.num_shots,
         tokenizer=arms.tokenizer.path,
         eos_token=arms.tokenizer.eos_token,
+        bos_id=bos_id,
         max_input=spec.max_input_tokens,
         max_target=spec.max_target_tokens,
         plan=rule.plan,

@@ -172,7 +172,9 @@ class Models:
         return ModelRef(manifest.fingerprint, folder, shape, tokens, trained_here=True)
 
     def _shape(self, model: ModelSettings) -> ModelShape:
-        return planned_shape(model, self._tokenizer.vocab_size, self._spec.sequence_length)
+        words = self._tokenizer
+        num_positions = self._spec.sequence_length + words.num_extra
+        return planned_shape(model, words.vocab_size, num_positions)
 
     def _learning(
         self, settings: Optimisation, width: int, num_tokens: float, start: Start = "fresh"
@@ -205,11 +207,12 @@ class Models:
         start = init.model_dump() if isinstance(init, ModelSettings) else identity
         seen = [[p.sha256, None if rows is None else sha256(rows.tobytes())] for p, rows in data]
         measured = [[part.sha256 for part in heldout], eval_points]
+        words = self._tokenizer
         compute = self._spec.compute
         return ModelTask(
             fingerprint=model_name(
                 role,
-                [start, self._tokenizer.digest, measured],
+                [start, words.digest, measured, *words.extra_identity()],
                 fingerprint(seen),
                 settings,
                 seed,
@@ -227,6 +230,7 @@ class Models:
             sequence_length=self._spec.sequence_length,
             vocab_size=self._tokenizer.vocab_size,
             eos_token=self._tokenizer.eos_token,
+            bos_id=words.bos_id,
             tokenizer=self._tokenizer.path,
             inputs={"start": start, "data": fingerprint(seen)},
             device=compute.device,

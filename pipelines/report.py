@@ -4,21 +4,17 @@ from importlib.metadata import version
 from itertools import islice
 from typing import Literal
 
-import numpy as np
-
 from stillhouse.cost import paper_cost
 from stillhouse.models.shape import planned_shape
 from stillhouse.pipelines.context import Context
+from stillhouse.pipelines.report_health import health_inputs, target_scores
 from stillhouse.pipelines.scan import dead_letters, dead_letters_uri
 from stillhouse.pipelines.select import SelectRun
-from stillhouse.pipelines.selection import Selected
 from stillhouse.report.data import (
-    BASELINE,
     Curve,
     DeadLetter,
     DeadLetters,
     Density,
-    Difference,
     Drop,
     Example,
     Histogram,
@@ -27,16 +23,11 @@ from stillhouse.report.data import (
     SourceRow,
     StepCost,
     TargetRow,
-    TargetScores,
     TrainingRow,
-    difference,
 )
-from stillhouse.report.health import HealthInputs, check_health
-from stillhouse.report.near_duplicates import near_duplicates
+from stillhouse.report.health import check_health
 from stillhouse.selection.ledger import SourceTally, Tally, loss_edges, score_edges
-from stillhouse.selection.moments import Moments
-from stillhouse.selection.ranking import SCORERS_OF, PartScores, RankedPart
-from stillhouse.selection.statistics import load_arrays
+from stillhouse.selection.ranking import PartScores, RankedPart
 from stillhouse.spec import SelectionSettings, SelectSpec
 from stillhouse.storage.parquet import read_table
 from stillhouse.storage.run_record import now
@@ -44,7 +35,6 @@ from stillhouse.text.pieces import read_pieces, row_texts
 from stillhouse.text.tokenizer import Tokenizer, load_tokenizer
 
 _LIBRARIES = ("ray", "torch", "transformers", "tokenizers", "pyarrow", "numpy")
-_SAMPLE_TEXTS = 2_000
 _FIRST_LETTERS = 10
 _REASONS = {
     "best": "among the best of the pool",
@@ -68,8 +58,7 @@ def report_data(ctx: Context, spec: SelectSpec, made: SelectRun, run_uri: str) -
     letters = dead_letters_uri(ctx, made.scanned)
     dead = sum(scanned.num_dead for scanned in made.scanned.sources)
     trainings, targets = training_rows(made), _targets(made)
-    target_scores = _target_scores(ctx, spec, made)
-    num_heldout, num_short = _heldout_texts(ctx, made)
+    scores = target_scores(ctx, spec, made)
     return ReportData(
         title=spec.name or "Selection",
         created=now(),
@@ -89,7 +78,7 @@ def report_data(ctx: Context, spec: SelectSpec, made: SelectRun, run_uri: str) -
             score_edges(tally.span).tolist(), tally.pool_scores, tally.kept_scores
         ),
         seen=seen,
-        target_scores=target_scores,
+        target_scores=scores,
         losses=_losses(tally),
         examples=_examples(ctx, tally, ranked, tokenizer),
         curves=_curves(made),
@@ -100,26 +89,16 @@ def report_data(ctx: Context, spec: SelectSpec, made: SelectRun, run_uri: str) -
         costs=_costs(ctx, made),
         paper=_paper(spec, made),
         warnings=check_health(
-            HealthInputs(
-                target_scores=target_scores,
-                absolute=spec.scorer is None,
-                gain=_gain(targets, spec.rule),
+            health_inputs(
+                ctx,
+                spec,
+                made,
+                tokenizer,
                 sources=sources,
-                spread=tally.pieces.y.std,
-                correlations={"the number of documents in a sequence": tally.pieces.correlation},
-                num_scored=pool_rows,
-                num_nan=tally.fates["nan"],
-                num_kept=kept.manifest.num_rows,
-                num_tied=tally.ties,
                 seen=seen,
-                near_duplicates=near_duplicates(_kept_texts(ctx, kept, tokenizer)),
-                packed_tokens=made.pool.counts["tokens"],
-                remainder_tokens=made.pool.counts["remainder_tokens"],
-                num_documents=made.pool.counts["documents"],
-                num_dead_letters=made.scanned.sources[0].num_dead,
-                num_heldout=num_heldout,
-                num_short=num_short,
+                targets=targets,
                 trainings=trainings,
+                scores=scores,
             )
         ),
         spec_yaml=spec.to_yaml(),
@@ -301,53 +280,3 @@ def _paper(spec: SelectSpec, made: SelectRun) -> dict[str, float]:
         method: paper_cost(method, made.prior.num_tokens, kept, tau, ratio).total
         for method in _PAPER_METHODS
     }
-
-
-def _heldout_texts(ctx: Context, made: SelectRun) -> tuple[int, int]:
-    """How many held-out texts the pool was searched for, and how many are too short for it."""
-    found = made.candidates.contamination
-    if found is None:
-        return 0, 0
-    folder = ctx.store.path("models", found.manifest.inputs["scorer"])
-    num_texts, num_short = load_arrays(folder)["texts"].tolist()
-    return num_texts, num_short
-
-
-def _target_scores(ctx: Context, spec: SelectSpec, made: SelectRun) -> TargetScores | None:
-    """Held-out target text under the rule of the selection, and the pool's finite scores."""
-    scored = {name: made.candidates.scores[name].heldout for name in SCORERS_OF[spec.rule]}
-    found = Moments()
-    for index, part in enumerate(made.heldout.manifest.parts):
-        member = RankedPart(
-            store=ctx.store,
-            tokens=part,
-            scores={name: paths[index] for name, paths in scored.items()},
-            contamination=None,
-            prior_rows=None,
-            exclude_prior_rows=False,
-            rule=spec.rule,
-            grain=spec.selection.grain,
-            seed=spec.selection.seed,
-        )
-        raw = member.read().raw.astype(np.float64)
-        found.add(Moments.of(raw[np.isfinite(raw)]))
-    pool = made.kept.tally.pieces.y
-    if not found.count or not pool.count:
-        return None
-    return TargetScores(found.mean, found.std, found.count, pool.mean, pool.std, pool.count)
-
-
-def _gain(targets: list[TargetRow], rule: str) -> Difference | None:
-    """Loss of the selection's target model minus that of the random control's."""
-    rows = {row.name: row for row in targets}
-    if rule not in rows or BASELINE not in rows:
-        return None
-    return difference(rows[rule], rows[BASELINE])
-
-
-def _kept_texts(ctx: Context, kept: Selected, tokenizer: Tokenizer) -> list[str]:
-    """Texts of the first rows of the selection: its rows stand in a random order."""
-    table = read_table(ctx.store.path(kept.manifest.parts[0].path)).slice(0, _SAMPLE_TEXTS)
-    if "text" in table.column_names:
-        return table["text"].to_pylist()
-    return [tokenizer.decode(ids) for ids in table["input_ids"].to_pylist()]

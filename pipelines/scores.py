@@ -81,7 +81,8 @@ class PoolScores:
     def losses(self, name: str, model: ModelRef) -> Scores:
         """Mean NLL of every sequence under a language model, on `compute.scorers` actors."""
         settings = self._spec.scoring.model_dump(include={"dtype", "attention"})
-        scorer = fingerprint(["causal_lm", model.fingerprint, settings])
+        extra = self._tokenizer.extra_identity()
+        scorer = fingerprint(["causal_lm", model.fingerprint, settings, *extra])
         flops = model.shape.flops_per_token(self._spec.sequence_length)
         gpus = self._gpus
         return self._score(f"score {name}", "causal_lm", scorer, model.folder, gpus, flops)
@@ -172,6 +173,7 @@ class PoolScores:
             path=folder,
             tokenizer=self._tokenizer.path,
             eos_token=self._tokenizer.eos_token,
+            bos_id=self._tokenizer.bos_id,
             scoring=self._spec.scoring,
             device=compute.device,
             gpus=gpus,

@@ -129,8 +129,9 @@ def run_select(ctx: Context, spec: SelectSpec, inputs: JobInputs) -> SelectRun:
 
 def _given(ctx: Context, spec: SelectSpec) -> dict[str, ModelRef]:
     """The models that the spec gives by path, in the store; they fit tokenizer and sequences."""
-    vocab_size = 0
-    if spec.tokenizer.path is not None:
-        vocab_size = load_tokenizer(spec.tokenizer.path, spec.tokenizer.eos_token).vocab_size
-    needs = Needs(vocab_size, spec.sequence_length, comparable=True)
-    return given_models(ctx, given_paths(spec), needs)
+    paths, asked = given_paths(spec), spec.tokenizer
+    if not paths or asked.path is None:
+        return {}
+    words = load_tokenizer(asked.path, asked.eos_token)
+    num_positions = spec.sequence_length + int(words.bos_id(asked.bos) is not None)
+    return given_models(ctx, paths, Needs(words.vocab_size, num_positions, comparable=True))

@@ -16,6 +16,8 @@ from stillhouse.text.documents import Document
 from stillhouse.text.duplicates import document_hash
 from stillhouse.text.tasks import UnitTask, read_unit
 from stillhouse.text.tokenizer import (
+    BosSetting,
+    Tokenizer,
     in_sample,
     load_tokenizer,
     make_tokenizer,
@@ -36,7 +38,7 @@ def tokenizer(ctx: Context, spec: SelectSpec, pool: Scan) -> TokenizerRef:
     settings = spec.tokenizer
     if settings.train is None:
         assert settings.path is not None
-        return given_tokenizer(ctx, settings.path, settings.eos_token)
+        return given_tokenizer(ctx, settings.path, settings.eos_token, settings.bos)
     training = settings.train
     wanted = fingerprint(
         [
@@ -46,32 +48,37 @@ def tokenizer(ctx: Context, spec: SelectSpec, pool: Scan) -> TokenizerRef:
             [t.fingerprint for t in pool.tasks],
         ]
     )
-    key = ["tokenizer", settings.model_dump(exclude={"pin"}), spec.pool.paths]
+    key = ["tokenizer", settings.model_dump(exclude={"pin", "bos"}), spec.pool.paths]
     make = partial(_trained, ctx, wanted, training, pool)
     return _ref(ctx, pinned(ctx, "tokenizer", key, settings.pin, wanted, make))
 
 
-def _ref(ctx: Context, manifest: Manifest) -> TokenizerRef:
+def _ref(ctx: Context, manifest: Manifest, bos_id: int | None = None) -> TokenizerRef:
     return TokenizerRef(
         path=ctx.store.path("models", manifest.fingerprint),
         eos_token=manifest.totals["eos_token"],
         digest=manifest.totals["digest"],
         vocab_size=manifest.totals["vocab_size"],
+        bos_id=bos_id,
     )
 
 
-def given_tokenizer(ctx: Context, path: str, eos_token: str | None) -> TokenizerRef:
+def given_tokenizer(
+    ctx: Context, path: str, eos_token: str | None, bos: BosSetting
+) -> TokenizerRef:
     """A tokenizer by path, in the store.
 
     Raises:
-        ModelError: no tokenizer there.
+        ModelError: no tokenizer there, or no BOS where one is asked for.
     """
     loaded = load_tokenizer(path, eos_token)
-    name = fingerprint(["tokenizer", loaded.digest, loaded.eos_token])
+    bos_id = loaded.bos_id(bos)
+    added = [loaded.bos_token] if loaded.adds_bos else []
+    name = fingerprint(["tokenizer", loaded.digest, loaded.eos_token, *added])
     found = ctx.store.find_manifest("models", name)
     if found is None and ctx.dry:
         raise Unfinished("tokenizer")
-    return _ref(ctx, found or _put(ctx.store, name, loaded.json, loaded.eos_token, {"path": path}))
+    return _ref(ctx, found or _put(ctx.store, name, loaded, {"path": path}), bos_id)
 
 
 def _trained(ctx: Context, name: str, training: TokenizerTraining, pool: Scan) -> Manifest:
@@ -80,7 +87,11 @@ def _trained(ctx: Context, name: str, training: TokenizerTraining, pool: Scan) -
         work = partial(_train, training.vocab_size, share)
         made = next(run_tasks(ctx, work, [tasks]))
         advance(1, min(training.num_bytes, pool.counts["chars"]))
-    return _put(ctx.store, name, made, None, training.model_dump())
+    return _put(ctx.store, name, _trained_one(made), training.model_dump())
+
+
+def _trained_one(content: bytes) -> Tokenizer:
+    return make_tokenizer(content, None, place="the trained tokenizer")
 
 
 def _sample(pool: Scan, num_bytes: int) -> tuple[list[UnitTask], float]:
@@ -109,10 +120,7 @@ def _texts(tasks: list[UnitTask], share: float) -> Iterator[str]:
                 yield item.text
 
 
-def _put(
-    store: Store, name: str, content: bytes, eos_token: str | None, settings: dict[str, object]
-) -> Manifest:
-    made = make_tokenizer(content, eos_token, place="the trained tokenizer")
+def _put(store: Store, name: str, made: Tokenizer, settings: dict[str, object]) -> Manifest:
     return put_folder(
         store,
         name,
@@ -144,15 +152,15 @@ def task_tokenizer(
     """
     if settings.train is None:
         assert settings.path is not None
-        return given_tokenizer(ctx, settings.path, settings.eos_token)
+        return given_tokenizer(ctx, settings.path, settings.eos_token, settings.bos)
     training = settings.train
     wanted = fingerprint(["tokenizer", TOKENIZER_VERSION, training.model_dump(), what])
-    key = ["tokenizer", settings.model_dump(exclude={"pin"}), paths]
+    key = ["tokenizer", settings.model_dump(exclude={"pin", "bos"}), paths]
 
     def make() -> Manifest:
         with ctx.step("tokenizer", total=1, reused=0, unit="bytes") as advance:
             made = next(run_tasks(ctx, work, [training]))
             advance(1, training.num_bytes)
-        return _put(ctx.store, wanted, made, None, training.model_dump())
+        return _put(ctx.store, wanted, _trained_one(made), training.model_dump())
 
     return _ref(ctx, pinned(ctx, "tokenizer", key, settings.pin, wanted, make))

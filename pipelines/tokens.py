@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 from stillhouse.actors.text import PackerHost
 from stillhouse.errors import InputError
@@ -41,6 +41,21 @@ class TokenizerRef:
     eos_token: str
     digest: str
     vocab_size: int
+    bos_id: int | None = None
+    """Stands before every sequence that is scored or trained on; not in stored tokens."""
+
+    @property
+    def num_extra(self) -> int:
+        """Positions that a model needs beside those of a sequence."""
+        return int(self.bos_id is not None)
+
+    def extra_identity(self) -> list[object]:
+        """What to name things by that were read behind BOS; nothing where they were not."""
+        return [] if self.bos_id is None else [["bos", self.bos_id]]
+
+    def described(self) -> dict[str, Any]:
+        """As stored tokens tell it, which no BOS is among."""
+        return {k: v for k, v in asdict(self).items() if k != "bos_id"} | {"path": None}
 
 
 class PackSettings(Protocol):
@@ -246,7 +261,7 @@ def _manifest(
             "drops": [receipt.task for receipt in packing.drops],
         },
         settings={
-            "tokenizer": asdict(tokenizer) | {"path": None},
+            "tokenizer": tokenizer.described(),
             "sequence_length": spec.sequence_length,
             "reading": reading_identity(scanned.inputs.source),
         },

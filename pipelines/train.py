@@ -60,9 +60,10 @@ def run_train(ctx: Context, spec: TrainSpec, inputs: TrainInputs) -> TrainRun:
     """
     seen = inputs.tokenizer
     assert seen.folder is not None
-    tokenizer = given_tokenizer(ctx, seen.folder, seen.eos_token)
+    tokenizer = given_tokenizer(ctx, seen.folder, seen.eos_token, seen.bos)
     length = spec.sequence_length or inputs.sequence_length or TEXT_LENGTH
-    needs = Needs(tokenizer.vocab_size, length, comparable=True)
+    positions = length + tokenizer.num_extra
+    needs = Needs(tokenizer.vocab_size, positions, comparable=True)
     models = given_models(ctx, given_paths(spec), needs)
     sets = _tokens(ctx, inputs.all, tokenizer, Cut(length, spec.part_tokens))
     heldout = sets.pop() if inputs.heldout else None
@@ -117,7 +118,7 @@ def train_task(
         ModelError: sizes that do not go together, or a context shorter than the sequences.
     """
     length = sets[0].sequence_length
-    planned_shape(spec.model, tokenizer.vocab_size, length)
+    planned_shape(spec.model, tokenizer.vocab_size, length + tokenizer.num_extra)
     num_tokens = spec.train.num_tokens or _one_pass(spec, length, sets)
     settings = choose(
         spec.train,
@@ -141,6 +142,8 @@ def train_task(
         },
         "tokenizer": {"sha256": tokenizer.digest, "eos_token": tokenizer.eos_token},
     }
+    if tokenizer.bos_id is not None:
+        identity["tokenizer"]["bos_id"] = tokenizer.bos_id
     name = fingerprint(["train", TRAIN_VERSION, identity])
     return TrainTask(
         fingerprint=name,
@@ -161,6 +164,7 @@ def train_task(
         checkpoint_every=checkpoint_every(settings, num_steps),
         device=spec.compute.device,
         gpus=spec.compute.gpus_of(spec.compute.trainer),
+        bos_id=tokenizer.bos_id,
     )
 
 
@@ -221,6 +225,7 @@ def with_online(
             device=compute.device,
             gpus=compute.gpus_of(compute.scorer),
             threads=compute.threads_per_worker,
+            bos_id=task.bos_id,
         ),
     )
 
@@ -304,7 +309,7 @@ class _Follower:
 def _account(ctx: Context, task: TrainTask, made: Manifest) -> None:
     work = ctx.work["train"]
     work.tokens = made.totals["num_tokens"]
-    shape = planned_shape(task.model, task.vocab_size, task.sequence_length)
+    shape = planned_shape(task.model, task.vocab_size, task.num_positions)
     work.flops = 3.0 * shape.flops_per_token(task.sequence_length) * work.tokens
     if not work.reused:
         work.device_seconds = made.totals["measured"]["seconds"] * ctx.compute.trainers

@@ -14,7 +14,7 @@ import pyarrow as pa
 from stillhouse.errors import InputError, ModelError, SpecError
 from stillhouse.fingerprint import fingerprint
 from stillhouse.models.shape import model_uri, read_header
-from stillhouse.pipelines.given import model_identity, selection_uri
+from stillhouse.pipelines.given import check_vocabulary, model_identity, selection_uri
 from stillhouse.pipelines.inputs import Inputs, list_source, open_inputs
 from stillhouse.reading.readers import Artifact, open_selection
 from stillhouse.spec import DataSource
@@ -29,7 +29,7 @@ from stillhouse.storage.filesystem import (
     open_read,
 )
 from stillhouse.storage.parquet import open_parquet
-from stillhouse.text.tokenizer import load_tokenizer
+from stillhouse.text.tokenizer import BosSetting, load_tokenizer
 from stillhouse.training.spec import FileData, SelectionData, TrainSpec
 
 _LISTS = (pa.ListType, pa.LargeListType, pa.FixedSizeListType)
@@ -44,6 +44,7 @@ class TokenizerSeen:
     digest: str
     eos_token: str
     folder: str | None
+    bos: BosSetting = "auto"
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +154,10 @@ def open_data(store: Store, spec: TrainSpec, listing: Listing, *, remember: bool
     sets = tuple(made.values())
     every = [*sets, *([heldout] if heldout else [])]
     tokenizer = _tokenizer(store, spec, every)
+    if spec.online is not None:
+        folder = str(tokenizer.folder)
+        made = load_tokenizer(folder, tokenizer.eos_token)
+        check_vocabulary(made, folder, given_paths(spec))
     return TrainInputs(sets, heldout, tokenizer, _models(store, spec, remember))
 
 
@@ -310,7 +315,8 @@ def _tokenizer(store: Store, spec: TrainSpec, sets: Sequence[TokenSet | TextSet]
     seen = {s.key: s.tokenizer for s in sets if isinstance(s, TokenSet) and s.tokenizer}
     if spec.tokenizer is not None:
         given = load_tokenizer(spec.tokenizer.path, spec.tokenizer.eos_token)
-        chosen = TokenizerSeen(given.digest, given.eos_token, spec.tokenizer.path)
+        asked = spec.tokenizer
+        chosen = TokenizerSeen(given.digest, given.eos_token, asked.path, asked.bos)
         place = f"`tokenizer.path: {spec.tokenizer.path}`"
     else:
         known = [(key, one) for key, one in seen.items() if one.folder is not None]

@@ -12,6 +12,11 @@ from stillhouse.compute_settings import ComputeSettings
 from stillhouse.selection.own_settings import OwnScorerSettings
 from stillhouse.settings import Count, Settings, Share, refuse_secret_urls, refuse_secrets
 from stillhouse.storage.names import NAME_PATTERN
+from stillhouse.tokenizer_settings import (
+    TokenizerSettings,
+    TokenizerTraining,
+    with_own_tokenizer,
+)
 
 Dtype = Literal["auto", "float32", "bfloat16"]
 
@@ -70,34 +75,6 @@ class TargetSource(DataSource):
         default=0.1,
         description="share of documents held out by groups of duplicates, or files of their own",
     )
-
-
-class TokenizerTraining(Settings):
-    """A byte-level BPE trained on a random part of the pool."""
-
-    vocab_size: Annotated[int, Field(ge=260, le=1_000_000)] = 8192
-    num_bytes: Count = Field(
-        default=20_000_000, description="text to train on; more changes little"
-    )
-
-
-class TokenizerSettings(Settings):
-    """A tokenizer: trained, or loaded from a folder, URI or hub name."""
-
-    train: TokenizerTraining | None = None
-    path: str | None = None
-    eos_token: str | None = Field(
-        default=None, description="stands between documents; default: its own"
-    )
-    pin: Literal["first", "refresh"] = Field(
-        default="first", description="first: a trained one is kept when shards are added"
-    )
-
-    @model_validator(mode="after")
-    def _one_of(self) -> "TokenizerSettings":
-        if (self.train is None) == (self.path is None):
-            raise ValueError("give either `train` or `path`")
-        return self
 
 
 class ModelSettings(Settings):
@@ -344,7 +321,10 @@ class SelectSpec(JobSpec):
     job: Literal["select"]
     pool: DataSource
     target: TargetSource
-    tokenizer: TokenizerSettings = TokenizerSettings(train=TokenizerTraining())
+    tokenizer: TokenizerSettings = Field(
+        default=TokenizerSettings(train=TokenizerTraining()),
+        description="default: that of the models given by path, else one trained on the pool",
+    )
     sequence_length: Annotated[int, Field(ge=8)] = 256
     part_tokens: Count = Field(
         default=16_000_000, description="tokens a part: unit of work and retry"
@@ -359,6 +339,11 @@ class SelectSpec(JobSpec):
     scoring: ScoringSettings = ScoringSettings()
     selection: SelectionSettings
     train: TrainSettings | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _models_tokenizer(cls, content: Any) -> Any:
+        return with_own_tokenizer(content, ("prior", "conditional"))
 
     @field_validator("tokenizer", mode="before")
     @classmethod

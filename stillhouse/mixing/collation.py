@@ -1,7 +1,7 @@
 """Rows of tokens as padded batches for both kinds of models.
 
     encoder_decoder    encoder reads: input EOS          decoder predicts: target EOS
-    decoder            reads: input target EOS           predicts: target EOS (plain text: all)
+    decoder            reads: [BOS] input target EOS     predicts: target EOS (plain text: all)
 
 The shape depends on the batch's own rows alone, so that a micro-batch is the same computation
 whichever worker has it.
@@ -46,6 +46,8 @@ class Collator:
     kind: ModelKind
     eos_id: int
     pad_id: int
+    bos_id: int | None = None
+    """Stands before what a decoder reads."""
 
     def __call__(self, rows: Sequence[Row]) -> TaskBatch:
         """A batch of rows; at least one."""
@@ -55,11 +57,13 @@ class Collator:
             inputs = [np.concatenate([row.input_ids, eos]) for row in rows]
             labels = _padded(targets, IGNORED)
         else:
-            pairs = list(zip(rows, targets, strict=True))
-            inputs = [np.concatenate([row.input_ids, target]) for row, target in pairs]
+            bos = [] if self.bos_id is None else [self.bos_id]
+            given = [np.concatenate([np.array(bos, np.int32), row.input_ids]) for row in rows]
+            pairs = list(zip(given, targets, strict=True))
+            inputs = [np.concatenate([read, target]) for read, target in pairs]
             hidden = [
-                np.concatenate([np.full(len(row.input_ids), IGNORED, np.int32), target])
-                for row, target in pairs
+                np.concatenate([np.full(len(read), IGNORED, np.int32), target])
+                for read, target in pairs
             ]
             labels = _padded(hidden, IGNORED)
         mask = _padded([np.ones(len(ids), np.int32) for ids in inputs], 0)

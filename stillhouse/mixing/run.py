@@ -285,7 +285,7 @@ def start_model(task: MixTask, words: Tokenizer, device: torch.device) -> PreTra
             task.init,
             encoder_decoder=task.encoder_decoder,
             vocab_size=words.vocab_size,
-            num_positions=task.max_input + task.max_target + 1,
+            num_positions=task.max_input + task.max_target + 1 + int(task.bos_id is not None),
             seed=task.seed,
             eos_id=words.eos_id,
             pad_id=pad_id(words),
@@ -306,7 +306,7 @@ def _reference(task: MixTask, device: torch.device) -> PreTrainedModel | None:
 def collator(task: MixTask, words: Tokenizer) -> Collator:
     """Batches for the task's model."""
     kind = "encoder_decoder" if task.encoder_decoder else "decoder"
-    return Collator(kind, words.eos_id, pad_id(words))
+    return Collator(kind, words.eos_id, pad_id(words), task.bos_id)
 
 
 def pad_id(words: Tokenizer) -> int:

@@ -28,6 +28,7 @@ from stillhouse.spec import (
     TokenizerSettings,
     TokenizerTraining,
 )
+from stillhouse.tokenizer_settings import with_own_tokenizer
 
 Control: TypeAlias = Literal[
     "target_only",
@@ -138,7 +139,10 @@ class MixSpec(JobSpec):
     job: Literal["mix"]
     target: TargetTask
     auxiliary: ArmSource | list[ArmSource]
-    tokenizer: TokenizerSettings = TokenizerSettings(train=TokenizerTraining())
+    tokenizer: TokenizerSettings = Field(
+        default=TokenizerSettings(train=TokenizerTraining()),
+        description="default: that of a model given by path, else one trained on the rows",
+    )
     max_input_tokens: Count = Field(default=512, description="longer inputs are cut, and counted")
     max_target_tokens: Count = Field(default=128, description="longer targets are cut, and counted")
     max_examples: Count | None = Field(
@@ -162,6 +166,11 @@ class MixSpec(JobSpec):
         default=[0], min_length=1, description="each draws its own shots, order and weights"
     )
     log_every: Count = Field(default=10, description="steps between two that log the whole law")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _models_tokenizer(cls, content: Any) -> Any:
+        return with_own_tokenizer(content, ("model",))
 
     @field_validator("tokenizer", mode="before")
     @classmethod

@@ -53,5 +53,6 @@ class MixTask:
     mixer: MixerTask
     reference: str | None = None
     origin: Origin | None = None
+    bos_id: int | None = None
     inputs: dict[str, Any] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)

@@ -4,6 +4,7 @@ Every warning says what was seen, what it means, and what to do. Thresholds stan
 checks; they mark where a person should look, not where a selection is wrong.
 """
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -51,6 +52,14 @@ class HealthInputs:
     num_short: int
     """Held-out texts in all, and those that are too short for the search for contamination."""
     trainings: Sequence[TrainingRow]
+    unknown_tokens: int = 0
+    """Tokens that stand for text which the tokenizer has no pieces for."""
+    sampled_documents: int = 0
+    changed_documents: int = 0
+    """Of the sampled ones, those that are another text after encoding and decoding."""
+    prior_loss: float | None = None
+    """The prior's mean loss on the pool, in nats a token."""
+    vocab_size: int = 0
 
 
 def check_health(inputs: HealthInputs) -> list[HealthWarning]:
@@ -58,6 +67,8 @@ def check_health(inputs: HealthInputs) -> list[HealthWarning]:
     return [
         *no_better_than_random(inputs.gain),
         *target_scores(inputs.target_scores, absolute=inputs.absolute),
+        *knows_nothing(inputs.prior_loss, inputs.vocab_size),
+        *lost_text(inputs),
         *nan_scores(inputs.num_nan, inputs.num_scored),
         *near_constant(inputs.sources, inputs.spread),
         *mostly_length(inputs.correlations),
@@ -110,6 +121,36 @@ def target_scores(found: TargetScores | None, *, absolute: bool) -> Iterator[Hea
             "The conditional does not know the target better than the prior",
             f"On held-out target text its loss is higher. {numbers}. It may have been tuned for "
             "too long on too little, at too high a learning rate, or on something else.",
+        )
+
+
+def knows_nothing(prior_loss: float | None, vocab_size: int) -> Iterator[HealthWarning]:
+    """A prior whose loss is at least 0.97 of that of guessing every token."""
+    if prior_loss is not None and prior_loss > 0.97 * math.log(vocab_size):
+        guessing = f"guessing one of {vocab_size:,} tokens costs {math.log(vocab_size):.2f}"
+        yield HealthWarning(
+            "The prior predicts no better than guessing",
+            f"Its mean loss on the pool is {prior_loss:.2f} nats a token; {guessing}. It is "
+            "untrained, reads tokens of another tokenizer, or lacks its BOS token "
+            "(`tokenizer.bos`): the scores are noise.",
+        )
+
+
+def lost_text(inputs: HealthInputs) -> Iterator[HealthWarning]:
+    """More than 1 % unknown tokens, or of the sampled documents that do not come back."""
+    total = inputs.packed_tokens + inputs.remainder_tokens
+    if inputs.unknown_tokens > 0.01 * total:
+        yield HealthWarning(
+            f"{percent(inputs.unknown_tokens / total)} of the tokens are unknown to the tokenizer",
+            "It has no pieces for that text, so that models see one unknown token instead of it. "
+            "Take a tokenizer that knows the pool's language and alphabet.",
+        )
+    if inputs.changed_documents > 0.01 * inputs.sampled_documents:
+        yield HealthWarning(
+            "Text does not come back from the tokenizer as it was",
+            f"{inputs.changed_documents:,} of {inputs.sampled_documents:,} sampled documents are "
+            "another text after encoding and decoding (case, accents or white space are lost, or a "
+            "normaliser changes them): models never see what was there. Take a lossless tokenizer.",
         )
 
 

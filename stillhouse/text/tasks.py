@@ -28,6 +28,8 @@ from stillhouse.text.tokenizer import Tokenizer
 
 T = TypeVar("T")
 _BATCH = 256
+_SAMPLED = 64
+"""Documents of a unit that are decoded again, to see whether a tokenizer loses text."""
 _SCAN_ROWS = 4_000_000
 SCAN_SCHEMA = pa.schema(
     [("file", pa.int32()), ("row", pa.int64()), ("hash", pa.binary(16)), ("chars", pa.int32())]
@@ -162,7 +164,8 @@ def pack_unit(store: Store, tokenizer: Tokenizer, task: PackTask) -> Receipt:
     """Tokenise a unit and pack it into sequences.
 
     Makes token parts (`stillhouse.text.packing`). Counts: documents packed, tokens in sequences,
-    remainder tokens, and `dropped: REASON` for documents that `drops` names.
+    remainder tokens, and `dropped: REASON` for documents that `drops` names; where the tokenizer
+    may lose text, also its unknown tokens, and how many of some sampled documents it changes.
     """
     counts: Counter[str] = Counter()
     packer = Packer(
@@ -172,7 +175,7 @@ def pack_unit(store: Store, tokenizer: Tokenizer, task: PackTask) -> Receipt:
         part_rows=task.part_rows,
     )
     parts: list[PartRef] = []
-    for packed in pack(packer, _tokenised(tokenizer, kept_documents(task, counts))):
+    for packed in pack(packer, _tokenised(tokenizer, kept_documents(task, counts), counts)):
         path = f"tokens/parts/{part_name(task.unit.fingerprint, len(parts))}.parquet"
         table = tokens_table(packed)
         num_tokens = table.num_rows * task.sequence_length
@@ -185,10 +188,17 @@ def pack_unit(store: Store, tokenizer: Tokenizer, task: PackTask) -> Receipt:
 
 
 def _tokenised(
-    tokenizer: Tokenizer, documents: Iterable[Document]
+    tokenizer: Tokenizer, documents: Iterable[Document], counts: Counter[str]
 ) -> Iterator[tuple[Document, NDArray[np.uint32]]]:
+    unknown, exact = tokenizer.unknown_id, tokenizer.is_exact
     for batch in _batches(documents, _BATCH):
         ids = tokenizer.encode_batch([document.text for document in batch])
+        if unknown is not None:
+            counts["unknown_tokens"] += sum(int((row == unknown).sum()) for row in ids)
+        sample = 0 if exact else _SAMPLED - counts["sampled_documents"]
+        for document, row in zip(batch[:sample], ids[:sample], strict=True):
+            counts["sampled_documents"] += 1
+            counts["changed_documents"] += tokenizer.decode(row).strip() != document.text.strip()
         yield from zip(batch, ids, strict=True)
 
 

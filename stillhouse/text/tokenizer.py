@@ -2,16 +2,19 @@
 
 A tokenizer is its `tokenizer.json` and the token that stands between documents (EOS). Text is
 always taken literally: "<|endoftext|>" inside a document becomes ordinary tokens, never an EOS,
-and neither beginning- nor end-of-sequence tokens are added.
+and neither beginning- nor end-of-sequence tokens are added. A beginning-of-sequence token (BOS) is
+put before a sequence where a model reads it (`bos_id`), never into stored tokens.
 """
 
 import hashlib
 import json
+import os
+import re
 import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import tokenizers
@@ -19,13 +22,17 @@ from numpy.typing import NDArray
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from stillhouse.errors import ModelError
-from stillhouse.fingerprint import canonical_json, sha256
+from stillhouse.fingerprint import canonical_json, fingerprint, sha256
 from stillhouse.storage.filesystem import absolute_uri, join, list_names, read_bytes
 
 EOS_TOKEN = "<|endoftext|>"
 PAD_TOKEN = "<|pad|>"
 _COMMON_EOS = (EOS_TOKEN, "</s>", "<eos>", "<|end_of_text|>")
 _CONFIGS = ("tokenizer_config.json", "special_tokens_map.json")
+_FORMATS = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
+_ADDS_BOS = re.compile(r"(Gemma|Llama)Tokenizer(Fast)?")  # classes that do by default
+_BYTES = pre_tokenizers.ByteLevel.alphabet()
+BosSetting = Literal["auto"] | bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +45,8 @@ class Tokenizer:
         vocab_size: largest id plus one, what an embedding matrix must hold.
         digest: hex SHA-256 of `json`.
         backend: the `tokenizers` object.
+        bos_token: the beginning-of-sequence token, where it is known.
+        adds_bos: models of this tokenizer read sequences behind it.
     """
 
     json: bytes
@@ -46,6 +55,52 @@ class Tokenizer:
     vocab_size: int
     digest: str
     backend: tokenizers.Tokenizer
+    bos_token: str | None = None
+    adds_bos: bool = False
+
+    @property
+    def vocabulary(self) -> str:
+        """Fingerprint of pieces, ids and merges: what a model is trained with."""
+        return _vocabulary(self.backend)
+
+    def bos_id(self, asked: BosSetting) -> int | None:
+        """The id that stands before every sequence, or None.
+
+        Args:
+            asked: the setting `tokenizer.bos`; `auto` is what the tokenizer does.
+
+        Raises:
+            ModelError: one is asked for, and none is known.
+        """
+        if asked is False or (asked == "auto" and not self.adds_bos):
+            return None
+        found = None if self.bos_token is None else self.backend.token_to_id(self.bos_token)
+        if found is None:
+            raise ModelError(
+                f"`tokenizer.bos: true`: the tokenizer names no BOS token that it has "
+                f"({self.bos_token!r}): set `bos_token` in its tokenizer_config.json"
+            )
+        return found
+
+    @property
+    def unknown_id(self) -> int | None:
+        """The id of text that it has no pieces for; None where there is no such text."""
+        model: Any = self.backend.model
+        if getattr(model, "byte_fallback", False):
+            return None
+        if isinstance(model, models.Unigram):
+            return json.loads(self.json)["model"].get("unk_id")
+        token = getattr(model, "unk_token", None)
+        return None if token is None else self.backend.token_to_id(token)
+
+    @property
+    def is_exact(self) -> bool:
+        """Byte-level with all bytes and no normaliser: `decode` gives every text back."""
+        return (
+            self.backend.normalizer is None
+            and isinstance(self.backend.decoder, decoders.ByteLevel)
+            and all(self.backend.token_to_id(c) is not None for c in _BYTES)
+        )
 
     def encode_batch(self, texts: Sequence[str]) -> list[NDArray[np.uint32]]:
         """The ids of each text, without special tokens; uint32 [n]."""
@@ -58,7 +113,8 @@ class Tokenizer:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle as `json`: the backend's own pickle forgets `encode_special_tokens`."""
-        return make_tokenizer, (self.json, self.eos_token)
+        kept = "the tokenizer", self.bos_token, self.adds_bos
+        return make_tokenizer, (self.json, self.eos_token, *kept)
 
 
 def in_sample(document_hash: bytes, share: float) -> bool:
@@ -91,7 +147,11 @@ def train_tokenizer(texts: Iterable[str], *, vocab_size: int) -> bytes:
 
 
 def make_tokenizer(
-    tokenizer_json: bytes, eos_token: str | None, place: str = "the tokenizer"
+    tokenizer_json: bytes,
+    eos_token: str | None,
+    place: str = "the tokenizer",
+    bos_token: str | None = None,
+    adds_bos: bool = False,
 ) -> Tokenizer:
     """A tokenizer from the content of its `tokenizer.json`.
 
@@ -99,18 +159,17 @@ def make_tokenizer(
         tokenizer_json: as written by `tokenizers` or by `train_tokenizer`.
         eos_token: the token between documents; None takes a common one that is there.
         place: where it came from, for errors.
+        bos_token, adds_bos: as its configuration says; its post-processor has the last word.
 
     Raises:
         ModelError: not a tokenizer, or no such token.
     """
-    try:
-        content = canonical_json(json.loads(tokenizer_json))
-        backend = tokenizers.Tokenizer.from_str(content.decode())
-    except Exception as error:  # the Rust side raises plain Exception
-        raise ModelError(f"{place} is not a tokenizer.json: {_in_one_line(error)}") from error
+    backend = _backend(tokenizer_json, place)
+    content = canonical_json(json.loads(tokenizer_json))
     backend.no_truncation()
     backend.no_padding()
     backend.encode_special_tokens = True  # text that spells a special token is only text
+    processed = _first_of_post_processor(backend)
     vocabulary = backend.get_vocab(with_added_tokens=True)
     eos_token = _pick_eos(vocabulary, eos_token, place)
     return Tokenizer(
@@ -120,7 +179,24 @@ def make_tokenizer(
         vocab_size=max(vocabulary.values()) + 1,
         digest=sha256(content),
         backend=backend,
+        bos_token=processed or bos_token,
+        adds_bos=processed is not None or adds_bos,
     )
+
+
+def _backend(tokenizer_json: bytes, place: str) -> tokenizers.Tokenizer:
+    try:
+        return tokenizers.Tokenizer.from_str(tokenizer_json.decode())
+    except Exception as error:  # the Rust side raises plain Exception
+        raise ModelError(f"{place} is not a tokenizer.json: {_in_one_line(error)}") from error
+
+
+def _first_of_post_processor(backend: tokenizers.Tokenizer) -> str | None:
+    """The token that a post-processor puts before a text."""
+    plain = backend.encode("a", add_special_tokens=False).ids
+    whole = backend.encode("a").ids
+    added = len(whole) > len(plain) and whole[:1] != plain[:1]
+    return backend.id_to_token(whole[0]) if added else None
 
 
 def _pick_eos(vocabulary: dict[str, int], eos_token: str | None, place: str) -> str:
@@ -145,6 +221,9 @@ def load_tokenizer(path: str, eos_token: str | None = None) -> Tokenizer:
             that transformers cannot convert with what is installed.
     """
     uri = absolute_uri(path)
+    if uri.endswith(".model"):
+        place, name = uri.rsplit("/", 1)
+        return _convert(place, name, eos_token, path)
     folder, file_name = uri.rsplit("/", 1) if uri.endswith(".json") else (uri, "tokenizer.json")
     names = list_names(folder)
     if not names:
@@ -152,25 +231,76 @@ def load_tokenizer(path: str, eos_token: str | None = None) -> Tokenizer:
             raise ModelError(f"tokenizer {path!r}: no such file or folder (`tokenizer.path`)")
         return load_tokenizer(_from_hub(path), eos_token)
     if file_name in names:
-        declared = eos_token or _declared_eos(folder, names)
-        return make_tokenizer(read_bytes(join(folder, file_name)), declared, path)
+        eos, bos, adds_bos = _declared(folder, names)
+        eos_token = eos_token or _single(eos, "eos_token", folder)
+        content = read_bytes(join(folder, file_name))
+        return make_tokenizer(content, eos_token, path, _single(bos, "bos_token", folder), adds_bos)
     if uri.endswith(".json"):
         raise ModelError(f"tokenizer {path!r}: no such file (`tokenizer.path`)")
     return _convert(folder, names, eos_token, path)
 
 
-def _declared_eos(folder: str, names: list[str]) -> str | None:
-    """The EOS that the configuration files beside a tokenizer.json name."""
+def load_vocabulary(folder: str) -> str:
+    """`Tokenizer.vocabulary` of the tokenizer.json in a folder, whatever its EOS.
+
+    Raises:
+        ModelError: it is not a tokenizer.
+    """
+    place = join(folder, "tokenizer.json")
+    return _vocabulary(_backend(read_bytes(place), place))
+
+
+def _vocabulary(backend: tokenizers.Tokenizer) -> str:
+    """Neither added tokens nor what stands around the pieces, such as a post-processor, count."""
+    model = json.loads(backend.to_str())["model"]
+    return fingerprint([model.get("vocab"), model.get("merges")])
+
+
+def has_tokenizer(folder: str) -> bool:
+    """Whether a folder (a model's) holds a tokenizer of a format that is known."""
+    return not {*list_names(folder)}.isdisjoint(_FORMATS)
+
+
+def tokenizer_identity(path: str, eos_token: str | None) -> str:
+    """Fingerprint of a tokenizer with what its configuration says of EOS and BOS."""
+    made = load_tokenizer(path, eos_token)
+    return fingerprint([made.digest, made.eos_token, made.bos_token, made.adds_bos])
+
+
+def _declared(folder: str, names: list[str]) -> tuple[Any, Any, bool]:
+    """EOS and BOS that the configuration files beside a tokenizer.json name, and whether models
+    read sequences behind BOS.
+    """
+    found: dict[str, Any] = {}
     for name in _CONFIGS:
         if name in names:
             try:
-                token = json.loads(read_bytes(join(folder, name))).get("eos_token")
+                content: dict[str, Any] = json.loads(read_bytes(join(folder, name)))
+                found = {k: v for k, v in content.items() if v is not None} | found
             except (ValueError, AttributeError) as error:
                 raise ModelError(f"{join(folder, name)} is not a JSON object: {error}") from error
-            token = token.get("content") if isinstance(token, dict) else token
-            if token:
-                return str(token)
-    return None
+    kind = str(found.get("tokenizer_class", ""))
+    adds_bos = found.get("add_bos_token", _ADDS_BOS.fullmatch(kind) is not None)
+    bos = found.get("bos_token")
+    return found.get("eos_token"), bos, bool(adds_bos and bos)
+
+
+def _single(token: Any, key: str, folder: str) -> str | None:
+    """A token as configurations spell it: a text, an object with `content`, a list of one.
+
+    Raises:
+        ModelError: a list of several.
+    """
+    if isinstance(token, list):
+        if len(token) != 1:
+            raise ModelError(
+                f"{folder}: `{key}` is a list of several tokens, {token}: set `tokenizer.{key}` to "
+                "the one that stands between documents"
+            )
+        token = token[0]
+    if isinstance(token, dict):
+        token = token.get("content")
+    return str(token) if token else None
 
 
 def _from_hub(name: str) -> str:
@@ -186,23 +316,38 @@ def _from_hub(name: str) -> str:
         ) from error
 
 
-def _convert(folder: str, names: list[str], eos_token: str | None, path: str) -> Tokenizer:
-    """A folder without tokenizer.json (vocabulary and merges, SentencePiece) by transformers."""
+def _convert(folder: str, names: list[str] | str, eos_token: str | None, path: str) -> Tokenizer:
+    """A folder without tokenizer.json (vocabulary and merges, SentencePiece) by transformers.
+
+    `names`: the folder's files, or that of a SentencePiece model alone.
+    """
     from transformers import AutoTokenizer
 
     with tempfile.TemporaryDirectory() as local:
-        for name in names:
+        for name in [names] if isinstance(names, str) else names:
             if name.endswith((".json", ".model", ".txt")):
-                (Path(local) / name).write_bytes(read_bytes(join(folder, name)))
+                target = "tokenizer.model" if isinstance(names, str) else name
+                (Path(local) / target).write_bytes(read_bytes(join(folder, name)))
         try:
             fast: Any = AutoTokenizer.from_pretrained(local)
             content = fast.backend_tokenizer.to_str().encode()
-        except (OSError, ValueError, ImportError, AttributeError, KeyError) as error:
+        except Exception as error:  # whatever its converters raise
             raise ModelError(
-                f"tokenizer {path!r}: no tokenizer.json there, and transformers cannot make one: "
-                f"{_in_one_line(error)}"
+                f"tokenizer {path!r}: no tokenizer.json there, and transformers cannot make one"
+                f"{_of_sentencepiece(names)}: {_in_one_line(error)}"
             ) from error
-    return make_tokenizer(content, eos_token or fast.eos_token, path)
+        adds_bos = _declared(local, os.listdir(local))[2]
+    eos = eos_token or _single(fast.eos_token, "eos_token", path)
+    return make_tokenizer(content, eos, path, fast.bos_token, adds_bos)
+
+
+def _of_sentencepiece(names: list[str] | str) -> str:
+    if not any(name.endswith(".model") for name in ([names] if isinstance(names, str) else names)):
+        return ""
+    return (
+        " of its SentencePiece model (install `sentencepiece` and `protobuf`, or save it once with "
+        "`AutoTokenizer.from_pretrained(...).save_pretrained(...)` where they are)"
+    )
 
 
 def _in_one_line(error: Exception) -> str:
@@ -214,10 +359,13 @@ def save_pretrained(tokenizer: Tokenizer, folder: str, *, model_max_length: int)
     has_padding = tokenizer.backend.token_to_id(PAD_TOKEN) is not None
     padding = PAD_TOKEN if has_padding else tokenizer.eos_token
     special = {"eos_token": tokenizer.eos_token, "pad_token": padding}
+    if tokenizer.adds_bos:
+        special["bos_token"] = str(tokenizer.bos_token)
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": model_max_length,
         "clean_up_tokenization_spaces": False,
+        **({"add_bos_token": True} if tokenizer.adds_bos else {}),
         **special,
     }
     files = {

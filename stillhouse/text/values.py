@@ -52,7 +52,7 @@ def column_paths(schema: pa.Schema) -> list[str]:
 def _field_paths(field: pa.Field) -> list[str]:
     if not pa.types.is_struct(field.type):
         return [field.name]
-    inner = cast(list[pa.Field], list(cast(pa.StructType, field.type)))
+    inner: list[pa.Field] = list(cast(pa.StructType, field.type))
     return [f"{field.name}.{path}" for one in inner for path in _field_paths(one)]
 
 

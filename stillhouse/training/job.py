@@ -46,7 +46,7 @@ def run_training(store: Store, task: ModelTask, on_step: Callable[[int, int], No
     num_steps = max(1, round(task.num_tokens / (task.sequence_length * batch)))
     source = TokenBatches(data, batch_size=batch, seed=task.seed)
     heldout = read_sequences(store, [DataPart(path) for path in task.heldout])
-    measured = ScoringModel(model, dtype=torch.float32)
+    measured = ScoringModel(model, dtype=torch.float32, bos_id=task.bos_id)
     curve: list[tuple[int, float]] = []
     points = evaluation_steps(num_steps, task.eval_points) if len(heldout) else set()
 
@@ -95,7 +95,7 @@ def _start(task: ModelTask, device: torch.device) -> PreTrainedModel:
     return build_model(
         task.init,
         vocab_size=task.vocab_size,
-        sequence_length=task.sequence_length,
+        sequence_length=task.num_positions,
         seed=task.seed,
         eos_id=load_tokenizer(task.tokenizer, task.eos_token).eos_id,
     )

@@ -115,6 +115,7 @@ class Trainer:
         group: the workers.
         activation_checkpointing: keep layers' inputs alone, compute the rest again in backward.
         stop_on_explosion: stop also where the loss leaps up (`LossGuard`).
+        bos_id: stands before every sequence, for the model alone.
 
     Raises:
         ModelError: as `logit_rule`, with the default loss.
@@ -132,6 +133,7 @@ class Trainer:
         group: WorkerGroup | None = None,
         activation_checkpointing: bool = False,
         stop_on_explosion: bool = False,
+        bos_id: int | None = None,
     ) -> None:
         model.to(device)  # pyright: ignore[reportArgumentType]
         if device.type == "cpu":
@@ -140,9 +142,10 @@ class Trainer:
             settings.compile == "auto" and device.type == "cuda"
         )
         if loss is None:
-            loss = NextTokenLoss(settings.z_loss, logit_rule(model), compiled=compiled)
+            loss = NextTokenLoss(settings.z_loss, logit_rule(model), bos_id, compiled)
         self._model, self._source, self._settings = model, source, settings
         self._device, self._num_steps = device, num_steps
+        self._num_extra = int(bos_id is not None)
         self._group = group or WorkerGroup()
         self._loss = _LossModule(model, loss)
         self._dtype = choose_dtype(settings.dtype, device)
@@ -249,7 +252,7 @@ class Trainer:
         return _Sums(total, torch.cat(token_nll) if token_nll else None)
 
     def _forward(self, micro: Tensor) -> LossValue:
-        set_attention(self._model, "auto", micro.shape[1])
+        set_attention(self._model, "auto", micro.shape[1] + self._num_extra)
         with torch.autocast(self._device.type, self._dtype, enabled=self._dtype != torch.float32):
             return self._loss(micro)
 
@@ -350,6 +353,7 @@ def train(
     num_steps: int,
     on_step: Callable[[int], None] | None = None,
     loss: Loss | None = None,
+    bos_id: int | None = None,
 ) -> TrainResult:
     """Train `model` in place for `num_steps`; `on_step(step)` is called after each, from 1.
 
@@ -357,7 +361,9 @@ def train(
         DivergedError: loss or gradient norm is NaN or infinite.
         ModelError: as `Trainer`.
     """
-    trainer = Trainer(model, source, settings, device=device, num_steps=num_steps, loss=loss)
+    trainer = Trainer(
+        model, source, settings, device=device, num_steps=num_steps, loss=loss, bos_id=bos_id
+    )
     result = TrainResult()
     for step in range(1, num_steps + 1):
         result.records.append(trainer.step())

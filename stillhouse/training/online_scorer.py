@@ -32,7 +32,12 @@ def online_scorer(task: OnlineTask, rank: int, num_scorers: int) -> WindowScorer
     )
     prior, conditional = (
         load_scoring_model(
-            path, task.scoring, device=task.device, gpus=task.gpus, threads=task.threads
+            path,
+            task.scoring,
+            device=task.device,
+            gpus=task.gpus,
+            threads=task.threads,
+            bos_id=task.bos_id,
         )
         for path in (task.prior, task.conditional)
     )

@@ -15,6 +15,7 @@ from stillhouse.spec import (
     ScoringSettings,
     Settings,
 )
+from stillhouse.tokenizer_settings import BOS_SETTING
 
 Weight = Annotated[float, Field(gt=0)]
 
@@ -50,6 +51,7 @@ class GivenTokenizer(Settings):
     eos_token: str | None = Field(
         default=None, description="stands between documents; default: its own"
     )
+    bos: Literal["auto"] | bool = Field(default="auto", description=BOS_SETTING)
 
 
 class GivenModel(Settings):

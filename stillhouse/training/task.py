@@ -53,6 +53,7 @@ class ModelTask:
         heldout: token parts to measure on; none to measure nothing.
         eval_points: measurements over the run, the last at its end.
         tokenizer: folder in the store whose tokenizer is saved with the model.
+        bos_id: stands before every sequence, for the model alone.
     """
 
     fingerprint: str
@@ -72,6 +73,12 @@ class ModelTask:
     inputs: dict[str, Any]
     device: str
     gpus: float
+    bos_id: int | None = None
+
+    @property
+    def num_positions(self) -> int:
+        """Tokens that the model reads at once."""
+        return self.sequence_length + int(self.bos_id is not None)
 
 
 def model_name(
@@ -115,6 +122,7 @@ class OnlineTask:
     device: str
     gpus: float
     threads: int
+    bos_id: int | None = None
 
     def order(self) -> SampleOrder:
         """The order of the candidates.
@@ -168,6 +176,12 @@ class TrainTask:
     device: str
     gpus: float
     online: OnlineTask | None = None
+    bos_id: int | None = None
+
+    @property
+    def num_positions(self) -> int:
+        """Tokens that the model reads at once."""
+        return self.sequence_length + int(self.bos_id is not None)
 
     def order(self) -> SampleOrder:
         """The order of its samples.

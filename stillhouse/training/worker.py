@@ -118,7 +118,7 @@ def train_worker(
         build_model(
             task.model,
             vocab_size=task.vocab_size,
-            sequence_length=task.sequence_length,
+            sequence_length=task.num_positions,
             seed=settings.seed,
             eos_id=load_tokenizer(task.tokenizer, task.eos_token).eos_id,
         ),
@@ -129,6 +129,7 @@ def train_worker(
         group=group,
         activation_checkpointing=settings.activation_checkpointing,
         stop_on_explosion=True,
+        bos_id=task.bos_id,
     )
     history = History(task.num_steps)
     watch = _Watch(trainer, task, history, tell if group.rank == 0 else _nothing)
@@ -256,7 +257,7 @@ def _model_of(task: TrainTask, snapshot: Snapshot) -> Any:
     model = build_model(
         task.model,
         vocab_size=task.vocab_size,
-        sequence_length=task.sequence_length,
+        sequence_length=task.num_positions,
         seed=0,
         eos_id=load_tokenizer(task.tokenizer, task.eos_token).eos_id,
     )

@@ -151,9 +151,10 @@ def test_no_files(refused, little, section):
     ("section", "path"),
     [("prior", "./none"), ("conditional", "/none"), ("tokenizer", "./none")],
 )
-def test_models_that_are_not_there(refused, section, path):
+def test_models_that_are_not_there(refused, models, section, path):
     """Refused before Ray starts, and before anything is written."""
-    code, message = refused(**{section: {"path": path}})
+    words = {"tokenizer": {"path": str(models / "tokenizer")}}
+    code, message = refused(**words | {section: {"path": path}})
     assert code == 2
     assert f"{path!r}: no such" in message
     assert not refused.store.exists()
@@ -233,7 +234,8 @@ def test_models_that_do_not_fit(refused, models, prior, conditional, expected):
 def test_a_folder_without_weights(refused, models, tmp_path):
     shutil.copytree(models / "good", tmp_path / "empty")
     (tmp_path / "empty" / "model.safetensors").unlink()
-    code, message = refused(prior={"path": str(tmp_path / "empty")})
+    words = {"path": str(models / "tokenizer")}
+    code, message = refused(tokenizer=words, prior={"path": str(tmp_path / "empty")})
     assert code == 2
     assert "holds no safetensors weights" in message
 

@@ -150,7 +150,7 @@ def test_a_context_shorter_than_the_sequences(content):
     model = {"hidden_size": 32, "num_layers": 1, "max_position": 8}
     spec = TrainSpec.model_validate(content | {"model": model})
     ctx = Context(Store(check_store(spec.store)), spec.compute, Quiet())
-    given_tokenizer(ctx, spec.tokenizer.path, None)
+    given_tokenizer(ctx, spec.tokenizer.path, None, "auto")
     with pytest.raises(ModelError, match=r"`model.max_position` 8 is below `sequence_length` 16"):
         plan_job(spec)
 

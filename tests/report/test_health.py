@@ -65,6 +65,15 @@ def test_a_healthy_selection_has_no_warnings():
             "books makes up 95.0\u202f% of the selection",
         ),
         (
+            {"prior_loss": 5.82, "vocab_size": 400},  # ln 400 is 5.99
+            "The prior predicts no better than guessing",
+        ),
+        ({"unknown_tokens": 101}, "1.0\u202f% of the tokens are unknown to the tokenizer"),
+        (
+            {"sampled_documents": 1000, "changed_documents": 11},
+            "Text does not come back from the tokenizer as it was",
+        ),
+        (
             {"num_short": 11},
             "11.0\u202f% of the held-out texts are too short to find contamination",
         ),
@@ -108,6 +117,9 @@ def test_what_each_check_leaves_alone():
     assert list(health.memorised(SeenUnseen(4, 0.3, 900, 0.0, True), 0.5)) == []  # noise
     assert list(health.repeats(None)) == []
     assert list(health.ties(0, 0)) == []
+    assert list(health.knows_nothing(5.8, 400)) == []
+    few = replace(HEALTHY, unknown_tokens=100, sampled_documents=1000, changed_documents=10)
+    assert list(health.lost_text(few)) == []
 
 
 def test_the_gravest_come_first():

@@ -80,17 +80,19 @@ _CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
 ARCHITECTURES = tuple(_CONFIGS)
 
 
-def config_of(architecture: str) -> PreTrainedConfig:
+def config_of(architecture: str, vocab_size: int = VOCAB) -> PreTrainedConfig:
     """A configuration of about 50,000 weights."""
     name, sizes = _CONFIGS[architecture]
-    vocab = {} if architecture == "gemma3" else {"vocab_size": VOCAB}
+    vocab = {} if architecture == "gemma3" else {"vocab_size": vocab_size}
     return getattr(transformers, f"{name}Config")(**sizes, **vocab, **_TOKENS)
 
 
-def tiny(architecture: str, seed: int = 0) -> PreTrainedModel:
+def tiny(architecture: str, seed: int = 0, vocab_size: int = VOCAB) -> PreTrainedModel:
     """A float32 model in evaluation mode."""
     torch.manual_seed(seed)
-    model: Any = AutoModelForCausalLM.from_config(config_of(architecture)).float().eval()
+    model: Any = (
+        AutoModelForCausalLM.from_config(config_of(architecture, vocab_size)).float().eval()
+    )
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() == 2:
