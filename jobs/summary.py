@@ -359,7 +359,8 @@ def show_pruned(found: dict[str, Any]) -> None:
 def show_verification(found: dict[str, Any]) -> None:
     """What was checked, and everything that is wrong."""
     console = Terminal()
-    for name, count in found["checked"].items():
+    counts = {name: count for name, count in found["checked"].items() if count}
+    for name, count in counts.items():
         console.print(f"checked {count:,} {name}")
     for problem in found["problems"]:
         console.print(styled(("problem:", "red"), f" {problem}"), soft_wrap=True)

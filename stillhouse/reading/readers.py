@@ -6,7 +6,6 @@ dataset = selection.to_datasets()
 """
 
 import glob
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -21,9 +20,9 @@ from stillhouse.storage.filesystem import (
     exists,
     join,
     protocol_of,
-    read_bytes,
 )
 from stillhouse.storage.parquet import open_part, read_table
+from stillhouse.storage.run_record import read_json
 from stillhouse.storage.store_options import known_options
 
 if TYPE_CHECKING:
@@ -232,11 +231,10 @@ def find_folder(uri: str, sought: Sought) -> str:
 
 
 def _made_by_run(folder: str, sought: Sought) -> str:
-    try:
-        result = json.loads(read_bytes(join(folder, "result.json")))
-    except FileNotFoundError as error:
+    result = read_json(folder, "result.json")
+    if result is None:
         known = "the run is not finished" if exists(join(folder, "spec.yaml")) else "no run"
-        raise ArtifactError(f"{folder}: {known} (see `stillhouse status {folder}`)") from error
+        raise ArtifactError(f"{folder}: {known} (see `stillhouse status {folder}`)")
     if sought.key not in result:
         raise ArtifactError(f"{folder} is a run of `job: {result['job']}`: it {sought.made_none}")
     return join(folder.rsplit("/", 2)[0], sought.kind, result[sought.key])
