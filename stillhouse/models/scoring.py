@@ -59,6 +59,7 @@ class ScoringModel:
         self._dtype = dtype
         self._attention: Attention = attention
         self._micro_batch = micro_batch
+        self._used: int | None = None
         self._body: Any = model.base_model
         self._head = head_of(model, logit_rule(model))
         self._bos_id = bos_id
@@ -81,7 +82,7 @@ class ScoringModel:
         num_rows, length = input_ids.shape
         self._model.eval()
         set_attention(self._model, self._attention, length + int(self._bos_id is not None))
-        size = self._micro_batch = self._micro_batch or self._default_micro_batch(length)
+        size = self._micro_batch or self._default_micro_batch(length)
         losses = np.empty((num_rows, length - 1), np.float32)
         start = 0
         while start < num_rows:
@@ -96,12 +97,13 @@ class ScoringModel:
                 start = 0
                 if self._device.type == "cuda":
                     torch.cuda.empty_cache()
+        self._used = size
         return losses
 
     @property
     def micro_batch(self) -> int | None:
-        """Sequences a forward pass, as far as they are known: after the first call they are."""
-        return self._micro_batch
+        """Sequences a forward pass of the last call."""
+        return self._used
 
     def _default_micro_batch(self, length: int) -> int:
         return max(1, _MICRO_BATCH_TOKENS[self._device.type] // length)

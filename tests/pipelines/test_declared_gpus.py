@@ -11,13 +11,17 @@ import sys
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from mixing_job import parse as mix_spec
 from mixing_job import write_data
-from small import LEARNING, MODEL, Quiet, digests, make_models, make_world, small_spec
+from small import LEARNING, MODEL, make_models, make_world, small_spec
+from transformers import AutoModelForCausalLM
 
-from stillhouse.jobs.run import run_job
-from stillhouse.spec import SelectSpec
+from stillhouse import open_artifact
+from stillhouse.storage.parquet import read_table
+from stillhouse.text.pieces import token_ids
 
 HERE = Path(__file__).parent
 GIVEN = ("tokenizer", "prior", "conditional")
@@ -102,13 +106,25 @@ def kept(gpu_ray, place):
     return gpu_ray(select_spec(place, on_gpus(0.5, scorers=2, trainers=2)))
 
 
-def test_select_keeps_what_a_cluster_without_gpus_keeps(kept, ray_cluster, place):
-    """Placement is no identity: the same parts, scores and targets, byte for byte."""
-    elsewhere = run_job(SelectSpec.model_validate(select_spec(place, {"packers": 1})), Quiet())
-    assert kept["selection_fingerprint"] == elsewhere["selection_fingerprint"]
-    same = ("scores/parts", "selections", "models")
-    stores = (select_spec(place, {"gpus_per_worker": gpus})["store"] for gpus in (0.5, 0))
-    assert len({json.dumps(digests(store, *same)) for store in stores}) == 1
+def plain_losses(folder, input_ids):
+    """Mean losses of sequences, by transformers' own logits."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    ids = torch.from_numpy(input_ids.astype(np.int64))
+    with torch.inference_mode():
+        log_probs = model(input_ids=ids).logits[:, :-1].double().log_softmax(-1)
+    return -log_probs.gather(-1, ids[:, 1:, None])[..., 0].mean(1).numpy()
+
+
+def test_select_scores_on_the_cpu(kept, place):
+    tokens = open_artifact(kept["artifacts"]["tokens"])
+    for name in GIVEN[1:]:
+        scores = open_artifact(kept["artifacts"]["scores"][name])
+        made_by = scores.manifest.made_by
+        assert (made_by["device"], made_by["dtype"]) == ("cpu", "float32")
+        for pool, part in zip(tokens.parts, scores.parts, strict=True):
+            expected = plain_losses(place / name, token_ids(read_table(pool.uri)))
+            found = read_table(part.uri)["value"].to_numpy()
+            np.testing.assert_allclose(found, expected, atol=2e-5)
 
 
 def test_train(gpu_ray, place, kept):
