@@ -25,6 +25,7 @@ def write_data(folder):
         for r in rows_of(kind, 40, i)
     ]
     arms.append({"input": "red " * 60, "target": "zzz", "task": "noise"})  # longer than the model
+    arms.append({"input": "red", "target": "zzz", "task": None})  # of no arm
     write_rows(folder / "arms.parquet", arms)
     (folder / "tokenizer").mkdir()
     words = write_tokenizer(folder / "tokenizer")

@@ -79,7 +79,7 @@ def read_documents(
         BadFileError: a truncated file, or one of another format.
     """
     wanted = range(*rows) if rows else ALL_ROWS
-    yield from _read(uri, wanted, file, name, settings, label)
+    yield from _Reader(uri, file, name, settings, label).read(wanted)
 
 
 def read_rows(
@@ -92,101 +92,98 @@ def read_rows(
     label: str | None = None,
 ) -> Iterator[Document]:
     """The documents at the given raw rows (sorted) of a file; the rest as in `read_documents`."""
-    for document in _read(uri, rows, file, name, settings, label):
+    for document in _Reader(uri, file, name, settings, label).read(rows):
         if isinstance(document, Document):
             yield document
 
 
-def _read(
-    uri: str,
-    wanted: Sequence[int],
-    file: int,
-    name: str,
-    settings: DataSource,
-    label: str | None,
-) -> Iterator[Document | DeadLetter]:
-    keys = _labels(label)
-    records = read_records(
-        uri,
-        lambda schema: _parquet_columns(uri, schema, settings, ("text", *keys)),
-        text=settings.columns.text,
-        max_chars=settings.max_chars,
-        given=settings.format,
-        wanted=wanted,
-    )
-    try:
-        for record in records:
-            yield _judge(record, file, name, settings, label)
-    except BadFileError as error:
-        raise BadFileError(f"{error}; repair it, or set `skip_bad_files: true`") from error
+class _Reader:
+    """Judges the raw rows of a file; arguments as of `read_documents`."""
+
+    def __init__(
+        self, uri: str, file: int, name: str, settings: DataSource, source: str | None
+    ) -> None:
+        self._uri, self._file, self._name, self._settings = uri, file, name, settings
+        self._given = source
+        """The source of all rows; its column is not read then."""
+        columns = settings.columns
+        self._asked = {"text": columns.text, "id": columns.id}
+        if source is None:
+            self._asked["source"] = columns.source
+        self._named = [(key, path) for key, path in self._asked.items() if path and key != "text"]
+
+    def read(self, wanted: Sequence[int]) -> Iterator[Document | DeadLetter]:
+        """The wanted rows in order."""
+        settings = self._settings
+        records = read_records(
+            self._uri,
+            self._columns,
+            text=settings.columns.text,
+            max_chars=settings.max_chars,
+            given=settings.format,
+            wanted=wanted,
+        )
+        try:
+            for record in records:
+                yield self._judge(record)
+        except BadFileError as error:
+            raise BadFileError(f"{error}; repair it, or set `skip_bad_files: true`") from error
+
+    def _columns(self, schema: pa.Schema) -> list[str]:
+        """The columns of text, id and source that a Parquet file has."""
+        for key, path in self._asked.items():
+            if path is not None and column_of(schema, path) is None:
+                paths = column_paths(schema)
+                near = get_close_matches(path, paths, n=1)
+                hint = f"; did you mean `{near[0]}`" if near else ""
+                raise InputError(
+                    f"{self._uri}: no column `{path}` (`columns.{key}`){hint}. It has "
+                    f"{', '.join(paths)}"
+                )
+        paths = [path or key for key, path in self._asked.items()]
+        return [path for path in dict.fromkeys(paths) if column_of(schema, path) is not None]
+
+    def _judge(self, record: Record) -> Document | DeadLetter:
+        """The document of a raw row, or why there is none."""
+        values, settings = record.values, self._settings
+        text = record.raw if record.broken else find(values, settings.columns.text)
+        text = text if isinstance(text, str) else as_text(text)
+        try:
+            reason = record.broken or _fault(text, record, settings)
+            id_ = self._label(values, "id") or f"{self._name}:{record.row}"
+            source = self._given or self._label(values, "source")
+        except ValueError as error:
+            reason, id_, source = str(error), "", ""
+        if reason is not None:
+            return DeadLetter(self._file, record.row, _clean(reason), _preview(text))
+        source = source or settings.source or "unknown"
+        return Document(self._file, record.row, id_, source, text, self._absent(values))
+
+    def _label(self, values: dict[str, Any], key: str) -> str:
+        path = self._asked[key] or key
+        try:
+            return label(find(values, path))
+        except ValueError as error:
+            raise ValueError(
+                f"`{path}` is {error}: name another one (`columns.{key}`), a key of an object as "
+                "`a.b`"
+            ) from error
+
+    def _absent(self, values: dict[str, Any]) -> str:
+        """Of id and source, the key that the spec names and an object lacks."""
+        for key, path in self._named:
+            if find(values, path) is ABSENT:
+                return f"no key `{path}` (`columns.{key}`); keys: {_keys(values)}"
+        return ""
 
 
-def _parquet_columns(
-    uri: str, schema: pa.Schema, settings: DataSource, keys: Sequence[str]
-) -> list[str]:
-    """The columns of text, id and source that a file has."""
-    asked = settings.columns.model_dump(include=set(keys))
-    for key, path in asked.items():
-        if path is not None and column_of(schema, path) is None:
-            paths = column_paths(schema)
-            near = get_close_matches(path, paths, n=1)
-            hint = f"; did you mean `{near[0]}`" if near else ""
-            names = ", ".join(paths)
-            raise InputError(f"{uri}: no column `{path}` (`columns.{key}`){hint}. It has {names}")
-    paths = [path or key for key, path in asked.items()]
-    return [path for path in dict.fromkeys(paths) if column_of(schema, path) is not None]
-
-
-def _judge(
-    record: Record, file: int, name: str, settings: DataSource, given: str | None
-) -> Document | DeadLetter:
-    """The document of a raw row, or why there is none."""
-    columns, values = settings.columns, record.values
-    raw = find(values, columns.text)
-    text = as_text(record.raw if record.broken else raw)
-    try:
-        reason = record.broken or _fault(text, record, settings)
-        id_ = _label(values, "id", columns.id) or f"{name}:{record.row}"
-        source = given or _label(values, "source", columns.source) or settings.source or "unknown"
-    except ValueError as error:
-        reason, id_, source = str(error), "", ""
-    if reason is not None:
-        return DeadLetter(file, record.row, _clean(reason), _preview(text))
-    absent = _absent(record, settings, _labels(given))
-    return Document(file, record.row, id_, source, text, absent)
-
-
-def _labels(given: str | None) -> tuple[str, ...]:
-    """What is read beside the text; the source is not where it is given."""
-    return ("id",) if given else ("id", "source")
-
-
-def _label(values: dict[str, Any], key: str, path: str | None) -> str:
-    try:
-        return label(find(values, path or key))
-    except ValueError as error:
-        raise ValueError(
-            f"`{path or key}` is {error}: name another one (`columns.{key}`), a key of an object "
-            "as `a.b`"
-        ) from error
-
-
-def _absent(record: Record, settings: DataSource, keys: Sequence[str]) -> str:
-    """Of id and source, the key that the spec names and an object lacks."""
-    for key in keys:
-        path = getattr(settings.columns, key)
-        if path is not None and find(record.values, path) is ABSENT:
-            return f"no key `{path}` (`columns.{key}`); keys: {_keys(record)}"
-    return ""
-
-
-def _keys(record: Record) -> str:
-    return ", ".join(key_paths(record.values))[:_KEYS_CHARS]
+def _keys(values: dict[str, Any]) -> str:
+    return ", ".join(key_paths(values))[:_KEYS_CHARS]
 
 
 def _fault(text: Any, record: Record, settings: DataSource) -> str | None:
     if text is ABSENT:
-        return f"no key `{settings.columns.text}`; keys: {_keys(record)}"
+        return f"no key `{settings.columns.text}`; keys: {_keys(record.values)}"
     if text is None:
         return "null text"
     fault = text_fault("text", text)

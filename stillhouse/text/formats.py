@@ -33,7 +33,7 @@ SUFFIXES: dict[str, Format] = {
 }
 READ_BYTES = 1 << 20
 _HEAD_BYTES = 512
-_GZIP_BYTES = 1 << 16  # of which a thousand times as many can come
+_GZIP_BYTES = 1 << 18
 _PARQUET = b"PAR1"
 
 
@@ -45,11 +45,12 @@ def _gunzip(stream: IO[bytes]) -> Iterator[bytes]:
             raise BadFileError(f"behind its last gzip member, from byte {at} on, it is no gzip")
         member = zlib.decompressobj(zlib.MAX_WBITS | 16)
         while not member.eof:
-            if not data:
+            found = member.decompress(data, READ_BYTES)
+            at += len(data) - len(member.unused_data) - len(member.unconsumed_tail)
+            data = member.unused_data or member.unconsumed_tail or stream.read(_GZIP_BYTES)
+            if not (found or data or member.eof):
                 raise EOFError("cut off: it ends in the middle of its gzip data")
-            yield member.decompress(data)
-            at += len(data) - len(member.unused_data)
-            data = member.unused_data or stream.read(_GZIP_BYTES)
+            yield found
         while data and not data.strip(b"\0"):
             at, data = at + len(data), stream.read(_GZIP_BYTES)
         at, data = at + len(data) - len(data.lstrip(b"\0")), data.lstrip(b"\0")

@@ -24,7 +24,7 @@ from stillhouse.errors import BadFileError
 from stillhouse.storage.filesystem import open_read
 from stillhouse.storage.parquet import open_parquet
 from stillhouse.text.formats import READ_BYTES, Format, decoded, format_of, naming_bad_file
-from stillhouse.text.values import column_of, find, plain_values
+from stillhouse.text.values import ABSENT, column_of, find, plain_values
 
 Choose = Callable[[pa.Schema], Sequence[str]]
 ALL_ROWS = range(sys.maxsize)
@@ -141,7 +141,10 @@ def _batch_records(
 
 def _path_values(batch: pa.RecordBatch, path: str, column: str) -> list[Any]:
     found = plain_values(batch.column(column))
-    return found if path == column else [find({column: value}, path) for value in found]
+    if path == column:
+        return found
+    inner = (find({column: value}, path) for value in found)
+    return [None if value is ABSENT else value for value in inner]  # of a struct that is null
 
 
 # ------------------------------------------------------------------------------------------ JSON

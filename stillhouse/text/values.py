@@ -25,7 +25,7 @@ def find(record: object, path: str) -> Any:
     """The value at a dotted path of a record; ABSENT where there is no such key."""
     if not isinstance(record, dict):
         return ABSENT
-    found = cast(dict[str, Any], record)
+    found: dict[str, Any] = record  # pyright: ignore[reportUnknownVariableType]
     if path in found:
         return found[path]
     for head, tail in _cuts(path):
@@ -130,7 +130,8 @@ def label(value: Any) -> str:
     Raises:
         ValueError: what has no one spelling (lists, objects), and text that is not Unicode.
     """
-    value = as_text(value)
+    if isinstance(value, bytes):
+        value = as_text(value)
     if isinstance(value, str):
         if not is_unicode(value):
             raise ValueError("not Unicode (lone surrogate)")
