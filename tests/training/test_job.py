@@ -2,12 +2,15 @@
 
 import numpy as np
 import pytest
+from architectures import own_nll
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load
+from transformers import AutoModelForCausalLM
 
+from stillhouse.actors.scorer import ScorerSettings
 from stillhouse.fingerprint import sha256
-from stillhouse.spec import ModelSettings, Optimisation
+from stillhouse.spec import ModelSettings, Optimisation, ScoringSettings
 from stillhouse.storage.artifact import Store
 from stillhouse.storage.filesystem import read_bytes
 from stillhouse.storage.parquet import read_table
@@ -162,3 +165,32 @@ def test_late_fall_is_kept(task):
     assert made.totals["num_steps"] == 40 and made.totals["late_fall"] >= 0
     short = run_training(task.store, task(fingerprint="b" * 64), lambda *_: None)
     assert short.totals["late_fall"] is None  # 8 steps
+
+
+def test_a_bos_token_stands_before_every_sequence(task):
+    """In training, in what is measured on the way, and in scoring; the parts have none."""
+    bos, part = 7, task.parts[0]
+    held = {"heldout": (part.path,), "eval_points": 1}
+    made = run_training(task.store, task(bos_id=bos, **held), lambda *_: None)
+    folder = task.store.path("models", made.fingerprint)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    tokens = read_table(task.store.path(part.path))
+    ids = np.array(tokens["input_ids"].to_pylist())
+    expected = own_nll(model, ids, before=bos)
+    assert model.config.max_position_embeddings == LENGTH + 1
+    assert made.totals["curve"][-1][1] == pytest.approx(expected.mean(), abs=1e-5)
+    settings = ScorerSettings(
+        kind="causal_lm",
+        path=folder,
+        tokenizer="",
+        eos_token="",
+        scoring=ScoringSettings(),
+        device="cpu",
+        gpus=0,
+        threads=1,
+        bos_id=bos,
+    )
+    scores = settings.build().score(tokens)["value"].to_numpy()
+    np.testing.assert_allclose(scores, expected.mean(1), atol=1e-5)
+    plain = run_training(task.store, task(fingerprint="b" * 64, **held), lambda *_: None)
+    assert plain.totals["final_loss"] != made.totals["final_loss"]
