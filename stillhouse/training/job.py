@@ -56,7 +56,15 @@ def run_training(store: Store, task: ModelTask, on_step: Callable[[int, int], No
             nll = heldout_nll(measured, heldout)
             curve.append((step * batch * task.sequence_length, nll))
 
-    result = train(model, source, task.settings, device=device, num_steps=num_steps, on_step=after)
+    result = train(
+        model,
+        source,
+        task.settings,
+        device=device,
+        num_steps=num_steps,
+        on_step=after,
+        bos_id=task.bos_id,
+    )
     files = {
         name: read_bytes(f"{task.tokenizer}/{name}") for name in tokenizer_files(task.tokenizer)
     }
