@@ -116,7 +116,7 @@ def test_what_is_allowed_is_kept(made, given, broken, tmp_path):
 
 def test_a_pool_that_is_all_contaminated(ray_cluster, untrained, tmp_path, reports):
     """The pool is the held-out text: nothing may be chosen, and the message says why."""
-    found = [row | {"text": f"{row['text']} {HELD}"} for row in rows(1, 12, ["sea"])]
+    found = [row | {"text": f"{HELD} {row['text']}"} for row in rows(1, 12, ["sea"])]
     write(tmp_path / "pool" / "a.parquet", found)
     write(tmp_path / "target" / "t.parquet", rows(3, 20, ["sea"]))
     write(tmp_path / "held" / "h.parquet", found[:1] + rows(9, 3, ["food"], prefix="f"))
