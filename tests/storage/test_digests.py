@@ -121,6 +121,16 @@ def test_nothing_is_written_unless_it_is_remembered(store, folder):
     assert list_names(folder) == ["pool"]
 
 
+def test_without_remembering_only_what_is_known_has_its_digest(store, folder):
+    replace(join(folder, "pool/a.txt"), b"one")
+    digest_files(store, listed(join(folder, "pool")))
+    replace(join(folder, "pool/b.txt"), b"two")
+    found = digest_files(store, listed(join(folder, "pool")), remember=False)
+    assert found[0].sha256 == hexdigest(b"one")
+    assert found[1].sha256 not in {hexdigest(b"two"), found[0].sha256}
+    assert [uri.rsplit("/", 1)[-1] for uri in store.unread] == ["b.txt"]
+
+
 def test_files_of_several_places(store, folder, tmp_path):
     replace(join(folder, "pool/a.txt"), b"one")
     replace("memory://digests/b.txt", b"two")
