@@ -153,7 +153,7 @@ def test_a_flipped_bit_in_any_object_of_a_store(store, finished, reports):
     selection = store / "selections" / finished["selection_fingerprint"]
     assert reports("publish", "sea", "--to", str(selection), "--store", str(store))[0] == 0
     kinds = kinds_of_objects(store, r"store\.json|runs/[^/]+/status\.json")
-    assert kinds.keys() >= OF_A_RUN | {"names/sea/*.json", "pins/prior/*/*.json", "cache/*.json"}
+    assert kinds.keys() >= OF_A_RUN | {"names/sea/*.json", "pins/*/*.json", "cache/*.json"}
     for path in kinds.values():
         flip(path, 40)
         code, found = reports("verify", str(store))
