@@ -20,6 +20,7 @@ from stillhouse.storage.commit import check_store
 from stillhouse.storage.filesystem import use_options
 from stillhouse.storage.run_record import RunRecord, now, read_json
 from stillhouse.storage.store_options import remember_options
+from stillhouse.training.recipe import RECIPE_VERSION
 
 RUN_VERSION = 1
 SUBMISSION_VARIABLE = "STILLHOUSE_SUBMISSION"
@@ -104,7 +105,7 @@ def failure_text(error: BaseException) -> str:
 
 def run_name(spec: Spec, inputs: list[Any]) -> str:
     """The fingerprint of a run: its spec without places and widths, and the content it reads."""
-    return fingerprint(["run", RUN_VERSION, identity_of(spec), *inputs])
+    return fingerprint(["run", RUN_VERSION, RECIPE_VERSION, identity_of(spec), *inputs])
 
 
 def finished_result(store: Store, name: str) -> dict[str, Any] | None:
