@@ -54,7 +54,13 @@ def refuse_local_paths(spec: JobSpec, where: str) -> None:
     Raises:
         SpecError: naming each key and path.
     """
-    found = [f"`{p.name}: {path}`" for p in _places(spec) for path in p.paths if p.is_local(path)]
+    local = [(p.name, path) for p in _places(spec) for path in p.paths if p.is_local(path)]
+    others = {path for name, path in local if name != "tokenizer.path"}
+    found = [  # the tokenizer of a given model is by default the one beside it: said once
+        f"`{name}: {path}`"
+        for name, path in local
+        if name != "tokenizer.path" or path not in others
+    ]
     if found:
         raise SpecError(
             f"{where} cannot read local paths: {', '.join(found)}: give URIs such as "

@@ -27,9 +27,9 @@ def rate(amount: float, seconds: float, unit: str) -> str:
     """`1.2 M tokens/s`."""
     value = amount / seconds if seconds > 0 else 0.0
     for limit, prefix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if value >= limit:
+        if value >= 0.9995 * limit:  # 999.6 is 1.0 k
             return f"{value / limit:.1f} {prefix} {unit}/s"
-    return f"{value:.0f} {unit}/s" if value >= 10 else f"{value:.2g} {unit}/s"
+    return f"{value:.3g} {unit}/s"
 
 
 class Bars:

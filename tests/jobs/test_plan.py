@@ -93,8 +93,8 @@ def test_of_a_new_shard(world, finished, one_more):
     units = made["scan"]["parts"]
     assert (steps["scan"]["parts"], steps["scan"]["reused"]) == (units + 1, units)
     assert (steps["tokens"]["parts"], steps["tokens"]["reused"]) == (units + 2, units + 1)
-    old = made["score prior"]["parts"]
     for step in ("score prior", "score conditional", "contamination"):
+        old = made[step]["parts"]  # what ranks the pool scores the held-out target too
         assert (steps[step]["parts"], steps[step]["reused"]) == (old + 1, old)
     tokens = sum(p.num_tokens for p in open_artifact(finished["artifacts"]["tokens"]).parts)
     new = steps["score prior"]["tokens"] - tokens

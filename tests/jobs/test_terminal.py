@@ -32,7 +32,7 @@ SELECT = RESULT | {
         "threshold": 0.5,
         "sources": {ODD: {"pool_tokens": 9, "kept_tokens": 3}},
     },
-    "target": {ODD: {"num_tokens": 4, "heldout_nll": 1.5}},
+    "target": {ODD: {"num_tokens": 4, "heldout_nll": 1.5, "heldout_nll_by_seed": {"0": 1.5}}},
 }
 SEED = {"heldout_nll": 1.0, "accuracy": 0.5, "gradient_passes": 7}
 MIX = RESULT | {"job": "mix", "mix": {ODD: {"seeds": {"0": SEED}}}}
@@ -129,7 +129,15 @@ def test_progress(capsys):
 
 @pytest.mark.parametrize(
     ("amount", "shown"),
-    [(0, "0"), (0.12, "0.012"), (35, "3.5"), (999, "100"), (25_000, "2.5 k"), (2e10, "2.0 G")],
+    [
+        (0, "0"),
+        (0.12, "0.012"),
+        (35, "3.5"),
+        (999, "99.9"),
+        (9996, "1.0 k"),
+        (25_000, "2.5 k"),
+        (2e10, "2.0 G"),
+    ],
 )
 def test_rates_slow_and_fast(amount, shown):
     assert rate(amount, 10.0, "steps") == f"{shown} steps/s"
