@@ -20,7 +20,6 @@ from stillhouse.models.shape import (
     read_header,
 )
 from stillhouse.pipelines.context import Context
-from stillhouse.pipelines.flow import run_tasks
 from stillhouse.reading.readers import open_selection
 from stillhouse.selection.own import find_code
 from stillhouse.spec import ModelSettings, SelectSpec, TokenizerSettings
@@ -167,6 +166,8 @@ def given_models(ctx: Context, paths: Mapping[str, str], needs: Needs) -> dict[s
         headers = {key: read_header(folders[key], _called(key, path)) for key, path in todo.items()}
         shapes = {key: ModelShape(**made.totals["shape"]) for key, made in there.items()}
         if headers:
+            from stillhouse.pipelines.flow import run_tasks  # Ray, where there is something to do
+
             work = partial(_inspect, needs.encoder_decoder)
             shapes |= next(run_tasks(ctx, work, [headers]))
         _check(paths, shapes, needs)
