@@ -47,16 +47,7 @@ def put_folder(
         for file in sorted(Path(temporary).iterdir()):
             data = create_or_adopt(store.path("models", name, file.name), file.read_bytes())
             files[file.name] = sha256(data)
-    manifest = Manifest(
-        kind="models",
-        fingerprint=name,
-        parts=(),
-        inputs=inputs,
-        settings=settings,
-        totals=totals,
-        files=files,
-    )
-    return store.put_manifest(manifest)
+    return store.put_manifest(Manifest("models", name, (), inputs, settings, totals, files=files))
 
 
 def copy_folder(
@@ -74,16 +65,7 @@ def copy_folder(
     `name` has to be that of their content: who writes them again writes the same bytes.
     """
     digests = {f: copy(join(folder, f), store.path("models", name, f)) for f in files}
-    manifest = Manifest(
-        kind="models",
-        fingerprint=name,
-        parts=(),
-        inputs=inputs,
-        settings=settings,
-        totals=totals,
-        files=digests,
-    )
-    return store.put_manifest(manifest)
+    return store.put_manifest(Manifest("models", name, (), inputs, settings, totals, files=digests))
 
 
 @contextmanager
