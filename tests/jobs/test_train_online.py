@@ -10,13 +10,10 @@ from small import Quiet, make_models
 
 from stillhouse.compute_settings import ComputeSettings
 from stillhouse.errors import ModelError
-from stillhouse.jobs.kinds import list_job
 from stillhouse.jobs.run import run_job
 from stillhouse.models.causal_lm import build_model, save_model
 from stillhouse.pipelines import online
 from stillhouse.spec import ModelSettings, ScoringSettings
-from stillhouse.storage.artifact import Store
-from stillhouse.storage.commit import check_store
 from stillhouse.training.online import best_of
 from stillhouse.training.online_scorer import online_scorer
 from stillhouse.training.order import NO_SAMPLES, chain, default_lanes
@@ -135,7 +132,7 @@ def test_section_and_setting_go_together(parse):
         parse(data=sets)
 
 
-def test_models_that_do_not_fit(parse, place, tmp_path):
+def test_models_that_do_not_fit(ray_cluster, parse, place, tmp_path):
     settings = ModelSettings(hidden_size=32, num_layers=1)
     other = build_model(settings, vocab_size=448, sequence_length=32, seed=0, eos_id=0)
     save_model(other, tmp_path / "other")
@@ -146,4 +143,4 @@ def test_models_that_do_not_fit(parse, place, tmp_path):
     }
     spec = parse(online=online)
     with pytest.raises(ModelError, match=r"the conditional has a vocabulary of 448 tokens"):
-        list_job(spec).open(Store(check_store(spec.store)), remember=False)
+        run_job(spec, Quiet())
