@@ -70,7 +70,7 @@ class Context:
     listener: Listener
     dry: bool = False
     packed: Mapping[str, str] | None = None
-    """For a plan: the packing task of each scan (fingerprints) when the pool was another one."""
+    """For a plan that walks the part of the pool which is packed: each scan's packing task."""
     run: str = ""
     """Fingerprint of the run, for metrics."""
     failed_at: FailedAt | None = None

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Literal
 
 from stillhouse.fingerprint import fingerprint
-from stillhouse.pipelines.context import Context
+from stillhouse.pipelines.context import Context, Unfinished
 from stillhouse.storage import numbered
 from stillhouse.storage.artifact import Manifest
 
@@ -29,7 +29,14 @@ def pinned(
         pin: `first` keeps what was pinned, `refresh` pins `wanted`.
         wanted: fingerprint of what today's inputs would give.
         make: makes that artifact.
+
+    Raises:
+        Unfinished: a plan that looks at a part of the pool, and `refresh`: what the whole pool
+            would give has no name yet.
     """
+    if ctx.packed is not None and pin == "refresh":
+        with ctx.step(step, total=1, reused=0):
+            raise Unfinished(step)
     store = ctx.store
     folder = store.path("pins", fingerprint(key))
     current = numbered.current(folder)

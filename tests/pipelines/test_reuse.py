@@ -109,20 +109,25 @@ def test_with_a_fixed_threshold_a_selection_only_grows(moved, finished):
     assert made["tokenizer"] == made["train prior"] == made["train conditional"] == 0
     assert made["tokens"] == made["score prior"] == made["score conditional"] == 1
     assert kept_rows(before) < kept_rows(after)
-
-
-@pytest.mark.xfail(
-    strict=True, reason="a plan shows a prior that is refreshed after a new shard as reused"
-)
-def test_a_refreshed_pin_trains_on_all_shards(moved):
-    """To be run after a shard was added, as above: a plan says it without doing it."""
-    write_shard(moved, 8, per_shard=20)
-    before = plan_job(parse(moved, selection={"tau": 10}))
-    assert before["steps"]["train prior"]["seconds"] == 0
     prior = {"model": MODEL, "num_tokens": 6000, **LEARNING, "pin": "refresh"}
-    after = plan_job(parse(moved, selection={"tau": 10}, prior=prior))
-    assert after["steps"]["train prior"]["seconds"] > 0
-    assert after["steps"]["tokens"]["reused"] == after["steps"]["tokens"]["parts"]
+    steps = plan_job(parse(moved, selection=selection, prior=prior))["steps"]
+    assert steps["tokens"]["reused"] == steps["tokens"]["parts"]
+    assert steps["train prior"]["reused"] == 0
+
+
+def test_a_refreshed_pin_trains_on_all_shards(moved):
+    """The pool grew: `first` keeps the prior, `refresh` trains another, whose scores are to do."""
+    write_shard(moved, 7, per_shard=20)
+    kept = plan_job(parse(moved, selection={"tau": 10}))["steps"]
+    assert kept["train prior"]["seconds"] == 0
+    prior = {"model": MODEL, "num_tokens": 6000, **LEARNING, "pin": "refresh"}
+    steps = plan_job(parse(moved, selection={"tau": 10}, prior=prior))["steps"]
+    assert (steps["train prior"]["parts"], steps["train prior"]["reused"]) == (1, 0)
+    assert steps["train prior"]["seconds"] > 0
+    assert steps["tokens"]["reused"] == steps["tokens"]["parts"] - 1 == kept["tokens"]["reused"]
+    for step in ("train conditional", "score prior", "score conditional"):
+        assert steps[step]["reused"] == 0 < kept[step]["reused"]
+        assert steps[step]["flops"] > 0
 
 
 def test_a_changed_file_of_the_same_size_is_noticed(world, finished, tmp_path):
