@@ -92,7 +92,7 @@ def cluster(
 
     Joins `compute.address` or RAY_ADDRESS where one is given; else starts Ray here, wide enough
     for the actors that were asked for, and stops it at the end. A session that the caller opened
-    before is used and left alone.
+    before is used and left alone. Meanwhile stdout is stderr: threads of Ray's print there.
 
     Args:
         compute: where and how wide.
@@ -110,7 +110,8 @@ def cluster(
     import ray
 
     if ray.is_initialized():
-        yield
+        with redirect_stdout(sys.stderr):
+            yield
         return
     address = head_at(compute.address or os.environ.get("RAY_ADDRESS"))
     environment = _QUIET | {"OMP_NUM_THREADS": str(compute.threads_per_worker)} | worker_env
@@ -127,7 +128,7 @@ def cluster(
             # "local": without it Ray would look for any session that was started on this machine
             options |= {"address": "local", "num_cpus": cpus, "include_dashboard": False}
             options |= stack.enter_context(_short_folder())
-        stack.enter_context(redirect_stdout(sys.stderr))  # Ray prints; stdout is for results
+        stack.enter_context(redirect_stdout(sys.stderr))
         _init(options, address or "this machine")
         stack.callback(ray.shutdown)
         gcs = ray.get_runtime_context().gcs_address

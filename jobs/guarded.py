@@ -5,19 +5,25 @@ import os
 import select
 import sys
 import traceback
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, redirect_stdout
+from contextvars import ContextVar
+from typing import Any, TextIO
 
 import typer
 
 from stillhouse.errors import StillhouseError
+
+_RESULTS: ContextVar[TextIO | None] = ContextVar("results", default=None)
+"""Where results go while stdout is kept for them; None: to stdout."""
 
 
 def guarded(action: Callable[[], int | None], as_json: bool, debug: bool) -> None:
     """Run a verb and end with its exit code."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
-        code = action() or 0
+        with _stdout_for_results(as_json):
+            code = action() or 0
         sys.stdout.flush()
     except StillhouseError as error:
         _complain(error, str(error), as_json, debug)
@@ -41,6 +47,20 @@ def guarded(action: Callable[[], int | None], as_json: bool, debug: bool) -> Non
     raise typer.Exit(code)
 
 
+@contextmanager
+def _stdout_for_results(as_json: bool) -> Generator[None]:
+    """With `--json`, whatever else is printed meanwhile, by Ray's threads too, goes to stderr."""
+    if not as_json:
+        yield
+        return
+    kept = _RESULTS.set(sys.stdout)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        _RESULTS.reset(kept)
+
+
 def _nobody_reads() -> bool:
     """Whether stdout is a pipe whose reader is gone, as in `| head`."""
     poll = select.poll()
@@ -60,4 +80,4 @@ def _complain(error: Exception, message: str, as_json: bool, debug: bool) -> Non
 
 def print_json(result: dict[str, Any]) -> None:
     """What `--json` prints: one object."""
-    print(json.dumps(result, indent=1))
+    print(json.dumps(result, indent=1), file=_RESULTS.get())
