@@ -98,17 +98,19 @@ def check_vocabulary(made: Tokenizer, path: str, models: Mapping[str, str]) -> N
     """Refuse a tokenizer of other pieces, ids or merges than the one beside a model.
 
     Raises:
-        ModelError: naming both.
+        ModelError: naming both, and how many ids they have.
     """
     for key, model in models.items():
         folder = model_uri(model)
         if model == path or "tokenizer.json" not in list_names(folder):
             continue
-        if load_vocabulary(folder) != made.vocabulary:
+        own = load_vocabulary(folder)
+        if own != made.vocabulary:
             raise ModelError(
                 f"the tokenizer {path!r} is not the one beside {_called(key, model)}: pieces, ids "
-                "or merges differ, so that the model would read other text than was written. Leave "
-                "`tokenizer` out to use the model's own; two models have to share one"
+                f"or merges differ ({made.vocab_size} ids, the model's {own.size}), so that the "
+                "model would read other text than was written. Leave `tokenizer` out to use the "
+                "model's own; two models have to share one"
             )
 
 

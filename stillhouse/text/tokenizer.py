@@ -12,7 +12,7 @@ import os
 import re
 import tempfile
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,6 +33,19 @@ _FORMATS = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "
 _ADDS_BOS = re.compile(r"(Gemma|Llama)Tokenizer(Fast)?")  # classes that do by default
 _BYTES = pre_tokenizers.ByteLevel.alphabet()
 BosSetting = Literal["auto"] | bool
+
+
+@dataclass(frozen=True, slots=True)
+class Vocabulary:
+    """What a model is trained with; equal where pieces, ids and merges are.
+
+    Attributes:
+        digest: fingerprint of these, without added tokens.
+        size: largest id plus one, with added tokens.
+    """
+
+    digest: str
+    size: int = field(compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +72,8 @@ class Tokenizer:
     adds_bos: bool = False
 
     @property
-    def vocabulary(self) -> str:
-        """Fingerprint of pieces, ids and merges: what a model is trained with."""
+    def vocabulary(self) -> Vocabulary:
+        """Its pieces, ids and merges."""
         return _vocabulary(self.backend)
 
     def bos_id(self, asked: BosSetting) -> int | None:
@@ -176,7 +189,7 @@ def make_tokenizer(
         json=content,
         eos_token=eos_token,
         eos_id=vocabulary[eos_token],
-        vocab_size=max(vocabulary.values()) + 1,
+        vocab_size=_size(backend),
         digest=sha256(content),
         backend=backend,
         bos_token=processed or bos_token,
@@ -240,7 +253,7 @@ def load_tokenizer(path: str, eos_token: str | None = None) -> Tokenizer:
     return _convert(folder, names, eos_token, path)
 
 
-def load_vocabulary(folder: str) -> str:
+def load_vocabulary(folder: str) -> Vocabulary:
     """`Tokenizer.vocabulary` of the tokenizer.json in a folder, whatever its EOS.
 
     Raises:
@@ -250,10 +263,14 @@ def load_vocabulary(folder: str) -> str:
     return _vocabulary(_backend(read_bytes(place), place))
 
 
-def _vocabulary(backend: tokenizers.Tokenizer) -> str:
-    """Neither added tokens nor what stands around the pieces, such as a post-processor, count."""
+def _vocabulary(backend: tokenizers.Tokenizer) -> Vocabulary:
+    """What stands around the pieces, such as a post-processor, does not count."""
     model = json.loads(backend.to_str())["model"]
-    return fingerprint([model.get("vocab"), model.get("merges")])
+    return Vocabulary(fingerprint([model.get("vocab"), model.get("merges")]), _size(backend))
+
+
+def _size(backend: tokenizers.Tokenizer) -> int:
+    return max(backend.get_vocab(with_added_tokens=True).values()) + 1
 
 
 def has_tokenizer(folder: str) -> bool:

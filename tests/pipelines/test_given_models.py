@@ -25,9 +25,9 @@ from stillhouse.text.tokenizer import train_tokenizer
 BOS = "<bos>"
 
 
-def put_tokenizer(folder: Path, texts: list[str], *, bos: bool = False) -> Path:
+def put_tokenizer(folder: Path, texts: list[str], *, bos: bool = False, size: int = 300) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    made = Backend.from_str(train_tokenizer(texts, vocab_size=300).decode())
+    made = Backend.from_str(train_tokenizer(texts, vocab_size=size).decode())
     made.add_special_tokens([BOS])
     if bos:
         tokens = [(BOS, made.token_to_id(BOS))]
@@ -58,6 +58,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     put_model(folder / "bare", 5)
     put_tokenizer(folder / "copy", SEA, bos=True)
     put_tokenizer(folder / "law", LAW)
+    put_tokenizer(folder / "large", SEA, size=330)
     return folder
 
 
@@ -98,6 +99,11 @@ def test_no_tokenizer_is_trained_beside_a_given_model(place: Path, key: str) -> 
 REFUSED: dict[str, tuple[dict[str, str], type[Exception], str]] = {
     "no tokenizer": ({"prior": "bare"}, SpecError, r"bare' has no tokenizer .* `tokenizer.path`"),
     "another": ({"prior": "prior", "tokenizer": "law"}, ModelError, r"law' .* beside prior "),
+    "larger": (
+        {"prior": "prior", "tokenizer": "large"},
+        ModelError,
+        r"large' is not the one beside prior .*\(331 ids, the model's 301\)",
+    ),
     "two that differ": (
         {"prior": "prior", "conditional": "other"},
         ModelError,
