@@ -26,6 +26,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
+from stillhouse.storage.artifact import load_manifest
+from stillhouse.storage.layout import has_manifest
+
 _BUDGET_S = 300
 _SHARES = {"select": 0.4, "train": 0.15, "online": 0.15, "mix": 0.15, "distill": 0.15}
 """Of the budget: the deadlines."""
@@ -157,8 +160,8 @@ def devices(artifacts: Any) -> set[str]:
     """What the manifests of a result's artifacts say that made them."""
     if isinstance(artifacts, dict):
         return set().union(*map(devices, artifacts.values()))
-    path = Path(str(artifacts), "manifest.json")
-    made_by = json.loads(path.read_text()).get("made_by", {}) if path.exists() else {}
+    folder = str(artifacts)
+    made_by = load_manifest(folder).made_by if has_manifest(folder) else {}
     return {made_by["device"]} if "device" in made_by else set()
 
 

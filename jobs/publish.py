@@ -15,6 +15,7 @@ from stillhouse.storage import names
 from stillhouse.storage.artifact import Store
 from stillhouse.storage.commit import MARKER
 from stillhouse.storage.filesystem import absolute_uri, exists, join, read_bytes
+from stillhouse.storage.layout import has_manifest
 from stillhouse.storage.names import Publication, Version
 from stillhouse.storage.reachability import list_objects
 from stillhouse.storage.run_record import now, read_json
@@ -90,7 +91,7 @@ def _publish_uri(store: str, name: str, to: str) -> tuple[Version, bool]:
     folder = absolute_uri(to)
     result = read_json(folder, "result.json")
     kind, made = _named(to) if result is None else result_artifact(result)
-    if not exists(join(store, kind, made, "manifest.json")):
+    if not has_manifest(join(store, kind, made)):
         raise ArtifactError(f"{to} is not in the store {store}: a name refers to its own store")
     stands = names.current(store, name)
     if stands is not None and stands.kind != kind:
@@ -106,7 +107,7 @@ def _publish_uri(store: str, name: str, to: str) -> tuple[Version, bool]:
 def _named(uri: str) -> tuple[str, str]:
     """Kind and fingerprint of the artifact at a URI, or of the selection that `STORE#name` is."""
     kinds = {kind for kind, _ in RESULTS.values()}
-    is_artifact = exists(join(absolute_uri(uri), "manifest.json"))
+    is_artifact = has_manifest(absolute_uri(uri))
     manifest = (open_artifact if is_artifact else open_selection)(uri).manifest
     if manifest.kind not in kinds:
         raise ArtifactError(f"{uri} is one of `{manifest.kind}`: a name stands for {sorted(kinds)}")

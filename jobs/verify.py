@@ -15,6 +15,7 @@ from stillhouse.storage.artifact import load_manifest
 from stillhouse.storage.commit import MARKER
 from stillhouse.storage.filesystem import absolute_uri, exists, join, use_options
 from stillhouse.storage.integrity import Survey, survey_result, survey_store
+from stillhouse.storage.layout import MANIFEST, PART_LIST
 from stillhouse.storage.parquet import read_table
 from stillhouse.storage.run_record import read_json
 from stillhouse.storage.store_options import known_options
@@ -46,7 +47,7 @@ def verify(uri: str, sample: int, large_bytes: int = _LARGE_BYTES) -> dict[str, 
     if folder and not survey.checked:
         if exists(join(store, folder, "spec.yaml")):
             raise ArtifactError(f"{uri}: the run is not finished (see `stillhouse status {uri}`)")
-        raise ArtifactError(f"no artifact at {uri}: there is no manifest.json, and it is no store")
+        raise ArtifactError(f"no artifact at {uri}: there is no {MANIFEST}, and it is no store")
     problems = _compare(survey, large_bytes)
     found: dict[str, Any] = {"store": store, "checked": survey.checked, "problems": problems}
     if not folder:
@@ -81,7 +82,7 @@ def _place(uri: str) -> tuple[str, str]:
 
 def _own(path: str) -> bool:
     """Whether an object is checked by itself: it carries its own digest, or none is needed."""
-    return path.endswith((".json", "/parts.parquet")) or path.startswith("runs/")
+    return path.endswith((".json", f"/{PART_LIST}")) or path.startswith("runs/")
 
 
 def _artifact(store: str, folder: str) -> tuple[str, str]:

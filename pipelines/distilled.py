@@ -16,6 +16,7 @@ from stillhouse.pipelines.crew import Crew
 from stillhouse.pipelines.distill import DistillRun, Point
 from stillhouse.pipelines.evaluation import set_augmentation, set_protocol
 from stillhouse.storage.artifact import Manifest
+from stillhouse.storage.layout import LAYOUT_VERSION
 from stillhouse.storage.parquet import read_table
 
 RESULT_VERSION = 2
@@ -30,7 +31,7 @@ def put_result(
     best = made.best
     trained_by = _trained_by(spec, made)
     name = fingerprint(
-        ["distilled", RESULT_VERSION, work.images, work.zca, best.part.sha256,
+        ["distilled", RESULT_VERSION, LAYOUT_VERSION, work.images, work.zca, best.part.sha256,
          made.made.label_sha256, made.made.name, best.iteration, trained_by]
     )  # fmt: skip
     totals: dict[str, Any] = {

@@ -20,6 +20,7 @@ from stillhouse.pipelines.context import Context
 from stillhouse.pipelines.flow import stream_parts
 from stillhouse.pipelines.inputs import Inputs, JobInputs, unit_tasks
 from stillhouse.storage.artifact import Manifest, PartRef, Receipt, Store
+from stillhouse.storage.layout import LAYOUT_VERSION
 from stillhouse.storage.parquet import read_table
 from stillhouse.text.tasks import UnitTask
 
@@ -156,7 +157,7 @@ def put_dead_letters(store: Store, scans: Sequence[Scan]) -> Manifest | None:
     if not bad:
         return None
     named = [[s.name, [[t.fingerprint, [f.uri for f in t.files]] for t in s.tasks]] for s in bad]
-    identity = fingerprint([DEAD_LETTERS, named])
+    identity = fingerprint([DEAD_LETTERS, LAYOUT_VERSION, named])
     found = store.find_manifest(DEAD_LETTERS, identity)
     if found is not None:
         return found

@@ -36,6 +36,7 @@ from stillhouse.selection.writing import (
 from stillhouse.spec import SelectionSettings, SelectSpec
 from stillhouse.storage.artifact import Manifest, Receipt, Store
 from stillhouse.storage.commit import create_or_adopt
+from stillhouse.storage.layout import LAYOUT_VERSION, LEDGER, about
 from stillhouse.storage.parquet import parquet_bytes
 
 _NOT_ELIGIBLE = {
@@ -123,6 +124,7 @@ def _identity(
         [
             "selection",
             RULE_VERSION,
+            LAYOUT_VERSION,
             rule,
             size,
             asked,
@@ -308,7 +310,7 @@ def _finish(
         tally.add(Tally.from_json(receipt.info["tally"]))
     tally.rows = sorted(tally.rows, key=lambda row: row["part"])
     ledger = parquet_bytes(pa.Table.from_pylist(tally.rows, schema=LEDGER_SCHEMA))
-    ledger = create_or_adopt(store.path("selections", name, "ledger.parquet"), ledger)
+    ledger = create_or_adopt(store.path(about(f"selections/{name}"), LEDGER), ledger)
     manifest = Manifest(
         kind="selections",
         fingerprint=name,
@@ -336,6 +338,6 @@ def _finish(
             "groups": len(receipts),
             "tally": replace(tally, rows=[]).to_json(),
         },
-        files={"ledger.parquet": sha256(ledger)},
+        files={LEDGER: sha256(ledger)},
     )
     return store.put_manifest(manifest)

@@ -138,6 +138,12 @@ def write_spec(folder, **changes):
     return str(path)
 
 
+def about(folder):
+    """Where the manifest and the other files lie of an artifact whose folder holds only rows."""
+    folder = Path(folder)
+    return folder.parent / "about" / folder.name
+
+
 def digests(store, *kinds):
     """sha256 of every file under these kinds of a store (all of them by default), by path.
 

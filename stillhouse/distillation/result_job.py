@@ -1,9 +1,9 @@
 """The result as a task: the chosen set with pictures to look at, and what turns pixels into it.
 
-Files: `part-00000.parquet` (`stored_sets`), `preprocessing.safetensors` (mean and
-deviation a channel, or ZCA's mean, matrix and inverse) and, where labels are of views,
-`labels.safetensors`. The manifest's totals hold learning rate, bytes and how networks were
-trained on the set (`trained_by`).
+Its folder holds `part-00000.parquet` (`stored_sets`). Beside the manifest lie
+`preprocessing.safetensors` (mean and deviation a channel, or ZCA's mean, matrix and inverse) and,
+where labels are of views, `labels.safetensors`. The manifest's totals hold learning rate, bytes and
+how networks were trained on the set (`trained_by`).
 """
 
 from dataclasses import dataclass
@@ -18,6 +18,7 @@ from stillhouse.fingerprint import sha256
 from stillhouse.storage.artifact import Manifest, Receipt, Store, libraries
 from stillhouse.storage.commit import create_or_adopt
 from stillhouse.storage.filesystem import read_bytes
+from stillhouse.storage.layout import about
 from stillhouse.storage.parquet import read_table
 
 KIND = "distilled"
@@ -54,9 +55,9 @@ def run_result(store: Store, prepared: Prepared, task: ResultTask) -> Receipt:
     files = {PREPROCESSING: save(_preprocessing(prepared))}
     if task.label_path is not None:
         files[LABELS] = read_bytes(store.path(task.label_path))
+    place = about(f"{KIND}/{task.fingerprint}")
     digests = {
-        name: sha256(create_or_adopt(store.path(KIND, task.fingerprint, name), data))
-        for name, data in files.items()
+        name: sha256(create_or_adopt(store.path(place, name), data)) for name, data in files.items()
     }
     totals = task.totals | {
         "class_names": list(prepared.class_names),

@@ -46,7 +46,7 @@ class Distilled(Artifact):
         self.soft_labels: NDArray[np.float32] | None = None if soft is None else soft.numpy()
         self.learning_rate = found.learning_rate
         self.preprocessing: dict[str, NDArray[np.float32]] = load(
-            read_bytes(join(self.uri, PREPROCESSING))
+            read_bytes(join(self.about, PREPROCESSING))
         )
 
     @property
@@ -81,7 +81,7 @@ class Distilled(Artifact):
 
         if LABELS not in self.manifest.files:
             raise ArtifactError(f"{self.uri} has one label an image, none of views")
-        return load(read_bytes(join(self.uri, LABELS)))["labels"]
+        return load(read_bytes(join(self.about, LABELS)))["labels"]
 
     def to_datasets(self) -> Any:
         """A Hugging Face `Dataset` of the stored rows: `image` (to look at), `label`, `values`.

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from stillhouse.errors import ArtifactError
 from stillhouse.storage import names
-from stillhouse.storage.artifact import Manifest, Part, load_manifest
+from stillhouse.storage.artifact import Manifest, Part, find_artifact, load_manifest
 from stillhouse.storage.filesystem import (
     absolute_uri,
     exists,
@@ -45,11 +45,13 @@ _SELECTION = Sought("selections", "selection_fingerprint", "a selection", "made 
 
 
 class Artifact:
-    """Any artifact: its manifest and its parts in order."""
+    """Any artifact: its manifest, its parts in order, and `about`, the URI of the folder in which
+    the manifest and its other files lie.
+    """
 
     def __init__(self, uri: str, kind: str | None = None) -> None:
         self.uri = absolute_uri(uri)
-        self.manifest: Manifest = load_manifest(self.uri, kind)
+        self.about, self.manifest = find_artifact(self.uri, kind)
         self.store = self.uri.rsplit("/", 2)[0]
 
     def __repr__(self) -> str:

@@ -28,6 +28,7 @@ from stillhouse.selection.scorers import TOLERANCES
 from stillhouse.selection.sources import Sources
 from stillhouse.storage.artifact import Manifest, Store
 from stillhouse.storage.filesystem import join, list_names
+from stillhouse.storage.layout import LEDGER, PART_LIST
 from stillhouse.storage.parquet import read_table
 from stillhouse.text.pieces import token_ids
 from stillhouse.training.task import TRAINED_ON
@@ -70,10 +71,12 @@ class Verifier:
         )
 
     def check_parts(self) -> None:
-        """No part of the selection is in no manifest; their bytes are `verify`'s to check."""
+        """No file of rows is in no manifest: readers of the folder would take it for a part."""
         listed = {part.path.rsplit("/", 1)[-1] for part in self.selection.manifest.parts}
+        if self.selection.about == self.selection.uri:
+            listed |= {LEDGER, PART_LIST}
         for name in list_names(self.selection.uri):
-            if name.endswith(".parquet") and name.startswith("part-") and name not in listed:
+            if name.endswith(".parquet") and name not in listed:
                 self.findings.problem(f"{self.selection.uri}/{name} is in no manifest")
 
     def check_joins(self) -> None:
@@ -148,7 +151,7 @@ class Verifier:
     def check_fates(self) -> None:
         """Every row of the pool: kept or dropped as the ledger says, kept ones unchanged."""
         kept = self._kept_rows()
-        ledger = read_table(join(self.selection.uri, "ledger.parquet")).to_pylist()
+        ledger = read_table(join(self.selection.about, LEDGER)).to_pylist()
         cut = cut_from_json(self.selection.manifest.totals["cut"])
         if [row["part"] for row in ledger] != list(range(len(self.tokens.parts))):
             self.findings.problem("the ledger does not have one row for each part of the pool")

@@ -6,7 +6,7 @@
 * A **manifest** makes an artifact: an ordered list of parts. A reader sees only manifests.
 
 Layout of a store: `<kind>/parts/<fingerprint>.parquet`, `<kind>/receipts/<fingerprint>.json`,
-`<kind>/<fingerprint>/manifest.json` (and files of its own beside it for models and selections).
+`<kind>/<fingerprint>/` for an artifact, and its manifest where `stillhouse.storage.layout` says.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -21,6 +21,7 @@ from stillhouse.errors import ArtifactError
 from stillhouse.fingerprint import sha256
 from stillhouse.storage.commit import create_or_adopt
 from stillhouse.storage.filesystem import join, list_names, read_bytes, read_many
+from stillhouse.storage.layout import MANIFEST, PART_LIST, about, folder_about, read_manifest
 from stillhouse.storage.parquet import ROW_GROUP, parquet_bytes, parse_table, read_table
 from stillhouse.storage.sealed import seal, unseal
 
@@ -80,7 +81,7 @@ class Manifest:
     totals: dict[str, Any] = field(default_factory=dict)
     made_by: dict[str, Any] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)
-    """Files beside the manifest, by name, with their sha256."""
+    """Files in the manifest's folder, by name, with their sha256."""
 
     @property
     def num_rows(self) -> int:
@@ -182,16 +183,16 @@ class Store:
         Returns:
             The manifest as any reader sees it from now on.
         """
-        folder = self.path(manifest.kind, manifest.fingerprint)
+        place = about(self.path(manifest.kind, manifest.fingerprint))
         content = asdict(manifest)
         listed = None
         if len(manifest.parts) > _MAX_INLINE_PARTS:
             rows = parquet_bytes(pa.Table.from_pylist(content.pop("parts")))
-            listed = create_or_adopt(join(folder, "parts.parquet"), rows)
+            listed = create_or_adopt(join(place, PART_LIST), rows)
             content["parts_sha256"] = sha256(listed)
-        uri = join(folder, "manifest.json")
+        uri = join(place, MANIFEST)
         data = create_or_adopt(uri, seal(content, indent=1))
-        stands = parse_manifest(data, folder, manifest.kind, listed)
+        stands = parse_manifest(data, place, manifest.kind, listed)
         made = _digests(manifest.parts) | manifest.files
         _check_same(uri, _digests(stands.parts) | stands.files, made)
         return stands
@@ -205,13 +206,17 @@ class Store:
         return load_manifest(self.path(kind, fingerprint), kind)
 
     def find_manifest(self, kind: str, fingerprint: str) -> Manifest | None:
-        """The manifest, or None where the artifact is not there (yet), or not whole any more."""
+        """The manifest, or None where the artifact is not there (yet), or not whole any more.
+
+        One of an older layout is not there: it is made again.
+        """
+        place = about(f"{kind}/{fingerprint}")
         try:
-            data = read_bytes(self.path(kind, fingerprint, "manifest.json"))
+            data = read_bytes(self.path(place, MANIFEST))
         except FileNotFoundError:
             return None
-        manifest = parse_manifest(data, self.path(kind, fingerprint), kind)
-        files = [f"{kind}/{fingerprint}/{name}" for name in manifest.files]
+        manifest = parse_manifest(data, self.path(place), kind)
+        files = [f"{place}/{name}" for name in manifest.files]
         return None if self._lost([*(part.path for part in manifest.parts), *files]) else manifest
 
 
@@ -230,37 +235,46 @@ def _check_same(uri: str, stands: Mapping[str, str], made: Mapping[str, str]) ->
 
 
 def load_manifest(folder: str, kind: str | None = None) -> Manifest:
-    """The manifest in `folder`; with `kind`, only of that kind.
+    """The manifest of the artifact in `folder`; with `kind`, only of that kind.
 
     Raises:
         ArtifactError: missing, broken, newer, or of another kind.
     """
+    return find_artifact(folder, kind)[1]
+
+
+def find_artifact(folder: str, kind: str | None = None) -> tuple[str, Manifest]:
+    """As `load_manifest`, and before it the URI of the folder in which its files lie."""
     try:
-        data = read_bytes(join(folder, "manifest.json"))
+        place, data = read_manifest(folder)
     except FileNotFoundError as error:
-        raise ArtifactError(f"no artifact at {folder}: there is no manifest.json") from error
-    return parse_manifest(data, folder, kind)
+        raise ArtifactError(f"no artifact at {folder}: there is no {MANIFEST}") from error
+    return place, parse_manifest(data, place, kind)
 
 
 def parse_manifest(
-    data: bytes, folder: str, kind: str | None, listed: bytes | None = None
+    data: bytes, place: str, kind: str | None, listed: bytes | None = None
 ) -> Manifest:
-    """The manifest in `data`; `listed` are the bytes of its parts.parquet where at hand."""
+    """The manifest in `data`, from the folder `place`; `listed` are the bytes of its list of parts
+    where at hand.
+    """
     try:
-        content = unseal(data, join(folder, "manifest.json"))
+        content = unseal(data, join(place, MANIFEST))
         digest = content.pop("parts_sha256", None)
-        rows = content["parts"] if digest is None else _listed_parts(folder, digest, listed)
+        rows = content["parts"] if digest is None else _listed_parts(place, digest, listed)
         content["parts"] = tuple(PartRef(**row) for row in rows)
         manifest = Manifest(**content)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ArtifactError(f"{folder}/manifest.json is broken: {error}") from error
+        raise ArtifactError(f"{place}/{MANIFEST} is broken: {error}") from error
     if kind is not None and manifest.kind != kind:
-        raise ArtifactError(f"{folder} holds `{manifest.kind}` where `{kind}` is needed")
+        raise ArtifactError(
+            f"{folder_about(place)} holds `{manifest.kind}` where `{kind}` is needed"
+        )
     return manifest
 
 
-def _listed_parts(folder: str, digest: str, listed: bytes | None) -> list[dict[str, Any]]:
-    uri = join(folder, "parts.parquet")
+def _listed_parts(place: str, digest: str, listed: bytes | None) -> list[dict[str, Any]]:
+    uri = join(place, PART_LIST)
     try:
         data = read_bytes(uri) if listed is None else listed
     except FileNotFoundError as error:

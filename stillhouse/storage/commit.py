@@ -1,7 +1,7 @@
 """Commit = creating a name that nobody has. This page is the whole exactly-once story.
 
 On S3 a conditional put (If-None-Match: the server refuses the second writer). On local disks the
-bytes go to `name.<uuid>.tmp`, are flushed, and `os.link` gives them their final name, which fails
+bytes go to `.name.<uuid>.tmp`, are flushed, and `os.link` gives them their final name, which fails
 when it is taken. Every store is asked once a run whether a second create of one name is refused:
 some S3 servers and most other filesystems replace it without a word.
 """
@@ -138,7 +138,7 @@ def _replace_local(path: Path, data: bytes) -> None:
 
 def _write_beside(path: Path, blocks: Iterable[bytes]) -> Path:
     _make_folder(path.parent)
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         with open(temporary, "xb") as file:
             file.writelines(blocks)

@@ -16,6 +16,7 @@ from typing import Any, TypeAlias
 from stillhouse.errors import ArtifactError
 from stillhouse.storage.artifact import parse_manifest, parse_receipt
 from stillhouse.storage.filesystem import join, open_read, read_many
+from stillhouse.storage.layout import MANIFEST, folder_about, places
 from stillhouse.storage.reachability import KINDS, StoredObject, list_objects, walk
 from stillhouse.storage.run_record import DIGESTS
 from stillhouse.storage.sealed import is_sealed, unseal
@@ -81,10 +82,10 @@ class Survey:
     def _named(self, item: StoredObject, data: bytes, uri: str) -> dict[str, str] | None:
         """Paths with their sha256; None of an object that another one names."""
         folder, _, file = item.path.rpartition("/")
-        if item.kind in KINDS and file == "manifest.json":
+        if item.kind in KINDS and file == MANIFEST:
             self.checked["manifests"] += 1
             manifest = parse_manifest(data, join(self.store, folder), None)
-            if folder != f"{manifest.kind}/{manifest.fingerprint}":
+            if folder_about(folder) != f"{manifest.kind}/{manifest.fingerprint}":
                 raise ArtifactError(f"{uri} is the manifest of another artifact")
             files = {f"{folder}/{name}": digest for name, digest in manifest.files.items()}
             return {part.path: part.sha256 for part in manifest.parts} | files
@@ -114,8 +115,8 @@ class Survey:
                 self.problems.append(f"{join(self.store, path)} is missing, {by} names it")
 
     def _holds(self, path: str) -> bool:
-        whole = f"{path}/manifest.json"
-        return path.startswith(f"{_LOOSE}/") or path in self.there or whole in self.there
+        whole = any(f"{place}/{MANIFEST}" in self.there for place in places(path))
+        return path.startswith(f"{_LOOSE}/") or path in self.there or whole
 
 
 def survey_store(store: str) -> Survey:
@@ -137,14 +138,15 @@ def survey_result(store: str, folder: str) -> Survey:
     """
     objects = [item for item in list_objects(store) if not item.is_temporary]
     survey = Survey(store, {item.path: item.num_bytes for item in objects})
-    own = {f"{folder}/{name}" for name in ("result.json", DIGESTS, "manifest.json")}
+    own = {f"{folder}/{name}" for name in ("result.json", DIGESTS)}
+    own |= {f"{place}/{MANIFEST}" for place in places(folder)}
     roots = [item for item in objects if item.path in own]
     for item, data in walk(store, objects, roots):
         survey.read(item, data)
         if item.path.endswith("/result.json"):
             result = _parsed(data)
             survey.look_for(result, f"{str(result.get('run')).rpartition('/runs/')[0]}/", item.path)
-        elif item.path.endswith("/manifest.json"):
+        elif item.path.endswith(f"/{MANIFEST}"):
             survey.look_for(_parsed(data), "", item.path)
     return survey
 

@@ -18,6 +18,7 @@ from functools import partial
 from typing import Any
 
 from stillhouse.storage.filesystem import filesystem, join, read_many
+from stillhouse.storage.layout import MANIFEST, PART_LIST, folder_about
 from stillhouse.storage.parquet import parse_table
 from stillhouse.storage.retries import with_retries
 
@@ -72,8 +73,8 @@ class StoredObject:
     @property
     def label(self) -> str:
         """How it is called where it refers to something: `runs/0123...`, `names/web`."""
-        parts = self.path.split("/")
-        return "/".join(parts[:-1]) if len(parts) > 1 else self.path
+        folder, _, file = self.path.rpartition("/")
+        return folder_about(folder) if folder else file
 
 
 def list_objects(store: str) -> list[StoredObject]:
@@ -122,7 +123,7 @@ def walk(
     """
     speaking: dict[str, list[StoredObject]] = defaultdict(list)
     for item in objects:
-        if item.kind in KINDS and item.path.endswith((".json", "/parts.parquet")):
+        if item.kind in KINDS and item.path.endswith((".json", f"/{PART_LIST}")):
             for name in item.names:
                 speaking[name].append(item)
     pending = list(roots)
@@ -172,7 +173,7 @@ def unreachable(
 
 
 def _rank(item: StoredObject) -> int:
-    if item.path.endswith("/manifest.json"):
+    if item.path.endswith(f"/{MANIFEST}"):
         return 0
     return 1 if "/receipts/" in item.path else 2
 

@@ -23,6 +23,7 @@ from stillhouse.fingerprint import canonical_json, sha256
 from stillhouse.storage.artifact import Manifest, Store
 from stillhouse.storage.commit import create
 from stillhouse.storage.filesystem import filesystem, list_names, read_bytes
+from stillhouse.storage.layout import MANIFEST
 from stillhouse.storage.retries import with_retries
 from stillhouse.training.state import MOMENT, WEIGHT, Snapshot
 from stillhouse.training.task import CHECKPOINTS
@@ -198,7 +199,7 @@ class Checkpoints:
     def _remove(self, step: int) -> None:
         """The manifest goes first: whoever looks sees a checkpoint whole, or none."""
         fs, path = filesystem(self._uri(step))
-        for name, recursive in ((f"{path}/manifest.json", False), (path, True)):
+        for name, recursive in ((f"{path}/{MANIFEST}", False), (path, True)):
             with suppress(FileNotFoundError):
                 with_retries(partial(fs.rm, name, recursive=recursive), f"removing {name}")
 
@@ -211,7 +212,7 @@ class Checkpoints:
             found = self._store.find_manifest(CHECKPOINTS, f"{self._name}/{step:08d}")
         except ArtifactError as error:
             raise _BrokenError(str(error)) from error
-        if found is None and "manifest.json" in list_names(self._uri(step)):
+        if found is None and MANIFEST in list_names(self._uri(step)):
             raise _BrokenError(f"{self._uri(step)} has lost a file")
         return found
 

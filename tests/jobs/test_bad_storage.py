@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 import yaml
-from small import small_spec
+from small import about, small_spec
 
 from stillhouse import open_selection
 from stillhouse.errors import ArtifactError
@@ -122,8 +122,8 @@ def test_a_full_disk_stops_the_run_and_a_larger_one_lets_it_go_on(ray_cluster, r
     assert "disk full: free space and run again, finished parts are kept" in error
     remount("64m")
     assert run(store) == (0, None)
-    [made] = (small_disk / "store" / "selections").glob("*/manifest.json")
-    assert verify(str(made.parent), 8)["problems"] == []
+    [made] = (small_disk / "store" / "selections" / "about").glob("*/manifest.json")
+    assert verify(str(small_disk / "store" / "selections" / made.parent.name), 8)["problems"] == []
 
 
 @pytest.fixture
@@ -143,9 +143,10 @@ def verified(reports, uri):
 
 def test_a_manifest_of_a_newer_version(copy, finished, reports):
     folder = copy / "selections" / finished["selection_fingerprint"]
-    content = json.loads((folder / "manifest.json").read_text())
+    path = about(folder) / "manifest.json"
+    content = json.loads(path.read_text())
     content["format_version"] = FORMAT_VERSION + 1
-    (folder / "manifest.json").write_text(json.dumps(content))
+    path.write_text(json.dumps(content))
     code, error = verified(reports, folder)
     assert code == 3
     assert "was written by a newer Stillhouse" in error and "upgrade to read it" in error
@@ -153,10 +154,11 @@ def test_a_manifest_of_a_newer_version(copy, finished, reports):
 
 def test_a_broken_manifest(copy, finished, reports):
     folder = copy / "selections" / finished["selection_fingerprint"]
-    (folder / "manifest.json").write_bytes(b'{"kind": "selec')
+    path = about(folder) / "manifest.json"
+    path.write_bytes(b'{"kind": "selec')
     code, error = verified(reports, folder)
     assert code == 3
-    assert f"{folder}/manifest.json is broken: " in error
+    assert f"{path} is broken: " in error
 
 
 def test_another_kind_where_a_selection_is_expected(finished):

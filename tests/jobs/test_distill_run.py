@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from ray.cloudpickle import register_pickle_by_value
-from small import Quiet
+from small import Quiet, about
 
 import stillhouse
 from stillhouse.distillation.matching_job import MatchingTask
@@ -223,11 +223,12 @@ def test_verify_finds_what_was_changed(distilled, reports, tmp_path):
     copy = tmp_path / "distilled" / result["distilled_fingerprint"]
     part = copy / "part-00000.parquet"
     part.write_bytes(part.read_bytes()[:-1] + b"!")
-    (copy / "preprocessing.safetensors").unlink()
+    gone = about(copy) / "preprocessing.safetensors"
+    gone.unlink()
     code, found = reports("verify", str(copy))
     missing, changed = found["problems"]
     assert code == 3
-    assert missing.startswith(f"{copy}/preprocessing.safetensors is missing, ")
+    assert missing.startswith(f"{gone} is missing, ")
     assert changed.startswith(f"{part} has sha256 ")
 
 

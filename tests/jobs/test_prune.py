@@ -46,7 +46,7 @@ def store(finished, tmp_path):
 
 
 def names(store, kind):
-    return {path.parent.name for path in (store / kind).glob("*/manifest.json")}
+    return {path.parent.name for path in (store / kind).rglob("manifest.json")}
 
 
 def test_without_yes_nothing_changes(store, reports):

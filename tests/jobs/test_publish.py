@@ -198,7 +198,7 @@ def test_prune_keeps_every_version_of_a_name(place):
     for path in (place / "store").rglob("*"):
         os.utime(path, (time.time() - 2 * 86400,) * 2)
     gone = prune_store(store.uri, grace_hours=24, yes=True)["objects"]
-    assert gone == [f"selections/{unnamed}/manifest.json"]
+    assert gone == [f"selections/about/{unnamed}/manifest.json"]
     assert open_selection(f"{store.uri}#books").manifest.inputs == {"made of": "second"}
     first = json.loads((place / "store" / "names" / "books" / "00000001.json").read_text())
     assert open_selection(store.path("selections", first["selection"])).num_rows == 0

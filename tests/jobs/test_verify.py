@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+from small import about
 
 from stillhouse import open_selection
 from stillhouse.fingerprint import sha256
@@ -39,7 +40,8 @@ def problems(selection, reports):
 
 
 def manifest_of(folder):
-    return unseal((folder / "manifest.json").read_bytes(), str(folder))
+    place = folder if (folder / "manifest.json").exists() else about(folder)
+    return unseal((place / "manifest.json").read_bytes(), str(folder))
 
 
 def rewrite(folder, number, change):
@@ -51,7 +53,7 @@ def rewrite(folder, number, change):
     (store / name).write_bytes(data)
     new = {"sha256": sha256(data), "num_rows": table.num_rows, "num_bytes": len(data)}
     kind = store / folder.parent.name
-    for path in [*kind.glob("*/manifest.json"), *kind.glob("receipts/*.json")]:
+    for path in [*kind.rglob("manifest.json"), *kind.glob("receipts/*.json")]:
         content = unseal(path.read_bytes(), str(path))
         for part in content["parts"]:
             if part["path"] == name:
@@ -129,9 +131,9 @@ OF_A_RUN = {
     "scores/parts/*.parquet",
     "scores/receipts/*.json",
     "scores/*/manifest.json",
-    "selections/*/ledger.parquet",
+    "selections/about/*/ledger.parquet",
     "selections/*/part-*.parquet",
-    "selections/*/manifest.json",
+    "selections/about/*/manifest.json",
 }
 
 
@@ -165,7 +167,7 @@ def test_a_flipped_bit_in_any_object_of_a_store(store, finished, reports):
 
 
 def test_a_changed_number_in_a_manifest(store, finished, reports):
-    path = store / "selections" / finished["selection_fingerprint"] / "manifest.json"
+    path = store / "selections/about" / finished["selection_fingerprint"] / "manifest.json"
     text = path.read_text()
     tokens = str(finished["selection"]["num_tokens"])
     assert tokens in text
@@ -199,13 +201,17 @@ def test_a_missing_part(selection, problems):
 
 def test_a_part_too_many(selection, problems):
     shutil.copy(selection / "part-00000.parquet", selection / "part-00099.parquet")
-    assert "part-00099.parquet is in no manifest" in problems()
+    shutil.copy(selection / "part-00000.parquet", selection / "mine.parquet")
+    said = problems()
+    assert "part-00099.parquet is in no manifest" in said
+    assert "mine.parquet is in no manifest" in said
 
 
 def test_a_missing_ledger(selection, problems):
-    (selection / "ledger.parquet").unlink()
-    said = f"selections/{selection.name}/manifest.json"
-    assert problems() == f"{selection}/ledger.parquet is missing, {said} names it"
+    ledger = about(selection) / "ledger.parquet"
+    ledger.unlink()
+    said = f"selections/about/{selection.name}/manifest.json"
+    assert problems() == f"{ledger} is missing, {said} names it"
 
 
 def test_a_row_dropped(selection, problems):
@@ -253,13 +259,13 @@ def test_a_stored_loss_that_the_model_does_not_give(selection, problems):
 
 
 def test_a_ledger_that_miscounts(selection, problems):
-    path = selection / "ledger.parquet"
+    path = about(selection) / "ledger.parquet"
     table = read_table(str(path))
     data = parquet_bytes(changed(table, "kept", 0, table["kept"][0].as_py() + 1))
     path.write_bytes(data)
     content = manifest_of(selection)
     content["files"]["ledger.parquet"] = sha256(data)
-    (selection / "manifest.json").write_bytes(seal(content))
+    (about(selection) / "manifest.json").write_bytes(seal(content))
     assert "ledger of part 0: (said, found)" in problems()
 
 

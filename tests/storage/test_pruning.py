@@ -97,7 +97,7 @@ def test_what_a_run_adopts_and_ends_with_between_walk_and_promise_stays(store):
     assert sorted(item.path for item in removed) == [
         f"scores/parts/{other}.parquet",
         f"scores/receipts/{other}.json",
-        f"selections/{other}/manifest.json",
+        f"selections/about/{other}/manifest.json",
     ]
     assert store.find_manifest("selections", mine) is not None
     assert store.finished("scores", [mine]).keys() == {mine}
