@@ -18,7 +18,7 @@ from stillhouse.mixing.mixer import MixerTask
 from stillhouse.mixing.origins import run_name
 from stillhouse.mixing.plan import StepPlan
 from stillhouse.mixing.settings import PolicySettings, ReplaySettings, needs_initial_pass
-from stillhouse.mixing.spec import MixSpec, control_settings, plan_of
+from stillhouse.mixing.spec import MixSpec, control_settings, controls_fault, plan_of
 from stillhouse.mixing.task import MixTask
 from stillhouse.pipelines.context import Context
 from stillhouse.pipelines.given import Needs, check_vocabulary, given_models
@@ -101,6 +101,9 @@ def rules_of(spec: MixSpec, sizes: Sequence[int]) -> list[Rule]:
 
     A control has the policy's passes in every step, and as many steps as the policy's initial pass
     over the arms would have made.
+
+    Raises:
+        SpecError: a replay that does not fit its log, or whose controls would draw nothing.
     """
     train, batches = spec.train, spec.target_batches
     plan, slots = plan_of(spec.policy, batches), train.accumulation
@@ -108,6 +111,9 @@ def rules_of(spec: MixSpec, sizes: Sequence[int]) -> list[Rule]:
         plan = _replayed_plan(spec, spec.policy)
     first = Rule(spec.policy.name, spec.policy, plan, slots, train.num_steps)
     rules, each = [first], plan.passes(slots)
+    fault = controls_fault(spec, each)
+    if fault is not None:
+        raise SpecError(fault)
     budget = each * train.num_steps + _initial_passes(spec, spec.policy, sizes)
     for name in spec.controls:
         settings = control_settings(name, spec.policy)

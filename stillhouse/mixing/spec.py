@@ -190,6 +190,11 @@ class MixSpec(JobSpec):
             )
         if self.policy.name in self.controls:
             raise ValueError(f"`{self.policy.name}` is the policy and among the `controls`")
+        if not isinstance(self.policy, ReplaySettings):  # the passes of a replay are in its log
+            plan = plan_of(self.policy, self.target_batches)
+            fault = controls_fault(self, plan.passes(self.train.accumulation))
+            if fault is not None:
+                raise ValueError(fault)
         return self
 
     @property
@@ -224,6 +229,19 @@ def control_settings(name: Control, policy: PolicySettings) -> PolicySettings:
             )
         case "loss_scaling":
             return LossScalingSettings(name="loss_scaling", **asked)
+
+
+def controls_fault(spec: MixSpec, each: int) -> str | None:
+    """Why a control draws nothing where a step has `each` gradient passes; None where all draw."""
+    for name in spec.controls:
+        needed = plan_of(control_settings(name, spec.policy), spec.target_batches).passes(0)
+        if name != "target_only" and needed >= each:
+            return (
+                f"the control `{name}` has {needed} gradient passes of the target in every step, "
+                f"and a step of `{spec.policy.name}` has {each} in all: raise "
+                "`train.accumulation`, lower `target.num_shots`, or leave it out of `controls`"
+            )
+    return None
 
 
 def plan_of(settings: PolicySettings, target_batches: int) -> StepPlan:

@@ -1,6 +1,8 @@
 import pytest
 from pydantic import ValidationError
 
+from stillhouse.errors import SpecError
+from stillhouse.mixing.decisions import write_decisions
 from stillhouse.mixing.plan import StepPlan
 from stillhouse.mixing.spec import MixSpec
 from stillhouse.pipelines.mix import rules_of
@@ -47,6 +49,32 @@ def test_the_second_target_pass_is_paid_for():
     policy = {"name": "exp3", "target_gradient": "after_step"}
     rules = rules_of(spec(policy=policy, controls=["uniform_with_target_pass"]), [40, 40])
     assert [(r.slots, r.plan.passes(r.slots)) for r in rules] == [(8, 12), (10, 12)]
+
+
+STATIC = {"name": "static", "size_temperature": 0.0}
+
+
+@pytest.mark.parametrize("control", ["static_alignment", "loss_scaling"])
+def test_a_control_has_room_for_a_draw(control):
+    """16 shots are two batches of 8: a step of two passes has room for these alone."""
+    train = CONTRACT["train"] | {"accumulation": 3}
+    rules = rules_of(spec(policy=STATIC, train=train, controls=[control]), [40, 40])
+    assert [(r.slots, r.plan.passes(r.slots)) for r in rules] == [(3, 3), (1, 3)]
+    said = rf"`{control}` has 2 gradient passes of the target .* a step of `static` has 2 in all"
+    with pytest.raises(ValidationError, match=said):
+        spec(policy=STATIC, train=train | {"accumulation": 2}, controls=[control])
+
+
+def test_a_control_of_a_replay_has_room_for_a_draw(tmp_path):
+    """What a step of the replayed run held is known from its log alone."""
+    regime = {"policy": "static", "weighted": False, "slots": 2, "micro_batch": 8}
+    log = write_decisions([], ["a", "b"], regime | {"target_batches": 0})
+    (tmp_path / "00000000.parquet").write_bytes(log)
+    train = CONTRACT["train"] | {"accumulation": 2}
+    policy = {"name": "replay", "log": str(tmp_path)}
+    asked = spec(policy=policy, train=train, controls=["static_alignment"])
+    with pytest.raises(SpecError, match=r"a step of `replay` has 2 in all"):
+        rules_of(asked, [40, 40])
 
 
 @pytest.mark.parametrize(
