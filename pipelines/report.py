@@ -231,7 +231,8 @@ def _drops(made: SelectRun, tally: Tally) -> list[Drop]:
         for name, number in sorted(counts.items())
         if name.startswith("dropped: ")
     ]
-    remainder = Drop("left over at the end of a part", None, None, counts["remainder_tokens"])
+    left = counts["remainder_documents"] or None
+    remainder = Drop("left over at the end of a part", None, left, counts["remainder_tokens"])
     rows = [
         Drop(reason, tally.fates[reason], None, tally.fate_tokens[reason])
         for reason in ("contaminated", "prior row", "nan")

@@ -58,14 +58,15 @@ class Packer:
 
     A part closes at the end of the document that fills it, so that no document lies in two parts;
     the tokens after its last whole sequence are dropped. After `finish`, `num_rows` sequences
-    went out and `remainder_tokens` tokens were dropped. Memory: one part and one document.
+    went out, `remainder_tokens` tokens were dropped, and with them all of `remainder_documents`
+    documents. Memory: one part and one document.
     """
 
     def __init__(
         self, *, sequence_length: int, eos_id: int, dtype: DTypeLike, part_rows: int
     ) -> None:
         self.num_rows = 0
-        self.remainder_tokens = 0
+        self.remainder_tokens = self.remainder_documents = 0
         self._sequence_length = sequence_length
         self._eos = np.array([eos_id], dtype)
         self._capacity = part_rows * sequence_length
@@ -98,6 +99,7 @@ class Packer:
         packed = _cut(tokens, length, self._owners, self._owner_starts)
         self.num_rows += num_rows
         self.remainder_tokens += remainder
+        self.remainder_documents += sum(start >= len(tokens) for start in self._owner_starts)
         self._start_part()
         return packed
 

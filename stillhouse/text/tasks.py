@@ -164,8 +164,9 @@ def pack_unit(store: Store, tokenizer: Tokenizer, task: PackTask) -> Receipt:
     """Tokenise a unit and pack it into sequences.
 
     Makes token parts (`stillhouse.text.packing`). Counts: documents packed, tokens in sequences,
-    remainder tokens, and `dropped: REASON` for documents that `drops` names; where the tokenizer
-    may lose text, also its unknown tokens, and how many of some sampled documents it changes.
+    tokens of the remainder and documents wholly in it, and `dropped: REASON` for documents that
+    `drops` names; where the tokenizer may lose text, also its unknown tokens, and how many of some
+    sampled documents it changes.
     """
     counts: Counter[str] = Counter()
     packer = Packer(
@@ -182,6 +183,7 @@ def pack_unit(store: Store, tokenizer: Tokenizer, task: PackTask) -> Receipt:
         parts.append(store.put_part(path, table, num_tokens=num_tokens))
     counts["tokens"] = sum(part.num_tokens for part in parts)
     counts["remainder_tokens"] = packer.remainder_tokens
+    counts["remainder_documents"] = packer.remainder_documents
     return store.put_receipt(
         "tokens", Receipt(task.unit.fingerprint, tuple(parts), dict(sorted(counts.items())))
     )

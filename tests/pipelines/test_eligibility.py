@@ -13,6 +13,8 @@ from stillhouse.storage.parquet import read_table
 
 HELD = "salt wind on the old harbour wall and gulls above nine grey boats that wait for the tide"
 
+SHORT = list("abcdefghijklmnopqrstuvwxyz0123456789")
+
 
 @pytest.fixture(scope="module")
 def broken(given, tmp_path_factory):
@@ -43,7 +45,9 @@ def made(ray_cluster, given, broken, tmp_path_factory):
     copies = [row | {"id": f"copy-{row['id']}", "text": row["text"].upper()} for row in found[:5]]
     leak = found[7] | {"id": "leak", "text": found[7]["text"] + " so " + HELD + " and on"}
     write(folder / "pool" / "a.parquet", found)
-    write(folder / "pool" / "b.parquet", [*copies, leak, *rows(2, 20, ["food"], prefix="e")])
+    others = rows(2, 20, ["food"], prefix="e")
+    short = [{"id": name, "text": name, "source": "sea"} for name in SHORT]
+    write(folder / "pool" / "b.parquet", [*copies, leak, *others, *short])
     write(folder / "target" / "t.parquet", rows(3, 20, ["sea"]))
     write(folder / "held" / "h.parquet", [{"id": "h", "text": HELD + " " + HELD, "source": "sea"}])
     target = {"path": str(folder / "target"), "heldout": {"path": str(folder / "held")}}
@@ -73,6 +77,14 @@ def test_later_copies_are_dropped_and_counted(made, pool_rows):
     assert not any(name.startswith("copy-") for name in ids)
     assert {"d0", "d1", "d2", "d3", "d4"} <= ids
     assert made["dropped"]["duplicate"] == 5
+
+
+def test_documents_that_lie_behind_the_last_sequence_are_counted(made, pool_rows):
+    """The last ones of the last file: two tokens each, less than a sequence in all."""
+    ids = {name for names, _ in pool_rows for name in names}
+    left = [name for name in SHORT if name not in ids]
+    assert 0 < len(left) < len(SHORT)
+    assert made["dropped"]["left over at the end of a part"] == len(left)
 
 
 def test_contaminated_rows_are_counted_and_not_kept(made, table, pool_rows):

@@ -92,6 +92,9 @@ def test_every_part_is_the_naive_stream_of_its_documents(token_lists, length, pa
         dropped += check_part(tokens_table(part).to_pylist(), group, first, length)
         first += len(group)
     assert packer.remainder_tokens == dropped
+    rows = [row for part in parts for row in tokens_table(part).to_pylist()]
+    there = {piece["row"] for row in rows for piece in row["documents"]}
+    assert packer.remainder_documents == len(token_lists) - len(there)
     assert packer.num_rows == sum(len(part.input_ids) for part in parts)
 
 
