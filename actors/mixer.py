@@ -42,10 +42,6 @@ class RemoteMixer:
         """Go on from a checkpoint's state."""
         self._call(self._task, "resume", state)
 
-    def extend(self, state: dict[str, Any], initial_rewards: Sequence[float]) -> None:
-        """Go on from a state of fewer arms."""
-        self._call(self._task, "extend", state, list(initial_rewards))
-
     def deal(self) -> mixer.Draw:
         """The next step's draws."""
         return self._call(None, "deal")

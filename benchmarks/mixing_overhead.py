@@ -27,10 +27,12 @@ from stillhouse.mixing.arms import ArmPart, ArmReader
 from stillhouse.mixing.collation import Collator
 from stillhouse.mixing.mixer import Mixer, MixerTask
 from stillhouse.mixing.plan import StepPlan
+from stillhouse.mixing.policy import PolicySettings
 from stillhouse.mixing.preparation import Lengths
-from stillhouse.mixing.settings import PolicySettings, StaticSettings, Ucb1Settings
+from stillhouse.mixing.static import StaticSettings
 from stillhouse.mixing.target import choose_shots, target_rows
 from stillhouse.mixing.trainer import MixTrainer
+from stillhouse.mixing.ucb1 import Ucb1Settings
 from stillhouse.models.text_to_text import build_text_model
 from stillhouse.spec import ModelSettings, Optimisation
 from stillhouse.storage.parquet import read_table
@@ -89,7 +91,7 @@ class Run:
             num_steps=10_000,
         )
         names = tuple(part.name for part in parts)
-        task = MixerTask(settings, names, (ROWS,) * len(names), SLOTS, 2, 0, "")
+        task = MixerTask(settings, names, (ROWS,) * len(names), SLOTS, 0, "")
         self.mixer = Mixer(task)
         self.mixer.begin(np.random.default_rng(0).uniform(0.1, 0.3, len(names)).tolist())
 

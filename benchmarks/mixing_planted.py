@@ -23,15 +23,16 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 from mixing_runs import World, make_world, options, run_one, write_json
+from released_samplers import ReleasedExp3Settings, ReleasedUcb1Settings
 
 from stillhouse.mixing.decision_log import log_parts
 from stillhouse.mixing.decisions import Decision, read_decisions
-from stillhouse.mixing.exp3 import Exp3
+from stillhouse.mixing.exp3 import Exp3Settings
 from stillhouse.mixing.plan import StepPlan
-from stillhouse.mixing.policy import Policy
+from stillhouse.mixing.policy import MixFacts, Policy, PolicySettings
 from stillhouse.mixing.preparation import Lengths
-from stillhouse.mixing.settings import Exp3Settings, PolicySettings, StaticSettings, Ucb1Settings
-from stillhouse.mixing.ucb1 import Ucb1
+from stillhouse.mixing.static import StaticSettings
+from stillhouse.mixing.ucb1 import Ucb1Settings
 from stillhouse.spec import ModelSettings, Optimisation
 
 GOOD = ("good_a", "good_b")
@@ -49,12 +50,12 @@ LEARNING = Optimisation(
 REPLAY_WITHIN = 0.05
 REPEATS = 20
 FLOORS = {"ucb1 faithful": 0.30, "exp3 faithful": 0.20}
+_REWARDS: dict[str, Any] = {"initial_examples": 64, "reward": "alignment"}
 POLICIES: dict[str, PolicySettings] = {
-    f"{name} {sampler}": kind.model_validate(
-        {"name": name, "sampler": sampler, "initial_examples": 64, "reward": "alignment"}
-    )
-    for name, kind in (("ucb1", Ucb1Settings), ("exp3", Exp3Settings))
-    for sampler in ("faithful", "released")
+    "ucb1 faithful": Ucb1Settings(name="ucb1", **_REWARDS),
+    "ucb1 released": ReleasedUcb1Settings(name="ucb1", target_batches=4, **_REWARDS),
+    "exp3 faithful": Exp3Settings(name="exp3", **_REWARDS),
+    "exp3 released": ReleasedExp3Settings(name="exp3", **_REWARDS),
 }
 SWEEP = (0.1, 0.3, 0.6, 1.0)
 """Shares of the two good arms together in the static mixtures."""
@@ -228,12 +229,11 @@ def _same_draws(settings: PolicySettings, decisions: list[Decision], num_arms: i
 
 def _pure(settings: Any, decisions: list[Decision], num_arms: int) -> Policy:
     """The policy as the run began; UCB1's first rewards are what its first indices exceed."""
-    if settings.name == "exp3":
-        speed = 10 if settings.sampler == "released" else 1
-        return Exp3(num_arms, accumulation=SLOTS, speed=speed, sampler=settings.sampler)
-    assert decisions[0].indices is not None
-    first = np.array(decisions[0].indices) - np.sqrt(2 * np.log(num_arms))
-    return Ucb1(first, sampler=settings.sampler, accumulation=SLOTS, target_batches=4)
+    first: list[float] = []
+    if decisions[0].indices is not None:
+        first = (np.array(decisions[0].indices) - np.sqrt(2 * np.log(num_arms))).tolist()
+    arms = [str(arm) for arm in range(num_arms)]
+    return settings.make(MixFacts(arms=arms, accumulation=SLOTS, initial_rewards=first))
 
 
 def _nearest(history: list[tuple[int, float]], step: int) -> list[float]:

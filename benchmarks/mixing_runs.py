@@ -15,9 +15,9 @@ from stillhouse.fingerprint import fingerprint
 from stillhouse.mixing.arms import ArmPart
 from stillhouse.mixing.mixer import Mixer, MixerTask
 from stillhouse.mixing.plan import StepPlan
+from stillhouse.mixing.policy import PolicySettings
 from stillhouse.mixing.preparation import Lengths, SourceTask, prepare_source
 from stillhouse.mixing.run import run_mix
-from stillhouse.mixing.settings import PolicySettings
 from stillhouse.mixing.task import MixTask
 from stillhouse.spec import ModelSettings, Optimisation
 from stillhouse.storage.artifact import Manifest, Store
@@ -126,7 +126,6 @@ def run_one(
     log_every: int = 1,
 ) -> Manifest:
     """One run to its end, or what a finished one left; a killed one goes on from its checkpoint."""
-    batch = learning.micro_batch or 8
     learning = learning.model_copy(update={"seed": seed})
     start = init if isinstance(init, str) else init.model_dump()
     parts = [[part.name, part.uri] for part in world.arms]
@@ -145,7 +144,6 @@ def run_one(
         arms=tuple(part.name for part in world.arms),
         sizes=tuple(part.num_rows for part in world.arms),
         slots=slots,
-        target_batches=-(-((num_shots + 1) // 2) // batch),
         seed=seed,
         log=world.store.path("decisions", key),
         log_every=log_every,

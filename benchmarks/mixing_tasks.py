@@ -15,11 +15,15 @@ from typing import Any
 import pyarrow.parquet as pq
 import torch
 from mixing_runs import World, make_world, options, run_one, write_json
+from released_samplers import ReleasedExp3Settings, ReleasedUcb1Settings
 
+from stillhouse.mixing.exp3 import Exp3Settings
 from stillhouse.mixing.plan import StepPlan
+from stillhouse.mixing.policy import PolicySettings
 from stillhouse.mixing.preparation import Lengths
-from stillhouse.mixing.settings import PolicySettings, UniformSettings, needs_initial_pass
-from stillhouse.mixing.spec import MixSpec, control_settings, plan_of
+from stillhouse.mixing.spec import control_settings
+from stillhouse.mixing.ucb1 import Ucb1Settings
+from stillhouse.mixing.uniform import UniformSettings
 from stillhouse.spec import ModelSettings, Optimisation
 
 TARGETS = ("copa", "snli", "boolq")
@@ -81,19 +85,14 @@ def pretrained(work: Path, data: Path, steps: int) -> tuple[Path, str]:
 
 def policies() -> dict[str, PolicySettings]:
     """Both bandits with both samplers, and the controls of a mix job."""
-    given: dict[str, PolicySettings] = {}
-    for name in ("ucb1", "exp3"):
-        for sampler in ("faithful", "released"):
-            policy = {"name": name, "sampler": sampler, "initial_examples": 16}
-            spec = MixSpec.model_validate(
-                {
-                    "job": "mix",
-                    "target": {"path": "x"},
-                    "auxiliary": {"path": "y"},
-                    "policy": policy,
-                }
-            )
-            given[f"{name} {sampler}"] = spec.policy
+    given: dict[str, PolicySettings] = {
+        "ucb1 faithful": Ucb1Settings(name="ucb1", initial_examples=16),
+        "ucb1 released": ReleasedUcb1Settings(
+            name="ucb1", initial_examples=16, target_batches=SHOTS // 2 // BATCH
+        ),
+        "exp3 faithful": Exp3Settings(name="exp3", initial_examples=16),
+        "exp3 released": ReleasedExp3Settings(name="exp3", initial_examples=16),
+    }
     first = given["ucb1 faithful"]
     for control in (
         "target_only",
@@ -112,12 +111,12 @@ def run(
     """One run of `budget` gradient passes, the initial one included."""
     batches = SHOTS // 2 // BATCH
     each = SLOTS + batches
-    plan = plan_of(settings, batches)
+    plan = settings.plan(batches)
     slots = each - plan.passes(0)
     if label == "target_only":
         plan, slots = StepPlan(each), 0
     initial = sum(-(-min(16, p.num_rows) // BATCH) for p in world.arms) + batches
-    steps = (budget - (initial if needs_initial_pass(settings) else 0)) // each
+    steps = (budget - (initial if settings.needs_initial_pass else 0)) // each
     made = run_one(
         world,
         label=label,

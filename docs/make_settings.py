@@ -1,5 +1,6 @@
 """Write docs/settings.md from the pydantic models: `python docs/make_settings.py`."""
 
+import sys
 import types
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -11,11 +12,12 @@ from pydantic_core import PydanticUndefined
 from stillhouse import compute_settings, spec, tokenizer_settings
 from stillhouse.distillation import image_sources, methods, settings
 from stillhouse.distillation import spec as distill_spec
-from stillhouse.mixing import settings as policies
 from stillhouse.mixing import spec as mix_spec
+from stillhouse.mixing.settings import NamedPolicy
 from stillhouse.selection import own_settings
 from stillhouse.training import spec as train_spec
 
+_POLICIES = dict.fromkeys(sys.modules[p.__module__] for p in get_args(get_args(NamedPolicy)[0]))
 _DISTILLATION = (distill_spec, image_sources, methods, settings)
 MODULES = (
     spec,
@@ -24,7 +26,7 @@ MODULES = (
     own_settings,
     train_spec,
     mix_spec,
-    policies,
+    *_POLICIES,
     *_DISTILLATION,
 )
 PAGE = Path(__file__).parent / "settings.md"

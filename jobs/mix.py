@@ -4,8 +4,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from stillhouse.jobs.costs import parts_row, speeds_of
-from stillhouse.mixing.decision_log import log_digest
-from stillhouse.mixing.settings import ReplaySettings
 from stillhouse.mixing.spec import MixSpec
 from stillhouse.models.shape import model_uri, read_header
 from stillhouse.pipelines.context import Context
@@ -31,8 +29,7 @@ def list_mix(spec: MixSpec) -> "ListedMix":
         read_header(model_uri(path), f"{key} {path!r}")
     if spec.tokenizer.path is not None:
         check_tokenizer(spec.tokenizer, paths)
-    if isinstance(spec.policy, ReplaySettings):
-        log_digest(spec.policy.log)
+    spec.policy.check(spec.train.accumulation, spec.train.micro_batch)
     target, sources = list_sources(spec)
     return ListedMix(spec, target, tuple(sources))
 
@@ -72,13 +69,13 @@ class OpenedMix:
     def identity(self) -> list[Any]:
         """Of target, arms, and what is given."""
         spec, sources = self.spec, (self.inputs.target, *self.inputs.sources)
-        tokenizer, policy = spec.tokenizer.path, spec.policy
+        tokenizer = spec.tokenizer.path
         return [
             [[source.listed.name, source.digests] for source in sources],
             self.inputs.broken,
             [self.given.init, self.given.reference],
             None if tokenizer is None else tokenizer_identity(tokenizer, spec.tokenizer.eos_token),
-            log_digest(policy.log) if isinstance(policy, ReplaySettings) else None,
+            spec.policy.identity(),
         ]
 
     def walk(self, ctx: Context) -> object:

@@ -13,13 +13,12 @@ from uuid import uuid4
 from stillhouse.actors.mixer import Mixer, RemoteMixer
 from stillhouse.errors import SpecError
 from stillhouse.fingerprint import fingerprint
-from stillhouse.mixing.decision_log import log_digest, read_log_regime
+from stillhouse.mixing.doremi import DoReMiSettings
 from stillhouse.mixing.mixer import MixerTask
-from stillhouse.mixing.origins import run_name
 from stillhouse.mixing.plan import StepPlan
-from stillhouse.mixing.settings import PolicySettings, ReplaySettings, needs_initial_pass
-from stillhouse.mixing.spec import MixSpec, control_settings, controls_fault, plan_of
-from stillhouse.mixing.task import MixTask
+from stillhouse.mixing.policy import PolicySettings
+from stillhouse.mixing.spec import MixSpec, control_settings, controls_fault
+from stillhouse.mixing.task import MIX_VERSION, MixTask
 from stillhouse.pipelines.context import Context
 from stillhouse.pipelines.given import Needs, check_vocabulary, given_models
 from stillhouse.pipelines.mix_data import (
@@ -29,7 +28,6 @@ from stillhouse.pipelines.mix_data import (
     given_paths,
     prepare_arms,
 )
-from stillhouse.pipelines.mix_families import Family, families_of, with_origins_tokenizer
 from stillhouse.pipelines.workers import STEP, run_workers
 from stillhouse.spec import ModelSettings
 from stillhouse.storage.artifact import Manifest, Store
@@ -78,16 +76,13 @@ def run_mix_job(
     needs = Needs(vocab_size=size, encoder_decoder=spec.model.kind == "encoder_decoder")
     placed = given_models(ctx, given_paths(spec), needs)
     given = replace(given, folders={key: model.folder for key, model in placed.items()})
-    families = families_of(ctx.store, spec, inputs, given)
-    arms = prepare_arms(ctx, with_origins_tokenizer(ctx.store, spec, families), inputs)
+    arms = prepare_arms(ctx, spec, inputs)
     if spec.reference is not None:
         words = load_tokenizer(arms.tokenizer.path, arms.tokenizer.eos_token)
         check_vocabulary(words, arms.tokenizer.path, {"policy": spec.reference})
     rules = rules_of(spec, [part.num_rows for part in arms.arms])
     tasks = [
-        mix_task(ctx.store, spec, arms, rule, families[rule.label, seed], seed, given, decisions)
-        for seed in spec.seeds
-        for rule in rules
+        mix_task(spec, arms, rule, seed, given, decisions) for seed in spec.seeds for rule in rules
     ]
     made = train_mixes(ctx, tasks)
     models: dict[str, dict[int, Manifest]] = {rule.label: {} for rule in rules}
@@ -106,9 +101,7 @@ def rules_of(spec: MixSpec, sizes: Sequence[int]) -> list[Rule]:
         SpecError: a replay that does not fit its log, or whose controls would draw nothing.
     """
     train, batches = spec.train, spec.target_batches
-    plan, slots = plan_of(spec.policy, batches), train.accumulation
-    if isinstance(spec.policy, ReplaySettings):
-        plan = _replayed_plan(spec, spec.policy)
+    plan, slots = spec.policy.plan(batches), train.accumulation
     first = Rule(spec.policy.name, spec.policy, plan, slots, train.num_steps)
     rules, each = [first], plan.passes(slots)
     fault = controls_fault(spec, each)
@@ -117,7 +110,7 @@ def rules_of(spec: MixSpec, sizes: Sequence[int]) -> list[Rule]:
     budget = each * train.num_steps + _initial_passes(spec, spec.policy, sizes)
     for name in spec.controls:
         settings = control_settings(name, spec.policy)
-        plan = plan_of(settings, batches)
+        plan = settings.plan(batches)
         steps = max(1, (budget - _initial_passes(spec, settings, sizes)) // each)
         if name == "target_only":
             rules.append(Rule(name, settings, StepPlan(each), 0, steps))
@@ -127,46 +120,25 @@ def rules_of(spec: MixSpec, sizes: Sequence[int]) -> list[Rule]:
 
 
 def _initial_passes(spec: MixSpec, settings: PolicySettings, sizes: Sequence[int]) -> int:
-    if not needs_initial_pass(settings):
+    if not settings.needs_initial_pass:
         return 0
     examples: int = getattr(settings, "initial_examples", 0)
     batch = spec.train.micro_batch
     return sum(-(-min(examples, size) // batch) for size in sizes) + spec.target_batches
 
 
-def _replayed_plan(spec: MixSpec, settings: ReplaySettings) -> StepPlan:
-    regime = read_log_regime(settings.log)
-    if regime["weighted"]:
-        raise SpecError(f"`policy.log` is of `{regime['policy']}`, whose losses are weighted")
-    for key, here in (("slots", spec.train.accumulation), ("micro_batch", spec.train.micro_batch)):
-        if regime[key] != here:
-            name = "accumulation" if key == "slots" else key
-            raise SpecError(
-                f"`policy.log` was written with `train.{name}: {regime[key]}`, not {here}"
-            )
-    return StepPlan(regime["target_batches"])
-
-
 def mix_task(
-    store: Store,
     spec: MixSpec,
     arms: ArmsMade,
     rule: Rule,
-    family: Family,
     seed: int,
     given: GivenModels,
     decisions: str,
 ) -> MixTask:
-    """A run as plain values, named by all that decides its model.
-
-    Raises:
-        SpecError: it stopped with other arms, and the spec does not say what to do then.
-    """
+    """A run as plain values, named by all that decides its model."""
     train = spec.train
     sizes = tuple(part.num_rows for part in arms.arms)
-    settings = rule.settings.model_dump(mode="json", exclude={"log", "path"})
-    if isinstance(rule.settings, ReplaySettings):
-        settings["log_sha256"] = log_digest(rule.settings.log)
+    settings = rule.settings.identity()
     if spec.reference is not None:
         settings["reference"] = given.reference
     identity: dict[str, Any] = {
@@ -187,34 +159,28 @@ def mix_task(
     bos_id = arms.tokenizer.bos_id if spec.model.kind == "decoder" else None
     if bos_id is not None:
         identity["bos_id"] = bos_id
-    parts = [(part.name, part.uri) for part in arms.arms]
-    name = run_name(family.lineage, fingerprint(identity))
-    origin = family.origin(store, name, parts, spec.arms, f"`{rule.label}`, seed {seed},")
-    if origin is not None:
-        identity["extends"] = [origin.name, origin.step]
-        name = run_name(family.lineage, fingerprint(identity))
     regime = {
         "policy": rule.label,
         "seed": seed,
         "slots": rule.slots,
         "micro_batch": train.micro_batch,
         "target_batches": rule.plan.target_batches,
-        "weighted": rule.settings.name in ("loss_scaling", "doremi"),
+        "weighted": rule.settings.weights_losses,
     }
     mixer = MixerTask(
         settings=rule.settings,
         arms=tuple(part.name for part in arms.arms),
         sizes=sizes,
         slots=rule.slots,
-        target_batches=spec.target_batches,
         seed=seed,
         log=f"{decisions}/{rule.label}-{seed}",
         log_every=spec.log_every,
         regime=regime,
     )
+    compares = isinstance(rule.settings, DoReMiSettings)
     fresh = ModelSettings(**spec.model.model_dump(exclude=_MODEL_KEYS))
     return MixTask(
-        fingerprint=name,
+        fingerprint=fingerprint(["mix", MIX_VERSION, identity]),
         label=rule.label,
         seed=seed,
         init=given.folders.get("model", fresh),
@@ -236,8 +202,7 @@ def mix_task(
         evaluate_every=train.evaluate_every,
         patience=train.patience,
         mixer=mixer,
-        reference=given.folders.get("policy") if rule.settings.name == "doremi" else None,
-        origin=origin,
+        reference=given.folders.get("policy") if compares else None,
         inputs={"arms": [part.uri for part in arms.arms], "target": arms.target},
         settings=identity,
     )

@@ -17,6 +17,27 @@ class Settings(BaseModel):
     )
 
 
+def without_removed(content: Any, key: str, meant: set[Any], instead: str) -> Any:
+    """A section without a key that specs had once, where its value asks for what is done anyway.
+
+    Args:
+        content: of the section, as given.
+        key: removed since.
+        meant: values that change nothing.
+        instead: what to do with another value.
+
+    Raises:
+        ValueError: another value.
+    """
+    if not isinstance(content, dict) or key not in content:
+        return content
+    left = {**content}
+    value = left.pop(key)
+    if value not in meant:
+        raise ValueError(f"`{key}: {value}` was removed: {instead}")
+    return left
+
+
 _SECRET_PARTS = ("secret", "passw", "credential", "private", "accountkey", "accesskey", "apikey")
 _SECRET_KEYS = {"key", "sas", "connectionstring", "awsaccesskeyid", "authorization"}
 _NO_TOKENS = re.compile(r"(eos|bos|pad|unk|mask|sep|cls|stop|start|end|special)_?token", re.I)

@@ -11,8 +11,8 @@ from stillhouse.mixing.arms import ArmPart
 from stillhouse.mixing.mixer import MixerTask
 from stillhouse.mixing.plan import StepPlan
 from stillhouse.mixing.preparation import Lengths, SourceTask, prepare_source
-from stillhouse.mixing.settings import UniformSettings
 from stillhouse.mixing.task import MixTask
+from stillhouse.mixing.uniform import UniformSettings
 from stillhouse.spec import ModelSettings, Optimisation
 from stillhouse.storage.artifact import Manifest, PartRef, Store
 from stillhouse.storage.commit import create
@@ -115,7 +115,6 @@ def mix_task(folder, store, parts, target, *, settings=None, slots=4, steps=12, 
         arms=tuple(part.name for part in parts),
         sizes=tuple(part.num_rows for part in parts),
         slots=slots,
-        target_batches=2,
         seed=seed,
         log=store.path("runs", "r", "decisions", label),
         log_every=2,

@@ -11,7 +11,7 @@ import io
 import json
 import struct
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -97,33 +97,6 @@ def read_decisions(parts: Iterable[bytes]) -> tuple[list[Decision], list[str]]:
     if not names:
         raise InputError("the log of decisions has no parts: check `policy.log`")
     return [rows[place] for place in sorted(rows)], names[0]
-
-
-def among(
-    decisions: Iterable[Decision], names: Sequence[str], arms: Sequence[str]
-) -> list[Decision]:
-    """Decisions over arms called `names` as decisions over `arms`, which hold them all: the others
-    had no probability, and an index below all.
-    """
-    places = [arms.index(name) for name in names]
-
-    def spread(values: list[float] | None, other: float) -> list[float] | None:
-        if values is None:
-            return None
-        found = [other] * len(arms)
-        for place, value in zip(places, values, strict=True):
-            found[place] = value
-        return found
-
-    return [
-        replace(
-            decision,
-            arm=places[decision.arm],
-            probabilities=spread(decision.probabilities, 0.0),
-            indices=spread(decision.indices, float("-inf")),
-        )
-        for decision in decisions
-    ]
 
 
 def read_regime(part: bytes) -> dict[str, Any]:

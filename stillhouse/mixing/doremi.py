@@ -11,12 +11,54 @@ micro-batches hold equally many.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
+from pydantic import Field
 
-from stillhouse.mixing.policy import Law, Policy, normalise, softmax
+from stillhouse.mixing.plan import StepPlan
+from stillhouse.mixing.policy import (
+    Law,
+    MixFacts,
+    Policy,
+    PolicySettings,
+    Positive,
+    normalise,
+    softmax,
+)
+from stillhouse.mixing.static import by_size
+from stillhouse.settings import Share
+
+
+class DoReMiSettings(PolicySettings):
+    """DoReMi: weights by excess loss of a proxy over a reference model."""
+
+    name: Literal["doremi"]
+    path: str | None = Field(
+        default=None,
+        description="the reference model, trained on the reference weights: a folder or URI",
+    )
+    eta: Positive = Field(default=1.0, description="step size; 0.1 for small batches")
+    smoothing: Share = Field(default=1e-3, description="share spread evenly; as published")
+    size_temperature: Annotated[float, Field(ge=0)] = Field(
+        default=0.0, description="reference weights are sizes ** this; 0: uniform, as published"
+    )
+
+    weights_losses: ClassVar[bool] = True
+
+    def plan(self, target_batches: int) -> StepPlan:
+        """No pass over the target; rewards are excess losses."""
+        return StepPlan(0, "excess")
+
+    def make(self, facts: MixFacts) -> "DoReMi":
+        """The proxy's weights at the reference weights."""
+        reference = by_size(facts.sizes, self.size_temperature)
+        return DoReMi(reference, eta=self.eta, smoothing=self.smoothing)
+
+    def identity(self) -> dict[str, Any]:
+        """Without the reference model, which is named by its content."""
+        return self.model_dump(mode="json", exclude={"path"})
 
 
 class DoReMi(Policy):
@@ -75,11 +117,6 @@ class DoReMi(Policy):
             "excess": self.excess.tolist(),
             "terms": self._terms,
         }
-
-    def extended(self, state: dict[str, Any], places: Sequence[int]) -> dict[str, Any]:
-        """As of every policy; new arms start at their reference weight."""
-        found = super().extended(state, places)
-        return found | {key: normalise(found[key]).tolist() for key in ("weights", "average")}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a state."""

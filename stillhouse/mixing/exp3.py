@@ -5,25 +5,65 @@
     eps_t   = min(1/K, sqrt(ln K / (K t))),  t = speed * G * step + 1
 
 G micro-batches make a window (one optimiser step), so G * step micro-batches have been played. The
-paper's formula is speed 1; the released code has 10, so it explores sqrt(10) times less.
+paper's formula is speed 1; the published code has 10, so it explores sqrt(10) times less.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
+from pydantic import Field, model_validator
 
 from stillhouse.mixing.policy import (
     Law,
+    MixFacts,
     Policy,
-    Sampler,
+    Positive,
+    RewardSettings,
+    Smoothing,
     exploration_rate,
     explore,
-    sampling_law,
     smoothed,
     softmax,
 )
+from stillhouse.settings import without_removed
+
+
+class Exp3Settings(RewardSettings):
+    """EXP3-FLAD: draws by exponential weights with a floor of exploration."""
+
+    name: Literal["exp3"]
+    smoothing: Smoothing = Field(
+        default=1.0, description="of rewards; 1, as published, keeps only the last"
+    )
+    exploration_speed: Positive = Field(
+        default=1.0,
+        description="rounds a micro-batch counts as: 1 in the paper's formula, 10 in its code",
+    )
+    initial_pass: bool = Field(
+        default=False, description="first rewards from a pass over the arms; as published: none"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_sampler(cls, content: Any) -> Any:
+        return without_removed(content, "sampler", {"faithful"}, "draws follow the paper")
+
+    @property
+    def needs_initial_pass(self) -> bool:
+        """Only where the spec asks for it."""
+        return self.initial_pass
+
+    def make(self, facts: MixFacts) -> "Exp3":
+        """EXP3 before its first window."""
+        return Exp3(
+            len(facts.arms),
+            accumulation=facts.accumulation,
+            smoothing=self.smoothing,
+            speed=self.exploration_speed,
+            initial_rewards=facts.initial_rewards if self.initial_pass else None,
+        )
 
 
 class Exp3(Policy):
@@ -33,7 +73,6 @@ class Exp3(Policy):
         accumulation: G, micro-batches an optimiser step.
         smoothing: beta of the moving average of rewards; 1, as published, keeps only the last.
         speed: rounds that a micro-batch counts as, for the exploration rate.
-        sampler: `released` draws from softmax(pi), while importance weights stay 1/pi.
         initial_rewards: rbar before the first window, by default 1.
     """
 
@@ -44,11 +83,9 @@ class Exp3(Policy):
         accumulation: int,
         smoothing: float = 1.0,
         speed: float = 1.0,
-        sampler: Sampler = "faithful",
         initial_rewards: ArrayLike | None = None,
     ) -> None:
         self._accumulation, self._smoothing, self._speed = accumulation, smoothing, speed
-        self._sampler: Sampler = sampler
         start = np.ones(num_arms) if initial_rewards is None else initial_rewards
         self._mean_reward = np.array(start, dtype=np.float64)
         self._cumulative = np.zeros(num_arms)
@@ -60,18 +97,14 @@ class Exp3(Policy):
             len(self._cumulative), self._speed * self._accumulation * step + 1 if step > 0 else 0
         )
 
-    def bandit_probabilities(self) -> Law:
-        """pi, the bandit's own law: float64[K]."""
+    def probabilities(self) -> Law:
+        """pi: float64[K]."""
         previous = self.exploration_rate(self._step - 1)
         return explore(softmax(previous * self._cumulative), self.exploration_rate(self._step))
 
-    def probabilities(self) -> Law:
-        """pi, or its softmax with the released sampler."""
-        return sampling_law(self.bandit_probabilities(), self._sampler)
-
     def update(self, rewards: Mapping[int, float]) -> None:
         """Credit the window's arms, each once, by the law in force during the window."""
-        law = self.bandit_probabilities()
+        law = self.probabilities()
         for arm, reward in rewards.items():
             self._mean_reward[arm] = smoothed(self._mean_reward[arm], reward, self._smoothing)
             self._cumulative[arm] += self._mean_reward[arm] / law[arm]
@@ -84,14 +117,6 @@ class Exp3(Policy):
             "cumulative_reward": self._cumulative.tolist(),
             "step": self._step,
         }
-
-    def extended(self, state: dict[str, Any], places: Sequence[int]) -> dict[str, Any]:
-        """As of every policy; new arms start at the mean Rhat, for at 0 they would be last."""
-        found = super().extended(state, places)
-        new = {*range(len(self._cumulative))} - {*places}
-        for arm in new:
-            found["cumulative_reward"][arm] = float(np.mean(state["cumulative_reward"]))
-        return found
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a state."""

@@ -9,14 +9,33 @@ Ours: the maximum. As published, a negative cosine makes a negative loss, which 
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
+from pydantic import Field
 
-from stillhouse.mixing.policy import Law, Policy, smoothed
+from stillhouse.mixing.policy import Law, MixFacts, Policy, RewardSettings, Smoothing, smoothed
 
 _LEAST = 1e-6
+
+
+class LossScalingSettings(RewardSettings):
+    """Arms drawn alike, each one's loss multiplied by its smoothed reward."""
+
+    name: Literal["loss_scaling"]
+    smoothing: Smoothing = Field(default=0.1, description="of rewards")
+
+    weights_losses: ClassVar[bool] = True
+
+    @property
+    def needs_initial_pass(self) -> bool:
+        """The first losses are multiplied by first rewards."""
+        return True
+
+    def make(self, facts: MixFacts) -> "LossScaling":
+        """Loss scaling after the initial pass."""
+        return LossScaling(facts.initial_rewards, smoothing=self.smoothing)
 
 
 class LossScaling(Policy):

@@ -13,25 +13,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from stillhouse.errors import DivergedError, SpecError
+from stillhouse.errors import DivergedError
 from stillhouse.mixing.decision_log import log_parts
 from stillhouse.mixing.decisions import (
-    Decision,
-    among,
     quantise,
     read_decisions,
-    read_regime,
     write_decisions,
 )
 from stillhouse.mixing.doremi import DoReMi
+from stillhouse.mixing.policy import MixFacts, PolicySettings
 from stillhouse.mixing.schedule import DrawSchedule
-from stillhouse.mixing.settings import (
-    MixFacts,
-    PolicySettings,
-    ReplaySettings,
-    TargetOnlySettings,
-    make_policy,
-)
 from stillhouse.storage.commit import replace
 from stillhouse.storage.filesystem import join, list_names
 
@@ -42,8 +33,7 @@ class MixerTask:
 
     Attributes:
         arms, sizes: names and rows of the arms.
-        slots: auxiliary micro-batches a step.
-        target_batches: micro-batches of one target pass.
+        slots: auxiliary micro-batches a step; 0 where no arm is drawn.
         log: URI of the folder of its decisions.
         log_every: steps between two that log the whole law.
         regime: what a replay has to know beside the draws.
@@ -53,7 +43,6 @@ class MixerTask:
     arms: tuple[str, ...]
     sizes: tuple[int, ...]
     slots: int
-    target_batches: int
     seed: int
     log: str
     log_every: int = 10
@@ -77,10 +66,6 @@ class MixerHandle(Protocol):
 
     def resume(self, state: dict[str, Any]) -> None:
         """Go on from a checkpoint's state."""
-        ...
-
-    def extend(self, state: dict[str, Any], initial_rewards: Sequence[float]) -> None:
-        """Go on from a state of fewer arms."""
         ...
 
     def deal(self) -> Draw:
@@ -124,18 +109,17 @@ class Mixer:
                     "finite before any step; try `train.dtype: float32` or another model"
                 )
         self._initial, self._step = [quantise(reward) for reward in initial_rewards], 0
-        if isinstance(task.settings, TargetOnlySettings):
+        if task.slots == 0:
             return
         facts = MixFacts(
             arms=task.arms,
             accumulation=task.slots,
-            target_batches=task.target_batches,
+            seed=task.seed,
             sizes=task.sizes,
             initial_rewards=self._initial,
-            log=_log(task),
         )
         self._schedule = DrawSchedule(
-            make_policy(task.settings, facts),
+            task.settings.make(facts),
             task.arms,
             accumulation=task.slots,
             seed=task.seed,
@@ -155,29 +139,12 @@ class Mixer:
             if self._part() not in list_names(self._task.log):  # begun under another spec's run
                 self._adopt(state)
 
-    def extend(self, state: dict[str, Any], initial_rewards: Sequence[float]) -> None:
-        """Go on from the state of a run with fewer arms; its log becomes the first part of ours.
-
-        Args:
-            state: as `checkpoint` gave it.
-            initial_rewards: of all arms here, or none.
-
-        Raises:
-            InputError: its log is gone.
-        """
-        self.begin(initial_rewards)
-        self._step = state["step"]
-        if self._schedule is not None:
-            self._schedule.extend_state_dict(state["schedule"], self._adopt(state))
-
-    def _adopt(self, state: dict[str, Any]) -> list[Decision]:
+    def _adopt(self, state: dict[str, Any]) -> None:
         """Put what another run logged up to here into this run's log."""
-        logged, names = read_decisions(log_parts(state["log"]))
-        arms = self._task.arms
-        found = among((d for d in logged if d.step < self._step), names, arms)
+        logged, arms = read_decisions(log_parts(state["log"]))
+        found = [decision for decision in logged if decision.step < self._step]
         part = write_decisions(found, arms, self._task.regime)
         replace(join(self._task.log, self._part()), part)
-        return found
 
     def _part(self) -> str:
         """Name of the log's part that ends here."""
@@ -229,13 +196,3 @@ class Mixer:
             weights = zip(self._task.arms, policy.average.tolist(), strict=True)
             found["average_weights"] = dict(weights)
         return found
-
-
-def _log(task: MixerTask) -> Any:
-    if not isinstance(task.settings, ReplaySettings):
-        return (), ()
-    parts = log_parts(task.settings.log)
-    seed = read_regime(parts[0]).get("seed")
-    if seed != task.seed:
-        raise SpecError(f"`policy.log` is of seed {seed}: set `seeds: [{seed}]` to replay it")
-    return read_decisions(parts)

@@ -7,13 +7,101 @@ change with each play (UCB1) or only at updates (the others). State is plain JSO
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypeAlias
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from pydantic import Field
+
+from stillhouse.mixing.plan import StepPlan
+from stillhouse.settings import Count, Settings
 
 Law: TypeAlias = NDArray[np.float64]
-Sampler: TypeAlias = Literal["faithful", "released"]
+Positive = Annotated[float, Field(gt=0)]
+Smoothing = Annotated[float, Field(gt=0.0, le=1.0)]
+
+
+@dataclass(frozen=True, slots=True)
+class MixFacts:
+    """What a policy may know of the run when it is made.
+
+    Attributes:
+        arms: names of the K arms.
+        accumulation: auxiliary micro-batches a step.
+        seed: of the run.
+        sizes: examples of each arm.
+        initial_rewards: measured by the initial pass, [K]; empty where there is none.
+    """
+
+    arms: Sequence[str]
+    accumulation: int
+    seed: int = 0
+    sizes: Sequence[int] = ()
+    initial_rewards: Sequence[float] = ()
+
+
+class PolicySettings(Settings, ABC):
+    """What a spec says under `policy`; each policy has its own beside its code."""
+
+    weights_losses: ClassVar[bool] = False
+    """Whether its losses are weighted, so that its draws alone do not repeat a run."""
+
+    @abstractmethod
+    def make(self, facts: MixFacts) -> "Policy":
+        """The policy at the start of a run.
+
+        Raises:
+            SpecError, InputError: the settings do not fit the run.
+        """
+
+    def plan(self, target_batches: int) -> StepPlan:
+        """What a step holds beside the drawn micro-batches, and what arms are rewarded for.
+
+        Args:
+            target_batches: micro-batches of one pass over the target's training half.
+        """
+        return StepPlan(0)
+
+    @property
+    def needs_initial_pass(self) -> bool:
+        """Whether `make` reads `initial_rewards`."""
+        return False
+
+    def check(self, accumulation: int, micro_batch: int) -> None:
+        """Refuse a run that the policy cannot decide for; before anything is read or trained.
+
+        Raises:
+            SpecError, InputError: what is wrong.
+        """
+
+    def identity(self) -> dict[str, Any]:
+        """Everything here that decides the result: JSON values."""
+        return self.model_dump(mode="json")
+
+
+class RewardSettings(PolicySettings):
+    """Rewards by how alike the gradients of an arm and of the target are (FLAD)."""
+
+    reward: Literal["alignment", "magnitude", "aggregate"] = Field(
+        default="alignment", description="alignment: the cosine, as published; sees no scale"
+    )
+    parameters: str = Field(
+        default="output_head",
+        description="gradients compared: output_head, as published, or a part of parameters' names",
+    )
+    target_gradient: Literal["before_step", "after_step"] = Field(
+        default="before_step",
+        description="before_step: same weights as the arms' and no second pass; after_step: as "
+        "published",
+    )
+    initial_examples: Count = Field(
+        default=1000, description="of each arm for the first rewards, as published"
+    )
+
+    def plan(self, target_batches: int) -> StepPlan:
+        """The target's pass, and rewards by its gradient."""
+        return StepPlan(target_batches, self.reward, self.target_gradient, self.parameters)
 
 
 class Policy(ABC):
@@ -34,22 +122,6 @@ class Policy(ABC):
     @abstractmethod
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a state of a policy with the same settings and arms."""
-
-    def extended(self, state: dict[str, Any], places: Sequence[int]) -> dict[str, Any]:
-        """A state of fewer arms as one of this fresh policy's arms, which the new ones keep.
-
-        Args:
-            state: of a policy with the same settings.
-            places: where its arms are here.
-        """
-        found = self.state_dict()
-        for key, value in state.items():
-            if isinstance(value, list):
-                for place, of_arm in zip(places, value, strict=True):  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
-                    found[key][place] = of_arm
-            else:
-                found[key] = value
-        return found
 
     def play(self, uniform: float) -> int:
         """The arm that a uniform number in [0, 1) falls on."""
@@ -87,15 +159,6 @@ def normalise(weights: ArrayLike) -> Law:
     """Non-negative weights as a law: [K] -> float64[K]."""
     values = np.asarray(weights, dtype=np.float64)
     return values / values.sum()
-
-
-def sampling_law(weights: Law, sampler: Sampler) -> Law:
-    """The law that draws follow when a policy hands `weights` to the sampler.
-
-    FLAD's released batch sampler applies a softmax to whatever it is handed, probabilities and
-    one-hot choices alike, which makes both nearly uniform; `faithful` draws from the weights.
-    """
-    return softmax(weights) if sampler == "released" else weights
 
 
 def exploration_rate(num_arms: int, rounds: float) -> float:

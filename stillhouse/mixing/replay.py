@@ -1,13 +1,56 @@
 """A run's decisions once more: the same arms in the same order, whatever the rewards are."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+from pydantic import Field
 
-from stillhouse.errors import InputError
-from stillhouse.mixing.decisions import Decision
-from stillhouse.mixing.policy import Law, Policy
+from stillhouse.errors import InputError, SpecError
+from stillhouse.mixing.decision_log import log_digest, log_parts, read_log_regime
+from stillhouse.mixing.decisions import Decision, read_decisions
+from stillhouse.mixing.plan import StepPlan
+from stillhouse.mixing.policy import Law, MixFacts, Policy, PolicySettings
+
+
+class ReplaySettings(PolicySettings):
+    """The decisions of an earlier run once more."""
+
+    name: Literal["replay"]
+    log: str = Field(description="URI of the folder of a run's decisions")
+
+    def plan(self, target_batches: int) -> StepPlan:
+        """Steps as those of the run that was logged."""
+        return StepPlan(read_log_regime(self.log)["target_batches"])
+
+    def check(self, accumulation: int, micro_batch: int) -> None:
+        """The log is there, of steps like these, and of a policy that its draws alone repeat."""
+        regime = read_log_regime(self.log)
+        if regime["weighted"]:
+            raise SpecError(f"`policy.log` is of `{regime['policy']}`, whose losses are weighted")
+        for key, name, here in (
+            ("slots", "accumulation", accumulation),
+            ("micro_batch", "micro_batch", micro_batch),
+        ):
+            if regime[key] != here:
+                raise SpecError(
+                    f"`policy.log` was written with `train.{name}: {regime[key]}`, not {here}"
+                )
+
+    def make(self, facts: MixFacts) -> "Replay":
+        """The log from its start.
+
+        Raises:
+            SpecError: it is of another seed. InputError: it is gone, or of other arms.
+        """
+        seed = read_log_regime(self.log).get("seed")
+        if seed != facts.seed:
+            raise SpecError(f"`policy.log` is of seed {seed}: set `seeds: [{seed}]` to replay it")
+        return Replay(*read_decisions(log_parts(self.log)), facts.arms)
+
+    def identity(self) -> dict[str, Any]:
+        """The content of the log, wherever it lies."""
+        return {"name": self.name, "log_sha256": log_digest(self.log)}
 
 
 class Replay(Policy):

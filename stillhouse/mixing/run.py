@@ -12,8 +12,6 @@ from stillhouse.mixing.arms import ArmPart, ArmReader
 from stillhouse.mixing.collation import Collator
 from stillhouse.mixing.evaluation import Evaluation, evaluate
 from stillhouse.mixing.mixer import MixerHandle
-from stillhouse.mixing.origins import Origin, checkpoint_identity
-from stillhouse.mixing.settings import needs_initial_pass
 from stillhouse.mixing.target import Shots, choose_shots, target_rows
 from stillhouse.mixing.task import MixTask
 from stillhouse.mixing.trainer import MixTrainer
@@ -111,8 +109,7 @@ class _Run:
             group=group,
             reference=_reference(task, device),
         )
-        arms = [(part.name, part.uri) for part in task.arms]
-        identity = checkpoint_identity(task.fingerprint, arms, task.tokenizer)
+        identity = {"task": task.fingerprint}
         self._checkpoints = Checkpoints(store, task.fingerprint, identity, keep_last=1)
         self._seen = _Progress()
 
@@ -153,37 +150,18 @@ class _Run:
             if self._group.rank == 0:
                 self._mixer.resume(state)
             return
-        if self._task.origin is not None:
-            self._extend(self._task.origin)
-            return
         rewards: list[float] = []
-        if needs_initial_pass(self._task.mixer.settings):
+        if self._task.mixer.settings.needs_initial_pass:
             rewards = self._trainer.initial_rewards(self._task.initial_examples)
         if self._group.rank == 0:
             self._mixer.begin(rewards)
 
-    def _restore(self, snapshot: Snapshot, places: list[int] | None = None) -> dict[str, Any]:
+    def _restore(self, snapshot: Snapshot) -> dict[str, Any]:
         """All but the mixer, whose state is returned."""
-        self._trainer.restore(snapshot, places)
+        self._trainer.restore(snapshot)
         extra = snapshot.progress["extra"]
         self._seen = _Progress(**extra["seen"])
         return extra["mixer"]
-
-    def _extend(self, origin: Origin) -> None:
-        """Begin at the checkpoint of a run with fewer arms; only new ones get a first reward."""
-        task, there = self._task, [name for name, _ in origin.arms]
-        identity = checkpoint_identity(origin.name, origin.arms, origin.tokenizer)
-        snapshot = Checkpoints(self._store, origin.name, identity).load(origin.step).snapshot
-        names = [part.name for part in task.arms]
-        state = self._restore(snapshot, [names.index(name) for name in there])
-        rewards: dict[str, float] = {}
-        if needs_initial_pass(task.mixer.settings):
-            new = [arm for arm, name in enumerate(names) if name not in there]
-            measured = self._trainer.initial_rewards(task.initial_examples, new)
-            rewards = dict(zip(there, state["initial_rewards"], strict=True))
-            rewards |= {names[arm]: reward for arm, reward in zip(new, measured, strict=True)}
-        if self._group.rank == 0:
-            self._mixer.extend(state, [rewards[name] for name in names if rewards])
 
     def _stopped(self) -> bool:
         patience = self._task.patience

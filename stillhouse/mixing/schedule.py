@@ -11,7 +11,6 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -139,28 +138,10 @@ class DrawSchedule:
                 f"the checkpoint has other arms: gone from the spec: {sorted(gone)}, new: "
                 f"{sorted(new)}, or in another order; give `auxiliary` the arms it began with"
             )
-        self._load(state, state["policy"])
-        self._digest, self._draws = state["digest"], list(state["draws"])
-
-    def extend_state_dict(self, state: dict[str, Any], decisions: Sequence[Decision]) -> None:
-        """Go on from a state of fewer arms.
-
-        Args:
-            state: of a schedule whose arms are all among these.
-            decisions: of its steps, in these arms.
-        """
-        places = [self.arms.index(name) for name in state["arms"]]
-        self._load(state, self.policy.extended(state["policy"], places))
-        played = Counter(decision.arm for decision in decisions)
-        self._draws = [played[arm] for arm in range(len(self.arms))]
-        self._digest = ""
-        for step, rows in groupby(decisions, lambda decision: decision.step):
-            self._digest = chain(self._digest, step, [row.arm for row in rows])
-
-    def _load(self, state: dict[str, Any], policy: dict[str, Any]) -> None:
-        self.policy.load_state_dict(policy)
+        self.policy.load_state_dict(state["policy"])
         self._rng.bit_generator.state = state["rng"]
         self._step, self._num_bad = state["step"], state["num_bad"]
+        self._digest, self._draws = state["digest"], list(state["draws"])
 
 
 def check_arms(arms: Sequence[str]) -> None:

@@ -4,19 +4,15 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import Field, field_validator, model_validator
 
-from stillhouse.mixing.plan import StepPlan
-from stillhouse.mixing.settings import (
-    DoReMiSettings,
-    Exp3Settings,
-    LossScalingSettings,
-    OdmSettings,
-    PolicySettings,
-    ReplaySettings,
-    StaticSettings,
-    TargetOnlySettings,
-    Ucb1Settings,
-    UniformSettings,
-)
+from stillhouse.mixing.doremi import DoReMiSettings
+from stillhouse.mixing.loss_scaling import LossScalingSettings
+from stillhouse.mixing.policy import PolicySettings
+from stillhouse.mixing.replay import ReplaySettings
+from stillhouse.mixing.settings import NamedPolicy
+from stillhouse.mixing.static import StaticSettings
+from stillhouse.mixing.ucb1 import Ucb1Settings
+from stillhouse.mixing.uniform import TargetOnlySettings, UniformSettings
+from stillhouse.settings import without_removed
 from stillhouse.spec import (
     Count,
     Dtype,
@@ -151,13 +147,8 @@ class MixSpec(JobSpec):
     skip_bad_arms: bool = Field(
         default=False, description="go on without arms that are empty or cannot be read"
     )
-    arms: Literal["same", "extend", "fresh"] = Field(
-        default="same",
-        description="where a run stopped with other arms: same refuses, extend goes on with new "
-        "ones added, fresh begins again",
-    )
     model: MixModel = MixModel()
-    policy: PolicySettings = Ucb1Settings(name="ucb1")
+    policy: NamedPolicy = Ucb1Settings(name="ucb1")
     train: MixTraining = MixTraining()
     controls: list[Control] = Field(
         default=[], description="runs of as many gradient passes under other rules"
@@ -169,7 +160,10 @@ class MixSpec(JobSpec):
 
     @model_validator(mode="before")
     @classmethod
-    def _models_tokenizer(cls, content: Any) -> Any:
+    def _as_given(cls, content: Any) -> Any:
+        content = without_removed(
+            content, "arms", {"same", "fresh"}, "a job with other arms trains from the beginning"
+        )
         return with_own_tokenizer(content, ("model",))
 
     @field_validator("tokenizer", mode="before")
@@ -191,7 +185,7 @@ class MixSpec(JobSpec):
         if self.policy.name in self.controls:
             raise ValueError(f"`{self.policy.name}` is the policy and among the `controls`")
         if not isinstance(self.policy, ReplaySettings):  # the passes of a replay are in its log
-            plan = plan_of(self.policy, self.target_batches)
+            plan = self.policy.plan(self.target_batches)
             fault = controls_fault(self, plan.passes(self.train.accumulation))
             if fault is not None:
                 raise ValueError(fault)
@@ -234,7 +228,7 @@ def control_settings(name: Control, policy: PolicySettings) -> PolicySettings:
 def controls_fault(spec: MixSpec, each: int) -> str | None:
     """Why a control draws nothing where a step has `each` gradient passes; None where all draw."""
     for name in spec.controls:
-        needed = plan_of(control_settings(name, spec.policy), spec.target_batches).passes(0)
+        needed = control_settings(name, spec.policy).plan(spec.target_batches).passes(0)
         if name != "target_only" and needed >= each:
             return (
                 f"the control `{name}` has {needed} gradient passes of the target in every step, "
@@ -242,23 +236,3 @@ def controls_fault(spec: MixSpec, each: int) -> str | None:
                 "`train.accumulation`, lower `target.num_shots`, or leave it out of `controls`"
             )
     return None
-
-
-def plan_of(settings: PolicySettings, target_batches: int) -> StepPlan:
-    """What a step under a policy holds beside the drawn micro-batches, and what it rewards."""
-    match settings:
-        case Exp3Settings() | Ucb1Settings() | LossScalingSettings():
-            return StepPlan(
-                target_batches, settings.reward, settings.target_gradient, settings.parameters
-            )
-        case OdmSettings():
-            return StepPlan(0, "loss")
-        case DoReMiSettings():
-            return StepPlan(0, "excess")
-        case StaticSettings():
-            batches = target_batches if settings.target_pass else 0
-            return StepPlan(batches, None, "before_step", settings.parameters)
-        case UniformSettings():
-            return StepPlan(target_batches if settings.target_pass else 0)
-        case TargetOnlySettings() | ReplaySettings():
-            return StepPlan(target_batches)

@@ -5,11 +5,10 @@ from typing import Any
 
 from stillhouse.mixing.arms import ArmPart
 from stillhouse.mixing.mixer import MixerTask
-from stillhouse.mixing.origins import Origin
 from stillhouse.mixing.plan import StepPlan
 from stillhouse.spec import ModelSettings, Optimisation
 
-MIX_VERSION = 4
+MIX_VERSION = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +26,6 @@ class MixTask:
         patience: measurements without a better one that end the run; None for never.
         mixer: of this run.
         reference: folder of DoReMi's reference model.
-        origin: a run with fewer arms whose checkpoint this one begins at.
     """
 
     fingerprint: str
@@ -52,7 +50,6 @@ class MixTask:
     patience: int | None
     mixer: MixerTask
     reference: str | None = None
-    origin: Origin | None = None
     bos_id: int | None = None
     inputs: dict[str, Any] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)

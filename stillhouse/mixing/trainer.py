@@ -143,15 +143,13 @@ class MixTrainer:
             data_wait_s=self._arms.wait_s - waited,
         )
 
-    def initial_rewards(self, num_examples: int, arms: Sequence[int] | None = None) -> list[float]:
-        """A first reward of each of `arms` (default: all) at the present weights, from at most so
-        many of its rows.
+    def initial_rewards(self, num_examples: int) -> list[float]:
+        """A first reward of each arm at the present weights, from at most so many of its rows.
 
         Only the compared parameters get gradients, so the backward passes are short.
         """
-        asked = range(len(self._arms.names)) if arms is None else arms
-        sizes = {arm: min(num_examples, self._arms.num_rows[arm]) for arm in asked}
-        batches = {arm: -(-size // self._micro_batch) for arm, size in sizes.items()}
+        sizes = [min(num_examples, rows) for rows in self._arms.num_rows]
+        batches = [-(-size // self._micro_batch) for size in sizes]
         rewards: dict[int, float] = {}
         name: Any = self._plan.reward if self._plan.by_gradient else "alignment"
         before, self.target_drawn = self.target_drawn, 0
@@ -160,7 +158,7 @@ class MixTrainer:
             pass_ = OpenStep([], [], [], 1.0, None)
             self._target_pass(pass_, self.target_pass_batches, captured=True)
             aim = Aim.of(self._take(TARGET, together=True) / self.target_pass_batches)
-            for arm in [asked[i] for i in share(len(asked), self._group.rank, self._group.size)]:
+            for arm in share(len(sizes), self._group.rank, self._group.size):
                 for i in range(batches[arm]):
                     first = i * self._micro_batch
                     rows = self._arms.rows(arm, first, min(self._micro_batch, sizes[arm] - first))
@@ -170,9 +168,9 @@ class MixTrainer:
                 rewards[arm] = aim.products(mean).reward(name)
         self._optimizer.zero_grad(set_to_none=True)
         self.target_drawn = before
-        self.passes += sum(batches.values()) + self.target_pass_batches
+        self.passes += sum(batches) + self.target_pass_batches
         found = {arm: r for part in self._group.gather(rewards) for arm, r in part.items()}
-        return [found[arm] for arm in asked]
+        return [found[arm] for arm in range(len(sizes))]
 
     def snapshot(self, extra: dict[str, Any]) -> Snapshot:
         """Weights, moments and places in all streams, with `extra` JSON values."""
@@ -186,18 +184,13 @@ class MixTrainer:
         keep = self._group.rank == 0
         return take_snapshot(self.model, self._optimizer, progress, keep=keep)
 
-    def restore(self, snapshot: Snapshot, places: Sequence[int] | None = None) -> None:
-        """Go on from a snapshot of the same run, with any number of workers; or of one with fewer
-        arms, whose `places` here are given.
-        """
+    def restore(self, snapshot: Snapshot) -> None:
+        """Go on from a snapshot of the same run, with any number of workers."""
         put_snapshot(snapshot, self.model, self._optimizer)
         progress = snapshot.progress
         self.step_number, self.passes = progress["step"], progress["passes"]
         self.target_drawn = progress["target_drawn"]
-        drawn = {int(arm): int(count) for arm, count in progress["drawn"]}
-        self.drawn = Counter(
-            {arm if places is None else places[arm]: n for arm, n in drawn.items()}
-        )
+        self.drawn = Counter({int(arm): int(count) for arm, count in progress["drawn"]})
 
     def close(self) -> None:
         """Remove the hooks."""

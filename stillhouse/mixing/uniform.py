@@ -1,12 +1,41 @@
-"""Every arm alike: FLAD's explore-only baseline."""
+"""Every arm alike, FLAD's explore-only baseline; or none at all."""
+
+from typing import Literal
 
 import numpy as np
+from pydantic import Field
 
+from stillhouse.mixing.plan import StepPlan
+from stillhouse.mixing.policy import MixFacts, PolicySettings
 from stillhouse.mixing.static import Static
 
 
-class Uniform(Static):
-    """The static law 1 / K."""
+class UniformSettings(PolicySettings):
+    """Every arm alike."""
 
-    def __init__(self, num_arms: int) -> None:
-        super().__init__(np.ones(num_arms))
+    name: Literal["uniform"]
+    target_pass: bool = Field(
+        default=False, description="every step also holds all of the target's training half"
+    )
+
+    def plan(self, target_batches: int) -> StepPlan:
+        """The target's pass where the spec asks for it; nothing is rewarded."""
+        return StepPlan(target_batches if self.target_pass else 0)
+
+    def make(self, facts: MixFacts) -> Static:
+        """1 / K each."""
+        return Static(np.ones(len(facts.arms)))
+
+
+class TargetOnlySettings(PolicySettings):
+    """No arm is drawn: the target's training half alone."""
+
+    name: Literal["target_only"]
+
+    def plan(self, target_batches: int) -> StepPlan:
+        """A pass over the target."""
+        return StepPlan(target_batches)
+
+    def make(self, facts: MixFacts) -> Static:
+        """Nobody draws from it."""
+        return Static(np.ones(len(facts.arms)))

@@ -11,13 +11,10 @@ import psutil
 import pytest
 import ray
 from drivers import PATIENCE_S, STILLHOUSE
-from mixing_job import by_task, parse, write_data, write_spec
+from mixing_job import parse, write_data, write_spec
 from small import Quiet
 
-from stillhouse.errors import SpecError
 from stillhouse.jobs.run import run_job
-from stillhouse.mixing.decision_log import log_parts
-from stillhouse.mixing.decisions import read_decisions
 
 STEPS = 40
 CHANGES = {
@@ -95,28 +92,3 @@ def test_a_killed_driver_goes_on_with_the_same_decisions(whole, data, ray_cluste
     done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S)
     assert done.returncode == 0, done.stderr[-2000:]
     assert json.loads(done.stdout)["mix"] == whole["mix"]
-
-
-class Stopped(Exception):
-    """Of the driver, by a person."""
-
-
-def test_an_arm_is_added_to_a_run_that_stopped(data, ray_cluster):
-    def stop():
-        raise Stopped
-
-    changes = CHANGES | {"store": str(data / "extended")}
-    changes |= {"tokenizer": {"train": {"vocab_size": 300}}}
-    fewer = changes | {"auxiliary": by_task(data)}
-    with pytest.raises(Stopped):
-        run_job(parse(data, **fewer), At({0.4: stop}))
-    with pytest.raises(SpecError, match=r"`ucb1`, seed 0, has stopped .*new: \['kept'\].*extend"):
-        run_job(parse(data, **changes), Quiet())
-    result = run_job(parse(data, **changes, arms="extend"), Quiet())
-    made = result["mix"]["ucb1"]["seeds"]["0"]
-    assert made["draws"]["kept"] > 0 and sum(made["draws"].values()) == STEPS * 5
-    log, arms = read_decisions(log_parts(result["artifacts"]["decisions"]["ucb1"]["0"]))
-    assert arms == ["good", "noise", "other", "kept"]
-    assert [d.step for d in log] == [step for step in range(STEPS) for _ in range(5)]
-    first = next(d.step for d in log if arms[d.arm] == "kept")
-    assert first >= 10 and first % 10 == 0  # tried at once after the checkpoint

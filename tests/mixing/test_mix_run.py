@@ -12,19 +12,14 @@ from mixing_world import ARMS, make_world, mix_task
 from stillhouse.errors import DivergedError, SpecError
 from stillhouse.mixing.decision_log import log_parts
 from stillhouse.mixing.decisions import read_decisions
+from stillhouse.mixing.doremi import DoReMiSettings
+from stillhouse.mixing.exp3 import Exp3Settings
 from stillhouse.mixing.mixer import Mixer
-from stillhouse.mixing.origins import unfinished_runs
 from stillhouse.mixing.plan import StepPlan
+from stillhouse.mixing.replay import ReplaySettings
 from stillhouse.mixing.run import run_mix
-from stillhouse.mixing.settings import (
-    DoReMiSettings,
-    Exp3Settings,
-    ReplaySettings,
-    TargetOnlySettings,
-    Ucb1Settings,
-    UniformSettings,
-)
-from stillhouse.storage.filesystem import list_names
+from stillhouse.mixing.ucb1 import Ucb1Settings
+from stillhouse.mixing.uniform import TargetOnlySettings, UniformSettings
 from stillhouse.training.group import WorkerGroup
 
 CPU = torch.device("cpu")
@@ -93,49 +88,6 @@ def test_a_replay_gives_order_and_losses(world):
     other = task_of(world, settings=replay, plan=StepPlan(2), label="other", seed=1)
     with pytest.raises(SpecError, match=r"is of seed 0: set `seeds: \[0\]`"):
         run(world[1], other)
-
-
-def test_arms_are_added_to_a_run_that_stopped(world):
-    folder, store, _, parts, target = world
-
-    def task(label, parts=parts, **changes):
-        given = {"settings": UCB1, "plan": BEFORE, "label": label} | changes
-        return mix_task(folder, store, parts, target, **given)
-
-    def stop_at(last):
-        def stop(step, num_steps):
-            if step == last:
-                raise Stopped
-
-        return stop
-
-    fewer = task("fewer", parts[1:])
-    with pytest.raises(Stopped):
-        run(store, fewer, on_step=stop_at(6))
-    names = list_names(store.path("checkpoints"))
-    (origin,) = unfinished_runs(store, names, fewer.fingerprint)
-    assert origin.step == 4 and [name for name, _ in origin.arms] == ["other", "noise"]
-    whole = run(store, task("more", origin=origin)).totals
-    killed = task("more again", origin=origin)
-    with pytest.raises(Stopped):
-        run(store, killed, on_step=stop_at(10))
-    resumed = run(store, killed).totals
-    # 12 steps of 4 + 2 passes; two arms at the beginning, the third at step 4: 2 batches each and
-    # twice the target's 2
-    assert whole["gradient_passes"] == 12 * 6 + 3 * 2 + 2 * 2
-    for key in ("decisions_sha256", "draws", "losses", "curve", "test", "gradient_passes"):
-        assert resumed[key] == whole[key], key
-    early, _ = read_decisions(log_parts(fewer.mixer.log))
-    log, arms = read_decisions(log_parts(whole["log"]))
-    assert arms == ["good", "other", "noise"] and len(log) == 12 * 4
-    assert [d.arm for d in log[:16]] == [d.arm + 1 for d in early]
-    assert [d.reward for d in log[:16]] == [d.reward for d in early]
-    assert log[0].probabilities == [0.0, *early[0].probabilities]
-    assert {d.arm for d in log[16:]} == {0, 1, 2}
-    replay = ReplaySettings(name="replay", log=whole["log"])
-    again = run(store, task("more replayed", settings=replay, plan=StepPlan(2))).totals
-    assert again["decisions_sha256"] == whole["decisions_sha256"]
-    assert again["losses"] == whole["losses"]
 
 
 def test_a_run_under_another_spec_takes_its_log_along(world):

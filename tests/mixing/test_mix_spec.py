@@ -85,6 +85,9 @@ def test_a_control_of_a_replay_has_room_for_a_draw(tmp_path):
         ({"seeds": [1, 1]}, "hold one twice"),
         ({"policy": {"name": "uniform"}}, "is the policy and among the `controls`"),
         ({"policy": {"name": "doremi"}}, "`policy.path` is missing"),
+        ({"policy": {"name": "exp3", "sampler": "released"}}, "draws follow the paper"),
+        ({"policy": {"name": "odm", "form": "released"}}, "the paper's formula is"),
+        ({"arms": "extend"}, "other arms trains from the beginning"),
     ],
 )
 def test_what_does_not_fit_is_refused(changes, said):

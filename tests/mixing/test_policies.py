@@ -15,30 +15,18 @@ from stillhouse.mixing.policy import invert
 from stillhouse.mixing.replay import Replay
 from stillhouse.mixing.static import Static, by_alignment, by_size
 from stillhouse.mixing.ucb1 import Ucb1
-from stillhouse.mixing.uniform import Uniform
 
 G = 3
 
 
-def forms(name):
-    return lambda k: Odm(np.ones(k), form=name, warmup_steps=1)
-
-
 MAKERS = {
     "exp3": lambda k: Exp3(k, accumulation=G),
-    "exp3_released": lambda k: Exp3(k, accumulation=G, speed=10, sampler="released", smoothing=0.5),
+    "exp3_fast": lambda k: Exp3(k, accumulation=G, speed=10, smoothing=0.5),
     "ucb1": lambda k: Ucb1(np.linspace(0, 1, k)),
     "loss_scaling": lambda k: LossScaling(np.linspace(0, 1, k)),
-    "ucb1_released": lambda k: Ucb1(
-        np.linspace(0, 1, k), sampler="released", accumulation=G, target_batches=5
-    ),
-    "odm_paper": forms("paper"),
-    "odm_released": forms("released"),
-    "odm_single": forms("released_single"),
-    "odm_exp3": forms("released_exp3"),
+    "odm": lambda k: Odm(np.ones(k), warmup_steps=1),
     "doremi": lambda k: DoReMi(np.arange(1, k + 1)),
     "static": lambda k: Static(np.arange(k)),
-    "uniform": Uniform,
 }
 
 

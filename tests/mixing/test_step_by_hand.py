@@ -13,13 +13,14 @@ from torch.nn.functional import log_softmax
 from stillhouse.mixing.arms import ArmReader, Row
 from stillhouse.mixing.decision_log import log_parts
 from stillhouse.mixing.decisions import read_decisions
+from stillhouse.mixing.doremi import DoReMiSettings
 from stillhouse.mixing.mixer import Mixer
 from stillhouse.mixing.plan import StepPlan
 from stillhouse.mixing.run import collator, load_shots, run_mix, start_model
-from stillhouse.mixing.settings import DoReMiSettings, Ucb1Settings
-from stillhouse.mixing.spec import control_settings, plan_of
+from stillhouse.mixing.spec import control_settings
 from stillhouse.mixing.target import TargetRow
 from stillhouse.mixing.trainer import MixTrainer
+from stillhouse.mixing.ucb1 import Ucb1Settings
 from stillhouse.text.tokenizer import load_tokenizer
 from stillhouse.training.group import WorkerGroup
 
@@ -118,7 +119,7 @@ def first_decision(task):
 
 def test_static_alignment_is_a_softmax_of_the_measured_alignments(world):
     settings = control_settings("static_alignment", UCB1)
-    plan = plan_of(settings, 1)
+    plan = settings.plan(1)
     task = task_of(world, settings=settings, plan=plan, label="aligned", steps=1, micro_batch=8)
     run_mix(world[1], task, Mixer(task.mixer), device=CPU)
     cosines = np.array(first_cosines(world, task))
@@ -262,7 +263,7 @@ def worker(rank, folder, world):
     group = WorkerGroup.current()
     task = task_of(world, micro_batch=8)
     shots = load_shots(world[1], task)
-    static = plan_of(control_settings("static_alignment", UCB1), 1)
+    static = control_settings("static_alignment", UCB1).plan(1)
     trainer = make_trainer(world, task, new_model(task), static, target=shots.train, group=group)
     first = trainer.initial_rewards(8)
     task = task_of(world)
