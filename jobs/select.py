@@ -6,6 +6,7 @@ from typing import Any
 from stillhouse.pipelines.context import Context
 from stillhouse.pipelines.given import check_given, given_identity
 from stillhouse.pipelines.inputs import JobInputs, Listing, list_job_inputs, open_job_inputs
+from stillhouse.selection.carried import check_columns
 from stillhouse.spec import SelectSpec
 from stillhouse.storage.artifact import Store
 from stillhouse.storage.filesystem import FileInfo
@@ -15,7 +16,10 @@ from stillhouse.storage.run_record import RunRecord
 def list_select(spec: SelectSpec) -> "ListedSelect":
     """See `stillhouse.jobs.kinds.list_job`."""
     check_given(spec)
-    return ListedSelect(spec, list_job_inputs(spec))
+    listing = list_job_inputs(spec)
+    if spec.pool.keep_columns:
+        check_columns(spec.pool, [file.uri for file in listing.pool])
+    return ListedSelect(spec, listing)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 from stillhouse.pipelines.context import Context
 from stillhouse.pipelines.flow import run_tasks
 from stillhouse.pipelines.scores import Scores
-from stillhouse.pipelines.tokens import Tokenised
+from stillhouse.pipelines.tokens import Tokenised, TokenizerRef
 from stillhouse.selection.quotas import check_others, check_shares, named_shares
 from stillhouse.selection.ranking import Grain, RankedPart, Rule, row_sources, scorers_read
 from stillhouse.selection.sources import LabelCounts, Sources
-from stillhouse.spec import DataSource, SelectSpec
+from stillhouse.spec import PoolSource, SelectSpec
 from stillhouse.storage.artifact import Manifest, Store
 from stillhouse.storage.parquet import open_part
 from stillhouse.text.pieces import read_pieces
@@ -30,7 +30,8 @@ class Candidates:
     tokens: Manifest
     files: list[tuple[UnitFile, ...]]
     """Raw files of each part's unit."""
-    source: DataSource
+    source: PoolSource
+    tokenizer: TokenizerRef
     sources: "PoolSources"
     scores: Mapping[str, Scores]
     contamination: Scores | None
@@ -70,6 +71,7 @@ def candidates_of(
     prior: str,
     prior_rows: Mapping[str, NDArray[np.int64]],
     sources: "PoolSources",
+    tokenizer: TokenizerRef,
 ) -> Candidates:
     """Join what was made."""
     tokens = pool.manifest
@@ -77,6 +79,7 @@ def candidates_of(
         tokens=tokens,
         files=pool.files,
         source=spec.pool,
+        tokenizer=tokenizer,
         sources=sources,
         scores=scores,
         contamination=contamination,

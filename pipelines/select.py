@@ -104,7 +104,7 @@ def run_select(ctx: Context, spec: SelectSpec, inputs: JobInputs) -> SelectRun:
     contamination = scoring.contamination(packing[2].tasks)
 
     name = prior.fingerprint if prior is not None else ""
-    candidates = candidates_of(ctx, spec, pool, scores, contamination, name, seen, sources)
+    candidates = candidates_of(ctx, spec, pool, scores, contamination, name, seen, sources, words)
     kept = select(ctx, spec, candidates, rule=spec.rule)
     size = size_of(kept, spec.selection)
     selections: dict[str, Selected] = {spec.rule: kept}

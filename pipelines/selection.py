@@ -39,6 +39,8 @@ from stillhouse.storage.commit import create_or_adopt
 from stillhouse.storage.layout import LAYOUT_VERSION, LEDGER, about
 from stillhouse.storage.parquet import parquet_bytes
 
+_MAIN: set[Rule] = {"color", "own"}
+"""Rules of what a job is for; others are controls."""
 _NOT_ELIGIBLE = {
     "contaminated": "share 13 words with the held-out target (give another `target.heldout`, or "
     "set `selection.exclude_contaminated: false`)",
@@ -90,14 +92,14 @@ def select(
     name = _identity(ctx.store, pool, settings, rule, size)
     found = ctx.store.find_manifest("selections", name)
     groups = found.totals["groups"] if found else 0
-    step = "selection" if rule in {"color", "own"} else f"control {rule}"
+    step = "selection" if rule in _MAIN else f"control {rule}"
     with ctx.step(step, total=groups or 1, reused=groups) as advance:
         if found is None:
             try:
                 cut = _cut(ctx, ranked, pool, settings, size)
             except BudgetError as error:
                 raise _too_few(ctx, ranked, error) from None
-            tasks = _groups(ctx, name, ranked, pool, settings, cut)
+            tasks = _groups(ctx, name, ranked, pool, settings, rule, cut)
             receipts = _write(ctx, tasks, advance)
             found = _finish(ctx.store, name, pool, settings, rule, cut, receipts)
     return Selected(found)
@@ -115,11 +117,12 @@ def _identity(
     """Everything that decides which rows are kept and in which order they stand."""
     hidden = pool.prior_rows if pool.exclude_prior_rows else {}
     prior_rows = {sha: sha256(rows.tobytes()) for sha, rows in hidden.items()}
-    asked = settings.model_dump()
+    asked = settings.model_dump(exclude={"text"})
     if settings.threshold_from is not None:
         asked["threshold_from"] = open_selection(
             selection_uri(store, settings.threshold_from)
         ).threshold
+    carried = _carried(pool, settings, rule)
     return fingerprint(
         [
             "selection",
@@ -132,8 +135,16 @@ def _identity(
             {name: pool.scores[name].manifest.fingerprint for name in SCORERS_OF[rule]},
             pool.contamination.manifest.fingerprint if pool.contamination else None,
             sorted(prior_rows.items()),
+            *([carried] if any(carried) else []),
         ]
     )
+
+
+def _carried(pool: Candidates, settings: SelectionSettings, rule: Rule) -> tuple[list[str], bool]:
+    """The columns that rows carry, and whether sequences get their text: not those of controls."""
+    if rule not in _MAIN:
+        return [], False
+    return pool.source.keep_columns, settings.text and settings.grain == "sequences"
 
 
 def _cut(
@@ -258,10 +269,12 @@ def _groups(
     ranked: list[RankedPart],
     pool: Candidates,
     settings: SelectionSettings,
+    rule: Rule,
     cut: Cut | QuotaCut,
 ) -> list[GroupTask]:
     """Group the input parts by how many rows each keeps (counted first: scores are small)."""
     sources = pool.sources.get()
+    columns, text = _carried(pool, settings, rule)
     looks = list(run_tasks(ctx, partial(look_at, cut, sources), list(enumerate(ranked))))
     kept = [look.num_kept for look in looks]
     span = join_spans((look.scores for look in looks), SCORE_SPAN)
@@ -278,7 +291,8 @@ def _groups(
             cut=cut,
             threshold=cut.score,
             sources=sources,
-            source=pool.source,
+            source=pool.source.model_copy(update={"keep_columns": columns}),
+            tokenizer=(pool.tokenizer.path, pool.tokenizer.eos_token) if text else None,
             seed=settings.seed,
             span=span,
             loss_span=loss_span,

@@ -68,6 +68,14 @@ class DataSource(Settings):
         return [self.path] if isinstance(self.path, str) else self.path
 
 
+class PoolSource(DataSource):
+    """The documents to choose from, and what of them the kept rows carry along."""
+
+    keep_columns: list[str] = Field(
+        default=[], description="columns that the kept rows carry, as text; `a.b` as in `columns`"
+    )
+
+
 class TargetSource(DataSource):
     """The domain to become good at, with the part that is only measured on."""
 
@@ -196,6 +204,7 @@ class SelectionSettings(Settings):
         default=None, description="URI of a selection: use its threshold"
     )
     grain: Literal["sequences", "documents"] = "sequences"
+    text: bool = Field(default=False, description="sequences get a column of their text")
     max_share: Share | dict[str, Share] | None = Field(
         default=None, description="of the selection, for every source or by name"
     )
@@ -319,7 +328,7 @@ class SelectSpec(JobSpec):
     """`job: select`: score a pool with two models, keep what the target gains most from."""
 
     job: Literal["select"]
-    pool: DataSource
+    pool: PoolSource
     target: TargetSource
     tokenizer: TokenizerSettings = Field(
         default=TokenizerSettings(train=TokenizerTraining()),

@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 
 from stillhouse.selection.baselines import row_keys
 from stillhouse.selection.budget import Cut
+from stillhouse.selection.carried import with_columns, with_text
 from stillhouse.selection.ledger import OwnedTokens, Span, Tally, data_span, tally_part
 from stillhouse.selection.quotas import QuotaCut
 from stillhouse.selection.ranking import Grain, PartScores, RankedPart, row_sources
 from stillhouse.selection.sources import Sources
-from stillhouse.spec import DataSource
+from stillhouse.spec import PoolSource
 from stillhouse.storage.artifact import Receipt, Store
 from stillhouse.storage.parquet import read_table
 from stillhouse.text.documents import read_rows
@@ -50,7 +51,9 @@ class GroupTask:
     cut: Cut | QuotaCut
     threshold: float
     sources: Sources
-    source: DataSource
+    source: PoolSource
+    tokenizer: tuple[str, str | None] | None
+    """Folder and EOS, where sequences get their text."""
     seed: int
     span: Span
     loss_span: Span
@@ -135,7 +138,7 @@ def write_group(store: Store, task: GroupTask) -> Receipt:
             )
         )
         rows = np.flatnonzero(kept)
-        tables.append(_rows(member, tokens, pieces, scores, rows, task.source))
+        tables.append(_rows(member, tokens, pieces, scores, rows, task))
         keys = row_keys(member.ranked.tokens.sha256, len(kept))[rows]
         order.append(keyed_uniform(keys, task.seed))
     table = pa.concat_tables(tables)
@@ -176,13 +179,17 @@ def _rows(
     pieces: Pieces,
     scores: PartScores,
     rows: NDArray[np.int64],
-    source: DataSource,
+    task: GroupTask,
 ) -> pa.Table:
     """The kept rows with their score, the losses, and their address in the pool."""
     if member.ranked.grain == "documents":
-        table = _documents(member, pieces, rows, source)
+        table = _documents(member, pieces, rows, task.source)
     else:
         table = tokens.take(pa.array(rows))
+        if task.tokenizer is not None:
+            table = with_text(table, *task.tokenizer)
+    if task.source.keep_columns:
+        table = with_columns(table, member.files, task.source)
     table = table.append_column("score", pa.array(scores.raw[rows]))
     for name in LOSS_COLUMNS:
         if name in scores.losses:
@@ -192,7 +199,7 @@ def _rows(
 
 
 def _documents(
-    member: Member, pieces: Pieces, rows: NDArray[np.int64], source: DataSource
+    member: Member, pieces: Pieces, rows: NDArray[np.int64], source: PoolSource
 ) -> pa.Table:
     """Whole documents, their text read again from the raw files."""
     owners = pieces.owners()

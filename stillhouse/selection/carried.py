@@ -1,0 +1,175 @@
+"""What a selection's rows carry beside tokens and scores: columns of the pool's documents
+(`pool.keep_columns`), and the text of sequences (`selection.text`).
+
+Columns are neither packed nor scored. They are read again from the raw files, of kept documents
+only, so that to name other columns makes nothing but the selection again. All values are text:
+strings as they are, numbers, booleans and dates as they are written, lists and objects as JSON.
+A sequence has pieces of several documents: each of its `documents` carries its own values.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from stillhouse.errors import BadFileError, SpecError
+from stillhouse.spec import PoolSource
+from stillhouse.text.pieces import token_ids
+from stillhouse.text.records import Choose, Record, read_records
+from stillhouse.text.tasks import UnitFile
+from stillhouse.text.tokenizer import Tokenizer, load_tokenizer
+from stillhouse.text.values import (
+    ABSENT,
+    as_text,
+    column_of,
+    column_paths,
+    find,
+    key_paths,
+    label,
+)
+
+LOOKED_AT = 1000
+"""Rows of a file without a schema that are looked at for a key."""
+_SHOWN_CHARS = 300
+_OF_ROWS = "input_ids documents text id source num_tokens raw_file raw_row score part row"
+_OF_PIECES = "start end file prior_nll conditional_nll"
+_TAKEN = {*_OF_ROWS.split(), *_OF_PIECES.split()}
+"""Names that rows, or the documents in them, have anyway."""
+
+
+def check_columns(pool: PoolSource, uris: Sequence[str]) -> None:
+    """Refuse columns that no file of the pool has (without a schema: none of its first rows), and
+    names that a selection has for something else.
+
+    As many files are opened as it takes to find every column once. Those that cannot be read are
+    left to the scan.
+
+    Raises:
+        SpecError: naming the columns, and what there is instead.
+    """
+    for i, name in enumerate(pool.keep_columns):
+        if name in _TAKEN or name in pool.keep_columns[:i]:
+            raise SpecError(
+                f"`pool.keep_columns`: every selection has `{name}` already, or it is named twice"
+            )
+    missing, seen = list(pool.keep_columns), dict[str, None]()
+    for uri in uris:
+        if not missing:
+            return
+        try:
+            found = _look_for(missing, uri, pool, seen)
+        except BadFileError:
+            continue
+        missing = [name for name in missing if name not in found]
+    if missing:
+        names, there = ", ".join(f"`{name}`" for name in missing), ", ".join(seen)
+        raise SpecError(
+            f"`pool.keep_columns`: nothing in {pool.path!r} has {names}; there are: "
+            f"{there[:_SHOWN_CHARS] or 'no columns (plain text)'}"
+        )
+
+
+def _look_for(wanted: Sequence[str], uri: str, pool: PoolSource, seen: dict[str, None]) -> set[str]:
+    """Those of the wanted paths that a file has; all that it has is added to `seen`."""
+    schemas: list[pa.Schema] = []
+
+    def choose(schema: pa.Schema) -> list[str]:
+        schemas.append(schema)
+        return []
+
+    found: set[str] = set()
+    for record in islice(_records(uri, pool, choose, range(LOOKED_AT)), LOOKED_AT):
+        if schemas or len(found) == len(wanted):
+            break
+        seen.update(dict.fromkeys(key_paths(record.values)))
+        found |= {path for path in wanted if find(record.values, path) is not ABSENT}
+    for schema in schemas:
+        seen.update(dict.fromkeys(column_paths(schema)))
+        found |= {path for path in wanted if column_of(schema, path) is not None}
+    return found
+
+
+def _records(uri: str, pool: PoolSource, choose: Choose, wanted: Sequence[int]) -> Iterator[Record]:
+    return read_records(
+        uri,
+        choose,
+        text=pool.columns.text,
+        max_chars=pool.max_chars,
+        given=pool.format,
+        wanted=wanted,
+    )
+
+
+def with_columns(table: pa.Table, files: Sequence[UnitFile], pool: PoolSource) -> pa.Table:
+    """A selection's rows with `pool.keep_columns`.
+
+    Rows that are documents (`raw_file`, `raw_row`) get a column each, rows that are sequences a
+    field each in the structs of `documents`.
+
+    Args:
+        table: the rows.
+        files: of the unit that they come from, by number.
+        pool: the raw files' settings.
+    """
+    if "raw_file" in table.column_names:
+        file, row = table["raw_file"].to_numpy(), table["raw_row"].to_numpy()
+        for name, values in _columns(file, row, files, pool).items():
+            table = table.append_column(name, values)
+        return table
+    column = table["documents"].combine_chunks()
+    pieces = column.flatten()
+    file, row = (pieces.field(n).to_numpy(zero_copy_only=False) for n in ("file", "row"))
+    fields = {field.name: pieces.field(field.name) for field in pieces.type}
+    fields |= _columns(file, row, files, pool)
+    offsets = np.concatenate([[0], np.cumsum(column.value_lengths().to_numpy())]).astype(np.int32)
+    structs = pa.StructArray.from_arrays([*fields.values()], names=[*fields])
+    index = table.column_names.index("documents")
+    return table.set_column(index, "documents", pa.ListArray.from_arrays(offsets, structs))
+
+
+def _columns(
+    file: NDArray[np.int32], row: NDArray[np.int64], files: Sequence[UnitFile], pool: PoolSource
+) -> dict[str, pa.Array]:
+    """The named columns of the documents at (file, row), of which some may be the same."""
+    found: dict[tuple[int, int], list[str | None]] = {}
+    for index in np.unique(file).tolist():
+        wanted = np.unique(row[file == index]).tolist()
+        for record in _records(files[index].uri, pool, _present(pool.keep_columns), wanted):
+            values = (find(record.values, name) for name in pool.keep_columns)
+            found[index, record.row] = [_as_written(value) for value in values]
+    rows = [found[place] for place in zip(file.tolist(), row.tolist(), strict=True)]
+    return {
+        name: pa.array([values[i] for values in rows], pa.string())
+        for i, name in enumerate(pool.keep_columns)
+    }
+
+
+def _present(names: Sequence[str]) -> Choose:
+    return lambda schema: [name for name in names if column_of(schema, name) is not None]
+
+
+def _as_written(value: Any) -> str | None:
+    """A value as text; None for null, NaN and where there is none."""
+    value = as_text(value)
+    if isinstance(value, str):
+        return value.encode(errors="replace").decode()
+    if isinstance(value, dict | list | tuple):
+        return json.dumps(value, ensure_ascii=False, default=str)
+    return label(value) or None
+
+
+def with_text(table: pa.Table, tokenizer: str, eos_token: str | None) -> pa.Table:
+    """Sequences with their `text`: all of their tokens decoded, the EOS between documents too."""
+    words = _tokenizer(tokenizer, eos_token)
+    texts = [words.decode(ids) for ids in token_ids(table)]
+    return table.append_column("text", pa.array(texts, pa.string()))
+
+
+@lru_cache(maxsize=2)
+def _tokenizer(path: str, eos_token: str | None) -> Tokenizer:
+    return load_tokenizer(path, eos_token)
