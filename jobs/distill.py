@@ -21,8 +21,7 @@ def _steps(spec: DistillSpec) -> list[str]:
     chosen = set(spec.controls) - {"full"}
     controls = ["controls"] if chosen else []
     tuned = ["tune controls"] if chosen and spec.matching else []
-    printed = ["as printed"] if spec.evaluate.protocol == "p1" and spec.matching else []
-    judged = ["choose", *controls, *printed, *tuned, "evaluate"]
+    judged = ["choose", *controls, *tuned, "evaluate"]
     return ["images", "networks", *made, *judged, "result", "pictures"]
 
 

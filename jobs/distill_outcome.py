@@ -62,19 +62,11 @@ def write_distill_outcome(
             "seconds": data.rows[0].seconds,
             "iteration": made.best.iteration,
             "learning_rate": made.best.learning_rate,
-        }
-        | _printed(made),
+        },
         "cost": {"device_seconds": {n: round(w.device_seconds, 3) for n, w in ctx.work.items()}},
         "dead_letters": made.images.totals["dead_letters"],
         "warnings": [warning.title for warning in data.warnings],
     }
-
-
-def _printed(made: DistillRun) -> dict[str, Any]:
-    """Where p1's `published` figures are of: the step that was best on the test part."""
-    if made.printed is None:
-        return {}
-    return {"published_iteration": made.points[made.printed].iteration}
 
 
 def _by_network(tests: dict[str, Tested]) -> dict[str, Any]:
@@ -82,14 +74,5 @@ def _by_network(tests: dict[str, Tested]) -> dict[str, Any]:
 
 
 def accuracy(tested: Tested) -> dict[str, Any]:
-    """Mean, deviation and number of seeds; under a published protocol also `published`, the mean
-    that was chosen on the test set as its authors did: p1 the best step, p2 and p3 the best epoch.
-    """
-    found: dict[str, Any] = {
-        "mean": tested.mean,
-        "std": tested.std,
-        "seeds": len(tested.accuracies),
-    }
-    if tested.published:
-        found["published"] = fmean(tested.published)
-    return found
+    """Mean, deviation and number of seeds."""
+    return {"mean": tested.mean, "std": tested.std, "seeds": len(tested.accuracies)}

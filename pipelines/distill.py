@@ -99,8 +99,6 @@ class DistillRun:
     stored: StoredBytes
     controls: list[Control] = field(default_factory=list[Control])
     expert_losses: list[list[float]] = field(default_factory=list[list[float]])
-    printed: int | None = None
-    """The point that p1 chose on the test part, as its authors did; None under other protocols."""
 
     @property
     def best(self) -> Point:
@@ -297,21 +295,8 @@ def _judge(
     stored = made.stored or judge.stored_bytes(best.part)
     sets = _control_sets(crew, spec, images, work, stored)
     rates = [None] if best.learning_rate is None else [None, best.learning_rate]
-    printed = judge.best_in_print(along)
-    tests, controls = judge.final(
-        along[chosen], sets, rates, None if printed is None else along[printed]
-    )
-    return DistillRun(
-        images,
-        made,
-        chosen,
-        points,
-        tests,
-        stored,
-        controls,
-        expert_losses,
-        printed,
-    )
+    tests, controls = judge.final(along[chosen], sets, rates)
+    return DistillRun(images, made, chosen, points, tests, stored, controls, expert_losses)
 
 
 def _control_sets(

@@ -31,12 +31,10 @@ _MAX_CLASSES = 100
 
 
 def _judged_by(spec: DistillSpec, made: DistillRun) -> str:
-    """The protocol of the spec, and how networks were trained on the set."""
+    """How networks were trained on the set."""
     classes = len(made.images.totals["class_names"])
     recipe = set_protocol(spec, classes, made.best.learning_rate).recipe
-    named, trained = spec.evaluate.protocol, protocol_name(spec)
-    how = named if named == trained else f"{named} (trained as in {trained})"
-    return f"{how}, {recipe.epochs} epochs"
+    return f"{protocol_name(spec)}, {recipe.epochs} epochs"
 
 
 def distill_report(
@@ -105,13 +103,11 @@ def distill_report(
         spec_yaml=spec.to_yaml(),
         artifacts=_artifacts(ctx, made, run_uri),
         environment=[(name, version(name)) for name in _LIBRARIES],
-        protocol=spec.evaluate.protocol,
         num_images=made.best.part.num_rows,
         control_networks=[
             [_row(n, c.images_per_class, c.num_bytes, t, None) for n, t in c.tests.items()]
             for c in made.controls
         ],
-        printed_iteration=None if made.printed is None else made.points[made.printed].iteration,
     )
 
 
@@ -138,8 +134,7 @@ def dead_letters_uri(ctx: Context, images: Manifest) -> str | None:
 
 
 def _row(name: str, count: float, num_bytes: int, tested: Tested, seconds: float | None) -> SetRow:
-    accuracies, published = list(tested.accuracies), list(tested.published)
-    return SetRow(name, count, num_bytes, accuracies, published, seconds)
+    return SetRow(name, count, num_bytes, list(tested.accuracies), seconds)
 
 
 def _classes(names: Sequence[str], pictures: Pictures) -> list[ClassRow]:
@@ -247,13 +242,6 @@ def _warnings(
             HealthWarning(
                 f"{made.images.totals['dead_letters']} images could not be read.",
                 "They and the reasons stand in `dead_letters.parquet` of the artifact `images`.",
-            )
-        )
-    if spec.evaluate.protocol != "own":
-        found.append(
-            HealthWarning(
-                f"Protocol {spec.evaluate.protocol} chooses on the test set, as it was printed.",
-                "Its `published` figures are for comparison with printed ones only.",
             )
         )
     return found

@@ -1,19 +1,14 @@
 """Sets judged by fresh networks, many at once: compared on the validation part, tested once."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from statistics import fmean, stdev
 from typing import Literal
 
 from stillhouse.actors.image_worker import ImageCall
-from stillhouse.distillation.evaluate import Protocol, ProtocolName
-from stillhouse.distillation.evaluate_job import (
-    EvaluationTask,
-    SetSource,
-    protocol_of,
-    run_evaluation,
-)
+from stillhouse.distillation.evaluate import Protocol, ProtocolName, named_protocol
+from stillhouse.distillation.evaluate_job import EvaluationTask, SetSource, run_evaluation
 from stillhouse.distillation.methods import Infer, Sre2l
 from stillhouse.distillation.settings import Group, PatchSettings, Recipe
 from stillhouse.distillation.spec import DistillSpec, NetworkSettings
@@ -25,7 +20,7 @@ from stillhouse.pipelines.crew import Crew
 from stillhouse.storage.artifact import Manifest, PartRef, Receipt
 from stillhouse.storage.parquet import read_table
 
-EVALUATION_VERSION = 1
+EVALUATION_VERSION = 2
 Judged = tuple[SetSource, str, float | None]
 """A set, the sha256 of its part, and its learned learning rate."""
 ControlSet = tuple[str, PartRef, int, float]
@@ -41,15 +36,11 @@ class Tested:
     Attributes:
         network: what people call it.
         accuracies: by seed.
-        published: chosen on the test set as the protocol's authors did, by seed: of the best step
-            (p1) or of each network's best epoch (p2, p3); for comparison with printed numbers only,
-            empty under the own protocol.
         seconds: of all its trainings.
     """
 
     network: str
     accuracies: tuple[float, ...]
-    published: tuple[float, ...]
     seconds: float
 
     @property
@@ -90,7 +81,7 @@ def protocol_name(spec: DistillSpec) -> ProtocolName:
 def set_protocol(spec: DistillSpec, num_classes: int, learning_rate: float | None) -> Protocol:
     """How networks are trained on the set of a job."""
     method = spec.method
-    return protocol_of(
+    return named_protocol(
         protocol_name(spec),
         spec.evaluate,
         images_per_class=method.images_per_class,
@@ -127,71 +118,38 @@ class Evaluator:
 
     def compare(self, step: str, sets: Sequence[Judged]) -> list[tuple[float, ...]]:
         """Accuracies on the validation part, by set and seed, of the first network."""
-        return self._accuracies(step, sets, "validation", range(self._spec.evaluate.choose_seeds))
-
-    def best_in_print(self, along: Sequence[Judged]) -> int | None:
-        """Which of the sets along the way p1 prints: the best mean on the test set.
-
-        None where another protocol is asked for, or there is one set. Costs a training for each
-        set and seed.
-        """
-        if self._spec.evaluate.protocol != "p1" or len(along) < 2:
-            return None
-        means = [fmean(a) for a in self._accuracies("as printed", along, "test", self._seeds)]
-        return means.index(max(means))
+        network, seeds = self._spec.networks[0], range(self._spec.evaluate.choose_seeds)
+        tasks = [self._task(one, "validation", network, seed) for one in sets for seed in seeds]
+        receipts = iter(self._run(step, tasks))
+        return [tuple(next(receipts).info["accuracy"] for _ in seeds) for _ in sets]
 
     def final(
-        self,
-        best: Judged,
-        controls: Sequence[ControlSet],
-        rates: Sequence[float | None],
-        printed: Judged | None = None,
+        self, best: Judged, controls: Sequence[ControlSet], rates: Sequence[float | None]
     ) -> tuple[dict[str, Tested], list[Control]]:
         """The one look at the test set: the chosen set and the controls, on every network.
 
-        A control's learning rate is the better of `rates` on the validation part. `printed` is the
-        set whose accuracies are the published ones, where that is not `best` itself.
+        A control's learning rate is the better of `rates` on the validation part.
         """
-        sets = [best, *([printed] if printed else []), *self._tuned(controls, rates)]
+        sets = [best, *self._tuned(controls, rates)]
         makers: list[TestTask] = [partial(self._task, one, "test") for one in sets]
         described = [(name, cost, count) for name, _, cost, count in controls]
         if "full" in self._spec.controls:
             makers.append(self._full)
             described.append(("full", self._full_bytes(), 0))
         tests, *tables = self._on_networks(makers)
-        if printed:
-            in_print = tables.pop(0)
-            tests = {n: replace(t, published=in_print[n].accuracies) for n, t in tests.items()}
         found = [Control(*row, table) for row, table in zip(described, tables, strict=True)]
         return tests, found
 
     def _on_networks(self, makers: Sequence[TestTask]) -> list[dict[str, Tested]]:
         """By set, then by network: fresh ones of every seed, all at once."""
-        seeds, networks = self._seeds, self._spec.networks
+        # seeds of their own: those that compared sets had others
+        seeds, networks = range(100, 100 + self._spec.evaluate.seeds), self._spec.networks
         tasks = [make(n, seed) for make in makers for n in networks for seed in seeds]
         receipts = iter(self._run("evaluate", tasks))
         return [
             {n.label: self._tested(n, [next(receipts) for _ in seeds]) for n in networks}
             for _ in makers
         ]
-
-    @property
-    def _seeds(self) -> range:
-        """Of the networks that are tested; those that compared sets had others."""
-        return range(100, 100 + self._spec.evaluate.seeds)
-
-    def _accuracies(
-        self,
-        step: str,
-        sets: Sequence[Judged],
-        part: Literal["validation", "test"],
-        seeds: range,
-    ) -> list[tuple[float, ...]]:
-        """By set and seed, of the first network."""
-        network = self._spec.networks[0]
-        tasks = [self._task(one, part, network, seed) for one in sets for seed in seeds]
-        receipts = iter(self._run(step, tasks))
-        return [tuple(next(receipts).info["accuracy"] for _ in seeds) for _ in sets]
 
     def stored_bytes(self, part: PartRef) -> StoredBytes:
         """What a set says that it costs to store."""
@@ -219,17 +177,15 @@ class Evaluator:
         return count * channels * height * width + hard_label_bytes(count, self._classes)
 
     def _tested(self, network: NetworkSettings, receipts: Sequence[Receipt]) -> Tested:
-        published = self._spec.evaluate.protocol != "own"
         return Tested(
             network.label,
             tuple(r.info["accuracy"] for r in receipts),
-            tuple(r.info["best"] for r in receipts) if published else (),
             sum(r.info["seconds"] for r in receipts),
         )
 
     def _full(self, network: NetworkSettings, seed: int) -> EvaluationTask:
         recipe = self._spec.evaluate.full
-        protocol = Protocol(recipe, 1.0, 1, 1.0)
+        protocol = Protocol(recipe, 1.0)
         groups = tuple(self._spec.preprocessing.augmentation) if self._spec.matching else ()
         return self._named(SetSource(None), "all", network, protocol, groups, "test", seed)
 
@@ -254,7 +210,6 @@ class Evaluator:
         part: Literal["validation", "test"],
         seed: int,
     ) -> EvaluationTask:
-        published = part == "test" and self._spec.evaluate.protocol != "own"
         labels = [source.label_path, source.label_kind, source.distances.model_dump()]
         recipe: Recipe = protocol.recipe
         name = fingerprint(
@@ -265,10 +220,10 @@ class Evaluator:
                 [sha, labels],
                 network.model_dump(),
                 [recipe.model_dump(), protocol.temperature],
-                [groups, part, published, seed],
+                [groups, part, seed],
             ]
         )
-        return EvaluationTask(name, source, network, protocol, groups, part, published, seed)
+        return EvaluationTask(name, source, network, protocol, groups, part, seed)
 
     def _run(self, step: str, tasks: Sequence[EvaluationTask]) -> list[Receipt]:
         once = list({task.fingerprint: task for task in tasks}.values())

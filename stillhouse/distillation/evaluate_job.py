@@ -9,13 +9,7 @@ from safetensors.torch import load
 from torch import Tensor
 
 from stillhouse.distillation.augment import augment, draw_augmentation
-from stillhouse.distillation.evaluate import (
-    Protocol,
-    ProtocolName,
-    accuracy,
-    evaluate,
-    named_protocol,
-)
+from stillhouse.distillation.evaluate import Protocol, accuracy
 from stillhouse.distillation.fit import Augment, fit
 from stillhouse.distillation.labels import (
     Objective,
@@ -25,8 +19,8 @@ from stillhouse.distillation.labels import (
 )
 from stillhouse.distillation.nrr_dd import towards_distances
 from stillhouse.distillation.prepared import Prepared
-from stillhouse.distillation.settings import DistanceSettings, Group, Recipe
-from stillhouse.distillation.spec import EvaluateSettings, NetworkSettings
+from stillhouse.distillation.settings import DistanceSettings, Group
+from stillhouse.distillation.spec import NetworkSettings
 from stillhouse.distillation.stored_sets import LabelledSet, read_set
 from stillhouse.storage.artifact import Receipt, Store
 from stillhouse.storage.filesystem import read_bytes
@@ -62,10 +56,9 @@ class EvaluationTask:
         fingerprint: its receipt's name.
         source: what it is trained on.
         network: its architecture.
-        protocol: recipe and checks.
+        protocol: recipe and temperature.
         augmentation: DSA groups; none: only the recipe's views.
         part: what it is tested on.
-        published: look at `part` at the protocol's checks as well (the printed figure).
         seed: of its weights and order.
     """
 
@@ -75,36 +68,7 @@ class EvaluationTask:
     protocol: Protocol
     augmentation: tuple[Group, ...]
     part: Literal["validation", "test"]
-    published: bool
     seed: int
-
-
-def protocol_of(
-    name: ProtocolName,
-    settings: EvaluateSettings,
-    *,
-    images_per_class: int,
-    num_classes: int,
-    learning_rate: float | None,
-    factor: int,
-    flips: bool,
-) -> Protocol:
-    """A protocol with the spec's changes."""
-    found = named_protocol(
-        name,
-        images_per_class=images_per_class,
-        num_classes=num_classes,
-        learning_rate=learning_rate,
-        factor=factor,
-    )
-    changes: dict[str, Any] = {}
-    if settings.epochs is not None:
-        changes["epochs"] = settings.epochs
-    if settings.batch_size is not None:
-        changes["batch_size"] = settings.batch_size
-    recipe = Recipe.model_validate(found.recipe.model_dump() | changes)
-    recipe = recipe if flips else recipe.without_flips()
-    return Protocol(recipe, found.temperature, found.check_every, found.check_after)
 
 
 def run_evaluation(store: Store, prepared: Prepared, task: EvaluationTask) -> Receipt:
@@ -115,44 +79,33 @@ def run_evaluation(store: Store, prepared: Prepared, task: EvaluationTask) -> Re
     """
     started = perf_counter()
     network = prepared.network(task.network, task.seed)
-    images, labels = (
+    recipe, stored = task.protocol.recipe, _stored_labels(store, task.source)
+    if task.source.path is None:
+        images, objective = prepared.train, towards_classes(prepared.train_labels)
+    else:
+        given = read_set(read_table(store.path(task.source.path)), task.source.path)
+        images = given.images.to(prepared.device)
+        objective = _objective(given, stored, task, prepared.device)
+    losses = fit(
+        network,
+        images,
+        objective,
+        recipe,
+        seed=LABEL_SEED if stored is not None else task.seed,
+        augmentation=None if stored is not None else _siamese(prepared, task),
+        stored_epochs=None if stored is None else len(stored),
+    )
+    tested = (
         (prepared.test, prepared.test_labels)
         if task.part == "test"
         else (prepared.validation, prepared.validation_labels)
     )
-    info: dict[str, Any] = {}
-    if task.source.path is None:
-        recipe = task.protocol.recipe
-        objective = towards_classes(prepared.train_labels)
-        fit(
-            network,
-            prepared.train,
-            objective,
-            recipe,
-            seed=task.seed,
-            augmentation=_siamese(prepared, task),
-        )
-        info["accuracy"] = info["best"] = accuracy(network, images, labels)
-        count = len(prepared.train)
-    else:
-        given = read_set(read_table(store.path(task.source.path)), task.source.path)
-        stored = _stored_labels(store, task.source)
-        found = evaluate(
-            network,
-            given.images.to(prepared.device),
-            _objective(given, stored, task, prepared.device),
-            task.protocol,
-            images,
-            labels,
-            seed=LABEL_SEED if stored is not None else task.seed,
-            augmentation=None if stored is not None else _siamese(prepared, task),
-            stored_epochs=None if stored is None else len(stored),
-            published=task.published,
-        )
-        info |= {"accuracy": found.final, "best": found.best, "loss": found.losses[-1]}
-        count = len(given.images)
-    info["seconds"] = perf_counter() - started
-    counts = {"images": count * task.protocol.recipe.epochs}
+    info: dict[str, Any] = {
+        "accuracy": accuracy(network, *tested),
+        "loss": losses[-1],
+        "seconds": perf_counter() - started,
+    }
+    counts = {"images": len(images) * recipe.epochs}
     return store.put_receipt(KIND, Receipt(task.fingerprint, (), counts, info))
 
 

@@ -26,7 +26,6 @@ def fit(
     seed: int,
     augmentation: Augment | None = None,
     stored_epochs: int | None = None,
-    after_epoch: Callable[[int], None] | None = None,
 ) -> list[float]:
     """Train `network` in place, ending in evaluation mode; the mean loss of every epoch.
 
@@ -38,7 +37,6 @@ def fit(
         seed: of the views.
         augmentation: applied to the views' images after everything else (DSA).
         stored_epochs: the views begin again after so many epochs, as stored labels do.
-        after_epoch: called with the number of finished epochs.
 
     Raises:
         DivergedError: the loss is NaN or infinite.
@@ -66,9 +64,7 @@ def fit(
             optimiser.step()
             total += loss.detach() * len(view.rows)
         losses.append(_finite(float(total) / len(images), epoch, recipe))
-        network.eval()
-        if after_epoch is not None:
-            after_epoch(epoch + 1)
+    network.eval()
     return losses
 
 

@@ -87,8 +87,8 @@ class EvaluateSettings(Settings):
     seeds: Count = Field(default=3, description="fresh networks of each architecture")
     protocol: Literal["own", "p1", "p2", "p3"] = Field(
         default="own",
-        description="own: chosen on the validation part; p1 (MTT), p2 (SRe2L, INFER), p3 (RDED): "
-        "as printed, choosing on the test set, for comparison only",
+        description="how networks are trained on the set: p1 as MTT's authors do, p2 SRe2L's and "
+        "INFER's, p3 RDED's; own: the method's family's",
     )
     epochs: Count | None = Field(default=None, description="of training on a set; p1 1001, ...")
     batch_size: Count | None = Field(default=None, description="default the protocol's")

@@ -40,7 +40,6 @@ class SetRow:
     images_per_class: float
     num_bytes: int
     accuracies: list[float]
-    published: list[float]
     seconds: float | None
 
     @property
@@ -121,7 +120,6 @@ class DistillReport:
     spec_yaml: str
     artifacts: list[tuple[str, str]]
     environment: list[tuple[str, str]]
-    protocol: str
     job: Literal["distill"] = "distill"
     others: list[OtherSet] = field(default_factory=list[OtherSet])
     """By method and images a class; a job has one of each."""
@@ -132,23 +130,12 @@ class DistillReport:
     """Of the set; INFER's are more than its budget, for compensators are shared."""
     control_networks: list[list[SetRow]] = field(default_factory=list[list[SetRow]])
     """Of each control, `rows` behind the first, a row a network as in `networks`."""
-    printed_iteration: int | None = None
-    """Of the set that p1 chose on the test part."""
 
     @property
     def learned_from(self) -> str:
         """What the set was learned from."""
         decoupled = self.method in ("sre2l", "infer", "rded", "nrr_dd")
         return "teachers" if decoupled else "experts"
-
-    @property
-    def printed_choice(self) -> str:
-        """What the figures as printed were chosen as, on the test part."""
-        if self.protocol != "p1":
-            return "the best epoch of each network"
-        if self.printed_iteration is None:
-            return "nothing, for there is one set"
-        return f"the set of {self.printed_iteration:,} updates, the best of all along the way"
 
     @property
     def num_bytes(self) -> int:

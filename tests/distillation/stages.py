@@ -1,6 +1,6 @@
 """A small distil job's pieces, without Ray: what tests of its stages share."""
 
-from stillhouse.distillation.evaluate_job import protocol_of
+from stillhouse.distillation.evaluate import named_protocol
 from stillhouse.distillation.matching_job import (
     MatchingTask,
 )
@@ -34,5 +34,4 @@ def quiet(done, total):
 
 def recipe(**changes):
     settings = EvaluateSettings(**({"epochs": 2} | changes))
-    rate = {"images_per_class": 1, "num_classes": 10, "learning_rate": 0.02, "factor": 1}
-    return protocol_of("p1", settings, **rate, flips=True)
+    return named_protocol("p1", settings, images_per_class=1, num_classes=10, learning_rate=0.02)

@@ -14,12 +14,8 @@ from stillhouse.distillation.assembly_job import AssemblyTask, run_assembly
 from stillhouse.distillation.compensators import CompensatedSet
 from stillhouse.distillation.decoupled import infer
 from stillhouse.distillation.decoupled_job import plan_refinement, plan_units, run_unit, unit_images
-from stillhouse.distillation.evaluate_job import (
-    EvaluationTask,
-    SetSource,
-    protocol_of,
-    run_evaluation,
-)
+from stillhouse.distillation.evaluate import named_protocol
+from stillhouse.distillation.evaluate_job import EvaluationTask, SetSource, run_evaluation
 from stillhouse.distillation.expert_job import (
     TeacherTask,
     load_teacher,
@@ -117,10 +113,8 @@ def test_rows_of_infer_are_read_by_datasets(kitchen, tmp_path):
 def test_nrr_dd_stores_two_distances_a_view(kitchen, taught):
     store, prepared = kitchen
     method = NrrDd(name="nrr_dd", images_per_class=1, iterations=2, num_candidates=5)
-    protocol = protocol_of(
-        "p3", EvaluateSettings(epochs=3), images_per_class=1, num_classes=10, learning_rate=None,
-        factor=1, flips=False,
-    )  # fmt: skip
+    short = EvaluateSettings(epochs=3)
+    protocol = named_protocol("p3", short, images_per_class=1, num_classes=10, flips=False)
     assert not protocol.recipe.views.flip
     starts = [run_unit(store, prepared, [taught], u) for u in plan_units("2" * 64, method, 1, 10)]
     units = plan_refinement("2" * 64, method, 10, [r.parts[0].path for r in starts])
@@ -136,5 +130,5 @@ def test_nrr_dd_stores_two_distances_a_view(kitchen, taught):
     patch = prepared.pixels(unit_images(store, first[4], prepared.shape))
     assert rows[4]["png"] == png_bytes(patch)[0]
     source = SetSource(made.parts[0].path, made.info["label_path"], "distances")
-    task = EvaluationTask("0" * 64, source, TEACHER, protocol, (), "validation", False, 0)
+    task = EvaluationTask("0" * 64, source, TEACHER, protocol, (), "validation", 0)
     assert 0 <= run_evaluation(store, prepared, task).info["accuracy"] <= 1

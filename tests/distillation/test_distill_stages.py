@@ -228,11 +228,17 @@ def test_evaluation_and_controls(kitchen):
     assert float(rows.amin(0).max()) < 1e-4  # they are training images
 
     source = SetSource(receipt.parts[0].path)
-    task = EvaluationTask("f" * 64, source, NETWORK, recipe(), (), "validation", False, 0)
-    found = run_evaluation(store, prepared, task)
-    assert 0 <= found.info["accuracy"] <= 1
-    again = dataclasses.replace(task, fingerprint="9" * 64)
-    assert run_evaluation(store, prepared, again).info["accuracy"] == found.info["accuracy"]
+    task = EvaluationTask("f" * 64, source, NETWORK, recipe(), (), "validation", 0)
+    augmented = dataclasses.replace(task, fingerprint="0" * 64, augmentation=("crop", "scale"))
+    losses = []
+    for one in (task, augmented):
+        found = run_evaluation(store, prepared, one)
+        assert 0 <= found.info["accuracy"] <= 1
+        other = dataclasses.replace(one, fingerprint="9" + one.fingerprint[1:])
+        again = run_evaluation(store, prepared, other)
+        assert again.info | {"seconds": 0} == found.info | {"seconds": 0}
+        losses.append(found.info["loss"])
+    assert losses[0] != losses[1]
 
 
 def test_result_opens_as_it_was_made_and_in_datasets(kitchen):

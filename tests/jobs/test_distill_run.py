@@ -15,7 +15,6 @@ from stillhouse.distillation.matching_job import MatchingTask
 from stillhouse.distillation.spec import DistillSpec
 from stillhouse.distillation.stored_sets import read_set
 from stillhouse.errors import ArtifactError, InputError, ModelError
-from stillhouse.jobs.distill import _steps
 from stillhouse.jobs.plan import plan_job
 from stillhouse.jobs.prune import prune_store
 from stillhouse.jobs.run import run_job
@@ -176,21 +175,6 @@ def set_after(iteration, store):
         if receipt["info"].get("iteration") == iteration:
             return read_set(read_table(f"{store}/{receipt['parts'][0]['path']}"), "here")
     raise AssertionError(f"no set of iteration {iteration}")
-
-
-@pytest.mark.soak
-def test_p1_publishes_the_best_step_by_the_test_set(distilled):
-    store, _ = distilled
-    asked = spec(store, evaluate=TINY["evaluate"] | {"protocol": "p1"})
-    result = run_job(asked, Quiet())
-    assert [*result["work"]] == [name for name in _steps(asked) if name in result["work"]]
-    assert result["work"]["as printed"]["parts"] == 3 * 2
-    found = result["distill"]
-    assert found["published_iteration"] in (0, 2, 4)
-    assert found["test_accuracy"]["published"] >= found["test_accuracy"]["mean"]
-    assert (
-        "As printed (p1): chosen on the test part, the set of" in Path(result["report"]).read_text()
-    )
 
 
 def test_too_few_images_are_told_before_any_training(distilled):

@@ -18,7 +18,7 @@ PNG = b64encode(b"\x89PNG").decode()
 
 
 def report(method="mtt", images_per_class=2, shown=2, hostile="", **changes):
-    rows = [SetRow(method.upper(), images_per_class, 662, [0.6, 0.7], [], 3.0)]
+    rows = [SetRow(method.upper(), images_per_class, 662, [0.6, 0.7], 3.0)]
     stages = [Stage(0, [PNG] * 2), Stage(40, [PNG] * 2)] if method == "mtt" else []
     fields = {
         "title": f"A set{hostile}",
@@ -36,8 +36,8 @@ def report(method="mtt", images_per_class=2, shown=2, hostile="", **changes):
         "learning_rate": None,
         "iteration": 40,
         "validation": [0.6],
-        "rows": [*rows, SetRow("random real", images_per_class, 650, [0.5, 0.4], [], None)],
-        "networks": [SetRow(n + hostile, 2, 662, [0.6, 0.7], [], None) for n in ("a", "b")],
+        "rows": [*rows, SetRow("random real", images_per_class, 650, [0.5, 0.4], None)],
+        "networks": [SetRow(n + hostile, 2, 662, [0.6, 0.7], None) for n in ("a", "b")],
         "classes": [ClassRow(f"class {i}{hostile}", [PNG], [PNG] * shown) for i in range(2)],
         "stages": stages,
         "losses": [Curve("synthetic", 0, [(1.0, 5.0), (2.0, 4.0)])],
@@ -49,7 +49,6 @@ def report(method="mtt", images_per_class=2, shown=2, hostile="", **changes):
         "spec_yaml": "job: distill",
         "artifacts": [],
         "environment": [],
-        "protocol": "own",
         "num_images": 2 * images_per_class,
     }
     return DistillReport(**fields | changes)
@@ -89,7 +88,7 @@ def test_one_image_a_class_says_what_stands_beside_it():
 
 
 def test_other_networks_show_the_controls_beside_the_set():
-    control = [SetRow(name, 2, 650, [0.5, 0.4 - i / 10], [], None) for i, name in enumerate("ab")]
+    control = [SetRow(name, 2, 650, [0.5, 0.4 - i / 10], None) for i, name in enumerate("ab")]
     page = render_distill(report(control_networks=[control]))
     table = page[page.index('<section id="networks">') : page.index('<section id="cost">')]
     assert "beside the same controls." in text_of(table)
@@ -115,17 +114,6 @@ def test_other_sets_of_the_same_images_are_a_table():
         ["DATM", "10", "80.4 k", "78.5 ± 0.3", judged, "1 min 05 s", "cccccccc"],
     ]
     assert '<section id="others">' not in render_distill(report())
-
-
-def test_a_printed_figure_says_what_was_chosen():
-    rows = [SetRow("MTT", 2, 662, [0.6, 0.7], [0.8, 0.7], 3.0)]
-    shown = {"rows": rows, "networks": rows * 2, "protocol": "p1", "printed_iteration": 1200}
-    said = text_of(render_distill(report(**shown)))
-    assert "As printed (p1): chosen on the test part, the set of 1,200 updates, the best" in said
-    assert said.count("75.0") == 3
-    said = text_of(render_distill(report(**shown | {"protocol": "p2"})))
-    assert "chosen on the test part, the best epoch of each network;" in said
-    assert "As printed" not in text_of(render_distill(report()))
 
 
 def test_keys_in_warnings_are_code_and_nothing_else_is_markup():
