@@ -4,7 +4,7 @@ Every step of the job is calls of library functions on them; one worker serves a
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, partial
 from typing import Any
 
@@ -17,19 +17,26 @@ Teachers = tuple[tuple[NetworkSettings, str], ...]
 
 @dataclass(frozen=True, slots=True)
 class ImageWork:
-    """What a worker is made from: small plain values."""
+    """What a worker is made from: small plain values. `networks` are the job's, by key."""
 
     images: str
     zca: bool
     device: str
     gpus: float
     threads: int
+    networks: dict[str, NetworkSettings] = field(default_factory=dict[str, NetworkSettings])
 
     def prepare(self, store: Store) -> Any:
-        """The job's images on the worker's device: a `Prepared`."""
-        from stillhouse.distillation.prepared import prepare
+        """The job's images on the worker's device: a `Prepared`.
 
-        return prepare(store, self.images, zca=self.zca, device=self.device, gpus=self.gpus)
+        Raises:
+            ModelError: one of the job's networks cannot be built for them.
+        """
+        from stillhouse.distillation.prepared import check_networks, prepare
+
+        made = prepare(store, self.images, zca=self.zca, device=self.device, gpus=self.gpus)
+        check_networks(self.networks, made.shape, made.num_classes)
+        return made
 
 
 @dataclass(frozen=True, slots=True)

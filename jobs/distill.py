@@ -22,7 +22,7 @@ def _steps(spec: DistillSpec) -> list[str]:
     controls = ["controls"] if chosen else []
     tuned = ["tune controls"] if chosen and spec.matching else []
     judged = ["choose", *controls, *tuned, "evaluate"]
-    return ["images", "networks", *made, *judged, "result", "pictures"]
+    return ["images", *made, *judged, "result"]
 
 
 def _asked(spec: DistillSpec) -> dict[str, dict[str, int]]:

@@ -10,7 +10,7 @@ from stillhouse.pipelines.context import Context
 from stillhouse.pipelines.crew import Crew
 from stillhouse.pipelines.distill import DistillRun, image_work
 from stillhouse.pipelines.distill_report import dead_letters_uri, distill_report
-from stillhouse.pipelines.distilled import draw, put_result
+from stillhouse.pipelines.distilled import put_result
 from stillhouse.pipelines.evaluation import Tested
 from stillhouse.storage.run_record import RunRecord
 
@@ -20,10 +20,10 @@ def write_distill_outcome(
 ) -> dict[str, Any]:
     """Commit the artifact, write the report beside the run's record; the result of the job."""
     work = image_work(spec, made.images.fingerprint)
-    manifest = put_result(ctx, crew, spec, made, work)
+    manifest, pictures = put_result(ctx, crew, spec, made, work)
     network, first = next(iter(made.tests.items()))
     others = other_sets(ctx.store, made.images.fingerprint, network, record.uri)
-    data = distill_report(ctx, spec, made, draw(ctx, crew, made, work), record.uri, others)
+    data = distill_report(ctx, spec, made, pictures, record.uri, others)
     page = write_report(record.uri, data)
     store = ctx.store
     left_out = dead_letters_uri(ctx, made.images)

@@ -34,7 +34,7 @@ from stillhouse.distillation.stored_images import SourceTask, run_source
 from stillhouse.fingerprint import fingerprint
 from stillhouse.pipelines.context import Context
 from stillhouse.pipelines.crew import Crew
-from stillhouse.pipelines.distill_checks import check_counts, check_networks
+from stillhouse.pipelines.distill_checks import check_counts
 from stillhouse.pipelines.distilling import distil
 from stillhouse.pipelines.evaluation import Control, ControlSet, Evaluator, Tested
 from stillhouse.pipelines.image_inputs import ImageInputs
@@ -110,7 +110,6 @@ def run_distill(ctx: Context, crew: Crew, spec: DistillSpec, inputs: ImageInputs
     """Images to the tested set. A dry context raises `Unfinished` at the first thing to do."""
     images = _images(ctx, crew, spec, inputs)
     check_counts(ctx.store, spec, images)
-    check_networks(ctx, crew, spec, inputs, images)
     work = image_work(spec, inputs.images)
     base = [inputs.images, spec.preprocessing.zca, *inputs.code]
     expert_losses: list[list[float]] = []
@@ -130,6 +129,7 @@ def image_work(spec: DistillSpec, images: str) -> ImageWork:
         compute.device,
         compute.gpus_of(compute.trainer),
         compute.threads_per_worker,
+        spec.built,
     )
 
 

@@ -1,13 +1,15 @@
-"""The last steps of a distil job: the artifact that is delivered, and the pictures to look at."""
+"""The last step of a distil job: the artifact that is delivered, and the pictures to look at."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import pyarrow as pa
+
 from stillhouse.actors.image_worker import ImageCall, ImageWork
 from stillhouse.distillation.evaluate_job import LABEL_SEED
 from stillhouse.distillation.methods import TrajectoryMethod
-from stillhouse.distillation.pictures_job import REAL, PictureTask, run_pictures
+from stillhouse.distillation.pictures import REAL, Shown
 from stillhouse.distillation.result_job import ResultTask, run_result
 from stillhouse.distillation.spec import DistillSpec
 from stillhouse.fingerprint import fingerprint
@@ -19,15 +21,24 @@ from stillhouse.storage.artifact import Manifest
 from stillhouse.storage.layout import LAYOUT_VERSION
 from stillhouse.storage.parquet import read_table
 
-RESULT_VERSION = 2
+RESULT_VERSION = 3
 _SHOWN_POINTS = 6
 _SHOWN_PER_CLASS = 10
 
 
+@dataclass(frozen=True, slots=True)
+class Pictures:
+    """PNGs by point and class: `starts` the real images, `made` the chosen set, `along` the way."""
+
+    starts: dict[int, list[bytes]]
+    made: dict[int, list[bytes]]
+    along: dict[int, dict[int, list[bytes]]]
+
+
 def put_result(
     ctx: Context, crew: Crew, spec: DistillSpec, made: DistillRun, work: ImageWork
-) -> Manifest:
-    """The artifact of the chosen set, named by the set, its labels and the images."""
+) -> tuple[Manifest, Pictures]:
+    """The artifact of the chosen set, named by the set, its labels and the images; the pictures."""
     best = made.best
     trained_by = _trained_by(spec, made)
     name = fingerprint(
@@ -51,10 +62,24 @@ def put_result(
     }
     task = ResultTask(
         name, best.part.path, made.made.label_path, inputs, spec.method.model_dump(mode="json"),
-        totals,
+        totals, _shown(made),
     )  # fmt: skip
-    crew.do("result", "distilled", [ImageCall(run_result, task)])
-    return ctx.store.get_manifest("distilled", name)
+    (done,) = crew.do("result", "distilled", [ImageCall(run_result, task)])
+    rows = read_table(ctx.store.path(done.parts[1].path))
+    return ctx.store.get_manifest("distilled", name), _by_point(rows, best.iteration)
+
+
+def _shown(made: DistillRun) -> Shown:
+    points = tuple((p.iteration, p.part.path) for p in _spread(made.points, made.best))
+    return Shown(points, _SHOWN_PER_CLASS, len(made.points) == 1, made.made.starts)
+
+
+def _by_point(rows: pa.Table, chosen: int) -> Pictures:
+    found: dict[int, dict[int, list[bytes]]] = {}
+    for row in rows.to_pylist():
+        found.setdefault(row["point"], {}).setdefault(row["label"], []).append(row["png"])
+    along = {point: found[point] for point in sorted(found) if point != REAL}
+    return Pictures(found[min(found)], found[chosen], along)
 
 
 def _trained_by(spec: DistillSpec, made: DistillRun) -> dict[str, Any]:
@@ -72,33 +97,6 @@ def _trained_by(spec: DistillSpec, made: DistillRun) -> dict[str, Any]:
 
 def _soft(spec: DistillSpec) -> bool:
     return isinstance(spec.method, TrajectoryMethod) and spec.method.soft_labels
-
-
-@dataclass(frozen=True, slots=True)
-class Pictures:
-    """PNGs by point and class: `starts` the real images, `made` the chosen set, `along` the way."""
-
-    starts: dict[int, list[bytes]]
-    made: dict[int, list[bytes]]
-    along: dict[int, dict[int, list[bytes]]]
-
-
-def draw(ctx: Context, crew: Crew, made: DistillRun, work: ImageWork) -> Pictures:
-    """The pictures of a run, made by a worker that has the images."""
-    real = len(made.points) == 1
-    shown = _spread(made.points, made.best)
-    points = tuple((p.iteration, p.part.path) for p in shown)
-    starts = made.made.starts
-    drawn = [[p.part.sha256 for p in shown], starts]
-    name = fingerprint(["pictures", 2, work.images, work.zca, drawn])
-    task = PictureTask(name, points, _SHOWN_PER_CLASS, real, starts)
-    (done,) = crew.do("pictures", "distilled", [ImageCall(run_pictures, task)])
-    found: dict[int, dict[int, list[bytes]]] = {}
-    for row in read_table(ctx.store.path(done.parts[0].path)).to_pylist():
-        found.setdefault(row["point"], {}).setdefault(row["label"], []).append(row["png"])
-    first = REAL if real else min(found)
-    along = {point: found[point] for point in sorted(found) if point != REAL}
-    return Pictures(found[first], found[made.best.iteration], along)
 
 
 def _spread(points: Sequence[Point], best: Point) -> list[Point]:

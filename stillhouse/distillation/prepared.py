@@ -1,5 +1,6 @@
 """What a worker has in memory: the images of a job on its device, preprocessed."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +12,7 @@ from stillhouse.distillation.decoupled import RealImages
 from stillhouse.distillation.functional import FlatModule
 from stillhouse.distillation.images import ImageSet
 from stillhouse.distillation.spec import NetworkSettings
+from stillhouse.distillation.sre2l import require_batch_norm
 from stillhouse.distillation.standardise import Standardisation, fit_standardisation
 from stillhouse.distillation.stored_images import KIND, read_splits
 from stillhouse.distillation.zca import Zca, fit_zca
@@ -110,3 +112,25 @@ def prepare(store: Store, images: str, *, zca: bool, device: str, gpus: float) -
         where,
         images,
     )
+
+
+def check_networks(
+    networks: Mapping[str, NetworkSettings], shape: tuple[int, int, int], num_classes: int
+) -> None:
+    """Build every network of a job once, on the CPU: one that cannot be is found before training.
+
+    Args:
+        networks: by key in the spec; batch statistics of those under `teachers` are matched.
+        shape: (C, H, W) of the images.
+        num_classes: of the images.
+
+    Raises:
+        ModelError: naming the key of the first that cannot, or of a teacher without batch norm.
+    """
+    for key, settings in networks.items():
+        try:
+            network = build_network(settings, shape, num_classes, 0)
+        except ModelError as error:
+            raise ModelError(f"`{key}`: {error}") from error
+        if key.startswith("teachers."):
+            require_batch_norm(network, f"`{key}`")

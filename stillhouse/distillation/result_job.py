@@ -3,7 +3,8 @@
 Its folder holds `part-00000.parquet` (`stored_sets`). Beside the manifest lie
 `preprocessing.safetensors` (mean and deviation a channel, or ZCA's mean, matrix and inverse) and,
 where labels are of views, `labels.safetensors`. The manifest's totals hold learning rate, bytes and
-how networks were trained on the set (`trained_by`).
+how networks were trained on the set (`trained_by`). The pictures of the report are no part of the
+artifact, for some are real images: they lie in a part of their own, the receipt's second one.
 """
 
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 from safetensors.torch import save
 
+from stillhouse.distillation.pictures import Shown, pictures
 from stillhouse.distillation.prepared import Prepared
 from stillhouse.distillation.stored_sets import LabelledSet, png_bytes, read_set, set_table
 from stillhouse.fingerprint import sha256
@@ -37,6 +39,7 @@ class ResultTask:
         inputs: what it was made from.
         settings: of the method.
         totals: of the run: bytes, learning rate and the like.
+        shown: the sets whose pictures the report shows.
     """
 
     fingerprint: str
@@ -45,10 +48,11 @@ class ResultTask:
     inputs: dict[str, Any]
     settings: dict[str, Any]
     totals: dict[str, Any]
+    shown: Shown
 
 
 def run_result(store: Store, prepared: Prepared, task: ResultTask) -> Receipt:
-    """Commit the artifact of a task, then its receipt."""
+    """Commit the pictures and the artifact of a task, then its receipt with both parts."""
     given = read_set(read_table(store.path(task.path)), task.path)
     table = set_table(given, _pngs(given, prepared), prepared.class_names)
     part = store.put_part(f"{KIND}/{task.fingerprint}/part-00000.parquet", table, num_tokens=0)
@@ -70,8 +74,13 @@ def run_result(store: Store, prepared: Prepared, task: ResultTask) -> Receipt:
         KIND, task.fingerprint, (part,), task.inputs, task.settings, totals, made_by, digests
     )
     store.put_manifest(manifest)
+    drawn = store.put_part(
+        f"{KIND}/parts/{task.fingerprint}-pictures.parquet",
+        pictures(store, prepared, task.shown),
+        num_tokens=0,
+    )
     counts = {"images": part.num_rows}
-    return store.put_receipt(KIND, Receipt(task.fingerprint, (part,), counts))
+    return store.put_receipt(KIND, Receipt(task.fingerprint, (part, drawn), counts))
 
 
 def _pngs(given: LabelledSet, prepared: Prepared) -> list[bytes]:

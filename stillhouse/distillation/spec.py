@@ -143,6 +143,14 @@ class DistillSpec(JobSpec):
         return self.evaluate.networks or [self.network]
 
     @property
+    def built(self) -> dict[str, NetworkSettings]:
+        """Every network that the job builds, by its key."""
+        evaluated = {f"evaluate.networks.{i}": n for i, n in enumerate(self.evaluate.networks)}
+        own = {"network": self.network} if self.matching or not evaluated else {}
+        teachers = {f"teachers.{i}": n for i, n in enumerate(self.teachers or [])}
+        return own | evaluated | teachers
+
+    @property
     def factories(self) -> list[str]:
         """Of all its networks, each once, as `package.module:function`."""
         named = [self.network, *(self.teachers or []), *self.evaluate.networks]

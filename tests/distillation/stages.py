@@ -5,12 +5,14 @@ from stillhouse.distillation.matching_job import (
     MatchingTask,
 )
 from stillhouse.distillation.methods import ExpertSettings
+from stillhouse.distillation.pictures import Shown
 from stillhouse.distillation.spec import EvaluateSettings, NetworkSettings
 
 IMAGES = "1" * 64
 NETWORK = NetworkSettings(depth=2, width=3)
 TEACHER = NetworkSettings(depth=2, width=3, norm="batch")
 EXPERTS = ExpertSettings(count=1, epochs=3, batch_size=256)
+NONE_SHOWN = Shown((), 0, False)
 TINY = {"images_per_class": 1, "num_iterations": 4, "num_steps": 2, "evaluate_every": 2}
 
 

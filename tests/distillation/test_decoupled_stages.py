@@ -4,10 +4,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from stages import (
-    TEACHER,
-    recipe,
-)
+from stages import NONE_SHOWN, TEACHER, recipe
 
 import stillhouse
 from stillhouse.distillation.assembly_job import AssemblyTask, run_assembly
@@ -23,7 +20,7 @@ from stillhouse.distillation.expert_job import (
 )
 from stillhouse.distillation.list_columns import flat_values
 from stillhouse.distillation.methods import Infer, NrrDd
-from stillhouse.distillation.pictures_job import REAL, PictureTask, run_pictures
+from stillhouse.distillation.pictures import REAL, Shown, pictures
 from stillhouse.distillation.result_job import ResultTask, run_result
 from stillhouse.distillation.settings import Recipe
 from stillhouse.distillation.spec import EvaluateSettings
@@ -60,7 +57,9 @@ def test_infer_is_stored_apart_and_priced_so(kitchen, taught):
     assert given.label_logits.shape == (20, 10)
 
     totals = {"image_bytes": 11 * 64, "bytes": 11 * 64 + 20 * 10 * 2}
-    run_result(store, prepared, ResultTask("a" * 64, made.parts[0].path, None, {}, {}, totals))
+    run_result(
+        store, prepared, ResultTask("a" * 64, made.parts[0].path, None, {}, {}, totals, NONE_SHOWN)
+    )
     opened = stillhouse.open_distilled(store.path("distilled", "a" * 64))
     for name, evaluated in (
         ("images", given.images),
@@ -93,10 +92,10 @@ def test_rows_of_infer_are_read_by_datasets(kitchen, tmp_path):
     store = Store(str(tmp_path))
     real = torch.zeros(1, 10, 1, 8, 8, dtype=torch.uint8)
     apart = CompensatedSet(real, torch.ones(2, 1, 1, 8, 8, dtype=torch.int8))
-    norm = prepared.standardisation
+    norm, path = prepared.standardisation, "distilled/parts/one.parquet"
     given = with_logits(expanded_set(apart, norm.mean, norm.std), torch.zeros(30, 10))
-    store.put_part("distilled/parts/one.parquet", set_table(given), num_tokens=0)
-    task = ResultTask("e" * 64, "distilled/parts/one.parquet", None, {}, {}, {"bytes": 1})
+    store.put_part(path, set_table(given), num_tokens=0)
+    task = ResultTask("e" * 64, path, None, {}, {}, {"bytes": 1}, NONE_SHOWN)
     run_result(store, prepared, task)
     files = store.path("distilled", "e" * 64, "part-*.parquet")
     found = datasets.load_dataset("parquet", data_files=files, split="train")
@@ -122,8 +121,8 @@ def test_nrr_dd_stores_two_distances_a_view(kitchen, taught):
     made = run_assembly(store, prepared, [taught], AssemblyTask("2" * 64, method, protocol, paths))
     assert made.info["stored"] == [640, 10 + 3 * 10 * 2 * 2]
     first = [r.parts[0].path for r in starts]
-    drawn = PictureTask("37" * 32, ((2, made.parts[0].path),), 10, real=True, starts=tuple(first))
-    rows = read_table(store.path(run_pictures(store, prepared, drawn).parts[0].path)).to_pylist()
+    shown = Shown(((2, made.parts[0].path),), 10, real=True, starts=tuple(first))
+    rows = pictures(store, prepared, shown).to_pylist()
     assert [(row["point"], row["label"]) for row in rows] == [
         (point, label) for point in (REAL, 2) for label in range(10)
     ]

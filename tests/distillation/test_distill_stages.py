@@ -10,6 +10,7 @@ from stages import (
     EXPERTS,
     IMAGES,
     NETWORK,
+    NONE_SHOWN,
     TEACHER,
     TINY,
     matching,
@@ -39,7 +40,7 @@ from stillhouse.distillation.matching_job import (
     run_matching,
 )
 from stillhouse.distillation.methods import Ast, Datm, ExpertSettings, Mtt
-from stillhouse.distillation.pictures_job import PictureTask, run_pictures
+from stillhouse.distillation.pictures import Shown, pictures
 from stillhouse.distillation.result_job import ResultTask, run_result
 from stillhouse.distillation.settings import Recipe
 from stillhouse.distillation.spec import NetworkSettings
@@ -246,7 +247,7 @@ def test_result_opens_as_it_was_made_and_in_datasets(kitchen):
     task = matching(store, Datm(name="datm", **TINY), name="7" * 64)
     run_matching(store, prepared, task, quiet)
     best = sets(store, task)[-1]
-    result = ResultTask("8" * 64, best.parts[0].path, None, {}, {}, {"bytes": 1240})
+    result = ResultTask("8" * 64, best.parts[0].path, None, {}, {}, {"bytes": 1240}, NONE_SHOWN)
     run_result(store, prepared, result)
     opened = stillhouse.open_distilled(store.path("distilled", "8" * 64))
     assert opened.images.shape == (10, 1, 8, 8)
@@ -270,8 +271,21 @@ def test_pictures_of_every_class(kitchen):
     task = matching(store, Mtt(name="mtt", **TINY), name="6" * 64)
     run_matching(store, prepared, task, quiet)
     points = tuple((i, r.parts[0].path) for i, r in enumerate(sets(store, task)))
-    made = run_pictures(store, prepared, PictureTask("5" * 64, points, 3, True))
-    rows = read_table(store.path(made.parts[0].path)).to_pylist()
+    rows = pictures(store, prepared, Shown(points, 3, True)).to_pylist()
     assert {row["point"] for row in rows} == {-1, 0, 1, 2}
     assert all(row["png"].startswith(b"\x89PNG") for row in rows)
     assert sum(row["point"] == -1 for row in rows) == 30
+
+
+def test_a_result_has_its_pictures_beside_the_artifact(kitchen):
+    store, prepared = kitchen
+    task = matching(store, Mtt(name="mtt", **TINY), name="b" * 64)
+    run_matching(store, prepared, task, quiet)
+    path = sets(store, task)[-1].parts[0].path
+    result = ResultTask("9" * 64, path, None, {}, {}, {}, Shown(((4, path),), 1, False))
+    (_, drawn) = run_result(store, prepared, result).parts
+    shown = read_table(store.path(drawn.path)).to_pylist()
+    manifest = store.get_manifest("distilled", "9" * 64)
+    (part,) = manifest.parts
+    delivered = read_table(store.path(part.path))["image"].to_pylist()
+    assert [row["png"] for row in shown] == [image["bytes"] for image in delivered]

@@ -101,10 +101,9 @@ def test_plan_knows_what_is_there_for_another_method(distilled):
     assert plan["notes"][-1] == "exact up to `distil`; behind it nothing is known yet"
     assert plan["steps"]["distil"]["seconds"] > 0  # as with the other method
     steps = plan["steps"]
-    assert [*steps][-5:] == ["controls", "tune controls", "evaluate", "result", "pictures"]
+    assert [*steps][-5:] == ["choose", "controls", "tune controls", "evaluate", "result"]
     assert steps["experts"]["reused"] == steps["experts"]["parts"] == 2
-    assert [*steps][:3] == ["images", "networks", "experts"]
-    assert steps["networks"] == steps["images"]
+    assert [*steps][:2] == ["images", "experts"]
     assert (steps["distil"]["parts"], steps["distil"]["reused"]) == (3, 0)
     assert steps["evaluate"]["parts"] is None
 
@@ -192,10 +191,15 @@ def test_too_few_images_are_told_before_any_training(distilled):
 def test_networks_that_cannot_be_built_are_told_before_any_training(distilled):
     store, _ = distilled
     networks = [TINY["network"], {"depth": 7}]
-    listener = Quiet()
+    listener, before = Quiet(), set(store.glob("trajectories/*"))
+    asked = {
+        "evaluate": TINY["evaluate"] | {"networks": networks},
+        "experts": TINY["experts"] | {"seed": 50},
+    }
     with pytest.raises(ModelError, match=r"^`evaluate\.networks\.1`: images of 8 pixels"):
-        run_job(spec(store, evaluate=TINY["evaluate"] | {"networks": networks}), listener)
-    assert [step for step, _, _ in listener.steps] == ["images", "networks"]
+        run_job(spec(store, **asked), listener)
+    assert [step for step, _, _ in listener.steps] == ["images", "experts"]
+    assert set(store.glob("trajectories/*")) == before
 
 
 def test_verify_finds_what_was_changed(distilled, reports, tmp_path):

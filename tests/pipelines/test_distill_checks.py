@@ -5,11 +5,11 @@ import pytest
 from torch import nn
 
 from stillhouse.distillation.images import ImageSet
-from stillhouse.distillation.network_check import run_networks
+from stillhouse.distillation.prepared import check_networks
 from stillhouse.distillation.spec import DistillSpec
 from stillhouse.distillation.stored_images import images_table
 from stillhouse.errors import BudgetError, InputError, ModelError
-from stillhouse.pipelines.distill_checks import check_counts, network_task
+from stillhouse.pipelines.distill_checks import check_counts
 from stillhouse.storage.artifact import Manifest, Store
 
 TEACHER = {"name": "convnet", "depth": 2, "width": 2, "norm": "batch"}
@@ -101,17 +101,12 @@ PLAIN = {"name": "convnet", "depth": 2, "width": 2}
         ("sre2l", {"network": DEEP}, r"`network`: images of 8 pixels"),
     ],
 )
-def test_networks_that_cannot_be_built_are_named_by_their_key(store, images, method, changes, said):
+def test_networks_that_cannot_be_built_are_named_by_their_key(method, changes, said):
     with pytest.raises(ModelError, match=said):
-        run_networks(store, network_task(spec(method, 1, **changes), images))
+        check_networks(spec(method, 1, **changes).built, (1, 8, 8), 3)
 
 
-def test_networks_that_are_not_used_are_not_built(store, images):
+def test_networks_that_are_not_used_are_not_built():
     judged = spec("rded", 1, network=DEEP, evaluate={"networks": [PLAIN]})
-    task = network_task(judged, images)
-    assert [key for key, _ in (*task.networks, *task.teachers)] == [
-        "evaluate.networks.0",
-        "teachers.0",
-    ]
-    run_networks(store, task)
-    assert store.finished("distilled", [task.fingerprint])
+    assert [*judged.built] == ["evaluate.networks.0", "teachers.0"]
+    check_networks(judged.built, (1, 8, 8), 3)

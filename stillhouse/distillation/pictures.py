@@ -1,4 +1,4 @@
-"""Pictures for the report as a task: sets along the way, and the real images they began as."""
+"""Pictures for the report: sets along the way, and the real images they began as."""
 
 from dataclasses import dataclass
 
@@ -9,54 +9,50 @@ from stillhouse.distillation.baselines import random_real
 from stillhouse.distillation.decoupled_job import unit_images
 from stillhouse.distillation.prepared import Prepared
 from stillhouse.distillation.stored_sets import png_bytes, read_set
-from stillhouse.storage.artifact import Receipt, Store
+from stillhouse.storage.artifact import Store
 from stillhouse.storage.parquet import read_table
 
-KIND = "distilled"
 REAL = -1
 """In place of a point: real images of the class."""
 
 
 @dataclass(frozen=True, slots=True)
-class PictureTask:
+class Shown:
     """Which sets to draw: (iteration, path of the set's part), and how many images of a class.
 
     With `real`, real images of each class come first, as point `REAL`: those at the paths `starts`,
     by class, or random training images.
     """
 
-    fingerprint: str
     points: tuple[tuple[int, str], ...]
     per_class: int
     real: bool
     starts: tuple[str, ...] = ()
 
 
-def run_pictures(store: Store, prepared: Prepared, task: PictureTask) -> Receipt:
-    """Commit a part of rows (point, label, png), then its receipt."""
+def pictures(store: Store, prepared: Prepared, shown: Shown) -> pa.Table:
+    """Rows of point, label and png."""
     rows: list[dict[str, object]] = []
-    if task.real and task.starts:
-        for label, path in enumerate(task.starts):
-            first = unit_images(store, path, prepared.shape)[: task.per_class]
+    if shown.real and shown.starts:
+        for label, path in enumerate(shown.starts):
+            first = unit_images(store, path, prepared.shape)[: shown.per_class]
             rows += _rows(REAL, prepared, first, torch.full((len(first),), label))
-    elif task.real:
+    elif shown.real:
         labels = prepared.train_labels.cpu()
         least = int(torch.bincount(labels).min())
-        chosen = random_real(labels.numpy(), min(task.per_class, least), seed=0)
+        chosen = random_real(labels.numpy(), min(shown.per_class, least), seed=0)
         there = torch.from_numpy(chosen)
         rows += _rows(REAL, prepared, prepared.train[there.to(prepared.device)], labels[there])
-    for iteration, path in task.points:
+    for iteration, path in shown.points:
         given = read_set(read_table(store.path(path)), path)
         firsts = torch.cat(
             [
-                (given.labels == label).nonzero()[: task.per_class, 0]
+                (given.labels == label).nonzero()[: shown.per_class, 0]
                 for label in range(prepared.num_classes)
             ]
         )
         rows += _rows(iteration, prepared, given.images[firsts], given.labels[firsts])
-    path = f"{KIND}/parts/{task.fingerprint}.parquet"
-    part = store.put_part(path, pa.Table.from_pylist(rows), num_tokens=0)
-    return store.put_receipt(KIND, Receipt(task.fingerprint, (part,), {"images": len(rows)}))
+    return pa.Table.from_pylist(rows)
 
 
 def _rows(
