@@ -11,9 +11,12 @@ standard errors of their difference.
 """
 
 import argparse
+import gzip
+import io
 import json
 import os
 import statistics
+import struct
 import subprocess
 import sys
 import time
@@ -22,8 +25,13 @@ from math import sqrt
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from distillation_cells import BASE, CELLS
+from numpy.typing import NDArray
+from PIL import Image
 from processes import in_fresh_process, memory_mb
 
 from stillhouse.distillation.adjoint import Descent, adjoint, descend, unrolled
@@ -148,6 +156,36 @@ class _Quiet:
         """Nothing."""
 
 
+def image_source(folder: Path, data: str, num_images: int) -> dict[str, Any]:
+    """A spec's `data`: digits, or files; a folder of IDX files becomes Parquet in `folder`."""
+    if data == "digits":
+        return {"dataset": data}
+    for part, stem in (("train", "train"), ("test", "t10k")):
+        made = folder / "images" / f"{part}.parquet"
+        for images in Path(data).glob(f"{stem}-images-idx3-ubyte*"):
+            labels = images.with_name(images.name.replace("images-idx3", "labels-idx1"))
+            if not made.exists():
+                made.parent.mkdir(parents=True, exist_ok=True)
+                cells = [encoded(pixels) for pixels in read_idx(images)]
+                pq.write_table(pa.table({"image": cells, "label": read_idx(labels)}), made)
+    return {"path": str(made.parent if made.exists() else data), "num_images": num_images}
+
+
+def read_idx(path: Path) -> NDArray[np.uint8]:
+    """Unsigned bytes in the IDX format: [N, H, W] or [N]."""
+    data = path.read_bytes()
+    data = gzip.decompress(data) if path.suffix == ".gz" else data
+    shape = struct.unpack(f">{data[3]}I", data[4 : 4 + 4 * data[3]])
+    return np.frombuffer(data, np.uint8, offset=4 + 4 * data[3]).reshape(shape)
+
+
+def encoded(pixels: NDArray[np.uint8]) -> bytes:
+    """A PNG of [H, W]."""
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "PNG")
+    return stream.getvalue()
+
+
 def run_cell(folder: Path, data: dict[str, Any], cell: dict[str, Any]) -> dict[str, Any]:
     """One job; everything that an earlier run finished is found."""
     from stillhouse.distillation.spec import DistillSpec
@@ -205,7 +243,7 @@ def run_here(folder: Path, data: dict[str, Any], cell: dict[str, Any]) -> tuple[
 def quality(folder: Path, data: str, cells: list[str], num_images: int) -> dict[str, Any]:
     """Test accuracy of each cell beside random real images of equal bytes."""
     found: dict[str, Any] = {}
-    source = {"path": data, "num_images": num_images} if data != "digits" else {"dataset": data}
+    source = image_source(folder, data, num_images)
     for name in cells:
         ctx, made = run_here(folder, source, CELLS[name])
         best, (random,) = next(iter(made.tests.values())), made.controls
@@ -273,7 +311,7 @@ def experts(folder: Path, data: str, num_images: int) -> dict[str, Any]:
         "evaluate": {"seeds": 1, "epochs": 1},
         "controls": [],
     }
-    source = {"path": data, "num_images": num_images} if data != "digits" else {"dataset": data}
+    source = image_source(folder, data, num_images)
     result = run_cell(folder, source, cell)
     busy = result["cost"]["device_seconds"]["experts"]
     return {
@@ -296,7 +334,7 @@ def bare(folder: Path, data: str, num_images: int) -> float:
     from stillhouse.storage.artifact import Store
 
     store = Store(str(folder / f"bare-{os.getpid()}"))
-    source = {"path": data, "num_images": num_images} if data != "digits" else {"dataset": data}
+    source = image_source(folder, data, num_images)
     run_source(store, SourceTask("0" * 64, ImageData.model_validate(source)))
     prepared = prepare(store, "0" * 64, zca=False, device="cpu", gpus=0)
     network = NetworkSettings.model_validate(BASE["network"])

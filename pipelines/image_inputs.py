@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from stillhouse.distillation.image_files import SUFFIXES
+from stillhouse.distillation.image_files import list_source
 from stillhouse.distillation.image_sources import ImageData
 from stillhouse.distillation.own_networks import own_networks
 from stillhouse.distillation.spec import DistillSpec
@@ -11,7 +11,7 @@ from stillhouse.errors import ArtifactError
 from stillhouse.fingerprint import fingerprint
 from stillhouse.storage.artifact import Store, load_manifest
 from stillhouse.storage.digests import digest_files
-from stillhouse.storage.filesystem import FileInfo, absolute_uri, list_files
+from stillhouse.storage.filesystem import FileInfo, absolute_uri
 
 IMAGES_VERSION = 3
 
@@ -39,12 +39,12 @@ def list_images(data: ImageData) -> list[FileInfo]:
     """The files of a source; none for a data set that ships with a library.
 
     Raises:
-        InputError: nothing matches.
+        InputError: nothing matches. SpecError: files of arrays, which are not read.
     """
     if data.path is None:
         return []
-    files = list_files([data.path], SUFFIXES)
-    return files + (list_files([data.test], SUFFIXES) if isinstance(data.test, str) else [])
+    files = list_source(data.path)
+    return files + (list_source(data.test) if isinstance(data.test, str) else [])
 
 
 def open_images(

@@ -1,29 +1,27 @@
-"""Raw images and labels out of files: encoded images, Parquet, IDX and NumPy archives.
+"""Raw images and labels out of files: encoded images, and Parquet that holds such.
 
-What an image may look like is judged in `images`; here a file is read, and an image that cannot be
-decoded becomes a `DeadImage` with its place and reason. Images are arrays [C, H, W] with 1 or 3
-channels, uint8, or float32 where a NumPy archive holds floats.
+An image that cannot be decoded becomes a `DeadImage` with its place and reason. Images are uint8
+arrays [C, H, W] with 1 or 3 channels.
 """
 
-import gzip
 import io
 import json
 import os
-import re
 import struct
-import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stillhouse.errors import BadFileError, InputError
+from stillhouse.errors import BadFileError, InputError, SpecError
 from stillhouse.storage.filesystem import (
     FileInfo,
     join,
+    list_files,
     list_names,
     open_read,
     protocol_of,
@@ -31,13 +29,12 @@ from stillhouse.storage.filesystem import (
 )
 from stillhouse.storage.parquet import open_parquet
 
-Pixels = NDArray[np.uint8 | np.float32]
+Pixels = NDArray[np.uint8]
 Label = int | str
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
-IDX_IMAGES = re.compile(r"images[-.]idx\d-ubyte(\.gz)?$")
-SUFFIXES = (*IMAGE_SUFFIXES, ".parquet", "-ubyte", "-ubyte.gz", ".npz")
-_GZIP = b"\x1f\x8b"
+SUFFIXES = (*IMAGE_SUFFIXES, ".parquet")
+_ARRAYS = (".npz", "-ubyte", "-ubyte.gz")
 _NOT_EMBEDDED = "paths are not followed, embed the images in the file"
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, IndexError)
 
@@ -62,6 +59,31 @@ class RawImage:
 
 
 Record = RawImage | DeadImage
+
+
+def list_source(path: str) -> list[FileInfo]:
+    """The image and Parquet files of a folder, glob or file.
+
+    Raises:
+        InputError: there are none. SpecError: there are NumPy archives or IDX files instead.
+    """
+    try:
+        found = list_files([path], SUFFIXES)
+    except InputError:
+        with suppress(InputError):
+            _refuse_arrays(list_files([path], _ARRAYS))
+        raise
+    _refuse_arrays(found)
+    return found
+
+
+def _refuse_arrays(files: Sequence[FileInfo]) -> None:
+    for file in files:
+        if file.name.lower().endswith(_ARRAYS):
+            raise SpecError(
+                f"{file.uri!r}: NumPy archives and IDX files are not read: turn them into Parquet "
+                "as docs/distillation.md shows, and give that as `data.path`"
+            )
 
 
 def decode_image(data: bytes) -> NDArray[np.uint8]:
@@ -177,79 +199,6 @@ def class_label_names(file: FileInfo, column: str) -> tuple[str, ...] | None:
     return tuple(names) if names else None
 
 
-def read_idx_pair(images: FileInfo, labels: FileInfo) -> tuple[NDArray[np.uint8], list[int]]:
-    """An IDX file of images [N, H, W] and its file of labels [N].
-
-    Raises:
-        BadFileError: one is broken or they do not fit together.
-    """
-    pixels, values = read_idx(images.uri), read_idx(labels.uri)
-    if values.ndim != 1 or len(values) != len(pixels):
-        raise BadFileError(
-            f"{labels.uri!r} holds labels of shape {list(values.shape)} for the {len(pixels)} "
-            f"images of {images.uri!r}"
-        )
-    return pixels, values.tolist()
-
-
-def read_idx(uri: str) -> NDArray[np.uint8]:
-    """An array of unsigned bytes in the IDX format, gzipped or not.
-
-    Layout: two zero bytes, the type (8: unsigned byte), the number of dimensions, each size as a
-    big-endian uint32, the values in row-major order.
-
-    Raises:
-        BadFileError: truncated, of another type, or not IDX.
-    """
-    data = read_bytes(uri)
-    try:
-        data = gzip.decompress(data) if data[:2] == _GZIP else data
-    except (OSError, EOFError, zlib.error) as error:
-        raise BadFileError(f"cannot unpack {uri!r}: {error}") from error
-    if len(data) < 4 or data[:3] != b"\0\0\x08":
-        raise BadFileError(f"{uri!r} is no IDX file of unsigned bytes: it begins {data[:4]!r}")
-    start = 4 + 4 * data[3]
-    if len(data) < start:
-        raise BadFileError(f"{uri!r} is truncated: its header needs {start} bytes, {len(data)} are")
-    shape = struct.unpack(f">{data[3]}I", data[4:start])
-    if len(data) - start != np.prod(shape, dtype=np.int64):
-        raise BadFileError(
-            f"{uri!r} is truncated or too long: shape {list(shape)}, {len(data) - start} bytes"
-        )
-    return np.frombuffer(data, np.uint8, offset=start).reshape(shape)
-
-
-def read_npz(uri: str) -> dict[str, NDArray[Any]]:
-    """All arrays of a NumPy archive, by name; pickled objects are refused.
-
-    Raises:
-        BadFileError: not an archive of plain arrays.
-    """
-    try:
-        with open_read(uri) as stream, np.load(stream, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
-    except (*_BROKEN, TypeError, AttributeError, zipfile.BadZipFile) as error:
-        raise BadFileError(f"cannot read {uri!r} as a NumPy archive: {error}") from error
-
-
-def as_channels_first(images: NDArray[Any], place: str) -> NDArray[Any]:
-    """[N, H, W], [N, H, W, C] or [N, C, H, W] as [N, C, H, W], C being 1 or 3.
-
-    Raises:
-        InputError: another shape; `place` says where.
-    """
-    if images.ndim == 3:
-        return images[:, None]
-    if images.ndim == 4 and images.shape[1] in (1, 3):
-        return images
-    if images.ndim == 4 and images.shape[3] in (1, 3):
-        return np.ascontiguousarray(images.transpose(0, 3, 1, 2))
-    raise InputError(
-        f"{place} holds an array of shape {list(images.shape)}: images are [N, H, W], "
-        "[N, H, W, C] or [N, C, H, W] with 1 or 3 channels"
-    )
-
-
 def resize(pixels: Pixels, size: tuple[int, int]) -> Pixels:
     """[C, H, W] at another (height, width), bicubic with antialiasing; the same array if equal."""
     from PIL import Image
@@ -261,7 +210,7 @@ def resize(pixels: Pixels, size: tuple[int, int]) -> Pixels:
         np.asarray(Image.fromarray(plane).resize((width, height), Image.Resampling.BICUBIC))
         for plane in pixels
     ]
-    return np.stack(planes) if pixels.dtype == np.uint8 else np.clip(np.stack(planes), 0, 1)
+    return np.stack(planes)
 
 
 def _check_columns(uri: str, schema: Any, image_column: str, label_column: str) -> None:

@@ -1,11 +1,10 @@
 """Data in: a training, a validation and a test set of labelled images, checked before any work.
 
-Image folders (`<class>/<image>`), Parquet with an image column, IDX files (MNIST's), NumPy
-archives, and scikit-learn's digits; local or any fsspec URI. Where the source has a test part
-(`train/` and `test/` folders, `test-*.parquet`, `t10k-*`, `x_test`) it is the test set, else a
-share is held out. A validation part beside a test part (`val/`, `valid-*.parquet`) is the
-validation set, else it is split from the training data, class by class; everything is chosen on
-it, and the test set is touched once.
+Image folders (`<class>/<image>`), Parquet with an image column, and scikit-learn's digits; local
+or any fsspec URI. Where the source has a test part (`train/` and `test/` folders,
+`test-*.parquet`) it is the test set, else a share is held out. A validation part beside a test
+part (`val/`, `valid-*.parquet`) is the validation set, else it is split from the training data,
+class by class; everything is chosen on it, and the test set is touched once.
 """
 
 import re
@@ -16,52 +15,39 @@ from itertools import chain
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from stillhouse.distillation.image_files import (
-    IDX_IMAGES,
     IMAGE_SUFFIXES,
     SUFFIXES,
     DeadImage,
     Label,
+    Pixels,
     RawImage,
     Record,
-    as_channels_first,
     class_label_names,
+    list_source,
     read_folder,
-    read_idx_pair,
-    read_npz,
     read_parquet,
     resize,
 )
-from stillhouse.distillation.images import ImageSet, checked_pixels, image_set, split
+from stillhouse.distillation.images import ImageSet, image_set, split
 from stillhouse.errors import InputError
 from stillhouse.spec import Settings
-from stillhouse.storage.filesystem import FileInfo, list_files
+from stillhouse.storage.filesystem import FileInfo
 
 _PARTS = {
     "train": {"train", "training"},
-    "test": {"test", "t10k"},
+    "test": {"test"},
     "validation": {"val", "valid", "validation"},
 }
-_KINDS = {".parquet": "parquet", "-ubyte": "idx", "-ubyte.gz": "idx", ".npz": "npz"}
-_Names = tuple[tuple[str, str], ...]
-_TRAIN_ARRAYS: _Names = (
-    ("images", "labels"),
-    ("x_train", "y_train"),
-    ("train_images", "train_labels"),
-)
-_TEST_ARRAYS: _Names = (("x_test", "y_test"), ("test_images", "test_labels"))
 _Share = Annotated[float, Field(gt=0.0, lt=1.0)]
 
 
 class ImageData(Settings):
     """Labelled images: files, or a data set that ships with a library."""
 
-    path: str | None = Field(
-        default=None, description="an image folder, Parquet, IDX or .npz files; any fsspec URI"
-    )
+    path: str | None = Field(default=None, description="an image folder or Parquet; any fsspec URI")
     dataset: Literal["digits"] | None = Field(
         default=None, description="digits: scikit-learn's 1,797 images of 8x8, no files needed"
     )
@@ -162,29 +148,26 @@ def _digits() -> ImageSet:
             error
         )
     digits: Any = load_digits()
-    return image_set(np.rint(digits.images * (255 / 16)).astype(np.uint8), digits.target)
+    pixels = np.rint(digits.images[:, None] * (255 / 16)).astype(np.uint8)
+    return image_set(pixels, digits.target)
 
 
 def _from_files(data: ImageData) -> tuple[ImageSet, ImageSet | None, ImageSet | None]:
     """The training set; a test set and a validation set where the source has them."""
     assert data.path is not None
-    files, chosen_on = list_files([data.path], SUFFIXES), list[FileInfo]()
+    files, chosen_on = list_source(data.path), list[FileInfo]()
     if isinstance(data.test, str):
-        train_files, test_files = files, list_files([data.test], SUFFIXES)
+        train_files, test_files = files, list_source(data.test)
     else:
         train_files, test_files, chosen_on = _parts(files)
-    train = _as_set(_read(train_files, data, _TRAIN_ARRAYS), data.path, None)
-    validation = None
+    train = _as_set(_read(train_files, data), data.path, None)
+    test = validation = None
     if chosen_on:
-        held = _read(chosen_on, data, _TRAIN_ARRAYS)
+        held = _read(chosen_on, data)
         validation = _as_set(held, f"the validation part of {data.path}", train.class_names)
     if test_files:
-        held = _read(test_files, data, _TEST_ARRAYS + _TRAIN_ARRAYS)
-    elif _kind(files) == "npz" and _has_arrays(files, _TEST_ARRAYS):
-        held = _read(files, data, _TEST_ARRAYS)
-    else:
-        return train, None, None
-    test = _as_set(held, f"the test part of {data.path}", train.class_names)
+        held = _read(test_files, data)
+        test = _as_set(held, f"the test part of {data.path}", train.class_names)
     return train, test, validation
 
 
@@ -214,18 +197,14 @@ def _part(name: str) -> str:
     return next((part for part, names in _PARTS.items() if names & set(words)), "")
 
 
-def _has_arrays(files: Sequence[FileInfo], names: _Names) -> bool:
-    return any(set(pair) <= set(read_npz(file.uri)) for file in files for pair in names)
-
-
 def _kind(files: Sequence[FileInfo]) -> str:
-    """ "image", "parquet", "idx" or "npz".
+    """ "image" or "parquet".
 
     Raises:
         InputError: several kinds in one place.
     """
     kinds = {
-        "image" if suffix in IMAGE_SUFFIXES else _KINDS[suffix]: file.uri
+        "image" if suffix in IMAGE_SUFFIXES else "parquet": file.uri
         for file in files
         for suffix in SUFFIXES
         if file.name.lower().endswith(suffix)
@@ -240,30 +219,19 @@ def _kind(files: Sequence[FileInfo]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Raw:
-    images: NDArray[Any]
+    images: Pixels
     labels: list[Label]
     dead_letters: list[DeadImage]
     class_names: tuple[str, ...] | None = None
 
 
-def _read(files: Sequence[FileInfo], data: ImageData, arrays: _Names) -> _Raw:
-    """What the files hold; `arrays` are pairs of names to look for in NumPy archives."""
-    kind = _kind(files)
-    if kind == "image":
+def _read(files: Sequence[FileInfo], data: ImageData) -> _Raw:
+    """What the files hold."""
+    if _kind(files) == "image":
         return _collect(read_folder(files), data, None)
-    if kind == "parquet":
-        columns = data.image_column, data.label_column
-        rows = chain.from_iterable(read_parquet(file, *columns) for file in files)
-        return _collect(rows, data, _parquet_names(files, data.label_column))
-    pairs = _idx_arrays(files) if kind == "idx" else _npz_arrays(files, arrays)
-    place = files[0].uri
-    stacked = [
-        _resized(checked_pixels(as_channels_first(images, place), place), data.image_size)
-        for images, _ in pairs
-    ]
-    _require_one_size([(images.shape[1:], place) for images in stacked])
-    labels = [label for _, values in pairs for label in _flat(values)]
-    return _Raw(np.concatenate(stacked), labels, [])
+    columns = data.image_column, data.label_column
+    rows = chain.from_iterable(read_parquet(file, *columns) for file in files)
+    return _collect(rows, data, _parquet_names(files, data.label_column))
 
 
 def _parquet_names(files: Sequence[FileInfo], column: str) -> tuple[str, ...] | None:
@@ -273,41 +241,6 @@ def _parquet_names(files: Sequence[FileInfo], column: str) -> tuple[str, ...] | 
             f"the classes of column {column!r} differ between {' and '.join(found.values())}"
         )
     return next(iter(found))
-
-
-def _flat(labels: Any) -> list[Any]:
-    """Labels [N] or [N, 1] as a list."""
-    array = np.asarray(labels)
-    return (array[:, 0] if array.ndim == 2 and array.shape[1] == 1 else array).tolist()
-
-
-def _idx_arrays(files: Sequence[FileInfo]) -> list[tuple[NDArray[Any], Any]]:
-    by_uri = {file.uri: file for file in files}
-    pairs: list[tuple[NDArray[Any], Any]] = []
-    for file in files:
-        if found := IDX_IMAGES.search(file.uri):
-            stem, ending = file.uri[: found.start()], file.uri[found.start() :]
-            wanted = stem + re.sub(r"idx\d", "idx1", ending.replace("images", "labels"))
-            if wanted not in by_uri:
-                raise InputError(f"{file.uri!r} has no labels: {wanted!r} is missing")
-            pairs.append(read_idx_pair(file, by_uri[wanted]))
-    if not pairs:
-        raise InputError(f"no IDX images (`*images-idx3-ubyte`) beside {files[0].uri!r}")
-    return pairs
-
-
-def _npz_arrays(files: Sequence[FileInfo], names: _Names) -> list[tuple[NDArray[Any], Any]]:
-    pairs: list[tuple[NDArray[Any], Any]] = []
-    for file in files:
-        arrays = read_npz(file.uri)
-        found = [pair for pair in names if set(pair) <= set(arrays)]
-        if not found:
-            raise InputError(
-                f"{file.uri!r} holds {', '.join(arrays) or 'nothing'}: name the arrays `images` "
-                "and `labels` (or `x_train`, `y_train`, `x_test`, `y_test`)"
-            )
-        pairs.append((arrays[found[0][0]], arrays[found[0][1]]))
-    return pairs
 
 
 def _collect(
@@ -341,12 +274,6 @@ def _check_dead(num_usable: int, dead: Sequence[DeadImage], data: ImageData) -> 
             f"{len(dead)} of {num_usable + len(dead)} images of {data.path!r} cannot be used, "
             f"`max_bad_rows` allows {allowed:g}. First ones: {first}"
         )
-
-
-def _resized(images: NDArray[Any], size: int | None) -> NDArray[Any]:
-    if size is None or images.shape[2:] == (size, size):
-        return images
-    return np.stack([resize(image, (size, size)) for image in images])
 
 
 def _require_one_size(found: Sequence[tuple[tuple[int, ...], str]]) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stillhouse.distillation.image_files import DeadImage, Label, Pixels, as_channels_first
+from stillhouse.distillation.image_files import DeadImage, Label, Pixels
 from stillhouse.errors import InputError
 
 
@@ -20,7 +20,7 @@ class ImageSet:
     """N images with their classes.
 
     Attributes:
-        images: [N, C, H, W], uint8 (0 to 255) or float32 (0 to 1).
+        images: uint8 [N, C, H, W].
         labels: int64 [N], indices into `class_names`.
         class_names: in label order; every class has an image in the training set.
         dead_letters: the images that could not be read.
@@ -47,9 +47,7 @@ class ImageSet:
 
     def pixels(self) -> NDArray[np.float32]:
         """All images as float32 in [0, 1]."""
-        if self.images.dtype == np.uint8:
-            return self.images.astype(np.float32) / np.float32(255)
-        return self.images.astype(np.float32, copy=False)
+        return self.images.astype(np.float32) / np.float32(255)
 
     def take(self, rows: NDArray[np.integer]) -> "ImageSet":
         """The images of some rows, in their order."""
@@ -57,7 +55,7 @@ class ImageSet:
 
 
 def image_set(
-    images: NDArray[Any],
+    images: Pixels,
     labels: Sequence[Label] | NDArray[Any],
     *,
     class_names: Sequence[str] | None = None,
@@ -65,10 +63,10 @@ def image_set(
     place: str = "the arrays",
     dead_letters: Sequence[DeadImage] = (),
 ) -> ImageSet:
-    """Arrays as a checked `ImageSet`.
+    """Arrays as an `ImageSet` with checked labels.
 
     Args:
-        images: [N, H, W], [N, H, W, C] or [N, C, H, W]; integers 0 to 255, or floats 0 to 1.
+        images: uint8 [N, C, H, W].
         labels: [N], integers from 0 or names; integers are indices into `class_names` if given.
         class_names: fixes the classes and their order; a test set's are its training set's.
         complete: whether every class must have an image; a test set need not.
@@ -76,16 +74,13 @@ def image_set(
         dead_letters: carried along.
 
     Raises:
-        InputError: another shape, pixels or labels out of range, one class, an empty class.
+        InputError: labels out of range or of two kinds, one class, an empty class.
     """
-    pixels = checked_pixels(as_channels_first(np.asarray(images), place), place)
-    if len(labels) != len(pixels) or np.ndim(labels) != 1:
-        raise InputError(f"{place}: {len(pixels)} images, labels of shape {list(np.shape(labels))}")
     names = tuple(class_names) if class_names is not None else _class_names(labels, place)
     indices = _label_indices(labels, names, place)
     if complete:
         _check_classes(indices, names, place)
-    return ImageSet(pixels, indices, names, tuple(dead_letters))
+    return ImageSet(images, indices, names, tuple(dead_letters))
 
 
 def split(images: ImageSet, share: float, *, seed: int, key: str) -> tuple[ImageSet, ImageSet]:
@@ -106,41 +101,6 @@ def split(images: ImageSet, share: float, *, seed: int, key: str) -> tuple[Image
         count = min(max(round(share * len(rows)), 1), len(rows) - 1)
         chosen[rng.permutation(rows)[:count]] = True
     return images.take(np.flatnonzero(~chosen)), images.take(np.flatnonzero(chosen))
-
-
-def require_per_class(images: ImageSet, count: int, key: str) -> None:
-    """Every class has at least `count` images.
-
-    Raises:
-        InputError: naming the class with the fewest and the setting `key` that asked.
-    """
-    counts = np.bincount(images.labels, minlength=images.num_classes)
-    label = int(counts.argmin())
-    if counts[label] < count:
-        raise InputError(
-            f"class {images.class_names[label]!r} has {counts[label]} training images, "
-            f"{count} are needed: lower `{key}` or add images"
-        )
-
-
-def checked_pixels(images: NDArray[Any], place: str) -> Pixels:
-    """Integers 0 to 255 as uint8, floats 0 to 1 as float32.
-
-    Raises:
-        InputError: out of range, NaN, or another type.
-    """
-    if images.dtype == np.uint8:
-        return images
-    floats = np.issubdtype(images.dtype, np.floating)
-    if not floats and not np.issubdtype(images.dtype, np.integer):
-        raise InputError(f"{place}: pixels of type {images.dtype} are neither integers nor floats")
-    top = 1 if floats else 255
-    low, high = (images.min(), images.max()) if images.size else (0, 0)
-    if not (low >= 0 and high <= top):  # also False for NaN
-        raise InputError(
-            f"{place}: pixels from {low:g} to {high:g}; {images.dtype} must lie in 0 to {top}"
-        )
-    return images.astype(np.float32 if floats else np.uint8)
 
 
 def _class_names(labels: Sequence[Label] | NDArray[Any], place: str) -> tuple[str, ...]:

@@ -57,7 +57,6 @@ def fit_standardisation(images: ImageSet) -> Standardisation:
     stds: list[float] = []
     for channel in range(images.shape[0]):
         values = images.images[:, channel]
-        scale = 255.0 if values.dtype == np.uint8 else 1.0
-        means.append(float(values.mean(dtype=np.float64)) / scale)
-        stds.append(max(float(values.std(dtype=np.float64)) / scale, _SMALLEST_STD))
+        means.append(float(values.mean(dtype=np.float64)) / 255)
+        stds.append(max(float(values.std(dtype=np.float64)) / 255, _SMALLEST_STD))
     return Standardisation(tuple(means), tuple(stds))

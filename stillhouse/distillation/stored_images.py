@@ -1,8 +1,8 @@
 """The prepared images of a job in the store: read, checked and split once, for every worker.
 
 Artifact `images/<fingerprint>`: three parts (train, validation, test), one row an image with its
-pixels (uint8, or float32 from NumPy archives) and its class. The images that were left out are in
-`dead_letters.parquet` beside the manifest, if there are any.
+pixels and its class. The images that were left out are in `dead_letters.parquet` beside the
+manifest, if there are any.
 """
 
 from dataclasses import asdict, dataclass
@@ -53,7 +53,7 @@ def store_images(store: Store, name: str, data: ImageData) -> Manifest:
 
 
 def images_table(images: ImageSet) -> pa.Table:
-    """One row an image: `pixels` fixed_size_list<uint8 or float32, C*H*W>, `label` int32."""
+    """One row an image: `pixels` fixed_size_list<uint8, C*H*W>, `label` int32."""
     flat = images.images.reshape(len(images), -1)
     return pa.table({"pixels": lists(flat), "label": pa.array(images.labels.astype(np.int32))})
 
