@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from processes import in_fresh_process, memory_mb
 
-from stillhouse.distillation.adjoint import Descent, adjoint, descend, unrolled
+from stillhouse.distillation.adjoint import Descent, adjoint, descend
 from stillhouse.distillation.functional import FlatModule
 from stillhouse.distillation.trajectory import Match, matching_objective
 from stillhouse.models.convnet import ConvNet
@@ -72,6 +72,9 @@ def gradient(way: str, num_steps: int, eta: float = 0.01, width: int = WIDTH) ->
     """The gradient of the images by one of the ways."""
     descent, start, objective, leaves = problem(IMAGES, width, eta)
     if way == "unrolled":
+        sys.path.append(str(Path(__file__).parents[1] / "tests"))
+        from unrolled import unrolled
+
         return unrolled(descent, start, num_steps, objective(num_steps), leaves).leaves[0]
     run = descend(descent, start, num_steps)
     found = adjoint(

@@ -1,6 +1,6 @@
 """What PDS picks from a pool, beside CoLoR's difference of losses and a random choice.
 
-    python benchmarks/pds.py --data FOLDER --json OUT
+    PYTHONPATH=examples python benchmarks/pds.py --data FOLDER --json OUT
 
 FOLDER holds `pool/pool-00.parquet`, `targets/books-train.parquet` and `books-heldout.parquet` with
 columns `text` and `source`. All three use one small model of bytes on one thread. CoLoR's prior is
@@ -20,8 +20,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
-
-from stillhouse.selection.pds import PdsScorer
+from pds_scorer import PdsScorer
 
 TARGET_STEPS, TRAIN_STEPS, SEEDS = 100, 300, 3
 

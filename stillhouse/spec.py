@@ -239,8 +239,7 @@ class SelectionSettings(Settings):
         return self
 
 
-_SCORERS = {"pds": "stillhouse.selection.pds:PdsScorer"}
-"""Classes for `scorer` that come with Stillhouse, by their short names."""
+_MOVED_PDS = ("pds", "stillhouse.selection.pds:PdsScorer")
 Control = Literal["random", "conditional_only", "dsir", "rho_down"]
 
 
@@ -343,7 +342,7 @@ class SelectSpec(JobSpec):
     conditional: ConditionalSettings = ConditionalSettings()
     scorer: OwnScorerSettings | None = Field(
         default=None,
-        description="your own scorer, or `pds`, instead of `prior` and `conditional`",
+        description="your own scorer instead of `prior` and `conditional`",
     )
     scoring: ScoringSettings = ScoringSettings()
     selection: SelectionSettings
@@ -362,7 +361,13 @@ class SelectSpec(JobSpec):
     @field_validator("scorer", mode="before")
     @classmethod
     def _scorer_name(cls, value: Any) -> Any:
-        return {"import": _SCORERS.get(value, value)} if isinstance(value, str) else value
+        named = {"import": value} if isinstance(value, str) else value
+        if isinstance(named, dict) and named.get("import") in _MOVED_PDS:
+            raise ValueError(
+                "PDS is an example now: put `examples/pds_scorer.py` beside the spec and write "
+                '`scorer: {import: "pds_scorer:PdsScorer"}`'
+            )
+        return named
 
     @model_validator(mode="after")
     def _controls_fit(self) -> "SelectSpec":

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from importlib.abc import InspectLoader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from importlib.util import spec_from_loader
-from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol
 
@@ -31,8 +30,6 @@ from stillhouse.text.tokenizer import Tokenizer
 
 METHODS = ("fit", "load", "score")
 _BATCH = 1024
-BUILT_IN = "stillhouse.selection.pds:PdsScorer"
-_BUILT_IN_FILES = ("distillation/adjoint.py", "distillation/pds.py", "selection/pds.py")
 
 
 class OwnScorer(Protocol):
@@ -123,8 +120,6 @@ def _folder(fullname: str) -> str:
 
 def _import(code: OwnCode, module: str) -> ModuleType:
     """The module as `code` has it, also where another version of it was imported before."""
-    if code.name == BUILT_IN:
-        return importlib.import_module(module)
     first = sys.meta_path[0]
     if not isinstance(first, _Finder) or first.code != code:
         sys.meta_path[:] = [f for f in sys.meta_path if not isinstance(f, _Finder)]
@@ -138,7 +133,7 @@ def _import(code: OwnCode, module: str) -> ModuleType:
 def find_code(name: str, folders: Sequence[str] | None = None) -> OwnCode:
     """Find and check the code of `module:Class` without running it.
 
-    A module at the top is sent alone, of a package all Python files. Of ours, `BUILT_IN` alone.
+    A module at the top is sent alone, of a package all Python files.
 
     Args:
         name: as in the spec.
@@ -147,10 +142,6 @@ def find_code(name: str, folders: Sequence[str] | None = None) -> OwnCode:
     Raises:
         SpecError: no such module or class, a class without the three methods, too much code.
     """
-    if name == BUILT_IN:
-        ours = Path(__file__).parents[1]
-        paths = [(f"stillhouse/{path}", (ours / path).read_bytes()) for path in _BUILT_IN_FILES]
-        return OwnCode(name, tuple(paths))
     place = f"scorer.import: {name}"
     found = find_module(place, name, folders)
     _check_class(place, name.partition(":")[2], found)

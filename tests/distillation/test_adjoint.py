@@ -5,8 +5,9 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from trajectory_vectors import relative_error, two_workers
+from unrolled import unrolled
 
-from stillhouse.distillation.adjoint import Descent, adjoint, descend, unrolled
+from stillhouse.distillation.adjoint import Descent, adjoint, descend
 from stillhouse.distillation.functional import FlatModule
 from stillhouse.distillation.trajectory import (
     InnerLoss,

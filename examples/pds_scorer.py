@@ -1,14 +1,26 @@
-"""PDS as a scorer: `scorer: {import: "stillhouse.selection.pds:PdsScorer"}` (Gu et al. 2024).
+"""PDS as a scorer: what a text's weight in training does to a target's loss (Gu et al. 2024).
 
-A small model of bytes is warmed up on the pool, then takes `num_steps` steps of plain gradient
-descent on it. A text's score is how much more of it in every step would have lowered the target's
-loss along the way: sum_t eta d l(x, theta_t) . lam_{t+1}, with lam from the adjoint recursion of
-`stillhouse.distillation.pds`; every `every`-th step counts. The paper's scorer network, which
-spreads scores of a sample over a corpus, is left out: every text is scored by the products
-themselves, one forward and one tangent pass for each step that counts.
+In a spec, run in this folder (or with it on PYTHONPATH):
+
+    scorer: {import: "pds_scorer:PdsScorer", settings: {hidden_size: 64, num_steps: 50}}
+
+A model trains on weighted sequences, theta_{t+1} = theta_t - eta d/dtheta sum_n gamma_n l(x_n), and
+J = sum_{t=1..T} l_target(theta_t) is to become small. With the adjoint's
+
+    lam_t = d l_target(theta_t) + lam_{t+1} - eta H_t lam_{t+1},   lam_T = d l_target(theta_T),
+
+the score of a sequence is -dJ/dgamma_n = sum_t eta d l(x_n, theta_t) . lam_{t+1}: positive where
+more of it in training lowers the target's loss. The products are exact for the sequences of the
+run itself; for any other, they say what a first bit of it in every step would do.
+
+Here the model is a small one of bytes, warmed up on the pool before the T steps of plain gradient
+descent; every `every`-th step counts. The paper's scorer network, which spreads scores of a sample
+over a corpus, is left out: every text is scored by the products themselves, one forward and one
+tangent pass for each step that counts.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,20 +28,76 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stillhouse.distillation.adjoint import adjoint
+from stillhouse.distillation.adjoint import Descent, Run, adjoint, descend
 from stillhouse.distillation.functional import FlatModule
-from stillhouse.distillation.pds import PdsRun, directional, train_for_scores, uniform_weights
-from stillhouse.errors import InputError
+from stillhouse.errors import DivergedError, InputError
 from stillhouse.models.causal_lm import build_model
 from stillhouse.spec import ModelSettings
 
 PAD = 256
 """Behind the end of a text shorter than a window."""
 _BATCH = 32
+SequenceLosses = Callable[[Tensor, Tensor], Tensor]  # theta [P], input_ids [B, T] -> NLL [B]
+
+
+@dataclass(frozen=True, slots=True)
+class PdsRun:
+    """The small training whose steps weigh the sequences.
+
+    Attributes:
+        losses: mean NLL of every sequence; differentiable twice (eager attention).
+        batches: input_ids [B, T] of each step; every sequence has weight 1/B.
+        target: input_ids of the target's sequences [D, T].
+        learning_rate: eta.
+    """
+
+    losses: SequenceLosses
+    batches: Sequence[Tensor]
+    target: Tensor
+    learning_rate: float
+
+    def objective(self, step: int, theta: Tensor) -> Tensor | None:
+        """The target's mean loss at theta_t, from t = 1 on."""
+        return self.losses(theta, self.target).mean() if step else None
+
+    def descent(self, weights: Sequence[Tensor], like: Tensor) -> Descent:
+        """The weighted training, as the adjoint takes it; weights [B] by step."""
+
+        def loss(step: int, theta: Tensor) -> Tensor:
+            return (weights[step] * self.losses(theta, self.batches[step])).sum()
+
+        return Descent(loss, torch.tensor(self.learning_rate).to(like))
+
+
+def uniform_weights(run: PdsRun, like: Tensor) -> list[Tensor]:
+    """1/B for every sequence of every step."""
+    return [torch.full((len(batch),), 1 / len(batch)).to(like) for batch in run.batches]
+
+
+def train_for_scores(run: PdsRun, start: Tensor) -> Run:
+    """Train from theta_0 = `start` [P] with uniform weights; keeps all T+1 states.
+
+    Raises:
+        DivergedError: a loss is NaN or infinite.
+    """
+    made = descend(run.descent(uniform_weights(run, start), start), start, len(run.batches))
+    if not torch.isfinite(made.losses).all():
+        raise DivergedError(
+            f"the proxy's loss is not finite after {int(torch.isfinite(made.losses).sum())} of "
+            f"{len(run.batches)} steps at learning rate {run.learning_rate:g}: lower it"
+        )
+    return made
+
+
+def directional(
+    losses: SequenceLosses, theta: Tensor, direction: Tensor, input_ids: Tensor
+) -> Tensor:
+    """d l(x_n, theta) . direction for every sequence [B], by forward differentiation."""
+    return torch.func.jvp(lambda point: losses(point, input_ids), (theta,), (direction,))[1]
 
 
 class PdsScorer:
-    """A scorer as `stillhouse.selection.own` takes it.
+    """Scores texts by what more of them in a small training does to the target's loss.
 
     Args:
         hidden_size, num_layers: of the small model.

@@ -1,19 +1,25 @@
 """PDS as a scorer of texts: what `select` gets is minus the gradient of the target's loss."""
 
+import sys
+from importlib import import_module
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
 from small import small_spec
+from unrolled import unrolled
 
-from stillhouse.distillation.adjoint import unrolled
-from stillhouse.distillation.pds import PdsRun, uniform_weights
-from stillhouse.errors import InputError
-from stillhouse.selection import pds
+from stillhouse.errors import DivergedError, InputError
 from stillhouse.selection.own import find_code, fit
-from stillhouse.selection.pds import PdsScorer
 from stillhouse.spec import SelectSpec
 
+EXAMPLES = Path(__file__).parents[2] / "examples"
+sys.path.insert(0, str(EXAMPLES))
+pds_scorer = import_module("pds_scorer")
+sys.path.remove(str(EXAMPLES))
+PdsRun, PdsScorer = pds_scorer.PdsRun, pds_scorer.PdsScorer
 SMALL = {"hidden_size": 16, "num_layers": 1, "window": 16, "num_warmup": 30, "num_target": 8}
 LOW, HIGH = "abcdefgh", "stuvwxyz"
 
@@ -28,7 +34,7 @@ TARGET, POOL = texts(LOW, 20, 0), texts(LOW, 20, 1) + texts(HIGH, 20, 2)
 
 @pytest.fixture(scope="module")
 def scorer():
-    code = find_code("stillhouse.selection.pds:PdsScorer")
+    code = find_code("pds_scorer:PdsScorer", [EXAMPLES])
     learned = code.build({**SMALL, "num_steps": 10, "every": 5})
     state = fit(code, learned, TARGET, POOL)
     fresh = code.build({**SMALL, "num_steps": 10, "every": 5})
@@ -36,17 +42,12 @@ def scorer():
     return fresh
 
 
-def test_its_short_name(tmp_path):
-    ours = {"prior": None, "conditional": None}
-    short, long = (
-        SelectSpec.model_validate(
-            {k: v for k, v in small_spec(tmp_path, scorer=s).items() if k not in ours}
-        )
-        for s in ("pds", {"import": "stillhouse.selection.pds:PdsScorer"})
-    )
-    assert short.scorer == long.scorer is not None
-    with pytest.raises(ValidationError, match="scorer"):
-        SelectSpec.model_validate(small_spec(tmp_path, scorer="pdx"))
+@pytest.mark.parametrize(
+    "asked", ["pds", {"import": "stillhouse.selection.pds:PdsScorer", "settings": {"window": 64}}]
+)
+def test_its_old_names_are_refused_with_what_to_do(tmp_path, asked):
+    with pytest.raises(ValidationError, match=r"put `examples/pds_scorer\.py` beside the spec"):
+        SelectSpec.model_validate(small_spec(tmp_path, scorer=asked))
 
 
 def test_texts_like_the_target_score_higher(scorer):
@@ -77,7 +78,7 @@ def test_scores_are_autograds_where_every_step_counts():
     start = torch.tensor(state["states"][0])
     bit = torch.zeros(1, requires_grad=True)
     plain = PdsRun(scorer._losses, batches, aims, 0.1)
-    weights = [torch.cat([w, bit]) for w in uniform_weights(plain, start)]
+    weights = [torch.cat([w, bit]) for w in pds_scorer.uniform_weights(plain, start)]
     expected = unrolled(run.descent(weights, start), start, 3, run.objective, [bit]).leaves[0]
     assert scorer.score([text])[0] == pytest.approx(-float(expected), rel=1e-4)
 
@@ -87,11 +88,32 @@ def test_no_text_is_refused():
         PdsScorer(**SMALL).fit(["", "a"], POOL)
 
 
-def test_code_of_the_scorer_is_its_identity():
-    code = find_code("stillhouse.selection.pds:PdsScorer")
-    assert [path for path, _ in code.files] == [
-        "stillhouse/distillation/adjoint.py",
-        "stillhouse/distillation/pds.py",
-        "stillhouse/selection/pds.py",
+def test_the_step_that_counts_stands_for_the_others():
+    settings = {**SMALL, "num_warmup": 0, "num_steps": 2}
+    each, second = (PdsScorer(**settings, every=every) for every in (1, 2))
+    state, (text,) = each.fit(TARGET, POOL), texts(HIGH, 1, 6)
+    assert len(state["states"]) == 2
+    second.load(second.fit(TARGET, POOL))
+    each.load({name: rows[:1] for name, rows in state.items()})
+    assert second.score([text])[0] == pytest.approx(2 * each.score([text])[0], rel=1e-5)
+
+
+def test_directional_derivative_is_the_gradients_product():
+    scorer = PdsScorer(**SMALL)
+    theta = scorer._network.parameters().requires_grad_()
+    direction = torch.randn(len(theta), generator=torch.Generator().manual_seed(0))
+    windows = torch.tensor(np.stack([scorer._row(text.encode(), 0) for text in POOL[:3]]))
+    products = [
+        torch.autograd.grad(value, theta, retain_graph=True)[0] @ direction
+        for value in scorer._losses(theta, windows)
     ]
-    assert code.build(SMALL).__class__ is pds.PdsScorer
+    found = pds_scorer.directional(scorer._losses, theta.detach(), direction, windows)
+    torch.testing.assert_close(found, torch.stack(products), rtol=1e-4, atol=1e-5)
+
+
+def test_a_run_that_diverges_is_named():
+    scorer = PdsScorer(**{**SMALL, "num_warmup": 0}, num_steps=3, learning_rate=1e30)
+    with pytest.raises(
+        DivergedError, match=r"not finite after \d of 3 steps at learning rate 1e\+"
+    ):
+        scorer.fit(TARGET, POOL)
