@@ -48,12 +48,6 @@ METRICS = {
 }
 
 
-def exported_names(name: str) -> list[str]:
-    """What Prometheus sees of one of METRICS."""
-    ends = {"counter": ("_total",), "gauge": ("",), "histogram": ("_bucket", "_sum", "_count")}
-    return [f"ray_{name}{end}" for end in ends[METRICS[name].kind]]
-
-
 @dataclass(frozen=True, slots=True)
 class StepMetrics:
     """Records for one step of a run; small and picklable. Without Ray nothing is recorded."""

@@ -9,9 +9,15 @@ from statistics import fmean
 from typing import Any
 
 from stillhouse.actors.image_worker import ImageCall, ImageWork
-from stillhouse.distillation.assembly_job import AssemblyTask, run_assembly
 from stillhouse.distillation.controls_job import ControlName, ControlTask, run_control
-from stillhouse.distillation.decoupled_job import UnitTask, plan_refinement, plan_units, run_unit
+from stillhouse.distillation.decoupled_job import (
+    AssemblyTask,
+    UnitTask,
+    plan_refinement,
+    plan_units,
+    run_assembly,
+    run_unit,
+)
 from stillhouse.distillation.evaluate_job import SetSource
 from stillhouse.distillation.expert_job import ExpertTask, TeacherTask, run_expert, run_teacher
 from stillhouse.distillation.expert_options import expert_options, kept_epochs

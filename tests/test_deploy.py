@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from exported import exported_names
 from manifests import check_objects
 
 import stillhouse
-from stillhouse.actors.metrics import METRICS, exported_names
+from stillhouse.actors.metrics import METRICS
 from stillhouse.jobs.schedule import Place, schedule
 from stillhouse.jobs.spec_file import load_spec
 

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from stillhouse.distillation.trajectory import Match
 
-STUDENT_MOMENTUM = 0.9
 NUM_CLUSTERS = 10  # of a class's images, from which the representative ones are taken
 RAMP_EPOCHS = 10
 PENALTY_WEIGHT = 2.0

@@ -1,7 +1,7 @@
 """The decoupled methods as tasks: units that know nothing of one another, then one assembly.
 
-A unit is what `decoupled` makes a set of: a batch (SRe2L), a teacher and an index (INFER), a class
-(RDED, and NRR-DD's start), a batch again (NRR-DD's refinement). Its images are a part with a
+A unit is a batch (SRe2L), a teacher and an index (INFER), a class (RDED, and NRR-DD's start), or a
+batch again (NRR-DD's refinement). It draws from its own generator, and its images are a part with a
 receipt of its own, so that any number of workers makes the same set, and a killed run redoes only
 the units in flight.
 """
@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import Any, Literal
 
+import numpy as np
 import pyarrow as pa
 import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from stillhouse.distillation.decoupled import infer_real, unit_generator
+from stillhouse.distillation.baselines import random_real
 from stillhouse.distillation.evaluate import Protocol
 from stillhouse.distillation.evaluate_job import LABEL_SEED
 from stillhouse.distillation.infer import compensate, compensated_set
@@ -42,7 +43,7 @@ from stillhouse.distillation.stored_sets import (
 )
 from stillhouse.fingerprint import fingerprint, sha256
 from stillhouse.models.device import peak_bytes, reset_peak
-from stillhouse.storage.artifact import PartRef, Receipt, Store
+from stillhouse.storage.artifact import Receipt, Store
 from stillhouse.storage.commit import create_or_adopt
 from stillhouse.storage.parquet import read_table
 
@@ -84,8 +85,8 @@ def plan_units(
         batches = recovery_batches(num_classes, method.images_per_class, method.batch_size)
         keys = [(0, unit) for unit in range(len(batches))]
     elif isinstance(method, Infer):
-        budget = compensator_budget(method.images_per_class, num_teachers, num_classes)
-        keys = [(m, k) for m in range(num_teachers) for k in range(budget.num_real)]
+        num_real = compensator_budget(method.images_per_class, num_teachers, num_classes)
+        keys = [(m, k) for m in range(num_teachers) for k in range(num_real)]
     else:
         stage = "start" if isinstance(method, NrrDd) else "make"
         keys = [(0, label) for label in range(num_classes)]
@@ -130,49 +131,53 @@ def run_unit(
 def _make(
     store: Store, prepared: Prepared, teacher: nn.Module, task: UnitTask
 ) -> tuple[Tensor, list[float]]:
-    method, real, device = task.method, prepared.real, prepared.device
-    if isinstance(method, Sre2l):
-        labels = recovery_batches(real.num_classes, method.images_per_class, method.batch_size)[
-            task.unit
-        ].to(device)
-        rng = unit_generator(method.seed, task.unit)
-        return recover(teacher, labels, real.shape, method, real.standardisation, rng=rng)
+    method, device, norm = task.method, prepared.device, prepared.standardisation
     if isinstance(method, Infer):
-        chosen = infer_real(real, task.unit + 1, method.seed)[task.unit]
-        classes = torch.arange(real.num_classes, device=device)
-        rng = unit_generator(method.seed, task.teacher, task.unit)
+        chosen = _infer_real(prepared, task.unit + 1, method.seed)[task.unit]
+        classes = torch.arange(prepared.num_classes, device=device)
+        rng = np.random.default_rng([method.seed, task.teacher, task.unit])
         return compensate(teacher, chosen, classes, method, rng=rng)
-    rng = unit_generator(method.seed, task.unit)
-    count = method.images_per_class
-    if isinstance(method, Rded):
-        made = distil_class(
-            teacher,
-            real.images,
-            real.labels,
-            task.unit,
-            images_per_class=count,
-            settings=method,
-            rng=rng,
-        )
-        return made, []
-    assert isinstance(method, NrrDd)
-    if task.stage == "start":
-        return _start_patches(teacher, prepared, method, task.unit), []
-    initial = torch.stack([unit_images(store, path, real.shape) for path in task.starts], 1)
+    rng = np.random.default_rng([method.seed, task.unit])
+    if isinstance(method, Rded) or task.stage == "start":
+        return _patches(teacher, prepared, method, task.unit, rng), []
+    assert isinstance(method, Sre2l | NrrDd)
+    batches = recovery_batches(prepared.num_classes, method.images_per_class, method.batch_size)
+    labels = batches[task.unit].to(device)
+    if isinstance(method, Sre2l):
+        return recover(teacher, labels, prepared.shape, method, norm, rng=rng)
+    initial = torch.stack([unit_images(store, path, prepared.shape) for path in task.starts], 1)
     images = initial.flatten(0, 1).split(method.batch_size)[task.unit].to(device)
-    labels = recovery_batches(real.num_classes, count, method.batch_size)[task.unit].to(device)
-    return refine(teacher, images, labels, method, real.standardisation)
+    return refine(teacher, images, labels, method, norm)
 
 
-def _start_patches(teacher: nn.Module, prepared: Prepared, method: NrrDd, label: int) -> Tensor:
-    real, rng = prepared.real, unit_generator(method.seed, label)
-    make = critical_patches if method.least_sure else distil_class
+def _infer_real(prepared: Prepared, num_real: int, seed: int) -> list[Tensor]:
+    """INFER's K real images of every class, random: K tensors [num_classes, C, H, W].
+
+    Raises:
+        InputError: a class has fewer images.
+    """
+    rows = random_real(prepared.train_labels.cpu().numpy(), num_real, seed=seed)
+    by_index = torch.from_numpy(rows).view(prepared.num_classes, num_real).T
+    return [prepared.train[index.to(prepared.device)] for index in by_index]
+
+
+def _patches(
+    teacher: nn.Module,
+    prepared: Prepared,
+    method: DecoupledMethod,
+    label: int,
+    rng: np.random.Generator,
+) -> Tensor:
+    """RDED's images of a class, or the patches that NRR-DD refines."""
+    assert isinstance(method, Rded | NrrDd)
+    least_sure = isinstance(method, NrrDd) and method.least_sure
     options: dict[str, Any] = {
         "images_per_class": method.images_per_class,
         "settings": method,
         "rng": rng,
     }
-    return make(teacher, real.images, real.labels, label, **options)
+    make = critical_patches if least_sure else distil_class
+    return make(teacher, prepared.train, prepared.train_labels, label, **options)
 
 
 def _table(images: Tensor) -> pa.Table:
@@ -186,45 +191,35 @@ def unit_images(store: Store, path: str, shape: tuple[int, int, int]) -> Tensor:
 
 
 @dataclass(frozen=True, slots=True)
-class Assembly:
-    """A decoupled set put together from its units.
+class AssemblyTask:
+    """What to put together: paths of the units' parts, in order."""
 
-    Attributes:
-        part: the set.
-        label_path: the labels of its views in the store, or None.
-        label_sha256: of that file.
-        stored: bytes, labels included.
-    """
-
-    part: PartRef
-    label_path: str | None
-    label_sha256: str | None
-    stored: StoredBytes
+    fingerprint: str
+    method: DecoupledMethod
+    protocol: Protocol
+    units: tuple[str, ...]
 
 
-def assemble(
-    store: Store,
-    prepared: Prepared,
-    teachers: Sequence[nn.Module],
-    method: DecoupledMethod,
-    protocol: Protocol,
-    units: Sequence[str],
-    name: str,
-) -> Assembly:
-    """Put the units' images (paths in their order) together, and label them."""
-    made = [unit_images(store, path, prepared.shape) for path in units]
+def run_assembly(
+    store: Store, prepared: Prepared, teachers: Sequence[nn.Module], task: AssemblyTask
+) -> Receipt:
+    """Put the units' images together, label them, commit the set, then its receipt."""
+    method, name = task.method, task.fingerprint
+    made = [unit_images(store, path, prepared.shape) for path in task.units]
     given = _joined(prepared, method, made, len(teachers))
     kind = getattr(method, "labels", "classes")
     images = given.images.to(prepared.device)
     if kind == "static":
         given = with_logits(given, mean_logits(teachers, images))
-    label_path = digest = None
-    stored = given.stored
+    path = digest = None
+    stored, files = given.stored, dict[str, str]()
     if kind in ("views", "distances"):
-        labels = _view_labels(teachers, images, given.labels.to(prepared.device), method, protocol)
+        classes = given.labels.to(prepared.device)
+        labels = _view_labels(teachers, images, classes, method, task.protocol)
         data = save({"labels": labels.cpu().contiguous()})
-        label_path = f"{KIND}/parts/{name}.labels.safetensors"
-        digest = sha256(create_or_adopt(store.path(label_path), data))
+        path = f"{KIND}/parts/{name}.labels.safetensors"
+        digest = sha256(create_or_adopt(store.path(path), data))
+        files[path] = digest
         views = labels.shape[0] * labels.shape[1]
         cost = (
             distance_label_bytes(views)
@@ -233,24 +228,29 @@ def assemble(
         )
         stored = StoredBytes(given.stored.images, given.stored.labels + cost)
     part = store.put_part(f"{KIND}/parts/{name}.parquet", set_table(given), num_tokens=0)
-    return Assembly(part, label_path, digest, stored)
+    info: dict[str, Any] = {
+        "label_path": path,
+        "label_sha256": digest,
+        "stored": [stored.images, stored.labels],
+    }
+    return store.put_receipt(KIND, Receipt(name, (part,), {"images": part.num_rows}, info, files))
 
 
 def _joined(
     prepared: Prepared, method: DecoupledMethod, made: list[Tensor], num_teachers: int
 ) -> LabelledSet:
-    real, norm = prepared.real, prepared.standardisation
+    classes, norm = prepared.num_classes, prepared.standardisation
     count = method.images_per_class
     if isinstance(method, Infer):
         num_real = len(made) // num_teachers
-        chosen = [images.cpu() for images in infer_real(real, num_real, method.seed)]
+        chosen = [images.cpu() for images in _infer_real(prepared, num_real, method.seed)]
         by_teacher = [made[m * num_real : (m + 1) * num_real] for m in range(num_teachers)]
         return expanded_set(compensated_set(chosen, by_teacher, norm), norm.mean, norm.std)
     if isinstance(method, Sre2l | NrrDd):
-        labels = torch.cat(recovery_batches(real.num_classes, count, method.batch_size))
+        labels = torch.cat(recovery_batches(classes, count, method.batch_size))
     else:
-        labels = torch.arange(real.num_classes).repeat_interleave(count)
-    return pixel_set(torch.cat(made), labels, real.num_classes, norm.mean, norm.std)
+        labels = torch.arange(classes).repeat_interleave(count)
+    return pixel_set(torch.cat(made), labels, classes, norm.mean, norm.std)
 
 
 def _view_labels(

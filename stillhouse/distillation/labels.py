@@ -79,15 +79,6 @@ def towards_static(label_logits: Tensor, temperature: float) -> Objective:
     return objective
 
 
-def towards_teachers(teachers: Sequence[nn.Module], temperature: float) -> Objective:
-    """Teachers asked anew about every batch of views (SRe2L on CIFAR, RDED, INFER + dynamic)."""
-
-    def objective(logits: Tensor, views: Views) -> Tensor:
-        return soft_loss(logits, mean_logits(teachers, views.images), temperature)
-
-    return objective
-
-
 def towards_stored(view_logits: Tensor, temperature: float) -> Objective:
     """Stored answers of teachers [epochs, N, C] in the order of the views (FKD)."""
 

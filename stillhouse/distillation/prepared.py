@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd  # pyright: ignore[reportPrivateUsage]
 
-from stillhouse.distillation.decoupled import RealImages
 from stillhouse.distillation.functional import FlatModule
 from stillhouse.distillation.images import ImageSet
 from stillhouse.distillation.spec import NetworkSettings
@@ -57,11 +56,6 @@ class Prepared:
         """(C, H, W)."""
         _, channels, height, width = self.train.shape
         return channels, height, width
-
-    @property
-    def real(self) -> RealImages:
-        """The training images as the decoupled methods take them."""
-        return RealImages(self.train, self.train_labels, self.num_classes, self.standardisation)
 
     def pixels(self, images: Tensor) -> Tensor:
         """Preprocessed images back to pixels in about [0, 1]."""

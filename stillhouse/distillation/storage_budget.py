@@ -46,35 +46,10 @@ def distance_label_bytes(num_views: int, value_bytes: int = HALF) -> int:
     return num_views * 2 * value_bytes
 
 
-@dataclass(frozen=True, slots=True)
-class CompensatorBudget:
-    """What a number of images per class buys INFER.
+def compensator_budget(images_per_class: int, num_teachers: int, num_classes: int) -> int:
+    """INFER's K = floor(IPC / (1 + M / C)), in whole numbers: real images per class.
 
-    Attributes:
-        num_real: K, real images per class.
-        num_teachers: M; each gives a compensator for each k, shared by all classes.
-        num_classes: C.
-    """
-
-    num_real: int
-    num_teachers: int
-    num_classes: int
-
-    @property
-    def files_per_class(self) -> int:
-        """K (M + 1): real and compensated images per class after expansion."""
-        return self.num_real * (self.num_teachers + 1)
-
-    @property
-    def image_equivalents(self) -> float:
-        """K (1 + M / C): images per class that are stored."""
-        return self.num_real * (1 + self.num_teachers / self.num_classes)
-
-
-def compensator_budget(
-    images_per_class: int, num_teachers: int, num_classes: int
-) -> CompensatorBudget:
-    """INFER's K = floor(IPC / (1 + M / C)), in whole numbers.
+    Each of M teachers gives a compensator for each k, shared by all C classes.
 
     Raises:
         BudgetError: K would be 0; names the smallest number of images per class that is enough.
@@ -87,4 +62,4 @@ def compensator_budget(
             f"{num_teachers} teachers and {num_classes} classes at least {smallest} are needed "
             "(or fewer `teachers`)"
         )
-    return CompensatorBudget(num_real, num_teachers, num_classes)
+    return num_real

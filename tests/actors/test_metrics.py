@@ -5,11 +5,12 @@ from uuid import uuid4
 
 import ray
 import requests
+from exported import exported_names
 from ray.util.metrics import Gauge
 from small import Quiet
 
 from stillhouse.actors.attempts import Attempts
-from stillhouse.actors.metrics import METRICS, exported_names
+from stillhouse.actors.metrics import METRICS
 from stillhouse.pipelines.context import Context
 from stillhouse.spec import ComputeSettings
 from stillhouse.storage.artifact import Store

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from stillhouse.distillation.image_sources import ImageData, load_images
-from stillhouse.distillation.labels import frozen
+from stillhouse.distillation.labels import frozen, mean_logits, soft_loss
 from stillhouse.distillation.standardise import Standardisation, fit_standardisation
 
 VECTORS = Path(__file__).parents[1] / "vectors"
@@ -61,6 +61,15 @@ def seeded(make, seed=0):
 
 def teacher(seed=0, num_classes=3):
     return frozen(seeded(lambda: FlatHead(num_classes=num_classes), seed))
+
+
+def towards_teachers(teachers, temperature):
+    """An objective that asks the teachers anew about every batch of views."""
+
+    def objective(logits, views):
+        return soft_loss(logits, mean_logits(teachers, views.images), temperature)
+
+    return objective
 
 
 def noise(*shape, seed=0):

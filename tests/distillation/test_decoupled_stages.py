@@ -7,10 +7,15 @@ import torch
 from stages import NONE_SHOWN, TEACHER, recipe
 
 import stillhouse
-from stillhouse.distillation.assembly_job import AssemblyTask, run_assembly
 from stillhouse.distillation.compensators import CompensatedSet
-from stillhouse.distillation.decoupled import infer
-from stillhouse.distillation.decoupled_job import plan_refinement, plan_units, run_unit, unit_images
+from stillhouse.distillation.decoupled_job import (
+    AssemblyTask,
+    plan_refinement,
+    plan_units,
+    run_assembly,
+    run_unit,
+    unit_images,
+)
 from stillhouse.distillation.evaluate import named_protocol
 from stillhouse.distillation.evaluate_job import EvaluationTask, SetSource, run_evaluation
 from stillhouse.distillation.expert_job import (
@@ -72,19 +77,6 @@ def test_infer_is_stored_apart_and_priced_so(kitchen, taught):
     assert stored == [10 * 64, 64, 20 * 10 * 2]
     assert sum(stored) == opened.num_bytes
     assert verify(opened.uri, 0)["problems"] == []
-
-
-def test_infer_as_a_job_is_what_the_library_makes(kitchen, taught):
-    store, prepared = kitchen
-    method = Infer(name="infer", images_per_class=2, iterations=2, labels="classes")
-    (unit,) = plan_units("d" * 64, method, 1, 10)
-    paths = (run_unit(store, prepared, [taught], unit).parts[0].path,)
-    task = AssemblyTask("d" * 64, method, recipe(), paths)
-    made = run_assembly(store, prepared, [taught], task)
-    assert made.info["stored"] == [11 * 64, 10]
-    _, parts = infer([taught], prepared.real, images_per_class=2, settings=method, seed=0)
-    given = read_set(read_table(store.path(made.parts[0].path)), "here")
-    assert torch.equal(prepared.standardisation.to_bytes(given.images), parts.expand())
 
 
 def test_rows_of_infer_are_read_by_datasets(kitchen, tmp_path):

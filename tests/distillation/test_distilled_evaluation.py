@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from small_networks import FlatHead, digits, noise, seeded, teacher
+from small_networks import FlatHead, digits, noise, seeded, teacher, towards_teachers
 
 from stillhouse.distillation.evaluate import accuracy, named_protocol
 from stillhouse.distillation.fit import Recipe, epoch_rate, fit
@@ -9,7 +9,6 @@ from stillhouse.distillation.labels import (
     relabel,
     towards_classes,
     towards_stored,
-    towards_teachers,
 )
 from stillhouse.distillation.spec import EvaluateSettings
 from stillhouse.distillation.views import ViewSettings

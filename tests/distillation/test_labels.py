@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from small_networks import FlatHead, noise, seeded, teacher, tensors
+from small_networks import FlatHead, noise, seeded, teacher, tensors, towards_teachers
 
 from stillhouse.distillation.labels import (
     frozen,
@@ -13,7 +13,6 @@ from stillhouse.distillation.labels import (
     towards_classes,
     towards_static,
     towards_stored,
-    towards_teachers,
 )
 from stillhouse.distillation.views import Views, ViewSettings, epoch_views, mixup
 

@@ -5,7 +5,6 @@ import pytest
 import torch
 from trajectory_vectors import relative_error, two_workers
 
-from stillhouse.distillation.ast import STUDENT_MOMENTUM
 from stillhouse.distillation.experts import ExpertOptions, train_expert
 from stillhouse.distillation.functional import FlatModule
 from stillhouse.distillation.matcher import Matcher, MatchOptions, StartWindow
@@ -32,7 +31,7 @@ MTT = MatchOptions(
 )
 AST = replace(
     MTT,
-    momentum=STUDENT_MOMENTUM,
+    momentum=0.9,
     balanced=True,
     perturbed=True,
     intermediate=True,
