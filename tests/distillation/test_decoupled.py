@@ -110,9 +110,8 @@ def test_infer_stores_its_parts_and_refuses_too_small_a_budget(store):
     kept = found.apart.real.flatten(0, 1).flatten(1).tolist()
     assert all(tuple(image) in originals for image in kept)
     assert torch.equal(PLAIN.to_bytes(found.images), found.apart.expand())
-    assert (
-        made(store, method("infer", images_per_class=4)).stored.labels == 6
-    )  # a class for each real image
+    hard = made(store, method("infer", images_per_class=4))
+    assert hard.stored.labels == 6  # the class of each real image
     with pytest.raises(BudgetError, match="at least 2 are needed"):
         units(store, method("infer", images_per_class=1))
 
