@@ -19,6 +19,6 @@ COPY --chown=ray:users stillhouse stillhouse
 COPY --chown=ray:users actors actors
 COPY --chown=ray:users pipelines pipelines
 COPY --chown=ray:users jobs jobs
-RUN python -m pip install -c constraints.txt . \
+RUN python -m pip install -c constraints.txt '.[ray,train,s3]' \
     && python -c "import stillhouse.jobs.cli; print(stillhouse.__version__)"
 WORKDIR /home/ray

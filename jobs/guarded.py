@@ -12,7 +12,7 @@ from typing import Any, TextIO
 
 import typer
 
-from stillhouse.errors import StillhouseError
+from stillhouse.errors import MissingExtraError, StillhouseError
 
 _RESULTS: ContextVar[TextIO | None] = ContextVar("results", default=None)
 """Where results go while stdout is kept for them; None: to stdout."""
@@ -22,7 +22,7 @@ def guarded(action: Callable[[], int | None], as_json: bool, debug: bool) -> Non
     """Run a verb and end with its exit code."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
-        with _stdout_for_results(as_json):
+        with _stdout_for_results(as_json), extras_named():
             code = action() or 0
         sys.stdout.flush()
     except StillhouseError as error:
@@ -45,6 +45,22 @@ def guarded(action: Callable[[], int | None], as_json: bool, debug: bool) -> Non
         _complain(error, f"{failure_text(error)} ({hint})", as_json, debug)
         code = 1
     raise typer.Exit(code)
+
+
+@contextmanager
+def extras_named() -> Generator[None]:
+    """A module that an extra would bring is missing: the error names the extra.
+
+    Raises:
+        MissingExtraError: instead of an ImportError.
+    """
+    try:
+        yield
+    except ImportError as error:
+        named = MissingExtraError.of(error)
+        if named is None:
+            raise
+        raise named from error
 
 
 @contextmanager

@@ -5,9 +5,12 @@ from collections.abc import Sequence
 
 from stillhouse.errors import SpecError
 from stillhouse.storage.filesystem import absolute_uri, exists, join, list_names
+from stillhouse.storage.layout import artifact_names
 from stillhouse.storage.reachability import KINDS
 from stillhouse.storage.run_record import read_status
 
+ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"
+"""Where a cluster's dashboard is, as Ray's own tools read it."""
 DEFAULT_STORE = "./store"
 ARTIFACTS = ("runs", *KINDS)
 """Folders of a store whose ids the verbs take that read artifacts."""
@@ -34,7 +37,7 @@ def resolve(text: str, store: str | None, kinds: Sequence[str]) -> str:
     found = [
         f"{kind}/{name}"
         for kind in kinds
-        for name in list_names(join(place, kind))
+        for name in artifact_names(join(place, kind))
         if name.startswith(text)
     ]
     return join(place, one_of(text, found, f"{' or '.join(kinds)} of {place}"))

@@ -1,14 +1,16 @@
 """`stillhouse status JOB_ID`: a submitted job, from Ray while it is there, and from its store."""
 
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from stillhouse.errors import ArtifactError, ClusterError, SpecError
-from stillhouse.jobs.ids import DEFAULT_STORE, JOB_ID, is_job, jobs_in, one_of
-from stillhouse.jobs.ray_jobs import ADDRESS_VARIABLE, Cluster
+from stillhouse.jobs.ids import ADDRESS_VARIABLE, DEFAULT_STORE, JOB_ID, is_job, jobs_in, one_of
 from stillhouse.jobs.status import status_of
 from stillhouse.storage.filesystem import absolute_uri, join, list_names
 from stillhouse.storage.run_record import read_status
+
+if TYPE_CHECKING:
+    from stillhouse.jobs.ray_jobs import Cluster
 
 
 def find(text: str, address: str | None, store: str | None) -> tuple[str | None, str]:
@@ -25,7 +27,7 @@ def find(text: str, address: str | None, store: str | None) -> tuple[str | None,
     runs = {name: join(place, "runs", name) for name in list_names(join(place, "runs"))}
     found = _beginning([*runs, *jobs_in(place)], text)
     if not found and _asked(address):
-        found = _beginning(Cluster(address).job_ids(), text)
+        found = _beginning(_cluster(address).job_ids(), text)
     name = one_of(text, found, f"the runs and jobs of {place}")
     return (None, runs[name]) if name in runs else (name, "")
 
@@ -46,6 +48,12 @@ def run_to_follow(known: dict[str, Any]) -> str:
         job = known["job_id"]
         raise SpecError(f"job {job} has no run yet: follow it with `submit SPEC --follow`")
     return known["run"]["uri"]
+
+
+def _cluster(address: str | None) -> "Cluster":
+    from stillhouse.jobs.ray_jobs import Cluster  # brings Ray, which a store alone does not need
+
+    return Cluster(address)
 
 
 def _asked(address: str | None) -> bool:
@@ -88,7 +96,7 @@ def _ask_ray(
     if store is not None and not _asked(address):
         return None, "no cluster was asked"
     try:
-        cluster = Cluster(address)
+        cluster = _cluster(address)
         job = cluster.job(job_id)
     except ClusterError as error:
         if store is None:

@@ -35,12 +35,10 @@ LIBRARIES = (
     "typer",
     "rich",
     "jinja2",
-    "matplotlib",
-    "zstandard",
     "pillow",
     "requests",
 )
-"""What the image of a cluster has to have: the dependencies of pyproject.toml."""
+"""What the image of a cluster has to have: the dependencies and the extras ray, train and s3."""
 
 
 def write_package(path: Path, spec: JobSpec) -> int:

@@ -18,11 +18,11 @@ from ray.job_submission import JobDetails, JobSubmissionClient
 
 from stillhouse.errors import ClusterError, LostClusterError
 from stillhouse.jobs.cluster import check_version, token, token_refused
+from stillhouse.jobs.ids import ADDRESS_VARIABLE
 
 _TIMEOUT_S = 10
 _PAUSE_S = 2.0
 _MAX_SILENT = 15
-ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"
 _TALKATIVE = (
     "ray.dashboard.modules.dashboard_sdk",
     "ray.dashboard.modules.job.sdk",

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any
 
-from stillhouse.errors import LostClusterError, StillhouseError, StorageError
+from stillhouse.errors import LostClusterError, StillhouseError, StorageError, require
 from stillhouse.fingerprint import fingerprint
 from stillhouse.jobs import supervised
 from stillhouse.jobs.cluster import cluster
@@ -38,8 +38,10 @@ def run_job(spec: Spec, shown: Listener) -> dict[str, Any]:
         The object that `run --json` prints.
 
     Raises:
+        MissingExtraError: Ray or the libraries of models are not installed.
         StillhouseError: whatever stopped it; what is finished stays, run again to go on.
     """
+    require("ray", "torch", "transformers")
     worker_env = use_options(spec.store, spec.storage_options)
     started = now()
     remember_options(spec.store, spec.storage_options)

@@ -44,6 +44,15 @@ def load_spec(path: str, overrides: list[str]) -> Spec:
     content = _read(path)
     for override in overrides:
         _apply(content, override)
+    return parse_spec(content, path)
+
+
+def parse_spec(content: dict[str, Any], path: str) -> Spec:
+    """Validate the content of a spec; `path` is where it comes from, for messages.
+
+    Raises:
+        SpecError: one line for each complaint.
+    """
     kind = _kind(path, content)
     try:
         return kind.model_validate(content)

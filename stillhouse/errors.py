@@ -4,6 +4,8 @@ Exit codes: 2 bad spec or usage, 3 bad input data, 4 stopped but resumable, 1 an
 A message holds the offending value, the place, and the key or command that fixes it.
 """
 
+from importlib.util import find_spec
+
 
 class StillhouseError(Exception):
     """Base of every error that Stillhouse raises on purpose."""
@@ -15,6 +17,51 @@ class SpecError(StillhouseError):
     """The job spec is wrong: unknown key, wrong type, impossible combination."""
 
     exit_code = 2
+
+
+EXTRAS = {
+    "ray": "ray",
+    "aiohttp": "ray",
+    "requests": "ray",
+    "torch": "train",
+    "transformers": "train",
+    "tokenizers": "train",
+    "safetensors": "train",
+    "datasets": "train",
+    "PIL": "train",
+    "s3fs": "s3",
+    "gcsfs": "gcs",
+    "adlfs": "azure",
+}
+"""By module: the extra of this package that brings it."""
+
+
+def require(*modules: str) -> None:
+    """Check that modules of `EXTRAS` are installed, without importing them.
+
+    Raises:
+        MissingExtraError: naming all extras that are missing.
+    """
+    missing = [module for module in modules if find_spec(module) is None]
+    if missing:
+        extras = ",".join(dict.fromkeys(EXTRAS[module] for module in missing))
+        raise MissingExtraError(
+            f"{', '.join(missing)}: not installed: pip install 'stillhouse[{extras}]'"
+        )
+
+
+class MissingExtraError(StillhouseError):
+    """Something is asked for that needs a package which is not installed."""
+
+    exit_code = 2
+
+    @classmethod
+    def of(cls, error: ImportError) -> "MissingExtraError | None":
+        """The error that names the extra, where a module of `EXTRAS` could not be imported."""
+        extra = EXTRAS.get((error.name or "").partition(".")[0])
+        if extra is None:
+            return None
+        return cls(f"`{error.name}` is not installed: pip install 'stillhouse[{extra}]'")
 
 
 class InputError(StillhouseError):

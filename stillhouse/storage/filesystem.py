@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
-from stillhouse.errors import InputError, StorageError
+from stillhouse.errors import InputError, MissingExtraError, StorageError
 from stillhouse.fingerprint import fingerprint
 from stillhouse.storage.retries import with_retries
 from stillhouse.storage.store_options import known_options
@@ -80,6 +80,7 @@ def filesystem(uri: str) -> tuple[Any, str]:
 
     Raises:
         StorageError: an unknown protocol or a filesystem that cannot be set up.
+        MissingExtraError: its package is not installed.
     """
     import fsspec
     from fsspec.config import conf
@@ -99,7 +100,11 @@ def filesystem(uri: str) -> tuple[Any, str]:
         path = fs._strip_protocol(uri)
         fs.retries = 1
         return fs, path
-    except (ValueError, ImportError) as error:
+    except ImportError as error:  # fsspec's own, with the missing module as its cause
+        cause = error.__cause__
+        named = MissingExtraError.of(cause) if isinstance(cause, ImportError) else None
+        raise named or StorageError(f"cannot open {uri!r}: {error}") from error
+    except ValueError as error:
         raise StorageError(f"cannot open {uri!r}: {error}") from error
 
 

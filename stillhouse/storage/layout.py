@@ -6,7 +6,7 @@ DuckDB, Polars and Ray read it as it is. Whatever else there is of it, the manif
 `<kind>/about/<fingerprint>/`. Of other kinds the manifest and its files lie in the folder itself.
 """
 
-from stillhouse.storage.filesystem import exists, join, read_bytes
+from stillhouse.storage.filesystem import exists, join, list_names, read_bytes
 
 MANIFEST = "manifest.json"
 PART_LIST = "parts.parquet"
@@ -53,6 +53,14 @@ def read_manifest(folder: str) -> tuple[str, bytes]:
         for place in others:
             return place, read_bytes(join(place, MANIFEST))
         raise
+
+
+def artifact_names(kind: str) -> list[str]:
+    """Names of the artifacts in the folder of a kind, those without a row included; sorted."""
+    names = {*list_names(kind)}
+    if _ABOUT in names:
+        names |= {*list_names(join(kind, _ABOUT))}
+    return sorted(names - {_ABOUT})
 
 
 def has_manifest(folder: str) -> bool:

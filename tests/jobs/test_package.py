@@ -152,7 +152,9 @@ def test_its_entry_runs_the_code_that_was_sent(package):
 
 
 def test_libraries_are_the_dependencies():
-    wanted = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    wanted = [*project["dependencies"], *extras["ray"], *extras["train"], *extras["s3"]]
     names = [line.partition("[")[0].partition(">")[0].partition("=")[0] for line in wanted]
     assert set(LIBRARIES) == set(names)
     assert set(pinned_versions(ROOT)) == set(LIBRARIES)
