@@ -42,7 +42,7 @@ from stillhouse.pipelines.context import Context
 from stillhouse.pipelines.crew import Crew
 from stillhouse.pipelines.distill_checks import check_counts
 from stillhouse.pipelines.distilling import distil
-from stillhouse.pipelines.evaluation import Control, ControlSet, Evaluator, Tested
+from stillhouse.pipelines.evaluation import Control, ControlSet, Evaluator, Tested, set_protocol
 from stillhouse.pipelines.image_inputs import ImageInputs
 from stillhouse.storage.artifact import Manifest, PartRef, Receipt, load_manifest
 
@@ -236,12 +236,12 @@ def _decoupled(
     receipts = crew.do("teachers", "models", trained, workers=ctx.compute.experts)
     losses += [receipt.info["losses"] for receipt in receipts]
     names = tuple(task.fingerprint for task in tasks)
-    protocol = Evaluator(ctx, crew, spec, images, base).protocol(None)
+    classes = len(images.totals["class_names"])
+    protocol = set_protocol(spec, classes, None)
     asked = method.model_dump(mode="json")
     labelled = [protocol.recipe.model_dump(), protocol.temperature]
     name = fingerprint(["decoupled", DISTIL_VERSION, base, names, asked, labelled])
     teachers = tuple((t.network, t.fingerprint) for t in tasks)
-    classes = len(images.totals["class_names"])
 
     def run(step: str, planned: Sequence[UnitTask]) -> list[Receipt]:
         calls = [ImageCall(run_unit, task, teachers) for task in planned]

@@ -112,10 +112,6 @@ class Evaluator:
         self._images, self._base = images, base
         self._classes = len(images.totals["class_names"])
 
-    def protocol(self, learning_rate: float | None) -> Protocol:
-        """How networks are trained on the set."""
-        return set_protocol(self._spec, self._classes, learning_rate)
-
     def compare(self, step: str, sets: Sequence[Judged]) -> list[tuple[float, ...]]:
         """Accuracies on the validation part, by set and seed, of the first network."""
         network, seeds = self._spec.networks[0], range(self._spec.evaluate.choose_seeds)
@@ -198,7 +194,8 @@ class Evaluator:
     ) -> EvaluationTask:
         source, sha, rate = judged
         groups = set_augmentation(self._spec)
-        return self._named(source, sha, network, self.protocol(rate), groups, part, seed)
+        protocol = set_protocol(self._spec, self._classes, rate)
+        return self._named(source, sha, network, protocol, groups, part, seed)
 
     def _named(
         self,

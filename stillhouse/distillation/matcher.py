@@ -107,10 +107,9 @@ class MatchOptions:
 
 @dataclass(frozen=True, slots=True)
 class OuterStep:
-    """What one iteration did: its start epoch, losses by inner step, whether it was skipped."""
+    """What one iteration did: its loss, terms by inner step, whether it was skipped."""
 
     iteration: int
-    start_epoch: int
     loss: float
     terms: dict[int, float]
     skipped: bool
@@ -190,7 +189,7 @@ class Matcher:
             self._update(found)
         self._iteration += 1
         terms = {step: float(value) for step, value in sorted(found.terms.items())}
-        return OuterStep(self._iteration, start_epoch, loss, terms, skipped)
+        return OuterStep(self._iteration, loss, terms, skipped)
 
     def _gradients(self, start_epoch: int, snapshot: Callable[[int], Tensor]) -> MatchGradients:
         options, images = self._options, self._learned["images"]

@@ -24,12 +24,21 @@ DEAD_LETTERS = "dead_letters.parquet"
 """Rows of file, row and reason."""
 
 
-def store_images(store: Store, name: str, data: ImageData) -> Manifest:
-    """Read, check, split and commit the images of a source as the artifact `name`.
+@dataclass(frozen=True, slots=True)
+class SourceTask:
+    """A source to read as the images artifact `fingerprint`."""
+
+    fingerprint: str
+    data: ImageData
+
+
+def run_source(store: Store, task: SourceTask) -> Receipt:
+    """Read, check, split and commit the images of a source as an artifact, then its receipt.
 
     Raises:
         InputError: see `load_images`.
     """
+    name, data = task.fingerprint, task.data
     splits = load_images(data)
     sets = [splits.train, splits.validation, splits.test]
     parts = [
@@ -49,7 +58,9 @@ def store_images(store: Store, name: str, data: ImageData) -> Manifest:
         "dead_letters": len(letters),
     }
     settings = data.model_dump(mode="json", exclude={"path"})
-    return store.put_manifest(Manifest(KIND, name, tuple(parts), {}, settings, totals, {}, files))
+    manifest = Manifest(KIND, name, tuple(parts), {}, settings, totals, {}, files)
+    made = store.put_manifest(manifest)
+    return store.put_receipt(KIND, Receipt(name, made.parts, {"images": made.num_rows}))
 
 
 def images_table(images: ImageSet) -> pa.Table:
@@ -80,21 +91,3 @@ def _read(store: Store, manifest: Manifest, part: PartRef) -> ImageSet:
     )
     labels = table["label"].to_numpy().astype(np.int64)
     return ImageSet(pixels, labels, tuple(manifest.totals["class_names"]))
-
-
-@dataclass(frozen=True, slots=True)
-class SourceTask:
-    """A source to read as the images artifact `fingerprint`."""
-
-    fingerprint: str
-    data: ImageData
-
-
-def run_source(store: Store, task: SourceTask) -> Receipt:
-    """Commit the images artifact of a task, then its receipt.
-
-    Raises:
-        InputError: see `load_images`.
-    """
-    made = store_images(store, task.fingerprint, task.data)
-    return store.put_receipt(KIND, Receipt(task.fingerprint, made.parts, {"images": made.num_rows}))

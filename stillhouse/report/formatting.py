@@ -20,9 +20,7 @@ def visible(value: Any) -> Any:
     """
     if type(value) is not str:
         return value
-    return re.sub(
-        "[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]", _sign, value
-    )
+    return _UNCARRIED.sub(_sign, value)
 
 
 def coded(text: str) -> Markup:

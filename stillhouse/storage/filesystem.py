@@ -27,7 +27,6 @@ _WEB_PROTOCOLS = ("http", "https")
 _S3_CONFIG = {"connect_timeout": 10, "read_timeout": 20}
 _ONE_TRY = {"total_max_attempts": 1, "mode": "standard"}
 _THREADS = 16
-_STAMPS = ("ETag", "etag", "mtime", "LastModified", "Last-Modified", "last_modified", "created")
 
 
 @dataclass(frozen=True, slots=True)
