@@ -1,4 +1,4 @@
-"""A log of decisions in the store: the parts of one run's folder."""
+"""A log of decisions in the store: the parts of one run's folder, one run for each seed."""
 
 from typing import Any
 
@@ -6,6 +6,24 @@ from stillhouse.errors import InputError
 from stillhouse.fingerprint import sha256
 from stillhouse.mixing.decisions import read_regime
 from stillhouse.storage.filesystem import absolute_uri, join, list_names, read_bytes, read_many
+from stillhouse.storage.run_record import read_json
+
+
+def logs_of(uri: str) -> dict[int, str]:
+    """Folders of logs by seed: of a finished `job: mix`, those of its policy; or one log's folder.
+
+    Raises:
+        InputError: neither a run that mixed nor a log.
+    """
+    folder = absolute_uri(uri)
+    result = read_json(folder, "result.json")
+    if result is None:
+        return {read_regime(read_bytes(log_names(folder)[0]))["seed"]: folder}
+    if result["job"] != "mix":
+        raise InputError(f"{uri} is a run of `job: {result['job']}`: it decided nothing to replay")
+    decisions = result["artifacts"]["decisions"]
+    policy = next(iter(decisions))  # its controls follow
+    return {int(seed): log for seed, log in decisions[policy].items()}
 
 
 def log_names(uri: str) -> list[str]:

@@ -7,7 +7,7 @@ import numpy as np
 from pydantic import Field
 
 from stillhouse.errors import InputError, SpecError
-from stillhouse.mixing.decision_log import log_digest, log_parts, read_log_regime
+from stillhouse.mixing.decision_log import log_digest, log_parts, logs_of, read_log_regime
 from stillhouse.mixing.decisions import Decision, read_decisions
 from stillhouse.mixing.plan import StepPlan
 from stillhouse.mixing.policy import Law, MixFacts, Policy, PolicySettings
@@ -17,15 +17,19 @@ class ReplaySettings(PolicySettings):
     """The decisions of an earlier run once more."""
 
     name: Literal["replay"]
-    log: str = Field(description="URI of the folder of a run's decisions")
+    log: str = Field(description="a run (URI), or the folder of one seed's decisions")
 
     def plan(self, target_batches: int) -> StepPlan:
         """Steps as those of the run that was logged."""
-        return StepPlan(read_log_regime(self.log)["target_batches"])
+        return StepPlan(self._regime()["target_batches"])
+
+    def _regime(self) -> dict[str, Any]:
+        """What all logs of a run have in common."""
+        return read_log_regime(next(iter(logs_of(self.log).values())))
 
     def check(self, accumulation: int, micro_batch: int) -> None:
         """The log is there, of steps like these, and of a policy that its draws alone repeat."""
-        regime = read_log_regime(self.log)
+        regime = self._regime()
         if regime["weighted"]:
             raise SpecError(f"`policy.log` is of `{regime['policy']}`, whose losses are weighted")
         for key, name, here in (
@@ -43,14 +47,16 @@ class ReplaySettings(PolicySettings):
         Raises:
             SpecError: it is of another seed. InputError: it is gone, or of other arms.
         """
-        seed = read_log_regime(self.log).get("seed")
-        if seed != facts.seed:
-            raise SpecError(f"`policy.log` is of seed {seed}: set `seeds: [{seed}]` to replay it")
-        return Replay(*read_decisions(log_parts(self.log)), facts.arms)
+        logs = logs_of(self.log)
+        if facts.seed not in logs:
+            seeds = ", ".join(map(str, logs))
+            raise SpecError(f"`policy.log` is of seed {seeds}: set `seeds: [{seeds}]` to replay it")
+        return Replay(*read_decisions(log_parts(logs[facts.seed])), facts.arms)
 
     def identity(self) -> dict[str, Any]:
-        """The content of the log, wherever it lies."""
-        return {"name": self.name, "log_sha256": log_digest(self.log)}
+        """The content of the logs, wherever they lie."""
+        digests = [log_digest(log) for log in logs_of(self.log).values()]
+        return {"name": self.name, "log_sha256": digests}
 
 
 class Replay(Policy):

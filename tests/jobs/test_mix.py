@@ -55,13 +55,13 @@ def test_a_job_mixes_and_reports(done, data):
     assert again["status"] == "nothing_to_do" and again["mix"] == done["mix"]
 
 
-def replay(data, done, workers, **changes):
+def replay(data, done, workers, log=None, **changes):
     """By so many workers, beside two arms that are not there; compared with the run."""
     (data / "torn.parquet").write_bytes(b"PAR1 no")
     selection = {"selection": str(data / "kept" / "selections" / "kept")}
     bad = [{"path": str(data / "gone")}, {"path": str(data / "torn.parquet")}]
     changes |= {
-        "policy": {"name": "replay", "log": done["artifacts"]["decisions"]["ucb1"]["0"]},
+        "policy": {"name": "replay", "log": log or done["run"]},
         "store": str(data / f"store{workers}"),
         "compute": {"trainers": workers},
         "auxiliary": [by_task(data), selection, *bad],

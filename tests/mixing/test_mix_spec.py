@@ -67,7 +67,7 @@ def test_a_control_has_room_for_a_draw(control):
 
 def test_a_control_of_a_replay_has_room_for_a_draw(tmp_path):
     """What a step of the replayed run held is known from its log alone."""
-    regime = {"policy": "static", "weighted": False, "slots": 2, "micro_batch": 8}
+    regime = {"policy": "static", "seed": 0, "weighted": False, "slots": 2, "micro_batch": 8}
     log = write_decisions([], ["a", "b"], regime | {"target_batches": 0})
     (tmp_path / "00000000.parquet").write_bytes(log)
     train = CONTRACT["train"] | {"accumulation": 2}
