@@ -91,7 +91,6 @@ class ArmsMade:
 
     tokenizer: TokenizerRef
     target: str
-    target_counts: dict[str, int]
     arms: list[ArmPart] = field(default_factory=list)
     digests: list[str] = field(default_factory=list)
     counts: dict[str, dict[str, int]] = field(default_factory=dict)
@@ -205,7 +204,7 @@ def prepare_arms(ctx: Context, spec: MixSpec, inputs: MixInputs) -> ArmsMade:
     opened = [inputs.target, *inputs.sources]
     tasks = [_task(spec, source, words, is_target=i == 0) for i, source in enumerate(opened)]
     receipts = _prepare(ctx, words, tasks)
-    made = ArmsMade(words, "", {})
+    made = ArmsMade(words, "")
     if spec.skip_bad_arms:
         made.skipped |= dict(line.split(": ", 1) for line in inputs.broken)
     _take_target(made, receipts[0])
@@ -275,7 +274,6 @@ def _take_target(made: ArmsMade, receipt: Receipt) -> None:
             f"`target`; seen: {receipt.info['arms'][0]['counts']}"
         )
     made.target = receipt.parts[0].path
-    made.target_counts = receipt.info["arms"][0]["counts"]
 
 
 def _take_arms(made: ArmsMade, spec: MixSpec, source: OpenedSource, receipt: Receipt) -> None:

@@ -27,11 +27,6 @@ def token_nll(logits: "Tensor", input_ids: "Tensor") -> "Tensor":
     return -log_probs.gather(-1, input_ids[:, 1:, None].long()).squeeze(-1)
 
 
-def sequence_nll(logits: "Tensor", input_ids: "Tensor") -> "Tensor":
-    """Mean NLL over the T-1 predicted positions: logits [B, T, V], input_ids [B, T] -> [B]."""
-    return token_nll(logits, input_ids).mean(-1)
-
-
 def color_score(prior_nll: Losses, conditional_nll: Losses) -> Losses:
     """`prior - conditional`, larger is better; arrays or tensors of one shape, float32."""
     return prior_nll - conditional_nll

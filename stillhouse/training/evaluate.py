@@ -36,16 +36,6 @@ def heldout_nll(model: TokenLosses, input_ids: NDArray[Any]) -> float:
     return total / (len(input_ids) * (input_ids.shape[1] - 1))
 
 
-def source_nll(
-    model: TokenLosses, input_ids: NDArray[Any], pieces: Pieces
-) -> dict[str, SourceLoss]:
-    """Held-out loss by source: a predicted token belongs to the piece that owns its position.
-
-    Sources without a predicted token are left out, as `told_apart` the smallest are joined.
-    """
-    return _by_source(np.concatenate(list(_blocks(model, input_ids))), pieces)
-
-
 def _by_source(losses: NDArray[np.float32], pieces: Pieces) -> dict[str, SourceLoss]:
     sums, counts = piece_sums(losses, pieces.sequence, pieces.start, pieces.end)
     num_sources = len(pieces.sources)
@@ -71,7 +61,11 @@ def told_apart(sums: Mapping[str, tuple[float, int]]) -> dict[str, SourceLoss]:
 def measure(
     model: TokenLosses, input_ids: NDArray[Any], pieces: Pieces | None
 ) -> tuple[float, dict[str, SourceLoss]]:
-    """`heldout_nll` and `source_nll` (empty without pieces) from one pass over the sequences."""
+    """`heldout_nll`, and held-out loss by source (empty without pieces), from one pass.
+
+    A predicted token belongs to the piece that owns its position. Sources without one are left out,
+    the smallest are joined as by `told_apart`.
+    """
     losses = np.concatenate(list(_blocks(model, input_ids)))
     by_source = {} if pieces is None else _by_source(losses, pieces)
     return float(losses.mean(dtype=np.float64)), by_source

@@ -8,7 +8,7 @@ from stillhouse.models.scoring import ScoringModel
 from stillhouse.selection.sources import OTHER
 from stillhouse.spec import ModelSettings
 from stillhouse.text.pieces import Pieces
-from stillhouse.training.evaluate import SourceLoss, heldout_nll, source_nll, told_apart
+from stillhouse.training.evaluate import SourceLoss, heldout_nll, measure, told_apart
 
 MODEL = ScoringModel(
     build_model(
@@ -41,7 +41,7 @@ def test_sources_own_their_positions() -> None:
         offsets=np.array([0, 2, 3, 5]),
     )
     losses = MODEL.token_nll(IDS)
-    found = source_nll(MODEL, IDS, pieces)
+    _, found = measure(MODEL, IDS, pieces)
     assert list(found) == ["books", "wiki"]  # code owns one position, and that is not predicted
     assert (found["wiki"].num_tokens, found["books"].num_tokens) == (8, 7)
     wiki = np.concatenate([losses[0, :3], losses[2]])
