@@ -1,4 +1,4 @@
-"""The Mixer actor owns the policy and the generator of a mixing run, and writes its log.
+"""The mixer actor owns the policy and the generator of a mixing run, and writes its log.
 
 The first worker of a training speaks to it; all workers train on what it deals. It comes back
 empty after a loss: the training begins again at its checkpoint, which holds the mixer's state.
@@ -14,7 +14,7 @@ from stillhouse.mixing import mixer
 
 
 @ray.remote(num_cpus=0, max_restarts=-1)
-class Mixer:
+class MixerActor:
     """Hosts the mixer of one run after another."""
 
     def call(self, task: mixer.MixerTask | None, method: str, *arguments: Any) -> Any:

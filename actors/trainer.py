@@ -1,4 +1,4 @@
-"""The Trainer actor trains one model at a time and keeps it in the store."""
+"""The trainer actor trains one model at a time and keeps it in the store."""
 
 import ray
 
@@ -7,7 +7,7 @@ from stillhouse.training.task import ModelTask
 
 
 @ray.remote
-class Trainer:
+class TrainerActor:
     """Trains models; `progress` may be asked while `train` runs."""
 
     def __init__(self, store: Store, threads: int) -> None:

@@ -4,7 +4,7 @@ from collections import OrderedDict
 
 import ray
 
-from stillhouse.training.online import Candidates, WindowScorer
+from stillhouse.training.online import ScoredWindow, WindowScorer
 from stillhouse.training.online_scorer import online_scorer
 from stillhouse.training.task import OnlineTask
 
@@ -22,10 +22,10 @@ class OnlineScorer:
     def __init__(self, task: OnlineTask, rank: int, num_scorers: int, kept: int) -> None:
         self._make = lambda: online_scorer(task, rank, num_scorers)
         self._scorer: WindowScorer | None = None
-        self._windows: OrderedDict[int, Candidates] = OrderedDict()
+        self._windows: OrderedDict[int, ScoredWindow] = OrderedDict()
         self._kept = kept
 
-    def window(self, number: int) -> Candidates:
+    def window(self, number: int) -> ScoredWindow:
         """Its candidates of a window.
 
         Raises:

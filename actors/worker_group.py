@@ -1,4 +1,4 @@
-"""The WorkerGroup actor runs one function in all workers of a training, until it went through.
+"""The worker group actor runs one function in all workers of a training, until it went through.
 
 It hosts Ray Train's trainer: a worker that dies takes its group with it, and the function is
 called again in a new one. When this actor goes, so do the workers. Workers tell it what happens;
@@ -48,7 +48,7 @@ class GroupSize:
 
 
 @ray.remote
-class WorkerGroup:
+class WorkerGroupActor:
     """One group of training workers, its news and its first error."""
 
     def __init__(self) -> None:

@@ -333,12 +333,12 @@ def bare(folder: Path, data: str, num_images: int) -> float:
     from stillhouse.distillation.prepared import prepare
     from stillhouse.distillation.settings import DSA_GROUPS
     from stillhouse.distillation.spec import NetworkSettings
-    from stillhouse.distillation.stored_images import SourceTask, run_source
+    from stillhouse.distillation.stored_images import ImageSourceTask, run_source
     from stillhouse.storage.artifact import Store
 
     store = Store(str(folder / f"bare-{os.getpid()}"))
     source = image_source(folder, data, num_images)
-    run_source(store, SourceTask("0" * 64, ImageData.model_validate(source)))
+    run_source(store, ImageSourceTask("0" * 64, ImageData.model_validate(source)))
     prepared = prepare(store, "0" * 64, zca=False, device="cpu", gpus=0)
     network = NetworkSettings.model_validate(BASE["network"])
     options = expert_options(ExpertSettings(epochs=3), "mtt", DSA_GROUPS)

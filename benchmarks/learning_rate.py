@@ -64,6 +64,10 @@ FRESH: list[tuple[int, int, float, int]] = [
     (64, 1_000_000, 4e-3, 8),
     (256, 1_000_000, 2e-3, 8),
     (256, 1_000_000, 4e-3, 8),
+    (64, 300_000, 2.8e-3, 8),
+    (256, 300_000, 1.4e-3, 8),
+    (64, 1_000_000, 2.8e-3, 8),
+    (256, 1_000_000, 1.4e-3, 8),
 ]
 """Width, tokens, learning rate, sequences a step: the telling ones first."""
 TUNED = [(rate, 8) for rate in (4e-4, 1e-3, 2e-3, 4e-3)] + [(2e-3, 2), (2e-3, 32)]

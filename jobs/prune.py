@@ -62,7 +62,7 @@ def prune_store(uri: str, *, grace_hours: float, yes: bool) -> dict[str, Any]:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class StoreWalk:
     """What a walk through a store found: live runs, what may go, and the roots that it began at."""
 
     live: list[str]
@@ -70,17 +70,17 @@ class Found:
     roots: list[StoredObject]
 
 
-def look(store: str, before: float) -> Found:
+def look(store: str, before: float) -> StoreWalk:
     """Walk through a store; only temporaries may go where a run is live."""
     objects = list_objects(store)
     gone = unreachable(objects, references(store, objects), before)
     live = live_runs(store, objects, before)
     if live:
         gone = [item for item in gone if item.is_temporary]
-    return Found(live, gone, [item for item in objects if item.is_root])
+    return StoreWalk(live, gone, [item for item in objects if item.is_root])
 
 
-def remove_found(store: str, found: Found, before: float) -> list[StoredObject]:
+def remove_found(store: str, found: StoreWalk, before: float) -> list[StoredObject]:
     """Remove in order until a run starts; what was removed.
 
     A run may have begun, reused what the walk saw as needless, and ended before the promise. So

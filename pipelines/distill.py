@@ -12,7 +12,7 @@ from stillhouse.actors.image_worker import ImageCall, ImageWork
 from stillhouse.distillation.controls_job import ControlName, ControlTask, run_control
 from stillhouse.distillation.decoupled_job import (
     AssemblyTask,
-    UnitTask,
+    MethodTask,
     plan_refinement,
     plan_units,
     run_assembly,
@@ -36,7 +36,7 @@ from stillhouse.distillation.storage_budget import (
     hard_label_bytes,
 )
 from stillhouse.distillation.stored_images import KIND as IMAGES
-from stillhouse.distillation.stored_images import SourceTask, run_source
+from stillhouse.distillation.stored_images import ImageSourceTask, run_source
 from stillhouse.fingerprint import fingerprint
 from stillhouse.pipelines.context import Context
 from stillhouse.pipelines.crew import Crew
@@ -140,7 +140,7 @@ def image_work(spec: DistillSpec, images: str) -> ImageWork:
 
 
 def _images(ctx: Context, crew: Crew, spec: DistillSpec, inputs: ImageInputs) -> Manifest:
-    task = SourceTask(inputs.images, spec.data)
+    task = ImageSourceTask(inputs.images, spec.data)
     crew.do("images", IMAGES, [ImageCall(run_source, task, prepared=False)])
     return ctx.store.get_manifest(IMAGES, inputs.images)
 
@@ -243,7 +243,7 @@ def _decoupled(
     name = fingerprint(["decoupled", DISTIL_VERSION, base, names, asked, labelled])
     teachers = tuple((t.network, t.fingerprint) for t in tasks)
 
-    def run(step: str, planned: Sequence[UnitTask]) -> list[Receipt]:
+    def run(step: str, planned: Sequence[MethodTask]) -> list[Receipt]:
         calls = [ImageCall(run_unit, task, teachers) for task in planned]
         return crew.do(step, "distilled", calls, workers=ctx.compute.distillers)
 

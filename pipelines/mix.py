@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 from uuid import uuid4
 
-from stillhouse.actors.mixer import Mixer, RemoteMixer
+from stillhouse.actors.mixer import MixerActor, RemoteMixer
 from stillhouse.errors import SpecError
 from stillhouse.fingerprint import fingerprint
 from stillhouse.mixing.doremi import DoReMiSettings
@@ -218,9 +218,9 @@ def train_mixes(ctx: Context, tasks: Sequence[MixTask]) -> list[Manifest]:
     todo = [task for task in tasks if found[task.fingerprint] is None]
     with ctx.step("mix", total=len(tasks), reused=len(tasks) - len(todo), unit="steps") as advance:
         if todo:
-            actor: Any = Mixer
+            actor: Any = MixerActor
             mixer = actor.options(name=f"mixer-{uuid4().hex}").remote()
-            follower = _Follower(ctx, todo, advance)
+            follower = _MixProgress(ctx, todo, advance)
             compute = ctx.compute
             place = compute.device, compute.gpus_of(compute.trainer)
             work = partial(_work, ctx.store, tuple(todo), mixer, place)
@@ -254,7 +254,7 @@ def _tell(tell: Any, number: int, tasks: Sequence[MixTask], step: int, num_steps
     tell(STEP, {"step": before + step, "run": number, "of": num_steps})
 
 
-class _Follower:
+class _MixProgress:
     """Lets the step's progress move to where the runs are."""
 
     def __init__(self, ctx: Context, tasks: Sequence[MixTask], advance: Any) -> None:

@@ -10,7 +10,7 @@ from stillhouse.actors.results import get_result
 from stillhouse.actors.window_scorer import OnlineScorer
 from stillhouse.pipelines.context import Context
 from stillhouse.pipelines.placement import actor_options
-from stillhouse.training.online import Ask, Candidates
+from stillhouse.training.online import Ask, ScoredWindow
 from stillhouse.training.task import OnlineTask
 
 LOOK_AHEAD = 4
@@ -45,7 +45,7 @@ def ask_ahead(scorers: Sequence[Any], num_windows: int) -> Ask:
     """Asks the scorers for windows before they are needed; made in each training worker."""
     waiting: dict[int, list[Any]] = {}
 
-    def ask(number: int) -> list[Candidates]:
+    def ask(number: int) -> list[ScoredWindow]:
         for ahead in range(number, min(number + LOOK_AHEAD + 1, num_windows)):
             if ahead not in waiting:
                 waiting[ahead] = [scorer.window.remote(ahead) for scorer in scorers]

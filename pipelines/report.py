@@ -11,18 +11,18 @@ from stillhouse.pipelines.report_health import health_inputs, target_scores
 from stillhouse.pipelines.scan import dead_letters, dead_letters_uri
 from stillhouse.pipelines.select import SelectRun
 from stillhouse.report.data import (
+    BadInput,
     Curve,
-    DeadLetter,
     DeadLetters,
     Density,
     Drop,
-    Example,
+    ExampleRow,
     Histogram,
     ReportData,
     SeenUnseen,
     SourceRow,
     StepCost,
-    TargetRow,
+    TargetLossRow,
     TrainingRow,
 )
 from stillhouse.report.health import check_health
@@ -156,8 +156,8 @@ def _seen(tally: Tally, excluded: bool) -> SeenUnseen | None:
 
 def _examples(
     ctx: Context, tally: Tally, ranked: list[RankedPart], tokenizer: Tokenizer
-) -> list[Example]:
-    found: list[Example] = []
+) -> list[ExampleRow]:
+    found: list[ExampleRow] = []
     groups: tuple[Literal["best", "above", "below", "worst"], ...] = (
         "best",
         "above",
@@ -172,7 +172,7 @@ def _examples(
             scores = member.read(pieces)
             text, source, document = row_texts(table, pieces, row, member.grain, tokenizer)
             found.append(
-                Example(
+                ExampleRow(
                     group=group,
                     score=score,
                     prior_nll=_loss(scores, "prior", row),
@@ -200,9 +200,9 @@ def _curves(made: SelectRun) -> list[Curve]:
     ]
 
 
-def _targets(made: SelectRun) -> list[TargetRow]:
+def _targets(made: SelectRun) -> list[TargetLossRow]:
     return [
-        TargetRow(name, m[0].totals["num_tokens"], [x.totals["curve"][-1][1] for x in m])
+        TargetLossRow(name, m[0].totals["num_tokens"], [x.totals["curve"][-1][1] for x in m])
         for name, m in made.targets.items()
     ]
 
@@ -241,10 +241,10 @@ def _drops(made: SelectRun, tally: Tally) -> list[Drop]:
     return [*copies, remainder, *rows]
 
 
-def _letters(ctx: Context, made: SelectRun) -> list[DeadLetter]:
+def _letters(ctx: Context, made: SelectRun) -> list[BadInput]:
     rows = (row for scanned in made.scanned.sources for row in dead_letters(ctx.store, scanned))
     return [
-        DeadLetter(r["file"], r["row"], r["reason"], r["preview"])
+        BadInput(r["file"], r["row"], r["reason"], r["preview"])
         for r in islice(rows, _FIRST_LETTERS)
     ]
 

@@ -12,7 +12,7 @@ from stillhouse.report.data import (
     Difference,
     SeenUnseen,
     SourceRow,
-    TargetRow,
+    TargetLossRow,
     TargetScores,
     TrainingRow,
     difference,
@@ -38,7 +38,7 @@ def health_inputs(
     *,
     sources: Sequence[SourceRow],
     seen: SeenUnseen | None,
-    targets: Sequence[TargetRow],
+    targets: Sequence[TargetLossRow],
     trainings: Sequence[TrainingRow],
     scores: TargetScores | None,
 ) -> HealthInputs:
@@ -107,7 +107,7 @@ def _heldout_texts(ctx: Context, made: SelectRun) -> tuple[int, int]:
     return num_texts, num_short
 
 
-def _gain(targets: Sequence[TargetRow], rule: str) -> Difference | None:
+def _gain(targets: Sequence[TargetLossRow], rule: str) -> Difference | None:
     """Loss of the selection's target model minus that of the random control's."""
     rows = {row.name: row for row in targets}
     if rule not in rows or BASELINE not in rows:

@@ -35,7 +35,7 @@ _SCORING = {"dtype", "attention"}
 
 
 @dataclass(frozen=True, slots=True)
-class Cut:
+class PackSize:
     """How documents are cut into sequences and parts."""
 
     sequence_length: int
@@ -65,7 +65,7 @@ def run_train(ctx: Context, spec: TrainSpec, inputs: TrainInputs) -> TrainRun:
     positions = length + tokenizer.num_extra
     needs = Needs(tokenizer.vocab_size, positions, comparable=True)
     models = given_models(ctx, given_paths(spec), needs)
-    sets = _tokens(ctx, inputs.all, tokenizer, Cut(length, spec.part_tokens))
+    sets = _tokens(ctx, inputs.all, tokenizer, PackSize(length, spec.part_tokens))
     heldout = sets.pop() if inputs.heldout else None
     task = train_task(spec, sets, heldout, tokenizer)
     if spec.online is None:
@@ -76,7 +76,7 @@ def run_train(ctx: Context, spec: TrainSpec, inputs: TrainInputs) -> TrainRun:
 
 
 def _tokens(
-    ctx: Context, sets: Sequence[TokenSet | TextSet], tokenizer: TokenizerRef, cut: Cut
+    ctx: Context, sets: Sequence[TokenSet | TextSet], tokenizer: TokenizerRef, cut: PackSize
 ) -> list[TokenSet]:
     """All sets as tokens; documents are scanned and packed."""
     texts = [one for one in sets if isinstance(one, TextSet)]
@@ -246,7 +246,7 @@ def train_model(ctx: Context, task: TrainTask) -> Manifest:
     with ctx.step("train", total=1, reused=int(found is not None)) as advance:
         if found is None:
             tell_recipe(ctx, "train", task.settings)
-            follow = _Follower(ctx, task, advance)
+            follow = _TrainProgress(ctx, task, advance)
             with _online_scorers(ctx, task.online) as (scorers, held):
                 work = partial(_work, ctx.store, task, scorers)
                 run_workers(ctx, f"training {task.label!r}", work, follow.hear, held)
@@ -284,7 +284,7 @@ def _work(store: Store, task: TrainTask, scorers: list[Any], tell: Tell) -> None
     train_worker(store, task, source, tell)
 
 
-class _Follower:
+class _TrainProgress:
     """Lets the step's progress move to where the training is, and keeps what it tells."""
 
     def __init__(self, ctx: Context, task: TrainTask, advance: Any) -> None:

@@ -1,4 +1,4 @@
-"""Trainings in Trainer actors, several side by side; a lost actor's training starts again."""
+"""Trainings in trainer actors, several side by side; a lost actor's training starts again."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
 from stillhouse.actors.results import get_result
-from stillhouse.actors.trainer import Trainer
+from stillhouse.actors.trainer import TrainerActor
 from stillhouse.errors import PartFailedError, StillhouseError
 from stillhouse.pipelines.context import Context, FailedAt
 from stillhouse.pipelines.placement import actor_options
@@ -124,7 +124,7 @@ def _node(actor: Any) -> str | None:
 
 def _actor(ctx: Context, threads: int) -> Any:
     options = actor_options(ctx.compute, ctx.compute.trainer)
-    actor: Any = Trainer
+    actor: Any = TrainerActor
     return actor.options(**options, max_concurrency=2).remote(ctx.store, threads)
 
 

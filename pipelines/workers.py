@@ -9,7 +9,7 @@ import ray
 from ray.exceptions import RayActorError, RayError
 
 from stillhouse.actors.attempts import PREEMPTION_BUDGET
-from stillhouse.actors.worker_group import ENVIRONMENT, GroupSize, Work, WorkerGroup
+from stillhouse.actors.worker_group import ENVIRONMENT, GroupSize, Work, WorkerGroupActor
 from stillhouse.compute_settings import device_type
 from stillhouse.errors import ClusterError, PartFailedError, StoreUnreachableError
 from stillhouse.pipelines.context import Context
@@ -84,7 +84,7 @@ def _try(
 ) -> tuple[str | None, int]:
     """One group and its replacements: why it was given up (None: done), and the step it reached."""
     reached = 0
-    actor: Any = WorkerGroup
+    actor: Any = WorkerGroupActor
     environment = {"env_vars": ENVIRONMENT}
     group = actor.options(num_cpus=0, max_concurrency=8, runtime_env=environment).remote()
     try:

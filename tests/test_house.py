@@ -194,6 +194,16 @@ def test_every_source_keeps(rule):
     assert [found for path, text in SOURCES.items() for found in rule(path, text)] == []
 
 
+def test_no_two_classes_have_one_name():
+    found: dict[str, list[str]] = {}
+    for path, text in SOURCES.items():
+        if path.startswith(FLOORS):
+            for node in ast.parse(text).body:
+                if isinstance(node, ast.ClassDef):
+                    found.setdefault(node.name, []).append(path)
+    assert {name: paths for name, paths in found.items() if len(paths) > 1} == {}
+
+
 def test_no_file_names_a_machine_or_an_index():
     assert [found for path, text in FILES.items() for found in private_names(path, text)] == []
 

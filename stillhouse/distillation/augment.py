@@ -22,7 +22,7 @@ _CUTOUT = 0.5
 
 
 @dataclass(frozen=True, slots=True)
-class Draw:
+class AugmentDraw:
     """One call's group and numbers [k, B].
 
     color: u in [0, 1) for brightness, saturation and contrast; flip: u; crop: shift of rows and of
@@ -32,30 +32,30 @@ class Draw:
     group: Group
     values: Tensor
 
-    def part(self, rows: slice) -> "Draw":
+    def part(self, rows: slice) -> "AugmentDraw":
         """The draws of some of the batch's images."""
-        return Draw(self.group, self.values[:, rows])
+        return AugmentDraw(self.group, self.values[:, rows])
 
 
 def draw_augmentation(
     groups: Sequence[Group], batch_size: int, image_size: int, generator: torch.Generator
-) -> Draw:
+) -> AugmentDraw:
     """Draw a group uniformly and its numbers for `batch_size` images of `image_size` pixels."""
     group = groups[int(torch.randint(len(groups), (), generator=generator))]
     if group in ("crop", "cutout"):
         shift, side = int(image_size * _CROP + 0.5), _cutout_side(image_size)
         low, high = (-shift, shift + 1) if group == "crop" else (0, image_size + 1 - side % 2)
-        return Draw(group, torch.randint(low, high, (2, batch_size), generator=generator))
+        return AugmentDraw(group, torch.randint(low, high, (2, batch_size), generator=generator))
     count = {"color": 3, "flip": 1, "scale": 2, "rotate": 1}[group]
     uniform = torch.rand(count, batch_size, generator=generator)
     if group == "scale":
         uniform = uniform * (_SCALE - 1 / _SCALE) + 1 / _SCALE
     elif group == "rotate":
         uniform = (uniform - 0.5) * 2 * _ROTATION
-    return Draw(group, uniform)
+    return AugmentDraw(group, uniform)
 
 
-def augment(images: Tensor, draw: Draw) -> Tensor:
+def augment(images: Tensor, draw: AugmentDraw) -> Tensor:
     """Images [B, C, H, W] to augmented ones; differentiable in the images."""
     values = draw.values.to(images.device)
     if draw.group in ("crop", "cutout"):

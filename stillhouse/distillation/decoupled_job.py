@@ -52,7 +52,7 @@ Stage = Literal["start", "make"]
 
 
 @dataclass(frozen=True, slots=True)
-class UnitTask:
+class MethodTask:
     """One unit of a decoupled method.
 
     Attributes:
@@ -74,7 +74,7 @@ class UnitTask:
 
 def plan_units(
     name: str, method: DecoupledMethod, num_teachers: int, num_classes: int
-) -> list[UnitTask]:
+) -> list[MethodTask]:
     """The first stage's units of the distillation `name`.
 
     Raises:
@@ -91,24 +91,26 @@ def plan_units(
         stage = "start" if isinstance(method, NrrDd) else "make"
         keys = [(0, label) for label in range(num_classes)]
     return [
-        UnitTask(fingerprint(["unit", name, stage, m, unit]), method, m, unit, stage)
+        MethodTask(fingerprint(["unit", name, stage, m, unit]), method, m, unit, stage)
         for m, unit in keys
     ]
 
 
 def plan_refinement(
     name: str, method: NrrDd, num_classes: int, starts: Sequence[str]
-) -> list[UnitTask]:
+) -> list[MethodTask]:
     """NRR-DD's second stage, in batches of all classes."""
     batches = recovery_batches(num_classes, method.images_per_class, method.batch_size)
     return [
-        UnitTask(fingerprint(["unit", name, "make", 0, unit]), method, 0, unit, "make", (*starts,))
+        MethodTask(
+            fingerprint(["unit", name, "make", 0, unit]), method, 0, unit, "make", (*starts,)
+        )
         for unit in range(len(batches))
     ]
 
 
 def run_unit(
-    store: Store, prepared: Prepared, teachers: Sequence[nn.Module], task: UnitTask
+    store: Store, prepared: Prepared, teachers: Sequence[nn.Module], task: MethodTask
 ) -> Receipt:
     """Make a unit's images and commit them.
 
@@ -129,7 +131,7 @@ def run_unit(
 
 
 def _make(
-    store: Store, prepared: Prepared, teacher: nn.Module, task: UnitTask
+    store: Store, prepared: Prepared, teacher: nn.Module, task: MethodTask
 ) -> tuple[Tensor, list[float]]:
     method, device, norm = task.method, prepared.device, prepared.standardisation
     if isinstance(method, Infer):

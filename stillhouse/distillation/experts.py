@@ -64,7 +64,7 @@ FTD_EXPERT = ExpertOptions(rho=0.01)
 
 
 @dataclass(frozen=True, slots=True)
-class Snapshot:
+class ExpertSnapshot:
     """Parameters [P] after `epoch` epochs (0: the start) and the last one's mean training loss."""
 
     epoch: int
@@ -78,7 +78,7 @@ def train_expert(
     labels: Tensor,
     options: ExpertOptions,
     generator: torch.Generator,
-) -> Iterator[Snapshot]:
+) -> Iterator[ExpertSnapshot]:
     """Train from the module's own parameters; yields the start and then every epoch's end.
 
     Args:
@@ -93,7 +93,7 @@ def train_expert(
     """
     theta = network.parameters()
     velocity = torch.zeros_like(theta)
-    yield Snapshot(0, theta, None)
+    yield ExpertSnapshot(0, theta, None)
     for epoch in range(options.num_epochs):
         rate = options.learning_rate
         if options.drop_epoch is not None and epoch >= options.drop_epoch:
@@ -113,7 +113,7 @@ def train_expert(
                 f"an expert's loss is {mean} in epoch {epoch + 1} at learning rate {rate:.3g}: "
                 "lower `experts.learning_rate`"
             )
-        yield Snapshot(epoch + 1, theta, mean)
+        yield ExpertSnapshot(epoch + 1, theta, mean)
 
 
 def expert_loss(

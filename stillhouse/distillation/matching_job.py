@@ -197,13 +197,13 @@ def run_matching(
     with Trajectories(task.experts, network) as experts:
         for expert in experts:
             expert.require(epochs_read(task.method, task.num_epochs))
-        run = _Run(store, prepared, task, network, experts, group)
+        run = _MatchingRun(store, prepared, task, network, experts, group)
         with Checkpoints(store, task.fingerprint, {"task": task.fingerprint}) as checkpoints:
             run.resume(checkpoints)
             run.go_on(checkpoints, on_step)
 
 
-class _Run:
+class _MatchingRun:
     """The state of one distillation between its points."""
 
     def __init__(

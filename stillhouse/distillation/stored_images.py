@@ -25,14 +25,14 @@ DEAD_LETTERS = "dead_letters.parquet"
 
 
 @dataclass(frozen=True, slots=True)
-class SourceTask:
+class ImageSourceTask:
     """A source to read as the images artifact `fingerprint`."""
 
     fingerprint: str
     data: ImageData
 
 
-def run_source(store: Store, task: SourceTask) -> Receipt:
+def run_source(store: Store, task: ImageSourceTask) -> Receipt:
     """Read, check, split and commit the images of a source as an artifact, then its receipt.
 
     Raises:

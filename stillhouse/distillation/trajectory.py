@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from stillhouse.distillation.adjoint import Descent, Gradients, Run, adjoint, alone, descend
-from stillhouse.distillation.augment import Draw, Group, augment, draw_augmentation
+from stillhouse.distillation.augment import AugmentDraw, Group, augment, draw_augmentation
 from stillhouse.distillation.functional import FlatModule
 
 
@@ -45,14 +45,14 @@ class SyntheticSet:
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
+class StepImages:
     """One inner step's images by row, their augmentation, and the share of the step's batch."""
 
     rows: Tensor
-    draw: Draw | None = None
+    draw: AugmentDraw | None = None
     share: float = 1.0
 
-    def part(self, rank: int, size: int) -> "Batch":
+    def part(self, rank: int, size: int) -> "StepImages":
         """What worker `rank` of `size` computes; the parts' losses add up to the batch's.
 
         Not for batch norm, whose statistics are the whole batch's.
@@ -60,7 +60,7 @@ class Batch:
         count = len(self.rows)
         own = slice(count * rank // size, count * (rank + 1) // size)
         draw = None if self.draw is None else self.draw.part(own)
-        return Batch(self.rows[own], draw, self.share * (own.stop - own.start) / count)
+        return StepImages(self.rows[own], draw, self.share * (own.stop - own.start) / count)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,19 +79,19 @@ def draw_batches(
     image_size: int,
     groups: Sequence[Group],
     generator: torch.Generator,
-) -> tuple[Batch, ...]:
+) -> tuple[StepImages, ...]:
     """Batches of `num_steps` inner steps, with their augmentation (none where `groups` is empty).
 
     Permutations of all images are cut into chunks, which are used from the last one on.
     """
-    batches: list[Batch] = []
+    batches: list[StepImages] = []
     chunks: list[Tensor] = []
     for _ in range(num_steps):
         if not chunks:
             chunks = list(torch.randperm(num_images, generator=generator).split(batch_size))
         rows = chunks.pop()
         draw = draw_augmentation(groups, len(rows), image_size, generator) if groups else None
-        batches.append(Batch(rows, draw))
+        batches.append(StepImages(rows, draw))
     return tuple(batches)
 
 
@@ -113,7 +113,7 @@ class InnerLoss:
 
     network: FlatModule
     synthetic: SyntheticSet
-    batches: Sequence[Batch]
+    batches: Sequence[StepImages]
     scale: float = 1.0
 
     def __call__(self, step: int, theta: Tensor) -> Tensor:
@@ -144,7 +144,7 @@ class MatchGradients:
 def matching_gradients(
     network: FlatModule,
     synthetic: SyntheticSet,
-    batches: Sequence[Batch],
+    batches: Sequence[StepImages],
     start: Tensor,
     matches: Sequence[Match],
     *,

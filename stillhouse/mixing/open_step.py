@@ -41,7 +41,7 @@ class BatchLoss:
     sums: Tensor
 
 
-class Found(NamedTuple):
+class StepOutcome(NamedTuple):
     """Of all workers' micro-batches."""
 
     auxiliary: float | None
@@ -49,7 +49,9 @@ class Found(NamedTuple):
     rewards: dict[int, float]
 
 
-def collect(rows: Sequence[Any], reward: RewardKind | None, rewards: dict[int, float]) -> Found:
+def collect(
+    rows: Sequence[Any], reward: RewardKind | None, rewards: dict[int, float]
+) -> StepOutcome:
     """From (arm, number, NLL, tokens, excess, its tokens) of each micro-batch."""
     means = [(arm, nll / tokens) for arm, _, nll, tokens, _, _ in rows]
     auxiliary = [mean for arm, mean in means if arm != TARGET]
@@ -59,6 +61,6 @@ def collect(rows: Sequence[Any], reward: RewardKind | None, rewards: dict[int, f
         for arm in {row[0] for row in rows} - {TARGET}:
             own = [row for row in rows if row[0] == arm]
             rewards[arm] = sum(row[at] for row in own) / sum(row[at + 1] for row in own)
-    return Found(
+    return StepOutcome(
         fmean(auxiliary) if auxiliary else None, fmean(target) if target else None, rewards
     )

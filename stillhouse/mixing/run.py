@@ -69,7 +69,7 @@ def run_mix(
         ArtifactError: the checkpoint is of another run.
     """
     group = group or WorkerGroup()
-    run = _Run(store, task, mixer, device, group)
+    run = _MixRun(store, task, mixer, device, group)
     try:
         run.train(on_step or (lambda step, num_steps: None))
         return run.finish()
@@ -77,7 +77,7 @@ def run_mix(
         run.close()
 
 
-class _Run:
+class _MixRun:
     def __init__(
         self,
         store: Store,

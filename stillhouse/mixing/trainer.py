@@ -29,7 +29,7 @@ from stillhouse.mixing.arms import ArmReader, Row
 from stillhouse.mixing.collation import Collator, TaskBatch
 from stillhouse.mixing.dealing import Slot, share, slots_of, spanning
 from stillhouse.mixing.gradients import GradientCapture, named_parameters, output_head
-from stillhouse.mixing.open_step import TARGET, BatchLoss, Found, OpenStep, collect
+from stillhouse.mixing.open_step import TARGET, BatchLoss, OpenStep, StepOutcome, collect
 from stillhouse.mixing.plan import StepPlan
 from stillhouse.mixing.rewards import Aim
 from stillhouse.mixing.target import TargetRow
@@ -326,7 +326,7 @@ class MixTrainer:
         self._optimizer.zero_grad(set_to_none=True)
         return float(norm)
 
-    def _gather(self, losses: Sequence[BatchLoss], rewards: dict[int, float]) -> Found:
+    def _gather(self, losses: Sequence[BatchLoss], rewards: dict[int, float]) -> StepOutcome:
         """Losses and rewards of all workers, the same on each."""
         sums = torch.stack([loss.sums for loss in losses]).tolist() if losses else []
         mine = [(of.arm, of.number, *row) for of, row in zip(losses, sums, strict=True)]
@@ -335,7 +335,7 @@ class MixTrainer:
         merged = {arm: reward for _, part in gathered for arm, reward in sorted(part.items())}
         return collect(rows, self._plan.reward, merged)
 
-    def _check(self, found: Found, norm: float, rate: float) -> None:
+    def _check(self, found: StepOutcome, norm: float, rate: float) -> None:
         losses = [found.auxiliary, found.target]
         if math.isfinite(norm) and all(x is None or math.isfinite(x) for x in losses):
             return

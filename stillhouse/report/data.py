@@ -85,7 +85,7 @@ class Density:
 
 
 @dataclass(frozen=True, slots=True)
-class Example:
+class ExampleRow:
     """A sequence to look at: its text, losses, address, and why it was kept or not."""
 
     group: Literal["best", "above", "below", "worst"]
@@ -126,7 +126,7 @@ class TrainingRow:
 
 
 @dataclass(frozen=True, slots=True)
-class TargetRow:
+class TargetLossRow:
     """One selection rule's target models: final held-out `losses`, one per seed, in seed order."""
 
     name: str
@@ -164,7 +164,7 @@ class Drop:
 
 
 @dataclass(frozen=True, slots=True)
-class DeadLetter:
+class BadInput:
     """An input row that could not be read: where it is, why, and how it begins."""
 
     file: str
@@ -178,7 +178,7 @@ class DeadLetters:
     """How many input rows could not be read, and the first few."""
 
     total: int
-    first: list[DeadLetter]
+    first: list[BadInput]
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,9 +229,9 @@ class ReportData:
     seen: SeenUnseen | None = None
     target_scores: TargetScores | None = None
     losses: Density | None = None
-    examples: list[Example] = field(default_factory=list[Example])
+    examples: list[ExampleRow] = field(default_factory=list[ExampleRow])
     curves: list[Curve] = field(default_factory=list[Curve])
-    targets: list[TargetRow] = field(default_factory=list[TargetRow])
+    targets: list[TargetLossRow] = field(default_factory=list[TargetLossRow])
     trainings: list[TrainingRow] = field(default_factory=list[TrainingRow])
     drops: list[Drop] = field(default_factory=list[Drop])
     dead_letters: DeadLetters = DeadLetters(0, [])
@@ -257,7 +257,7 @@ def source_shares(data: ReportData) -> list[SourceShare]:
     return sorted(shares, key=lambda share: (-share.kept, -share.pool, share.row.name))
 
 
-def difference(row: TargetRow, baseline: TargetRow) -> Difference:
+def difference(row: TargetLossRow, baseline: TargetLossRow) -> Difference:
     """Loss of `row` minus `baseline`; the spread is of paired seeds, where there are pairs."""
     if len(row.losses) != len(baseline.losses):
         return Difference(row.mean - baseline.mean, None)

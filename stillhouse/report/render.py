@@ -10,7 +10,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from stillhouse.report import charts, formatting, training_charts
-from stillhouse.report.data import BASELINE, ReportData, TargetRow, difference, source_shares
+from stillhouse.report.data import BASELINE, ReportData, TargetLossRow, difference, source_shares
 from stillhouse.report.heat import heat_plot
 from stillhouse.report.mix_data import MixReport
 from stillhouse.report.training import TrainingReport
@@ -68,7 +68,7 @@ def render_mix(data: MixReport) -> str:
     )
 
 
-def _target(data: ReportData, name: str) -> TargetRow | None:
+def _target(data: ReportData, name: str) -> TargetLossRow | None:
     return next((row for row in data.targets if row.name == name), None)
 
 

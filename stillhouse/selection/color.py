@@ -7,7 +7,7 @@
 position counts, EOS included; the first token is not predicted. Losses are in nats, float32.
 """
 
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,14 @@ if TYPE_CHECKING:  # the functions need only the tensors' own methods
     from torch import Tensor
 
 Losses = TypeVar("Losses", "Tensor", NDArray[np.float32])
+
+
+class TokenLosses(Protocol):
+    """A language model to score with."""
+
+    def token_nll(self, input_ids: NDArray[Any]) -> NDArray[np.float32]:
+        """NLL in nats of every predicted token: integers [N, T] -> float32 [N, T-1]."""
+        ...
 
 
 def token_nll(logits: "Tensor", input_ids: "Tensor") -> "Tensor":

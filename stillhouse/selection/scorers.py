@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from stillhouse.fingerprint import fingerprint
 from stillhouse.selection.baselines import log_importance
-from stillhouse.selection.color import piece_sums
+from stillhouse.selection.color import TokenLosses, piece_sums
 from stillhouse.selection.contamination import NgramIndex
 from stillhouse.storage.artifact import PartRef, Receipt, Store
 from stillhouse.storage.parquet import read_table
@@ -48,12 +48,8 @@ class Scorer(Protocol):
         ...
 
 
-class TokenLosses(Protocol):
-    """What a language model scorer needs: input_ids [N, T] -> float32 [N, T-1], in nats."""
-
-    def token_nll(self, input_ids: NDArray[Any]) -> NDArray[np.float32]:
-        """NLL of every predicted token."""
-        ...
+class ScoringLosses(TokenLosses, Protocol):
+    """A language model that scores parts."""
 
     @property
     def micro_batch(self) -> int | None:
@@ -65,7 +61,7 @@ class TokenLosses(Protocol):
 class LanguageModelScorer:
     """Mean NLL in nats over the T-1 predicted positions; lower is likelier."""
 
-    model: TokenLosses
+    model: ScoringLosses
 
     def score(self, tokens: pa.Table) -> pa.Table:
         """Values and, for each piece, NLL sum and number of predicted tokens."""

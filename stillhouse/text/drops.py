@@ -29,7 +29,7 @@ DROPS_SCHEMA = pa.schema(
 
 
 @dataclass(frozen=True, slots=True)
-class Scanned:
+class DocumentTable:
     """Addresses and hashes of n documents in their sorted order."""
 
     unit: NDArray[np.int32]
@@ -41,23 +41,23 @@ class Scanned:
 
 def read_scans(
     store: Store, receipts: Sequence[Receipt], *, number: int = 0, num_ranges: int = 1
-) -> Scanned:
+) -> DocumentTable:
     """The documents whose hash falls in range `number`, of all scanned units in order."""
-    pieces: list[Scanned] = []
+    pieces: list[DocumentTable] = []
     for unit, receipt in enumerate(receipts):
         for part in receipt.parts:
             table = read_table(store.path(part.path))
             hashes = hash_array(table["hash"])
             mine = hash_range(hashes, num_ranges) == number
             pieces.append(
-                Scanned(
+                DocumentTable(
                     np.full(int(mine.sum()), unit, np.int32),
                     table["file"].to_numpy()[mine],
                     table["row"].to_numpy()[mine],
                     hashes[mine],
                 )
             )
-    return Scanned(
+    return DocumentTable(
         np.concatenate([np.zeros(0, np.int32), *(p.unit for p in pieces)]),
         np.concatenate([np.zeros(0, np.int32), *(p.file for p in pieces)]),
         np.concatenate([np.zeros(0, np.int64), *(p.row for p in pieces)]),
@@ -96,7 +96,7 @@ def split_target(
     )
 
 
-def _drops(scanned: Scanned, mask: NDArray[np.bool_], reason: str) -> pa.Table:
+def _drops(scanned: DocumentTable, mask: NDArray[np.bool_], reason: str) -> pa.Table:
     count = int(mask.sum())
     reasons = pa.DictionaryArray.from_arrays(pa.array(np.zeros(count, np.int8)), [reason])
     return pa.Table.from_arrays(

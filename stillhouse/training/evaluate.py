@@ -2,24 +2,16 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stillhouse.selection.color import piece_sums
+from stillhouse.selection.color import TokenLosses, piece_sums
 from stillhouse.selection.sources import MAX_SOURCES, OTHER
 from stillhouse.text.pieces import Pieces
 
 _BLOCK = 4096  # sequences whose token losses are held at once
-
-
-class TokenLosses(Protocol):
-    """A `ScoringModel`, or the `Trainer` of a model."""
-
-    def token_nll(self, input_ids: NDArray[Any]) -> NDArray[np.float32]:
-        """NLL in nats: integers [N, T] -> float32 [N, T-1]."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,7 @@ from stillhouse.training.evaluate import SourceLoss
 from stillhouse.training.group import WorkerGroup, reshard, shard, whole
 from stillhouse.training.optimisation import learning_rate, make_optimizer
 from stillhouse.training.order import NO_SAMPLES, chain
-from stillhouse.training.source_loss import SourceTally
+from stillhouse.training.source_loss import SourceLossTally
 from stillhouse.training.state import (
     Snapshot,
     TrainingState,
@@ -151,7 +151,7 @@ class Trainer:
         self._dtype = choose_dtype(settings.dtype, device)
         self._micro_batch = settings.micro_batch
         self._guard = LossGuard() if stop_on_explosion else None
-        self._tally = SourceTally()
+        self._tally = SourceLossTally()
         self._step = self._tokens = 0
         self._chain = NO_SAMPLES
         self._peak = device_peak(device, self._dtype)

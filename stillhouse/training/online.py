@@ -11,27 +11,19 @@ by one of them and the batches are the same for any number of scorers and of tra
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from stillhouse.errors import ArtifactError, ModelError
-from stillhouse.selection.color import color_score
+from stillhouse.selection.color import TokenLosses, color_score
 from stillhouse.training.batches import Batch, BatchSource, TokenSources
 
 
-class TokenLosses(Protocol):
-    """A language model to score with: input_ids [N, T] -> float32 [N, T-1], in nats."""
-
-    def token_nll(self, input_ids: NDArray[Any]) -> NDArray[np.float32]:
-        """NLL of every predicted token."""
-        ...
-
-
 @dataclass(frozen=True, slots=True)
-class Candidates:
+class ScoredWindow:
     """Scored sequences of a window, those of one scorer's lanes, in their order.
 
     Attributes:
@@ -71,7 +63,7 @@ class WindowScorer:
         self._size = int(self._state["order"]["global_batch"])
         self._next = 0
 
-    def window(self, number: int) -> Candidates:
+    def window(self, number: int) -> ScoredWindow:
         """The candidates of window `number`; only the one after the last needs no seeking."""
         if number != self._next:
             self._stream.load_state_dict(self._state | {"consumed": number * self._size})
@@ -84,10 +76,10 @@ class WindowScorer:
         if self._excluded is not None:
             scores[self._excluded(batch)] = np.nan
         assert batch.sources is not None
-        return Candidates(ids, batch.samples, scores, batch.sources.codes, batch.sources.names)
+        return ScoredWindow(ids, batch.samples, scores, batch.sources.codes, batch.sources.names)
 
 
-def best_of(shares: Sequence[Candidates], count: int) -> Candidates:
+def best_of(shares: Sequence[ScoredWindow], count: int) -> ScoredWindow:
     """The `count` best of a window, whose shares come in the order of the scorers.
 
     Ties go to whom the order names first. The kept ones stay in that order.
@@ -107,7 +99,7 @@ def best_of(shares: Sequence[Candidates], count: int) -> Candidates:
     place = {name: code for code, name in enumerate(names)}
     tables = [np.array([place[name] for name in share.names], np.int32) for share in shares]
     sources = [table[share.sources] for table, share in zip(tables, shares, strict=True)]
-    return Candidates(
+    return ScoredWindow(
         np.concatenate([share.input_ids for share in shares])[kept],
         np.concatenate([share.samples for share in shares])[kept],
         scores[kept],
@@ -116,7 +108,7 @@ def best_of(shares: Sequence[Candidates], count: int) -> Candidates:
     )
 
 
-Ask = Callable[[int], Sequence[Candidates]]
+Ask = Callable[[int], Sequence[ScoredWindow]]
 """The shares of a window, by its number; asked with numbers that grow."""
 
 

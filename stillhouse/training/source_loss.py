@@ -12,7 +12,7 @@ _MOST_SOURCES = 50_000
 """Held at once; beyond, the smaller half becomes `OTHER`."""
 
 
-class SourceTally:
+class SourceLossTally:
     """Sums over the steps since they were last taken; not part of a training's state."""
 
     def __init__(self) -> None:

@@ -17,7 +17,7 @@ from stillhouse.distillation.ast import (
 )
 from stillhouse.distillation.experts import ExpertOptions, expert_loss, train_expert
 from stillhouse.distillation.functional import FlatModule
-from stillhouse.distillation.trajectory import Batch, SyntheticSet, matching_gradients
+from stillhouse.distillation.trajectory import StepImages, SyntheticSet, matching_gradients
 from stillhouse.models.convnet import ConvNet
 
 MODULE = ConvNet(num_channels=3, image_size=16, num_classes=4, depth=2, width=4)
@@ -95,7 +95,7 @@ def test_student_reproduces_the_reference():
     found = matching_gradients(
         NETWORK,
         synthetic,
-        [Batch(torch.arange(8))] * 7,
+        [StepImages(torch.arange(8))] * 7,
         start,
         matches,
         momentum=vector["momentum"].item(),

@@ -4,7 +4,7 @@ from torch.nn.functional import cross_entropy
 from trajectory_vectors import load, relative_error
 
 from stillhouse.distillation.functional import FlatModule
-from stillhouse.distillation.trajectory import Batch, Match, SyntheticSet, matching_gradients
+from stillhouse.distillation.trajectory import Match, StepImages, SyntheticSet, matching_gradients
 from stillhouse.models.convnet import ConvNet
 
 NETWORK = FlatModule(ConvNet(num_channels=3, image_size=16, num_classes=4, depth=2, width=4))
@@ -12,7 +12,7 @@ NETWORK = FlatModule(ConvNet(num_channels=3, image_size=16, num_classes=4, depth
 
 def match(vector, order, **options):
     synthetic = SyntheticSet(vector["x"], vector["y"], vector["syn_lr"])
-    batches = [Batch(rows) for rows in order]
+    batches = [StepImages(rows) for rows in order]
     matches = [Match(len(batches), vector["theta_target"])]
     return matching_gradients(NETWORK, synthetic, batches, vector["theta0"], matches, **options)
 

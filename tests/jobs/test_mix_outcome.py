@@ -5,7 +5,7 @@ from types import SimpleNamespace
 from stillhouse.jobs.mix_outcome import _guessing, _one_sided, _unaffordable
 from stillhouse.jobs.progress import Lines, rate
 from stillhouse.mixing.evaluation import wilson
-from stillhouse.pipelines.mix import _Follower
+from stillhouse.pipelines.mix import _MixProgress
 from stillhouse.pipelines.workers import STEP
 
 
@@ -28,7 +28,7 @@ def test_runs_of_a_mix_advance_by_their_steps():
     told = []
     note = SimpleNamespace(note=lambda *_: None)
     runs = [SimpleNamespace(num_steps=10), SimpleNamespace(num_steps=30)]
-    follower = _Follower(
+    follower = _MixProgress(
         SimpleNamespace(listener=note), runs, lambda done, amount: told.append((done, amount))
     )
     for step in (5, 3, 10):  # a lost worker goes back to its checkpoint

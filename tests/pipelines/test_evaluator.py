@@ -9,7 +9,7 @@ from stillhouse.actors.image_worker import ImageHost, ImageWork
 from stillhouse.distillation.controls_job import ControlTask, run_control
 from stillhouse.distillation.evaluate_job import SetSource
 from stillhouse.distillation.spec import DistillSpec
-from stillhouse.distillation.stored_images import SourceTask, run_source
+from stillhouse.distillation.stored_images import ImageSourceTask, run_source
 from stillhouse.pipelines.context import Context
 from stillhouse.pipelines.crew import Crew
 from stillhouse.pipelines.evaluation import Evaluator
@@ -35,7 +35,7 @@ class Here(Crew):
 def kitchen(tmp_path_factory):
     """A store with images; three sets in it, the part of each."""
     store = Store(str(tmp_path_factory.mktemp("kitchen")))
-    run_source(store, SourceTask(IMAGES, spec(store).data))
+    run_source(store, ImageSourceTask(IMAGES, spec(store).data))
     prepared = ImageWork(IMAGES, False, "cpu", 0, 1).prepare(store)
     tasks = [ControlTask(str(i) * 64, "random_real", 10 * (1 + i), i) for i in range(3)]
     parts = [run_control(store, prepared, task).parts[0] for task in tasks]

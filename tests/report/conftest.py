@@ -10,19 +10,19 @@ import numpy as np
 import pytest
 
 from stillhouse.report.data import (
+    BadInput,
     Curve,
-    DeadLetter,
     DeadLetters,
     Density,
     Drop,
-    Example,
+    ExampleRow,
     HealthWarning,
     Histogram,
     ReportData,
     SeenUnseen,
     SourceRow,
     StepCost,
-    TargetRow,
+    TargetLossRow,
     TrainingRow,
 )
 
@@ -203,7 +203,7 @@ def build_report() -> ReportData:
         seen=SeenUnseen(78_125, -0.302, 1_483_902, -0.264, True),
         losses=_density(),
         examples=[
-            Example(
+            ExampleRow(
                 group,
                 score,
                 round(4.1 + 0.1 * index, 3),
@@ -223,10 +223,10 @@ def build_report() -> ReportData:
             TrainingRow("conditional", 300_000, 293, 2e-3, 8, 4.401, None),
         ],
         targets=[
-            TargetRow("color", kept_tokens, [3.1874, 3.1921, 3.1902]),
-            TargetRow("random", kept_tokens, [3.6110, 3.6064, 3.6179]),
-            TargetRow("conditional_only", kept_tokens, [3.2318, 3.2389, 3.2341]),
-            TargetRow("dsir", kept_tokens, [3.3016, 3.2984, 3.3105]),
+            TargetLossRow("color", kept_tokens, [3.1874, 3.1921, 3.1902]),
+            TargetLossRow("random", kept_tokens, [3.6110, 3.6064, 3.6179]),
+            TargetLossRow("conditional_only", kept_tokens, [3.2318, 3.2389, 3.2341]),
+            TargetLossRow("dsir", kept_tokens, [3.3016, 3.2984, 3.3105]),
         ],
         drops=[
             Drop("duplicate", None, 18_402, 9_870_114),
@@ -236,8 +236,8 @@ def build_report() -> ReportData:
         dead_letters=DeadLetters(
             23,
             [
-                DeadLetter("data/pool/pool-03.jsonl.zst", 88_214, "text is null", '{"id": 88214, '),
-                DeadLetter("data/pool/pool-07.jsonl.gz", 5, "not UTF-8 at byte 112", "Caf\ufffd"),
+                BadInput("data/pool/pool-03.jsonl.zst", 88_214, "text is null", '{"id": 88214, '),
+                BadInput("data/pool/pool-07.jsonl.gz", 5, "not UTF-8 at byte 112", "Caf\ufffd"),
             ],
         ),
         costs=[

@@ -6,7 +6,7 @@ from stillhouse.report.data import (
     Difference,
     ReportData,
     SourceRow,
-    TargetRow,
+    TargetLossRow,
     difference,
     from_json,
     source_shares,
@@ -46,9 +46,9 @@ def test_shares_are_sorted_by_what_was_kept(report):
 
 
 def test_differences_are_of_paired_seeds():
-    random = TargetRow("random", 10, [4.0, 5.0])
-    assert difference(TargetRow("color", 10, [3.5, 4.5]), random) == Difference(-0.5, 0.0, 2)
-    assert difference(TargetRow("color", 10, [3.5]), random) == Difference(-1.0, None)
+    random = TargetLossRow("random", 10, [4.0, 5.0])
+    assert difference(TargetLossRow("color", 10, [3.5, 4.5]), random) == Difference(-0.5, 0.0, 2)
+    assert difference(TargetLossRow("color", 10, [3.5]), random) == Difference(-1.0, None)
     assert random.mean == 4.5
     assert random.spread == pytest.approx(0.7071067811865476)
 

@@ -4,7 +4,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from stillhouse.report.data import DeadLetters, Drop, Example, ReportData, StepCost
+from stillhouse.report.data import DeadLetters, Drop, ExampleRow, ReportData, StepCost
 from stillhouse.report.render import render
 from stillhouse.selection.sources import OTHER
 
@@ -115,7 +115,7 @@ def test_nothing_but_the_first_block():
 
 
 def test_texts_from_the_wild_stay_texts(report):
-    example = Example("best", 1.0, 4.0, 3.0, EVIL, EVIL, EVIL, 1, EVIL, EVIL)
+    example = ExampleRow("best", 1.0, 4.0, 3.0, EVIL, EVIL, EVIL, 1, EVIL, EVIL)
     letters = [replace(letter, file=EVIL, preview=EVIL) for letter in report.dead_letters.first]
     page = render(
         replace(

@@ -89,7 +89,7 @@ from stillhouse.selection.ranking import PartScores
 from stillhouse.selection.sources import LabelCounts
 from stillhouse.training.batches import TokenSources
 from stillhouse.training.group import WorkerGroup
-from stillhouse.training.source_loss import SourceTally
+from stillhouse.training.source_loss import SourceLossTally
 
 PARTS, ROWS, TOKENS = 20, 50_000, 8
 labels = lambda part: [f"https://example.org/{part}/{row}" for row in range(ROWS - 1)] + ["big"]
@@ -98,7 +98,7 @@ counts = LabelCounts(frozenset({"https://example.org/7/7"}))
 for part in range(PARTS):
     counts.add((label, TOKENS, 1) for label in labels(part))
 sources = counts.choose()
-total, losses = Tally(), SourceTally()
+total, losses = Tally(), SourceLossTally()
 raw = np.arange(ROWS, dtype=np.float32)
 for part in range(PARTS):
     codes = sources.codes(labels(part))

@@ -7,7 +7,7 @@ from selections import rows_table
 
 from stillhouse.errors import ArtifactError, ModelError
 from stillhouse.training.fetch import PartReader, read_ahead
-from stillhouse.training.online import Candidates, OnlineBatches, WindowScorer, best_of
+from stillhouse.training.online import OnlineBatches, ScoredWindow, WindowScorer, best_of
 from stillhouse.training.order import Rows, SampleOrder
 from stillhouse.training.stream import TokenStream
 
@@ -129,7 +129,7 @@ def test_excluded_rows_are_not_chosen(uris):
 def share(scores, names=("web",)):
     n = len(scores)
     samples = np.stack([np.zeros(n, np.int64), np.arange(n)], axis=1)
-    return Candidates(
+    return ScoredWindow(
         np.zeros((n, 2), np.int64), samples, np.float32(scores), np.zeros((n, 2), np.int32), names
     )
 
