@@ -278,8 +278,8 @@ def too_short(num_short: int, num_heldout: int) -> Iterator[HealthWarning]:
 
 
 def unfinished(late_falls: Iterable[tuple[str, float | None]]) -> Iterator[HealthWarning]:
-    """Trainings, by name, whose loss fell by more than 0.03 nats in the last tenth of the steps."""
-    falls = {name: fall for name, fall in late_falls if fall is not None and fall > 0.03}
+    """Trainings, by name, whose loss fell by more than 0.06 nats in the last tenth of the steps."""
+    falls = {name: fall for name, fall in late_falls if fall is not None and fall > 0.06}
     if falls:
         worst = max(falls, key=lambda name: falls[name])
         others = f" and of {len(falls) - 1} more trainings" if len(falls) > 1 else ""

@@ -40,17 +40,17 @@ def numbers(result, name):
 
 def test_what_is_chosen_is_said(auto):
     result, told, _ = auto
-    assert numbers(result, "prior") == (8e-3, 8)
+    assert numbers(result, "prior") == (4e-3, 8)
     assert numbers(result, "conditional") == (4e-3, 8)
-    assert numbers(result, "color, seed 0") == (3.9e-3, 8)
+    assert numbers(result, "color, seed 0") == (2e-3, 8)
     assert [content["message"] for kind, content in told.notes if kind == "recipe"] == [
-        "train prior: learning rate 0.008, 8 sequences a step",
+        "train prior: learning rate 0.004, 8 sequences a step",
         "train conditional: learning rate 0.004, 8 sequences a step",
-        "train targets: learning rate 0.0039, 8 sequences a step",
+        "train targets: learning rate 0.002, 8 sequences a step",
     ]
     report = json.loads(Path(result["run"], "report.json").read_text())
     rows = {row["name"]: row for row in report["trainings"]}
-    assert (rows["prior"]["learning_rate"], rows["prior"]["global_batch"]) == (8e-3, 8)
+    assert (rows["prior"]["learning_rate"], rows["prior"]["global_batch"]) == (4e-3, 8)
     assert rows["prior"]["num_steps"] == round(result["training"]["prior"]["num_tokens"] / 256)
 
 
@@ -58,9 +58,9 @@ def test_the_numbers_are_what_models_are_named_by(auto, world):
     """The same numbers written out are the same models: nothing is trained again."""
     first, _, store = auto
     explicit = {
-        "prior": AUTO["prior"] | {"learning_rate": 8e-3, "global_batch": 8},
+        "prior": AUTO["prior"] | {"learning_rate": 4e-3, "global_batch": 8},
         "conditional": AUTO["conditional"] | {"learning_rate": 4e-3, "global_batch": 8},
-        "train": AUTO["train"] | {"learning_rate": 3.9e-3, "global_batch": 8},
+        "train": AUTO["train"] | {"learning_rate": 2e-3, "global_batch": 8},
     }
     again = run_job(parse(world, store=str(store), **explicit), Quiet())
     assert again["run"] != first["run"]
@@ -80,8 +80,8 @@ def test_a_given_prior_is_tuned_gently_and_its_architecture_is_rho_downs(
     result = run_job(
         parse(world, store=str(tmp_path), conditional={}, train=train, **given), Quiet()
     )
-    assert numbers(result, "conditional") == (8e-4, 8)  # a tenth
-    assert numbers(result, "down") == (8e-3, 8)  # from scratch
+    assert numbers(result, "conditional") == (4e-4, 8)  # a tenth
+    assert numbers(result, "down") == (4e-3, 8)  # from scratch
     [down] = [
         path.parent
         for path in Path(tmp_path, "models").glob("*/manifest.json")
@@ -105,12 +105,12 @@ def test_a_train_job(auto, tmp_path):
     }
     told = Told()
     result = run_job(TrainSpec.model_validate(spec), told)
-    assert result["train"]["learning_rate"] == 3.9e-3
+    assert result["train"]["learning_rate"] == 2e-3
     assert result["train"]["global_batch"] == 8
     said = [content["message"] for kind, content in told.notes if kind == "recipe"]
-    assert said == ["train: learning rate 0.0039, 8 sequences a step"]
+    assert said == ["train: learning rate 0.002, 8 sequences a step"]
     manifest = json.loads(Path(result["artifacts"]["model"], "manifest.json").read_text())
-    assert (manifest["settings"]["train"]["learning_rate"]) == 3.9e-3
+    assert (manifest["settings"]["train"]["learning_rate"]) == 2e-3
     assert "auto" not in (
         manifest["settings"]["train"]["learning_rate"],
         manifest["settings"]["train"]["global_batch"],

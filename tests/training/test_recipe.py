@@ -8,15 +8,15 @@ from stillhouse.training.recipe import auto_batch, auto_rate, choose
 
 @pytest.mark.parametrize(
     ("width", "rate"),
-    [(32, 8e-3), (64, 7.8e-3), (128, 3.9e-3), (256, 2e-3), (1024, 4.9e-4)],
+    [(32, 4e-3), (64, 2.8e-3), (128, 2e-3), (256, 1.4e-3), (1024, 4.9e-4)],
 )
-def test_rate_is_one_over_the_width(width, rate):
+def test_rate_falls_with_the_root_of_the_width_and_then_with_the_width(width, rate):
     assert auto_rate(width) == rate
 
 
 def test_rate_of_a_model_that_is_tuned():
     assert auto_rate(128, "trained") == 2e-3
-    assert auto_rate(128, "given") == 3.9e-4
+    assert auto_rate(128, "given") == 2e-4
     assert auto_rate(4096, "given") == 1.2e-5
 
 
