@@ -7,8 +7,8 @@ Up to a width of 256 and 1 M tokens both are measured (`benchmarks/learning_rate
 docs/measurements.md). Above, they follow published practice: Brown et al. (2020), table 2.1, has
 6e-4 at a width of 768 and 1.2e-4 at 4,096, where this gives 6.5e-4 and 1.2e-4; the batch that
 training can use grows with about the square root of its tokens (Zhang et al., 2024, "How does
-critical batch size scale in pre-training?"), to 0.6 M at 300 B tokens here, against GPT-3's 0.5 M to
-3.2 M.
+critical batch size scale in pre-training?"), to 0.6 M at 300 B tokens here, against 0.5 M to
+3.2 M of GPT-3.
 
 A model that continues from one that this job trained takes the same rate; one that is given takes a
 tenth, for it is likely to be larger and to have been trained for longer.
