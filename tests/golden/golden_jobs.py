@@ -49,6 +49,7 @@ DISTILL: dict[str, dict[str, Any]] = {
     },
     "rded": {
         "network": {"name": "convnet", "depth": 2, "width": 4, "norm": "batch"},
+        "teachers": [{"name": "convnet", "depth": 2, "width": 4, "norm": "batch"}],
         "squeeze": {
             "optimiser": "sgd",
             "learning_rate": 0.1,
