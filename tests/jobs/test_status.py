@@ -66,8 +66,11 @@ def test_artifacts_of_a_store_say_what_needs_them(finished, reports):
     kept = by_name[finished["selection_fingerprint"]]
     run = "runs/" + finished["run"].rsplit("/", 1)[1]
     assert (kept["kind"], run in kept["referred_by"]) == ("selections", True)
-    folder = Path(finished["artifacts"]["selection"])
-    assert kept["bytes"] == sum(path.stat().st_size for path in folder.iterdir())
+    rows = Path(finished["artifacts"]["selection"])
+    files = [
+        path for folder in (rows, rows.parent / "about" / rows.name) for path in folder.iterdir()
+    ]
+    assert kept["bytes"] == sum(path.stat().st_size for path in files)
     tokens = by_name[Path(finished["artifacts"]["tokens"]).name]
     assert f"selections/{finished['selection_fingerprint']}" in tokens["referred_by"]
     prior = by_name[Path(finished["artifacts"]["prior"]).name]
