@@ -11,6 +11,7 @@ from small import about
 
 from stillhouse import open_selection
 from stillhouse.fingerprint import sha256
+from stillhouse.jobs.prune import prune_store
 from stillhouse.jobs.verify import verify
 from stillhouse.selection.ranking import ELIGIBLE
 from stillhouse.selection.verification import Verifier
@@ -87,9 +88,14 @@ def test_a_control_is_sound_too(finished, reports):
 
 @pytest.fixture
 def store(finished, tmp_path):
-    """A copy of the finished job's store."""
-    shutil.copytree(Path(finished["run"]).parents[1], tmp_path / "store")
-    return tmp_path / "store"
+    """A copy of the finished job's store, without what the runs of other tests left in it."""
+    run, store = Path(finished["run"]), tmp_path / "store"
+    shutil.copytree(run.parents[1], store)
+    for other in (store / "runs").iterdir():
+        if other.name != run.name:
+            shutil.rmtree(other)
+    prune_store(str(store), grace_hours=0, yes=True)
+    return store
 
 
 def kinds_of_objects(store, left_out):
