@@ -41,6 +41,7 @@ def has_ended(pid, timeout_s=PATIENCE_S):
     return bool(ended)
 
 
+@pytest.mark.soak
 def test_a_lost_local_ray_ends_the_run_with_a_word(bench):
     store, started = f"s3://{bench.bucket()}/store", []
 
@@ -70,7 +71,9 @@ def statuses(bench, store):
     return [json.loads(data) for key, data in found.items() if key.endswith("/status.json")]
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.soak)]
+)
 def test_a_driver_that_is_stopped_or_killed(shared_bench, number):
     """In both cases nothing of it lives on; a killed one can only be missed."""
     bench = shared_bench

@@ -111,6 +111,7 @@ def test_a_read_only_store(run, small_disk):
     assert "read-only: give another `store`" in error
 
 
+@pytest.mark.soak
 def test_a_full_disk_stops_the_run_and_a_larger_one_lets_it_go_on(ray_cluster, run, small_disk):
     def remount(size):
         subprocess.run(["mount", "-o", f"remount,size={size}", str(small_disk)], check=True)

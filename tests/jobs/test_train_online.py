@@ -85,9 +85,8 @@ def expected_order(place, num_steps):
     return state.hex()
 
 
-@pytest.mark.parametrize(
-    ("trainers", "scorers"), [pytest.param(1, 1, marks=pytest.mark.soak), (2, 2)]
-)
+@pytest.mark.soak
+@pytest.mark.parametrize(("trainers", "scorers"), [(1, 1), (2, 2)])
 def test_any_number_of_scorers_and_trainers(ray_cluster, place, parse, trainers, scorers):
     result = run_job(parse({"trainers": trainers, "scorers": scorers}), Quiet())
     trained = result["train"]
