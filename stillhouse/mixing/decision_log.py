@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import yaml
+
 from stillhouse.errors import InputError
 from stillhouse.fingerprint import sha256
 from stillhouse.mixing.decisions import read_regime
@@ -21,9 +23,9 @@ def logs_of(uri: str) -> dict[int, str]:
         return {read_regime(read_bytes(log_names(folder)[0]))["seed"]: folder}
     if result["job"] != "mix":
         raise InputError(f"{uri} is a run of `job: {result['job']}`: it decided nothing to replay")
-    decisions = result["artifacts"]["decisions"]
-    policy = next(iter(decisions))  # its controls follow
-    return {int(seed): log for seed, log in decisions[policy].items()}
+    spec = yaml.safe_load(read_bytes(join(folder, "spec.yaml")))
+    logs = result["artifacts"]["decisions"][spec["policy"]["name"]]
+    return {int(seed): log for seed, log in logs.items()}
 
 
 def log_names(uri: str) -> list[str]:
