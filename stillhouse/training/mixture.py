@@ -1,19 +1,19 @@
 """Which data set each draw of a lane comes from: fixed weights, exact shares, by arithmetic.
 
-Draws come in cycles of 256. With cumulative weights C_0 = 0, ..., C_D = 1, the first k cycles of a
-lane hold
+Draws come in cycles of 256. The first k cycles of a lane hold n_i draws from data set i, the
+largest weight w_i first:
 
-    floor(256 k C_i) - floor(256 k C_(i-1))
+    n_i = round(left_i w_i / (w_i + w_(i+1) + ...)),   left_0 = 256 k,   left_(i+1) = left_i - n_i
 
-draws from data set i, so its share is off by less than one draw however long the training; inside
-a cycle they stand in an order keyed by (seed, lane, cycle).
+Each n_i only grows with k, they add up to 256 k, and each rounding puts a share off by half a draw
+at most, however long the training. Inside a cycle draws stand in an order keyed by (seed, lane,
+cycle).
 """
 
 import math
 from bisect import bisect_right
 from collections.abc import Sequence
 from fractions import Fraction
-from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from stillhouse.errors import SpecError
 
 _CYCLE = 256
+_HALF = Fraction(1, 2)
 _DRAWS = 2  # sets this generator apart from those of the order
 
 
@@ -36,7 +37,10 @@ class Mixture:
         if min(exact) <= 0:
             raise SpecError(f"weights of data sets must be positive, not {list(weights)}")
         self._seed, self._num_datasets = seed, len(exact)
-        self._shares = [sum(exact[:i], Fraction(0)) / sum(exact) for i in range(len(exact) + 1)]
+        self._shares = [weight / sum(exact) for weight in exact]
+        self._order = sorted(range(len(exact)), key=lambda i: -exact[i])
+        left = [sum((exact[i] for i in self._order[n:]), Fraction(0)) for n in range(len(exact))]
+        self._of_the_rest = [exact[i] / rest for i, rest in zip(self._order, left, strict=True)]
 
     def draws(
         self, lane: int, first: int, count: int
@@ -65,16 +69,19 @@ class Mixture:
         """Which draw of a lane takes the `position`-th row of a data set."""
         if self._num_datasets == 1:
             return position
-        share = self._shares[dataset + 1] - self._shares[dataset]
-        cycles = range(int((position + 2) / (share * _CYCLE)) + 2)  # the last one is beyond it
+        beyond = (position + 2 + self._num_datasets) / (self._shares[dataset] * _CYCLE)
+        cycles = range(int(beyond) + 2)
         cycle = bisect_right(cycles, position, key=lambda k: self._counts(k)[dataset]) - 1
         found = np.flatnonzero(self._cycle(lane, cycle) == dataset)
         return cycle * _CYCLE + int(found[position - self._counts(cycle)[dataset]])
 
     def _counts(self, cycle: int) -> list[int]:
         """Draws from each data set in a lane's first `cycle` cycles."""
-        edges = [math.floor(cycle * _CYCLE * share) for share in self._shares]
-        return [after - before for before, after in pairwise(edges)]
+        counts, left = [0] * self._num_datasets, cycle * _CYCLE
+        for dataset, share in zip(self._order, self._of_the_rest, strict=True):
+            counts[dataset] = math.floor(left * share + _HALF)
+            left -= counts[dataset]
+        return counts
 
     def _cycle(self, lane: int, cycle: int) -> NDArray[np.int64]:
         """The data sets of a cycle's draws: int64 [256]."""

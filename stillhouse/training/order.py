@@ -30,7 +30,7 @@ from stillhouse.fingerprint import fingerprint
 from stillhouse.training.mixture import Mixture
 
 MAX_LANES = 64
-ORDER_VERSION = 1
+ORDER_VERSION = 2
 NO_SAMPLES = bytes(32)
 _WINDOW_TOKENS = 1 << 28  # all windows together: 512 MB of 2-byte tokens, over all workers
 _PARTS, _ROWS = 0, 1  # what a random generator is for; 2 is the mixture's

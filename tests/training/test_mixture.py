@@ -18,7 +18,16 @@ def test_shares_hold_at_any_time(weights, draws):
         assert mixture.num_drawn(i, 2, draws) == len(mine)
         assert positions[mine].tolist() == list(range(len(mine)))
         assert [mixture.draw_of(i, 2, n) for n in range(len(mine))[::50]] == mine[::50].tolist()
-        assert abs((mine < done).sum() - done * weight / sum(weights)) < 1 + 1e-6
+        assert abs((mine < done).sum() - done * weight / sum(weights)) < 2
+
+
+def test_a_small_weight_beside_two_large_ones_never_gives_a_draw_back():
+    mixture = Mixture([4.0, 0.01171875, 9.75], seed=1)
+    datasets, _ = mixture.draws(0, 0, 256 * 400)
+    counts = np.bincount(datasets, minlength=3)
+    assert counts.sum() == 256 * 400
+    exact = 256 * 400 * np.array([4.0, 0.01171875, 9.75]) / 13.76171875
+    assert np.abs(counts - exact).max() <= 1
 
 
 def test_draws_can_be_asked_for_anywhere():
