@@ -72,6 +72,7 @@ def test_the_numbers_are_what_models_are_named_by(auto, world):
     assert "auto" not in "".join(path.read_text() for path in pins)
 
 
+@pytest.mark.soak
 def test_a_given_prior_is_tuned_gently_and_its_architecture_is_rho_downs(
     ray_cluster, world, untrained, tmp_path
 ):

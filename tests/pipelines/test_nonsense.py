@@ -43,5 +43,6 @@ def test_swapped_models(run, given, capsys):
     assert f"warning: {NO_BETTER}" in capsys.readouterr().out
 
 
+@pytest.mark.soak
 def test_two_random_models(run, untrained):
     assert NO_HIGHER in run(untrained)["warnings"]
