@@ -21,6 +21,24 @@ STYLES = {
 }
 MODEL = {"hidden_size": 32, "num_layers": 1}
 LEARNING = {"learning_rate": 1e-2, "global_batch": 8}
+DIGITS = {
+    "job": "distill",
+    "data": {"dataset": "digits", "num_images": 300},
+    "evaluate": {"seeds": 2, "epochs": 4, "full": {"epochs": 1}},
+}
+MTT = {
+    "network": {"name": "convnet", "depth": 2, "width": 4},
+    "preprocessing": {"augmentation": ["crop", "scale"]},
+    "experts": {"count": 2, "epochs": 3, "batch_size": 128},
+    "method": {
+        "name": "mtt",
+        "images_per_class": 2,
+        "num_iterations": 4,
+        "num_steps": 3,
+        "evaluate_every": 2,
+    },
+}
+"""Together with `DIGITS`: trajectory matching that takes seconds."""
 
 
 class Quiet:

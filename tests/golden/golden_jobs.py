@@ -26,7 +26,7 @@ if __name__ == "__main__":
 
 from mixing_job import write_data
 from mixing_job import write_spec as write_mix_spec
-from small import LEARNING, MODEL, make_models, make_world, small_spec
+from small import DIGITS, LEARNING, MODEL, MTT, make_models, make_world, small_spec
 
 STEPS, LENGTH, BATCH = 24, 32, 8
 SELECT: dict[str, dict[str, Any]] = {
@@ -35,18 +35,7 @@ SELECT: dict[str, dict[str, Any]] = {
     "documents": {"selection": {"tau": 8, "grain": "documents"}},
 }
 DISTILL: dict[str, dict[str, Any]] = {
-    "mtt": {
-        "network": {"name": "convnet", "depth": 2, "width": 4},
-        "preprocessing": {"augmentation": ["crop", "scale"]},
-        "experts": {"count": 2, "epochs": 3, "batch_size": 128},
-        "method": {
-            "name": "mtt",
-            "images_per_class": 2,
-            "num_iterations": 4,
-            "num_steps": 3,
-            "evaluate_every": 2,
-        },
-    },
+    "mtt": MTT,
     "rded": {
         "network": {"name": "convnet", "depth": 2, "width": 4, "norm": "batch"},
         "teachers": [{"name": "convnet", "depth": 2, "width": 4, "norm": "batch"}],
@@ -58,13 +47,6 @@ DISTILL: dict[str, dict[str, Any]] = {
         },
         "method": {"name": "rded", "images_per_class": 3, "num_candidates": 10},
     },
-}
-DIGITS = {
-    "job": "distill",
-    "data": {"dataset": "digits", "num_images": 300},
-    "evaluate": {"seeds": 2, "epochs": 4, "full": {"epochs": 1}},
-    "controls": ["random_real"],
-    "compute": {"distillers": 2},
 }
 
 
@@ -141,7 +123,8 @@ def distill(folder: Path) -> dict[str, Any]:
     """Pixels (of 8 bits), labels and test accuracies of distilled digits."""
     found = {}
     for name, changes in DISTILL.items():
-        spec = DIGITS | changes | {"store": str(folder / "store")}
+        spec = DIGITS | changes | {"controls": ["random_real"], "compute": {"distillers": 2}}
+        spec |= {"store": str(folder / "store")}
         result = run(folder, f"distill-{name}", spec)
         small = stillhouse.open_distilled(result["run"])
         found[name] = {

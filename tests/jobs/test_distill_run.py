@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from ray.cloudpickle import register_pickle_by_value
-from small import Quiet, about
+from small import DIGITS, MTT, Quiet, about
 
 import stillhouse
 from stillhouse.distillation.matching_job import MatchingTask
@@ -28,22 +28,7 @@ from stillhouse.storage.parquet import read_table
 
 register_pickle_by_value(sys.modules[__name__])  # workers do not see this folder
 
-TINY = {
-    "job": "distill",
-    "data": {"dataset": "digits", "num_images": 300},
-    "network": {"name": "convnet", "depth": 2, "width": 4},
-    "preprocessing": {"augmentation": ["crop", "scale"]},
-    "experts": {"count": 2, "epochs": 3, "batch_size": 128},
-    "method": {
-        "name": "mtt",
-        "images_per_class": 2,
-        "num_iterations": 4,
-        "num_steps": 3,
-        "evaluate_every": 2,
-    },
-    "evaluate": {"seeds": 2, "epochs": 4, "full": {"epochs": 1}},
-    "controls": ["random_real", "full"],
-}
+TINY = DIGITS | MTT | {"controls": ["random_real", "full"]}
 
 
 def spec(store, **changes):
