@@ -57,11 +57,15 @@ class MissingExtraError(StillhouseError):
 
     @classmethod
     def of(cls, error: ImportError) -> "MissingExtraError | None":
-        """The error that names the extra, where a module of `EXTRAS` could not be imported."""
-        extra = EXTRAS.get((error.name or "").partition(".")[0])
+        """The error that names the extra, where a module of `EXTRAS` could not be imported.
+
+        fsspec raises an ImportError of its own, whose cause names the module.
+        """
+        cause = error.__cause__ if isinstance(error.__cause__, ImportError) else error
+        extra = EXTRAS.get((cause.name or "").partition(".")[0])
         if extra is None:
             return None
-        return cls(f"`{error.name}` is not installed: pip install 'stillhouse[{extra}]'")
+        return cls(f"`{cause.name}` is not installed: pip install 'stillhouse[{extra}]'")
 
 
 class InputError(StillhouseError):

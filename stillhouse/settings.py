@@ -1,6 +1,7 @@
 """What all settings are made of: the base class, common types, and the refusal of secrets."""
 
 import re
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -17,7 +18,7 @@ class Settings(BaseModel):
     )
 
 
-def without_removed(content: Any, key: str, meant: set[Any], instead: str) -> Any:
+def without_removed(content: Any, key: str, meant: Sequence[Any], instead: str) -> Any:
     """A section without a key that specs had once, where its value asks for what is done anyway.
 
     Args:

@@ -13,42 +13,36 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from stillhouse.mixing.policy import (
+    BanditSettings,
     Law,
     MixFacts,
     Policy,
     Positive,
-    RewardSettings,
     Smoothing,
     exploration_rate,
     explore,
     smoothed,
     softmax,
 )
-from stillhouse.settings import without_removed
 
 
-class Exp3Settings(RewardSettings):
+class Exp3Settings(BanditSettings):
     """EXP3-FLAD: draws by exponential weights with a floor of exploration."""
 
     name: Literal["exp3"]
     smoothing: Smoothing = Field(
         default=1.0, description="of rewards; 1, as published, keeps only the last"
     )
-    exploration_speed: Positive = Field(
-        default=1.0,
-        description="rounds a micro-batch counts as: 1 in the paper's formula, 10 in its code",
+    exploration_speed: Positive | None = Field(
+        default=None,
+        description="rounds a micro-batch counts as; default 1, the paper's formula (its code: 10)",
     )
     initial_pass: bool = Field(
         default=False, description="first rewards from a pass over the arms; as published: none"
     )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _no_sampler(cls, content: Any) -> Any:
-        return without_removed(content, "sampler", {"faithful"}, "draws follow the paper")
 
     @property
     def needs_initial_pass(self) -> bool:
@@ -61,7 +55,7 @@ class Exp3Settings(RewardSettings):
             len(facts.arms),
             accumulation=facts.accumulation,
             smoothing=self.smoothing,
-            speed=self.exploration_speed,
+            speed=self.exploration_speed or 1,
             initial_rewards=facts.initial_rewards if self.initial_pass else None,
         )
 

@@ -33,7 +33,7 @@ class MixerTask:
 
     Attributes:
         arms, sizes: names and rows of the arms.
-        slots: auxiliary micro-batches a step; 0 where no arm is drawn.
+        slots: auxiliary micro-batches a step.
         log: URI of the folder of its decisions.
         log_every: steps between two that log the whole law.
         regime: what a replay has to know beside the draws.
@@ -109,7 +109,7 @@ class Mixer:
                     "finite before any step; try `train.dtype: float32` or another model"
                 )
         self._initial, self._step = [quantise(reward) for reward in initial_rewards], 0
-        if task.slots == 0:
+        if not task.settings.draws_arms:
             return
         facts = MixFacts(
             arms=task.arms,

@@ -42,7 +42,7 @@ class OdmSettings(PolicySettings):
     @model_validator(mode="before")
     @classmethod
     def _no_form(cls, content: Any) -> Any:
-        return without_removed(content, "form", {"paper"}, "the paper's formula is what there is")
+        return without_removed(content, "form", ("paper",), "the paper's formula is what there is")
 
     def plan(self, target_batches: int) -> StepPlan:
         """No pass over the target; rewards are losses."""

@@ -12,10 +12,10 @@ from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from stillhouse.mixing.plan import StepPlan
-from stillhouse.settings import Count, Settings
+from stillhouse.settings import Count, Settings, without_removed
 
 Law: TypeAlias = NDArray[np.float64]
 Positive = Annotated[float, Field(gt=0)]
@@ -44,6 +44,8 @@ class MixFacts:
 class PolicySettings(Settings, ABC):
     """What a spec says under `policy`; each policy has its own beside its code."""
 
+    draws_arms: ClassVar[bool] = True
+    """Whether its steps hold micro-batches of arms."""
     weights_losses: ClassVar[bool] = False
     """Whether its losses are weighted, so that its draws alone do not repeat a run."""
 
@@ -102,6 +104,15 @@ class RewardSettings(PolicySettings):
     def plan(self, target_batches: int) -> StepPlan:
         """The target's pass, and rewards by its gradient."""
         return StepPlan(target_batches, self.reward, self.target_gradient, self.parameters)
+
+
+class BanditSettings(RewardSettings):
+    """What EXP3 and UCB1 share."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_sampler(cls, content: Any) -> Any:
+        return without_removed(content, "sampler", ("faithful",), "draws follow the paper")
 
 
 class Policy(ABC):

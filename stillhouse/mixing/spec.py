@@ -162,7 +162,7 @@ class MixSpec(JobSpec):
     @classmethod
     def _as_given(cls, content: Any) -> Any:
         content = without_removed(
-            content, "arms", {"same", "fresh"}, "a job with other arms trains from the beginning"
+            content, "arms", ("same", "fresh"), "a job with other arms trains from the beginning"
         )
         return with_own_tokenizer(content, ("model",))
 

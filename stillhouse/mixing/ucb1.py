@@ -11,24 +11,18 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from stillhouse.mixing.policy import Law, MixFacts, Policy, RewardSettings, Smoothing, smoothed
-from stillhouse.settings import without_removed
+from stillhouse.mixing.policy import BanditSettings, Law, MixFacts, Policy, Smoothing, smoothed
 
 
-class Ucb1Settings(RewardSettings):
+class Ucb1Settings(BanditSettings):
     """UCB1-FLAD: plays the arm with the highest upper confidence bound."""
 
     name: Literal["ucb1"]
     smoothing: Smoothing = Field(
         default=0.1, description="of rewards, which drift while the model learns; as published"
     )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _no_sampler(cls, content: Any) -> Any:
-        return without_removed(content, "sampler", {"faithful"}, "draws follow the paper")
 
     @property
     def needs_initial_pass(self) -> bool:

@@ -1,6 +1,6 @@
 """Every arm alike, FLAD's explore-only baseline; or none at all."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -31,6 +31,8 @@ class TargetOnlySettings(PolicySettings):
     """No arm is drawn: the target's training half alone."""
 
     name: Literal["target_only"]
+
+    draws_arms: ClassVar[bool] = False
 
     def plan(self, target_batches: int) -> StepPlan:
         """A pass over the target."""

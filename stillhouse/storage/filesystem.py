@@ -99,12 +99,9 @@ def filesystem(uri: str) -> tuple[Any, str]:
         path = fs._strip_protocol(uri)
         fs.retries = 1
         return fs, path
-    except ImportError as error:  # fsspec's own, with the missing module as its cause
-        cause = error.__cause__
-        named = MissingExtraError.of(cause) if isinstance(cause, ImportError) else None
+    except (ValueError, ImportError) as error:
+        named = MissingExtraError.of(error) if isinstance(error, ImportError) else None
         raise named or StorageError(f"cannot open {uri!r}: {error}") from error
-    except ValueError as error:
-        raise StorageError(f"cannot open {uri!r}: {error}") from error
 
 
 def _s3_config(conf: dict[str, dict[str, Any]], known: dict[str, Any]) -> dict[str, Any]:

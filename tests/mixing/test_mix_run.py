@@ -108,8 +108,7 @@ def test_a_run_under_another_spec_takes_its_log_along(world):
 
 def test_the_target_alone_draws_nothing(world):
     settings = TargetOnlySettings(name="target_only")
-    changes = {"settings": settings, "plan": StepPlan(6), "slots": 0, "label": "alone"}
-    made = run(world[1], task_of(world, **changes))
+    made = run(world[1], task_of(world, settings=settings, plan=StepPlan(6), label="alone"))
     assert made.totals["draws"] == dict.fromkeys(ARMS, 0)
     assert made.totals["gradient_passes"] == 12 * 6
     assert all(auxiliary is None for auxiliary, _ in made.totals["losses"])

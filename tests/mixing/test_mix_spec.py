@@ -87,6 +87,7 @@ def test_a_control_of_a_replay_has_room_for_a_draw(tmp_path):
         ({"policy": {"name": "doremi"}}, "`policy.path` is missing"),
         ({"policy": {"name": "exp3", "sampler": "released"}}, "draws follow the paper"),
         ({"policy": {"name": "odm", "form": "released"}}, "the paper's formula is"),
+        ({"policy": {"name": "ucb1", "sampler": ["faithful"]}}, "draws follow the paper"),
         ({"arms": "extend"}, "other arms trains from the beginning"),
     ],
 )
