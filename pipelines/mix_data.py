@@ -47,12 +47,16 @@ class ListedSource:
 
 @dataclass(frozen=True, slots=True)
 class OpenedSource:
-    """A source known by content: URIs of its files and a fingerprint of what they hold."""
+    """A source known by content: URIs of its files and a fingerprint of what they hold.
+
+    Of a selection also the folder and the digest of the tokenizer of its sequences.
+    """
 
     listed: ListedSource
     uris: tuple[str, ...]
     digests: tuple[str, ...]
     selection_tokenizer: str | None = None
+    tokenizer_digest: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,12 +166,12 @@ def _opened(listed: ListedSource, digests: dict[str, str]) -> OpenedSource:
         listed,
         tuple(part.uri for part in parts),
         tuple(part.sha256 for part in parts),
-        _tokenizer_of(selection),
+        *_tokenizer_of(selection),
     )
 
 
-def _tokenizer_of(selection: Selection) -> str:
-    """The folder of the tokenizer that a selection's sequences were made with.
+def _tokenizer_of(selection: Selection) -> tuple[str, str]:
+    """Folder and digest of the tokenizer that a selection's sequences were made with.
 
     Raises:
         InputError: its store has it no more.
@@ -177,7 +181,7 @@ def _tokenizer_of(selection: Selection) -> str:
     for name in list_names(store.path("models")):
         manifest = store.find_manifest("models", name)
         if manifest is not None and manifest.totals.get("digest") == digest:
-            return store.path("models", name)
+            return store.path("models", name), digest
     raise InputError(f"{selection.uri}: the tokenizer of its sequences is not in its store")
 
 
@@ -232,7 +236,7 @@ def _task(
         source.digests,
         given.where,
         given.by,
-        source.selection_tokenizer,
+        source.tokenizer_digest,
         source.listed.name,
     ]
     settings = [words.digest, lengths.input, lengths.target, split_text, cap, is_target]

@@ -111,6 +111,7 @@ def test_a_selection_is_an_arm_of_its_texts(words, tmp_path):
     assert sources[0].name == "kept" and "gone" in sources[1].broken
     opened = open_sources(store, target, sources, remember=False).sources[0]
     assert opened.selection_tokenizer == store.path("models", "f" * 64)
+    assert opened.tokenizer_digest == words.digest  # names the arm, wherever the store lies
     receipt, made = prepared(
         words, tmp_path, opened.uris[0], selection_tokenizer=opened.selection_tokenizer
     )
