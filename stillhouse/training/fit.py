@@ -1,16 +1,32 @@
 """A training from its newest checkpoint to its end, with checkpoints on the way."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from stillhouse.training.checkpoint import Checkpoints, Loaded
 from stillhouse.training.group import WorkerGroup
-from stillhouse.training.loop import StepRecord, Trainer
+from stillhouse.training.state import Snapshot
 
-OnStep = Callable[[StepRecord], float | None]
-"""Is told of every step; returns the held-out loss where it was measured after this one."""
+RecordT = TypeVar("RecordT")
+RecordT_co = TypeVar("RecordT_co", covariant=True)
 OnStart = Callable[[int], None]
 """Is told the step that the training goes on from, before its first step."""
+
+
+class Resumable(Protocol[RecordT_co]):
+    """What `fit` takes to its end: a `Trainer`, or anything else that advances in steps."""
+
+    def step(self) -> RecordT_co:
+        """One step; what is told of it."""
+        ...
+
+    def snapshot(self) -> Snapshot:
+        """The whole state between two steps; `progress["step"]` counts those that are done."""
+        ...
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Go on from there."""
+        ...
 
 
 class Stateful(Protocol):
@@ -26,15 +42,16 @@ class Stateful(Protocol):
 
 
 def fit(
-    trainer: Trainer,
+    trainer: Resumable[RecordT],
     checkpoints: Checkpoints,
     group: WorkerGroup,
     *,
     num_steps: int,
     checkpoint_every: int,
-    on_step: OnStep,
+    on_step: Callable[[RecordT], float | None],
     on_start: OnStart | None = None,
     beside: Mapping[str, Stateful] | None = None,
+    until: int | None = None,
 ) -> int:
     """Train up to `num_steps`; all workers call this, the first one writes the checkpoints.
 
@@ -47,18 +64,19 @@ def fit(
         group: the trainer's.
         num_steps: of the whole training.
         checkpoint_every: steps; the last step is always kept.
-        on_step: called on every worker.
-        on_start: too.
+        on_step: called on every worker after every step; gives the held-out loss, if measured.
+        on_start: called on every worker too.
         beside: by name, what else is part of the training's state; the first worker's is kept.
+        until: as `load_together`.
 
     Returns:
         The step of the checkpoint that it went on from, or 0.
 
     Raises:
-        ArtifactError: the checkpoint is of another training. DivergedError: as `Trainer.step`.
+        ArtifactError: the checkpoint is of another training. DivergedError: as `trainer.step`.
         StorageError: a checkpoint could not be written.
     """
-    loaded = load_together(checkpoints, group)
+    loaded = load_together(checkpoints, group, until=until)
     start = 0
     if loaded is not None:
         start = loaded.step
