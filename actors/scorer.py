@@ -1,10 +1,7 @@
-"""The Scorer actor hosts one scorer and runs it over token parts, one read ahead."""
+"""Scorers as pool workers host them: a language model, statistics of text, or a user's class."""
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Literal
-
-import pyarrow as pa
 
 from stillhouse.selection.contamination import NgramIndex
 from stillhouse.selection.own import OwnCode, OwnTokenScorer
@@ -13,12 +10,9 @@ from stillhouse.selection.scorers import (
     DsirScorer,
     LanguageModelScorer,
     Scorer,
-    ScoreTask,
-    read_tokens,
-    score_part,
 )
 from stillhouse.spec import ScoringSettings
-from stillhouse.storage.artifact import Receipt, Store, libraries
+from stillhouse.storage.artifact import Store
 
 Kind = Literal["causal_lm", "dsir", "contamination", "own"]
 
@@ -34,7 +28,7 @@ class OwnPlace:
 
 @dataclass(frozen=True, slots=True)
 class ScorerSettings:
-    """What a Scorer actor is made from: small plain values, so that a restart needs nothing else.
+    """What a scorer is built from: small plain values, so that a new worker needs nothing else.
 
     `path` is the folder of the model (or of the n-gram statistics) in the store.
     """
@@ -50,21 +44,10 @@ class ScorerSettings:
     own: OwnPlace | None = None
     bos_id: int | None = None
 
-    def build(self) -> Scorer:
+    def build(self, store: Store) -> Scorer:
         """Load the model and make the scorer."""
         if self.kind == "causal_lm":
-            from stillhouse.models.scoring import load_scoring_model
-
-            return LanguageModelScorer(
-                load_scoring_model(
-                    self.path,
-                    self.scoring,
-                    device=self.device,
-                    gpus=self.gpus,
-                    threads=self.threads,
-                    bos_id=self.bos_id,
-                )
-            )
+            return self._language_model()
         from stillhouse.selection.statistics import load_arrays
         from stillhouse.text.tokenizer import load_tokenizer
 
@@ -77,36 +60,19 @@ class ScorerSettings:
             return DsirScorer(arrays["values"], tokenizer)
         return ContaminationScorer(NgramIndex(arrays["values"]), tokenizer)
 
-    def made_by(self, scorer: Scorer) -> dict[str, Any]:
-        """What equal bytes are promised for: device, dtype, sequences a pass, and libraries."""
-        if not isinstance(scorer, LanguageModelScorer):
-            return libraries()
+    def _language_model(self) -> Scorer:
         from stillhouse.models.causal_lm import choose_device, choose_dtype
         from stillhouse.models.device import device_name
+        from stillhouse.models.scoring import load_scoring_model
 
         device = choose_device(self.device, self.gpus)
+        model = load_scoring_model(
+            self.path,
+            self.scoring,
+            device=self.device,
+            gpus=self.gpus,
+            threads=self.threads,
+            bos_id=self.bos_id,
+        )
         dtype = str(choose_dtype(self.scoring.dtype, device)).removeprefix("torch.")
-        made = {"device": device_name(device), "dtype": dtype}
-        return made | {"micro_batch": scorer.model.micro_batch} | libraries()
-
-
-class ScorerHost:
-    """Hosts one scorer; hosted by `stillhouse.actors.part_worker.PartWorker`."""
-
-    def __init__(self, store: Store, settings: ScorerSettings) -> None:
-        self._store = store
-        self._settings = settings
-        self._scorer = settings.build()
-        self._ahead: dict[str, pa.Table] = {}
-
-    def run(self, task: ScoreTask) -> Receipt:
-        """Score one part."""
-        tokens = self._ahead.pop(task.fingerprint, None)
-        if tokens is None:
-            tokens = read_tokens(self._store, task.part)
-        made_by = partial(self._settings.made_by, self._scorer)
-        return score_part(self._store, self._scorer, task, tokens, made_by)
-
-    def prefetch(self, task: ScoreTask) -> None:
-        """Read a part, perhaps while another is scored."""
-        self._ahead[task.fingerprint] = read_tokens(self._store, task.part)
+        return LanguageModelScorer(model, device_name(device), dtype)

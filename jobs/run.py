@@ -70,6 +70,7 @@ def run_job(spec: Spec, shown: Listener) -> dict[str, Any]:
             try:
                 result = job.run(ctx, record)
             finally:
+                ctx.close_pool()
                 ctx.metrics("").forget()
     except BaseException as error:
         with suppress(StorageError):  # the store may be what failed

@@ -8,7 +8,7 @@ from stillhouse.errors import StillhouseError
 from stillhouse.jobs.costs import Estimate, cost_row, speeds_of
 from stillhouse.models.shape import planned_shape
 from stillhouse.pipelines.context import Context, StepWork, Unfinished
-from stillhouse.pipelines.inputs import Inputs, JobInputs, unit_tasks
+from stillhouse.pipelines.inputs import Inputs, JobInputs, scan_tasks
 from stillhouse.pipelines.packed import packed_units
 from stillhouse.pipelines.scan import Scan
 from stillhouse.spec import ModelSettings, SelectionSettings, SelectSpec, TokenizerTraining
@@ -63,7 +63,7 @@ def _look_on(
     from stillhouse.pipelines.tokenizer import tokenizer
 
     look = Context(ctx.store, ctx.compute, ctx.listener, dry=True)
-    tasks = unit_tasks(inputs.pool)
+    tasks = scan_tasks(inputs.pool)
     try:
         words = tokenizer(look, spec, Scan("pool", inputs.pool, tasks, []))
     except Unfinished:
@@ -75,7 +75,7 @@ def _look_on(
     rest = replace(inputs.pool, units=tuple(unit for unit, known in units if not known))
     tokens = sum(found[task.fingerprint].num_tokens for task in tasks if task.fingerprint in found)
     if part.units:
-        packed = {name: unit.task for name, unit in found.items()}
+        packed = {name: unit.dropped for name, unit in found.items()}
         look = Context(ctx.store, ctx.compute, ctx.listener, dry=True, packed=packed)
         whole = spec.model_copy(update={"selection": _whole(spec)})
         with suppress(Unfinished, StillhouseError):  # what it got to know is in `look.work`

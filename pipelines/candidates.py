@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stillhouse.pipelines.context import Context
-from stillhouse.pipelines.flow import run_tasks
 from stillhouse.pipelines.scores import Scores
+from stillhouse.pipelines.steps import run_tasks
 from stillhouse.pipelines.tokens import Tokenised, TokenizerRef
 from stillhouse.selection.quotas import check_others, check_shares, named_shares
 from stillhouse.selection.ranking import Grain, RankedPart, Rule, row_sources, scorers_read

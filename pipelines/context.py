@@ -70,13 +70,21 @@ class Context:
     listener: Listener
     dry: bool = False
     packed: Mapping[str, str] | None = None
-    """For a plan that walks the part of the pool which is packed: each scan's packing task."""
+    """For a plan that walks the part of the pool which is packed: what each scan left out."""
     run: str = ""
     """Fingerprint of the run, for metrics."""
     failed_at: FailedAt | None = None
     attempts: Any = None
     """The run's Attempts actor, made by the first step that streams parts."""
+    pool: Any = None
+    """The `stillhouse.pipelines.pool.Pool` that small work goes to, once there is some."""
     work: dict[str, StepWork] = field(default_factory=dict)
+
+    def close_pool(self) -> None:
+        """Terminate the pool's workers: a training needs their place, or the job is done."""
+        if self.pool is not None:
+            self.pool.close()
+        self.pool = None
 
     def metrics(self, step: str) -> StepMetrics:
         """What records for a step."""

@@ -168,7 +168,7 @@ def given_models(ctx: Context, paths: Mapping[str, str], needs: Needs) -> dict[s
         headers = {key: read_header(folders[key], _called(key, path)) for key, path in todo.items()}
         shapes = {key: ModelShape(**made.totals["shape"]) for key, made in there.items()}
         if headers:
-            from stillhouse.pipelines.flow import run_tasks  # Ray, where there is something to do
+            from stillhouse.pipelines.steps import run_tasks  # Ray, where there is something to do
 
             work = partial(_inspect, needs.encoder_decoder)
             shapes |= next(run_tasks(ctx, work, [headers]))

@@ -11,10 +11,9 @@ from stillhouse.storage.artifact import Store
 from stillhouse.storage.digests import digest_files
 from stillhouse.storage.filesystem import FileInfo, list_files
 from stillhouse.text.formats import listed_suffixes
-from stillhouse.text.tasks import UnitFile, UnitTask
+from stillhouse.text.tasks import ScanTask, UnitFile
 from stillhouse.text.units import InputFile, Unit, group_units
 
-SCAN_VERSION = 2
 _NO_PARTITION = "__HIVE_DEFAULT_PARTITION__"
 _BYTES_PER_TOKEN = 4
 
@@ -34,12 +33,7 @@ class Inputs:
 
     def identity(self) -> str:
         """Fingerprint of content and of the settings that decide what is read from it."""
-        return fingerprint([reading_identity(self.source), [f.identity() for f in self.files]])
-
-
-def reading_identity(source: DataSource) -> dict[str, object]:
-    """The settings of a source that change which documents come out of its bytes."""
-    return source.model_dump(include={"format", "columns", "source", "max_chars", "skip_bad_files"})
+        return fingerprint([self.source.identity(), [f.identity() for f in self.files]])
 
 
 def list_source(source: DataSource) -> list[FileInfo]:
@@ -99,21 +93,18 @@ def _folder_label(uri: str, key: str) -> str | None:
     return None
 
 
-def unit_tasks(inputs: Inputs) -> list[UnitTask]:
-    """A scan task for each unit, named by content."""
-    reading = reading_identity(inputs.source)
+def scan_tasks(inputs: Inputs) -> list[ScanTask]:
+    """A task for each unit; equal units (copies of files) have one name."""
     return [
-        UnitTask(
-            fingerprint=fingerprint(["scan", SCAN_VERSION, reading, unit.identity(inputs.files)]),
-            index=index,
-            files=tuple(
+        ScanTask(
+            tuple(
                 UnitFile(file.uri, file.digest, r.rows, file.label)
                 for r in unit.ranges
                 for file in [inputs.files[r.file]]
             ),
-            source=inputs.source,
+            inputs.source,
         )
-        for index, unit in enumerate(inputs.units)
+        for unit in inputs.units
     ]
 
 

@@ -32,6 +32,7 @@ def online_scorers(ctx: Context, task: OnlineTask) -> Generator[tuple[list[Any],
 
 def _start(ctx: Context, task: OnlineTask) -> list[Any]:
     """`compute.scorers` of them and at most one a lane; they load models at first use."""
+    ctx.close_pool()
     count = min(ctx.compute.scorers, task.lanes)
     actor: Any = OnlineScorer
     options = actor_options(ctx.compute, ctx.compute.scorer)

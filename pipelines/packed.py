@@ -12,9 +12,9 @@ _NOT_ARTIFACTS = {"parts", "receipts"}
 
 @dataclass(frozen=True, slots=True)
 class PackedUnit:
-    """A unit's packing task (a fingerprint), and how many tokens it gave."""
+    """What was left out of a unit (a digest), and how many tokens it gave."""
 
-    task: str
+    dropped: str
     num_tokens: int
 
 
@@ -44,5 +44,5 @@ def packed_units(
             whole = all(n >= part_rows for n in rows[:-1])  # a part ends with a document
             if whole and max(rows, default=0) < 2 * part_rows:
                 tokens = sum(part.num_tokens for part in mine)
-                found[unit["scan"]] = PackedUnit(unit["task"], tokens)
+                found[unit["scan"]] = PackedUnit(unit["dropped"], tokens)
     return found

@@ -24,6 +24,11 @@ def actor_options(compute: ComputeSettings, worker: WorkerSettings) -> dict[str,
     return options
 
 
+def num_cpus() -> float:
+    """CPUs of the cluster."""
+    return ray.cluster_resources().get("CPU", 1)
+
+
 @dataclass(frozen=True, slots=True)
 class NodeType:
     """A node that is there, or that the autoscaler can start: its resources and labels."""

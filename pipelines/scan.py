@@ -7,22 +7,20 @@ job's bad rows brings them together with the files' URIs: it says on its own wha
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import islice
 from typing import Any
 
 import pyarrow as pa
 
-from stillhouse.actors.text import Scanner
 from stillhouse.errors import InputError
 from stillhouse.fingerprint import fingerprint
 from stillhouse.pipelines.context import Context
-from stillhouse.pipelines.flow import stream_parts
-from stillhouse.pipelines.inputs import Inputs, JobInputs, unit_tasks
+from stillhouse.pipelines.inputs import Inputs, JobInputs, scan_tasks
+from stillhouse.pipelines.steps import Step, perform
 from stillhouse.storage.artifact import Manifest, PartRef, Receipt, Store
 from stillhouse.storage.layout import LAYOUT_VERSION
 from stillhouse.storage.parquet import read_table
-from stillhouse.text.tasks import UnitTask
+from stillhouse.text.tasks import ScanTask
 
 DEAD_LETTERS = "dead_letters"
 _PART_ROWS = 100_000
@@ -43,7 +41,7 @@ class Scan:
 
     name: str
     inputs: Inputs
-    tasks: list[UnitTask]
+    tasks: list[ScanTask]
     receipts: list[Receipt]
 
     @property
@@ -92,16 +90,10 @@ def scan_sources(ctx: Context, named: Mapping[str, Inputs]) -> Scanned:
     Raises:
         InputError: more bad rows than `max_bad_rows` allows, or no usable document at all.
     """
-    tasks = {name: unit_tasks(source) for name, source in named.items()}
-    receipts = stream_parts(
-        ctx,
-        "scan",
-        kind="scans",
-        tasks=[task for group in tasks.values() for task in group],
-        make=partial(Scanner, ctx.store),
-        workers=ctx.compute.packers,
-        unit="chars",
-    )
+    tasks = {name: scan_tasks(source) for name, source in named.items()}
+    every = [task for group in tasks.values() for task in group]
+    step = Step("scan", every, workers=ctx.compute.packers, unit="chars")
+    receipts = perform(ctx, step)
     scans: list[Scan] = []
     for name, source in named.items():
         scans.append(Scan(name, source, tasks[name], receipts[: len(tasks[name])]))

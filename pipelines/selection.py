@@ -1,10 +1,8 @@
 """The exact global cut over stored scores, and the selection's parts."""
 
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import pyarrow as pa
 
@@ -12,8 +10,8 @@ from stillhouse.errors import BudgetError
 from stillhouse.fingerprint import fingerprint, sha256
 from stillhouse.pipelines.candidates import Candidates, PoolSources, excludes_prior_rows
 from stillhouse.pipelines.context import Context
-from stillhouse.pipelines.flow import run_tasks, runner
 from stillhouse.pipelines.given import selection_uri
+from stillhouse.pipelines.steps import Step, perform, run_tasks
 from stillhouse.reading.readers import open_selection
 from stillhouse.selection.budget import Cut, find_cut, find_weighted_cut, threshold_cut
 from stillhouse.selection.ledger import LEDGER_SCHEMA, LOSS_SPAN, SCORE_SPAN, Tally, join_spans
@@ -27,11 +25,10 @@ from stillhouse.selection.ranking import (
     scorers_read,
 )
 from stillhouse.selection.writing import (
-    GroupTask,
     Member,
+    WriteTask,
     group_parts,
     look_at,
-    write_group,
 )
 from stillhouse.spec import SelectionSettings, SelectSpec
 from stillhouse.storage.artifact import Manifest, Receipt, Store
@@ -93,16 +90,17 @@ def select(
     found = ctx.store.find_manifest("selections", name)
     groups = found.totals["groups"] if found else 0
     step = "selection" if rule in _MAIN else f"control {rule}"
-    with ctx.step(step, total=groups or 1, reused=groups) as advance:
-        if found is None:
-            try:
-                cut = _cut(ctx, ranked, pool, settings, size)
-            except BudgetError as error:
-                raise _too_few(ctx, ranked, error) from None
-            tasks = _groups(ctx, name, ranked, pool, settings, rule, cut)
-            receipts = _write(ctx, tasks, advance)
-            found = _finish(ctx.store, name, pool, settings, rule, cut, receipts)
-    return Selected(found)
+    if found is not None or ctx.dry:
+        with ctx.step(step, total=groups or 1, reused=groups):
+            assert found is not None  # a dry step without one ends here
+        return Selected(found)
+    try:
+        cut = _cut(ctx, ranked, pool, settings, size)
+    except BudgetError as error:
+        raise _too_few(ctx, ranked, error) from None
+    tasks = _groups(ctx, name, ranked, pool, settings, rule, cut)
+    receipts = perform(ctx, Step(step, tasks))
+    return Selected(_finish(ctx.store, name, pool, settings, rule, cut, receipts))
 
 
 def size_of(kept: Selected, settings: SelectionSettings) -> int:
@@ -154,7 +152,7 @@ def _cut(
     settings: SelectionSettings,
     size: int | None,
 ) -> Cut | QuotaCut:
-    run = runner(ctx)
+    run = partial(run_tasks, ctx)
     if size is None and settings.min_score is not None:
         return threshold_cut(settings.min_score)
     if size is None and settings.threshold_from is not None:
@@ -271,7 +269,7 @@ def _groups(
     settings: SelectionSettings,
     rule: Rule,
     cut: Cut | QuotaCut,
-) -> list[GroupTask]:
+) -> list[WriteTask]:
     """Group the input parts by how many rows each keeps (counted first: scores are small)."""
     sources = pool.sources.get()
     columns, text = _carried(pool, settings, rule)
@@ -284,9 +282,9 @@ def _groups(
     part_rows = max(part.num_rows for part in pool.tokens.parts)
     groups = group_parts([p.tokens.sha256 for p in ranked], kept, part_rows, settings.seed)
     return [
-        GroupTask(
-            fingerprint=fingerprint([name, number, span, loss_span]),
-            path=f"selections/{name}/part-{number:05d}.parquet",
+        WriteTask(
+            selection=name,
+            number=number,
             members=tuple(Member(i, ranked[i], pool.files[i]) for i in group),
             cut=cut,
             threshold=cut.score,
@@ -299,15 +297,6 @@ def _groups(
         )
         for number, group in enumerate(groups)
     ]
-
-
-def _write(ctx: Context, tasks: Sequence[GroupTask], advance: Any) -> list[Receipt]:
-    done = ctx.store.finished("selections", [task.fingerprint for task in tasks])
-    todo = [task for task in tasks if task.fingerprint not in done]
-    for receipt in run_tasks(ctx, partial(write_group, ctx.store), todo, in_flight=8):
-        done[receipt.task] = receipt
-        advance(1 / len(tasks), receipt.counts["tokens"])
-    return [done[task.fingerprint] for task in tasks]
 
 
 def _finish(

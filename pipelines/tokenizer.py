@@ -5,16 +5,16 @@ from functools import partial
 
 from stillhouse.fingerprint import fingerprint
 from stillhouse.pipelines.context import Context, Unfinished
-from stillhouse.pipelines.flow import run_tasks
 from stillhouse.pipelines.pins import pinned
 from stillhouse.pipelines.scan import Scan
+from stillhouse.pipelines.steps import run_tasks
 from stillhouse.pipelines.tokens import TokenizerRef
 from stillhouse.spec import SelectSpec, TokenizerSettings, TokenizerTraining
 from stillhouse.storage.artifact import Manifest, Store
 from stillhouse.storage.folders import put_folder
 from stillhouse.text.documents import Document
 from stillhouse.text.duplicates import document_hash
-from stillhouse.text.tasks import UnitTask, read_unit
+from stillhouse.text.tasks import ScanTask, read_unit
 from stillhouse.text.tokenizer import (
     BosSetting,
     Tokenizer,
@@ -94,12 +94,12 @@ def _trained_one(content: bytes) -> Tokenizer:
     return make_tokenizer(content, None, place="the trained tokenizer")
 
 
-def _sample(pool: Scan, num_bytes: int) -> tuple[list[UnitTask], float]:
+def _sample(pool: Scan, num_bytes: int) -> tuple[list[ScanTask], float]:
     """A few units in keyed order, and the share of their documents to train on."""
     order = sorted(
         zip(pool.tasks, pool.receipts, strict=True), key=lambda pair: pair[0].fingerprint
     )
-    tasks: list[UnitTask] = []
+    tasks: list[ScanTask] = []
     chars = 0
     for task, receipt in order:
         if chars > 4 * num_bytes:
@@ -109,11 +109,11 @@ def _sample(pool: Scan, num_bytes: int) -> tuple[list[UnitTask], float]:
     return tasks, min(1.0, num_bytes / max(chars, 1))
 
 
-def _train(vocab_size: int, share: float, tasks: list[UnitTask]) -> bytes:
+def _train(vocab_size: int, share: float, tasks: list[ScanTask]) -> bytes:
     return train_tokenizer(_texts(tasks, share), vocab_size=vocab_size)
 
 
-def _texts(tasks: list[UnitTask], share: float) -> Iterator[str]:
+def _texts(tasks: list[ScanTask], share: float) -> Iterator[str]:
     for task in tasks:
         for item in read_unit(task):
             if isinstance(item, Document) and in_sample(document_hash(item.text), share):

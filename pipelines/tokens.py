@@ -3,23 +3,18 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from typing import Any, Protocol
 
-from stillhouse.actors.text import PackerHost
 from stillhouse.errors import InputError
 from stillhouse.fingerprint import fingerprint
-from stillhouse.pipelines.context import Context, Unfinished
-from stillhouse.pipelines.flow import run_tasks, stream_parts
-from stillhouse.pipelines.inputs import reading_identity
+from stillhouse.pipelines.context import Context
 from stillhouse.pipelines.scan import Scan
+from stillhouse.pipelines.steps import Step, perform
 from stillhouse.spec import SelectSpec
 from stillhouse.storage.artifact import Manifest, Receipt, Store
-from stillhouse.text.drops import DOCUMENTS_A_RANGE, add_digests, drop_duplicates, split_target
-from stillhouse.text.tasks import PackTask, UnitFile, UnitTask
+from stillhouse.text.drops import DOCUMENTS_A_RANGE, DuplicatesTask, SplitTask, add_digests
+from stillhouse.text.tasks import PackTask, TokenizerHost, UnitFile
 
-DROP_VERSION = 1
-PACK_VERSION = 1
 NO_DROPS: tuple[Receipt, ...] = ()
 
 
@@ -103,14 +98,10 @@ def without_dropped(
         sides = [(pool, copies), (target, [train]), (target, [held])]
     packed = [Packing(s, d, pack_tasks(ctx.store, s, d, tokenizer, spec)) for s, d in sides]
     if ctx.packed is not None:
-        names = [ctx.packed[scan.fingerprint] for scan in pool.tasks]
-        tasks = [_renamed(t, name) for t, name in zip(packed[0].tasks, names, strict=True)]
+        dropped = [ctx.packed[scan.fingerprint] for scan in pool.tasks]
+        tasks = [replace(t, dropped=d) for t, d in zip(packed[0].tasks, dropped, strict=True)]
         packed[0] = Packing(pool, copies, tasks)
     return packed[0], packed[1], packed[2]
-
-
-def _renamed(task: PackTask, name: str) -> PackTask:
-    return replace(task, unit=replace(task.unit, fingerprint=name))
 
 
 def _duplicates(ctx: Context, step: str, scanned: Scan, spec: SelectSpec) -> list[Receipt]:
@@ -118,50 +109,17 @@ def _duplicates(ctx: Context, step: str, scanned: Scan, spec: SelectSpec) -> lis
     if not spec.deduplicate:
         return []
     num_ranges = -(-scanned.counts["documents"] // DOCUMENTS_A_RANGE)
-    whole = fingerprint(["drops", DROP_VERSION, [r.task for r in scanned.receipts], num_ranges])
-    names = [fingerprint([whole, number]) for number in range(num_ranges)]
-    done = ctx.store.finished("drops", names)
-    todo = [(n, name) for n, name in enumerate(names) if name not in done]
-    with ctx.step(step, total=num_ranges, reused=len(done), unit="ranges") as advance:
-        work = partial(_find_duplicates, ctx.store, scanned.receipts, num_ranges)
-        for receipt in run_tasks(ctx, work, todo):
-            done[receipt.task] = receipt
-            advance(1, 1)
-    return [done[name] for name in names]
+    scans = tuple(scanned.receipts)
+    tasks = [DuplicatesTask(scans, number, num_ranges) for number in range(num_ranges)]
+    return perform(ctx, Step(step, tasks, unit="ranges"))
 
 
-def _find_duplicates(
-    store: Store, receipts: Sequence[Receipt], num_ranges: int, item: tuple[int, str]
-) -> Receipt:
-    return drop_duplicates(store, receipts, item[1], number=item[0], num_ranges=num_ranges)
-
-
-def _split_target(ctx: Context, scanned: Scan, spec: SelectSpec) -> tuple[Receipt, Receipt]:
+def _split_target(ctx: Context, scanned: Scan, spec: SelectSpec) -> list[Receipt]:
     """Cut the target in a training and a held-out side by groups of duplicates."""
-    share = spec.target.heldout
+    share, scans = spec.target.heldout, tuple(scanned.receipts)
     assert isinstance(share, float)
-    key = [[r.task for r in scanned.receipts], share, spec.deduplicate]
-    names = (
-        fingerprint(["split", DROP_VERSION, key, "train"]),
-        fingerprint(["split", DROP_VERSION, key, "heldout"]),
-    )
-    done = ctx.store.finished("drops", names)
-    if len(done) < 2:
-        if ctx.dry:
-            raise Unfinished("scan")
-        work = partial(_split, ctx.store, scanned.receipts, share, spec.deduplicate)
-        return next(run_tasks(ctx, work, [names]))
-    return done[names[0]], done[names[1]]
-
-
-def _split(
-    store: Store,
-    receipts: Sequence[Receipt],
-    share: float,
-    deduplicate: bool,
-    names: tuple[str, str],
-) -> tuple[Receipt, Receipt]:
-    return split_target(store, receipts, names, heldout=share, deduplicate=deduplicate)
+    tasks = [SplitTask(scans, share, spec.deduplicate, held_out) for held_out in (False, True)]
+    return perform(ctx, Step("split target", tasks, unit="sides"))
 
 
 def pack_tasks(
@@ -171,29 +129,24 @@ def pack_tasks(
     tokenizer: TokenizerRef,
     spec: PackSettings,
 ) -> list[PackTask]:
-    """A packing task for each unit; its name holds what it reads, drops and packs with."""
-    part_rows = max(1, spec.part_tokens // spec.sequence_length)
-    tasks: list[PackTask] = []
-    for task in scanned.tasks:
-        dropped = add_digests(
-            receipt.info["units"][str(task.index)]
-            for receipt in drops
-            if str(task.index) in receipt.info["units"]
+    """A packing task for each unit, which knows what of it is left out."""
+    return [
+        PackTask(
+            unit=unit,
+            dropped=add_digests(
+                receipt.info["units"][str(number)]
+                for receipt in drops
+                if str(number) in receipt.info["units"]
+            ),
+            tokenizer=tokenizer.digest,
+            eos_token=tokenizer.eos_token,
+            sequence_length=spec.sequence_length,
+            part_rows=max(1, spec.part_tokens // spec.sequence_length),
+            number=number,
+            drops=tuple(store.path(part.path) for receipt in drops for part in receipt.parts),
         )
-        key = [
-            task.fingerprint,
-            dropped,
-            tokenizer.digest,
-            tokenizer.eos_token,
-            spec.sequence_length,
-            part_rows,
-        ]
-        unit = UnitTask(
-            fingerprint(["tokens", PACK_VERSION, key]), task.index, task.files, task.source
-        )
-        paths = tuple(store.path(part.path) for receipt in drops for part in receipt.parts)
-        tasks.append(PackTask(unit, paths, spec.sequence_length, part_rows))
-    return tasks
+        for number, unit in enumerate(scanned.tasks)
+    ]
 
 
 def tokenise(
@@ -208,14 +161,9 @@ def tokenise(
     Raises:
         InputError: a source whose documents are together shorter than one sequence.
     """
-    receipts = stream_parts(
-        ctx,
-        "tokens",
-        kind="tokens",
-        tasks=[task for group in packing for task in group.tasks],
-        make=partial(PackerHost, ctx.store, tokenizer.path, tokenizer.eos_token),
-        workers=ctx.compute.packers,
-    )
+    host = TokenizerHost(tokenizer.path, tokenizer.eos_token)
+    tasks = [task for group in packing for task in group.tasks]
+    receipts = perform(ctx, Step("tokens", tasks, host, ctx.compute.packers))
     made: list[Tokenised] = []
     for what, group in zip(names, packing, strict=True):
         mine, receipts = receipts[: len(group.tasks)], receipts[len(group.tasks) :]
@@ -251,19 +199,22 @@ def _manifest(
                 {
                     "task": receipt.task,
                     "scan": task.fingerprint,
+                    "dropped": packed.dropped,
                     "parts": len(receipt.parts),
                     "files": [
                         {"uri": f.uri, "sha256": f.digest, "rows": f.rows} for f in task.files
                     ],
                 }
-                for task, receipt in zip(scanned.tasks, receipts, strict=True)
+                for task, packed, receipt in zip(
+                    scanned.tasks, packing.tasks, receipts, strict=True
+                )
             ],
             "drops": [receipt.task for receipt in packing.drops],
         },
         settings={
             "tokenizer": tokenizer.described(),
             "sequence_length": spec.sequence_length,
-            "reading": reading_identity(scanned.inputs.source),
+            "reading": scanned.inputs.source.identity(),
         },
         totals=dict(sorted(counts.items())),
     )

@@ -74,6 +74,7 @@ def train_models(
 
 
 def _train_all(ctx: Context, step: str, todo: list[ModelTask], advance: Any) -> dict[str, Manifest]:
+    ctx.close_pool()
     waiting = list(reversed(todo))
     width = min(ctx.compute.trainers, len(todo))
     threads = ctx.compute.threads_per_worker

@@ -65,6 +65,7 @@ def run_workers(
     """
     size = group_size(ctx.compute)
     best = -1
+    ctx.close_pool()
     with room(ctx, size, what, beside):
         while True:
             lost, reached = _try(work, size, hear)

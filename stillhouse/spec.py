@@ -62,6 +62,11 @@ class DataSource(Settings):
             raise ValueError("give at least one file, folder, glob or URI")
         return path
 
+    def identity(self) -> dict[str, Any]:
+        """The settings that change which documents come out of the same bytes."""
+        read = {"format", "columns", "source", "max_chars", "skip_bad_files"}
+        return self.model_dump(include=read)
+
     @property
     def paths(self) -> list[str]:
         """The paths as a list."""

@@ -24,7 +24,12 @@ from numpy.typing import NDArray
 from stillhouse.errors import ScorerError, SpecError
 from stillhouse.fingerprint import fingerprint, sha256
 from stillhouse.own_code import FoundCode, find_module
-from stillhouse.selection.scorers import SCORES_SCHEMA, document_tokens, plain_scores
+from stillhouse.selection.scorers import (
+    SCORES_SCHEMA,
+    TextScorer,
+    document_tokens,
+    plain_scores,
+)
 from stillhouse.text.pieces import read_pieces, token_ids
 from stillhouse.text.tokenizer import Tokenizer
 
@@ -65,6 +70,10 @@ class OwnCode:
 
     name: str
     files: tuple[tuple[str, bytes], ...]
+
+    def identity(self) -> str:
+        """The digest."""
+        return self.digest
 
     @property
     def digest(self) -> str:
@@ -180,7 +189,7 @@ def fit(
     return {str(key): np.ascontiguousarray(value) for key, value in state.items()}
 
 
-class OwnTokenScorer:
+class OwnTokenScorer(TextScorer):
     """A user's scorer over token parts: texts of sequences, or of whole documents.
 
     `state` is what `fit` returned, `grain` what the selection chooses.

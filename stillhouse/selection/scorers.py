@@ -5,24 +5,24 @@ on. Language models also give the NLL of every document's piece, so that numbers
 document are right for packed sequences too.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from stillhouse.fingerprint import fingerprint
 from stillhouse.selection.baselines import log_importance
 from stillhouse.selection.color import TokenLosses, piece_sums
 from stillhouse.selection.contamination import NgramIndex
-from stillhouse.storage.artifact import PartRef, Receipt, Store
+from stillhouse.storage.artifact import PartRef, Store, libraries
 from stillhouse.storage.parquet import read_table
+from stillhouse.storage.task import Made, Task
 from stillhouse.text.pieces import Pieces, read_pieces, token_ids
 from stillhouse.text.tokenizer import Tokenizer
 
-SCORE_VERSION = 2
 SCORES_SCHEMA = pa.schema(
     [
         ("value", pa.float32()),
@@ -32,20 +32,24 @@ SCORES_SCHEMA = pa.schema(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class ScoreTask:
-    """Score one token part with the scorer of this name."""
-
-    fingerprint: str
-    part: PartRef
-
-
 class Scorer(Protocol):
     """Maps a token part to scores: one row for each of its rows, in order."""
 
     def score(self, tokens: pa.Table) -> pa.Table:
         """A table of `SCORES_SCHEMA`."""
         ...
+
+    def made_by(self) -> dict[str, Any]:
+        """What equal bytes are promised for: device, dtype, sequences a pass, and libraries."""
+        ...
+
+
+class TextScorer:
+    """What scorers without a model share."""
+
+    def made_by(self) -> dict[str, Any]:
+        """The libraries."""
+        return libraries()
 
 
 class ScoringLosses(TokenLosses, Protocol):
@@ -57,11 +61,57 @@ class ScoringLosses(TokenLosses, Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class ScoreTask(Task):
+    """Score one token part. Counts are tokens, and rows whose value is NaN.
+
+    Scores of a language model that another worker wrote first may stand where they agree.
+
+    Attributes:
+        scorer: fingerprint of all that its values depend on.
+        part: the token part.
+    """
+
+    KIND = "scores"
+    VERSION = 3
+
+    scorer: str
+    part: PartRef
+
+    def load(self, store: Store) -> pa.Table:
+        """The tokens."""
+        return read_table(store.path(self.part.path))
+
+    def tokens_in(self, table: pa.Table) -> int:
+        """Those that were scored."""
+        return self.part.num_tokens
+
+    def run(self, store: Store, host: Scorer, loaded: pa.Table) -> Made:
+        """One table."""
+        scores = host.score(loaded)
+        if scores.num_rows != self.part.num_rows:
+            raise AssertionError(f"{scores.num_rows} scores for {self.part.num_rows} rows")
+        nan = int(np.isnan(scores["value"].to_numpy()).sum())
+        counts = {"tokens": self.part.num_tokens, "nan": nan}
+        made_by = host.made_by()
+        tolerance = TOLERANCES.get(made_by.get("dtype", ""))
+        agrees = None if tolerance is None else partial(agree, tolerance=tolerance)
+        return Made([scores], counts, made_by, agrees=agrees)
+
+
 @dataclass(frozen=True, slots=True)
 class LanguageModelScorer:
     """Mean NLL in nats over the T-1 predicted positions; lower is likelier."""
 
     model: ScoringLosses
+    device: str = ""
+    """Its name."""
+    dtype: str = ""
+
+    def made_by(self) -> dict[str, Any]:
+        """What its losses depend on, up to rounding."""
+        made = {"device": self.device, "dtype": self.dtype, "micro_batch": self.model.micro_batch}
+        return made | libraries()
 
     def score(self, tokens: pa.Table) -> pa.Table:
         """Values and, for each piece, NLL sum and number of predicted tokens."""
@@ -80,7 +130,7 @@ class LanguageModelScorer:
 
 
 @dataclass(frozen=True, slots=True)
-class DsirScorer:
+class DsirScorer(TextScorer):
     """Log importance weight of a sequence's text (DSIR); larger is more like the target."""
 
     log_ratios: NDArray[np.float64]
@@ -95,7 +145,7 @@ class DsirScorer:
 
 
 @dataclass(frozen=True, slots=True)
-class ContaminationScorer:
+class ContaminationScorer(TextScorer):
     """1 where a sequence holds a document that shares word 13-grams with held-out text, else 0."""
 
     index: NgramIndex
@@ -136,11 +186,6 @@ def plain_scores(values: NDArray[np.float32]) -> pa.Table:
     return pa.Table.from_arrays([pa.array(values, pa.float32()), *nothing], schema=SCORES_SCHEMA)
 
 
-def score_task(scorer: str, part: PartRef) -> ScoreTask:
-    """The task of scoring `part`; named by the scorer and the part's content."""
-    return ScoreTask(fingerprint(["score", SCORE_VERSION, scorer, part.sha256]), part)
-
-
 TOLERANCES = {"bfloat16": 2e-2, "float32": 1e-4}
 """Of mean losses that were made with other libraries, on other devices, or in other batches."""
 
@@ -161,49 +206,3 @@ def _numbers(column: pa.ChunkedArray) -> NDArray[Any]:
     array = column.combine_chunks()
     values = array.flatten() if pa.types.is_list(array.type) else array
     return values.to_numpy(zero_copy_only=False)
-
-
-def score_part(
-    store: Store,
-    scorer: Scorer,
-    task: ScoreTask,
-    tokens: pa.Table,
-    made_by: Callable[[], dict[str, Any]],
-) -> Receipt:
-    """Score a token part that was read already, and commit the result with what made it.
-
-    A language model's scores that another writer committed first are adopted where they agree.
-
-    Args:
-        store: where it goes.
-        scorer: scores it.
-        task: its name and part.
-        tokens: the part.
-        made_by: asked when it is scored; `dtype` is that of a language model.
-
-    Returns:
-        Its receipt; counts are tokens, and rows whose value is NaN.
-
-    Raises:
-        ArtifactError: other scores stand under its name.
-    """
-    scores = scorer.score(tokens)
-    if scores.num_rows != task.part.num_rows:
-        raise AssertionError(f"{scores.num_rows} scores for {task.part.num_rows} rows")
-    path = f"scores/parts/{task.fingerprint}.parquet"
-    made_by_now = made_by()
-    tolerance = TOLERANCES.get(made_by_now.get("dtype", ""))
-    made = store.put_part(
-        path,
-        scores,
-        num_tokens=task.part.num_tokens,
-        agrees=None if tolerance is None else lambda others: agree(scores, others, tolerance),
-    )
-    nan = int(np.isnan(scores["value"].to_numpy()).sum())
-    counts = {"tokens": task.part.num_tokens, "nan": nan}
-    return store.put_receipt("scores", Receipt(task.fingerprint, (made,), counts, made_by_now))
-
-
-def read_tokens(store: Store, part: PartRef) -> pa.Table:
-    """The table of a token part."""
-    return read_table(store.path(part.path))

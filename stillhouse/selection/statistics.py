@@ -5,7 +5,7 @@ text that contaminated documents are found with, one array each, and whatever ar
 scorer learned: as safetensors.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ from stillhouse.storage.artifact import Manifest, PartRef, Store
 from stillhouse.storage.filesystem import join, read_bytes
 from stillhouse.storage.folders import put_folder
 from stillhouse.storage.parquet import read_table
-from stillhouse.text.documents import Document
+from stillhouse.storage.task import Place, Task
 from stillhouse.text.pieces import token_ids
 from stillhouse.text.tasks import PackTask, kept_documents
 from stillhouse.text.tokenizer import Tokenizer, load_tokenizer
@@ -31,89 +31,90 @@ SMOOTHING = 1.0
 """Laplace pseudo-count: without it a bucket that a small target lacks decides by itself."""
 
 
-@dataclass(frozen=True, slots=True)
-class DsirTask:
+@dataclass(frozen=True)
+class StatisticsTask(Task):
+    """Arrays that a scorer is made from; the model artifact of them is named by the task.
+
+    Attributes:
+        documents: tasks that pack the documents they are made from.
+        tokenizer: where it lies; the tasks name it.
+        eos_token: of it.
+    """
+
+    KIND = "models"
+
+    documents: tuple[PackTask, ...]
+    tokenizer: Place[str]
+    eos_token: Place[str]
+
+    def compute(self, store: Store) -> dict[str, NDArray[Any]]:
+        """The arrays by name."""
+        raise NotImplementedError
+
+    def _texts(self) -> Iterator[str]:
+        """The texts that the tasks pack, in order."""
+        for task in self.documents:
+            yield from (document.text for document in kept_documents(task))
+
+    def _tokenizer(self) -> Tokenizer:
+        return load_tokenizer(self.tokenizer, self.eos_token)
+
+
+@dataclass(frozen=True)
+class DsirTask(StatisticsTask):
     """Log ratios from the target's documents and `num_rows` random sequences of the pool."""
 
-    store: Store
-    tokenizer: str
-    eos_token: str
-    target: tuple[PackTask, ...]
     pool: tuple[PartRef, ...]
     num_rows: int
 
-    def compute(self) -> NDArray[np.float64]:
-        """float64 [NUM_BUCKETS]."""
-        tokenizer = load_tokenizer(self.tokenizer, self.eos_token)
-        raw = np.zeros(NUM_BUCKETS, np.int64)
-        for text in _sampled_texts(self.store, tokenizer, self.pool, self.num_rows, 0):
+    def compute(self, store: Store) -> dict[str, NDArray[Any]]:
+        """`values`, float64 [NUM_BUCKETS]."""
+        raw, wanted = np.zeros(NUM_BUCKETS, np.int64), np.zeros(NUM_BUCKETS, np.int64)
+        for text in _sampled_texts(store, self._tokenizer(), self.pool, self.num_rows):
             raw += ngram_counts(text)
-        wanted = np.zeros(NUM_BUCKETS, np.int64)
-        for document in _documents(self.target):
-            wanted += ngram_counts(document.text)
-        return log_ratios(wanted, raw, SMOOTHING)
+        for text in self._texts():
+            wanted += ngram_counts(text)
+        return {"values": log_ratios(wanted, raw, SMOOTHING)}
 
 
-@dataclass(frozen=True, slots=True)
-class NgramsTask:
+@dataclass(frozen=True)
+class NgramsTask(StatisticsTask):
     """The word 13-grams of held-out documents, as the tokenizer gives their text back."""
 
-    tokenizer: str
-    eos_token: str
-    heldout: tuple[PackTask, ...]
+    VERSION = 2
 
-    def compute(self) -> dict[str, NDArray[Any]]:
+    def compute(self, store: Store) -> dict[str, NDArray[Any]]:
         """`values`, uint64, sorted, unique; `texts`, how many there are and how many too short."""
-        tokenizer = load_tokenizer(self.tokenizer, self.eos_token)
-        texts = (document.text for document in _documents(self.heldout))
+        tokenizer = self._tokenizer()
         index = NgramIndex.from_texts(
-            tokenizer.decode(tokenizer.encode_batch([text])[0]) for text in texts
+            tokenizer.decode(tokenizer.encode_batch([text])[0]) for text in self._texts()
         )
         return {"values": index.hashes, "texts": np.array([index.num_texts, index.num_short])}
 
 
-@dataclass(frozen=True, slots=True)
-class OwnFitTask:
+@dataclass(frozen=True)
+class OwnFitTask(StatisticsTask):
     """What a user's scorer learns from the target's documents and `num_rows` random sequences."""
 
     code: OwnCode
     settings: dict[str, Any]
-    store: Store
-    tokenizer: str
-    eos_token: str
-    target: tuple[PackTask, ...]
+    pip: tuple[str, ...]
     pool: tuple[PartRef, ...]
     num_rows: int
 
-    def compute(self) -> dict[str, NDArray[Any]]:
+    def compute(self, store: Store) -> dict[str, NDArray[Any]]:
         """Its arrays by name."""
-        tokenizer = load_tokenizer(self.tokenizer, self.eos_token)
-        return fit(
-            self.code,
-            self.code.build(self.settings),
-            (document.text for document in _documents(self.target)),
-            _sampled_texts(self.store, tokenizer, self.pool, self.num_rows, 0),
-        )
-
-
-def compute_statistics(task: DsirTask | NgramsTask | OwnFitTask) -> dict[str, NDArray[Any]]:
-    """What a task computes, by name; a function that a worker can be sent."""
-    found = task.compute()
-    return found if isinstance(found, dict) else {"values": found}
+        scorer = self.code.build(self.settings)
+        pool = _sampled_texts(store, self._tokenizer(), self.pool, self.num_rows)
+        return fit(self.code, scorer, self._texts(), pool)
 
 
 def _sampled_texts(
-    store: Store, tokenizer: Tokenizer, parts: Sequence[PartRef], num_rows: int, seed: int
+    store: Store, tokenizer: Tokenizer, parts: Sequence[PartRef], num_rows: int
 ) -> Iterator[str]:
-    for index, rows in sample_rows(parts, num_rows, seed):
+    for index, rows in sample_rows(parts, num_rows, 0):
         ids = token_ids(read_table(store.path(parts[index].path), ["input_ids"]))
         yield from (tokenizer.decode(row) for row in ids[rows])
-
-
-def _documents(tasks: Iterable[PackTask]) -> Iterator[Document]:
-    """The documents that these tasks pack, in order."""
-    for task in tasks:
-        yield from kept_documents(task)
 
 
 def put_statistics(

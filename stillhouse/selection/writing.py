@@ -8,6 +8,7 @@ near each other come from all over the pool, and nothing depends on how many wor
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,8 +22,9 @@ from stillhouse.selection.quotas import QuotaCut
 from stillhouse.selection.ranking import Grain, PartScores, RankedPart, row_sources
 from stillhouse.selection.sources import Sources
 from stillhouse.spec import PoolSource
-from stillhouse.storage.artifact import Receipt, Store
+from stillhouse.storage.artifact import Store
 from stillhouse.storage.parquet import read_table
+from stillhouse.storage.task import Made, Place, Task
 from stillhouse.text.documents import read_rows
 from stillhouse.text.duplicates import keyed_uniform
 from stillhouse.text.pieces import Pieces, read_pieces
@@ -41,23 +43,78 @@ class Member:
     """The raw files of its unit: where documents are fetched from."""
 
 
-@dataclass(frozen=True, slots=True)
-class GroupTask:
-    """Write one part of a selection from these input parts."""
+@dataclass(frozen=True)
+class WriteTask(Task):
+    """Write one part of a selection: keep and order the rows of a group of input parts.
 
-    fingerprint: str
-    path: str
-    members: tuple[Member, ...]
-    cut: Cut | QuotaCut
-    threshold: float
-    sources: Sources
-    source: PoolSource
-    tokenizer: tuple[str, str | None] | None
-    """Folder and EOS, where sequences get their text."""
-    seed: int
+    The receipt carries the group's tally. Named by the selection, which names all that decides its
+    rows, and by the ends of the tally's histograms.
+
+    Attributes:
+        selection: fingerprint of the selection.
+        number: of the part.
+        span, loss_span: ends of the histograms of scores and of losses.
+        tokenizer: folder and EOS, where sequences get their text.
+    """
+
+    KIND = "selections"
+    VERSION = 2
+
+    selection: str
+    number: int
     span: Span
     loss_span: Span
-    """Ends of the histograms of scores and of losses."""
+    members: Place[tuple[Member, ...]]
+    cut: Place[Cut | QuotaCut]
+    threshold: Place[float]
+    sources: Place[Sources]
+    source: Place[PoolSource]
+    tokenizer: Place[tuple[str, str | None] | None]
+    seed: Place[int]
+
+    def path(self, number: int) -> str:
+        """In the folder that readers are given."""
+        return f"selections/{self.selection}/part-{self.number:05d}.parquet"
+
+    def run(self, store: Store, host: Any, loaded: Any) -> Made:
+        """One table; counts are its tokens."""
+        tally = Tally()
+        tables: list[pa.Table] = []
+        order: list[NDArray[np.float64]] = []
+        for member in self.members:
+            ranked = member.ranked
+            tokens = read_table(store.path(ranked.tokens.path))
+            pieces = read_pieces(tokens)
+            scores = ranked.read(pieces)
+            source = row_sources(pieces, ranked.grain)
+            owned = _owned(self.sources, pieces, source, ranked.grain)
+            kept = _mask(self.cut, member.index, scores, owned.row_source)
+            tally.add(
+                tally_part(
+                    member.index,
+                    ranked.tokens.path,
+                    scores,
+                    kept,
+                    self.threshold,
+                    owned=owned,
+                    span=self.span,
+                    loss_span=self.loss_span,
+                )
+            )
+            rows = np.flatnonzero(kept)
+            tables.append(_rows(member, tokens, pieces, scores, rows, self))
+            keys = row_keys(ranked.tokens.sha256, len(kept))[rows]
+            order.append(keyed_uniform(keys, self.seed))
+        table = pa.concat_tables(tables)
+        table = table.take(pa.array(np.argsort(np.concatenate(order), kind="stable")))
+        counts = {"tokens": tally.fate_tokens["kept"]}
+        return Made([table], counts, {"tally": tally.to_json()})
+
+    def tokens_in(self, table: pa.Table) -> int:
+        """Of its sequences, or of its documents."""
+        if "num_tokens" in table.column_names:
+            return int(table["num_tokens"].to_numpy().sum())
+        return table.num_rows * table.schema.field("input_ids").type.list_size
 
 
 def group_parts(
@@ -113,44 +170,6 @@ def look_at(cut: Cut | QuotaCut, sources: Sources, item: tuple[int, RankedPart])
     )
 
 
-def write_group(store: Store, task: GroupTask) -> Receipt:
-    """Keep, order and write the rows of a group; the receipt carries the group's tally."""
-    tally = Tally()
-    tables: list[pa.Table] = []
-    order: list[NDArray[np.float64]] = []
-    for member in task.members:
-        tokens = read_table(store.path(member.ranked.tokens.path))
-        pieces = read_pieces(tokens)
-        scores = member.ranked.read(pieces)
-        source = row_sources(pieces, member.ranked.grain)
-        owned = _owned(task.sources, pieces, source, member.ranked.grain)
-        kept = _mask(task.cut, member.index, scores, owned.row_source)
-        tally.add(
-            tally_part(
-                member.index,
-                member.ranked.tokens.path,
-                scores,
-                kept,
-                task.threshold,
-                owned=owned,
-                span=task.span,
-                loss_span=task.loss_span,
-            )
-        )
-        rows = np.flatnonzero(kept)
-        tables.append(_rows(member, tokens, pieces, scores, rows, task))
-        keys = row_keys(member.ranked.tokens.sha256, len(kept))[rows]
-        order.append(keyed_uniform(keys, task.seed))
-    table = pa.concat_tables(tables)
-    table = table.take(pa.array(np.argsort(np.concatenate(order), kind="stable")))
-    num_tokens = tally.fate_tokens["kept"]
-    part = store.put_part(task.path, table, num_tokens=num_tokens)
-    info = {"tally": tally.to_json()}
-    return store.put_receipt(
-        "selections", Receipt(task.fingerprint, (part,), {"tokens": num_tokens}, info)
-    )
-
-
 def _mask(
     cut: Cut | QuotaCut, index: int, scores: PartScores, row_source: NDArray[np.int32]
 ) -> NDArray[np.bool_]:
@@ -179,7 +198,7 @@ def _rows(
     pieces: Pieces,
     scores: PartScores,
     rows: NDArray[np.int64],
-    task: GroupTask,
+    task: WriteTask,
 ) -> pa.Table:
     """The kept rows with their score, the losses, and their address in the pool."""
     if member.ranked.grain == "documents":

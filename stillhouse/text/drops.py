@@ -7,6 +7,7 @@ identity; `unit_digests` adds up per range, so that the number of ranges does no
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 
 from stillhouse.storage.artifact import Receipt, Store
 from stillhouse.storage.parquet import read_table
+from stillhouse.storage.task import Made, Task
 from stillhouse.text.duplicates import hash_range, heldout_split, later_occurrences, mix
 
 DOCUMENTS_A_RANGE = 8_000_000
@@ -30,86 +32,96 @@ DROPS_SCHEMA = pa.schema(
 
 @dataclass(frozen=True, slots=True)
 class DocumentTable:
-    """Addresses and hashes of n documents in their sorted order."""
+    """Addresses and hashes of n documents in their sorted order.
+
+    Attributes:
+        unit: [n], number of the scanned unit: two may have the same content.
+        file, row: [n], in the unit.
+        hashes: [n, 16].
+    """
 
     unit: NDArray[np.int32]
     file: NDArray[np.int32]
     row: NDArray[np.int64]
     hashes: NDArray[np.uint8]
-    """[n, 16]"""
+
+    def where(self, mask: NDArray[np.bool_], reason: str) -> pa.Table:
+        """Some of the documents as rows of `DROPS_SCHEMA`."""
+        count = int(mask.sum())
+        reasons = pa.DictionaryArray.from_arrays(pa.array(np.zeros(count, np.int8)), [reason])
+        columns = [pa.array(column[mask]) for column in (self.unit, self.file, self.row)]
+        return pa.Table.from_arrays([*columns, reasons], schema=DROPS_SCHEMA)
 
 
 def read_scans(
     store: Store, receipts: Sequence[Receipt], *, number: int = 0, num_ranges: int = 1
 ) -> DocumentTable:
     """The documents whose hash falls in range `number`, of all scanned units in order."""
-    pieces: list[DocumentTable] = []
-    for unit, receipt in enumerate(receipts):
+    unit, file = [np.zeros(0, np.int32)], [np.zeros(0, np.int32)]
+    row, hashes = [np.zeros(0, np.int64)], [np.zeros((0, 16), np.uint8)]
+    for index, receipt in enumerate(receipts):
         for part in receipt.parts:
             table = read_table(store.path(part.path))
-            hashes = hash_array(table["hash"])
-            mine = hash_range(hashes, num_ranges) == number
-            pieces.append(
-                DocumentTable(
-                    np.full(int(mine.sum()), unit, np.int32),
-                    table["file"].to_numpy()[mine],
-                    table["row"].to_numpy()[mine],
-                    hashes[mine],
-                )
-            )
+            found = hash_array(table["hash"])
+            mine = hash_range(found, num_ranges) == number
+            unit.append(np.full(int(mine.sum()), index, np.int32))
+            file.append(table["file"].to_numpy()[mine])
+            row.append(table["row"].to_numpy()[mine])
+            hashes.append(found[mine])
     return DocumentTable(
-        np.concatenate([np.zeros(0, np.int32), *(p.unit for p in pieces)]),
-        np.concatenate([np.zeros(0, np.int32), *(p.file for p in pieces)]),
-        np.concatenate([np.zeros(0, np.int64), *(p.row for p in pieces)]),
-        np.concatenate([np.zeros((0, 16), np.uint8), *(p.hashes for p in pieces)]),
+        np.concatenate(unit), np.concatenate(file), np.concatenate(row), np.concatenate(hashes)
     )
 
 
-def drop_duplicates(
-    store: Store, receipts: Sequence[Receipt], task: str, *, number: int, num_ranges: int
-) -> Receipt:
+@dataclass(frozen=True)
+class DuplicatesTask(Task):
     """Name every document of one hash range whose text stands earlier in the sorted pool."""
-    scanned = read_scans(store, receipts, number=number, num_ranges=num_ranges)
-    later = later_occurrences(scanned.hashes)
-    return _put_drops(store, task, [_drops(scanned, later, "duplicate")])
+
+    KIND = "drops"
+    VERSION = 2
+
+    scans: tuple[Receipt, ...]
+    number: int
+    num_ranges: int
+
+    def run(self, store: Store, host: Any, loaded: Any) -> Made:
+        """One table."""
+        scanned = read_scans(store, self.scans, number=self.number, num_ranges=self.num_ranges)
+        return _drops([scanned.where(later_occurrences(scanned.hashes), "duplicate")])
 
 
-def split_target(
-    store: Store,
-    receipts: Sequence[Receipt],
-    tasks: tuple[str, str],
-    *,
-    heldout: float,
-    deduplicate: bool,
-) -> tuple[Receipt, Receipt]:
-    """What the training side and the held-out side of a target drop, in this order.
+@dataclass(frozen=True)
+class SplitTask(Task):
+    """What one side of a target drops: the training side, or the one that is held out.
 
     All copies of a text fall on one side, chosen by a keyed hash of the text itself.
     """
-    scanned = read_scans(store, receipts)
-    held = heldout_split(scanned.hashes, heldout, 0)
-    later = later_occurrences(scanned.hashes) if deduplicate else np.zeros(len(held), bool)
-    copies = _drops(scanned, later, "duplicate")
-    return (
-        _put_drops(store, tasks[0], [copies, _drops(scanned, held & ~later, "held out")]),
-        _put_drops(store, tasks[1], [copies, _drops(scanned, ~held & ~later, "not held out")]),
-    )
+
+    KIND = "drops"
+    VERSION = 2
+
+    scans: tuple[Receipt, ...]
+    share: float
+    deduplicate: bool
+    held_out: bool
+
+    def run(self, store: Store, host: Any, loaded: Any) -> Made:
+        """One table."""
+        scanned = read_scans(store, self.scans)
+        held = heldout_split(scanned.hashes, self.share, 0)
+        later = np.zeros(len(held), bool)
+        if self.deduplicate:
+            later = later_occurrences(scanned.hashes)
+        copies = scanned.where(later, "duplicate")
+        other = ~held if self.held_out else held
+        reason = "not held out" if self.held_out else "held out"
+        return _drops([copies, scanned.where(other & ~later, reason)])
 
 
-def _drops(scanned: DocumentTable, mask: NDArray[np.bool_], reason: str) -> pa.Table:
-    count = int(mask.sum())
-    reasons = pa.DictionaryArray.from_arrays(pa.array(np.zeros(count, np.int8)), [reason])
-    return pa.Table.from_arrays(
-        [scanned.unit[mask], scanned.file[mask], scanned.row[mask], reasons],  # type: ignore[list-item]
-        schema=DROPS_SCHEMA,
-    )
-
-
-def _put_drops(store: Store, task: str, tables: Iterable[pa.Table]) -> Receipt:
+def _drops(tables: Iterable[pa.Table]) -> Made:
     table = pa.concat_tables(tables).unify_dictionaries().combine_chunks()
     table = table.sort_by([("unit", "ascending"), ("file", "ascending"), ("row", "ascending")])
-    part = store.put_part(f"drops/parts/{task}.parquet", table, num_tokens=0)
-    return store.put_receipt("drops", Receipt(task, (part,), info={"units": unit_digests(table)}))
+    return Made([table], info={"units": unit_digests(table)})
 
 
 def unit_digests(table: pa.Table) -> dict[str, str]:

@@ -1,0 +1,259 @@
+"""Tasks through real workers: order, reuse, errors, and workers that die."""
+
+import os
+import sys
+import time
+from collections import Counter
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from ray import cloudpickle
+from small import Quiet
+
+from stillhouse.errors import ClusterError, InputError, PartFailedError, StoreUnreachableError
+from stillhouse.pipelines.context import Context, Unfinished
+from stillhouse.pipelines.pool import STORAGE_BUDGET
+from stillhouse.pipelines.steps import Step, perform, run_tasks
+from stillhouse.spec import ComputeSettings
+from stillhouse.storage.artifact import Store
+from stillhouse.storage.parquet import read_table
+from stillhouse.storage.task import Made, Place, Task
+
+cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import tests
+
+
+@dataclass(frozen=True)
+class Thing(Task):
+    """Makes a part of its name, but for the names that say what goes wrong."""
+
+    KIND = "things"
+    name: str
+    folder: Place[str]
+
+    def tokens_in(self, table):
+        return table.num_rows
+
+    def load(self, store):
+        return self.note("loaded")
+
+    def run(self, store, host, loaded):
+        tries = self.note("begun")
+        if self.name == "poison" or (self.name == "once" and tries == 1):
+            os._exit(1)
+        if self.name == "bad":
+            raise InputError("bad is bad")
+        if self.name == "bug":
+            raise ZeroDivisionError("who divides?")
+        if self.name == "lacks":
+            import h7_lacking  # noqa: F401  # pyright: ignore
+        if self.name == "unreachable" or (self.name == "slow store" and tries < 3):
+            raise StoreUnreachableError(f"writing {self.name} failed")
+        if self.name.startswith("wait"):
+            until(lambda: Path(self.folder, "go").exists())
+        self.note("done")
+        table = pa.table({"name": [self.name], "host": [str(host)]})
+        return Made([table], {"tokens": 1}, {"pid": os.getpid()})
+
+    def note(self, what):
+        """How often this happened to the task, this time included."""
+        place = Path(self.folder, f"{self.name}-{what}")
+        with place.open("a") as file:
+            file.write(f"{time.monotonic()}\n")
+        return len(place.read_text().splitlines())
+
+
+@dataclass(frozen=True)
+class Named:
+    """What builds a host: the text itself, noted by the process that built it."""
+
+    text: str
+    folder: str
+
+    def build(self, store):
+        with Path(self.folder, f"built-{self.text}").open("a") as file:
+            file.write(f"{os.getpid()}\n")
+        return self.text
+
+
+def until(condition):
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+class Noting(Quiet):
+    def __init__(self):
+        super().__init__()
+        self.noted = []
+
+    def note(self, kind, content):
+        self.noted.append((kind, content["message"]))
+
+
+@pytest.fixture
+def stream(ray_cluster, tmp_path):
+    """Does things of the given names; its context can be looked at."""
+    store, contexts = Store(str(tmp_path / "store")), []
+
+    def call(*names, workers=1, dry=False, attempts=2, host=None, on=None, cpus=1):
+        compute = ComputeSettings(max_attempts=attempts, cpus_per_worker=cpus)
+        call.ctx = on or Context(store, compute, Noting(), dry=dry)
+        contexts.append(call.ctx)
+        tasks = [Thing(name, str(tmp_path)) for name in names]
+        host = host and Named(host, str(tmp_path))
+        call.receipts = perform(call.ctx, Step("things", tasks, host, workers))
+        tables = [read_table(store.path(receipt.parts[0].path)) for receipt in call.receipts]
+        return [table["name"][0].as_py() for table in tables]
+
+    call.store, call.folder = store, tmp_path
+    yield call
+    for ctx in contexts:
+        ctx.close_pool()
+
+
+def test_in_order_and_found_again(stream):
+    names = ["c", "a", "b", "a"]
+    assert stream(*names, workers=2) == names
+    assert stream.ctx.listener.steps == [("things", 4, 1)]  # the second "a" is the first
+    assert stream("d", *names, dry=False) == ["d", *names]
+    work = stream.ctx.work["things"]
+    assert (work.parts, work.reused) == (5, 4)
+    assert work.device_seconds > 0
+    assert sum(done for _, done, _ in stream.ctx.listener.advanced) == 1
+
+
+def test_a_dry_run_stops_where_there_is_something_to_do(stream):
+    with pytest.raises(Unfinished, match="things"):
+        stream("a", dry=True)
+    assert list(stream.store.finished("things", [Thing("a", "").fingerprint])) == []
+
+
+def test_workers_and_hosts_are_kept_from_step_to_step(stream):
+    stream("a", "b", host="first")
+    stream("c", "d", host="first", on=stream.ctx)
+    stream("e", host="second", on=stream.ctx)
+    pids = {receipt.info["pid"] for receipt in stream.receipts}
+    built = [stream.folder / f"built-{name}" for name in ("first", "second")]
+    assert [{int(pid) for pid in place.read_text().split()} for place in built] == [pids, pids]
+    assert len(built[0].read_text().split()) == 1
+
+
+def test_a_worker_reads_for_the_next_task_while_it_works(stream):
+    """The first task ends only when another one was read for: alone it would wait for ever."""
+    ctx = Context(stream.store, ComputeSettings(), Noting())
+    go = stream.folder / "go"
+
+    def watch():
+        until(lambda: any((stream.folder / f"{n}-loaded").exists() for n in "ab"))
+        go.touch()
+
+    from threading import Thread
+
+    thread = Thread(target=watch)
+    thread.start()
+    assert stream("wait", "a", "b", on=ctx) == ["wait", "a", "b"]
+    thread.join()
+
+
+def test_a_poison_task_is_given_up_and_named(stream):
+    poison = Thing("poison", "").fingerprint
+    with pytest.raises(PartFailedError, match=f"part {poison} killed its worker 2 times") as failed:
+        stream("poison", "a", "b", "c")
+    assert failed.value.exit_code == 4
+    assert stream.ctx.failed_at.part == poison
+
+
+def test_a_lost_worker_costs_no_other_task_an_attempt(stream):
+    """With one attempt each: what was at work beside the lost one is not to blame."""
+    assert stream("a", "once", "b", "c", "d", attempts=2) == ["a", "once", "b", "c", "d"]
+    begun = Counter({n: len((stream.folder / f"{n}-done").read_text().split()) for n in "abcd"})
+    assert set(begun.values()) == {1}
+
+
+def test_more_workers_than_the_cluster_has_room_for(stream):
+    """The cluster has four CPUs: one of three workers runs, the others wait for a node."""
+    assert stream("a", "b", "c", workers=3, cpus=3) == ["a", "b", "c"]
+
+
+def test_a_tasks_own_error_keeps_its_type(stream):
+    with pytest.raises(InputError, match=r"^bad is bad$"):
+        stream("a", "bad")
+
+
+def test_an_unexpected_error_brings_its_traceback(stream):
+    with pytest.raises(RuntimeError, match=r"(?s)in run.*ZeroDivisionError: who divides"):
+        stream("bug")
+
+
+def test_a_package_that_workers_lack_is_named_in_a_line(stream):
+    with pytest.raises(ClusterError, match=r"No module named 'h7_lacking'.*`compute.address`") as e:
+        stream("lacks")
+    assert "\n" not in str(e.value)
+
+
+def test_a_task_that_cannot_reach_the_store_goes_back_into_the_queue(stream):
+    assert stream("a", "slow store", "b", attempts=1) == ["a", "slow store", "b"]
+    assert [kind for kind, _ in stream.ctx.listener.noted] == ["waiting", "waiting"]
+    assert "writing slow store failed" in stream.ctx.listener.noted[0][1]
+
+
+def test_it_is_given_up_in_the_end_and_said_where(stream):
+    with pytest.raises(StoreUnreachableError, match="writing unreachable failed"):
+        stream("unreachable", "a")
+    begun = (stream.folder / "unreachable-begun").read_text().splitlines()
+    assert len(begun) == STORAGE_BUDGET
+    assert stream.ctx.failed_at.part == Thing("unreachable", "").fingerprint
+    assert stream.ctx.failed_at.node
+
+
+def test_where_no_task_reaches_the_store_not_all_of_them_are_tried(ray_cluster, tmp_path):
+    ctx = Context(Store(str(tmp_path)), ComputeSettings(), Noting())
+    with pytest.raises(StoreUnreachableError):
+        perform(ctx, Step("things", [Unreachable(i, str(tmp_path)) for i in range(300)], None, 1))
+    assert 40 <= len(list(tmp_path.glob("begun-*"))) < 50
+
+
+@dataclass(frozen=True)
+class Unreachable(Task):
+    KIND = "things"
+    number: int
+    folder: Place[str]
+
+    def run(self, store, host, loaded):
+        Path(self.folder, f"begun-{self.number}").touch()
+        raise StoreUnreachableError("no answer")
+
+
+def test_small_functions_keep_the_order(stream):
+    ctx = Context(stream.store, ComputeSettings(), Quiet())
+    assert list(run_tasks(ctx, str, range(6), in_flight=2)) == ["0", "1", "2", "3", "4", "5"]
+    assert list(run_tasks(ctx, str, [])) == []
+    ctx.close_pool()
+
+
+def test_a_dry_run_does_no_small_work(stream):
+    ctx = Context(stream.store, ComputeSettings(), Quiet(), dry=True)
+    with pytest.raises(Unfinished):
+        list(run_tasks(ctx, str, [1]))
+
+
+def _unreached_twice(store, item):
+    """Fails for the first two calls of each item, as files tell."""
+    for attempt in range(2):
+        try:
+            open(f"{store}/{item}-{attempt}", "x").close()
+        except FileExistsError:
+            continue
+        raise StoreUnreachableError(f"reading {item} failed")
+    return item * 10
+
+
+def test_small_functions_are_called_again_too(ray_cluster, tmp_path):
+    ctx = Context(Store(str(tmp_path)), ComputeSettings(), Noting())
+    assert list(run_tasks(ctx, partial(_unreached_twice, str(tmp_path)), [1, 2, 3])) == [10, 20, 30]
+    assert len(ctx.listener.noted) == 6
+    ctx.close_pool()
