@@ -4,8 +4,8 @@
 
 FOLDER is on local disk. Stages:
 
-* driver: 100,000 parts through `stillhouse.pipelines.flow.stream_parts` on workers whose host
-  answers at once: parts a second, the driver's memory and CPU time.
+* driver: 100,000 parts through `stillhouse.pipelines.steps.perform` on workers that are done with
+  each at once: parts a second, the driver's memory and CPU time.
 * records: the store's side of 100,000 parts: receipts found again, a manifest written and read.
 * nothing: a finished, published job on S3 (moto behind a proxy that counts) run again by the
   command line: seconds from the process's start to its end, requests.
@@ -21,18 +21,17 @@ import sys
 import time
 from collections import Counter
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import psutil
 from processes import Stages, Ways, in_fresh_process, memory_mb, run_stages
 from store import run_cli, s3_client, s3_server, small_job
 from submit import measure_submit
 
 from stillhouse.fingerprint import canonical_json, fingerprint
-from stillhouse.selection.scorers import ScoreTask
 from stillhouse.storage.artifact import Manifest, PartRef, Receipt, Store
+from stillhouse.storage.task import Made, Task
 
 NUM_PARTS = 100_000
 PART_TOKENS = 16_000_000
@@ -58,21 +57,30 @@ def part_ref(number: int) -> PartRef:
     return PartRef(path, PART_TOKENS // 512, PART_TOKENS, 2 * PART_TOKENS, name)
 
 
-def score_tasks(count: int, start: int = 0) -> list[ScoreTask]:
+@dataclass(frozen=True)
+class InstantTask(Task):
+    """A part to score that is done at once: it says what a Scorer would say."""
+
+    KIND = "scores"
+    part: PartRef
+
+    def run(self, store: Store, host: Any, loaded: Any) -> Made:
+        """Counts and libraries."""
+        counts = {"tokens": self.part.num_tokens, "sequences": self.part.num_rows, "nan": 0}
+        return Made((), counts, {"libraries": {"torch": "2.13.0"}})
+
+
+class InstantStore(Store):
+    """A store that writes no receipt; each is as large as that of a scored part."""
+
+    def put_receipt(self, kind: str, receipt: Receipt) -> Receipt:
+        """The receipt of a task with one part."""
+        return replace(receipt, parts=(part_ref(0),))
+
+
+def score_tasks(count: int, start: int = 0) -> list[InstantTask]:
     """Descriptors of parts to score."""
-    return [ScoreTask(fingerprint(["score", n]), part_ref(n)) for n in range(start, start + count)]
-
-
-class Instant:
-    """A host that answers at once with a receipt as large as a real one."""
-
-    def prefetch(self, task: Any) -> None:
-        """Nothing to read."""
-
-    def run(self, task: Any) -> Receipt:
-        """What a Scorer says of its part."""
-        counts = {"tokens": task.part.num_tokens, "sequences": task.part.num_rows, "nan": 0}
-        return Receipt(task.fingerprint, (task.part,), counts, {"libraries": {"torch": "2.13.0"}})
+    return [InstantTask(part_ref(n)) for n in range(start, start + count)]
 
 
 # driver
@@ -118,17 +126,6 @@ class Watch:
         self._shown.note(kind, content)
 
 
-def cpu_seconds() -> dict[str, float]:
-    """Of this process and of the Attempts actor: there is one of each."""
-    found = {"driver": time.process_time(), "Attempts": 0.0}
-    for process in psutil.Process().children(recursive=True):
-        with suppress(psutil.Error):
-            if "Attempts" in " ".join(process.cmdline()):
-                times = process.cpu_times()
-                found["Attempts"] += times.user + times.system
-    return found
-
-
 def measure_driver(folder: Path) -> dict[str, Any]:
     """In a process and a Ray of its own."""
     shutil.rmtree(folder / "driver", ignore_errors=True)
@@ -144,7 +141,7 @@ def way_driver(options: argparse.Namespace) -> dict[str, Any]:
     from stillhouse.jobs.progress import Lines
     from stillhouse.jobs.recorder import Recorder
     from stillhouse.pipelines.context import Context
-    from stillhouse.pipelines.flow import stream_parts
+    from stillhouse.pipelines.steps import Step, perform
     from stillhouse.spec import ComputeSettings
     from stillhouse.storage.run_record import RunRecord
 
@@ -155,35 +152,33 @@ def way_driver(options: argparse.Namespace) -> dict[str, Any]:
         object_store_memory=300_000_000,
         log_to_driver=False,
     )
-    store = Store(options.uri)
+    store = InstantStore(options.uri)
     record = RunRecord(store, "benchmark")
     record.start("job: benchmark\n", "select")
     watch = Watch(Recorder(Lines(), record))
     ctx = Context(store, ComputeSettings(), watch, run="benchmark")
 
-    def score(step: str, tasks: list[ScoreTask]) -> list[Receipt]:
-        return stream_parts(
-            ctx, step, kind="scores", tasks=tasks, make=Instant, workers=WORKERS, unit="tokens"
-        )
+    def score(title: str, tasks: list[InstantTask]) -> list[Receipt]:
+        return perform(ctx, Step(title, tasks, workers=WORKERS))
 
     score("score prior", score_tasks(100, NUM_PARTS))
     before = memory_mb("VmRSS")
     tasks = score_tasks(NUM_PARTS)
     described = memory_mb("VmRSS")
-    busy = cpu_seconds()
+    busy = time.process_time()
     with suppress(TimeIsUp):
         receipts = score("score conditional", tasks)
         if [r.task for r in receipts] != [t.fingerprint for t in tasks]:
             sys.exit("not every part came back, in order")
     rate = watch.done / watch.seconds
-    cost = {name: (now - busy[name]) / watch.done for name, now in cpu_seconds().items()}
+    cost = (time.process_time() - busy) / watch.done
     found = {
         "descriptors": NUM_PARTS,
         "parts done": watch.done,
         "s from the first part": watch.seconds,
         "parts a second": rate,
         "parts a second over those of 512 GPUs": rate / NEEDED,
-        "CPU milliseconds a part": {name: 1000 * s for name, s in cost.items()},
+        "CPU milliseconds a part": 1000 * cost,
         "descriptors, MB": described - before,
         "memory growth, MB": memory_mb("VmHWM") - before,
         "peak, MB": memory_mb("VmHWM"),
@@ -210,9 +205,10 @@ def way_records(options: argparse.Namespace) -> dict[str, Any]:
     store, tasks = Store(options.uri), score_tasks(NUM_PARTS)
     for place in ("tokens/parts", "scores/receipts"):
         Path(store.path(place)).mkdir(parents=True)
-    host = Instant()
     for task in tasks:
-        receipt = canonical_json(asdict(host.run(task)))
+        made = task.run(store, None, None)
+        made = Receipt(task.fingerprint, (task.part,), dict(made.counts), dict(made.info))
+        receipt = canonical_json(asdict(made))
         Path(store.path("scores/receipts", f"{task.fingerprint}.json")).write_bytes(receipt)
         Path(store.path(task.part.path)).touch()
     before, started = memory_mb("VmRSS"), time.perf_counter()

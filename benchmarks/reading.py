@@ -15,6 +15,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -144,36 +145,39 @@ def write_large(place: Path, size: int) -> None:
 
 def _unit(place: Path) -> Any:
     from stillhouse.spec import DataSource
-    from stillhouse.text.tasks import UnitFile, UnitTask
+    from stillhouse.text.tasks import ScanTask, UnitFile
 
     path = str(place / "pool.jsonl.gz")
-    return UnitTask("0" * 64, 0, (UnitFile(path, "0" * 64, None),), DataSource(path=path))
+    return ScanTask((UnitFile(path, "0" * 64, None),), DataSource(path=path))
 
 
 def way_pack(options: argparse.Namespace) -> dict[str, Any]:
     """Tokenise and pack the file in parts of a million tokens."""
     from stillhouse.storage.artifact import Store
-    from stillhouse.text.tasks import PackTask, pack_unit
+    from stillhouse.storage.task import commit
+    from stillhouse.text.tasks import PackTask
     from stillhouse.text.tokenizer import load_tokenizer
 
     pa.set_memory_pool(pa.system_memory_pool())  # gives back what it frees
     place = Path(options.uri)
     shutil.rmtree(place / "store", ignore_errors=True)
     tokenizer = load_tokenizer(str(place / "tokenizer"), None)
-    task = PackTask(_unit(place), (), 32, 31_250)
+    task = PackTask(_unit(place), "", tokenizer.digest, tokenizer.eos_token, 32, 31_250)
+    store = Store(str(place / "store"))
     before = memory_mb("VmRSS")
-    receipt = pack_unit(Store(str(place / "store")), tokenizer, task)
+    receipt = commit(store, task, task.run(store, tokenizer, None))
     return {"memory_mb": memory_mb("VmHWM") - before, "parts": len(receipt.parts)}
 
 
 def way_score(options: argparse.Namespace) -> dict[str, Any]:
-    """Score all of its parts, one after the other, as a Scorer actor does."""
+    """Score all of its parts as a worker does: one is scored while the next one is read."""
     import torch
 
-    from stillhouse.actors.scorer import ScorerHost, ScorerSettings
-    from stillhouse.selection.scorers import score_task
+    from stillhouse.actors.scorer import ScorerSettings
+    from stillhouse.selection.scorers import ScoreTask
     from stillhouse.spec import ScoringSettings
     from stillhouse.storage.artifact import PartRef, Store
+    from stillhouse.storage.task import commit
 
     torch.set_num_threads(1)
     pa.set_memory_pool(pa.system_memory_pool())
@@ -186,12 +190,16 @@ def way_score(options: argparse.Namespace) -> dict[str, Any]:
     settings = ScorerSettings(
         "causal_lm", str(place / "prior"), "", "", ScoringSettings(), "cpu", 0.0, 1
     )
-    host = ScorerHost(store, settings)
+    scorer = settings.build(store)
     before = memory_mb("VmRSS")
-    for part, following in zip(parts, [*parts[1:], None], strict=True):
-        host.run(score_task("s" * 64, part))
-        if following is not None:
-            host.prefetch(score_task("s" * 64, following))
+    tasks = [ScoreTask("s" * 64, part) for part in parts]
+    with ThreadPoolExecutor(1) as reader:
+        ahead = reader.submit(tasks[0].load, store)
+        for task, following in zip(tasks, [*tasks[1:], None], strict=True):
+            loaded = ahead.result()
+            if following is not None:
+                ahead = reader.submit(following.load, store)
+            commit(store, task, task.run(store, scorer, loaded))
     return {"memory_mb": memory_mb("VmHWM") - before, "parts": len(parts)}
 
 

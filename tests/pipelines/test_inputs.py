@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from stillhouse.errors import InputError
-from stillhouse.pipelines.inputs import list_source, open_inputs, unit_tasks
+from stillhouse.pipelines.inputs import list_source, open_inputs, scan_tasks
 from stillhouse.pipelines.mix_data import list_documents
 from stillhouse.spec import ColumnNames, DataSource
 from stillhouse.storage.artifact import Store
@@ -29,7 +29,7 @@ def opened(folder, path, **settings):
 
 def sources(inputs):
     """Text and label of every document, as the scan reads them."""
-    return sorted((d.text, d.source) for task in unit_tasks(inputs) for d in read_unit(task))
+    return sorted((d.text, d.source) for task in scan_tasks(inputs) for d in read_unit(task))
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".jsonl"])
@@ -65,7 +65,7 @@ def test_the_label_is_part_of_a_units_identity(tmp_path):
         opened(tmp_path, tmp_path / folder)
         for folder in ("x/source=a", "y/source=b", "z/plain", "z/renamed")
     )
-    names = [[task.fingerprint for task in unit_tasks(i)] for i in (a, b, plain, renamed)]
+    names = [[task.fingerprint for task in scan_tasks(i)] for i in (a, b, plain, renamed)]
     assert names[0] != names[1] != names[2] == names[3]
     identities = [i.identity() for i in (a, b, plain, renamed)]
     assert len(set(identities)) == 3 and identities[2] == identities[3]

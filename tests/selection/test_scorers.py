@@ -1,12 +1,15 @@
 """Scores that two writers make: adopted where devices round, refused where they say otherwise."""
 
+from importlib.metadata import version
+
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from stillhouse.errors import ArtifactError
-from stillhouse.selection.scorers import LanguageModelScorer, agree, score_part, score_task
+from stillhouse.selection.scorers import LanguageModelScorer, ScoreTask, agree
 from stillhouse.storage.artifact import PartRef, Store
+from stillhouse.storage.task import commit
 from stillhouse.text.packing import tokens_schema
 
 LENGTH = 4
@@ -33,18 +36,20 @@ def score(tmp_path):
     piece = {"id": "a", "source": "s", "start": 0, "end": LENGTH, "file": 0, "row": 0}
     tokens = pa.table({"input_ids": ids, "documents": pa.array([[piece], [piece]], DOCUMENTS)})
     store = Store(str(tmp_path))
-    task = score_task("model", PartRef("tokens/parts/a.parquet", 2, 8, 1, "0" * 64))
+    task = ScoreTask("model", PartRef("tokens/parts/a.parquet", 2, 8, 1, "0" * 64))
 
     def call(offset, dtype="float32"):
-        scorer = LanguageModelScorer(Losses(offset))
-        made_by = {"device": "cpu", "dtype": dtype, "micro_batch": 8}
-        return score_part(store, scorer, task, tokens, lambda: made_by)
+        scorer = LanguageModelScorer(Losses(offset), "cpu", dtype)
+        return commit(store, task, task.run(store, scorer, tokens))
 
     return call
 
 
 def test_what_made_it_is_recorded(score):
-    assert score(0).info == {"device": "cpu", "dtype": "float32", "micro_batch": 8}
+    made_by = {"device": "cpu", "dtype": "float32", "micro_batch": 8}
+    assert score(0).info == made_by | {"torch": version("torch")} | {
+        name: version(name) for name in ("transformers", "tokenizers", "pyarrow")
+    }
 
 
 @pytest.mark.parametrize(("dtype", "offset"), [("float32", 1e-5), ("bfloat16", 1e-2)])

@@ -7,11 +7,12 @@ from hypothesis import strategies as st
 
 from stillhouse.storage.artifact import Receipt, Store
 from stillhouse.storage.parquet import read_table
+from stillhouse.storage.task import commit
 from stillhouse.text.drops import (
     DROPS_SCHEMA,
+    DuplicatesTask,
+    SplitTask,
     add_digests,
-    drop_duplicates,
-    split_target,
     unit_digests,
 )
 from stillhouse.text.tasks import SCAN_SCHEMA
@@ -36,6 +37,10 @@ def scanned(store, units, tag=""):
         name = f"scans/parts/{tag}{unit}-{'-'.join(map(str, texts))}.parquet"
         receipts.append(Receipt(str(unit), (store.put_part(name, table, num_tokens=0),)))
     return receipts
+
+
+def done(store, task):
+    return commit(store, task, task.run(store, None, None))
 
 
 def dropped(store, receipts):
@@ -68,10 +73,8 @@ def test_later_copies_are_dropped_in_any_number_of_ranges(tmp_path_factory, unit
         seen.add(text)
     digests = []
     for num_ranges in (1, 3):
-        made = [
-            drop_duplicates(store, receipts, f"{num_ranges}-{n}", number=n, num_ranges=num_ranges)
-            for n in range(num_ranges)
-        ]
+        tasks = [DuplicatesTask(tuple(receipts), n, num_ranges) for n in range(num_ranges)]
+        made = [done(store, task) for task in tasks]
         assert dropped(store, made) == naive
         names = {unit for receipt in made for unit in receipt.info["units"]}
         digests.append(
@@ -89,10 +92,8 @@ def test_later_copies_are_dropped_in_any_number_of_ranges(tmp_path_factory, unit
 def test_split_parts_no_copies(tmp_path_factory, units, deduplicate):
     store = Store(str(tmp_path_factory.mktemp("split")))
     receipts = scanned(store, units)
-    sides = split_target(
-        store, receipts, ("train", "heldout"), heldout=0.4, deduplicate=deduplicate
-    )
-    train, heldout = (dropped(store, [side]) for side in sides)
+    sides = [SplitTask(tuple(receipts), 0.4, deduplicate, held) for held in (False, True)]
+    train, heldout = (dropped(store, [done(store, side)]) for side in sides)
     everywhere = addresses(units)
     on_train = {text for address, text in everywhere if address not in train}
     on_heldout = {text for address, text in everywhere if address not in heldout}

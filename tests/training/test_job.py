@@ -190,7 +190,7 @@ def test_a_bos_token_stands_before_every_sequence(task):
         threads=1,
         bos_id=bos,
     )
-    scores = settings.build().score(tokens)["value"].to_numpy()
+    scores = settings.build(task.store).score(tokens)["value"].to_numpy()
     np.testing.assert_allclose(scores, expected.mean(1), atol=1e-5)
     plain = run_training(task.store, task(fingerprint="b" * 64, **held), lambda *_: None)
     assert plain.totals["final_loss"] != made.totals["final_loss"]
