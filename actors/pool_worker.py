@@ -28,7 +28,7 @@ class HostSettings(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class CallFailed:
+class FailedCall:
     """Why something could not be done: the error's class and message, and the node's address."""
 
     kind: str
@@ -46,7 +46,7 @@ class Done:
     """What a worker says of one thing it did.
 
     Attributes:
-        value: the result, or a `CallFailed`.
+        value: the result, or a `FailedCall`.
         seconds: that the worker worked.
         waited_s: that it waited for data before.
     """
@@ -115,15 +115,15 @@ class PoolWorker:
         return self._host
 
 
-def _failure(error: Exception) -> CallFailed:
+def _failure(error: Exception) -> FailedCall:
     node = ray.util.get_node_ip_address()
     if isinstance(error, StillhouseError):
-        return CallFailed(type(error).__name__, str(error), node)
+        return FailedCall(type(error).__name__, str(error), node)
     if isinstance(error, ImportError):
-        return CallFailed("ClusterError", cannot_import(str(error)), node)
+        return FailedCall("ClusterError", cannot_import(str(error)), node)
     if type(error).__name__ in {"AcceleratorError", "CudaError"}:
         os._exit(1)  # nothing works in this process any more: only a new one helps
-    return CallFailed("Exception", "".join(traceback.format_exception(error)), node)
+    return FailedCall("Exception", "".join(traceback.format_exception(error)), node)
 
 
 def cannot_import(reason: str) -> str:

@@ -31,7 +31,7 @@ from submit import measure_submit
 
 from stillhouse.fingerprint import canonical_json, fingerprint
 from stillhouse.storage.artifact import Manifest, PartRef, Receipt, Store
-from stillhouse.storage.task import Made, Task
+from stillhouse.storage.task import Output, Task
 
 NUM_PARTS = 100_000
 PART_TOKENS = 16_000_000
@@ -64,10 +64,10 @@ class InstantTask(Task):
     KIND = "scores"
     part: PartRef
 
-    def run(self, store: Store, host: Any, loaded: Any) -> Made:
+    def run(self, store: Store, host: Any, loaded: Any) -> Output:
         """Counts and libraries."""
         counts = {"tokens": self.part.num_tokens, "sequences": self.part.num_rows, "nan": 0}
-        return Made((), counts, {"libraries": {"torch": "2.13.0"}})
+        return Output((), counts, {"libraries": {"torch": "2.13.0"}})
 
 
 class InstantStore(Store):

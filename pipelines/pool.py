@@ -16,7 +16,7 @@ from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError
 
 from stillhouse import errors
 from stillhouse.actors.metrics import StepMetrics
-from stillhouse.actors.pool_worker import Done, CallFailed, PoolWorker, cannot_import
+from stillhouse.actors.pool_worker import Done, FailedCall, PoolWorker, cannot_import
 from stillhouse.errors import ClusterError, PartFailedError
 from stillhouse.storage.artifact import Store
 
@@ -217,7 +217,7 @@ class _Progress:
         """
         self._open -= 1
         self._metrics.in_flight(self._open)
-        if not isinstance(done.value, CallFailed):
+        if not isinstance(done.value, FailedCall):
             self._in_a_row = 0
             self._metrics.part(done.seconds, done.waited_s)
             return True

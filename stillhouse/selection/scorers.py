@@ -19,7 +19,7 @@ from stillhouse.selection.color import TokenLosses, piece_sums
 from stillhouse.selection.contamination import NgramIndex
 from stillhouse.storage.artifact import PartRef, Store, libraries
 from stillhouse.storage.parquet import read_table
-from stillhouse.storage.task import Made, Task
+from stillhouse.storage.task import Output, Task
 from stillhouse.text.pieces import Pieces, read_pieces, token_ids
 from stillhouse.text.tokenizer import Tokenizer
 
@@ -86,7 +86,7 @@ class ScoreTask(Task):
         """Those that were scored."""
         return self.part.num_tokens
 
-    def run(self, store: Store, host: Scorer, loaded: pa.Table) -> Made:
+    def run(self, store: Store, host: Scorer, loaded: pa.Table) -> Output:
         """One table."""
         scores = host.score(loaded)
         if scores.num_rows != self.part.num_rows:
@@ -96,7 +96,7 @@ class ScoreTask(Task):
         made_by = host.made_by()
         tolerance = TOLERANCES.get(made_by.get("dtype", ""))
         agrees = None if tolerance is None else partial(agree, tolerance=tolerance)
-        return Made([scores], counts, made_by, agrees=agrees)
+        return Output([scores], counts, made_by, agrees=agrees)
 
 
 @dataclass(frozen=True, slots=True)

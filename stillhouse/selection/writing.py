@@ -24,7 +24,7 @@ from stillhouse.selection.sources import Sources
 from stillhouse.spec import PoolSource
 from stillhouse.storage.artifact import Store
 from stillhouse.storage.parquet import read_table
-from stillhouse.storage.task import Made, Place, Task
+from stillhouse.storage.task import Output, Place, Task
 from stillhouse.text.documents import read_rows
 from stillhouse.text.duplicates import keyed_uniform
 from stillhouse.text.pieces import Pieces, read_pieces
@@ -76,7 +76,7 @@ class WriteTask(Task):
         """In the folder that readers are given."""
         return f"selections/{self.selection}/part-{self.number:05d}.parquet"
 
-    def run(self, store: Store, host: Any, loaded: Any) -> Made:
+    def run(self, store: Store, host: Any, loaded: Any) -> Output:
         """One table; counts are its tokens."""
         tally = Tally()
         tables: list[pa.Table] = []
@@ -108,7 +108,7 @@ class WriteTask(Task):
         table = pa.concat_tables(tables)
         table = table.take(pa.array(np.argsort(np.concatenate(order), kind="stable")))
         counts = {"tokens": tally.fate_tokens["kept"]}
-        return Made([table], counts, {"tally": tally.to_json()})
+        return Output([table], counts, {"tally": tally.to_json()})
 
     def tokens_in(self, table: pa.Table) -> int:
         """Of its sequences, or of its documents."""

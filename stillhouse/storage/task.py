@@ -35,7 +35,7 @@ Place = Annotated[T, _PLACE]
 
 
 @dataclass(frozen=True, slots=True)
-class Made:
+class Output:
     """What a task made.
 
     Attributes:
@@ -76,7 +76,7 @@ class Task:
         """Read what `run` will need; called while the worker is busy with another task."""
         return None
 
-    def run(self, store: Store, host: Any, loaded: Any) -> Made:
+    def run(self, store: Store, host: Any, loaded: Any) -> Output:
         """Do the work.
 
         Args:
@@ -95,7 +95,7 @@ class Task:
         return 0
 
 
-def commit(store: Store, task: Task, made: Made) -> Receipt:
+def commit(store: Store, task: Task, made: Output) -> Receipt:
     """Write what a task made, and the receipt that it is finished."""
     parts: list[PartRef] = []
     for table in made.tables:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from stillhouse.storage.artifact import Receipt, Store
 from stillhouse.storage.parquet import read_table
-from stillhouse.storage.task import Made, Task
+from stillhouse.storage.task import Output, Task
 from stillhouse.text.duplicates import hash_range, heldout_split, later_occurrences, mix
 
 DOCUMENTS_A_RANGE = 8_000_000
@@ -84,7 +84,7 @@ class DuplicatesTask(Task):
     number: int
     num_ranges: int
 
-    def run(self, store: Store, host: Any, loaded: Any) -> Made:
+    def run(self, store: Store, host: Any, loaded: Any) -> Output:
         """One table."""
         scanned = read_scans(store, self.scans, number=self.number, num_ranges=self.num_ranges)
         return _drops([scanned.where(later_occurrences(scanned.hashes), "duplicate")])
@@ -105,7 +105,7 @@ class SplitTask(Task):
     deduplicate: bool
     held_out: bool
 
-    def run(self, store: Store, host: Any, loaded: Any) -> Made:
+    def run(self, store: Store, host: Any, loaded: Any) -> Output:
         """One table."""
         scanned = read_scans(store, self.scans)
         held = heldout_split(scanned.hashes, self.share, 0)
@@ -118,10 +118,10 @@ class SplitTask(Task):
         return _drops([copies, scanned.where(other & ~later, reason)])
 
 
-def _drops(tables: Iterable[pa.Table]) -> Made:
+def _drops(tables: Iterable[pa.Table]) -> Output:
     table = pa.concat_tables(tables).unify_dictionaries().combine_chunks()
     table = table.sort_by([("unit", "ascending"), ("file", "ascending"), ("row", "ascending")])
-    return Made([table], info={"units": unit_digests(table)})
+    return Output([table], info={"units": unit_digests(table)})
 
 
 def unit_digests(table: pa.Table) -> dict[str, str]:

@@ -20,7 +20,7 @@ from stillhouse.errors import BadFileError
 from stillhouse.spec import DataSource
 from stillhouse.storage.artifact import Store
 from stillhouse.storage.parquet import read_table
-from stillhouse.storage.task import Made, Place, Task
+from stillhouse.storage.task import Output, Place, Task
 from stillhouse.text.documents import DeadLetter, Document, read_documents
 from stillhouse.text.duplicates import document_hash
 from stillhouse.text.packing import Packer, pack, token_dtype, tokens_table
@@ -67,12 +67,12 @@ class ScanTask(Task):
     files: tuple[UnitFile, ...]
     source: DataSource
 
-    def run(self, store: Store, host: Any, loaded: Any) -> Made:
+    def run(self, store: Store, host: Any, loaded: Any) -> Output:
         """Read all of it, batch by batch."""
         counts, info = Counter[str](), dict[str, Any]()
         dead: list[DeadLetter] = []
         named = dict[str, pa.Table]()
-        return Made(self._tables(dead, counts, info, named), counts, info, named)
+        return Output(self._tables(dead, counts, info, named), counts, info, named)
 
     def _tables(
         self,
@@ -150,10 +150,10 @@ class PackTask(Task):
         """Of all its sequences."""
         return table.num_rows * self.sequence_length
 
-    def run(self, store: Store, host: Tokenizer, loaded: Any) -> Made:
+    def run(self, store: Store, host: Tokenizer, loaded: Any) -> Output:
         """Tokenise and pack, part by part."""
         counts = Counter[str]()
-        return Made(self._tables(host, counts), counts)
+        return Output(self._tables(host, counts), counts)
 
     def _tables(self, tokenizer: Tokenizer, counts: Counter[str]) -> Iterator[pa.Table]:
         packer = Packer(

@@ -20,7 +20,7 @@ from stillhouse.pipelines.steps import Step, perform, run_tasks
 from stillhouse.spec import ComputeSettings
 from stillhouse.storage.artifact import Store
 from stillhouse.storage.parquet import read_table
-from stillhouse.storage.task import Made, Place, Task
+from stillhouse.storage.task import Output, Place, Task
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import tests
 
@@ -55,7 +55,7 @@ class Thing(Task):
             until(lambda: Path(self.folder, "go").exists())
         self.note("done")
         table = pa.table({"name": [self.name], "host": [str(host)]})
-        return Made([table], {"tokens": 1}, {"pid": os.getpid()})
+        return Output([table], {"tokens": 1}, {"pid": os.getpid()})
 
     def note(self, what):
         """How often this happened to the task, this time included."""
