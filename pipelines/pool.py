@@ -95,7 +95,7 @@ class Pool:
             TaskFailed: a call raised, kept killing its worker, or cannot reach the store.
             ClusterError: no worker can be started.
         """
-        state = _Progress(calls, self._max_attempts, metrics, self._note)
+        state = _OpenCalls(calls, self._max_attempts, metrics, self._note)
         width = min(width, len(calls))
         while state.unfinished:
             while len(self._workers) < width:
@@ -122,7 +122,7 @@ class Pool:
         actor = maker.options(max_concurrency=_CALLS, **self.options).remote(self._store)
         return _Worker(actor, actor.node.remote())
 
-    def _collect(self, state: "_Progress") -> Iterator[tuple[Call, Done]]:
+    def _collect(self, state: "_OpenCalls") -> Iterator[tuple[Call, Done]]:
         """Wait for something to end, then take all that has."""
         owners = {ref: worker for worker in self._workers for ref in worker.calls}
         owners |= {worker.starting: worker for worker in self._workers if worker.starting}
@@ -147,7 +147,7 @@ class Pool:
                 if state.take(call, found):
                     yield call, found
 
-    def _lost(self, worker: _Worker, error: Exception, state: "_Progress") -> None:
+    def _lost(self, worker: _Worker, error: Exception, state: "_OpenCalls") -> None:
         """Replace an actor; what it had is done again, unless it could not even be started."""
         if isinstance(error, RayActorError) and error.actor_init_failed:
             lines = [line.strip() for line in str(error).splitlines() if line.strip()]
@@ -161,7 +161,7 @@ class Pool:
         state.lose(list(worker.calls.values()), node_lives=node_lives)
 
 
-class _Progress:
+class _OpenCalls:
     """The calls of one step that are not finished: what to do next, and what was lost how often."""
 
     def __init__(
