@@ -153,7 +153,9 @@ def prepare(folder: Path, num_tokens: int, clock: Clock) -> tuple[Prepared, Cont
     ctx = Context(Store(spec.store), spec.compute, clock)
     scans = scan(ctx, open_job_inputs(ctx.store, spec, list_job_inputs(spec))).sources
     words = tokenizer(ctx, spec, scans[0])
-    pool, target, _ = tokenise(ctx, spec, without_dropped(ctx, spec, scans, words), words)
+    pool, target, _ = tokenise(
+        ctx, spec.sequence_length, without_dropped(ctx, spec, scans, words), words
+    )
     models = Models(ctx, spec, words, {})
     prior = models.prior(pool.manifest, lambda _: None)
     both = {"prior": prior, "conditional": models.conditional(prior, target.manifest)}

@@ -8,15 +8,13 @@ from stillhouse.errors import StillhouseError
 from stillhouse.jobs.costs import Estimate, cost_row, speeds_of
 from stillhouse.models.shape import planned_shape
 from stillhouse.pipelines.context import Context, StepWork, Unfinished
-from stillhouse.pipelines.inputs import Inputs, JobInputs, scan_tasks
+from stillhouse.pipelines.inputs import Inputs, JobInputs, guess_bytes, scan_tasks
 from stillhouse.pipelines.packed import packed_units
 from stillhouse.pipelines.scan import Scan
 from stillhouse.spec import ModelSettings, SelectionSettings, SelectSpec, TokenizerTraining
 from stillhouse.text.tokenizer import load_tokenizer
 
 CHARS_PER_TOKEN = 3.5
-_PACKED_SIZE = {".parquet": 2.5, ".gz": 3.5, ".zst": 3.5}
-"""Bytes of text in a stored byte, roughly."""
 _OF_THE_POOL = ("score prior", "score conditional", "score down", "score", "contamination")
 """Steps that go on part by part: old parts stay when a shard is added."""
 _KEPT = ("tokenizer", "train prior", "train conditional", "train down", "fit scorer")
@@ -68,7 +66,7 @@ def _look_on(
         words = tokenizer(look, spec, Scan("pool", inputs.pool, tasks, []))
     except Unfinished:
         return {}, 0.0, inputs.pool
-    found = packed_units(ctx.store, words, spec)
+    found = packed_units(ctx.store, words, spec.sequence_length, inputs.pool.part_tokens)
     there = [task.fingerprint in found for task in tasks]
     units = list(zip(inputs.pool.units, there, strict=True))
     part = replace(inputs.pool, units=tuple(unit for unit, known in units if known))
@@ -151,15 +149,6 @@ def _guess(inputs: Inputs) -> float:
         share = (part.rows[1] - part.rows[0]) / rows if part.rows and rows else 1.0
         sizes += share * guess_bytes([file])
     return sizes / CHARS_PER_TOKEN
-
-
-def guess_bytes(files: Any) -> float:
-    """Bytes of text in files, roughly."""
-    total = 0.0
-    for file in files:
-        factor = [f for end, f in _PACKED_SIZE.items() if file.uri.lower().endswith(end)]
-        total += file.size_bytes * (factor[0] if factor else 1)
-    return total
 
 
 def _model_flops(spec: SelectSpec) -> tuple[float | None, float]:

@@ -3,9 +3,10 @@
 from typing import Any
 
 from stillhouse.jobs.costs import Estimate, cost_row, speeds_of
-from stillhouse.jobs.select_plan import CHARS_PER_TOKEN, guess_bytes
+from stillhouse.jobs.select_plan import CHARS_PER_TOKEN
 from stillhouse.models.shape import planned_shape
 from stillhouse.pipelines.context import Context
+from stillhouse.pipelines.inputs import guess_bytes
 from stillhouse.pipelines.train_data import TEXT_LENGTH, TextSet, TokenSet, TrainInputs
 from stillhouse.text.tokenizer import load_tokenizer
 from stillhouse.training.spec import TrainSpec

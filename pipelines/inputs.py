@@ -1,12 +1,14 @@
 """What goes in: the listing of a data source, its content digests, and the units of work."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from urllib.parse import unquote
 
 from stillhouse.errors import InputError
 from stillhouse.fingerprint import fingerprint
-from stillhouse.spec import DataSource, SelectSpec
+from stillhouse.spec import DataSource, PartTokens, SelectSpec
+from stillhouse.storage import numbered
 from stillhouse.storage.artifact import Store
 from stillhouse.storage.digests import digest_files
 from stillhouse.storage.filesystem import FileInfo, list_files
@@ -16,6 +18,9 @@ from stillhouse.text.units import InputFile, Unit, group_units
 
 _NO_PARTITION = "__HIVE_DEFAULT_PARTITION__"
 _BYTES_PER_TOKEN = 4
+_PARTS = 64
+_PACKED_SIZE = {".parquet": 2.5, ".gz": 3.5, ".zst": 3.5, ".bz2": 4.0, ".xz": 4.0}
+"""Bytes of text in a stored byte, roughly."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +30,7 @@ class Inputs:
     source: DataSource
     files: tuple[InputFile, ...]
     units: tuple[Unit, ...]
+    part_tokens: int
 
     @property
     def num_bytes(self) -> int:
@@ -63,11 +69,17 @@ def open_inputs(
     store: Store,
     source: DataSource,
     found: list[FileInfo],
-    part_tokens: int,
+    asked: PartTokens,
     *,
     remember: bool = True,
 ) -> Inputs:
-    """Digest the listed files of a data source (from the cache where they are unchanged)."""
+    """Digest the listed files of a data source (from the cache where they are unchanged).
+
+    `asked` is the spec's `part_tokens`; with `remember`, what `auto` became stays in the store.
+    """
+    part_tokens = asked
+    if asked == "auto":
+        part_tokens = _pinned_part_tokens(store, source, found, remember=remember)
     digests = digest_files(store, found, remember=remember)
     unit_bytes = part_tokens * _BYTES_PER_TOKEN
     files = tuple(
@@ -81,7 +93,41 @@ def open_inputs(
         )
         for info, digest in zip(found, digests, strict=True)
     )
-    return Inputs(source, files, tuple(group_units(files, unit_bytes=unit_bytes)))
+    units = tuple(group_units(files, unit_bytes=unit_bytes))
+    return Inputs(source, files, units, part_tokens)
+
+
+def _pinned_part_tokens(
+    store: Store, source: DataSource, found: list[FileInfo], *, remember: bool
+) -> int:
+    """What `part_tokens: auto` was when this store first saw the paths, or becomes now.
+
+    Parts that are finished stay whatever is added: the first listing decides.
+    """
+    folder = store.path("pins", fingerprint(["part tokens", source.paths]))
+    numbers = numbered.versions(folder)
+    if not numbers:
+        size = auto_part_tokens(guess_bytes(found))
+        if not remember:
+            return size
+        numbered.append(folder, {"part_tokens": size})
+        numbers = numbered.versions(folder)
+    return numbered.read_version(folder, numbers[0])["part_tokens"]
+
+
+def auto_part_tokens(num_bytes: float) -> int:
+    """A power of two from 2**17 to 2**24 tokens, by which the text is about 64 parts."""
+    wanted = num_bytes / _BYTES_PER_TOKEN / _PARTS
+    return 2 ** min(max(round(math.log2(max(wanted, 1))), 17), 24)
+
+
+def guess_bytes(files: Iterable[FileInfo | InputFile]) -> float:
+    """Bytes of text in files, roughly."""
+    total = 0.0
+    for file in files:
+        factor = [f for end, f in _PACKED_SIZE.items() if file.uri.lower().endswith(end)]
+        total += file.size_bytes * (factor[0] if factor else 1)
+    return total
 
 
 def _folder_label(uri: str, key: str) -> str | None:

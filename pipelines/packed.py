@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from stillhouse.errors import ArtifactError
-from stillhouse.pipelines.tokens import PackSettings, TokenizerRef
+from stillhouse.pipelines.tokens import TokenizerRef
 from stillhouse.storage.artifact import Store
 from stillhouse.storage.filesystem import list_names
 
@@ -19,20 +19,20 @@ class PackedUnit:
 
 
 def packed_units(
-    store: Store, tokenizer: TokenizerRef, spec: PackSettings
+    store: Store, tokenizer: TokenizerRef, sequence_length: int, part_tokens: int
 ) -> dict[str, PackedUnit]:
     """By the fingerprint of a unit's scan: how it was packed with this tokenizer and lengths.
 
     What a unit drops depends on the other units; where it was packed several times, any counts.
     """
-    part_rows = max(1, spec.part_tokens // spec.sequence_length)
+    part_rows = max(1, part_tokens // sequence_length)
     found: dict[str, PackedUnit] = {}
     for name in sorted(set(list_names(store.path("tokens"))) - _NOT_ARTIFACTS):
         try:
             manifest = store.get_manifest("tokens", name)
         except ArtifactError:  # being written, or of another version
             continue
-        if manifest.settings["sequence_length"] != spec.sequence_length:
+        if manifest.settings["sequence_length"] != sequence_length:
             continue
         made_with = manifest.settings["tokenizer"]
         if (made_with["digest"], made_with["eos_token"]) != (tokenizer.digest, tokenizer.eos_token):

@@ -74,7 +74,7 @@ def run_select(ctx: Context, spec: SelectSpec, inputs: JobInputs) -> SelectRun:
     scanned = scan(ctx, inputs)
     words = tokenizer(ctx, spec, scanned.sources[0])
     packing = without_dropped(ctx, spec, scanned.sources, words)
-    pool, target, heldout = tokenise(ctx, spec, packing, words)
+    pool, target, heldout = tokenise(ctx, spec.sequence_length, packing, words)
     check_size(pool.manifest, spec.selection)
     sources = PoolSources(ctx, spec, pool.manifest)
     check_shares(sources, pool.manifest, spec.selection)

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 from stillhouse.errors import InputError
 from stillhouse.fingerprint import fingerprint
@@ -53,20 +53,6 @@ class TokenizerRef:
         return {k: v for k, v in asdict(self).items() if k != "bos_id"} | {"path": None}
 
 
-class PackSettings(Protocol):
-    """How documents are cut; any spec that has these two keys."""
-
-    @property
-    def sequence_length(self) -> int:
-        """Tokens a sequence."""
-        ...
-
-    @property
-    def part_tokens(self) -> int:
-        """Tokens a part."""
-        ...
-
-
 @dataclass(frozen=True, slots=True)
 class Packing:
     """A scanned source, what is dropped from it, and the tasks that pack the rest."""
@@ -96,7 +82,8 @@ def without_dropped(
     else:
         train, held = _split_target(ctx, target, spec)
         sides = [(pool, copies), (target, [train]), (target, [held])]
-    packed = [Packing(s, d, pack_tasks(ctx.store, s, d, tokenizer, spec)) for s, d in sides]
+    length = spec.sequence_length
+    packed = [Packing(s, d, pack_tasks(ctx.store, s, d, tokenizer, length)) for s, d in sides]
     if ctx.packed is not None:
         dropped = [ctx.packed[scan.fingerprint] for scan in pool.tasks]
         tasks = [replace(t, dropped=d) for t, d in zip(packed[0].tasks, dropped, strict=True)]
@@ -127,7 +114,7 @@ def pack_tasks(
     scanned: Scan,
     drops: Sequence[Receipt],
     tokenizer: TokenizerRef,
-    spec: PackSettings,
+    sequence_length: int,
 ) -> list[PackTask]:
     """A packing task for each unit, which knows what of it is left out."""
     return [
@@ -140,8 +127,8 @@ def pack_tasks(
             ),
             tokenizer=tokenizer.digest,
             eos_token=tokenizer.eos_token,
-            sequence_length=spec.sequence_length,
-            part_rows=max(1, spec.part_tokens // spec.sequence_length),
+            sequence_length=sequence_length,
+            part_rows=max(1, scanned.inputs.part_tokens // sequence_length),
             number=number,
             drops=tuple(store.path(part.path) for receipt in drops for part in receipt.parts),
         )
@@ -151,7 +138,7 @@ def pack_tasks(
 
 def tokenise(
     ctx: Context,
-    spec: PackSettings,
+    sequence_length: int,
     packing: Sequence[Packing],
     tokenizer: TokenizerRef,
     names: Sequence[str] = ("pool", "target", "target.heldout"),
@@ -167,7 +154,7 @@ def tokenise(
     made: list[Tokenised] = []
     for what, group in zip(names, packing, strict=True):
         mine, receipts = receipts[: len(group.tasks)], receipts[len(group.tasks) :]
-        made.append(_manifest(ctx.store, what, group, mine, tokenizer, spec))
+        made.append(_manifest(ctx.store, what, group, mine, tokenizer, sequence_length))
     ctx.work["tokens"].tokens = sum(one.manifest.num_tokens for one in made)
     return made
 
@@ -178,7 +165,7 @@ def _manifest(
     packing: Packing,
     receipts: list[Receipt],
     tokenizer: TokenizerRef,
-    spec: PackSettings,
+    sequence_length: int,
 ) -> Tokenised:
     scanned = packing.scanned
     counts: Counter[str] = Counter()
@@ -188,7 +175,7 @@ def _manifest(
         raise InputError(
             f"`{what}` ({scanned.inputs.source.path!r}) has {counts['documents']:,} documents of "
             f"{counts['remainder_tokens']:,} tokens in all, less than one sequence of "
-            f"{spec.sequence_length}: give more text, or lower `sequence_length`"
+            f"{sequence_length}: give more text, or lower `sequence_length`"
         )
     manifest = Manifest(
         kind="tokens",
@@ -213,7 +200,7 @@ def _manifest(
         },
         settings={
             "tokenizer": tokenizer.described(),
-            "sequence_length": spec.sequence_length,
+            "sequence_length": sequence_length,
             "reading": scanned.inputs.source.identity(),
         },
         totals=dict(sorted(counts.items())),

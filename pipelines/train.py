@@ -35,14 +35,6 @@ _SCORING = {"dtype", "attention"}
 
 
 @dataclass(frozen=True, slots=True)
-class PackSize:
-    """How documents are cut into sequences and parts."""
-
-    sequence_length: int
-    part_tokens: int
-
-
-@dataclass(frozen=True, slots=True)
 class TrainRun:
     """Everything that a train job made."""
 
@@ -65,7 +57,7 @@ def run_train(ctx: Context, spec: TrainSpec, inputs: TrainInputs) -> TrainRun:
     positions = length + tokenizer.num_extra
     needs = Needs(tokenizer.vocab_size, positions, comparable=True)
     models = given_models(ctx, given_paths(spec), needs)
-    sets = _tokens(ctx, inputs.all, tokenizer, PackSize(length, spec.part_tokens))
+    sets = _tokens(ctx, inputs.all, tokenizer, length)
     heldout = sets.pop() if inputs.heldout else None
     task = train_task(spec, sets, heldout, tokenizer)
     if spec.online is None:
@@ -76,7 +68,7 @@ def run_train(ctx: Context, spec: TrainSpec, inputs: TrainInputs) -> TrainRun:
 
 
 def _tokens(
-    ctx: Context, sets: Sequence[TokenSet | TextSet], tokenizer: TokenizerRef, cut: PackSize
+    ctx: Context, sets: Sequence[TokenSet | TextSet], tokenizer: TokenizerRef, length: int
 ) -> list[TokenSet]:
     """All sets as tokens; documents are scanned and packed."""
     texts = [one for one in sets if isinstance(one, TextSet)]
@@ -84,10 +76,10 @@ def _tokens(
     if texts:
         scanned = scan_sources(ctx, {one.key: one.inputs for one in texts})
         packing = [
-            Packing(s, NO_DROPS, pack_tasks(ctx.store, s, NO_DROPS, tokenizer, cut))
+            Packing(s, NO_DROPS, pack_tasks(ctx.store, s, NO_DROPS, tokenizer, length))
             for s in scanned.sources
         ]
-        packed = tokenise(ctx, cut, packing, tokenizer, [one.key for one in texts])
+        packed = tokenise(ctx, length, packing, tokenizer, [one.key for one in texts])
         made = {one.key: done.manifest for one, done in zip(texts, packed, strict=True)}
     return [
         one
@@ -99,7 +91,7 @@ def _tokens(
             uris=tuple(ctx.store.path(part.path) for part in made[one.key].parts),
             rows=tuple(part.num_rows for part in made[one.key].parts),
             digests=tuple(part.sha256 for part in made[one.key].parts),
-            sequence_length=cut.sequence_length,
+            sequence_length=length,
             tokenizer=None,
         )
         for one in sets

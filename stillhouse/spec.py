@@ -4,7 +4,7 @@ A spec is one YAML file. `jobs/spec_file.py` reads it, applies `--set a.b=c` and
 complaints into one line each. Everything below `jobs/` receives these models and reads them.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import Field, field_validator, model_validator
 
@@ -19,6 +19,9 @@ from stillhouse.tokenizer_settings import (
 )
 
 Dtype = Literal["auto", "float32", "bfloat16"]
+
+
+PartTokens: TypeAlias = Count | Literal["auto"]
 
 
 class ColumnNames(Settings):
@@ -339,8 +342,9 @@ class SelectSpec(JobSpec):
         description="default: that of the models given by path, else one trained on the pool",
     )
     sequence_length: Annotated[int, Field(ge=8)] = 256
-    part_tokens: Count = Field(
-        default=16_000_000, description="tokens a part: unit of work and retry"
+    part_tokens: PartTokens = Field(
+        default="auto",
+        description="tokens a part, the unit of work and retry; auto: 64 parts (guide.md)",
     )
     deduplicate: bool = Field(default=True, description="drop exact duplicates after normalising")
     prior: PriorSettings = PriorSettings()

@@ -12,6 +12,7 @@ from stillhouse.spec import (
     JobSpec,
     ModelSettings,
     Optimisation,
+    PartTokens,
     ScoringSettings,
     Settings,
 )
@@ -115,8 +116,8 @@ class TrainSpec(JobSpec):
     sequence_length: Annotated[int, Field(ge=8)] | None = Field(
         default=None, description="default that of the tokens; 256 for documents"
     )
-    part_tokens: Count = Field(
-        default=16_000_000, description="tokens a part that is made of documents"
+    part_tokens: PartTokens = Field(
+        default="auto", description="tokens a part that is made of documents; auto: as `select`"
     )
     train: TrainingSettings = TrainingSettings()
     online: OnlineSettings | None = Field(

@@ -1,13 +1,19 @@
 """From listed files to units: what their names say, and what of it is identity."""
 
 import json
+import os
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from stillhouse.errors import InputError
-from stillhouse.pipelines.inputs import list_source, open_inputs, scan_tasks
+from stillhouse.pipelines.inputs import (
+    auto_part_tokens,
+    list_source,
+    open_inputs,
+    scan_tasks,
+)
 from stillhouse.pipelines.mix_data import list_documents
 from stillhouse.spec import ColumnNames, DataSource
 from stillhouse.storage.artifact import Store
@@ -81,3 +87,36 @@ def test_text_is_no_data_beside_data(tmp_path):
     assert [f.name for f in list_documents([str(tmp_path / "notes")])] == ["README.md"]
     with pytest.raises(InputError, match=r"looking for \.parquet, \.pq, \.jsonl"):
         list_documents([str(tmp_path / "nothing")])
+
+
+@pytest.mark.parametrize(
+    ("num_bytes", "expected"),
+    [
+        (1, 131_072),
+        (40e6, 131_072),  # 10 M tokens: 76 parts
+        (4e9, 16_777_216),  # 1 G tokens: 60 parts
+        (4 * 64 * 2**20, 2**20),
+        (1e15, 16_777_216),
+    ],
+)
+def test_parts_follow_from_bytes_alone(num_bytes, expected):
+    assert auto_part_tokens(num_bytes) == expected
+
+
+def test_the_first_listing_decides_and_a_plan_pins_nothing(tmp_path):
+    """A pool that grows thousandfold keeps its parts: those that are finished are found again."""
+    pool, store = tmp_path / "pool", Store(str(tmp_path / "store"))
+    pool.mkdir()
+    (pool / "a.txt").write_text("word " * 1000)
+    source = DataSource(path=str(pool))
+
+    def part_tokens(**options):
+        return open_inputs(store, source, list_source(source), "auto", **options).part_tokens
+
+    assert part_tokens(remember=False) == 131_072
+    os.truncate(pool / "a.txt", 10**9)  # sparse; 2.5e8 tokens in 64 parts are 3.9 M each
+    assert part_tokens(remember=False) == 2**22
+    os.truncate(pool / "a.txt", 5000)
+    assert part_tokens() == 131_072
+    os.truncate(pool / "a.txt", 10**8 * 4)
+    assert part_tokens() == part_tokens(remember=False) == 131_072
