@@ -144,7 +144,7 @@ def write_large(place: Path, size: int) -> None:
 
 
 def _unit(place: Path) -> Any:
-    from stillhouse.spec import DataSource
+    from stillhouse.data_settings import DataSource
     from stillhouse.text.tasks import ScanTask, UnitFile
 
     path = str(place / "pool.jsonl.gz")

@@ -7,9 +7,10 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
+from stillhouse.data_settings import DataSource
 from stillhouse.distillation.image_sources import ImageData
 from stillhouse.errors import SpecError
-from stillhouse.spec import NOT_IDENTITY, DataSource, JobSpec
+from stillhouse.spec import NOT_IDENTITY, JobSpec
 
 S = TypeVar("S", bound=JobSpec)
 _REFERENCES = {"threshold_from", "selection", "log"}

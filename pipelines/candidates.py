@@ -7,6 +7,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
+from stillhouse.data_settings import PoolSource
 from stillhouse.pipelines.context import Context
 from stillhouse.pipelines.scores import Scores
 from stillhouse.pipelines.steps import run_tasks
@@ -14,7 +15,7 @@ from stillhouse.pipelines.tokens import Tokenised, TokenizerRef
 from stillhouse.selection.quotas import check_others, check_shares, named_shares
 from stillhouse.selection.ranking import Grain, RankedPart, Rule, row_sources, scorers_read
 from stillhouse.selection.sources import LabelCounts, Sources
-from stillhouse.spec import PoolSource, SelectSpec
+from stillhouse.spec import SelectSpec
 from stillhouse.storage.artifact import Manifest, Store
 from stillhouse.storage.parquet import open_part
 from stillhouse.text.pieces import read_pieces

@@ -5,9 +5,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from urllib.parse import unquote
 
+from stillhouse.data_settings import DataSource, PartTokens
 from stillhouse.errors import InputError
 from stillhouse.fingerprint import fingerprint
-from stillhouse.spec import DataSource, PartTokens, SelectSpec
+from stillhouse.spec import SelectSpec
 from stillhouse.storage import numbered
 from stillhouse.storage.artifact import Store
 from stillhouse.storage.digests import digest_files
@@ -77,9 +78,10 @@ def open_inputs(
 
     `asked` is the spec's `part_tokens`; with `remember`, what `auto` became stays in the store.
     """
-    part_tokens = asked
     if asked == "auto":
         part_tokens = _pinned_part_tokens(store, source, found, remember=remember)
+    else:
+        part_tokens = asked
     digests = digest_files(store, found, remember=remember)
     unit_bytes = part_tokens * _BYTES_PER_TOKEN
     files = tuple(

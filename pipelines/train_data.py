@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from stillhouse.data_settings import DataSource
 from stillhouse.errors import InputError, ModelError, SpecError
 from stillhouse.fingerprint import fingerprint
 from stillhouse.models.shape import model_uri, read_header
 from stillhouse.pipelines.given import check_vocabulary, model_identity, selection_uri
 from stillhouse.pipelines.inputs import Inputs, list_source, open_inputs
 from stillhouse.reading.readers import Artifact, open_selection
-from stillhouse.spec import DataSource
 from stillhouse.storage.artifact import Store, load_manifest
 from stillhouse.storage.digests import digest_files
 from stillhouse.storage.filesystem import (

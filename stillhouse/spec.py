@@ -4,11 +4,12 @@ A spec is one YAML file. `jobs/spec_file.py` reads it, applies `--set a.b=c` and
 complaints into one line each. Everything below `jobs/` receives these models and reads them.
 """
 
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from stillhouse.compute_settings import ComputeSettings
+from stillhouse.data_settings import PartTokens, PoolSource, TargetSource
 from stillhouse.selection.own_settings import OwnScorerSettings
 from stillhouse.settings import Count, Settings, Share, refuse_secret_urls, refuse_secrets
 from stillhouse.storage.names import NAME_PATTERN
@@ -19,78 +20,6 @@ from stillhouse.tokenizer_settings import (
 )
 
 Dtype = Literal["auto", "float32", "bfloat16"]
-
-
-PartTokens: TypeAlias = Count | Literal["auto"]
-
-
-class ColumnNames(Settings):
-    """Which columns (Parquet) or keys (JSON) hold what; `a.b` is the key `b` of the object `a`."""
-
-    text: str = Field(default="text", description="the document's text")
-    id: str | None = Field(
-        default=None, description="its id; default `id` if present, else file and row"
-    )
-    source: str | None = Field(
-        default=None,
-        description="its source label; default `source` if present, or a folder `source=LABEL`",
-    )
-
-
-class DataSource(Settings):
-    """Documents in files: Parquet, JSON (a value a line, one array, or indented) or plain text.
-
-    JSON and text may be compressed (gz, zst, bz2, xz) and in UTF-8, UTF-16 or UTF-32.
-    """
-
-    path: str | list[str] = Field(description="a file, folder, glob or fsspec URI, or several")
-    format: Literal["auto", "parquet", "jsonl", "text"] = Field(
-        default="auto", description="auto: by the files' suffixes"
-    )
-    columns: ColumnNames = ColumnNames()
-    source: str | None = Field(default=None, description="one label for all rows that have none")
-    max_bad_rows: Annotated[float, Field(ge=0)] = Field(
-        default=0.01,
-        description="bad rows allowed: a share below 1, a count from 1; more stops the run",
-    )
-    max_chars: Count = Field(default=10_000_000, description="a longer text is a bad row")
-    skip_bad_files: bool = Field(
-        default=False, description="quarantine unreadable files, do not stop"
-    )
-
-    @field_validator("path")
-    @classmethod
-    def _not_empty(cls, path: str | list[str]) -> str | list[str]:
-        if not path or (isinstance(path, list) and not all(path)):
-            raise ValueError("give at least one file, folder, glob or URI")
-        return path
-
-    def identity(self) -> dict[str, Any]:
-        """The settings that change which documents come out of the same bytes."""
-        read = {"format", "columns", "source", "max_chars", "skip_bad_files"}
-        return self.model_dump(include=read)
-
-    @property
-    def paths(self) -> list[str]:
-        """The paths as a list."""
-        return [self.path] if isinstance(self.path, str) else self.path
-
-
-class PoolSource(DataSource):
-    """The documents to choose from, and what of them the kept rows carry along."""
-
-    keep_columns: list[str] = Field(
-        default=[], description="columns that the kept rows carry, as text; `a.b` as in `columns`"
-    )
-
-
-class TargetSource(DataSource):
-    """The domain to become good at, with the part that is only measured on."""
-
-    heldout: Annotated[float, Field(gt=0.0, lt=1.0)] | DataSource = Field(
-        default=0.1,
-        description="share of documents held out by groups of duplicates, or files of their own",
-    )
 
 
 class ModelSettings(Settings):

@@ -17,8 +17,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from stillhouse.data_settings import PoolSource
 from stillhouse.errors import BadFileError, SpecError
-from stillhouse.spec import PoolSource
 from stillhouse.text.pieces import token_ids
 from stillhouse.text.records import Choose, Record, read_records
 from stillhouse.text.tasks import UnitFile

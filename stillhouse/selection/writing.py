@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from stillhouse.data_settings import PoolSource
 from stillhouse.selection.baselines import row_keys
 from stillhouse.selection.budget import Cut
 from stillhouse.selection.carried import with_columns, with_text
@@ -21,7 +22,6 @@ from stillhouse.selection.ledger import OwnedTokens, Span, Tally, data_span, tal
 from stillhouse.selection.quotas import QuotaCut
 from stillhouse.selection.ranking import Grain, PartScores, RankedPart, row_sources
 from stillhouse.selection.sources import Sources
-from stillhouse.spec import PoolSource
 from stillhouse.storage.artifact import Store
 from stillhouse.storage.parquet import read_table
 from stillhouse.storage.task import Output, Place, Task

@@ -12,8 +12,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from stillhouse.data_settings import DataSource
 from stillhouse.errors import BadFileError, InputError
-from stillhouse.spec import DataSource
 from stillhouse.text.records import ALL_ROWS, Record, read_records, too_long
 from stillhouse.text.values import (
     ABSENT,

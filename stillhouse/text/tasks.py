@@ -16,8 +16,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from stillhouse.data_settings import DataSource
 from stillhouse.errors import BadFileError
-from stillhouse.spec import DataSource
 from stillhouse.storage.artifact import Store
 from stillhouse.storage.parquet import read_table
 from stillhouse.storage.task import Output, Place, Task

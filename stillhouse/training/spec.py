@@ -5,17 +5,9 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from stillhouse.compute_settings import device_type, group_backend
+from stillhouse.data_settings import DataSource, PartTokens
 from stillhouse.errors import SpecError
-from stillhouse.spec import (
-    Count,
-    DataSource,
-    JobSpec,
-    ModelSettings,
-    Optimisation,
-    PartTokens,
-    ScoringSettings,
-    Settings,
-)
+from stillhouse.spec import Count, JobSpec, ModelSettings, Optimisation, ScoringSettings, Settings
 from stillhouse.tokenizer_settings import BOS_SETTING
 
 Weight = Annotated[float, Field(gt=0)]

@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from stillhouse.data_settings import ColumnNames, DataSource
 from stillhouse.errors import InputError
 from stillhouse.pipelines.inputs import (
     auto_part_tokens,
@@ -15,7 +16,6 @@ from stillhouse.pipelines.inputs import (
     scan_tasks,
 )
 from stillhouse.pipelines.mix_data import list_documents
-from stillhouse.spec import ColumnNames, DataSource
 from stillhouse.storage.artifact import Store
 from stillhouse.text.tasks import read_unit
 

@@ -8,8 +8,8 @@ import threading
 
 import pytest
 
+from stillhouse.data_settings import DataSource
 from stillhouse.errors import InputError, StorageError
-from stillhouse.spec import DataSource
 from stillhouse.storage.filesystem import list_files, open_read
 from stillhouse.text.documents import read_documents
 

@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from stillhouse.data_settings import DataSource
 from stillhouse.errors import BadFileError, InputError
-from stillhouse.spec import DataSource
 from stillhouse.text.documents import DeadLetter, read_documents
 from stillhouse.text.formats import format_of, listed_suffixes
 

@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from stillhouse.data_settings import ColumnNames, DataSource
 from stillhouse.errors import BadFileError, InputError
-from stillhouse.spec import ColumnNames, DataSource
 from stillhouse.text.documents import DeadLetter, read_documents
 from stillhouse.text.values import ABSENT, find
 
