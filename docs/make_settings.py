@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from stillhouse import compute_settings, spec, tokenizer_settings
+from stillhouse import compute_settings, data_settings, spec, tokenizer_settings
 from stillhouse.distillation import image_sources, methods, settings
 from stillhouse.distillation import spec as distill_spec
 from stillhouse.mixing import spec as mix_spec
@@ -21,6 +21,7 @@ _POLICIES = dict.fromkeys(sys.modules[p.__module__] for p in get_args(get_args(N
 _DISTILLATION = (distill_spec, image_sources, methods, settings)
 MODULES = (
     spec,
+    data_settings,
     tokenizer_settings,
     compute_settings,
     own_settings,
