@@ -34,8 +34,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from processes import in_fresh_process, memory_mb
 
-from stillhouse.distillation.adjoint import Descent, adjoint, descend
-from stillhouse.distillation.functional import FlatModule
+from stillhouse.distillation.adjoint import Descent, FlatModule, adjoint, descend
 from stillhouse.distillation.trajectory import Match, matching_objective
 from stillhouse.models.convnet import ConvNet
 from stillhouse.models.seeded import initialised
@@ -198,49 +197,46 @@ def run_cell(folder: Path, data: dict[str, Any], cell: dict[str, Any]) -> dict[s
     return run_job(DistillSpec.model_validate(content), _Quiet())
 
 
-def distil_here(ctx: Any, work: Any, task: Any) -> list[Any]:
-    """`stillhouse.pipelines.distilling.distil` in this process."""
-    from stillhouse.distillation.matching_job import KIND, run_matching
-    from stillhouse.distillation.prepared import prepare
+def distil_here(ctx: Any, task: Any, host: Any) -> list[Any]:
+    """`stillhouse.pipelines.distill.distil` in this process."""
+    from stillhouse.distillation.matching_task import run_matching
 
-    names = [task.receipt(point) for point in task.points]
-    reused = len(ctx.store.finished(KIND, names))
-    with ctx.step("distil", total=len(names), reused=reused, unit="iterations"):
-        if reused < len(names):
-            prepared = prepare(ctx.store, work.images, zca=work.zca, device="cpu", gpus=0)
-            run_matching(ctx.store, prepared, task, lambda done, total: None)
-    done = ctx.store.finished(KIND, names)
-    return [done[name] for name in names]
+    reused = len(ctx.store.finished(task.KIND, task.points))
+    with ctx.step("distil", total=len(task.points), reused=reused, unit="iterations"):
+        if reused < len(task.points):
+            run_matching(host.build(ctx.store), task)
+    done = ctx.store.finished(task.KIND, task.points)
+    return [done[name] for name in task.points]
 
 
 def run_here(folder: Path, data: dict[str, Any], cell: dict[str, Any]) -> tuple[Any, Any]:
     """One job's pipeline in this process, on one thread and without Ray: context and outcome."""
     import stillhouse.pipelines.distill as pipeline
-    from stillhouse.actors.image_worker import ImageHost
     from stillhouse.distillation.spec import DistillSpec
     from stillhouse.jobs.distill import list_distill
+    from stillhouse.pipelines import steps
     from stillhouse.pipelines.context import Context
-    from stillhouse.pipelines.crew import Crew
     from stillhouse.storage.artifact import Store
+    from stillhouse.storage.task import commit
 
-    class Here(Crew):
-        """A crew of this process alone."""
+    hosts: list[Any] = []
 
-        def _stream(self, step: str, kind: str, workers: int, calls: list[Any]) -> Any:
-            host = ImageHost(ctx.store, work)
-            for call in calls:
-                started = time.perf_counter()
-                yield host.run(call), time.perf_counter() - started
+    def done_here(ctx: Any, step: Any, todo: list[Any]) -> Any:
+        if not hosts:
+            hosts.append(step.host.build(ctx.store))
+        for task in todo:
+            started = time.perf_counter()
+            made = task.run(ctx.store, hosts[0], None)
+            yield commit(ctx.store, task, made), time.perf_counter() - started
 
-    pipeline.distil = distil_here
+    pipeline.distil, steps._done = distil_here, done_here
     torch.set_num_threads(1)
     content = BASE | {"store": str(folder / "store"), "data": data} | cell
     spec = DistillSpec.model_validate(content)
     store = Store(spec.store)
     ctx = Context(store, spec.compute, _Quiet())
     job = list_distill(spec).open(store, remember=True)
-    work = pipeline.image_work(spec, job.inputs.images)
-    return ctx, pipeline.run_distill(ctx, Here(ctx, work), spec, job.inputs)
+    return ctx, pipeline.run_distill(ctx, spec, job.inputs)
 
 
 def quality(folder: Path, data: str, cells: list[str], num_images: int) -> dict[str, Any]:
@@ -261,7 +257,7 @@ def quality(folder: Path, data: str, cells: list[str], num_images: int) -> dict[
             "validation": round(statistics.fmean(made.best.validation), 4),
             "iteration": made.best.iteration,
             "learning rate": made.best.learning_rate,
-            "experts or teachers, last loss": [round(one[-1], 4) for one in made.expert_losses],
+            "experts or teachers, last loss": [round(one[-1], 4) for one in made.made.guide_losses],
             "seconds": {n: round(w.seconds, 1) for n, w in ctx.work.items()},
         }
         print(json.dumps({name: found[name]}), flush=True)
@@ -296,8 +292,7 @@ def experts(folder: Path, data: str, num_images: int) -> dict[str, Any]:
     """Experts an hour of two actors, and of one bare loop with the same threads."""
     script = (
         "import sys, time, torch\n"
-        "from stillhouse.distillation.prepared import prepare\n"
-        "from stillhouse.distillation.expert_job import run_expert\n"
+        "from stillhouse.distillation.experts import ExpertTask\n"
         "from stillhouse.storage.artifact import Store\n"
         "from pathlib import Path\n"
         "torch.set_num_threads(1)\n"
@@ -326,26 +321,25 @@ def experts(folder: Path, data: str, num_images: int) -> dict[str, Any]:
 
 def bare(folder: Path, data: str, num_images: int) -> float:
     """Seconds an expert in one loop of this process."""
-    from stillhouse.distillation.expert_job import ExpertTask, run_expert
-    from stillhouse.distillation.expert_options import expert_options
-    from stillhouse.distillation.image_sources import ImageData
-    from stillhouse.distillation.methods import ExpertSettings
-    from stillhouse.distillation.prepared import prepare
-    from stillhouse.distillation.settings import DSA_GROUPS
-    from stillhouse.distillation.spec import NetworkSettings
-    from stillhouse.distillation.stored_images import ImageSourceTask, run_source
+    from stillhouse.distillation.experts import ExpertTask, resolved
+    from stillhouse.distillation.images import ImageData
+    from stillhouse.distillation.prepared import ImageHostSettings, Preparation
+    from stillhouse.distillation.recipes import DSA_GROUPS
+    from stillhouse.distillation.spec import ExpertSettings, NetworkSettings
+    from stillhouse.distillation.tasks import ImagesTask
     from stillhouse.storage.artifact import Store
 
+    given = Preparation("0" * 64, False)
     store = Store(str(folder / f"bare-{os.getpid()}"))
+    host = ImageHostSettings(given).build(store)
     source = image_source(folder, data, num_images)
-    run_source(store, ImageSourceTask("0" * 64, ImageData.model_validate(source)))
-    prepared = prepare(store, "0" * 64, zca=False, device="cpu", gpus=0)
+    ImagesTask(given, ImageData.model_validate(source)).run(store, host)
+    assert host.prepared  # loaded before the clock starts
     network = NetworkSettings.model_validate(BASE["network"])
-    options = expert_options(ExpertSettings(epochs=3), "mtt", DSA_GROUPS)
     started = time.perf_counter()
     for seed in range(2):
-        task = ExpertTask(f"{seed:064d}", network, options, (0, 1, 2, 3), "float32", seed)
-        run_expert(store, prepared, task)
+        settings = resolved(ExpertSettings(epochs=3, seed=seed))
+        ExpertTask(given, network, settings, DSA_GROUPS, (0, 1, 2, 3)).run(store, host)
     return (time.perf_counter() - started) / 2
 
 

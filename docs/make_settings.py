@@ -2,6 +2,7 @@
 
 import sys
 import types
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -10,15 +11,19 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from stillhouse import compute_settings, data_settings, spec, tokenizer_settings
-from stillhouse.distillation import image_sources, methods, settings
+from stillhouse.distillation import decoupled, images, matching, method, recipes
 from stillhouse.distillation import spec as distill_spec
+from stillhouse.distillation.method import METHODS
 from stillhouse.mixing import spec as mix_spec
 from stillhouse.mixing.settings import NamedPolicy
 from stillhouse.selection import own_settings
 from stillhouse.training import spec as train_spec
 
 _POLICIES = dict.fromkeys(sys.modules[p.__module__] for p in get_args(get_args(NamedPolicy)[0]))
-_DISTILLATION = (distill_spec, image_sources, methods, settings)
+_METHODS = [import_module(name.partition(":")[0]) for name in METHODS.values()]
+_DISTILLATION = dict.fromkeys(
+    [distill_spec, images, method, matching, decoupled, *_METHODS, recipes]
+)
 MODULES = (
     spec,
     data_settings,

@@ -28,8 +28,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stillhouse.distillation.adjoint import Descent, Run, adjoint, descend
-from stillhouse.distillation.functional import FlatModule
+from stillhouse.distillation.adjoint import Descent, FlatModule, Run, adjoint, descend
 from stillhouse.errors import DivergedError, InputError
 from stillhouse.models.causal_lm import build_model
 from stillhouse.spec import ModelSettings

@@ -3,8 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from stillhouse.distillation.methods import ExpertSettings, NrrDd
-from stillhouse.distillation.spec import DistillSpec
+from stillhouse.distillation.spec import DistillSpec, ExpertSettings
 from stillhouse.jobs.costs import parts_row, speeds_of
 from stillhouse.pipelines.context import Context
 from stillhouse.pipelines.image_inputs import ImageInputs, list_images, open_images
@@ -15,9 +14,8 @@ from stillhouse.storage.run_record import RunRecord
 
 def _steps(spec: DistillSpec) -> list[str]:
     """The steps of a job, in order."""
-    made = ["experts", "distil"] if spec.matching else ["teachers", "distil", "labels"]
-    if isinstance(spec.method, NrrDd):
-        made.insert(1, "patches")
+    stages = getattr(spec.method, "stages", ())
+    made = ["experts", "distil"] if spec.matching else ["teachers", *stages, "labels"]
     chosen = set(spec.controls) - {"full"}
     controls = ["controls"] if chosen else []
     tuned = ["tune controls"] if chosen and spec.matching else []
@@ -78,21 +76,17 @@ class OpenedDistill:
 
     def walk(self, ctx: Context) -> object:
         """The whole pipeline."""
-        from stillhouse.pipelines.crew import Crew
-        from stillhouse.pipelines.distill import image_work, run_distill
+        from stillhouse.pipelines.distill import run_distill
 
-        with Crew(ctx, image_work(self.spec, self.inputs.images)) as crew:
-            return run_distill(ctx, crew, self.spec, self.inputs)
+        return run_distill(ctx, self.spec, self.inputs)
 
     def run(self, ctx: Context, record: RunRecord) -> dict[str, Any]:
         """The pipeline, the artifact, then the report."""
         from stillhouse.jobs.distill_outcome import write_distill_outcome
-        from stillhouse.pipelines.crew import Crew
-        from stillhouse.pipelines.distill import image_work, run_distill
+        from stillhouse.pipelines.distill import run_distill
 
-        with Crew(ctx, image_work(self.spec, self.inputs.images)) as crew:
-            made = run_distill(ctx, crew, self.spec, self.inputs)
-            return write_distill_outcome(ctx, crew, self.spec, made, record)
+        made = run_distill(ctx, self.spec, self.inputs)
+        return write_distill_outcome(ctx, self.spec, made, record)
 
     def estimate(self, ctx: Context, *, complete: bool) -> dict[str, dict[str, Any]]:
         """What was walked is exact, what the spec says is counted; seconds as earlier runs took."""

@@ -7,20 +7,17 @@ from stillhouse.distillation.spec import DistillSpec
 from stillhouse.jobs.other_sets import other_sets
 from stillhouse.jobs.pages import write_report
 from stillhouse.pipelines.context import Context
-from stillhouse.pipelines.crew import Crew
-from stillhouse.pipelines.distill import DistillRun, image_work
+from stillhouse.pipelines.distill import DistillRun, put_result
 from stillhouse.pipelines.distill_report import dead_letters_uri, distill_report
-from stillhouse.pipelines.distilled import put_result
 from stillhouse.pipelines.evaluation import Tested
 from stillhouse.storage.run_record import RunRecord
 
 
 def write_distill_outcome(
-    ctx: Context, crew: Crew, spec: DistillSpec, made: DistillRun, record: RunRecord
+    ctx: Context, spec: DistillSpec, made: DistillRun, record: RunRecord
 ) -> dict[str, Any]:
     """Commit the artifact, write the report beside the run's record; the result of the job."""
-    work = image_work(spec, made.images.fingerprint)
-    manifest, pictures = put_result(ctx, crew, spec, made, work)
+    manifest, pictures = put_result(ctx, spec, made)
     network, first = next(iter(made.tests.items()))
     others = other_sets(ctx.store, made.images.fingerprint, network, record.uri)
     data = distill_report(ctx, spec, made, pictures, record.uri, others)

@@ -8,9 +8,9 @@ from pathlib import Path
 from zipfile import ZIP_DEFLATED, ZipFile, ZipInfo
 
 import stillhouse
-from stillhouse.distillation.own_networks import own_networks
 from stillhouse.distillation.spec import DistillSpec
 from stillhouse.errors import SpecError
+from stillhouse.pipelines.image_inputs import named_code
 from stillhouse.selection.own import OwnCode, find_code
 from stillhouse.spec import JobSpec, SelectSpec
 
@@ -75,7 +75,7 @@ def own_code(spec: JobSpec) -> list[OwnCode]:
     if isinstance(spec, SelectSpec) and spec.scorer is not None:
         return [find_code(spec.scorer.import_)]
     if isinstance(spec, DistillSpec):
-        return own_networks(spec)
+        return named_code(spec)
     return []
 
 

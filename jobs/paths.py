@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel
 
 from stillhouse.data_settings import DataSource
-from stillhouse.distillation.image_sources import ImageData
+from stillhouse.distillation.images import ImageData
 from stillhouse.errors import SpecError
 from stillhouse.spec import NOT_IDENTITY, JobSpec
 

@@ -4,54 +4,51 @@ Every stage is tasks with receipts in the store: a run that was killed redoes wh
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from statistics import fmean
+from time import perf_counter
 from typing import Any
 
-from stillhouse.actors.image_worker import ImageCall, ImageWork
-from stillhouse.distillation.controls_job import ControlName, ControlTask, run_control
-from stillhouse.distillation.decoupled_job import (
-    AssemblyTask,
-    MethodTask,
-    plan_refinement,
-    plan_units,
-    run_assembly,
-    run_unit,
-)
-from stillhouse.distillation.evaluate_job import SetSource
-from stillhouse.distillation.expert_job import ExpertTask, TeacherTask, run_expert, run_teacher
-from stillhouse.distillation.expert_options import expert_options, kept_epochs
-from stillhouse.distillation.matching_job import MatchingTask
-from stillhouse.distillation.methods import (
-    DecoupledMethod,
-    ExpertSettings,
-    Infer,
-    NrrDd,
-    TrajectoryMethod,
-)
-from stillhouse.distillation.settings import DistanceSettings
-from stillhouse.distillation.spec import DistillSpec
-from stillhouse.distillation.storage_budget import (
-    StoredBytes,
-    hard_label_bytes,
-)
-from stillhouse.distillation.stored_images import KIND as IMAGES
-from stillhouse.distillation.stored_images import ImageSourceTask, run_source
-from stillhouse.fingerprint import fingerprint
-from stillhouse.pipelines.context import Context
-from stillhouse.pipelines.crew import Crew
-from stillhouse.pipelines.distill_checks import check_counts
-from stillhouse.pipelines.distilling import distil
-from stillhouse.pipelines.evaluation import Control, ControlSet, Evaluator, Tested, set_protocol
-from stillhouse.pipelines.image_inputs import ImageInputs
-from stillhouse.storage.artifact import Manifest, PartRef, Receipt, load_manifest
+import numpy as np
 
-EXPERT_VERSION = 1
-DISTIL_VERSION = 2
-APART_VERSION = 1
-"""Of how INFER's sets are stored; its compensators are found again across it."""
+from stillhouse.distillation.decoupled import (
+    AssemblyTask,
+    DecoupledMethod,
+    TeacherTask,
+    UnitTask,
+)
+from stillhouse.distillation.experts import TRAJECTORIES, ExpertTask, resolved
+from stillhouse.distillation.matching import TrajectoryMethod
+from stillhouse.distillation.matching_task import GivenExpert, MatchingTask, run_matching
+from stillhouse.distillation.prepared import IMAGES, ImageHostSettings, Preparation, Teacher
+from stillhouse.distillation.set_tasks import (
+    REAL,
+    ControlName,
+    ControlTask,
+    ResultTask,
+    SetSource,
+    Shown,
+)
+from stillhouse.distillation.spec import DistillSpec, ExpertSettings
+from stillhouse.distillation.stored_sets import StoredBytes, hard_label_bytes, read_set
+from stillhouse.distillation.tasks import LABEL_SEED, SPLITS, ImagesTask
+from stillhouse.errors import ArtifactError, InputError
+from stillhouse.pipelines.context import Context
+from stillhouse.pipelines.evaluation import Control, Do, Evaluator, Tested
+from stillhouse.pipelines.image_inputs import ImageInputs
+from stillhouse.pipelines.steps import Step, perform
+from stillhouse.pipelines.workers import STEP, group_size, room, run_workers
+from stillhouse.storage.artifact import Manifest, PartRef, Receipt, Store, load_manifest
+from stillhouse.storage.parquet import read_table
+from stillhouse.storage.task import Task
+from stillhouse.training.group import WorkerGroup
+from stillhouse.training.task import Tell
+
 _CONTROL_SEED = 1_000_000
 """Away from the method's own: the control is no second look at the images that it began as."""
+_SHOWN_POINTS = 6
+_SHOWN_PER_CLASS = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,29 +64,28 @@ class Point:
 
 
 @dataclass(frozen=True, slots=True)
-class Made:
+class MadeSets:
     """The sets that a method made, before any was chosen.
 
     Attributes:
-        name: of the distillation.
         points: the sets; one for the decoupled methods.
-        label_path, label_sha256: of stored labels of views.
-        stored: bytes, where they are not in the set itself.
         fingerprints: of experts or teachers.
+        guide_losses: their training losses, epoch by epoch; none of given experts.
+        label_path: of stored labels of views.
+        stored: bytes, where they are not in the set itself.
         diverged: why it ended early, or None.
         peak_bytes: memory of the worker that made them, where it was measured.
-        starts: paths of NRR-DD's patches before their refinement, by class.
+        starts: images of the stage before the last one, by unit (NRR-DD's patches, by class).
     """
 
-    name: str
     points: tuple[Point, ...]
     fingerprints: tuple[str, ...]
+    guide_losses: tuple[list[float], ...] = ()
     label_path: str | None = None
-    label_sha256: str | None = None
     stored: StoredBytes | None = None
     diverged: str | None = None
     peak_bytes: int | None = None
-    starts: tuple[str, ...] = ()
+    starts: tuple[PartRef, ...] = ()
 
 
 @dataclass
@@ -97,14 +93,14 @@ class DistillRun:
     """All that a finished distil job made."""
 
     images: Manifest
-    made: Made
+    host: ImageHostSettings
+    made: MadeSets
     chosen: int
     points: list[Point]
     tests: dict[str, Tested]
     """By network, the spec's first one first."""
     stored: StoredBytes
     controls: list[Control] = field(default_factory=list[Control])
-    expert_losses: list[list[float]] = field(default_factory=list[list[float]])
 
     @property
     def best(self) -> Point:
@@ -112,226 +108,268 @@ class DistillRun:
         return self.points[self.chosen]
 
 
-def run_distill(ctx: Context, crew: Crew, spec: DistillSpec, inputs: ImageInputs) -> DistillRun:
-    """Images to the tested set. A dry context raises `Unfinished` at the first thing to do."""
-    images = _images(ctx, crew, spec, inputs)
-    check_counts(ctx.store, spec, images)
-    work = image_work(spec, inputs.images)
-    base = [inputs.images, spec.preprocessing.zca, *inputs.code]
-    expert_losses: list[list[float]] = []
-    if isinstance(spec.method, TrajectoryMethod):
-        made = _matching(ctx, crew, spec, spec.method, inputs, work, base, expert_losses)
-    else:
-        made = _decoupled(ctx, crew, spec, spec.method, images, base, expert_losses)
-    return _judge(ctx, crew, spec, images, work, base, made, expert_losses)
+def image_steps(ctx: Context, host: ImageHostSettings) -> Do:
+    """Does the tasks of a step: (title, tasks, workers)."""
+
+    def do(title: str, tasks: Sequence[Task], workers: int) -> list[Receipt]:
+        return perform(ctx, Step(title, tasks, host, workers, ctx.compute.trainer, "images"))
+
+    return do
 
 
-def image_work(spec: DistillSpec, images: str) -> ImageWork:
-    """What the job's workers are made from."""
+def image_host(spec: DistillSpec, inputs: ImageInputs) -> ImageHostSettings:
+    """What the job's workers host."""
+    given = Preparation(inputs.images, spec.preprocessing.zca, inputs.code)
     compute = spec.compute
-    return ImageWork(
-        images,
-        spec.preprocessing.zca,
-        compute.device,
-        compute.gpus_of(compute.trainer),
-        compute.threads_per_worker,
-        spec.built,
+    gpus = compute.gpus_of(compute.trainer)
+    return ImageHostSettings(given, compute.device, gpus, compute.threads_per_worker, spec.built)
+
+
+def run_distill(ctx: Context, spec: DistillSpec, inputs: ImageInputs) -> DistillRun:
+    """Images to the tested set. A dry context raises `Unfinished` at the first thing to do."""
+    host = image_host(spec, inputs)
+    given, do = host.given, image_steps(ctx, host)
+    do("images", [ImagesTask(given, spec.data)], 1)
+    images = ctx.store.get_manifest(IMAGES, given.images)
+    check_counts(ctx.store, spec, images)
+    method = spec.method
+    if isinstance(method, TrajectoryMethod):
+        made, learned_by = _matching(ctx, do, spec, method, inputs, host), None
+    else:
+        assert isinstance(method, DecoupledMethod)
+        made, learned_by = _decoupled(do, spec, method, given, images), method
+    judge = Evaluator(do, spec, images, given)
+
+    def source(part: PartRef) -> SetSource:
+        return SetSource(part, made.label_path, learned_by if made.label_path else None)
+
+    along = [(source(point.part), point.learning_rate) for point in made.points]
+    compared = judge.compare("choose", along)
+    points = [replace(p, validation=a) for p, a in zip(made.points, compared, strict=True)]
+    chosen = max(range(len(points)), key=lambda i: (fmean(points[i].validation), -i))
+    best = points[chosen].part
+    path = ctx.store.path(best.path)
+    stored = made.stored or read_set(read_table(path), path).stored
+    controls = _controls(do, spec, images, given, stored)
+    tests, controls = judge.final(along[chosen], controls)
+    return DistillRun(images, host, made, chosen, points, tests, stored, controls)
+
+
+def check_counts(store: Store, spec: DistillSpec, images: Manifest) -> None:
+    """The budget can be had, and every class has as many training images as the method takes.
+
+    Raises:
+        BudgetError: INFER has no room for a real image.
+        InputError: naming the class with the fewest images, and the keys to change.
+    """
+    method, names = spec.method, images.totals["class_names"]
+    if isinstance(method, DecoupledMethod):
+        method.units(method.stages[0], len(spec.teachers or []), len(names))
+    factor = method.patches_per_side
+    wanted = method.images_per_class * factor**2
+    if images.totals["least_per_class"] >= wanted:
+        return
+    part = images.parts[SPLITS.index("train")]
+    labels = read_table(store.path(part.path), ["label"])["label"].to_numpy()
+    counts = np.bincount(labels, minlength=len(names))
+    what, lower = f"{wanted} are needed", "`method.images_per_class`"
+    if factor > 1:
+        what += f" ({factor} x {factor} to an image)"
+        lower += " or `method.factor`"
+    raise InputError(
+        f"class {names[counts.argmin()]!r} has {counts.min()} training images, {what}: lower "
+        f"{lower}, or add images"
     )
-
-
-def _images(ctx: Context, crew: Crew, spec: DistillSpec, inputs: ImageInputs) -> Manifest:
-    task = ImageSourceTask(inputs.images, spec.data)
-    crew.do("images", IMAGES, [ImageCall(run_source, task, prepared=False)])
-    return ctx.store.get_manifest(IMAGES, inputs.images)
 
 
 def _matching(
     ctx: Context,
-    crew: Crew,
+    do: Do,
     spec: DistillSpec,
     method: TrajectoryMethod,
     inputs: ImageInputs,
-    work: ImageWork,
-    base: list[Any],
-    losses: list[list[float]],
-) -> Made:
-    settings = spec.experts or ExpertSettings()
-    groups = tuple(spec.preprocessing.augmentation)
+    host: ImageHostSettings,
+) -> MadeSets:
+    settings = resolved(spec.experts or ExpertSettings(), method.experts)
+    given, groups = host.given, tuple(spec.preprocessing.augmentation)
+    losses: tuple[list[float], ...] = ()
     if inputs.experts:
-        uris = tuple(uri for uri, _ in inputs.experts)
-        names = tuple(name for _, name in inputs.experts)
-        epochs = max(load_manifest(uris[0]).totals["epochs"])
+        experts = tuple(GivenExpert(name, uri) for uri, name in inputs.experts)
+        epochs = max(load_manifest(experts[0].uri).totals["epochs"])
     else:
-        tasks = expert_tasks(spec, settings, method, base)
-        calls = [ImageCall(run_expert, task) for task in tasks]
-        receipts = crew.do("experts", "trajectories", calls, workers=ctx.compute.experts)
-        losses += [receipt.info["losses"] for receipt in receipts]
-        names = tuple(task.fingerprint for task in tasks)
-        uris = tuple(ctx.store.path("trajectories", name) for name in names)
+        one, keep = settings.model_copy(update={"count": 1}), method.epochs_kept(settings)
+        seeds = range(settings.seed, settings.seed + settings.count)
+        of_seed = [one.model_copy(update={"seed": seed, "keep": "all"}) for seed in seeds]
+        tasks = [ExpertTask(given, spec.network, each, groups, keep) for each in of_seed]
+        receipts = do("experts", tasks, spec.compute.experts)
+        losses = tuple(receipt.info["losses"] for receipt in receipts)
+        names = [task.fingerprint for task in tasks]
+        experts = tuple(GivenExpert(n, ctx.store.path(TRAJECTORIES, n)) for n in names)
         epochs = settings.epochs
-    asked = method.model_dump(mode="json")
-    name = fingerprint(
-        [
-            "distil",
-            DISTIL_VERSION,
-            base,
-            spec.preprocessing.augmentation,
-            spec.network.model_dump(),
-            asked,
-            names,
-        ]
-    )
-    task = MatchingTask(name, spec.network, method, uris, epochs, groups)
-    crew.dismiss()  # what they hold is the distillers' for as long as that takes
-    receipts = distil(ctx, work, task)
-    diverged = next((r.info["diverged"] for r in receipts if "diverged" in r.info), None)
-    points = [_point(r) for r in receipts if r.parts]
-    peak = max((r.info["peak_bytes"] for r in receipts if r.parts), default=0)
-    return Made(name, tuple(points), names, diverged=diverged, peak_bytes=peak or None)
-
-
-def _point(receipt: Receipt) -> Point:
-    info = receipt.info
-    return Point(
-        info["iteration"],
-        receipt.parts[0],
-        tuple(info["losses"]),
-        info["learning_rate"],
-        info["seconds"],
+    task = MatchingTask(given, spec.network, method, experts, epochs, groups)
+    receipts = distil(ctx, task, host)
+    made = [receipt for receipt in receipts if receipt.parts]
+    return MadeSets(
+        tuple(
+            Point(
+                r.info["iteration"],
+                r.parts[0],
+                tuple(r.info["losses"]),
+                r.info["learning_rate"],
+                r.info["seconds"],
+            )
+            for r in made
+        ),
+        tuple(expert.name for expert in experts),
+        losses,
+        diverged=next((r.info["diverged"] for r in receipts if "diverged" in r.info), None),
+        peak_bytes=max((r.info["peak_bytes"] for r in made), default=0) or None,
     )
 
 
-def expert_tasks(
-    spec: DistillSpec, settings: ExpertSettings, method: TrajectoryMethod, base: list[Any]
-) -> list[ExpertTask]:
-    """One task an expert, named by all that decides its trajectory."""
-    groups = tuple(spec.preprocessing.augmentation)
-    options = expert_options(settings, spec.method.name, groups)
-    keep = kept_epochs(settings, method)
-    tasks: list[ExpertTask] = []
-    for i in range(settings.count):
-        seed = settings.seed + i
-        identity = [spec.network.model_dump(), asdict(options), keep, settings.stored_as, seed]
-        name = fingerprint(["expert", EXPERT_VERSION, base, *identity])
-        tasks.append(ExpertTask(name, spec.network, options, keep, settings.stored_as, seed))
-    return tasks
+def distil(ctx: Context, task: MatchingTask, host: ImageHostSettings) -> list[Receipt]:
+    """The receipts of a distillation's sets, in order; it is run, or gone on with, if need be.
+
+    Raises:
+        DivergedError: nothing was learned. ArtifactError: sets were deleted meanwhile. Any error of
+            `run_workers`.
+    """
+    names, step = task.points, "distil"
+    done, total = ctx.store.finished(task.KIND, names), len(names)
+    reached = float(len(done))
+    with ctx.step(step, total=total, reused=len(done), unit="iterations") as advance:
+        if len(done) < total:
+            ctx.close_pool()  # what it holds is the distillers' for as long as that takes
+            started, every = perf_counter(), task.method.num_iterations / total
+
+            def hear(kind: str, content: dict[str, Any]) -> None:
+                nonlocal reached
+                moved = max(content["step"] / every - reached, 0) if kind == STEP else 0
+                reached += moved
+                advance(moved, moved * every)
+
+            compute = ctx.compute.model_copy(
+                update={"trainers": ctx.compute.distillers, "min_trainers": None}
+            )
+            what, work = "the distillation", partial(_work, ctx.store, host, task)
+            size = group_size(compute)
+            with room(ctx, size, what, setting="compute.distillers"):
+                run_workers(replace(ctx, compute=compute), what, work, hear)
+            done = ctx.store.finished(task.KIND, names)
+            if len(done) < total:
+                raise ArtifactError(
+                    f"{total - len(done)} of the distillation's {total} sets were deleted from "
+                    f"{ctx.store.path(task.KIND)} while it ran: run the job again"
+                )
+            ctx.work[step].device_seconds += (perf_counter() - started) * compute.trainers
+    return [done[name] for name in names]
+
+
+def _work(store: Store, host: ImageHostSettings, task: MatchingTask, tell: Tell) -> None:
+    run_matching(host.build(store), task, WorkerGroup.current(), tell)
 
 
 def _decoupled(
-    ctx: Context,
-    crew: Crew,
-    spec: DistillSpec,
-    method: DecoupledMethod,
-    images: Manifest,
-    base: list[Any],
-    losses: list[list[float]],
-) -> Made:
-    tasks: list[TeacherTask] = []
-    recipe = spec.teacher_recipe
-    for seed, network in enumerate(spec.teachers or []):
-        identity = [network.model_dump(), recipe.model_dump(), seed]
-        name = fingerprint(["teacher", EXPERT_VERSION, base, *identity])
-        tasks.append(TeacherTask(name, network, recipe, seed))
-    trained = [ImageCall(run_teacher, task) for task in tasks]
-    receipts = crew.do("teachers", "models", trained, workers=ctx.compute.experts)
-    losses += [receipt.info["losses"] for receipt in receipts]
-    names = tuple(task.fingerprint for task in tasks)
-    classes = len(images.totals["class_names"])
-    protocol = set_protocol(spec, classes, None)
-    asked = method.model_dump(mode="json")
-    labelled = [protocol.recipe.model_dump(), protocol.temperature]
-    name = fingerprint(["decoupled", DISTIL_VERSION, base, names, asked, labelled])
-    teachers = tuple((t.network, t.fingerprint) for t in tasks)
-
-    def run(step: str, planned: Sequence[MethodTask]) -> list[Receipt]:
-        calls = [ImageCall(run_unit, task, teachers) for task in planned]
-        return crew.do(step, "distilled", calls, workers=ctx.compute.distillers)
-
-    planned = plan_units(name, method, len(tasks), classes)
-    first: list[Receipt] = []
-    if isinstance(method, NrrDd):
-        first = run("patches", planned)
-        planned = plan_refinement(name, method, classes, [r.parts[0].path for r in first])
-    units = run("distil", planned)
-    whole = fingerprint(["apart", APART_VERSION, name]) if isinstance(method, Infer) else name
-    assembly = AssemblyTask(whole, method, protocol, tuple(r.parts[0].path for r in units))
-    (done,) = crew.do("labels", "distilled", [ImageCall(run_assembly, assembly, teachers)])
-    seconds = sum(r.info["seconds"] for r in [*first, *units])
-    unit_losses = tuple(units[0].info["losses"])
-    peak = max(r.info.get("peak_bytes", 0) for r in units)
-    return Made(
-        name,
-        (Point(len(unit_losses), done.parts[0], unit_losses, None, seconds),),
-        names,
+    do: Do, spec: DistillSpec, method: DecoupledMethod, given: Preparation, images: Manifest
+) -> MadeSets:
+    networks, classes = spec.teachers or [], len(images.totals["class_names"])
+    trained = [TeacherTask(given, n, spec.teacher_recipe, seed) for seed, n in enumerate(networks)]
+    receipts = do("teachers", trained, spec.compute.experts)
+    teachers = tuple(Teacher(task.network, task.fingerprint) for task in trained)
+    stages: list[list[Receipt]] = [[]]
+    for stage in method.stages:
+        before = tuple(receipt.parts[0] for receipt in stages[-1])
+        units = [
+            UnitTask(given, method, stage, unit, teachers[unit.teacher], before)
+            for unit in method.units(stage, len(teachers), classes)
+        ]
+        stages.append(do(stage, units, spec.compute.distillers))
+    parts = tuple(receipt.parts[0] for receipt in stages[-1])
+    assembly = AssemblyTask(given, method, spec.protocol(classes), teachers, parts)
+    (done,) = do("labels", [assembly], 1)
+    losses = tuple(stages[-1][0].info["losses"])
+    seconds = sum(receipt.info["seconds"] for stage in stages for receipt in stage)
+    return MadeSets(
+        (Point(len(losses), done.parts[0], losses, None, seconds),),
+        tuple(task.fingerprint for task in trained),
+        tuple(receipt.info["losses"] for receipt in receipts),
         done.info["label_path"],
-        done.info["label_sha256"],
         StoredBytes(*done.info["stored"]),
-        peak_bytes=peak or None,
-        starts=tuple(r.parts[0].path for r in first),
+        peak_bytes=max(receipt.info["peak_bytes"] for receipt in stages[-1]) or None,
+        starts=tuple(receipt.parts[0] for receipt in stages[-2]),
     )
 
 
-def _judge(
-    ctx: Context,
-    crew: Crew,
-    spec: DistillSpec,
-    images: Manifest,
-    work: ImageWork,
-    base: list[Any],
-    made: Made,
-    expert_losses: list[list[float]],
-) -> DistillRun:
-    """Choose on the validation part, then test once; the controls beside it."""
-    judge = Evaluator(ctx, crew, spec, images, base)
-    kind = getattr(spec.method, "labels", None)
-    learned = spec.method.distances if isinstance(spec.method, NrrDd) else DistanceSettings()
-
-    def source(part: PartRef) -> SetSource:
-        named = kind if made.label_path is not None else None
-        return SetSource(part.path, made.label_path, named, learned)
-
-    along = [(source(p.part), p.part.sha256, p.learning_rate) for p in made.points]
-    compared = judge.compare("choose", along)
-    points = [
-        replace(point, validation=accuracies)
-        for point, accuracies in zip(made.points, compared, strict=True)
-    ]
-    chosen = max(range(len(points)), key=lambda i: (fmean(points[i].validation), -i))
-    best = points[chosen]
-    stored = made.stored or judge.stored_bytes(best.part)
-    sets = _control_sets(crew, spec, images, work, stored)
-    rates = [None] if best.learning_rate is None else [None, best.learning_rate]
-    tests, controls = judge.final(along[chosen], sets, rates)
-    return DistillRun(images, made, chosen, points, tests, stored, controls, expert_losses)
-
-
-def _control_sets(
-    crew: Crew,
-    spec: DistillSpec,
-    images: Manifest,
-    work: ImageWork,
-    stored: StoredBytes,
-) -> list[ControlSet]:
-    """Name, part, bytes and images per class of each control but `full`."""
-    wanted: list[ControlName] = [name for name in spec.controls if name != "full"]
-    if not wanted:
+def _controls(
+    do: Do, spec: DistillSpec, images: Manifest, given: Preparation, stored: StoredBytes
+) -> list[Control]:
+    """Real images for the bytes of the set, chosen in each way that is asked for."""
+    names: list[ControlName] = [name for name in spec.controls if name != "full"]
+    if not names:
         return []
     shape, classes = images.totals["shape"], len(images.totals["class_names"])
     one = shape[0] * shape[1] * shape[2] + hard_label_bytes(1, classes)
     within = max(classes, stored.total // one)
     count = min(within, classes * images.totals["least_per_class"])
     seed = spec.method.seed + _CONTROL_SEED
-    tasks = [
-        ControlTask(
-            fingerprint(["control", 2, work.images, work.zca, control, count, seed]),
-            control,
-            count,
-            seed,
-        )
-        for control in wanted
-    ]
-    receipts = crew.do("controls", "distilled", [ImageCall(run_control, task) for task in tasks])
+    tasks = [ControlTask(given, name, count, seed) for name in names]
+    receipts = do("controls", tasks, 1)
     return [
-        (control, receipt.parts[0], count * one, count / classes)
-        for control, receipt in zip(wanted, receipts, strict=True)
+        Control(name, receipt.parts[0], count * one, count / classes, {})
+        for name, receipt in zip(names, receipts, strict=True)
     ]
+
+
+@dataclass(frozen=True, slots=True)
+class Pictures:
+    """PNGs by point and class: `starts` the real images, `made` the chosen set, `along` the way."""
+
+    starts: dict[int, list[bytes]]
+    made: dict[int, list[bytes]]
+    along: dict[int, dict[int, list[bytes]]]
+
+
+def put_result(ctx: Context, spec: DistillSpec, run: DistillRun) -> tuple[Manifest, Pictures]:
+    """The artifact of the chosen set, and the pictures to look at."""
+    best, made = run.best, run.made
+    protocol = spec.protocol(len(run.images.totals["class_names"]), best.learning_rate)
+    soft = getattr(spec.method, "soft_labels", False)
+    totals: dict[str, Any] = {
+        "method": spec.method.name,
+        "images_per_class": spec.method.images_per_class,
+        "bytes": run.stored.total,
+        "image_bytes": run.stored.images,
+        "label_bytes": run.stored.labels,
+        "learning_rate": best.learning_rate,
+        "iteration": best.iteration,
+        "trained_by": {
+            "labels": getattr(spec.method, "labels", "logits" if soft else "classes"),
+            "recipe": protocol.recipe.model_dump(mode="json"),
+            "augmentation": list(spec.set_augmentation),
+            "temperature": protocol.temperature,
+            "view_seed": None if made.label_path is None else LABEL_SEED,
+        },
+    }
+    inputs = {"images": run.host.given.images, "learned_from": list(made.fingerprints)}
+    shown = Shown(
+        tuple((point.iteration, point.part) for point in _spread(run)),
+        _SHOWN_PER_CLASS,
+        len(run.points) == 1,
+        made.starts,
+    )
+    settings = spec.method.model_dump(mode="json")
+    task = ResultTask(run.host.given, best.part, made.label_path, inputs, settings, totals, shown)
+    (done,) = image_steps(ctx, run.host)("result", [task], 1)
+    found: dict[int, dict[int, list[bytes]]] = {}
+    for row in read_table(ctx.store.path(done.parts[1].path)).to_pylist():
+        found.setdefault(row["point"], {}).setdefault(row["label"], []).append(row["png"])
+    along = {point: found[point] for point in sorted(found) if point != REAL}
+    pictures = Pictures(found[min(found)], found[best.iteration], along)
+    return ctx.store.get_manifest("distilled", task.fingerprint), pictures
+
+
+def _spread(run: DistillRun) -> Sequence[Point]:
+    """The first, the chosen and the last point, and some evenly between."""
+    count = min(_SHOWN_POINTS, len(run.points))
+    shown = {round(i * (len(run.points) - 1) / max(1, count - 1)) for i in range(count)}
+    return [run.points[i] for i in sorted({*shown, run.chosen})]

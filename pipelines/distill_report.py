@@ -4,14 +4,14 @@ from base64 import b64encode
 from collections.abc import Sequence
 from importlib.metadata import version
 
-from stillhouse.distillation.methods import Method, TrajectoryMethod
+from stillhouse.distillation.matching import TrajectoryMethod
+from stillhouse.distillation.method import Method
+from stillhouse.distillation.prepared import IMAGES
 from stillhouse.distillation.spec import DistillSpec
-from stillhouse.distillation.stored_images import DEAD_LETTERS
-from stillhouse.distillation.stored_images import KIND as IMAGES
+from stillhouse.distillation.tasks import DEAD_LETTERS
 from stillhouse.pipelines.context import Context
-from stillhouse.pipelines.distill import DistillRun, Point
-from stillhouse.pipelines.distilled import Pictures
-from stillhouse.pipelines.evaluation import Tested, protocol_name, set_protocol
+from stillhouse.pipelines.distill import DistillRun, Pictures, Point
+from stillhouse.pipelines.evaluation import Tested
 from stillhouse.report.data import Curve, HealthWarning
 from stillhouse.report.distill import (
     MAIN,
@@ -33,8 +33,8 @@ _MAX_CLASSES = 100
 def _judged_by(spec: DistillSpec, made: DistillRun) -> str:
     """How networks were trained on the set."""
     classes = len(made.images.totals["class_names"])
-    recipe = set_protocol(spec, classes, made.best.learning_rate).recipe
-    return f"{protocol_name(spec)}, {recipe.epochs} epochs"
+    recipe = spec.protocol(classes, made.best.learning_rate).recipe
+    return f"{spec.protocol_name}, {recipe.epochs} epochs"
 
 
 def distill_report(
@@ -92,7 +92,7 @@ def distill_report(
         accuracy=_accuracy(made),
         experts=[
             Curve("experts" if spec.matching else "teachers", seed, _points(losses))
-            for seed, losses in enumerate(made.expert_losses)
+            for seed, losses in enumerate(made.made.guide_losses)
         ],
         steps=[
             StepRow(name, w.parts, w.reused, w.seconds, w.device_seconds)

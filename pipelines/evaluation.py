@@ -2,31 +2,23 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from statistics import fmean, stdev
 from typing import Literal
 
-from stillhouse.actors.image_worker import ImageCall
-from stillhouse.distillation.evaluate import Protocol, ProtocolName, named_protocol
-from stillhouse.distillation.evaluate_job import EvaluationTask, SetSource, run_evaluation
-from stillhouse.distillation.methods import Infer, Sre2l
-from stillhouse.distillation.settings import Group, PatchSettings, Recipe
+from stillhouse.distillation.prepared import Preparation
+from stillhouse.distillation.recipes import Protocol
+from stillhouse.distillation.set_tasks import EvaluationTask, SetSource
 from stillhouse.distillation.spec import DistillSpec, NetworkSettings
-from stillhouse.distillation.storage_budget import StoredBytes, hard_label_bytes
-from stillhouse.distillation.stored_sets import read_set
-from stillhouse.fingerprint import fingerprint
-from stillhouse.pipelines.context import Context
-from stillhouse.pipelines.crew import Crew
+from stillhouse.distillation.stored_sets import hard_label_bytes
 from stillhouse.storage.artifact import Manifest, PartRef, Receipt
-from stillhouse.storage.parquet import read_table
+from stillhouse.storage.task import Task
 
-EVALUATION_VERSION = 2
-Judged = tuple[SetSource, str, float | None]
-"""A set, the sha256 of its part, and its learned learning rate."""
-ControlSet = tuple[str, PartRef, int, float]
-"""Name, part, bytes, and images per class, which may be no whole number."""
-TestTask = Callable[[NetworkSettings, int], EvaluationTask]
-"""The test of a set on a network, by seed."""
+Do = Callable[[str, Sequence[Task], int], list[Receipt]]
+"""Does the tasks of a step on so many workers."""
+Judged = tuple[SetSource, float | None]
+"""A set, and its learned learning rate."""
+_TEST_SEEDS = 100
+"""Seeds of their own: the networks that compared sets had others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +48,13 @@ class Tested:
 
 @dataclass(frozen=True, slots=True)
 class Control:
-    """A control that was tested; `tests` by network, the spec's first one first."""
+    """A control; `tests` by network, the spec's first one first, once they are made.
+
+    Images per class may be no whole number.
+    """
 
     name: str
+    part: PartRef | None
     num_bytes: int
     images_per_class: float
     tests: dict[str, Tested]
@@ -69,47 +65,11 @@ class Control:
         return next(iter(self.tests.values()))
 
 
-def protocol_name(spec: DistillSpec) -> ProtocolName:
-    """The protocol that was named, else the one that the method's family trains by."""
-    if spec.evaluate.protocol != "own":
-        return spec.evaluate.protocol
-    if spec.matching:
-        return "p1"
-    return "p2" if isinstance(spec.method, Sre2l | Infer) else "p3"
-
-
-def set_protocol(spec: DistillSpec, num_classes: int, learning_rate: float | None) -> Protocol:
-    """How networks are trained on the set of a job."""
-    method = spec.method
-    return named_protocol(
-        protocol_name(spec),
-        spec.evaluate,
-        images_per_class=method.images_per_class,
-        num_classes=num_classes,
-        learning_rate=learning_rate,
-        factor=method.factor if isinstance(method, PatchSettings) else 1,
-        flips=spec.flips,
-    )
-
-
-def set_augmentation(spec: DistillSpec) -> tuple[Group, ...]:
-    """DSA's groups belong to p1 alone; the others have views."""
-    return tuple(spec.preprocessing.augmentation) if protocol_name(spec) == "p1" else ()
-
-
 class Evaluator:
     """Trains and tests the networks of one job; equal evaluations are done once."""
 
-    def __init__(
-        self,
-        ctx: Context,
-        crew: Crew,
-        spec: DistillSpec,
-        images: Manifest,
-        base: list[object],
-    ) -> None:
-        self._ctx, self._crew, self._spec = ctx, crew, spec
-        self._images, self._base = images, base
+    def __init__(self, do: Do, spec: DistillSpec, images: Manifest, given: Preparation) -> None:
+        self._do, self._spec, self._images, self._given = do, spec, images, given
         self._classes = len(images.totals["class_names"])
 
     def compare(self, step: str, sets: Sequence[Judged]) -> list[tuple[float, ...]]:
@@ -120,70 +80,50 @@ class Evaluator:
         return [tuple(next(receipts).info["accuracy"] for _ in seeds) for _ in sets]
 
     def final(
-        self, best: Judged, controls: Sequence[ControlSet], rates: Sequence[float | None]
+        self, best: Judged, controls: Sequence[Control]
     ) -> tuple[dict[str, Tested], list[Control]]:
         """The one look at the test set: the chosen set and the controls, on every network.
 
-        A control's learning rate is the better of `rates` on the validation part.
+        A control's learning rate is the default or the set's own, whichever is better on the
+        validation part.
         """
-        sets = [best, *self._tuned(controls, rates)]
-        makers: list[TestTask] = [partial(self._task, one, "test") for one in sets]
-        described = [(name, cost, count) for name, _, cost, count in controls]
+        sets = [best, *self._tuned([SetSource(control.part) for control in controls], best[1])]
+        makers: list[Callable[[NetworkSettings, int], EvaluationTask]] = [
+            lambda network, seed, one=one: self._task(one, "test", network, seed) for one in sets
+        ]
+        controls = list(controls)
         if "full" in self._spec.controls:
             makers.append(self._full)
-            described.append(("full", self._full_bytes(), 0))
-        tests, *tables = self._on_networks(makers)
-        found = [Control(*row, table) for row, table in zip(described, tables, strict=True)]
-        return tests, found
-
-    def _on_networks(self, makers: Sequence[TestTask]) -> list[dict[str, Tested]]:
-        """By set, then by network: fresh ones of every seed, all at once."""
-        # seeds of their own: those that compared sets had others
-        seeds, networks = range(100, 100 + self._spec.evaluate.seeds), self._spec.networks
+            controls.append(Control("full", None, self._full_bytes(), 0, {}))
+        seeds = range(_TEST_SEEDS, _TEST_SEEDS + self._spec.evaluate.seeds)
+        networks = self._spec.networks
         tasks = [make(n, seed) for make in makers for n in networks for seed in seeds]
         receipts = iter(self._run("evaluate", tasks))
-        return [
-            {n.label: self._tested(n, [next(receipts) for _ in seeds]) for n in networks}
-            for _ in makers
+        tests, *tables = (
+            {n.label: _tested(n, [next(receipts) for _ in seeds]) for n in networks} for _ in makers
+        )
+        return tests, [
+            Control(c.name, c.part, c.num_bytes, c.images_per_class, table)
+            for c, table in zip(controls, tables, strict=True)
         ]
 
-    def stored_bytes(self, part: PartRef) -> StoredBytes:
-        """What a set says that it costs to store."""
-        store = self._ctx.store
-        return read_set(read_table(store.path(part.path)), part.path).stored
-
-    def _tuned(self, controls: Sequence[ControlSet], rates: Sequence[float | None]) -> list[Judged]:
-        sources = [(SetSource(part.path), part.sha256) for _, part, _, _ in controls]
-        if len(rates) < 2 or not controls:
-            return [(source, sha, rates[0]) for source, sha in sources]
-        tried: list[Judged] = [(source, sha, rate) for source, sha in sources for rate in rates]
-        accuracies = [fmean(a) for a in self.compare("tune controls", tried)]
-        width = len(rates)
-        return [
-            max(
-                zip(tried[i : i + width], accuracies[i : i + width], strict=True),
-                key=lambda pair: pair[1],
-            )[0]
-            for i in range(0, len(tried), width)
-        ]
+    def _tuned(self, sources: Sequence[SetSource], rate: float | None) -> list[Judged]:
+        if rate is None or not sources:
+            return [(source, None) for source in sources]
+        pairs = [((source, None), (source, rate)) for source in sources]
+        means = [fmean(a) for a in self.compare("tune controls", [p for two in pairs for p in two])]
+        return [two[means[2 * i + 1] > means[2 * i]] for i, two in enumerate(pairs)]
 
     def _full_bytes(self) -> int:
         channels, height, width = self._images.totals["shape"]
         count = self._images.parts[0].num_rows
         return count * channels * height * width + hard_label_bytes(count, self._classes)
 
-    def _tested(self, network: NetworkSettings, receipts: Sequence[Receipt]) -> Tested:
-        return Tested(
-            network.label,
-            tuple(r.info["accuracy"] for r in receipts),
-            sum(r.info["seconds"] for r in receipts),
-        )
-
     def _full(self, network: NetworkSettings, seed: int) -> EvaluationTask:
-        recipe = self._spec.evaluate.full
-        protocol = Protocol(recipe, 1.0)
+        protocol = Protocol(self._spec.evaluate.full, 1.0)
         groups = tuple(self._spec.preprocessing.augmentation) if self._spec.matching else ()
-        return self._named(SetSource(None), "all", network, protocol, groups, "test", seed)
+        source = SetSource(None)
+        return EvaluationTask(self._given, source, network, protocol, groups, "test", seed)
 
     def _task(
         self,
@@ -192,39 +132,17 @@ class Evaluator:
         network: NetworkSettings,
         seed: int,
     ) -> EvaluationTask:
-        source, sha, rate = judged
-        groups = set_augmentation(self._spec)
-        protocol = set_protocol(self._spec, self._classes, rate)
-        return self._named(source, sha, network, protocol, groups, part, seed)
-
-    def _named(
-        self,
-        source: SetSource,
-        sha: str,
-        network: NetworkSettings,
-        protocol: Protocol,
-        groups: tuple[Group, ...],
-        part: Literal["validation", "test"],
-        seed: int,
-    ) -> EvaluationTask:
-        labels = [source.label_path, source.label_kind, source.distances.model_dump()]
-        recipe: Recipe = protocol.recipe
-        name = fingerprint(
-            [
-                "evaluate",
-                EVALUATION_VERSION,
-                self._base,
-                [sha, labels],
-                network.model_dump(),
-                [recipe.model_dump(), protocol.temperature],
-                [groups, part, seed],
-            ]
-        )
-        return EvaluationTask(name, source, network, protocol, groups, part, seed)
+        source, rate = judged
+        groups, protocol = self._spec.set_augmentation, self._spec.protocol(self._classes, rate)
+        return EvaluationTask(self._given, source, network, protocol, groups, part, seed)
 
     def _run(self, step: str, tasks: Sequence[EvaluationTask]) -> list[Receipt]:
         once = list({task.fingerprint: task for task in tasks}.values())
-        calls = [ImageCall(run_evaluation, task) for task in once]
-        made = self._crew.do(step, "distilled", calls, workers=self._ctx.compute.evaluators)
-        by_name = {task.fingerprint: r for task, r in zip(once, made, strict=True)}
+        made = self._do(step, once, self._spec.compute.evaluators)
+        by_name = {receipt.task: receipt for receipt in made}
         return [by_name[task.fingerprint] for task in tasks]
+
+
+def _tested(network: NetworkSettings, receipts: Sequence[Receipt]) -> Tested:
+    accuracies = tuple(receipt.info["accuracy"] for receipt in receipts)
+    return Tested(network.label, accuracies, sum(r.info["seconds"] for r in receipts))

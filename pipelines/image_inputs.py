@@ -1,14 +1,15 @@
-"""What a distil job reads from outside its store: images, given experts, code of networks."""
+"""What a distil job reads from outside its store: images, given experts, the user's own code."""
 
 from dataclasses import dataclass
 from typing import Any
 
 from stillhouse.distillation.image_files import list_source
-from stillhouse.distillation.image_sources import ImageData
-from stillhouse.distillation.own_networks import own_networks
+from stillhouse.distillation.images import ImageData
 from stillhouse.distillation.spec import DistillSpec
-from stillhouse.errors import ArtifactError
+from stillhouse.errors import ArtifactError, SpecError
 from stillhouse.fingerprint import fingerprint
+from stillhouse.own_code import OURS, find_module, is_installed, top_names, top_of
+from stillhouse.selection.own import OwnCode
 from stillhouse.storage.artifact import Store, load_manifest
 from stillhouse.storage.digests import digest_files
 from stillhouse.storage.filesystem import FileInfo, absolute_uri
@@ -23,7 +24,7 @@ class ImageInputs:
     Attributes:
         images: name of the images artifact that it becomes.
         experts: URI and identity of each given trajectory.
-        code: digests of the user's own networks.
+        code: digests of the user's own networks and method.
     """
 
     images: str
@@ -62,11 +63,9 @@ def open_images(
         asked.pop("test")
     names = [file.name for file in files]
     images = fingerprint(["images", IMAGES_VERSION, asked, names, digests])
-    given = spec.experts.path if spec.experts is not None else None
-    zca = spec.preprocessing.zca
-    experts = [(absolute_uri(uri), _expert_identity(absolute_uri(uri), zca)) for uri in given or []]
-    code = tuple(own.digest for own in own_networks(spec))
-    return ImageInputs(images, tuple(experts), code)
+    given = [absolute_uri(uri) for uri in (spec.experts and spec.experts.path) or []]
+    experts = tuple((uri, _expert_identity(uri, spec.preprocessing.zca)) for uri in given)
+    return ImageInputs(images, experts, tuple(own.digest for own in named_code(spec)))
 
 
 def _expert_identity(uri: str, zca: bool) -> str:
@@ -78,3 +77,23 @@ def _expert_identity(uri: str, zca: bool) -> str:
             f"{str(zca).lower()}: give the experts' own, or train new ones"
         )
     return found.fingerprint
+
+
+def named_code(spec: DistillSpec) -> list[OwnCode]:
+    """The code of networks and methods in a folder of the user's: `submit` sends it.
+
+    Installed packages are known by name alone.
+
+    Raises:
+        SpecError: it is not here, is too much, or has no such name.
+    """
+    found: list[OwnCode] = []
+    for name in spec.own_names:
+        if top_of(name) in OURS or is_installed(name):
+            continue
+        place, wanted = f"factory: {name}", name.partition(":")[2]
+        code = find_module(place, name)
+        if not {wanted, "*"} & top_names(code.tree):
+            raise SpecError(f"`{place}`: no `{wanted}` in {code.module}")
+        found.append(OwnCode(name, code.files))
+    return found

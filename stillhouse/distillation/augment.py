@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample
 
-from stillhouse.distillation.settings import DSA_GROUPS as DSA_GROUPS
-from stillhouse.distillation.settings import Group
+from stillhouse.distillation.recipes import Group
 
 _SCALE = 1.2
 _ROTATION = 15 * pi / 180

@@ -1,92 +1,106 @@
-"""How networks are trained on a distilled set, and the accuracy that says how good it is.
+"""Training a network on images that fit in memory: teachers on real ones, students on distilled.
 
-Three published protocols: `p1` (MTT and what follows it), `p2` (SRe2L and INFER on CIFAR), `p3`
-(RDED). Each is a recipe and a temperature of soft labels. Their authors also choose on the test
-set, the best distillation step or epoch; here the test set is touched once, after the last epoch.
-Figures of different protocols do not compare.
+One loop for both: passes over views of the images, an objective, an optimiser, a schedule. An
+`Objective` maps a student's logits [B, C] on a batch of views to a scalar loss: classes, static
+soft labels, or what teachers answered to each view. Of several teachers the logits are averaged
+(INFER). The divergence to soft labels is not scaled by the squared temperature, as SRe2L, RDED and
+INFER have it.
 """
 
-from dataclasses import dataclass
-from typing import Any, Literal
+import math
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
-from stillhouse.distillation.settings import Recipe, ViewSettings
-from stillhouse.distillation.spec import EvaluateSettings
+from stillhouse.distillation.recipes import Recipe, ViewSettings
+from stillhouse.distillation.views import Views, epoch_views
+from stillhouse.errors import DivergedError
 
-ProtocolName = Literal["p1", "p2", "p3"]
-_BATCH = 512
-
-
-@dataclass(frozen=True, slots=True)
-class Protocol:
-    """How a network is trained: `temperature` is of soft labels."""
-
-    recipe: Recipe
-    temperature: float
+Augment = Callable[[Tensor], Tensor]
+Objective = Callable[[Tensor, Views], Tensor]
+BATCH = 512
+"""Images that a network is asked about at once."""
 
 
-def named_protocol(
-    name: ProtocolName,
-    settings: EvaluateSettings,
+def fit(
+    network: nn.Module,
+    images: Tensor,
+    objective: Objective,
+    recipe: Recipe,
     *,
-    images_per_class: int,
-    num_classes: int,
-    learning_rate: float | None = None,
-    factor: int = 1,
-    flips: bool = True,
-) -> Protocol:
-    """A published protocol for a set, with the spec's changes.
+    seed: int,
+    augmentation: Augment | None = None,
+    stored_epochs: int | None = None,
+) -> list[float]:
+    """Train `network` in place, ending in evaluation mode; the mean loss of every epoch.
 
     Args:
-        name: p1, p2 or p3.
-        settings: its `epochs` and `batch_size` replace the protocol's.
-        images_per_class: of the set; decides p3's batch.
-        num_classes: likewise.
-        learning_rate: p1: the one that was learned with the set; default 0.01.
-        factor: p3: patches along a side of RDED's images.
-        flips: whether views may be mirrored.
+        network: on the device of the images.
+        images: [N, C, H, W], standardised.
+        objective: maps logits and views to the loss.
+        recipe: optimiser, length, batches, views.
+        seed: of the views.
+        augmentation: applied to the views' images after everything else (DSA).
+        stored_epochs: the views begin again after so many epochs, as stored labels do.
+
+    Raises:
+        DivergedError: the loss is NaN or infinite.
     """
-    recipe, temperature = _published(name, images_per_class, num_classes, learning_rate, factor)
-    asked: dict[str, Any] = {"epochs": settings.epochs, "batch_size": settings.batch_size}
-    changes = {key: value for key, value in asked.items() if value is not None}
-    recipe = Recipe.model_validate(recipe.model_dump() | changes)
-    return Protocol(recipe if flips else recipe.without_flips(), temperature)
+    losses: list[float] = []
+    optimiser = make_optimiser(network, recipe)
+    for epoch in range(recipe.epochs):
+        if recipe.schedule == "step" and epoch == drop_epoch(recipe.epochs):
+            optimiser = make_optimiser(network, recipe)
+        rate = epoch_rate(recipe, epoch)
+        for group in optimiser.param_groups:
+            group["lr"] = rate
+        network.train()
+        total = torch.zeros((), device=images.device)
+        again = epoch % (stored_epochs or recipe.epochs)
+        for view in epoch_views(
+            images, recipe.views, batch_size=recipe.batch_size, seed=seed, epoch=again
+        ):
+            shown = augmentation(view.images) if augmentation else view.images
+            loss = objective(network(shown), view)
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            optimiser.step()
+            total += loss.detach() * len(view.rows)
+        losses.append(float(total) / len(images))
+        if not math.isfinite(losses[-1]):
+            raise DivergedError(
+                f"epoch {epoch + 1} of {recipe.epochs}: loss {losses[-1]} at learning rate "
+                f"{rate:.3g}: lower `learning_rate`"
+            )
+    network.eval()
+    return losses
 
 
-def _published(
-    name: ProtocolName,
-    images_per_class: int,
-    num_classes: int,
-    learning_rate: float | None,
-    factor: int,
-) -> tuple[Recipe, float]:
-    """Recipe and temperature as published."""
-    if name == "p1":
-        recipe = Recipe(
-            optimiser="sgd",
-            learning_rate=learning_rate or 0.01,
-            weight_decay=5e-4,
-            epochs=1001,
-            batch_size=256,
-            schedule="step",
-            views=ViewSettings(crop="none", flip=False, mix="none"),
-        )
-        return recipe, 1.0
-    if name == "p2":
-        return Recipe(epochs=400, batch_size=128), 30.0
-    batch = 10 if images_per_class < 10 else 50 if images_per_class < 50 else 100
-    views = ViewSettings(
-        crop="resized", min_scale=1 / factor, mix="cutmix", mix_beta=1.0, patches=factor
-    )
-    recipe = Recipe(
-        epochs=300,
-        batch_size=batch * (2 if num_classes >= 100 else 1),
-        schedule="half_cosine",
-        views=views,
-    )
-    return recipe, 20.0
+def make_optimiser(network: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    """A fresh SGD or AdamW for all parameters."""
+    rate, decay = recipe.learning_rate, recipe.weight_decay
+    parameters = list(network.parameters())
+    if recipe.optimiser == "sgd":
+        return torch.optim.SGD(parameters, rate, momentum=recipe.momentum, weight_decay=decay)
+    matrices = [p for p in parameters if p.ndim > 1]
+    vectors = [p for p in parameters if p.ndim <= 1]
+    groups = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, rate, weight_decay=decay)
+
+
+def epoch_rate(recipe: Recipe, epoch: int) -> float:
+    """The learning rate of an epoch, counted from 0."""
+    if recipe.schedule == "step":
+        return recipe.learning_rate * (0.1 if epoch >= drop_epoch(recipe.epochs) else 1.0)
+    length = recipe.epochs * (2 if recipe.schedule == "half_cosine" else 1)
+    return recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * epoch / length))
+
+
+def drop_epoch(num_epochs: int) -> int:
+    """The first epoch of the lower rate: 502 of 1,001 (MTT's protocol)."""
+    return (num_epochs - 1) // 2 + 2
 
 
 @torch.no_grad()
@@ -95,6 +109,86 @@ def accuracy(network: nn.Module, images: Tensor, labels: Tensor) -> float:
     network.eval()
     right = sum(
         (network(batch).argmax(1) == classes).sum()
-        for batch, classes in zip(images.split(_BATCH), labels.split(_BATCH), strict=True)
+        for batch, classes in zip(images.split(BATCH), labels.split(BATCH), strict=True)
     )
     return int(right) / len(labels)
+
+
+@torch.no_grad()
+def mean_logits(teachers: Sequence[nn.Module], images: Tensor) -> Tensor:
+    """The mean of the teachers' logits on images [N, C, H, W]: [N, num_classes].
+
+    On un-augmented images these are INFER's static labels.
+    """
+    answers = [
+        torch.stack([teacher(batch) for teacher in teachers]).mean(0)
+        for batch in images.split(BATCH)
+    ]
+    return torch.cat(answers)
+
+
+def soft_loss(logits: Tensor, targets: Tensor, temperature: float) -> Tensor:
+    """KL(softmax(targets / T) || softmax(logits / T)), mean over the batch; both [B, C] logits."""
+    return functional.kl_div(
+        (logits / temperature).log_softmax(1),
+        (targets / temperature).softmax(1),
+        reduction="batchmean",
+    )
+
+
+def towards_classes(labels: Tensor) -> Objective:
+    """Cross-entropy with the mixed one-hot label; labels int64 [N] of the set's images."""
+    return lambda logits, views: mixed_cross_entropy(logits, labels, views).mean()
+
+
+def mixed_cross_entropy(logits: Tensor, labels: Tensor, views: Views) -> Tensor:
+    """-sum_c q_c log p_c of each view [B], q = weight * e_y + (1 - weight) * e_partner."""
+    log_probs = logits.log_softmax(1)
+
+    def picked(rows: Tensor) -> Tensor:
+        classes = labels[rows.to(labels.device)].to(log_probs.device)
+        return log_probs.gather(1, classes[:, None])[:, 0]
+
+    return views.weight * -picked(views.rows) - (1 - views.weight) * picked(views.partners)
+
+
+def towards_static(label_logits: Tensor, temperature: float) -> Objective:
+    """One vector of logits an image [N, C], mixed as the images are (INFER, static)."""
+
+    def objective(logits: Tensor, views: Views) -> Tensor:
+        own = label_logits[views.rows.to(label_logits.device)]
+        other = label_logits[views.partners.to(label_logits.device)]
+        targets = views.weight * own + (1 - views.weight) * other
+        return soft_loss(logits, targets.to(logits), temperature)
+
+    return objective
+
+
+def towards_stored(view_logits: Tensor, temperature: float) -> Objective:
+    """Stored answers of teachers [epochs, N, C] in the order of the views (FKD)."""
+
+    def objective(logits: Tensor, views: Views) -> Tensor:
+        return soft_loss(logits, view_logits[views.epoch, views.span].to(logits), temperature)
+
+    return objective
+
+
+def label_views(
+    answer: Callable[[Views], Tensor],
+    images: Tensor,
+    settings: ViewSettings,
+    *,
+    batch_size: int,
+    seed: int,
+    num_epochs: int,
+) -> Tensor:
+    """What teachers answer to every view of images [N, C, H, W]: float16 [epochs, N, ...].
+
+    With `mean_logits` it is SRe2L's relabelling (FKD). Which crop, flip and mix a view had is not
+    stored: `epoch_views` draws it again from the same seed, settings and batch size.
+    """
+    epochs = [
+        epoch_views(images, settings, batch_size=batch_size, seed=seed, epoch=epoch)
+        for epoch in range(num_epochs)
+    ]
+    return torch.stack([torch.cat([answer(view).half() for view in views]) for views in epochs])

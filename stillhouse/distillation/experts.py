@@ -1,110 +1,112 @@
-"""Expert trajectories: a network trained on real images, its parameters kept after each epoch."""
+"""Experts: networks trained on real images, whose parameters are kept after each epoch.
 
-from collections.abc import Callable, Iterator
+A trajectory is the artifact `trajectories/<fingerprint>`: one safetensors file with a tensor [P] an
+epoch, read by memory map. Its metadata name the network's tensors and their shapes and the SHA-256
+of every snapshot, which is checked when the snapshot is read.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from stillhouse.distillation.ast import (
-    PENALTY_WEIGHT,
-    RAMP_EPOCHS,
-    clip_factor,
-    gradient_penalty,
-)
-from stillhouse.distillation.augment import DSA_GROUPS, Group, augment, draw_augmentation
-from stillhouse.distillation.flat import gsam_direction
-from stillhouse.distillation.functional import FlatModule
-from stillhouse.errors import DivergedError
+from stillhouse.distillation.adjoint import FlatModule
+from stillhouse.distillation.augment import augment, draw_augmentation
+from stillhouse.distillation.methods.ast import clip_factor, gradient_penalty
+from stillhouse.distillation.methods.ftd import gsam_direction
+from stillhouse.distillation.prepared import ImageHost
+from stillhouse.distillation.recipes import Group
+from stillhouse.distillation.spec import ExpertSettings, NetworkSettings
+from stillhouse.distillation.tasks import ImageTask, file_part
+from stillhouse.errors import ArtifactError, DivergedError
+from stillhouse.fingerprint import canonical_json, sha256
+from stillhouse.storage.artifact import Manifest
+from stillhouse.storage.commit import create_or_adopt
+from stillhouse.storage.filesystem import join
+from stillhouse.storage.folders import local_folder
+from stillhouse.storage.task import Output
+
+TRAJECTORIES = "trajectories"
+FILE = "trajectory.safetensors"
+_KEY = "trajectory"
+_PLAIN: dict[str, Any] = {
+    "learning_rate": 0.01,
+    "momentum": 0.0,
+    "weight_decay": 0.0,
+    "drop_factor": 0.1,
+}
+_PLAIN_SMOOTHING: dict[str, Any] = {"ramp_epochs": 0, "penalty_weight": 0.0}
 
 
-@dataclass(frozen=True, slots=True)
-class ExpertOptions:
-    """How experts are trained. Defaults are MTT's; `AST_EXPERT` and `FTD_EXPERT` are the others'.
+def resolved(
+    settings: ExpertSettings, own: Literal["plain", "smooth", "flat"] = "plain"
+) -> ExpertSettings:
+    """The settings with what is not given filled in, by `smoothing.kind` or the method's own kind.
 
-    Attributes:
-        num_epochs: passes over the images.
-        batch_size: the last batch of an epoch may be smaller.
-        learning_rate: of SGD.
-        momentum: heavy ball.
-        weight_decay: L2, added to the gradient.
-        drop_epoch: from it on the rate is times `drop_factor`, the momentum starts afresh.
-        augmentation: DSA groups, one drawn a batch; none: plain images.
-        ramp_epochs: of AST's clipping loss (`clip_factor`); 0: the whole loss from the start.
-        penalty_weight: of AST's `gradient_penalty`, on the plain images; 0: none.
-        rho: radius of FTD's flat steps (`gsam_direction`); None: plain gradients.
-        alpha: of the flat steps.
+    Plain are MTT's experts, smooth AST's, flat FTD's.
     """
-
-    num_epochs: int = 50
-    batch_size: int = 256
-    learning_rate: float = 0.01
-    momentum: float = 0.0
-    weight_decay: float = 0.0
-    drop_epoch: int | None = None
-    drop_factor: float = 0.1
-    augmentation: tuple[Group, ...] = DSA_GROUPS
-    ramp_epochs: int = 0
-    penalty_weight: float = 0.0
-    rho: float | None = None
-    alpha: float = 0.4
-
-
-AST_EXPERT = ExpertOptions(
-    learning_rate=0.003,
-    momentum=0.9,
-    weight_decay=1e-3,
-    drop_epoch=26,
-    drop_factor=0.6,
-    ramp_epochs=RAMP_EPOCHS,
-    penalty_weight=PENALTY_WEIGHT,
-)
-FTD_EXPERT = ExpertOptions(rho=0.01)
-
-
-@dataclass(frozen=True, slots=True)
-class ExpertSnapshot:
-    """Parameters [P] after `epoch` epochs (0: the start) and the last one's mean training loss."""
-
-    epoch: int
-    parameters: Tensor
-    loss: float | None
+    smoothing = settings.smoothing
+    kind = own if smoothing.kind == "auto" else smoothing.kind
+    values, smooth = dict(_PLAIN), dict(_PLAIN_SMOOTHING)
+    if kind == "smooth":
+        values = {"learning_rate": 0.003, "momentum": 0.9, "weight_decay": 1e-3, "drop_factor": 0.6}
+        values["drop_epoch"] = settings.epochs // 2 + 1
+        smooth = {"ramp_epochs": 10, "penalty_weight": 2.0}
+    if kind == "flat":
+        smooth["rho"] = 0.01
+    smooth |= smoothing.model_dump(exclude_none=True) | {"kind": kind}
+    filled = values | settings.model_dump(exclude_none=True) | {"smoothing": smooth}
+    return ExpertSettings.model_validate(filled)
 
 
 def train_expert(
     network: FlatModule,
     images: Tensor,
     labels: Tensor,
-    options: ExpertOptions,
+    settings: ExpertSettings,
+    groups: Sequence[Group],
     generator: torch.Generator,
-) -> Iterator[ExpertSnapshot]:
-    """Train from the module's own parameters; yields the start and then every epoch's end.
+) -> Iterator[tuple[Tensor, float]]:
+    """Train by SGD from the module's own parameters, an epoch each time.
 
     Args:
         network: on the images' device.
         images: preprocessed, [N, C, H, W].
         labels: classes, [N].
-        options: how.
+        settings: `resolved`.
+        groups: of DSA, one drawn a batch; none: plain images.
         generator: of the CPU; draws the order and the augmentation.
+
+    Yields:
+        The parameters [P] after each epoch, and its mean training loss.
 
     Raises:
         DivergedError: an epoch's loss is NaN or infinite.
     """
     theta = network.parameters()
     velocity = torch.zeros_like(theta)
-    yield ExpertSnapshot(0, theta, None)
-    for epoch in range(options.num_epochs):
-        rate = options.learning_rate
-        if options.drop_epoch is not None and epoch >= options.drop_epoch:
-            rate *= options.drop_factor
-            velocity = velocity * (epoch != options.drop_epoch)
+    rate, momentum, decay = settings.learning_rate, settings.momentum, settings.weight_decay
+    assert rate is not None and momentum is not None and decay is not None
+    for epoch in range(settings.epochs):
+        if epoch == settings.drop_epoch:
+            rate *= settings.drop_factor or 1.0
+            velocity = torch.zeros_like(theta)
         total = torch.zeros((), device=images.device)
         order = torch.randperm(len(images), generator=generator)
-        for rows in order.to(images.device).split(options.batch_size):
-            loss_at = expert_loss(network, images[rows], labels[rows], epoch, options, generator)
-            direction, loss = _direction(loss_at, theta, options)
-            velocity = options.momentum * velocity + direction + options.weight_decay * theta
+        for rows in order.to(images.device).split(settings.batch_size):
+            loss_at = expert_loss(
+                network, images[rows], labels[rows], epoch, settings, groups, generator
+            )
+            direction, loss = _direction(loss_at, theta, settings)
+            velocity = momentum * velocity + direction + decay * theta
             theta = theta - rate * velocity
             total += loss * len(rows)
         mean = float(total) / len(images)
@@ -113,7 +115,7 @@ def train_expert(
                 f"an expert's loss is {mean} in epoch {epoch + 1} at learning rate {rate:.3g}: "
                 "lower `experts.learning_rate`"
             )
-        yield ExpertSnapshot(epoch + 1, theta, mean)
+        yield theta, mean
 
 
 def expert_loss(
@@ -121,31 +123,29 @@ def expert_loss(
     images: Tensor,
     labels: Tensor,
     epoch: int,
-    options: ExpertOptions,
+    settings: ExpertSettings,
+    groups: Sequence[Group],
     generator: torch.Generator,
 ) -> Callable[[Tensor], Tensor]:
     """A batch's training loss as a function of theta [P]; its augmentation is drawn once."""
     seen = images
-    if options.augmentation:
-        size = images.shape[2]
-        seen = augment(
-            images, draw_augmentation(options.augmentation, len(images), size, generator)
-        )
-    factor = clip_factor(epoch, options.ramp_epochs)
+    if groups:
+        draw = draw_augmentation(groups, len(images), images.shape[2], generator)
+        seen = augment(images, draw)
+    factor = clip_factor(epoch, settings.smoothing.ramp_epochs or 0)
+    penalty = settings.smoothing.penalty_weight
 
     def loss_at(theta: Tensor) -> Tensor:
         loss = factor * cross_entropy(network(theta, seen), labels)
-        if not options.penalty_weight:
+        if not penalty:
             return loss
-        return loss + gradient_penalty(
-            lambda inputs: network(theta, inputs), images, options.penalty_weight
-        )
+        return loss + gradient_penalty(lambda inputs: network(theta, inputs), images, penalty)
 
     return loss_at
 
 
 def _direction(
-    loss_at: Callable[[Tensor], Tensor], theta: Tensor, options: ExpertOptions
+    loss_at: Callable[[Tensor], Tensor], theta: Tensor, settings: ExpertSettings
 ) -> tuple[Tensor, Tensor]:
     """What to step against, and the loss at theta."""
     losses: list[Tensor] = []
@@ -156,6 +156,165 @@ def _direction(
         losses.append(loss.detach())
         return torch.autograd.grad(loss, leaf)[0]
 
-    if options.rho is None:
+    rho, alpha = settings.smoothing.rho, settings.smoothing.alpha
+    if rho is None:
         return gradient_at(theta), losses[0]
-    return gsam_direction(gradient_at, theta, rho=options.rho, alpha=options.alpha), losses[0]
+    return gsam_direction(gradient_at, theta, rho=rho, alpha=alpha), losses[0]
+
+
+@dataclass(frozen=True)
+class ExpertTask(ImageTask):
+    """An expert to train; `keep` are the epochs to store, 0 its start, `settings` are resolved."""
+
+    KIND: ClassVar[str] = TRAJECTORIES
+
+    network: NetworkSettings
+    settings: ExpertSettings
+    groups: tuple[Group, ...]
+    keep: tuple[int, ...]
+
+    def make(self, host: ImageHost) -> Output:
+        """Train it and commit its trajectory.
+
+        Raises:
+            DivergedError: its loss is NaN or infinite.
+        """
+        prepared, seed = host.prepared, self.settings.seed
+        network = prepared.flat(self.network, seed)
+        generator = torch.Generator().manual_seed(seed)
+        kept, losses = {0: network.parameters()}, list[float]()
+        training = train_expert(
+            network, prepared.train, prepared.train_labels, self.settings, self.groups, generator
+        )
+        for theta, loss in training:
+            losses.append(loss)
+            kept[len(losses)] = theta
+            if len(losses) >= self.keep[-1]:
+                break
+        kept = {epoch: kept[epoch] for epoch in self.keep}
+        data = encode_trajectory(network, kept, self.settings.stored_as)
+        path = f"{TRAJECTORIES}/{self.fingerprint}/{FILE}"
+        stands = create_or_adopt(host.store.path(path), data)
+        host.store.put_manifest(
+            Manifest(
+                TRAJECTORIES,
+                self.fingerprint,
+                (),
+                {"images": self.given.images},
+                {"network": self.network.model_dump(), "seed": seed, "zca": self.given.zca},
+                {"epochs": list(self.keep), "losses": losses, "bytes": len(stands)},
+                files={FILE: sha256(stands)},
+            )
+        )
+        counts = {"images": len(prepared.train) * len(losses), "bytes": len(stands)}
+        part = file_part(path, stands, len(kept))
+        return Output(counts=counts, info={"losses": losses}, parts=(part,))
+
+
+def encode_trajectory(
+    network: FlatModule,
+    snapshots: Mapping[int, Tensor],
+    dtype: Literal["float32", "bfloat16"] = "float32",
+) -> bytes:
+    """The file's bytes for snapshots [P] by epoch; the same snapshots give the same bytes."""
+    stored = {
+        str(epoch): snapshots[epoch].detach().to("cpu", getattr(torch, dtype)).contiguous().clone()
+        for epoch in sorted(snapshots)
+    }
+    about = {
+        "names": network.names,
+        "shapes": network.shapes,
+        "sha256": {epoch: _digest(row) for epoch, row in stored.items()},
+    }
+    return save(stored, {_KEY: canonical_json(about).decode()})
+
+
+def _digest(row: Tensor) -> str:
+    return sha256(row.view(torch.uint8).numpy().tobytes())
+
+
+class Trajectory:
+    """An open file of snapshots of `network`; `place` is what messages call it.
+
+    Raises:
+        ArtifactError: no trajectory, cut short, or one of another network.
+    """
+
+    def __init__(self, path: Path, network: FlatModule, place: str | None = None) -> None:
+        self.place = place or str(path)
+        try:
+            self._file: Any = safe_open(str(path), "pt")
+            about = json.loads((self._file.metadata() or {})[_KEY])
+        except (SafetensorError, KeyError) as error:
+            raise ArtifactError(
+                f"{self.place} is no expert's trajectory, or cut short: delete it and run again"
+            ) from error
+        self._sha256: dict[int, str] = {int(n): digest for n, digest in about["sha256"].items()}
+        self.epochs = tuple(sorted(self._sha256))
+        own = dict(zip(network.names, network.shapes, strict=True))
+        stored = {n: tuple(s) for n, s in zip(about["names"], about["shapes"], strict=True)}
+        for name in [*stored, *own]:
+            if stored.get(name) != own.get(name):
+                raise ArtifactError(
+                    f"{self.place} is of another network: {name} is {stored.get(name, 'absent')} "
+                    f"there and {own.get(name, 'absent')} in `network`: give the experts' own, or "
+                    "train new ones"
+                )
+        if tuple(stored) != network.names:
+            raise ArtifactError(
+                f"{self.place} is of another network: its tensors have another order"
+            )
+
+    def snapshot(self, epoch: int) -> Tensor:
+        """The parameters after `epoch` epochs: float32 [P], a copy.
+
+        Raises:
+            ArtifactError: the epoch is not stored, or its bytes are not those that were written.
+        """
+        self.require([epoch])
+        row: Tensor = self._file.get_tensor(str(epoch))
+        if _digest(row) != self._sha256[epoch]:
+            raise ArtifactError(
+                f"{self.place}: epoch {epoch} is not what was written (checksum): delete the file "
+                "and run again, the expert is then trained anew"
+            )
+        return row.to(torch.float32, copy=True)
+
+    def require(self, epochs: Iterable[int]) -> None:
+        """Refuse a trajectory that lacks one of some epochs.
+
+        Raises:
+            ArtifactError: naming the first one, and those that are stored.
+        """
+        missing = next((epoch for epoch in epochs if epoch not in self._sha256), None)
+        if missing is not None:
+            raise ArtifactError(
+                f"{self.place} holds epochs {_ranges(self.epochs)}, not {missing}: train experts "
+                "with more `experts.epochs` or `keep: all`, or move the starts by "
+                "`method.max_start_epoch` and `min_start_epoch`"
+            )
+
+
+def _ranges(epochs: Sequence[int]) -> str:
+    """`0 to 7, 15`."""
+    starts = [epoch for epoch in epochs if epoch - 1 not in epochs]
+    ends = [epoch for epoch in epochs if epoch + 1 not in epochs]
+    pairs = zip(starts, ends, strict=True)
+    return ", ".join(f"{a} to {b}" if a < b else str(a) for a, b in pairs)
+
+
+def open_trajectories(
+    uris: Sequence[str], network: FlatModule, opened: ExitStack
+) -> list[Trajectory]:
+    """Those at some URIs, mapped from local disk; copies of remote ones live as long as `opened`.
+
+    Raises:
+        ArtifactError: one is not there, or as `Trajectory`.
+    """
+    found: list[Trajectory] = []
+    for uri in uris:
+        path = Path(opened.enter_context(local_folder(uri, (FILE,)))) / FILE
+        if not path.exists():
+            raise ArtifactError(f"{uri} holds no {FILE}: it is no expert's trajectory")
+        found.append(Trajectory(path, network, join(uri, FILE)))
+    return found

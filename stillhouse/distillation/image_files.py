@@ -9,12 +9,14 @@ import json
 import os
 import struct
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from stillhouse.errors import BadFileError, InputError, SpecError
@@ -163,8 +165,6 @@ def read_parquet(file: FileInfo, image_column: str, label_column: str) -> Iterat
     Raises:
         InputError: a column is missing or holds no encoded images. BadFileError: not Parquet.
     """
-    import pyarrow as pa
-
     row = 0
     try:
         with open_read(file.uri) as stream:
@@ -186,9 +186,6 @@ def class_label_names(file: FileInfo, column: str) -> tuple[str, ...] | None:
     Raises:
         BadFileError: not Parquet.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     try:
         with open_read(file.uri) as stream:
             metadata = pq.read_schema(stream).metadata or {}
@@ -213,9 +210,7 @@ def resize(pixels: Pixels, size: tuple[int, int]) -> Pixels:
     return np.stack(planes)
 
 
-def _check_columns(uri: str, schema: Any, image_column: str, label_column: str) -> None:
-    import pyarrow as pa
-
+def _check_columns(uri: str, schema: pa.Schema, image_column: str, label_column: str) -> None:
     for key, column in (("image_column", image_column), ("label_column", label_column)):
         if column not in schema.names:
             raise InputError(
@@ -223,19 +218,12 @@ def _check_columns(uri: str, schema: Any, image_column: str, label_column: str) 
                 f"{', '.join(schema.names)}"
             )
     kind = schema.field(image_column).type
-    inner = (
-        kind.field("bytes").type if pa.types.is_struct(kind) and "bytes" in _fields(kind) else kind
-    )
-    if pa.types.is_string(inner) or pa.types.is_large_string(inner):
+    in_struct = pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0
+    inner = kind.field("bytes").type if in_struct else kind
+    if inner in (pa.string(), pa.large_string()):
         raise InputError(f"column {image_column!r} of {uri!r} holds text: {_NOT_EMBEDDED}")
-    if not any(
-        check(inner) for check in (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_null)
-    ):
+    if inner not in (pa.binary(), pa.large_binary(), pa.null()):
         raise InputError(f"column {image_column!r} of {uri!r} holds {kind}, not encoded images")
-
-
-def _fields(kind: Any) -> Iterable[str]:
-    return (kind.field(i).name for i in range(kind.num_fields))
 
 
 def _parquet_record(image: Any, label: Any, file: str, row: int) -> Record:

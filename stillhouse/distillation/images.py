@@ -1,18 +1,84 @@
-"""Labelled images in memory: what is accepted, how it is split, what is refused.
+"""Data in: a training, a validation and a test set of labelled images, checked before any work.
 
-Pure: arrays in, arrays out. Files are read in `image_sources`.
+Image folders (`<class>/<image>`), Parquet with an image column, and scikit-learn's digits; local
+or any fsspec URI. Where the source has a test part (`train/` and `test/` folders,
+`test-*.parquet`) it is the test set, else a share is held out. A validation part beside a test
+part (`val/`, `valid-*.parquet`) is the validation set, else it is split from the training data,
+class by class; everything is chosen on it, and the test set is touched once.
 """
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field, model_validator
 
-from stillhouse.distillation.image_files import DeadImage, Label, Pixels
+from stillhouse.distillation.image_files import (
+    IMAGE_SUFFIXES,
+    DeadImage,
+    Label,
+    Pixels,
+    RawImage,
+    Record,
+    class_label_names,
+    list_source,
+    read_folder,
+    read_parquet,
+    resize,
+)
 from stillhouse.errors import InputError
+from stillhouse.spec import Settings
+from stillhouse.storage.filesystem import FileInfo
+
+_PARTS = {
+    "train": {"train", "training"},
+    "test": {"test"},
+    "validation": {"val", "valid", "validation"},
+}
+_Share = Annotated[float, Field(gt=0.0, lt=1.0)]
+_Names = tuple[str, ...]
+
+
+class ImageData(Settings):
+    """Labelled images: files, or a data set that ships with a library."""
+
+    path: str | None = Field(default=None, description="an image folder or Parquet; any fsspec URI")
+    dataset: Literal["digits"] | None = Field(
+        default=None, description="digits: scikit-learn's 1,797 images of 8x8, no files needed"
+    )
+    test: str | _Share = Field(
+        default=0.2,
+        description="files of the test set; or the share held out where `path` has no test part",
+    )
+    validation: _Share = Field(
+        default=0.1,
+        description="share of the training images that everything is chosen on, where `path` has "
+        "no validation part beside its test part",
+    )
+    image_column: str = Field(default="image", description="Parquet: the encoded images")
+    label_column: str = Field(default="label", description="Parquet: the class, number or name")
+    image_size: Annotated[int, Field(ge=1)] | None = Field(
+        default=None, description="height and width that every image is resized to"
+    )
+    max_bad_rows: Annotated[float, Field(ge=0)] = Field(
+        default=0.01,
+        description="broken images allowed: a share below 1, a count from 1; more stops the run",
+    )
+    num_images: Annotated[int, Field(ge=1)] | None = Field(
+        default=None, description="train on this many images, drawn by class; default all"
+    )
+    seed: int = Field(default=0, description="of the splits and of `num_images`")
+
+    @model_validator(mode="after")
+    def _one_of(self) -> "ImageData":
+        if (self.path is None) == (self.dataset is None):
+            raise ValueError("give either `path` or `dataset`")
+        return self
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,13 +94,8 @@ class ImageSet:
 
     images: Pixels
     labels: NDArray[np.int64]
-    class_names: tuple[str, ...]
+    class_names: _Names
     dead_letters: tuple[DeadImage, ...] = ()
-
-    @property
-    def num_classes(self) -> int:
-        """How many classes there are."""
-        return len(self.class_names)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -51,7 +112,201 @@ class ImageSet:
 
     def take(self, rows: NDArray[np.integer]) -> "ImageSet":
         """The images of some rows, in their order."""
-        return ImageSet(self.images[rows], self.labels[rows], self.class_names, self.dead_letters)
+        return replace(self, images=self.images[rows], labels=self.labels[rows])
+
+
+@dataclass(frozen=True, slots=True)
+class ImageSplits:
+    """What is trained on, what is chosen on, and what is measured once."""
+
+    train: ImageSet
+    validation: ImageSet
+    test: ImageSet
+
+
+def load_images(data: ImageData) -> ImageSplits:
+    """Read and check a source and split it; the same settings give the same splits.
+
+    Raises:
+        InputError: no images, several sizes, one class, a class with too few images, labels out of
+            range, more broken images than `max_bad_rows`. BadFileError: an unreadable file.
+    """
+    if data.dataset == "digits":
+        train, test, validation = _digits(), None, None
+    else:
+        train, test, validation = _from_files(data)
+    if test is None:
+        share = data.test if isinstance(data.test, float) else 0.2
+        train, test = split(train, share, seed=data.seed, key="data.test")
+        test = replace(test, dead_letters=())  # they are of both, and counted once
+    if validation is None:
+        train, validation = split(train, data.validation, seed=data.seed + 1, key="data.validation")
+        validation = replace(validation, dead_letters=())
+    train, validation, test = _alike(train, validation, test)
+    if data.num_images is not None and data.num_images < len(train):
+        kept = data.num_images / len(train)
+        _, train = split(train, kept, seed=data.seed + 2, key="data.num_images")
+    return ImageSplits(train, validation, test)
+
+
+def split(images: ImageSet, share: float, *, seed: int, key: str) -> tuple[ImageSet, ImageSet]:
+    """(rest, part): the part has `share` of every class, at least one image, drawn by the seed.
+
+    Raises:
+        InputError: a class with one image, which cannot stand on both sides; `key` names the
+            setting that asked.
+    """
+    rng = np.random.default_rng(seed)
+    chosen = np.zeros(len(images), bool)
+    for label, name in enumerate(images.class_names):
+        rows = np.flatnonzero(images.labels == label)
+        if len(rows) < 2:
+            raise InputError(
+                f"class {name!r} has {len(rows)} image, `{key}` needs at least 2 to split"
+            )
+        count = min(max(round(share * len(rows)), 1), len(rows) - 1)
+        chosen[rng.permutation(rows)[:count]] = True
+    return images.take(np.flatnonzero(~chosen)), images.take(np.flatnonzero(chosen))
+
+
+def _alike(train: ImageSet, validation: ImageSet, test: ImageSet) -> list[ImageSet]:
+    """All in colour where one is, which they have to be of one size for."""
+    for name, other in (("validation", validation), ("test", test)):
+        if other.shape[1:] != train.shape[1:]:
+            sizes = [f"{height}x{width}" for _, height, width in (train.shape, other.shape)]
+            raise InputError(
+                f"training images of {sizes[0]}, {name} images of {sizes[1]}: set `data.image_size`"
+            )
+    sets = [train, validation, test]
+    channels = max(one.shape[0] for one in sets)
+    return [replace(one, images=np.repeat(one.images, channels // one.shape[0], 1)) for one in sets]
+
+
+def _digits() -> ImageSet:
+    """Grey 8x8 images of 17 levels, as 8 bits."""
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise InputError("`dataset: digits` needs scikit-learn: install it, or set `path`") from (
+            error
+        )
+    digits: Any = load_digits()
+    pixels = np.rint(digits.images[:, None] * (255 / 16)).astype(np.uint8)
+    return image_set(pixels, digits.target)
+
+
+def _from_files(data: ImageData) -> tuple[ImageSet, ImageSet | None, ImageSet | None]:
+    """The training set; a test set and a validation set where the source has them."""
+    assert data.path is not None
+    files, chosen_on = list_source(data.path), list[FileInfo]()
+    if isinstance(data.test, str):
+        test_files = list_source(data.test)
+    else:
+        files, test_files, chosen_on = _parts(files)
+    train = _read(files, data, data.path)
+    names = train.class_names
+    held = [
+        _read(found, data, f"the {part} part of {data.path}", names) if found else None
+        for part, found in (("validation", chosen_on), ("test", test_files))
+    ]
+    return train, held[1], held[0]
+
+
+def _parts(files: Sequence[FileInfo]) -> tuple[list[FileInfo], list[FileInfo], list[FileInfo]]:
+    """Training, test and validation files by their names; a validation part may be the test."""
+    parts: dict[str, list[FileInfo]] = {}
+    for file in files:
+        parts.setdefault(_part(file.name), []).append(file)
+    validation, test = parts.get("validation", []), parts.get("test", [])
+    train = parts.get("train") or parts.get("", [])
+    if not train:
+        raise InputError(f"no training files, only a test part: {files[0].uri!r} ...")
+    return (train, test, validation) if test else (train, validation, [])
+
+
+def _part(name: str) -> str:
+    """ "train", "test", "validation" or "": of an image the first folder, if a class is in it."""
+    image = name.lower().endswith(IMAGE_SUFFIXES)
+    words = name.lower().split("/")[:-2][:1] if image else re.split(r"[/_.-]", name.lower())
+    return next((part for part, names in _PARTS.items() if names & set(words)), "")
+
+
+def _read(
+    files: Sequence[FileInfo], data: ImageData, place: str, of_training: _Names | None = None
+) -> ImageSet:
+    """What the files hold; `of_training` are the classes of the training set, once it is read."""
+    kinds = {file.name.lower().endswith(IMAGE_SUFFIXES): file.uri for file in files}
+    if len(kinds) > 1:
+        raise InputError(
+            f"one kind of files is needed, found {' and '.join(map(repr, kinds.values()))}: "
+            "name one in `data.path`"
+        )
+    names = None
+    if True in kinds:
+        records: Iterable[Record] = read_folder(files)
+    else:
+        columns = data.image_column, data.label_column
+        records = chain.from_iterable(read_parquet(file, *columns) for file in files)
+        found = {class_label_names(file, data.label_column): file.uri for file in files}
+        if len(found) > 1:
+            raise InputError(
+                f"the classes of column {data.label_column!r} differ between "
+                f"{' and '.join(found.values())}"
+            )
+        names = next(iter(found))
+    images, dead = _sorted_out(records, data)
+    return image_set(
+        _one_size(images, data.image_size),
+        [image.label for image in images],
+        class_names=of_training or names,
+        complete=of_training is None,
+        place=place,
+        dead_letters=dead,
+    )
+
+
+def _sorted_out(
+    records: Iterable[Record], data: ImageData
+) -> tuple[list[RawImage], list[DeadImage]]:
+    """Usable images and dead ones, which are not too many."""
+    images: list[RawImage] = []
+    dead: list[DeadImage] = []
+    for record in records:
+        if isinstance(record, DeadImage):
+            dead.append(record)
+        else:
+            images.append(record)
+    limit, count = data.max_bad_rows, len(images) + len(dead)
+    allowed = limit * count if limit < 1 else limit
+    first = "; ".join(f"{d.file} row {d.row}: {d.reason}" for d in dead[:3])
+    if not images:
+        raise InputError(f"{data.path!r} holds no usable image. {first}")
+    if len(dead) > allowed:
+        raise InputError(
+            f"{len(dead)} of {count} images of {data.path!r} cannot be used, "
+            f"`max_bad_rows` allows {allowed:g}. First ones: {first}"
+        )
+    return images, dead
+
+
+def _one_size(images: Sequence[RawImage], side: int | None) -> Pixels:
+    """Images of one square size, resized to `side`; all become colour where one is."""
+    channels = max(len(image.pixels) for image in images)
+    pixels = [np.broadcast_to(i.pixels, (channels, *i.pixels.shape[1:])) for i in images]
+    if side:
+        pixels = [resize(array, (side, side)) for array in pixels]
+    counts = Counter(array.shape[1:] for array in pixels)
+    first = {a.shape[1:]: i.file for a, i in zip(reversed(pixels), reversed(images), strict=True)}
+    if len(counts) > 1:
+        sizes = ", ".join(f"{h}x{w} ({n}, first {first[h, w]})" for (h, w), n in counts.items())
+        raise InputError(f"images of several sizes: {sizes}. Set `data.image_size`")
+    ((height, width),) = counts
+    if height != width:
+        raise InputError(
+            f"images of {height}x{width} ({first[height, width]}) are not square: set "
+            "`data.image_size`"
+        )
+    return np.stack(pixels)
 
 
 def image_set(
@@ -76,36 +331,28 @@ def image_set(
     Raises:
         InputError: labels out of range or of two kinds, one class, an empty class.
     """
-    names = tuple(class_names) if class_names is not None else _class_names(labels, place)
-    indices = _label_indices(labels, names, place)
-    if complete:
-        _check_classes(indices, names, place)
+    values = np.asarray(labels).tolist()
+    names = tuple(class_names) if class_names is not None else _class_names(values, place)
+    listed = ", ".join(names) if len(names) <= 6 else f"{names[0]}, {names[1]}, ... {names[-1]}"
+    index = {name: i for i, name in enumerate(names)}
+    found = [label if isinstance(label, int) else index.get(label, -1) for label in values]
+    for row, (label, value) in enumerate(zip(found, values, strict=True)):
+        if not 0 <= label < len(names):
+            raise InputError(
+                f"{place}: label {value!r} of image {row} is out of range, the classes are {listed}"
+            )
+    if complete and len(names) < 2:
+        raise InputError(f"{place}: {len(names)} class ({listed}), at least 2 are needed")
+    indices = np.array(found, np.int64)
+    for label, count in enumerate(np.bincount(indices, minlength=len(names)) if complete else []):
+        if not count:
+            raise InputError(f"{place}: class {names[label]!r} has no image; labels count from 0")
     return ImageSet(images, indices, names, tuple(dead_letters))
 
 
-def split(images: ImageSet, share: float, *, seed: int, key: str) -> tuple[ImageSet, ImageSet]:
-    """(rest, part): the part has `share` of every class, at least one image, drawn by the seed.
-
-    Raises:
-        InputError: a class with one image, which cannot stand on both sides; `key` names the
-            setting that asked.
-    """
-    rng = np.random.default_rng(seed)
-    chosen = np.zeros(len(images), bool)
-    for label, name in enumerate(images.class_names):
-        rows = np.flatnonzero(images.labels == label)
-        if len(rows) < 2:
-            raise InputError(
-                f"class {name!r} has {len(rows)} image, `{key}` needs at least 2 to split"
-            )
-        count = min(max(round(share * len(rows)), 1), len(rows) - 1)
-        chosen[rng.permutation(rows)[:count]] = True
-    return images.take(np.flatnonzero(~chosen)), images.take(np.flatnonzero(chosen))
-
-
-def _class_names(labels: Sequence[Label] | NDArray[Any], place: str) -> tuple[str, ...]:
+def _class_names(labels: Sequence[Any], place: str) -> _Names:
     """Numbers count from 0; names are sorted, by value if all of them are numbers."""
-    distinct = set(np.asarray(labels).tolist()) if len(labels) else set[Any]()
+    distinct = set(labels)
     if all(isinstance(label, int) for label in distinct):
         if max(distinct, default=0) >= max(len(labels), 1):
             raise InputError(
@@ -117,30 +364,3 @@ def _class_names(labels: Sequence[Label] | NDArray[Any], place: str) -> tuple[st
         raise InputError(f"{place}: labels are neither all integers nor all names")
     numbers = all(re.fullmatch(r"[0-9]+", label) for label in distinct)
     return tuple(sorted(distinct, key=lambda label: (int(label) if numbers else 0, label)))
-
-
-def _label_indices(
-    labels: Sequence[Label] | NDArray[Any], names: tuple[str, ...], place: str
-) -> NDArray[np.int64]:
-    index = {name: i for i, name in enumerate(names)}
-    values = np.asarray(labels).tolist()
-    found = [label if isinstance(label, int) else index.get(label, -1) for label in values]
-    for row, (label, value) in enumerate(zip(found, values, strict=True)):
-        if not 0 <= label < len(names):
-            raise InputError(
-                f"{place}: label {value!r} of image {row} is out of range, the classes are "
-                f"{_listed(names)}"
-            )
-    return np.array(found, np.int64)
-
-
-def _listed(names: tuple[str, ...]) -> str:
-    return ", ".join(names) if len(names) <= 6 else f"{names[0]}, {names[1]}, ... {names[-1]}"
-
-
-def _check_classes(labels: NDArray[np.int64], names: tuple[str, ...], place: str) -> None:
-    if len(names) < 2:
-        raise InputError(f"{place}: {len(names)} class ({_listed(names)}), at least 2 are needed")
-    for label, count in enumerate(np.bincount(labels, minlength=len(names))):
-        if not count:
-            raise InputError(f"{place}: class {names[label]!r} has no image; labels count from 0")

@@ -1,27 +1,36 @@
 """`job: distill`: the settings of a dataset distillation, checked before any work."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 
-from stillhouse.distillation.image_sources import ImageData
-from stillhouse.distillation.methods import Datm, ExpertSettings, Infer, Method, TrajectoryMethod
-from stillhouse.distillation.settings import (
+from stillhouse.distillation.images import ImageData
+from stillhouse.distillation.method import METHODS, Method, find_method
+from stillhouse.distillation.recipes import (
     DSA_GROUPS,
     FULL,
     SQUEEZE,
     FullRecipe,
     Group,
+    Protocol,
+    ProtocolName,
     Recipe,
     SqueezeRecipe,
+    published,
 )
+from stillhouse.errors import SpecError
 from stillhouse.spec import Count, JobSpec, Settings
+
+_Positive = Annotated[float, Field(gt=0)]
+_Decay = Annotated[float, Field(ge=0)]
 
 
 class NetworkSettings(Settings):
     """A network for images."""
 
-    name: Literal["convnet", "resnet18", "factory"] = "convnet"
+    name: Literal["convnet", "resnet18", "factory"] = Field(
+        default="convnet", description="`package.module:function` is short for `factory`"
+    )
     depth: Count = Field(default=3, description="convnet: blocks, each halves the image")
     width: Count | None = Field(default=None, description="channels; convnet 128, resnet18 64")
     norm: Literal["instance", "batch", "none"] | None = Field(
@@ -34,6 +43,13 @@ class NetworkSettings(Settings):
         "and `options`; gives a torch.nn.Module",
     )
     options: dict[str, Any] = Field(default={}, description="keyword arguments of the factory")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short(cls, given: Any) -> Any:
+        if isinstance(given, dict) and ":" in str(given.get("name")):
+            return given | {"name": "factory", "factory": given["name"]}
+        return given
 
     @model_validator(mode="after")
     def _fits(self) -> "NetworkSettings":
@@ -78,6 +94,58 @@ class Preprocessing(Settings):
     )
 
 
+class Smoothing(Settings):
+    """What holds an expert back so that a short student can follow."""
+
+    kind: Literal["auto", "plain", "smooth", "flat"] = Field(
+        default="auto",
+        description="smooth: AST's loss ramp, gradient penalty and momentum; flat: FTD's steps; "
+        "auto: the method's own",
+    )
+    ramp_epochs: Annotated[int, Field(ge=0)] | None = Field(
+        default=None, description="AST's clipping loss, which rises over these; smooth 10, else 0"
+    )
+    penalty_weight: _Decay | None = Field(
+        default=None, description="of AST's gradient penalty; smooth 2, else 0"
+    )
+    rho: _Positive | None = Field(default=None, description="radius of flat steps; default 0.01")
+    alpha: _Decay = Field(default=0.4, description="of flat steps")
+
+
+class ExpertSettings(Settings):
+    """The networks whose trajectories are matched; what is not given is by `smoothing.kind`."""
+
+    count: Count = Field(default=100, description="experts, each with its own seed")
+    epochs: Count = 50
+    batch_size: Count = 256
+    learning_rate: _Positive | None = Field(default=None, description="plain 0.01, smooth 0.003")
+    momentum: Annotated[float, Field(ge=0, lt=1)] | None = Field(
+        default=None, description="plain 0, smooth 0.9"
+    )
+    weight_decay: _Decay | None = Field(default=None, description="plain 0, smooth 0.001")
+    drop_epoch: Count | None = Field(
+        default=None, description="the rate is lowered from here; plain never, smooth after half"
+    )
+    drop_factor: _Positive | None = Field(
+        default=None, description="times the rate from there; plain 0.1, smooth 0.6"
+    )
+    smoothing: Smoothing = Smoothing()
+    keep: Literal["window", "all"] = Field(
+        default="window", description="epochs that are stored: those that this method reads, or all"
+    )
+    stored_as: Literal["float32", "bfloat16"] = "float32"
+    path: list[str] | None = Field(
+        default=None, description="trajectories made before, URIs of their artifacts"
+    )
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _given_or_trained(self) -> "ExpertSettings":
+        if self.path is not None and not self.path:
+            raise ValueError("`path` names no trajectory")
+        return self
+
+
 class EvaluateSettings(Settings):
     """How good the set is: fresh networks trained on it, tested once on the test part."""
 
@@ -120,7 +188,9 @@ class DistillSpec(JobSpec):
         description="how teachers are trained; where not given as SRe2L's: sgd of rate 0.1 and "
         "decay 5e-4, 200 epochs, batches of 128, no mix",
     )
-    method: Method
+    method: SerializeAsAny[Annotated[Method, BeforeValidator(find_method)]] = Field(
+        description=f"its `name` is one of {', '.join(METHODS)}, or your own"
+    )
     evaluate: EvaluateSettings = EvaluateSettings()
     controls: list[Literal["random_real", "herding", "k_centre", "full"]] = Field(
         default=[], description="sets of equal bytes without any synthesis, and the whole data"
@@ -129,13 +199,12 @@ class DistillSpec(JobSpec):
     @property
     def num_actors(self) -> int:
         """How many may be at work at once."""
-        compute = self.compute
-        return max(compute.experts, compute.distillers, compute.evaluators)
+        return max(self.compute.experts, self.compute.distillers, self.compute.evaluators)
 
     @property
     def matching(self) -> bool:
         """Whether the method matches trajectories."""
-        return isinstance(self.method, TrajectoryMethod)
+        return self.method.matching
 
     @property
     def networks(self) -> list[NetworkSettings]:
@@ -151,10 +220,11 @@ class DistillSpec(JobSpec):
         return own | evaluated | teachers
 
     @property
-    def factories(self) -> list[str]:
-        """Of all its networks, each once, as `package.module:function`."""
+    def own_names(self) -> list[str]:
+        """Code that it names, networks and a method, each once, as `package.module:name`."""
         named = [self.network, *(self.teachers or []), *self.evaluate.networks]
-        return sorted({network.factory for network in named if network.factory is not None})
+        names = {n.factory for n in named if n.factory} | {self.method.name}
+        return sorted(name for name in names if ":" in name)
 
     @property
     def flips(self) -> bool:
@@ -166,62 +236,63 @@ class DistillSpec(JobSpec):
         """`squeeze`, without flips where there are none."""
         return self.squeeze if self.flips else self.squeeze.without_flips()
 
+    @property
+    def protocol_name(self) -> ProtocolName:
+        """The protocol that was named, else the one that the method's family trains by."""
+        named = self.evaluate.protocol
+        return self.method.protocol if named == "own" else named
+
+    def protocol(self, num_classes: int, learning_rate: float | None = None) -> Protocol:
+        """How networks are trained on the set, or on one of that learned rate."""
+        found = published(
+            self.protocol_name,
+            images_per_class=self.method.images_per_class,
+            num_classes=num_classes,
+            learning_rate=learning_rate,
+            factor=self.method.patches_per_side,
+        )
+        asked = self.evaluate.model_dump(include={"epochs", "batch_size"}, exclude_none=True)
+        recipe = Recipe.model_validate(found.recipe.model_dump() | asked)
+        return Protocol(recipe if self.flips else recipe.without_flips(), found.temperature)
+
+    @property
+    def set_augmentation(self) -> tuple[Group, ...]:
+        """DSA's groups belong to p1 alone; the others have views."""
+        return tuple(self.preprocessing.augmentation) if self.protocol_name == "p1" else ()
+
     @model_validator(mode="after")
     def _family(self) -> "DistillSpec":
-        name = self.method.name
-        if self.matching:
-            if self.teachers is not None:
-                raise ValueError(f"`method: {name}` matches trajectories: `experts`, no `teachers`")
-            if self.squeeze != SQUEEZE:
-                raise ValueError(
-                    f"`squeeze` trains `teachers`, `method: {name}` has none: leave it out"
-                )
-            if self.network.batch_norm and self.compute.distillers > 1:
-                raise ValueError(
-                    "`compute.distillers` above 1 splits batches, whose statistics `network` takes "
-                    "as a whole: one distiller, or a `norm` other than batch"
-                )
-            _check_window(self)
-        else:
-            if self.experts is not None:
-                raise ValueError(f"`method: {name}` learns from `teachers`, not from `experts`")
-            if not self.teachers:
-                raise ValueError(f"`method: {name}` needs `teachers`, networks with batch norm")
-            if self.preprocessing.zca:
-                raise ValueError(f"`method: {name}` works on plain pixels: `preprocessing.zca` off")
-            for i, teacher in enumerate(self.teachers):
-                if teacher.factory is None and not teacher.batch_norm:
-                    raise ValueError(
-                        f"`teachers.{i}` has no batch statistics to match: give it `norm: batch`"
-                    )
-        if isinstance(self.method, Infer) and self.method.images_per_class < 2:
-            raise ValueError(
-                "`method.images_per_class: 1` leaves INFER no real image beside its compensators: "
-                "at least 2 are needed, more where there are more `teachers` than classes"
-            )
+        (_check_matching if self.matching else _check_decoupled)(self, self.method.name)
+        check = getattr(self.method, "check_spec", None)
+        if check is not None:
+            try:
+                check(self)
+            except SpecError as error:
+                raise ValueError(str(error)) from None
         return self
 
 
-def _check_window(spec: DistillSpec) -> None:
-    """The start window lies inside the experts' epochs."""
-    experts, method = spec.experts or ExpertSettings(), spec.method
-    assert isinstance(method, TrajectoryMethod)
-    if experts.path is not None:
-        return
-    end = method.window_end(experts.epochs)
-    first = method.first_max_start_epoch if isinstance(method, Datm) else None
-    if first is not None and not method.min_start_epoch < first <= end:
+def _check_matching(spec: DistillSpec, name: str) -> None:
+    if spec.teachers is not None:
+        raise ValueError(f"`method: {name}` matches trajectories: `experts`, no `teachers`")
+    if spec.squeeze != SQUEEZE:
+        raise ValueError(f"`squeeze` trains `teachers`, `method: {name}` has none: leave it out")
+    if spec.network.batch_norm and spec.compute.distillers > 1:
         raise ValueError(
-            f"`method.first_max_start_epoch: {first}` has to lie above `min_start_epoch` "
-            f"({method.min_start_epoch}) and at most at `max_start_epoch` ({end})"
+            "`compute.distillers` above 1 splits batches, whose statistics `network` takes "
+            "as a whole: one distiller, or a `norm` other than batch"
         )
-    if method.min_start_epoch >= end:
-        raise ValueError(
-            f"no start epoch lies in [{method.min_start_epoch}, {end}): raise "
-            "`method.max_start_epoch` or lower `method.min_start_epoch`"
-        )
-    if end - 1 + method.expert_epochs > experts.epochs:
-        raise ValueError(
-            f"a start at epoch {end - 1} and {method.expert_epochs} epochs more lead beyond the "
-            f"experts' {experts.epochs}: lower `method.max_start_epoch` or raise `experts.epochs`"
-        )
+
+
+def _check_decoupled(spec: DistillSpec, name: str) -> None:
+    if spec.experts is not None:
+        raise ValueError(f"`method: {name}` learns from `teachers`, not from `experts`")
+    if not spec.teachers:
+        raise ValueError(f"`method: {name}` needs `teachers`, networks with batch norm")
+    if spec.preprocessing.zca:
+        raise ValueError(f"`method: {name}` works on plain pixels: `preprocessing.zca` off")
+    for i, teacher in enumerate(spec.teachers):
+        if teacher.factory is None and not teacher.batch_norm:
+            raise ValueError(
+                f"`teachers.{i}` has no batch statistics to match: give it `norm: batch`"
+            )

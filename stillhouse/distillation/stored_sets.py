@@ -1,8 +1,20 @@
-"""Sets of labelled images as Parquet: snapshots of a distillation, controls, and the result.
+"""Sets of labelled images as Parquet, and what they cost to store.
 
 A row is an image: `values` (what a network sees, float32, or codes of 8 bits with a range for each
 channel in the schema's metadata), `label`, `label_logits` where labels are soft, and in results a
-PNG `image` to look at, which `datasets` decodes. INFER's rows are those of `compensators`.
+PNG `image` to look at, which `datasets` decodes.
+
+INFER's sets hold real images and compensators apart, which are added when they are read: a row for
+each real image (index by index, each class by class) and after them one for each compensator
+(teacher by teacher). What a row is not is null in it:
+
+| row | `label` | `values` | `compensator` | `label_logits` |
+|---|---|---|---|---|
+| a real image | its class | 8-bit levels | | of itself, then of itself and each teacher's u |
+| a compensator | | | int8, in 1/127 of the pixel range | |
+
+Bytes are counted uncompressed, in the precision that is stored. Views of a set (crops, flips,
+mixing) are drawn again from their seed and cost nothing; what a teacher said of them does.
 """
 
 import io
@@ -14,27 +26,86 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from stillhouse.distillation.compensators import (
-    CompensatedSet,
-    columns_apart,
-    features_apart,
-    read_apart,
-)
-from stillhouse.distillation.list_columns import feature, flat_values, lists
-from stillhouse.distillation.storage_budget import (
-    StoredBytes,
-    hard_label_bytes,
-    image_bytes,
-    soft_label_bytes,
-)
 from stillhouse.errors import ArtifactError
 
+PREPROCESSING = "preprocessing.safetensors"
+LABELS = "labels.safetensors"
+"""Beside the manifest of a result: what turns pixels into images; stored labels of views."""
 _KEY = b"stillhouse"
 _LEVELS = 255
+UNIT = 127
+"""A compensator of so much changes a pixel by its whole range."""
+HALF = 2
+"""Bytes of a float16 label value."""
 RATE_BYTES = 4
 """A learned learning rate."""
+Ranges = tuple[tuple[float, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StoredBytes:
+    """Bytes of a set's images (compensators included) and of its labels of every kind."""
+
+    images: int
+    labels: int
+
+    @property
+    def total(self) -> int:
+        """Both."""
+        return self.images + self.labels
+
+
+def hard_label_bytes(num_images: int, num_classes: int) -> int:
+    """One class index an image: a byte up to 256 classes, else two."""
+    return num_images * (1 if num_classes <= 256 else 2)
+
+
+@dataclass(frozen=True, slots=True)
+class CompensatedSet:
+    """What INFER stores, in the precision that is stored.
+
+    Attributes:
+        real: uint8 [K, num_classes, C, H, W], an image of each class, class by class.
+        compensators: int8 [M, K, C, H, W] in 1/127 of the pixel range.
+    """
+
+    real: Tensor
+    compensators: Tensor
+
+    @property
+    def num_real(self) -> int:
+        """Real images in all."""
+        return self.real.shape[0] * self.real.shape[1]
+
+    @property
+    def num_bytes(self) -> int:
+        """Of all images: a byte a value."""
+        return self.real.numel() + self.compensators.numel()
+
+    @property
+    def labels(self) -> Tensor:
+        """Classes int64 [(M + 1) * K * num_classes] of the expanded images."""
+        per_class = (1 + len(self.compensators)) * len(self.real)
+        return torch.arange(self.real.shape[1], device=self.real.device).repeat(per_class)
+
+    def expand(self) -> Tensor:
+        """uint8 [(M + 1) * K * num_classes, C, H, W]: the real images, then the sums by teacher.
+
+        No sum lies midway between two levels (255 u / 127 never does): every machine rounds alike.
+        """
+        shifts = self.compensators[:, :, None].float() * (_LEVELS / UNIT)
+        sums = (self.real.float() + shifts).round().clamp(0, _LEVELS).to(torch.uint8)
+        return torch.cat([self.real[None], sums]).flatten(0, 2)
+
+    def pictures(self) -> Tensor:
+        """The compensators to look at, [M * K, C, H, W] in [0, 1]: grey where they change nothing.
+
+        Half as strong as they are.
+        """
+        return self.compensators.flatten(0, 1).float() / (2 * UNIT) + 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +126,15 @@ class LabelledSet:
     labels: Tensor
     label_logits: Tensor | None
     learning_rate: float | None
-    ranges: tuple[tuple[float, float], ...] | None
+    ranges: Ranges | None
     stored: StoredBytes
     apart: CompensatedSet | None = None
+
+    def with_logits(self, label_logits: Tensor) -> "LabelledSet":
+        """The same images with soft labels [N, num_classes], rounded to float16."""
+        logits = label_logits.detach().cpu().half().float()
+        stored = StoredBytes(self.stored.images, logits.numel() * HALF)
+        return replace(self, label_logits=logits, stored=stored)
 
 
 def rounded_set(
@@ -65,13 +142,12 @@ def rounded_set(
     labels: Tensor,
     num_classes: int,
     *,
-    label_logits: Tensor | None = None,
     learning_rate: float | None = None,
     levels: bool = True,
 ) -> LabelledSet:
-    """Images rounded to 256 levels between each channel's extremes (or as they are), and bytes.
+    """Images [N, C, H, W] rounded to 256 levels between each channel's extremes, or as they are.
 
-    Label logits are rounded to float16. `labels` int64 [N] name the classes the images began as.
+    `labels` int64 [N] name the classes that the images began as.
     """
     images, ranges = images.detach().cpu().float(), None
     if levels:
@@ -79,16 +155,11 @@ def rounded_set(
         steps = ((high - low) / _LEVELS).clamp(min=1e-12)
         ranges = tuple(zip(low.tolist(), steps.tolist(), strict=True))
         images = decode(encode(images, ranges), ranges)
-    count, shape = len(images), (images.shape[1], images.shape[2], images.shape[3])
-    logits = None if label_logits is None else label_logits.detach().cpu().half().float()
-    label_cost = (
-        hard_label_bytes(count, num_classes)
-        if logits is None
-        else soft_label_bytes(count, num_classes)
+    extra = RATE_BYTES * (learning_rate is not None) + 8 * images.shape[1] * levels
+    stored = StoredBytes(
+        images.numel() * (1 if levels else 4) + extra, hard_label_bytes(len(images), num_classes)
     )
-    extra = RATE_BYTES * (learning_rate is not None) + 8 * shape[0] * levels
-    stored = StoredBytes(image_bytes(count, shape, 1 if levels else 4) + extra, label_cost)
-    return LabelledSet(images, labels.cpu(), logits, learning_rate, ranges, stored)
+    return LabelledSet(images, labels.cpu(), None, learning_rate, ranges, stored)
 
 
 def pixel_set(
@@ -101,80 +172,42 @@ def pixel_set(
     """Standardised images whose pixels are 8 bits already: the levels are the pixels' own."""
     ranges = _pixel_ranges(mean, std)
     images = decode(encode(images.detach().cpu().float(), ranges), ranges)
-    shape = (images.shape[1], images.shape[2], images.shape[3])
-    stored = StoredBytes(
-        image_bytes(len(images), shape), hard_label_bytes(len(images), num_classes)
-    )
+    stored = StoredBytes(images.numel(), hard_label_bytes(len(images), num_classes))
     return LabelledSet(images, labels.cpu(), None, None, ranges, stored)
 
 
 def expanded_set(apart: CompensatedSet, mean: Sequence[float], std: Sequence[float]) -> LabelledSet:
-    """INFER's expanded images and their classes, for the bytes of what is stored of them."""
-    ranges, stored = _pixel_ranges(mean, std), apart.stored_bytes(None)
+    """INFER's expanded images and their classes, for the bytes of what is stored of them.
+
+    Labels are the classes of the real images, which the sums share.
+    """
+    ranges = _pixel_ranges(mean, std)
+    stored = StoredBytes(apart.num_bytes, hard_label_bytes(apart.num_real, apart.real.shape[1]))
     images = decode(apart.expand(), ranges)
     return LabelledSet(images, apart.labels, None, None, ranges, stored, apart)
 
 
-def _pixel_ranges(mean: Sequence[float], std: Sequence[float]) -> tuple[tuple[float, float], ...]:
+def _pixel_ranges(mean: Sequence[float], std: Sequence[float]) -> Ranges:
     return tuple((-m / s, 1 / (_LEVELS * s)) for m, s in zip(mean, std, strict=True))
 
 
-def with_logits(given: LabelledSet, label_logits: Tensor) -> LabelledSet:
-    """The same images with static soft labels [N, num_classes], rounded to float16."""
-    logits = label_logits.detach().cpu().half().float()
-    stored = StoredBytes(given.stored.images, soft_label_bytes(*logits.shape))
-    return replace(given, label_logits=logits, stored=stored)
-
-
-def encode(images: Tensor, ranges: Sequence[tuple[float, float]]) -> Tensor:
+def encode(images: Tensor, ranges: Ranges) -> Tensor:
     """uint8 levels of images [N, C, H, W]."""
-    low, step = _columns(ranges)
+    low, step = torch.tensor(ranges)[:, :, None, None].unbind(1)
     return ((images - low) / step).round().clamp(0, _LEVELS).to(torch.uint8)
 
 
-def decode(codes: Tensor, ranges: Sequence[tuple[float, float]]) -> Tensor:
+def decode(codes: Tensor, ranges: Ranges) -> Tensor:
     """Images of levels."""
-    low, step = _columns(ranges)
+    low, step = torch.tensor(ranges)[:, :, None, None].unbind(1)
     return low + codes.float() * step
-
-
-def _columns(ranges: Sequence[tuple[float, float]]) -> tuple[Tensor, Tensor]:
-    table = torch.tensor(ranges, dtype=torch.float32)
-    return table[:, 0].view(-1, 1, 1), table[:, 1].view(-1, 1, 1)
 
 
 def set_table(
     given: LabelledSet, pngs: Sequence[bytes] | None = None, class_names: Sequence[str] = ()
 ) -> pa.Table:
     """The rows of a set; with `pngs` as `datasets` reads them, with an Image and class names."""
-    columns: dict[str, pa.Array] = {}
-    if pngs is not None:
-        entries = [{"bytes": png, "path": f"{row:06d}.png"} for row, png in enumerate(pngs)]
-        kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-        columns["image"] = pa.array(entries, kind)
-    columns |= _rows(given)
-    metadata = {_KEY: json.dumps(_header(given)).encode()}
-    if pngs is not None:
-        metadata[b"huggingface"] = json.dumps(
-            {"info": {"features": _features(given, class_names)}}
-        ).encode()
-    return pa.table(columns).replace_schema_metadata(metadata)
-
-
-def _rows(given: LabelledSet) -> dict[str, pa.Array]:
-    if given.apart is not None:
-        return columns_apart(given.apart, given.label_logits)
-    values = given.images if given.ranges is None else encode(given.images, given.ranges)
-    columns = {
-        "label": pa.array(given.labels.numpy()),
-        "values": lists(values.flatten(1).numpy()),
-    }
-    if given.label_logits is not None:
-        columns["label_logits"] = lists(given.label_logits.numpy())
-    return columns
-
-
-def _header(given: LabelledSet) -> dict[str, Any]:
+    columns, features = (_columns if given.apart is None else _columns_apart)(given)
     header: dict[str, Any] = {
         "shape": list(given.images.shape[1:]),
         "learning_rate": given.learning_rate,
@@ -183,22 +216,55 @@ def _header(given: LabelledSet) -> dict[str, Any]:
     }
     if given.apart is not None:
         header["teachers"] = len(given.apart.compensators)
-    return header
+    metadata = {_KEY: json.dumps(header).encode()}
+    if pngs is not None:
+        entries = [{"bytes": png, "path": f"{row:06d}.png"} for row, png in enumerate(pngs)]
+        kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+        columns = {"image": pa.array(entries, kind)} | columns
+        label = {"names": list(class_names), "_type": "ClassLabel"}
+        described = {"image": {"_type": "Image"}, "label": label} | features
+        metadata[b"huggingface"] = json.dumps({"info": {"features": described}}).encode()
+    return pa.table(columns).replace_schema_metadata(metadata)
 
 
-def _features(given: LabelledSet, class_names: Sequence[str]) -> dict[str, Any]:
-    """The columns as `datasets` describes them."""
-    features: dict[str, Any] = {
-        "image": {"_type": "Image"},
-        "label": {"names": list(class_names), "_type": "ClassLabel"},
+_Columns = tuple[dict[str, pa.Array], dict[str, Any]]
+"""Columns, and the lists among them as `datasets` describes them."""
+
+
+def _columns(given: LabelledSet) -> _Columns:
+    values = given.images if given.ranges is None else encode(given.images, given.ranges)
+    columns = {
+        "label": pa.array(given.labels.numpy()),
+        "values": lists(values.flatten(1).numpy()),
     }
-    if given.apart is not None:
-        return features | features_apart(given.apart, given.label_logits)
     dtype = "float32" if given.ranges is None else "uint8"
-    features["values"] = feature(dtype, given.images[0].numel())
+    features = {"values": _feature(dtype, given.images[0].numel())}
     if given.label_logits is not None:
-        features["label_logits"] = feature("float32", given.label_logits.shape[1])
-    return features
+        columns["label_logits"] = lists(given.label_logits.numpy())
+        features["label_logits"] = _feature("float32", given.label_logits.shape[1])
+    return columns, features
+
+
+def _columns_apart(given: LabelledSet) -> _Columns:
+    assert given.apart is not None
+    apart, logits = given.apart, given.label_logits
+    shared = apart.compensators.flatten(0, 1).flatten(1)
+    num_real, num_shared, length = apart.num_real, len(shared), shared.shape[1]
+    columns = {
+        "label": _padded(pa.array(apart.labels[:num_real].numpy()), 0, num_shared),
+        "values": _padded(lists(apart.real.flatten(0, 1).flatten(1).numpy()), 0, num_shared),
+        "compensator": _padded(lists(shared.numpy()), num_real, 0),
+    }
+    features = {"values": _feature("uint8", length), "compensator": _feature("int8", length)}
+    if logits is not None:
+        by_image = logits.view(-1, num_real, logits.shape[1]).transpose(0, 1)
+        columns["label_logits"] = _padded(lists(by_image.half().numpy()), 0, num_shared)
+        features["label_logits"] = _feature("float16", *by_image.shape[1:])
+    return columns, features
+
+
+def _padded(rows: pa.Array, before: int, after: int) -> pa.Array:
+    return pa.concat_arrays([pa.nulls(before, rows.type), rows, pa.nulls(after, rows.type)])
 
 
 def read_set(table: pa.Table, place: str) -> LabelledSet:
@@ -211,16 +277,24 @@ def read_set(table: pa.Table, place: str) -> LabelledSet:
     if _KEY not in metadata:
         raise ArtifactError(f"{place} holds no set of images")
     header = json.loads(metadata[_KEY])
+    shape = header["shape"]
     ranges = header["ranges"] and tuple((low, step) for low, step in header["ranges"])
     stored = StoredBytes(*header["stored"])
+    logits = None
+    if "label_logits" in table.column_names:
+        logits = torch.from_numpy(flat_values(table, "label_logits")).float()
+    values = torch.from_numpy(flat_values(table, "values"))
     if "teachers" in header:
-        apart, logits = read_apart(table, header["shape"], header["teachers"])
-        stored = StoredBytes(apart.stored_bytes().images, stored.labels)
+        shared = torch.from_numpy(flat_values(table, "compensator"))
+        shared = shared.reshape(header["teachers"], -1, *shape)
+        apart = CompensatedSet(values.reshape(shared.shape[1], -1, *shape), shared)
+        if logits is not None:
+            by_image = logits.reshape(apart.num_real, len(shared) + 1, -1)
+            logits = by_image.transpose(0, 1).flatten(0, 1)
+        stored = StoredBytes(apart.num_bytes, stored.labels)
         images = decode(apart.expand(), ranges)
         return LabelledSet(images, apart.labels, logits, None, ranges, stored, apart)
-    rows = torch.from_numpy(flat_values(table, "values")).reshape(-1, *header["shape"])
-    soft = "label_logits" in table.column_names
-    logits = torch.from_numpy(flat_values(table, "label_logits")) if soft else None
+    rows = values.reshape(-1, *shape)
     return LabelledSet(
         rows if ranges is None else decode(rows, ranges),
         torch.from_numpy(table["label"].to_numpy().astype(np.int64)),
@@ -229,6 +303,30 @@ def read_set(table: pa.Table, place: str) -> LabelledSet:
         ranges,
         stored,
     )
+
+
+def lists(rows: NDArray[Any]) -> pa.Array:
+    """Rows [N, a, b, ...] as lists of fixed sizes, one within the other."""
+    found = pa.array(np.ascontiguousarray(rows).ravel())
+    for length in reversed(rows.shape[1:]):
+        found = pa.FixedSizeListArray.from_arrays(found, length)
+    return found
+
+
+def flat_values(table: pa.Table, name: str) -> NDArray[Any]:
+    """All values of a column of `lists`, flat; a row that is null has none."""
+    found = table[name].combine_chunks()
+    while pa.types.is_fixed_size_list(found.type):
+        found = found.flatten()
+    return np.array(found)
+
+
+def _feature(dtype: str, *lengths: int) -> dict[str, Any]:
+    """The type of such a column in the words of `datasets`."""
+    found: dict[str, Any] = {"dtype": dtype, "_type": "Value"}
+    for length in reversed(lengths):
+        found = {"feature": found, "length": length, "_type": "List"}
+    return found
 
 
 def png_bytes(pixels: Tensor) -> list[bytes]:

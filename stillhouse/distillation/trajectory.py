@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from stillhouse.distillation.adjoint import Descent, Gradients, Run, adjoint, alone, descend
-from stillhouse.distillation.augment import AugmentDraw, Group, augment, draw_augmentation
-from stillhouse.distillation.functional import FlatModule
+from stillhouse.distillation.adjoint import Descent, FlatModule, Run, adjoint, alone, descend
+from stillhouse.distillation.augment import AugmentDraw, augment, draw_augmentation
+from stillhouse.distillation.recipes import Group
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,17 +128,21 @@ class InnerLoss:
 
 @dataclass(frozen=True, slots=True)
 class MatchGradients:
-    """L's value, its gradients (None for classes), and the student's run.
+    """The gradients of L (None for classes), and the student's run.
 
-    `terms` maps a match's step to its weighted loss; `loss` is their sum.
+    `terms` maps a match's step to its weighted loss.
     """
 
-    loss: Tensor
     terms: dict[int, Tensor]
     images: Tensor
     labels: Tensor | None
     learning_rate: Tensor
     run: Run
+
+    @property
+    def loss(self) -> Tensor:
+        """L, the sum of its terms."""
+        return torch.stack(list(self.terms.values())).sum()
 
 
 def matching_gradients(
@@ -174,10 +178,10 @@ def matching_gradients(
     loss = InnerLoss(network, given, batches, loss_scale)
     descent = Descent(loss, synthetic.learning_rate, momentum, all_reduce)
     run = descend(descent, start, len(batches))
-    found = adjoint(
-        descent, run.states, matching_objective(start, matches), leaves, first_order=first_order
-    )
-    return _named(found, run, synthetic.soft)
+    objective = matching_objective(start, matches)
+    found = adjoint(descent, run.states, objective, leaves, first_order=first_order)
+    soft = found.leaves[1] if synthetic.soft else None
+    return MatchGradients(found.terms, found.leaves[0], soft, found.learning_rate, run)
 
 
 def matching_objective(
@@ -191,10 +195,3 @@ def matching_objective(
         return match and matching_loss(theta, start, match.target) * match.weight
 
     return objective
-
-
-def _named(found: Gradients, run: Run, soft: bool) -> MatchGradients:
-    labels = found.leaves[1] if soft else None
-    return MatchGradients(
-        found.objective, found.terms, found.leaves[0], labels, found.learning_rate, run
-    )

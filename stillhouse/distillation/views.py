@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from stillhouse.distillation.settings import ViewSettings
+from stillhouse.distillation.recipes import ViewSettings
 
 
 @dataclass(frozen=True, slots=True)

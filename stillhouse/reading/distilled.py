@@ -28,14 +28,13 @@ class Distilled(Artifact):
         soft_labels: logits float32 [N, num_classes], or None.
         learning_rate: learned with the images, or None.
         preprocessing: `mean` and `std` [C] of pixels in [0, 1], or ZCA's `mean` [D], `matrix` and
-            `inverse` [D, D] (`zca.whiten`).
+            `inverse` [D, D] (`prepared.Zca`).
     """
 
     def __init__(self, uri: str) -> None:
         from safetensors.numpy import load
 
-        from stillhouse.distillation.result_job import PREPROCESSING
-        from stillhouse.distillation.stored_sets import read_set
+        from stillhouse.distillation.stored_sets import PREPROCESSING, read_set
 
         super().__init__(uri, "distilled")
         part = self.parts[0].uri
@@ -63,7 +62,7 @@ class Distilled(Artifact):
     def trained_by(self) -> dict[str, Any]:
         """How networks were trained on the set when it was judged.
 
-        `recipe` (`settings.Recipe`), DSA groups `augmentation`, kind of `labels`, `temperature` of
+        `recipe` (`recipes.Recipe`), DSA groups `augmentation`, kind of `labels`, `temperature` of
         soft ones, and with labels of views the seed that draws the views again
         (`views.epoch_views`). Empty of a set that was made before this was kept.
         """
@@ -77,7 +76,7 @@ class Distilled(Artifact):
         """
         from safetensors.numpy import load
 
-        from stillhouse.distillation.result_job import LABELS
+        from stillhouse.distillation.stored_sets import LABELS
 
         if LABELS not in self.manifest.files:
             raise ArtifactError(f"{self.uri} has one label an image, none of views")
@@ -86,7 +85,7 @@ class Distilled(Artifact):
     def to_datasets(self) -> Any:
         """A Hugging Face `Dataset` of the stored rows: `image` (to look at), `label`, `values`.
 
-        INFER's are real images, then compensators (`compensators`).
+        INFER's are real images, then compensators (`stored_sets`).
         """
         import datasets
 

@@ -16,7 +16,7 @@ again, by anybody.
     False
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from functools import cache, cached_property, partial
 from typing import Annotated, Any, ClassVar, TypeVar, get_type_hints
@@ -43,6 +43,8 @@ class Output:
         counts: by name; read once the tables are written.
         info: anything small worth keeping, as JSON values.
         named: tables beside the parts, by a name for their folder; none where they are empty.
+        parts: that the task wrote itself, after those of `tables`.
+        files: that it wrote besides, sha256 by path in the store.
         agrees: whether a part that another worker wrote first, with other bytes, may stand for
             ours (ours, theirs); None to take any.
     """
@@ -51,6 +53,8 @@ class Output:
     counts: Mapping[str, int] = field(default_factory=dict[str, int])
     info: Mapping[str, Any] = field(default_factory=dict[str, Any])
     named: Mapping[str, pa.Table] = field(default_factory=dict[str, pa.Table])
+    parts: Sequence[PartRef] = ()
+    files: Mapping[str, str] = field(default_factory=dict[str, str])
     agrees: Callable[[pa.Table, pa.Table], bool] | None = None
 
 
@@ -108,15 +112,14 @@ def commit(store: Store, task: Task, made: Output) -> Receipt:
                 agrees=made.agrees and partial(made.agrees, table),
             )
         )
-    files: dict[str, str] = {}
-    info = dict(made.info)
+    files, info = dict(made.files), dict(made.info)
     for name, table in made.named.items():
         if table.num_rows:
             path = f"{task.KIND}/{name}/{task.fingerprint}.parquet"
             files[path] = store.put_part(path, table, num_tokens=0).sha256
             info[name] = path
     counts = dict(sorted(made.counts.items()))
-    receipt = Receipt(task.fingerprint, tuple(parts), counts, info, files)
+    receipt = Receipt(task.fingerprint, (*parts, *made.parts), counts, info, files)
     return store.put_receipt(task.KIND, receipt)
 
 

@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from stillhouse.distillation.image_sources import ImageData, load_images
-from stillhouse.distillation.labels import frozen, mean_logits, soft_loss
-from stillhouse.distillation.standardise import Standardisation, fit_standardisation
+from stillhouse.distillation.evaluate import mean_logits, soft_loss
+from stillhouse.distillation.images import ImageData, load_images
+from stillhouse.distillation.prepared import Standardisation, fit_standardisation, frozen
 
 VECTORS = Path(__file__).parents[1] / "vectors"
 

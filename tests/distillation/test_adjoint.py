@@ -7,8 +7,7 @@ from hypothesis import strategies as st
 from trajectory_vectors import relative_error, two_workers
 from unrolled import unrolled
 
-from stillhouse.distillation.adjoint import Descent, adjoint, descend
-from stillhouse.distillation.functional import FlatModule
+from stillhouse.distillation.adjoint import Descent, FlatModule, adjoint, descend
 from stillhouse.distillation.trajectory import (
     InnerLoss,
     Match,

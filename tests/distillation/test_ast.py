@@ -1,22 +1,20 @@
 import json
-from dataclasses import replace
 
 import pytest
 import torch
 from trajectory_vectors import VECTORS, load, relative_error
 
-from stillhouse.distillation.ast import (
+from stillhouse.distillation.adjoint import FlatModule
+from stillhouse.distillation.experts import expert_loss, resolved, train_expert
+from stillhouse.distillation.methods.ast import (
+    Ast,
     balance_factor,
     clip_factor,
     gradient_penalty,
-    k_means,
-    nearest_rows,
     perturb,
-    representative_rows,
-    segment_matches,
 )
-from stillhouse.distillation.experts import ExpertOptions, expert_loss, train_expert
-from stillhouse.distillation.functional import FlatModule
+from stillhouse.distillation.real_images import k_means, nearest_rows, representative_rows
+from stillhouse.distillation.spec import ExpertSettings, Smoothing
 from stillhouse.distillation.trajectory import StepImages, SyntheticSet, matching_gradients
 from stillhouse.models.convnet import ConvNet
 
@@ -25,29 +23,36 @@ NETWORK = FlatModule(MODULE)
 EXPERT = load("dd_ast_01_expert_losses.npz")
 
 
-OPTIONS = ExpertOptions(
-    num_epochs=2,
-    learning_rate=EXPERT["lr"].item(),
-    momentum=EXPERT["momentum"].item(),
-    weight_decay=EXPERT["weight_decay"].item(),
-    augmentation=(),
-)
+def ast(**settings):
+    return Ast(name="ast", images_per_class=1, **settings)
+
+
+def options(**smoothing):
+    return resolved(
+        ExpertSettings(
+            epochs=2,
+            learning_rate=EXPERT["lr"].item(),
+            momentum=EXPERT["momentum"].item(),
+            weight_decay=EXPERT["weight_decay"].item(),
+            smoothing=Smoothing(**smoothing),
+        )
+    )
 
 
 @pytest.mark.parametrize(("name", "epoch", "penalty"), [("clip", 0, 0.0), ("clip_gp", 1, 2.0)])
 def test_ramped_steps_reproduce_the_reference(name, epoch, penalty):
     """Both of the reference's steps lie in one epoch: 0 with factor 0.5, 1 with 0.55."""
     assert clip_factor(epoch) == pytest.approx(EXPERT[f"loss_decay_{name}"].item())
-    options = replace(OPTIONS, ramp_epochs=10, penalty_weight=penalty)
-    nothing_to_draw = torch.Generator()
-    loss_at = expert_loss(NETWORK, EXPERT["x"], EXPERT["y"], epoch, options, nothing_to_draw)
+    settings = options(ramp_epochs=10, penalty_weight=penalty)
+    draws = torch.Generator()
+    loss_at = expert_loss(NETWORK, EXPERT["x"], EXPERT["y"], epoch, settings, (), draws)
     theta, velocity, losses = EXPERT["theta0"], torch.zeros(536), []
     for _ in range(2):
         point = theta.clone().requires_grad_()
         losses.append(loss_at(point))
-        gradient = torch.autograd.grad(losses[-1], point)[0] + options.weight_decay * theta
-        velocity = options.momentum * velocity + gradient
-        theta = theta - options.learning_rate * velocity
+        gradient = torch.autograd.grad(losses[-1], point)[0] + settings.weight_decay * theta
+        velocity = settings.momentum * velocity + gradient
+        theta = theta - settings.learning_rate * velocity
     assert relative_error(theta, EXPERT[f"theta_after_2_steps_{name}"]) < 1e-6
     mean = torch.stack(losses).mean().item()
     assert mean == pytest.approx(EXPERT[f"loss_avg_{name}"].item(), rel=1e-5)
@@ -55,12 +60,10 @@ def test_ramped_steps_reproduce_the_reference(name, epoch, penalty):
 
 def test_smooth_expert_reproduces_the_reference():
     torch.nn.utils.vector_to_parameters(EXPERT["theta0"], MODULE.parameters())
-    start, *epochs = train_expert(
-        NETWORK, EXPERT["x"], EXPERT["y"], replace(OPTIONS, penalty_weight=2.0), torch.Generator()
-    )
-    assert torch.equal(start.parameters, EXPERT["theta0"]) and start.loss is None
-    assert relative_error(epochs[-1].parameters, EXPERT["theta_after_2_steps_gp"]) < 1e-6
-    mean = (epochs[0].loss + epochs[1].loss) / 2
+    settings, draws = options(penalty_weight=2.0), torch.Generator()
+    first, last = train_expert(NETWORK, EXPERT["x"], EXPERT["y"], settings, (), draws)
+    assert relative_error(last[0], EXPERT["theta_after_2_steps_gp"]) < 1e-6
+    mean = (first[1] + last[1]) / 2
     assert mean == pytest.approx(EXPERT["loss_avg_gp"].item(), rel=1e-5)
 
 
@@ -89,7 +92,8 @@ def test_student_reproduces_the_reference():
     vector = load("dd_ast_02_student_start3.npz")
     start = perturb(vector["expert"][0], NETWORK.shapes, vector["perturb_draws"])
     torch.testing.assert_close(start, vector["start_perturbed"], rtol=1e-5, atol=1e-7)
-    matches = segment_matches(tuple(vector["expert"][1:]), vector["syn_steps"].item())
+    student = ast(num_steps=vector["syn_steps"].item(), graded=False)
+    matches = student.matches(vector["expert"][1:])
     assert [match.step for match in matches] == vector["match_steps"].tolist() == [2, 4, 7]
     synthetic = SyntheticSet(vector["x"], vector["y"], vector["syn_lr"])
     found = matching_gradients(
@@ -114,9 +118,13 @@ def test_student_reproduces_the_reference():
 
 def test_graded_matches_and_none_in_between():
     targets = [torch.zeros(1)] * 4
-    graded = segment_matches(targets, 10, graded=True)
-    assert [(m.step, m.weight) for m in graded] == [(2, 0.25), (4, 0.5), (6, 0.75), (10, 1.0)]
-    assert [m.step for m in segment_matches(targets, 10, intermediate=False)] == [10]
+    graded = ast(num_steps=10, expert_epochs=4)
+    found = [(match.step, match.weight) for match in graded.matches(targets)]
+    assert found == [(2, 0.25), (4, 0.5), (6, 0.75), (10, 1.0)]
+    assert [*graded.matched_epochs] == [1, 2, 3, 4]
+    last = ast(num_steps=10, expert_epochs=4, intermediate=False)
+    assert [*last.matched_epochs] == [4]
+    assert [match.step for match in last.matches(targets[:1])] == [10]
 
 
 def test_rows_nearest_to_each_centre():

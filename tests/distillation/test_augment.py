@@ -3,7 +3,8 @@ import torch
 from trajectory_vectors import load
 
 from stillhouse.distillation import augment as dsa
-from stillhouse.distillation.augment import DSA_GROUPS, augment, draw_augmentation
+from stillhouse.distillation.augment import augment, draw_augmentation
+from stillhouse.distillation.recipes import DSA_GROUPS
 
 VECTOR = load("dd_mtt_03_dsa_ops.npz")
 DRAWS = {

@@ -5,14 +5,13 @@ import pytest
 import torch
 from small_networks import PLAIN, noise
 
-from stillhouse.distillation.compensators import CompensatedSet
-from stillhouse.distillation.list_columns import flat_values
 from stillhouse.distillation.stored_sets import (
+    CompensatedSet,
     expanded_set,
+    flat_values,
     pixel_set,
     read_set,
     set_table,
-    with_logits,
 )
 from stillhouse.storage.parquet import parquet_bytes, read_table
 
@@ -51,7 +50,7 @@ def small_set(labels):
     real = torch.randint(0, 256, (2, 3, 1, 2, 2), generator=generator).to(torch.uint8)
     shifts = torch.randint(-127, 128, (2, 2, 1, 2, 2), generator=generator).to(torch.int8)
     made = expanded_set(CompensatedSet(real, shifts), PLAIN.mean, PLAIN.std)
-    return with_logits(made, 5 * noise(18, 3)) if labels == "static" else made
+    return made.with_logits(5 * noise(18, 3)) if labels == "static" else made
 
 
 @pytest.mark.parametrize("labels", ["classes", "static"])

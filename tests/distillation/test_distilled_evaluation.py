@@ -3,15 +3,15 @@ import pytest
 import torch
 from small_networks import FlatHead, digits, noise, seeded, teacher, towards_teachers
 
-from stillhouse.distillation.evaluate import accuracy, named_protocol
-from stillhouse.distillation.fit import Recipe, epoch_rate, fit
-from stillhouse.distillation.labels import (
-    relabel,
+from stillhouse.distillation.evaluate import (
+    accuracy,
+    epoch_rate,
+    fit,
+    label_views,
     towards_classes,
     towards_stored,
 )
-from stillhouse.distillation.spec import EvaluateSettings
-from stillhouse.distillation.views import ViewSettings
+from stillhouse.distillation.recipes import Recipe, ViewSettings, published
 from stillhouse.errors import DivergedError
 
 STILL = ViewSettings(crop="none", flip=False, mix="none")
@@ -23,13 +23,7 @@ def plan(epochs=4, **recipe):
 
 
 def protocol(name, images_per_class, num_classes=10, **changes):
-    return named_protocol(
-        name,
-        EvaluateSettings(),
-        images_per_class=images_per_class,
-        num_classes=num_classes,
-        **changes,
-    )
+    return published(name, images_per_class=images_per_class, num_classes=num_classes, **changes)
 
 
 def test_the_published_protocols():
@@ -50,9 +44,12 @@ def test_the_published_protocols():
 
 def test_a_network_learns_digits_from_few_real_images():
     parts, standardisation = digits()
-    train = standardisation.standardised(parts.train)[:300]
+    train, tested = (
+        standardisation.apply(torch.from_numpy(part.pixels())) for part in (parts.train, parts.test)
+    )
+    train = train[:300]
     labels = torch.from_numpy(parts.train.labels)[:300]
-    test = standardisation.standardised(parts.test), torch.from_numpy(parts.test.labels)
+    test = tested, torch.from_numpy(parts.test.labels)
     network = seeded(lambda: FlatHead(width=8, num_classes=10))
     losses = fit(network, train, towards_classes(labels), plan(12), seed=0)
     assert accuracy(network, *test) > 0.8 and len(losses) == 12
@@ -103,7 +100,14 @@ class Rounded(torch.nn.Module):
 
 def test_stored_labels_teach_what_the_teacher_teaches():
     images, recipe = noise(9, 1, 8, 8), Recipe(epochs=4, batch_size=4)
-    stored = relabel([teacher()], images, recipe.views, batch_size=4, seed=5, num_epochs=2)
+    stored = label_views(
+        lambda views: teacher()(views.images),
+        images,
+        recipe.views,
+        batch_size=4,
+        seed=5,
+        num_epochs=2,
+    )
     online, replayed = seeded(FlatHead, 1), seeded(FlatHead, 1)
     fit(online, images, towards_teachers([Rounded()], 1.0), recipe, seed=5, stored_epochs=2)
     fit(replayed, images, towards_stored(stored, 1.0), recipe, seed=5, stored_epochs=2)

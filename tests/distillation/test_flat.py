@@ -1,6 +1,6 @@
 import torch
 
-from stillhouse.distillation.flat import gsam_direction
+from stillhouse.distillation.methods.ftd import gsam_direction
 
 CURVATURE = torch.tensor([2.0, 8.0])
 

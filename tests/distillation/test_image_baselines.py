@@ -3,8 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stillhouse.distillation.baselines import herding, k_centre, random_real
-from stillhouse.distillation.controls_job import without_last
+from stillhouse.distillation.real_images import herding, k_centre, random_real, without_last
 from stillhouse.errors import InputError
 
 LABELS = np.array([0, 1, 0, 1, 0, 1, 0])

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from stillhouse.distillation.image_files import decode_image
-from stillhouse.distillation.image_sources import ImageData, load_images
+from stillhouse.distillation.images import ImageData, load_images
 from stillhouse.errors import InputError
 
 RED, WHITE = [200, 30, 60], [255, 255, 255]

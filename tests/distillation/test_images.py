@@ -15,8 +15,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from stillhouse.distillation.image_files import decode_image, resize
-from stillhouse.distillation.image_sources import ImageData, load_images
-from stillhouse.distillation.images import image_set, split
+from stillhouse.distillation.images import ImageData, image_set, load_images, split
 from stillhouse.errors import BadFileError, InputError, SpecError
 
 
@@ -62,7 +61,7 @@ def rows_of(part):
 
 def test_digits_come_with_three_parts_of_all_classes():
     parts = load_images(ImageData(dataset="digits"))
-    assert parts.train.shape == (1, 8, 8) and parts.train.num_classes == 10
+    assert parts.train.shape == (1, 8, 8) and len(parts.train.class_names) == 10
     sizes = [len(part) for part in (parts.train, parts.validation, parts.test)]
     assert sum(sizes) == 1797 and sizes[2] == pytest.approx(0.2 * 1797, abs=10)
     assert all(len(np.unique(part.labels)) == 10 for part in (parts.validation, parts.test))

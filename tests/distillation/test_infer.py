@@ -7,9 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_networks import PLAIN, VECTORS, noise, teacher
 
-from stillhouse.distillation.infer import CompensatorSettings, compensate, compensated_set
-from stillhouse.distillation.sre2l import matching_loss
-from stillhouse.distillation.storage_budget import compensator_budget
+from stillhouse.distillation.methods.infer import (
+    CompensatorSettings,
+    compensate,
+    compensated_set,
+    compensator_budget,
+)
+from stillhouse.distillation.methods.sre2l import matching_loss
+from stillhouse.distillation.stored_sets import expanded_set
 from stillhouse.errors import BudgetError
 
 BUDGETS = json.loads((VECTORS / "dd_infer_04_budget.json").read_text())
@@ -67,7 +72,7 @@ def make_set(num_real=2, num_teachers=3, num_classes=3):
 
 def test_expanded_images_are_the_real_ones_then_each_teachers():
     real, compensators, stored = make_set()
-    images, labels = PLAIN.from_bytes(stored.expand()), stored.labels
+    images, labels = PLAIN.apply(stored.expand() / 255), stored.labels
     assert images.shape == (4 * 2 * 3, 1, 8, 8)
     assert labels.tolist() == [0, 1, 2] * 8
     half_a_level = 0.5 / 255 / 0.25 + 1e-6
@@ -81,7 +86,9 @@ def test_expanded_images_are_the_real_ones_then_each_teachers():
 
 def test_stored_bytes_count_shared_compensators_once_and_every_label():
     _, _, stored = make_set()
-    stored_bytes = stored.stored_bytes()
+    made = expanded_set(stored, PLAIN.mean, PLAIN.std)
+    assert made.stored.labels == 2 * 3  # the class of each real image
+    stored_bytes = made.with_logits(noise(24, 3)).stored
     assert stored_bytes.images == 2 * 3 * 64 + 3 * 2 * 64
     assert stored_bytes.labels == 24 * 3 * 2
     assert stored_bytes.total == 768 + 144

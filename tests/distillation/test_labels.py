@@ -4,17 +4,18 @@ import pytest
 import torch
 from small_networks import FlatHead, noise, seeded, teacher, tensors, towards_teachers
 
-from stillhouse.distillation.labels import (
-    frozen,
+from stillhouse.distillation.evaluate import (
+    label_views,
     mean_logits,
     mixed_cross_entropy,
-    relabel,
     soft_loss,
     towards_classes,
     towards_static,
     towards_stored,
 )
-from stillhouse.distillation.views import Views, ViewSettings, epoch_views, mixup
+from stillhouse.distillation.prepared import frozen
+from stillhouse.distillation.recipes import ViewSettings
+from stillhouse.distillation.views import Views, epoch_views, mixup
 
 VECTOR = tensors("dd_infer_03_static_label.npz")
 
@@ -77,7 +78,14 @@ def test_static_labels_are_mixed_as_the_images_are():
 def test_stored_labels_are_what_the_teacher_says_of_the_same_views():
     images, settings = noise(5, 1, 8, 8), ViewSettings(mix="cutmix")
     teachers = [teacher(0), teacher(1)]
-    stored = relabel(teachers, images, settings, batch_size=2, seed=7, num_epochs=3)
+    stored = label_views(
+        lambda views: mean_logits(teachers, views.images),
+        images,
+        settings,
+        batch_size=2,
+        seed=7,
+        num_epochs=3,
+    )
     assert stored.shape == (3, 5, 3) and stored.dtype == torch.float16
     online = towards_teachers(teachers, 2.0)
     student = seeded(FlatHead, 5).eval()

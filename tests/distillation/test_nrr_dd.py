@@ -3,15 +3,15 @@ import pytest
 import torch
 from small_networks import PLAIN, FlatHead, MeanHead, noise, seeded, teacher, tensors
 
-from stillhouse.distillation.labels import frozen, mean_logits
-from stillhouse.distillation.nrr_dd import (
+from stillhouse.distillation.evaluate import label_views, mean_logits
+from stillhouse.distillation.methods.nrr_dd import (
     CriticalPatchSettings,
     DistanceSettings,
+    NrrDd,
     RefineSettings,
     activation_map,
     cover,
     critical_patches,
-    distance_labels,
     distances,
     doubt_score,
     non_critical_mask,
@@ -20,7 +20,9 @@ from stillhouse.distillation.nrr_dd import (
     relevance,
     towards_distances,
 )
-from stillhouse.distillation.views import Views, ViewSettings, epoch_views
+from stillhouse.distillation.prepared import frozen
+from stillhouse.distillation.recipes import ViewSettings
+from stillhouse.distillation.views import Views, epoch_views
 from stillhouse.errors import DivergedError
 from stillhouse.models.convnet import ConvNet
 from stillhouse.models.resnet import ResNet18
@@ -100,15 +102,8 @@ def test_patches_are_the_ones_the_teacher_is_least_sure_of():
     logits = half_right(own)
     half_right.classifier.bias.data[1] += (logits.amax(1) - logits[:, 1]).median() + 0.01
     settings = CriticalPatchSettings(num_crops=1, min_scale=1.0)
-    chosen = critical_patches(
-        half_right,
-        images,
-        labels,
-        1,
-        images_per_class=3,
-        settings=settings,
-        rng=np.random.default_rng(0),
-    )
+    rng = np.random.default_rng(0)
+    chosen = critical_patches(half_right, images, labels, 1, 3, settings, rng)
     log_probs = half_right(own).log_softmax(1)
     right = log_probs.argmax(1) == 1
     assert 0 < right.sum() < 8
@@ -127,15 +122,8 @@ def test_patches_cover_the_map():
 
     def made(num_covering):
         settings = CriticalPatchSettings(factor=2, num_crops=8, num_covering=num_covering)
-        return critical_patches(
-            teacher(),
-            images,
-            labels,
-            0,
-            images_per_class=2,
-            settings=settings,
-            rng=np.random.default_rng(0),
-        )
+        rng = np.random.default_rng(0)
+        return critical_patches(teacher(), images, labels, 0, 2, settings, rng)
 
     assert made(1).shape == (2, 1, 8, 8)
     assert not torch.equal(made(1), made(8))
@@ -167,7 +155,15 @@ def test_a_refinement_that_diverges_names_the_settings():
 def test_stored_distances_are_the_teachers_on_the_same_views(form):
     images, labels = noise(5, 1, 8, 8), torch.tensor([0, 1, 2, 0, 1])
     settings, teachers = ViewSettings(mix="cutmix"), [teacher(0), teacher(1)]
-    stored = distance_labels(teachers, images, labels, settings, batch_size=2, seed=3, num_epochs=2)
+    dbr = NrrDd(name="nrr_dd", images_per_class=1)
+    stored = label_views(
+        lambda views: dbr.answer(teachers, labels, views),
+        images,
+        settings,
+        batch_size=2,
+        seed=3,
+        num_epochs=2,
+    )
     assert stored.shape == (2, 5, 2) and stored.dtype == torch.float16
     for views in epoch_views(images, settings, batch_size=2, seed=3, epoch=1):
         logits = mean_logits(teachers, views.images)

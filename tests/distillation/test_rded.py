@@ -4,14 +4,14 @@ import torch
 from small_networks import noise, teacher, tensors
 from torch import nn
 
-from stillhouse.distillation.rded import (
+from stillhouse.distillation.methods.rded import (
     PatchSettings,
     centred,
-    distil_class,
     draw_crops,
     score_patches,
     select_patches,
     stitch,
+    sure_patches,
 )
 from stillhouse.errors import InputError
 
@@ -75,9 +75,7 @@ def test_a_class_is_made_of_its_own_images_the_surest_first():
 
     def run(count):
         rng = np.random.default_rng(0)
-        return distil_class(
-            teacher(), images, labels, 1, images_per_class=count, settings=settings, rng=rng
-        )
+        return sure_patches(teacher(), images, labels, 1, count, settings, rng)
 
     own = images[labels == 1]
     losses = -teacher()(own).log_softmax(1)[:, 1]
@@ -88,13 +86,6 @@ def test_a_class_is_made_of_its_own_images_the_surest_first():
 
 def test_stitched_classes_have_full_size():
     labels, images = torch.zeros(9, dtype=torch.int64), noise(9, 1, 8, 8)
-    made = distil_class(
-        teacher(),
-        images,
-        labels,
-        0,
-        images_per_class=2,
-        settings=PatchSettings(factor=2),
-        rng=np.random.default_rng(0),
-    )
+    settings, rng = PatchSettings(factor=2), np.random.default_rng(0)
+    made = sure_patches(teacher(), images, labels, 0, 2, settings, rng)
     assert made.shape == (2, 1, 8, 8)

@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from stillhouse.distillation.soft_labels import choose_right, label_logits
+from stillhouse.distillation.matching import label_logits
+from stillhouse.distillation.real_images import choose_right
 from stillhouse.distillation.trajectory import label_loss
 from stillhouse.errors import InputError
 
@@ -30,7 +31,7 @@ def test_right_images_come_first():
 
 
 def test_a_class_with_too_few_images_is_refused():
-    with pytest.raises(InputError, match=r"class 1 has 1 training images, fewer than the 2 "):
+    with pytest.raises(InputError, match=r"class 1 has 1 training images, 2 are needed"):
         choose_right(torch.eye(2)[[0, 0, 1]], torch.tensor([0, 0, 1]), 2, torch.Generator())
 
 

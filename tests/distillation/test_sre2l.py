@@ -4,22 +4,19 @@ import torch
 from small_networks import PLAIN, FlatHead, digits, noise, seeded, teacher, tensors
 from torch import nn
 
-from stillhouse.distillation.labels import frozen
-from stillhouse.distillation.sre2l import (
-    SQUEEZE,
+from stillhouse.distillation.evaluate import fit, towards_classes
+from stillhouse.distillation.methods.sre2l import (
     RecoverSettings,
     cosine_rate,
     image_norm,
     matching_loss,
     recover,
     recovery_batches,
-    require_batch_norm,
     roll,
-    squeeze,
     total_variation,
 )
-from stillhouse.distillation.standardise import Standardisation
-from stillhouse.distillation.views import ViewSettings
+from stillhouse.distillation.prepared import Standardisation, frozen, require_batch_norm
+from stillhouse.distillation.recipes import SQUEEZE, ViewSettings
 from stillhouse.errors import DivergedError, ModelError
 
 VECTOR = tensors("dd_infer_01_compensator_loss.npz")
@@ -149,11 +146,11 @@ def test_roll_moves_all_images_alike_and_loses_nothing():
 
 def test_squeezing_digits_makes_a_teacher():
     parts, standardisation = digits()
-    train = standardisation.standardised(parts.train)[:600]
+    train = standardisation.apply(torch.from_numpy(parts.train.pixels()))[:600]
     labels = torch.from_numpy(parts.train.labels)[:600]
     network = seeded(lambda: FlatHead(width=8, num_classes=10))
     recipe = SQUEEZE.model_copy(
         update={"epochs": 4, "batch_size": 64, "views": ViewSettings(flip=False, mix="none")}
     )
-    losses = squeeze(network, train, labels, recipe, seed=0)
+    losses = fit(network, train, towards_classes(labels), recipe, seed=0)
     assert losses[-1] < 1.5 < losses[0] and not network.training

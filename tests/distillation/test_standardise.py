@@ -3,12 +3,12 @@ import torch
 from small_networks import digits
 
 from stillhouse.distillation.images import image_set
-from stillhouse.distillation.standardise import Standardisation, fit_standardisation
+from stillhouse.distillation.prepared import Standardisation, fit_standardisation
 
 
 def test_training_images_have_mean_0_and_deviation_1():
     parts, standardisation = digits()
-    images = standardisation.standardised(parts.train)
+    images = standardisation.apply(torch.from_numpy(parts.train.pixels()))
     assert images.dtype == torch.float32
     assert abs(images.mean()) < 1e-5 and abs(images.std(correction=0) - 1) < 1e-5
 
@@ -25,7 +25,9 @@ def test_statistics_by_hand_of_each_channel():
 def test_bytes_survive_the_way_there_and_back():
     standardisation = Standardisation((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
     pixels = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).expand(2, 3, 16, 16)
-    assert torch.equal(standardisation.to_bytes(standardisation.from_bytes(pixels)), pixels)
+    assert torch.equal(
+        standardisation.to_bytes(standardisation.apply(pixels.float() / 255)), pixels
+    )
     outside = torch.full((1, 3, 2, 2), 9.0)
     assert torch.all(standardisation.to_bytes(outside) == 255)
     clipped = standardisation.clip(torch.cat([outside, -outside]))

@@ -3,7 +3,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from trajectory_vectors import load, relative_error
 
-from stillhouse.distillation.functional import FlatModule
+from stillhouse.distillation.adjoint import FlatModule
 from stillhouse.distillation.trajectory import Match, StepImages, SyntheticSet, matching_gradients
 from stillhouse.models.convnet import ConvNet
 

@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_networks import noise, tensors
 
+from stillhouse.distillation.recipes import ViewSettings
 from stillhouse.distillation.views import (
-    ViewSettings,
     cutmix,
     cutmix_box,
     epoch_views,

@@ -59,7 +59,10 @@ def undisturbed(ray_cluster, tmp_path_factory):
     return contents_after(tmp_path_factory.mktemp("undisturbed"))
 
 
-TITLES = {"experts": "ray::CrewWorker.run", "distil": "ray::Distiller"}  # `progress` renames it
+TITLES = {
+    "experts": "ray::PoolWorker.do",
+    "distil": "ray::RayTrainWorker",
+}  # `progress` renames it
 
 
 class Killer(Quiet):

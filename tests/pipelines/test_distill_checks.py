@@ -7,9 +7,9 @@ from torch import nn
 from stillhouse.distillation.images import ImageSet
 from stillhouse.distillation.prepared import check_networks
 from stillhouse.distillation.spec import DistillSpec
-from stillhouse.distillation.stored_images import images_table
+from stillhouse.distillation.tasks import images_table
 from stillhouse.errors import BudgetError, InputError, ModelError
-from stillhouse.pipelines.distill_checks import check_counts
+from stillhouse.pipelines.distill import check_counts
 from stillhouse.storage.artifact import Manifest, Store
 
 TEACHER = {"name": "convnet", "depth": 2, "width": 2, "norm": "batch"}

@@ -3,43 +3,44 @@
 from types import SimpleNamespace
 
 import pytest
-from small import Quiet
 
-from stillhouse.actors.image_worker import ImageHost, ImageWork
-from stillhouse.distillation.controls_job import ControlTask, run_control
-from stillhouse.distillation.evaluate_job import SetSource
+from stillhouse.distillation.prepared import ImageHostSettings, Preparation
+from stillhouse.distillation.set_tasks import ControlTask, SetSource
 from stillhouse.distillation.spec import DistillSpec
-from stillhouse.distillation.stored_images import ImageSourceTask, run_source
-from stillhouse.pipelines.context import Context
-from stillhouse.pipelines.crew import Crew
-from stillhouse.pipelines.evaluation import Evaluator
+from stillhouse.distillation.tasks import ImagesTask
+from stillhouse.pipelines.evaluation import Control, Evaluator
 from stillhouse.storage.artifact import Store
+from stillhouse.storage.task import commit
 
-IMAGES = "1" * 64
+IMAGES = Preparation("1" * 64, False)
 NARROW, WIDER = ({"name": "convnet", "depth": 2, "width": width} for width in (3, 5))
 
 
-class Here(Crew):
-    """A crew of this process alone; `done` are the tasks of each step."""
+class Here:
+    """Does tasks in this process; `done` are those of each step that were not finished."""
 
-    done: dict[str, list]
+    def __init__(self, store):
+        self.host, self.done = ImageHostSettings(IMAGES).build(store), {}
 
-    def _stream(self, step, kind, workers, calls):
-        host = ImageHost(self._ctx.store, self._work)
-        for call in calls:
-            self.done.setdefault(step, []).append(call.task)
-            yield host.run(call), None, 0.0
+    def __call__(self, step, tasks, workers=1):
+        return [self.one(step, task) for task in tasks]
+
+    def one(self, step, task):
+        store, found = self.host.store, self.host.store.finished(task.KIND, [task.fingerprint])
+        if found:
+            return found[task.fingerprint]
+        self.done.setdefault(step, []).append(task)
+        return commit(store, task, task.run(store, self.host, None))
 
 
 @pytest.fixture(scope="module")
 def kitchen(tmp_path_factory):
     """A store with images; three sets in it, the part of each."""
     store = Store(str(tmp_path_factory.mktemp("kitchen")))
-    run_source(store, ImageSourceTask(IMAGES, spec(store).data))
-    prepared = ImageWork(IMAGES, False, "cpu", 0, 1).prepare(store)
-    tasks = [ControlTask(str(i) * 64, "random_real", 10 * (1 + i), i) for i in range(3)]
-    parts = [run_control(store, prepared, task).parts[0] for task in tasks]
-    return store, parts
+    do = Here(store)
+    do("images", [ImagesTask(IMAGES, spec(store).data)])
+    tasks = [ControlTask(IMAGES, "random_real", 10 * (1 + i), i) for i in range(3)]
+    return store, [receipt.parts[0] for receipt in do("controls", tasks)]
 
 
 def spec(store, controls=("random_real", "full"), protocol="own"):
@@ -64,47 +65,45 @@ def spec(store, controls=("random_real", "full"), protocol="own"):
 
 
 def evaluator(store, asked):
-    ctx = Context(store, asked.compute, Quiet())
-    crew = Here(ctx, ImageWork(IMAGES, False, "cpu", 0, 1))
-    crew.done = {}
-    return Evaluator(ctx, crew, asked, store.get_manifest("images", IMAGES), [IMAGES, False]), crew
+    do = Here(store)
+    return Evaluator(do, asked, store.get_manifest("images", IMAGES.images), IMAGES), do
 
 
 def judged(part):
-    return SetSource(part.path), part.sha256, 0.05
+    return SetSource(part), 0.05
 
 
 def test_set_and_controls_are_tested_on_every_network(kitchen):
     store, (first, second, _) = kitchen
-    judge, crew = evaluator(store, spec(store))
-    tests, controls = judge.final(judged(first), [("random_real", second, 130, 1)], [0.05])
+    judge, here = evaluator(store, spec(store))
+    tests, controls = judge.final(judged(first), [Control("random_real", second, 130, 1, {})])
     labels = ["convnet-2, width 3", "convnet-2, width 5"]
     assert list(tests) == labels
     assert [control.name for control in controls] == ["random_real", "full"]
     assert [list(control.tests) for control in controls] == [labels, labels]
     assert [control.tested.network for control in controls] == labels[:1] * 2
-    assert len(crew.done["evaluate"]) == 3 * 2 * 2  # sets, networks, seeds
-    assert {task.part for task in crew.done["evaluate"]} == {"test"}
-    wide = {task.fingerprint for task in crew.done["evaluate"] if task.network.width == 5}
-    again, crew = evaluator(store, spec(store))
-    assert again.final(judged(second), [], [0.05])[1][0].tests == controls[1].tests
-    assert "evaluate" not in crew.done and len(wide) == 6
+    assert len(here.done["evaluate"]) == 3 * 2 * 2  # sets, networks, seeds
+    assert {task.part for task in here.done["evaluate"]} == {"test"}
+    wide = {task.fingerprint for task in here.done["evaluate"] if task.network.width == 5}
+    again, here = evaluator(store, spec(store))
+    assert again.final(judged(second), [])[1][0].tests == controls[1].tests
+    assert "evaluate" not in here.done and len(wide) == 6
 
 
 @pytest.mark.parametrize("protocol", ["own", "p2", "p3"])
 def test_sets_are_compared_on_the_validation_part_alone(kitchen, protocol):
     store, parts = kitchen
-    judge, crew = evaluator(store, spec(store, [], protocol))
+    judge, here = evaluator(store, spec(store, [], protocol))
     accuracies = judge.compare("choose", [judged(part) for part in parts])
     assert [len(by_seed) for by_seed in accuracies] == [3, 3, 3]
-    judge.final(judged(parts[2]), [], [0.05])
-    assert {task.part for task in crew.done["choose"]} == {"validation"}
-    tested = {(task.part, task.source.path) for task in crew.done["evaluate"]}
-    assert tested == {("test", parts[2].path)}
+    judge.final(judged(parts[2]), [])
+    assert {task.part for task in here.done["choose"]} == {"validation"}
+    tested = {(task.part, task.source.part) for task in here.done["evaluate"]}
+    assert tested == {("test", parts[2])}
 
 
 def test_labels_of_many_classes_take_two_bytes():
     asked = spec(SimpleNamespace(uri="s"))
     totals = {"shape": [1, 2, 2], "class_names": ["a"] * 300}
     images = SimpleNamespace(parts=[SimpleNamespace(num_rows=600)], totals=totals)
-    assert Evaluator(None, None, asked, images, [])._full_bytes() == 600 * (4 + 2)
+    assert Evaluator(None, asked, images, IMAGES)._full_bytes() == 600 * (4 + 2)

@@ -2,9 +2,8 @@
 
 import pytest
 
-from stillhouse.distillation.settings import DSA_GROUPS
+from stillhouse.distillation.recipes import DSA_GROUPS
 from stillhouse.distillation.spec import DistillSpec
-from stillhouse.pipelines.evaluation import set_augmentation, set_protocol
 
 TEACHERS = [{"name": "convnet", "norm": "batch"}]
 
@@ -17,7 +16,7 @@ def spec(method, **changes):
 
 
 def protocol(found):
-    return set_protocol(found, 10, None)
+    return found.protocol(10)
 
 
 @pytest.mark.parametrize(
@@ -26,13 +25,13 @@ def protocol(found):
 )
 def test_own_protocol_is_the_familys(method, mix, groups):
     assert protocol(spec(method)).recipe.views.mix == mix
-    assert set_augmentation(spec(method)) == groups
+    assert spec(method).set_augmentation == groups
 
 
 def test_a_named_protocol_brings_its_own_augmentation():
-    assert set_augmentation(spec("rded", evaluate={"protocol": "p1"})) == DSA_GROUPS
+    assert spec("rded", evaluate={"protocol": "p1"}).set_augmentation == DSA_GROUPS
     matching = spec("mtt", evaluate={"protocol": "p2"})
-    assert set_augmentation(matching) == ()
+    assert matching.set_augmentation == ()
     assert protocol(matching).recipe.views.mix == "mixup"
 
 

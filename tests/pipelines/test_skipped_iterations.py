@@ -1,4 +1,5 @@
-from stillhouse.distillation.methods import Mtt, Rded
+from stillhouse.distillation.methods.mtt import Mtt
+from stillhouse.distillation.methods.rded import Rded
 from stillhouse.pipelines.distill import Point
 from stillhouse.pipelines.distill_report import num_skipped, printed_name
 from stillhouse.storage.artifact import PartRef

@@ -11,14 +11,14 @@ import ray
 import ray.cloudpickle
 from small import Quiet
 
-from stillhouse.actors.image_worker import ImageWork
 from stillhouse.actors.worker_group import GroupSize
-from stillhouse.distillation.matching_job import MatchingTask
-from stillhouse.distillation.methods import Mtt
+from stillhouse.distillation.matching_task import MatchingTask
+from stillhouse.distillation.methods.mtt import Mtt
+from stillhouse.distillation.prepared import ImageHostSettings, Preparation
 from stillhouse.distillation.spec import NetworkSettings
 from stillhouse.errors import ClusterError, DivergedError
 from stillhouse.pipelines.context import Context
-from stillhouse.pipelines.distilling import distil
+from stillhouse.pipelines.distill import distil
 from stillhouse.pipelines.workers import group_size, room, run_workers
 from stillhouse.spec import ComputeSettings
 from stillhouse.storage.artifact import Store
@@ -102,9 +102,10 @@ def test_a_cluster_that_stays_too_small_is_named_and_asked_for_no_longer(
 def test_distillers_that_never_fit_together_are_named(ray_cluster, tmp_path):
     compute = ComputeSettings(distillers=5, wait_s=0)
     ctx = Context(Store(str(tmp_path)), compute, Quiet())
-    task = MatchingTask("2" * 64, NetworkSettings(), Mtt(name="mtt", images_per_class=1), (), 3, ())
+    given, method = Preparation("1" * 64, False), Mtt(name="mtt", images_per_class=1)
+    task = MatchingTask(given, NetworkSettings(), method, (), 3, ())
     said = (
         r"the distillation needs 5 CPUs for 5 workers, .* has 4: .* or lower `compute.distillers`"
     )
     with pytest.raises(ClusterError, match=said):
-        distil(ctx, ImageWork("1" * 64, False, "cpu", 0, 1), task)
+        distil(ctx, task, ImageHostSettings(given))

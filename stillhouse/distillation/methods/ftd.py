@@ -1,7 +1,8 @@
-"""GSAM steps: experts whose trajectory runs through flat regions (FTD, Du et al. 2023).
+"""FTD: experts whose trajectory runs through flat regions, and averaged images (Du et al. 2023).
 
-At theta with gradient g the loss is looked at where it is worst nearby, theta + e; the part of g
-that is orthogonal to the gradient g' there is what sharpens, and is stepped against:
+An expert takes GSAM steps. At theta with gradient g the loss is looked at where it is worst nearby,
+theta + e; the part of g that is orthogonal to the gradient g' there is what sharpens, and is
+stepped against:
 
     e = rho g / ||g||,                        plain
     e = rho theta^2 g / || |theta| g ||,      adaptive: relative to each weight's size
@@ -9,11 +10,29 @@ that is orthogonal to the gradient g' there is what sharpens, and is stepped aga
 """
 
 from collections.abc import Callable
+from typing import Annotated, ClassVar, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
+from stillhouse.distillation.matching import TrajectoryMethod
+
 _EPS = 1e-12
+
+
+class Ftd(TrajectoryMethod):
+    """MTT on flat experts, with a running average of the images (Du et al. 2023)."""
+
+    experts: ClassVar[Literal["plain", "smooth", "flat"]] = "flat"
+    image_average: Annotated[float, Field(gt=0, lt=1)] = Field(
+        default=0.999, description="decay of the average of the images, which is what is kept"
+    )
+
+    @property
+    def image_decay(self) -> float:
+        """`image_average`."""
+        return self.image_average
 
 
 def gsam_direction(

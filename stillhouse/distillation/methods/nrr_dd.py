@@ -23,35 +23,124 @@ and the least sure of them teach little.
 
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from stillhouse.distillation.labels import Objective, mean_logits, mixed_cross_entropy
-from stillhouse.distillation.rded import (
+from stillhouse.distillation.decoupled import DecoupledMethod, Unit, UnitMade, task_rng
+from stillhouse.distillation.evaluate import Objective, mean_logits, mixed_cross_entropy
+from stillhouse.distillation.methods.rded import (
+    PatchSettings,
     draw_candidates,
     draw_crops,
     patch_log_probs,
     select_patches,
     stitch,
+    sure_patches,
 )
-from stillhouse.distillation.settings import (
-    CriticalPatchSettings,
-    DistanceSettings,
-    RefineSettings,
-    ViewSettings,
-)
-from stillhouse.distillation.sre2l import matching_loss
-from stillhouse.distillation.standardise import Standardisation
-from stillhouse.distillation.views import Views, epoch_views
+from stillhouse.distillation.methods.sre2l import matching_loss, recovery_batches
+from stillhouse.distillation.prepared import Prepared, Standardisation
+from stillhouse.distillation.views import Views
 from stillhouse.errors import DivergedError
+from stillhouse.spec import Count, Settings
 
 _LEAST_SHARE = 0.02
 """Of the partner in a view, for its probability to be read out of half-precision distances."""
 _TINY = 1e-6
+
+
+class CriticalPatchSettings(PatchSettings):
+    """How NRR-DD's initial patches are chosen."""
+
+    num_covering: Count = Field(
+        default=2,
+        description="crops of an image that cover most of its map; the least sure is kept",
+    )
+
+
+class RefineSettings(Settings):
+    """How non-critical regions are refined."""
+
+    iterations: Count = 200
+    batch_size: Count = Field(default=100, description="images whose statistics are taken together")
+    learning_rate: Annotated[float, Field(gt=0)] = 0.1
+    statistics_weight: Annotated[float, Field(ge=0)] = Field(default=0.01, description="alpha_bn")
+    epsilon: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=0.5, description="where the map is stronger, pixels are critical and never move"
+    )
+
+
+class DistanceSettings(Settings):
+    """How a student learns from stored distances (DBR): L_S = L_sce + alpha_dbr * L_dbr."""
+
+    class_weight: Annotated[float, Field(ge=0)] = Field(
+        default=0.0, description="of L_sce, the cross-entropy with the mixed classes"
+    )
+    deviation_weight: Annotated[float, Field(gt=0)] = Field(default=1.0, description="alpha_dbr")
+    deviation: Literal["divergence", "absolute"] = Field(
+        default="divergence",
+        description="L_dbr. divergence: of the probabilities that two distances pin down (class, "
+        "partner's class, all others); absolute: mean difference of the distances",
+    )
+
+
+class NrrDd(CriticalPatchSettings, RefineSettings, DistanceSettings, DecoupledMethod):
+    """Critical regions kept, the rest refined; two distances a view (Tran et al. 2025)."""
+
+    stages: ClassVar[tuple[str, ...]] = ("patches", "distil")
+
+    labels: Literal["classes", "static", "views", "distances"] = Field(  # pyright: ignore[reportIncompatibleVariableOverride]
+        default="distances", description="DBR: two numbers a view"
+    )
+    least_sure: bool = Field(
+        default=True, description="start from the patches a teacher is least sure of; else the most"
+    )
+
+    def units(self, stage: str, num_teachers: int, num_classes: int) -> list[Unit]:
+        """Patches class by class, then batches of all classes."""
+        if stage == "patches":
+            return [Unit(label) for label in range(num_classes)]
+        batches = recovery_batches(num_classes, self.images_per_class, self.batch_size)
+        return [Unit(index) for index in range(len(batches))]
+
+    def make(
+        self,
+        stage: str,
+        unit: Unit,
+        prepared: Prepared,
+        teacher: nn.Module,
+        before: Sequence[Tensor],
+    ) -> UnitMade:
+        """A class's patches, or a refined batch."""
+        if stage == "patches":
+            choose = critical_patches if self.least_sure else sure_patches
+            images, labels = prepared.train, prepared.train_labels
+            rng, count = task_rng(self.seed, unit.index), self.images_per_class
+            return choose(teacher, images, labels, unit.index, count, self, rng), []
+        batches = recovery_batches(prepared.num_classes, self.images_per_class, self.batch_size)
+        starts = torch.stack(list(before), 1).flatten(0, 1).split(self.batch_size)
+        labels = batches[unit.index].to(prepared.device)
+        images = starts[unit.index].to(prepared.device)
+        return refine(teacher, images, labels, self, prepared.standardisation)
+
+    def image_labels(self, num_classes: int) -> Tensor:
+        """All classes once, then again."""
+        return torch.arange(num_classes).repeat(self.images_per_class)
+
+    def answer(self, teachers: Sequence[nn.Module], labels: Tensor, views: Views) -> Tensor:
+        """DBR: the teachers' two distances on every view, [B, 2]."""
+        logits = mean_logits(teachers, views.images)
+        return distances(logits, labels, views) if self.labels == "distances" else logits
+
+    def objective(self, labels: Tensor, stored: Tensor, temperature: float) -> Objective:
+        """As `towards_distances`, where these are stored."""
+        if self.labels == "distances":
+            return towards_distances(labels, stored, self)
+        return super().objective(labels, stored, temperature)
 
 
 def activation_map(teacher: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
@@ -103,7 +192,6 @@ def critical_patches(
     images: Tensor,
     labels: Tensor,
     label: int,
-    *,
     images_per_class: int,
     settings: CriticalPatchSettings,
     rng: np.random.Generator,
@@ -192,27 +280,6 @@ def distances(logits: Tensor, labels: Tensor, views: Views) -> Tensor:
     classes = labels[views.rows.to(labels.device)].to(logits.device)
     original = functional.cross_entropy(logits, classes, reduction="none")
     return torch.stack([original, mixed_cross_entropy(logits, labels, views)], 1)
-
-
-def distance_labels(
-    teachers: Sequence[nn.Module],
-    images: Tensor,
-    labels: Tensor,
-    settings: ViewSettings,
-    *,
-    batch_size: int,
-    seed: int,
-    num_epochs: int,
-) -> Tensor:
-    """DBR's labels: the teachers' two distances on every view, float16 [epochs, N, 2]."""
-
-    def label(epoch: int) -> Tensor:
-        views = epoch_views(images, settings, batch_size=batch_size, seed=seed, epoch=epoch)
-        return torch.cat(
-            [distances(mean_logits(teachers, v.images), labels, v).half() for v in views]
-        )
-
-    return torch.stack([label(epoch) for epoch in range(num_epochs)])
 
 
 def pinned_down(found: Tensor, labels: Tensor, views: Views) -> Tensor:

@@ -5,17 +5,76 @@ the class (zeros around the crop to full size); the best crop of each image, the
 lowest loss, factor x factor of them to an image (Sun et al. 2024, section 4).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from stillhouse.distillation.settings import PatchSettings
+from stillhouse.distillation.decoupled import DecoupledMethod, Unit, UnitMade, task_rng
+from stillhouse.distillation.evaluate import BATCH
+from stillhouse.distillation.prepared import Prepared
 from stillhouse.errors import InputError
+from stillhouse.spec import Count, Settings
 
-_BATCH = 512
+
+class PatchSettings(Settings):
+    """How patches are cut and chosen."""
+
+    factor: Count = Field(default=1, description="factor x factor patches to an image; 2 from 128")
+    num_crops: Count = Field(default=5, description="tried of each real image")
+    num_candidates: Count = Field(default=300, description="real images of a class looked at")
+    min_scale: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=0.08, description="smallest share of an image's area that a crop may cover"
+    )
+
+    @property
+    def patches_per_side(self) -> int:
+        """`factor`."""
+        return self.factor
+
+
+class Rded(PatchSettings, DecoupledMethod):
+    """The most telling patches of real images (Sun et al. 2024)."""
+
+    def make(
+        self,
+        stage: str,
+        unit: Unit,
+        prepared: Prepared,
+        teacher: nn.Module,
+        before: Sequence[Tensor],
+    ) -> UnitMade:
+        """The images of a class."""
+        rng, count = task_rng(self.seed, unit.index), self.images_per_class
+        images, labels = prepared.train, prepared.train_labels
+        return sure_patches(teacher, images, labels, unit.index, count, self, rng), []
+
+
+def sure_patches(
+    teacher: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    label: int,
+    images_per_class: int,
+    settings: PatchSettings,
+    rng: np.random.Generator,
+) -> Tensor:
+    """RDED's images of one class [images_per_class, C, H, H], out of real ones [N, C, H, H].
+
+    Raises:
+        InputError: the class has fewer images than patches are needed.
+    """
+    count = images_per_class * settings.factor**2
+    rows = draw_candidates(labels, label, settings, count, rng).to(images.device)
+    crops = draw_crops(images[rows], settings, rng)
+    side = images.shape[-1]
+    scores = score_patches(teacher, crops.patches, label, side)
+    return stitch(select_patches(crops.patches, scores, count), settings.factor, side)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +148,7 @@ def score_patches(teacher: nn.Module, patches: Tensor, label: int, side: int) ->
 def patch_log_probs(teacher: nn.Module, patches: Tensor, side: int) -> Tensor:
     """Log-probabilities of patches amid zeros: [n, num_crops, C, h, w] -> [n, num_crops, K]."""
     padded = centred(patches.flatten(0, 1), side)
-    logits = torch.cat([teacher(batch) for batch in padded.split(_BATCH)])
+    logits = torch.cat([teacher(batch) for batch in padded.split(BATCH)])
     return logits.log_softmax(1).unflatten(0, patches.shape[:2])
 
 
@@ -120,26 +179,3 @@ def stitch(patches: Tensor, factor: int, side: int) -> Tensor:
         for height in sides
     ]
     return torch.cat(rows, -2)
-
-
-def distil_class(
-    teacher: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    label: int,
-    *,
-    images_per_class: int,
-    settings: PatchSettings,
-    rng: np.random.Generator,
-) -> Tensor:
-    """RDED's images of one class [images_per_class, C, H, H], out of real ones [N, C, H, H].
-
-    Raises:
-        InputError: the class has fewer images than patches are needed.
-    """
-    count = images_per_class * settings.factor**2
-    rows = draw_candidates(labels, label, settings, count, rng).to(images.device)
-    crops = draw_crops(images[rows], settings, rng)
-    side = images.shape[-1]
-    scores = score_patches(teacher, crops.patches, label, side)
-    return stitch(select_patches(crops.patches, scores, count), settings.factor, side)

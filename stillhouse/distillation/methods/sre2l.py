@@ -5,61 +5,95 @@
 mean_l and var_l (biased) are taken per channel over batch and space of the input of batch norm
 layer l, mu_l and sigma2_l are its running statistics, w is 10 for the first layer and 1 for the
 others (Yin et al. 2023, section 3; the term is DeepInversion's). It depends on the moments of the
-whole batch: which images are recovered together is part of the method. `labels.relabel` is the
-third step.
+whole batch: which images are recovered together is part of the method.
 """
 
 import math
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from stillhouse.distillation.fit import fit
-from stillhouse.distillation.labels import towards_classes
-from stillhouse.distillation.settings import SQUEEZE, MatchingSettings, Recipe, RecoverSettings
-from stillhouse.distillation.standardise import Standardisation
+from stillhouse.distillation.decoupled import DecoupledMethod, Unit, UnitMade, task_rng
+from stillhouse.distillation.prepared import Prepared, Standardisation, batch_norms
+from stillhouse.distillation.recipes import ProtocolName
 from stillhouse.distillation.views import resized_crop
-from stillhouse.errors import DivergedError, ModelError
+from stillhouse.errors import DivergedError
+from stillhouse.spec import Count, Settings
 
 _FIRST_LAYER = 10.0
 _BETAS = (0.5, 0.9)
 
 
-@dataclass(frozen=True, slots=True)
-class MatchingLoss:
-    """The loss of images under a teacher and what it consists of; scalars but for the logits."""
+class MatchingSettings(Settings):
+    """How images, or a compensator, are fitted to a teacher: Adam with a cosine to 0."""
+
+    iterations: Count = 1_000
+    learning_rate: Annotated[float, Field(gt=0)] = 0.25
+    statistics_weight: Annotated[float, Field(ge=0)] = Field(
+        default=0.01, description="r_bn; the terms grow with the network's depth and width"
+    )
+    jitter: Annotated[int, Field(ge=0)] = Field(
+        default=4, description="images are rolled by 0 to this many pixels in both directions"
+    )
+
+
+class RecoverSettings(MatchingSettings):
+    """How SRe2L's images are recovered."""
+
+    batch_size: Count = Field(default=100, description="images whose statistics are taken together")
+    min_scale: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=1.0, description="below 1: random crops of at least this share (0.08 for ImageNet)"
+    )
+    total_variation: Annotated[float, Field(ge=0)] = Field(
+        default=0.0, description="weight of the smoothness prior"
+    )
+    l2: Annotated[float, Field(ge=0)] = Field(default=0.0, description="weight of the image norm")
+
+
+class Sre2l(DecoupledMethod, RecoverSettings):
+    """Images recovered from a teacher's batch statistics (Yin et al. 2023)."""
+
+    protocol: ClassVar[ProtocolName] = "p2"
+
+    def units(self, stage: str, num_teachers: int, num_classes: int) -> list[Unit]:
+        """Batches of all classes."""
+        batches = recovery_batches(num_classes, self.images_per_class, self.batch_size)
+        return [Unit(index) for index in range(len(batches))]
+
+    def make(
+        self,
+        stage: str,
+        unit: Unit,
+        prepared: Prepared,
+        teacher: nn.Module,
+        before: Sequence[Tensor],
+    ) -> UnitMade:
+        """Recover a batch."""
+        batches = recovery_batches(prepared.num_classes, self.images_per_class, self.batch_size)
+        labels = batches[unit.index].to(prepared.device)
+        rng = task_rng(self.seed, unit.index)
+        return recover(teacher, labels, prepared.shape, self, prepared.standardisation, rng=rng)
+
+    def image_labels(self, num_classes: int) -> Tensor:
+        """All classes once, then again."""
+        return torch.arange(num_classes).repeat(self.images_per_class)
+
+
+class MatchingLoss(NamedTuple):
+    """The loss of images under a teacher, and what it consists of."""
 
     total: Tensor
     cross_entropy: Tensor
     statistics: Tensor
-    layers: tuple[Tensor, ...]
+    layers: list[Tensor]
     """||mean - mu|| + ||var - sigma2|| of each layer, unweighted."""
     logits: Tensor
-
-
-def squeeze(
-    network: nn.Module, images: Tensor, labels: Tensor, recipe: Recipe = SQUEEZE, *, seed: int
-) -> list[float]:
-    """Train a teacher in place on real images [N, C, H, W]; the mean loss of every epoch."""
-    return fit(network, images, towards_classes(labels), recipe, seed=seed)
-
-
-def require_batch_norm(network: nn.Module, place: str) -> None:
-    """The network has batch norm layers with running statistics.
-
-    Raises:
-        ModelError: it has none; `place` names the teacher.
-    """
-    if not _layers(network):
-        raise ModelError(
-            f"{place} has no batch statistics to match: give a network with `norm: batch`"
-        )
 
 
 def matching_loss(
@@ -71,7 +105,7 @@ def matching_loss(
     statistics = sum(layers[1:], layers[0] * _FIRST_LAYER)
     cross_entropy = functional.cross_entropy(logits, labels)
     total = cross_entropy + statistics_weight * statistics
-    return MatchingLoss(total, cross_entropy, statistics, tuple(layers), logits)
+    return MatchingLoss(total, cross_entropy, statistics, layers, logits)
 
 
 @contextmanager
@@ -86,7 +120,7 @@ def _input_statistics(network: nn.Module) -> Generator[list[Tensor]]:
         var = values.var((0, 2, 3), correction=0) - layer.running_var
         found.append(mean.norm() + var.norm())
 
-    handles = [layer.register_forward_pre_hook(measure) for layer in _layers(network)]
+    handles = [layer.register_forward_pre_hook(measure) for layer in batch_norms(network)]
     try:
         yield found
     finally:
@@ -94,19 +128,13 @@ def _input_statistics(network: nn.Module) -> Generator[list[Tensor]]:
             handle.remove()
 
 
-def _layers(network: nn.Module) -> list[nn.BatchNorm2d]:
-    modules = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
-    return [layer for layer in modules if layer.running_mean is not None]
-
-
 def total_variation(images: Tensor) -> tuple[Tensor, Tensor]:
     """Of the differences to the neighbours in four directions: mean absolutes, Frobenius norms.
 
     Each is summed over the directions; SRe2L's prior is the second.
     """
-    left, right = images[..., :-1], images[..., 1:]
     differences = [
-        left - right,
+        images[..., :-1] - images[..., 1:],
         images[..., :-1, :] - images[..., 1:, :],
         images[..., 1:, :-1] - images[..., :-1, 1:],
         images[..., :-1, :-1] - images[..., 1:, 1:],
@@ -133,7 +161,7 @@ def recover(
     standardisation: Standardisation,
     *,
     rng: np.random.Generator,
-) -> tuple[Tensor, list[float]]:
+) -> UnitMade:
     """One batch of images [B, *shape], recovered from noise for the labels int64 [B], and losses.
 
     The images are standardised and lie in the range of pixels; the loss is that of each iteration.
@@ -206,7 +234,6 @@ def roll(images: Tensor, jitter: int, rng: np.random.Generator) -> Tensor:
 
 def _crop_together(images: Tensor, min_scale: float, rng: np.random.Generator) -> Tensor:
     """One random crop, and one flip or none, for the whole batch: channels carry the batch."""
-    batch, channels, height, width = images.shape
-    folded = images.reshape(1, batch * channels, height, width)
+    folded = images.reshape(1, -1, *images.shape[2:])
     cropped = resized_crop(folded, min_scale, rng).reshape(images.shape)
     return cropped.flip(-1) if rng.random() < 0.5 else cropped

@@ -1,0 +1,236 @@
+"""Decoupled methods: images made under trained teachers, in units that know nothing of one another.
+
+A method says which units there are (`units`), makes the images of one (`make`), and puts all of
+them together (`assemble`). A unit draws from its own generator, and its images are a part with a
+receipt of its own, so that any number of workers makes the same set, and a killed run redoes only
+the units in flight.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import pyarrow as pa
+import torch
+from pydantic import Field
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from stillhouse.distillation.evaluate import (
+    Objective,
+    fit,
+    label_views,
+    mean_logits,
+    towards_classes,
+    towards_stored,
+)
+from stillhouse.distillation.method import Method
+from stillhouse.distillation.prepared import (
+    WEIGHTS,
+    ImageHost,
+    Prepared,
+    Teacher,
+    require_batch_norm,
+)
+from stillhouse.distillation.recipes import Protocol, Recipe
+from stillhouse.distillation.spec import NetworkSettings
+from stillhouse.distillation.stored_sets import (
+    HALF,
+    LabelledSet,
+    flat_values,
+    lists,
+    pixel_set,
+    set_table,
+)
+from stillhouse.distillation.tasks import LABEL_SEED, ImageTask, file_part
+from stillhouse.distillation.views import Views
+from stillhouse.fingerprint import sha256
+from stillhouse.models.networks import state_tensors
+from stillhouse.spec import Count
+from stillhouse.storage.artifact import PartRef
+from stillhouse.storage.commit import create_or_adopt
+from stillhouse.storage.filesystem import read_bytes
+from stillhouse.storage.folders import put_folder
+from stillhouse.storage.parquet import read_table
+from stillhouse.storage.task import Output
+
+UnitMade = tuple[Tensor, list[float]]
+"""A unit's images [n, C, H, W], and its losses."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """What is made at once: `index` is its number, such as a class or a batch, under a teacher."""
+
+    index: int
+    teacher: int = 0
+
+
+class DecoupledMethod(Method):
+    """Images made under trained teachers, without any training in the loop."""
+
+    matching: ClassVar[bool] = False
+    stages: ClassVar[tuple[str, ...]] = ("distil",)
+    """Steps, each of units that may read the images of the step before it."""
+
+    labels: Literal["classes", "static", "views"] = Field(
+        default="static", description="static: the teachers' logits, one vector an image"
+    )
+    label_epochs: Count | None = Field(
+        default=None,
+        description="labels of views: epochs that are stored and then repeat; default every one",
+    )
+
+    def units(self, stage: str, num_teachers: int, num_classes: int) -> list[Unit]:
+        """The units of a stage: by default one for each class.
+
+        Raises:
+            BudgetError: `images_per_class` is too small.
+        """
+        return [Unit(label) for label in range(num_classes)]
+
+    def make(
+        self,
+        stage: str,
+        unit: Unit,
+        prepared: Prepared,
+        teacher: nn.Module,
+        before: Sequence[Tensor],
+    ) -> UnitMade:
+        """The images of a unit, on any device.
+
+        Args:
+            stage: one of `stages`.
+            unit: one of its units.
+            prepared: the real images.
+            teacher: the unit's.
+            before: images of each unit of the stage before it.
+
+        Raises:
+            InputError: a class with too few images. DivergedError: a loss is NaN or infinite.
+        """
+        raise NotImplementedError
+
+    def image_labels(self, num_classes: int) -> Tensor:
+        """Classes int64 of all images in the order of the last stage's units."""
+        return torch.arange(num_classes).repeat_interleave(self.images_per_class)
+
+    def assemble(
+        self, prepared: Prepared, made: Sequence[Tensor], num_teachers: int
+    ) -> LabelledSet:
+        """The set, labelled by classes, of the images of each unit of the last stage."""
+        norm, classes = prepared.standardisation, prepared.num_classes
+        labels = self.image_labels(classes)
+        return pixel_set(torch.cat(list(made)), labels, classes, norm.mean, norm.std)
+
+    def answer(self, teachers: Sequence[nn.Module], labels: Tensor, views: Views) -> Tensor:
+        """What is stored of the teachers' answers to a batch of views: [B, ...]."""
+        return mean_logits(teachers, views.images)
+
+    def objective(self, labels: Tensor, stored: Tensor, temperature: float) -> Objective:
+        """How a student learns from stored answers [epochs, N, ...], and the classes [N]."""
+        return towards_stored(stored, temperature)
+
+
+def task_rng(*numbers: int) -> np.random.Generator:
+    """The generator of one unit, named by seed and indices."""
+    return np.random.default_rng(list(numbers))
+
+
+@dataclass(frozen=True)
+class TeacherTask(ImageTask):
+    """A teacher to train: the artifact `models/<fingerprint>`."""
+
+    KIND: ClassVar[str] = "models"
+
+    network: NetworkSettings
+    recipe: Recipe
+    seed: int
+
+    def make(self, host: ImageHost) -> Output:
+        """Train it and commit its weights.
+
+        Raises:
+            ModelError: it has no batch norm. DivergedError: its loss is NaN or infinite.
+        """
+        images, labels = host.prepared.train, host.prepared.train_labels
+        network = host.prepared.network(self.network, self.seed)
+        require_batch_norm(network, f"the teacher {self.network.label}")
+        losses = fit(network, images, towards_classes(labels), self.recipe, seed=self.seed)
+        weights = save(state_tensors(network))
+        put_folder(
+            host.store,
+            self.fingerprint,
+            lambda folder: (folder / WEIGHTS).write_bytes(weights),
+            inputs={},
+            settings={"network": self.network.model_dump(), "seed": self.seed},
+            totals={"role": "teacher", "losses": losses},
+        )
+        path = f"models/{self.fingerprint}/{WEIGHTS}"
+        part = file_part(path, read_bytes(host.store.path(path)), 1)
+        counts = {"images": len(images) * len(losses)}
+        return Output(counts=counts, info={"losses": losses}, parts=(part,))
+
+
+@dataclass(frozen=True)
+class UnitTask(ImageTask):
+    """One unit of a stage of a method; `before` are the parts of the stage before it."""
+
+    method: DecoupledMethod
+    stage: str
+    unit: Unit
+    teacher: Teacher
+    before: tuple[PartRef, ...]
+
+    def make(self, host: ImageHost) -> Output:
+        """Make its images."""
+        prepared, teacher = host.prepared, host.teacher(self.teacher)
+        before = [unit_images(host, part) for part in self.before]
+        images, losses = self.method.make(self.stage, self.unit, prepared, teacher, before)
+        table = pa.table({"values": lists(images.detach().cpu().flatten(1).numpy())})
+        return Output((table,), {"images": len(images)}, {"losses": losses})
+
+
+def unit_images(host: ImageHost, part: PartRef) -> Tensor:
+    """A unit's standardised images [n, C, H, W]."""
+    values = flat_values(read_table(host.store.path(part.path)), "values")
+    return torch.from_numpy(values).reshape(-1, *host.prepared.shape)
+
+
+@dataclass(frozen=True)
+class AssemblyTask(ImageTask):
+    """Puts the units' images together, labels them and keeps labels of views beside the set."""
+
+    method: DecoupledMethod
+    protocol: Protocol
+    teachers: tuple[Teacher, ...]
+    units: tuple[PartRef, ...]
+
+    def make(self, host: ImageHost) -> Output:
+        """The set, and in `info` the path of labels of views and the bytes of both."""
+        method, prepared = self.method, host.prepared
+        made = [unit_images(host, part) for part in self.units]
+        teachers = [host.teacher(teacher) for teacher in self.teachers]
+        given = method.assemble(prepared, made, len(teachers))
+        images, info = given.images.to(prepared.device), dict[str, Any](label_path=None)
+        if method.labels == "static":
+            given = given.with_logits(mean_logits(teachers, images))
+        label_bytes, files = given.stored.labels, dict[str, str]()
+        if method.labels not in ("classes", "static"):
+            recipe, classes = self.protocol.recipe, given.labels.to(prepared.device)
+            stored = label_views(
+                lambda views: method.answer(teachers, classes, views),
+                images,
+                recipe.views,
+                batch_size=recipe.batch_size,
+                seed=LABEL_SEED,
+                num_epochs=min(method.label_epochs or recipe.epochs, recipe.epochs),
+            )
+            path = f"{self.KIND}/parts/{self.fingerprint}.labels.safetensors"
+            data = save({"labels": stored.cpu().contiguous()})
+            files[path] = sha256(create_or_adopt(host.store.path(path), data))
+            info["label_path"] = path
+            label_bytes += stored.numel() * HALF
+        info["stored"] = [given.stored.images, label_bytes]
+        return Output((set_table(given),), {"images": len(given.images)}, info, files=files)

@@ -1,0 +1,77 @@
+"""What a method of distillation is, and where each one lies.
+
+A method is one file: a settings class whose keys are those of `method` in a spec, and whose
+functions the workers call. It is a `TrajectoryMethod` (`stillhouse.distillation.matching`), which
+follows experts, or a `DecoupledMethod` (`stillhouse.distillation.decoupled`), which asks teachers.
+A spec names it by a short name of `METHODS`, or, if it is the user's own, by `module:Class`.
+"""
+
+import os
+import sys
+from importlib import import_module
+from typing import Any, ClassVar
+
+from pydantic import Field
+
+from stillhouse.distillation.recipes import ProtocolName
+from stillhouse.errors import MissingExtraError
+from stillhouse.spec import Count, Settings
+
+_HERE = "stillhouse.distillation.methods"
+METHODS = {
+    "mtt": f"{_HERE}.mtt:Mtt",
+    "tesla": f"{_HERE}.mtt:Tesla",
+    "ftd": f"{_HERE}.ftd:Ftd",
+    "datm": f"{_HERE}.datm:Datm",
+    "ast": f"{_HERE}.ast:Ast",
+    "sre2l": f"{_HERE}.sre2l:Sre2l",
+    "infer": f"{_HERE}.infer:Infer",
+    "rded": f"{_HERE}.rded:Rded",
+    "nrr_dd": f"{_HERE}.nrr_dd:NrrDd",
+}
+
+
+class Method(Settings):
+    """What every method is asked for."""
+
+    matching: ClassVar[bool]
+    """Whether it follows `experts`; else it asks `teachers`."""
+    protocol: ClassVar[ProtocolName] = "p3"
+    """How networks are trained on its sets."""
+
+    name: str = Field(description="a short one, or `package.module:Class` of your own")
+    images_per_class: Count = Field(description="the budget, in real images of each class")
+    seed: int = Field(default=0, description="of start images, draws and noise")
+
+    @property
+    def patches_per_side(self) -> int:
+        """How many patches stand side by side in an image."""
+        return 1
+
+
+def find_method(given: Any) -> Any:
+    """The section `method` of a spec as the settings of the class that its `name` names.
+
+    Raises:
+        ValueError: no such method. MissingExtraError: it needs PyTorch, which is not installed.
+        ValidationError: a key is missing, unknown or wrong.
+    """
+    if not isinstance(given, dict) or not isinstance(given.get("name"), str):
+        return given
+    name: str = given["name"]
+    if ":" not in name and name not in METHODS:
+        raise ValueError(
+            f"{name!r} is none of {', '.join(METHODS)}, nor `package.module:Class` of your own"
+        )
+    module, _, wanted = METHODS.get(name, name).partition(":")
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # where workers look as well
+    try:
+        found = getattr(import_module(module), wanted)
+    except (ImportError, AttributeError) as error:
+        if isinstance(error, ImportError) and (missing := MissingExtraError.of(error)):
+            raise missing from error
+        raise ValueError(f"`{name}` cannot be imported: {error}") from error
+    if not (isinstance(found, type) and issubclass(found, Method)):
+        raise ValueError(f"`{name}` is no TrajectoryMethod or DecoupledMethod")
+    return found.model_validate(given)
