@@ -60,7 +60,7 @@ UnitMade = tuple[Tensor, list[float]]
 
 
 @dataclass(frozen=True, slots=True)
-class Unit:
+class ImageUnit:
     """What is made at once: `index` is its number, such as a class or a batch, under a teacher."""
 
     index: int
@@ -82,18 +82,18 @@ class DecoupledMethod(Method):
         description="labels of views: epochs that are stored and then repeat; default every one",
     )
 
-    def units(self, stage: str, num_teachers: int, num_classes: int) -> list[Unit]:
+    def units(self, stage: str, num_teachers: int, num_classes: int) -> list[ImageUnit]:
         """The units of a stage: by default one for each class.
 
         Raises:
             BudgetError: `images_per_class` is too small.
         """
-        return [Unit(label) for label in range(num_classes)]
+        return [ImageUnit(label) for label in range(num_classes)]
 
     def make(
         self,
         stage: str,
-        unit: Unit,
+        unit: ImageUnit,
         prepared: Prepared,
         teacher: nn.Module,
         before: Sequence[Tensor],
@@ -179,7 +179,7 @@ class UnitTask(ImageTask):
 
     method: DecoupledMethod
     stage: str
-    unit: Unit
+    unit: ImageUnit
     teacher: Teacher
     before: tuple[PartRef, ...]
 

@@ -21,7 +21,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from stillhouse.distillation.decoupled import DecoupledMethod, Unit, UnitMade, task_rng
+from stillhouse.distillation.decoupled import DecoupledMethod, ImageUnit, UnitMade, task_rng
 from stillhouse.distillation.methods.sre2l import MatchingSettings, matching_loss, minimise, roll
 from stillhouse.distillation.prepared import Prepared, Standardisation
 from stillhouse.distillation.real_images import random_real
@@ -54,15 +54,15 @@ class Infer(DecoupledMethod, CompensatorSettings):
                 "at least 2 are needed, more where there are more `teachers` than classes"
             )
 
-    def units(self, stage: str, num_teachers: int, num_classes: int) -> list[Unit]:
+    def units(self, stage: str, num_teachers: int, num_classes: int) -> list[ImageUnit]:
         """One for each teacher and index, teacher by teacher."""
         num_real = compensator_budget(self.images_per_class, num_teachers, num_classes)
-        return [Unit(k, m) for m in range(num_teachers) for k in range(num_real)]
+        return [ImageUnit(k, m) for m in range(num_teachers) for k in range(num_real)]
 
     def make(
         self,
         stage: str,
-        unit: Unit,
+        unit: ImageUnit,
         prepared: Prepared,
         teacher: nn.Module,
         before: Sequence[Tensor],

@@ -31,7 +31,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from stillhouse.distillation.decoupled import DecoupledMethod, Unit, UnitMade, task_rng
+from stillhouse.distillation.decoupled import DecoupledMethod, ImageUnit, UnitMade, task_rng
 from stillhouse.distillation.evaluate import Objective, mean_logits, mixed_cross_entropy
 from stillhouse.distillation.methods.rded import (
     PatchSettings,
@@ -100,17 +100,17 @@ class NrrDd(CriticalPatchSettings, RefineSettings, DistanceSettings, DecoupledMe
         default=True, description="start from the patches a teacher is least sure of; else the most"
     )
 
-    def units(self, stage: str, num_teachers: int, num_classes: int) -> list[Unit]:
+    def units(self, stage: str, num_teachers: int, num_classes: int) -> list[ImageUnit]:
         """Patches class by class, then batches of all classes."""
         if stage == "patches":
-            return [Unit(label) for label in range(num_classes)]
+            return [ImageUnit(label) for label in range(num_classes)]
         batches = recovery_batches(num_classes, self.images_per_class, self.batch_size)
-        return [Unit(index) for index in range(len(batches))]
+        return [ImageUnit(index) for index in range(len(batches))]
 
     def make(
         self,
         stage: str,
-        unit: Unit,
+        unit: ImageUnit,
         prepared: Prepared,
         teacher: nn.Module,
         before: Sequence[Tensor],

@@ -15,7 +15,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from stillhouse.distillation.decoupled import DecoupledMethod, Unit, UnitMade, task_rng
+from stillhouse.distillation.decoupled import DecoupledMethod, ImageUnit, UnitMade, task_rng
 from stillhouse.distillation.evaluate import BATCH
 from stillhouse.distillation.prepared import Prepared
 from stillhouse.errors import InputError
@@ -44,7 +44,7 @@ class Rded(PatchSettings, DecoupledMethod):
     def make(
         self,
         stage: str,
-        unit: Unit,
+        unit: ImageUnit,
         prepared: Prepared,
         teacher: nn.Module,
         before: Sequence[Tensor],

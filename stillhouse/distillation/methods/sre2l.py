@@ -19,7 +19,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from stillhouse.distillation.decoupled import DecoupledMethod, Unit, UnitMade, task_rng
+from stillhouse.distillation.decoupled import DecoupledMethod, ImageUnit, UnitMade, task_rng
 from stillhouse.distillation.prepared import Prepared, Standardisation, batch_norms
 from stillhouse.distillation.recipes import ProtocolName
 from stillhouse.distillation.views import resized_crop
@@ -61,15 +61,15 @@ class Sre2l(DecoupledMethod, RecoverSettings):
 
     protocol: ClassVar[ProtocolName] = "p2"
 
-    def units(self, stage: str, num_teachers: int, num_classes: int) -> list[Unit]:
+    def units(self, stage: str, num_teachers: int, num_classes: int) -> list[ImageUnit]:
         """Batches of all classes."""
         batches = recovery_batches(num_classes, self.images_per_class, self.batch_size)
-        return [Unit(index) for index in range(len(batches))]
+        return [ImageUnit(index) for index in range(len(batches))]
 
     def make(
         self,
         stage: str,
-        unit: Unit,
+        unit: ImageUnit,
         prepared: Prepared,
         teacher: nn.Module,
         before: Sequence[Tensor],
