@@ -82,11 +82,13 @@ class OpenedDistill:
 
     def run(self, ctx: Context, record: RunRecord) -> dict[str, Any]:
         """The pipeline, the artifact, then the report."""
-        from stillhouse.jobs.distill_outcome import write_distill_outcome
-        from stillhouse.pipelines.distill import run_distill
+        from stillhouse.pipelines.distill import put_result, run_distill
+        from stillhouse.pipelines.distill_result import distill_result
+        from stillhouse.report.page import write
 
         made = run_distill(ctx, self.spec, self.inputs)
-        return write_distill_outcome(ctx, self.spec, made, record)
+        committed = put_result(ctx, self.spec, made)
+        return write(distill_result(ctx, self.spec, made, committed, record.uri))
 
     def estimate(self, ctx: Context, *, complete: bool) -> dict[str, dict[str, Any]]:
         """What was walked is exact, what the spec says is counted; seconds as earlier runs took."""

@@ -85,7 +85,7 @@ def _nobody_reads() -> bool:
 
 
 def _complain(error: Exception, message: str, as_json: bool, debug: bool) -> None:
-    from stillhouse.jobs.terminal import plain
+    from stillhouse.report.terminal import plain
 
     if debug:
         traceback.print_exception(error)

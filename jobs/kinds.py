@@ -1,8 +1,8 @@
 """The kinds of jobs: all that the verbs have to know of each, in one place.
 
 A new kind is a spec (a `JobSpec` in `Spec` and `SPECS`), a module such as `jobs/select.py` with
-its `Listed` and `Opened`, a line in `list_job` and in `RESULTS`, and the tables that
-`jobs/summary.py` prints.
+its `Listed` and `Opened`, a line in `list_job` and in `RESULTS`, and a function that builds its
+`Result` (`pipelines/*_result.py`).
 """
 
 from typing import Any, Protocol, TypeAlias

@@ -86,12 +86,13 @@ class OpenedMix:
 
     def run(self, ctx: Context, record: RunRecord) -> dict[str, Any]:
         """The pipeline, then the report."""
-        from stillhouse.jobs.mix_outcome import write_mix_outcome
         from stillhouse.pipelines.mix import run_mix_job
+        from stillhouse.pipelines.mix_result import mix_result
+        from stillhouse.report.page import write
 
         decisions = join(record.uri, "decisions")
         made = run_mix_job(ctx, self.spec, self.inputs, self.given, decisions)
-        return write_mix_outcome(ctx, self.spec, made, record)
+        return write(mix_result(ctx, self.spec, made, record.uri))
 
     def estimate(self, ctx: Context, *, complete: bool) -> dict[str, dict[str, Any]]:
         """Runs, and the gradient passes of those to do; seconds as earlier runs took."""

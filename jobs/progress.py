@@ -14,7 +14,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from stillhouse.jobs.terminal import Terminal, plain
+from stillhouse.report.terminal import Terminal, plain
 
 _INTERVAL_S = 10.0
 _NOUNS = {"steps": "runs", "iterations": "sets"}

@@ -62,10 +62,12 @@ class OpenedSelect:
 
     def run(self, ctx: Context, record: RunRecord) -> dict[str, Any]:
         """The pipeline, then the report."""
-        from stillhouse.jobs.outcome import write_outcome
         from stillhouse.pipelines.select import run_select
+        from stillhouse.pipelines.select_result import select_result
+        from stillhouse.report.page import write
 
-        return write_outcome(ctx, self.spec, run_select(ctx, self.spec, self.inputs), record)
+        made = run_select(ctx, self.spec, self.inputs)
+        return write(select_result(ctx, self.spec, made, record.uri))
 
     def estimate(self, ctx: Context, *, complete: bool) -> dict[str, dict[str, Any]]:
         """Behind what was walked, tokens are estimated from bytes."""

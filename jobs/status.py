@@ -7,8 +7,8 @@ from contextlib import suppress
 from typing import Any
 
 from stillhouse.errors import ArtifactError
-from stillhouse.jobs.pages import read_report, write_report
 from stillhouse.jobs.publish import history_of, names_of
+from stillhouse.report.page import draw, read
 from stillhouse.storage.commit import MARKER
 from stillhouse.storage.filesystem import absolute_uri, exists, join, list_names
 from stillhouse.storage.run_record import DIGESTS, event_files, put_digests, read_status
@@ -123,12 +123,9 @@ def draw_report(uri: str) -> str:
     """
     folder = absolute_uri(uri)
     try:
-        data = read_report(folder)
+        page = draw(read(folder), folder)
     except FileNotFoundError:
         raise ArtifactError(f"{uri} has no report yet: see `stillhouse status {uri}`") from None
-    except ValueError as error:
-        raise ArtifactError(f"{uri}/report.json is broken: {str(error)[:200]}") from None
-    page = write_report(folder, data, page_only=True)
     if exists(join(folder, DIGESTS)):
         put_digests(folder, "report.html")
     return page

@@ -53,10 +53,12 @@ class OpenedTrain:
 
     def run(self, ctx: Context, record: RunRecord) -> dict[str, Any]:
         """The pipeline, then the report."""
-        from stillhouse.jobs.train_outcome import write_train_outcome
         from stillhouse.pipelines.train import run_train
+        from stillhouse.pipelines.train_result import train_result
+        from stillhouse.report.page import write
 
-        return write_train_outcome(ctx, self.spec, run_train(ctx, self.spec, self.inputs), record)
+        made = run_train(ctx, self.spec, self.inputs)
+        return write(train_result(ctx, self.spec, made, record.uri))
 
     def estimate(self, ctx: Context, *, complete: bool) -> dict[str, dict[str, Any]]:
         """Tokens and FLOPs of the training; seconds as earlier ones of the store took."""

@@ -1,19 +1,20 @@
-"""Three charts as inline SVG: score histogram, the two losses, held-out loss over tokens.
+"""The charts of blocks as inline SVG, with ticks and labels as HTML around it.
 
 Marks are drawn in a square of 1000 x 1000 units that the page stretches over the plot's box;
-ticks and labels are HTML, placed in percent around it, so that text keeps its size on a phone.
-Colours are classes of the style sheet: `pool`, `kept` and `line-*`.
+ticks and labels are placed in percent, so that text keeps its size on a phone. Colours are
+classes of the style sheet: `pool`, `kept` and those of lines.
 """
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from statistics import fmean
 
 from markupsafe import Markup
 
-from stillhouse.report.data import Curve, Density, Histogram
-from stillhouse.report.formatting import NARROW, compact, decimals, minus, visible
+from stillhouse.report.blocks import Bars, Cells, Lines, Points
+from stillhouse.report.formatting import NARROW, compact, decimals, minus, visible, words
 
 SIZE = 1000
 TAIL = 0.001
@@ -24,8 +25,6 @@ LABEL_GAP = 6.0
 NUM_PATTERNS = 8
 FAINT = "faint"
 """Lines that are drawn without a name: there are more than can be told apart."""
-MAIN_CURVES = ("color", "own", "synthetic", "experts", "teachers")
-"""The job's own rules; the others are controls."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,77 +55,6 @@ class Axis:
         return [index * step for index in range(first, last + 1)]
 
 
-def histogram(data: Histogram, threshold: float, unit: str = ", nats per token") -> Markup:
-    """Sequences by score: the pool as a grey area, the kept ones over it, the cut as a line."""
-    first, last = _core(data.pool)
-    width = _bins_in_one(last + 1 - first, sum(data.pool))
-    edges = [*data.edges[first : last + 1 : width], data.edges[last + 1]]
-    pool, kept = (
-        [sum(counts[i : min(i + width, last + 1)]) for i in range(first, last + 1, width)]
-        for counts in (data.pool, data.kept)
-    )
-    across, up = Axis(edges[0], edges[-1]), Axis(0, 1.06 * max(1, *pool))
-    marks = _area("pool", across, up, edges, pool)
-    marks += _area("kept", across, up, edges, kept)
-    labels = Markup("")
-    if across.low <= threshold <= across.high:
-        marks += draw_line("cut", [(across.x(threshold), 0), (across.x(threshold), SIZE)])
-        labels = _cut_label(across.unit(threshold), threshold)
-    outside = sum(data.pool) - sum(pool)
-    note = f"; {compact(outside)} further out are not drawn" if outside else ""
-    frame = Frame(across, up, f"score{unit}{note}", "sequences")
-    return frame.draw(marks, labels, "Histogram of scores over the pool and the selection")
-
-
-def density(data: Density, threshold: float) -> Markup:
-    """Sequences by prior and conditional loss; cells mostly kept are coloured, darker is more."""
-    x_first, x_last = _core([sum(column) for column in data.pool])
-    y_first, y_last = _core([sum(row) for row in zip(*data.pool, strict=True)])
-    across = Axis(data.x_edges[x_first], data.x_edges[x_last + 1])
-    up = Axis(data.y_edges[y_first], data.y_edges[y_last + 1])
-    shown = ((x, y) for x in range(x_first, x_last + 1) for y in range(y_first, y_last + 1))
-    marks = _cells(data, shown, across, up)
-    ends = (across.low, across.high)
-    marks += draw_line("even", [(across.x(x), up.y(x)) for x in ends])
-    marks += draw_line("cut", [(across.x(x), up.y(x - threshold)) for x in ends])
-    frame = Frame(across, up, "prior loss, nats per token; dotted: no change", "conditional loss")
-    return frame.draw(marks, Markup(""), "Sequences by prior and conditional loss")
-
-
-def curves(
-    data: Sequence[Curve],
-    *,
-    main: Sequence[str] = MAIN_CURVES,
-    x_title: str = "tokens trained on",
-    y_title: str = "held-out loss",
-    settled_from: float = 0.08,
-) -> Markup:
-    """A loss over training: mean over the seeds, and a band from least to most.
-
-    `main` are names of curves that stand out; the axis fits what lies behind a share
-    `settled_from` of the way.
-    """
-    groups = _by_name(data)
-    end = max(tokens for group in groups.values() for tokens in group)
-    settled = [
-        loss
-        for group in groups.values()
-        for tokens, losses in group.items()
-        if tokens >= settled_from * end
-        for loss in losses
-    ]
-    across, up = Axis(0, end), padded(min(settled), max(settled))
-    marks = Markup("")
-    styles = _styles(groups, main)
-    for name, group in sorted(groups.items(), key=lambda item: item[0] in main):
-        marks += _curve(styles[name], group, across, up)
-    finals = {name: _mean(group[max(group)]) for name, group in groups.items()}
-    frame = Frame(across, up, x_title, y_title)
-    return frame.draw(
-        marks, end_labels(finals, styles, up), f"{y_title} over {x_title}".capitalize(), "curves"
-    )
-
-
 @dataclass(frozen=True, slots=True)
 class Frame:
     """The box around a chart: its two axes with their titles."""
@@ -140,12 +68,12 @@ class Frame:
         """The whole chart: gridlines, `marks`, ticks, titles and further `labels`."""
         x_ticks, y_ticks = self.across.ticks(7), self.up.ticks(6)
         grid = Markup("").join(
-            draw_line("grid", [(0, self.up.y(tick)), (SIZE, self.up.y(tick))]) for tick in y_ticks
+            _line("grid", [(0, self.up.y(tick)), (SIZE, self.up.y(tick))]) for tick in y_ticks
         )
         svg = Markup(
             '<svg viewBox="0 0 {0} {0}" preserveAspectRatio="none" role="img" aria-label="{1}">'
             "{2}{3}</svg>"
-        ).format(SIZE, description, grid, marks)
+        ).format(SIZE, visible(description), grid, marks)
         ticks = _ticks("x", "left", self.across, x_ticks, 0)
         ticks += _ticks("y", "top", self.up, y_ticks, 100)
         titles = Markup('<span class="yt">{}</span><span class="xt">{}</span>').format(
@@ -154,6 +82,78 @@ class Frame:
         return Markup('<div class="plot {}">{}{}{}{}</div>').format(
             kind, svg, ticks, titles, labels
         )
+
+
+def bars(data: Bars) -> Markup:
+    """Sequences by score: the pool as a grey area, the kept ones over it, the cut as a line."""
+    first, last = _core(data.pool)
+    width = _bins_in_one(last + 1 - first, sum(data.pool))
+    edges = [*data.edges[first : last + 1 : width], data.edges[last + 1]]
+    pool, kept = (
+        [sum(counts[i : min(i + width, last + 1)]) for i in range(first, last + 1, width)]
+        for counts in (data.pool, data.kept)
+    )
+    across, up = Axis(edges[0], edges[-1]), Axis(0, 1.06 * max(1, *pool))
+    marks = _area("pool", across, up, edges, pool)
+    marks += _area("kept", across, up, edges, kept)
+    labels = Markup("")
+    if data.cut is not None and across.low <= data.cut <= across.high:
+        marks += _line("cut", [(across.x(data.cut), 0), (across.x(data.cut), SIZE)])
+        unit = across.unit(data.cut)
+        labels = Markup('<span class="cutlabel {}" style="left:{:.2f}%">cut {}</span>').format(
+            "before" if unit > 0.6 else "after", 100 * unit, decimals(data.cut, 3)
+        )
+    outside = sum(data.pool) - sum(pool)
+    note = f"; {compact(outside)} further out are not drawn" if outside else ""
+    frame = Frame(across, up, f"score{data.unit}{note}", "sequences")
+    return frame.draw(marks, labels, "Histogram of scores over the pool and the selection")
+
+
+def cells(data: Cells) -> Markup:
+    """Sequences by prior and conditional loss; cells mostly kept are coloured, darker is more."""
+    x_first, x_last = _core([sum(column) for column in data.pool])
+    y_first, y_last = _core([sum(row) for row in zip(*data.pool, strict=True)])
+    across = Axis(data.edges[x_first], data.edges[x_last + 1])
+    up = Axis(data.edges[y_first], data.edges[y_last + 1])
+    shown = ((x, y) for x in range(x_first, x_last + 1) for y in range(y_first, y_last + 1))
+    marks = _cells(data, shown, across, up)
+    ends = (across.low, across.high)
+    marks += _line("even", [(across.x(x), up.y(x)) for x in ends])
+    if data.cut is not None:
+        marks += _line("cut", [(across.x(x), up.y(x - data.cut)) for x in ends])
+    frame = Frame(across, up, "prior loss, nats per token; dotted: no change", "conditional loss")
+    return frame.draw(marks, Markup(""), "Sequences by prior and conditional loss")
+
+
+def lines(data: Lines) -> Markup:
+    """Means over the seeds with bands, the main one on top, and the names at their ends."""
+    groups = {name: _by_place(seeds) for name, seeds in data.curves.items()}
+    end = max(x for group in groups.values() for x in group)
+    across = Axis(0, max(end, 1))
+    settled = [
+        value
+        for group in groups.values()
+        for x, values in group.items()
+        if x >= data.settled_from * end or x == max(group)
+        for value in values
+    ]
+    up = _padded(min(settled), max(settled))
+    if data.from_zero:
+        up = Axis(0, 1.06 * max(*settled, 1e-9))
+    others = [name for name in groups if name != data.main]
+    most = min(data.num_named, NUM_PATTERNS)
+    styles = {name: f"dash{i}" if i < most else FAINT for i, name in enumerate(others)}
+    styles[data.main] = "main"
+    marks = Markup("").join(
+        _line("restart", [(x, 0), (x, SIZE)]) for x in sorted({across.x(x) for x in data.marks})
+    )
+    layers = {name: (styles[name] != FAINT) + (name == data.main) for name in groups}
+    for name in sorted(groups, key=lambda name: layers[name]):
+        marks += _curve(styles[name], groups[name], across, up)
+    finals = {name: fmean(group[max(group)]) for name, group in groups.items()}
+    frame = Frame(across, up, data.x_title, data.y_title)
+    labels = _end_labels(finals, styles, up)
+    return frame.draw(marks, labels, f"{data.y_title} over {data.x_title}".capitalize(), "curves")
 
 
 def _ticks(kind: str, side: str, axis: Axis, values: list[float], origin: int) -> Markup:
@@ -172,13 +172,6 @@ def _tick_text(value: float, step: float) -> str:
         number, narrow, unit = minus(compact(round(value))).partition(NARROW)
         return (number.rstrip("0").rstrip(".") if "." in number else number) + narrow + unit
     return decimals(value, next(n for n in range(1, 13) if round(step * 10**n, 6) >= 1))
-
-
-def _cut_label(unit: float, threshold: float) -> Markup:
-    side = "before" if unit > 0.6 else "after"
-    return Markup('<span class="cutlabel {}" style="left:{:.2f}%">cut {}</span>').format(
-        side, 100 * unit, decimals(threshold, 3)
-    )
 
 
 def _core(counts: Sequence[int]) -> tuple[int, int]:
@@ -201,13 +194,13 @@ def _area(style: str, x: Axis, y: Axis, edges: Sequence[float], counts: Sequence
     return Markup('<path class="{}" d="M0 {}{}V{}Z"/>').format(style, SIZE, steps, SIZE)
 
 
-def draw_line(style: str, points: Iterable[tuple[int, int]]) -> Markup:
+def _line(style: str, points: Iterable[tuple[int, int]]) -> Markup:
     """A path through points of the square."""
     path = "L".join(f"{x} {y}" for x, y in points)
     return Markup('<path class="{}" d="M{}"/>').format(style, path)
 
 
-def _cells(data: Density, shown: Iterable[tuple[int, int]], across: Axis, up: Axis) -> Markup:
+def _cells(data: Cells, shown: Iterable[tuple[int, int]], across: Axis, up: Axis) -> Markup:
     """One path for each colour and level: the root of the count over its colour's greatest."""
     counts: defaultdict[str, list[tuple[int, int, int]]] = defaultdict(list)
     for x, y in shown:
@@ -215,11 +208,11 @@ def _cells(data: Density, shown: Iterable[tuple[int, int]], across: Axis, up: Ax
             style = "kept" if 2 * data.kept[x][y] >= data.pool[x][y] else "pool"
             counts[style].append((data.pool[x][y], x, y))
     paths: defaultdict[tuple[str, int], str] = defaultdict(str)
-    for style, cells in counts.items():
-        most = max(count for count, _, _ in cells)
-        for count, x, y in cells:
-            left, right = across.x(data.x_edges[x]), across.x(data.x_edges[x + 1])
-            bottom, top = up.y(data.y_edges[y]), up.y(data.y_edges[y + 1])
+    for style, found in counts.items():
+        most = max(count for count, _, _ in found)
+        for count, x, y in found:
+            left, right = across.x(data.edges[x]), across.x(data.edges[x + 1])
+            bottom, top = up.y(data.edges[y]), up.y(data.edges[y + 1])
             level = max(1, round(LEVELS * (count / most) ** 0.5))
             paths[style, level] += f"M{left} {bottom}H{right}V{top}H{left}Z"
     return Markup("").join(
@@ -230,39 +223,26 @@ def _cells(data: Density, shown: Iterable[tuple[int, int]], across: Axis, up: Ax
     )
 
 
-def _by_name(data: Sequence[Curve]) -> dict[str, dict[float, list[float]]]:
-    """Name -> tokens -> the losses of all seeds there; names in their first order."""
-    groups: dict[str, dict[float, list[float]]] = {}
-    for curve in data:
-        group = groups.setdefault(curve.name, {})
-        for tokens, loss in curve.points:
-            group.setdefault(tokens, []).append(loss)
-    return groups
-
-
-def _styles(names: Iterable[str], main: Sequence[str]) -> dict[str, str]:
-    """The main curve's own line, the others' patterns in their order."""
-    others = [name for name in names if name not in main]
-    return dict.fromkeys(main, "main") | other_styles(others)
-
-
-def other_styles(names: Iterable[str], at_most: int = NUM_PATTERNS) -> dict[str, str]:
-    """Lines that can be told apart: the first `at_most` of them, all further ones faint."""
-    return {name: f"dash{i}" if i < at_most else FAINT for i, name in enumerate(names)}
+def _by_place(seeds: Sequence[Points]) -> dict[float, list[float]]:
+    """x -> the values of all seeds there."""
+    group: dict[float, list[float]] = {}
+    for x, value in (point for points in seeds for point in points):
+        group.setdefault(x, []).append(value)
+    return group
 
 
 def _curve(style: str, group: dict[float, list[float]], across: Axis, up: Axis) -> Markup:
     points = sorted(group.items())
     marks = Markup("")
-    if any(len(losses) > 1 for _, losses in points):
-        above = [(across.x(tokens), up.y(max(losses))) for tokens, losses in points]
-        below = [(across.x(tokens), up.y(min(losses))) for tokens, losses in reversed(points)]
-        marks += draw_line(f"band {style}", above + below)
-    middle = [(across.x(tokens), up.y(_mean(losses))) for tokens, losses in points]
-    return marks + draw_line(f"line {style}", middle)
+    if any(len(values) > 1 for _, values in points):
+        above = [(across.x(x), up.y(max(values))) for x, values in points]
+        below = [(across.x(x), up.y(min(values))) for x, values in reversed(points)]
+        marks += _line(f"band {style}", above + below)
+    middle = [(across.x(x), up.y(fmean(values))) for x, values in points]
+    return marks + _line(f"line {style}", middle)
 
 
-def end_labels(finals: dict[str, float], styles: dict[str, str], up: Axis) -> Markup:
+def _end_labels(finals: dict[str, float], styles: dict[str, str], up: Axis) -> Markup:
     """Names at the right ends of their lines, pushed apart where they would overlap."""
     names = sorted((n for n in finals if styles[n] != FAINT), key=lambda name: -finals[name])
     places = _spread_out([100 - 100 * up.unit(finals[name]) for name in names])
@@ -271,7 +251,7 @@ def end_labels(finals: dict[str, float], styles: dict[str, str], up: Axis) -> Ma
         '<path class="line {0}" d="M0 2H20"/></svg><bdi>{2}</bdi></span>'
     )
     return Markup("").join(
-        label.format(styles[name], place, visible(name.replace("_", " ")))
+        label.format(styles[name], place, visible(words(name)))
         for name, place in zip(names, places, strict=True)
     )
 
@@ -288,11 +268,7 @@ def _spread_out(places: list[float]) -> list[float]:
     return spread
 
 
-def padded(low: float, high: float) -> Axis:
+def _padded(low: float, high: float) -> Axis:
     """An axis with a little room at both ends."""
     margin = 0.06 * (high - low) or 0.5
     return Axis(low - margin, high + margin)
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)

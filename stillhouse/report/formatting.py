@@ -1,15 +1,21 @@
-"""Numbers and foreign texts as the page writes them."""
+"""Numbers, marked texts and foreign texts as people read them."""
 
 import re
+from collections.abc import Callable
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 from markupsafe import Markup, escape
+
+from stillhouse.report.blocks import Cell
 
 NARROW = "\u202f"
 """Narrow no-break space, between a number and its unit."""
 DASH = "–"
 _UNCARRIED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]")
+MARKS = re.compile(r"\*\*(.+?)\*\*|`([^`]+)`|\[(pool|kept|cut|restart): ([^]]+)\]")
+"""Of a marked text: what stands out, code, a key of a chart and its words."""
 
 
 def visible(value: Any) -> Any:
@@ -23,16 +29,28 @@ def visible(value: Any) -> Any:
     return _UNCARRIED.sub(_sign, value)
 
 
-def coded(text: str) -> Markup:
-    """The text, escaped, with what stands between backticks as code."""
-    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(visible(text)))))
-
-
 def _sign(match: re.Match[str]) -> str:
     code = ord(match[0])
     if code == 0x0D:
         return ""
     return chr(0x2400 + code) if code < 0x20 else "\u2421" if code == 0x7F else "\ufffd"
+
+
+def marked(text: str) -> Markup:
+    """A marked text as HTML, escaped."""
+
+    def element(match: re.Match[str]) -> str:
+        strong, code, key, words = match.groups()
+        if key:
+            return f'<span class="key {key}">{words}</span>'
+        return f"<em>{strong}</em>" if strong else f"<code>{code}</code>"
+
+    return Markup(MARKS.sub(element, str(escape(visible(text)))))
+
+
+def words(name: str) -> str:
+    """An identifier as people read it."""
+    return name.replace("_", " ")
 
 
 def minus(text: str) -> str:
@@ -57,7 +75,7 @@ def compact(count: float | None) -> str:
     return f"{count:,.0f}" if abs(count) < 10_000 else _scaled(count, "k", "M", "B", "T")
 
 
-def flops(count: float) -> str:
+def flops(count: float | None) -> str:
     """Floating-point operations with three digits and an SI prefix; a dash for none."""
     return _scaled(count, "k", "M", "G", "T", "P", "E", "Z") + "FLOP" if count else DASH
 
@@ -75,17 +93,13 @@ def ratio(value: float | None) -> str:
     """A factor, such as x3.1; a dash for None."""
     if value is None:
         return DASH
-    return (
-        f"×{value:.0f}"
-        if value >= 10 or not value
-        else f"×{value:.1f}"
-        if value >= 1
-        else f"×{value:.2f}"
-    )
+    return f"×{value:.{0 if value >= 10 or not value else 1 if value >= 1 else 2}f}"
 
 
-def duration(seconds: float) -> str:
-    """Seconds as s, min and s, or h and min."""
+def duration(seconds: float | None) -> str:
+    """Seconds as s, min and s, or h and min; a dash for none."""
+    if not seconds:
+        return DASH
     if seconds < 59.5:
         return f"{seconds:.1f}{NARROW}s" if seconds < 9.95 else f"{seconds:.0f}{NARROW}s"
     minutes, rest = divmod(round(seconds), 60)
@@ -99,6 +113,38 @@ def day(iso: str) -> str:
     time = datetime.fromisoformat(iso)
     zone = f" {time.tzname()}" if time.tzinfo else ""
     return f"{time.day} {time:%B %Y, %H:%M}{zone}"
+
+
+def hundredths(share: float) -> str:
+    """A share in percent, without the sign."""
+    return decimals(100 * share, 1)
+
+
+FORMATS: dict[str, Callable[[Any], str]] = {
+    "text": str,
+    "code": str,
+    "compact": compact,
+    "flops": flops,
+    "percent": percent,
+    "hundredths": hundredths,
+    "ratio": ratio,
+    "duration": duration,
+    "short": lambda value: f"{value:.3g}",
+    "signed": signed,
+    **{f"decimals{n}": partial(decimals, places=n) for n in (2, 3, 4)},
+}
+"""How a column of a table may show its cells."""
+
+
+def cell(value: Cell, form: str) -> tuple[str, str]:
+    """A cell's text and, of a mean, its `± standard deviation` where there is one."""
+    if isinstance(value, list):
+        mean, deviation = value
+        how = "decimals3" if form == "signed" else form
+        return cell(mean, form)[0], "" if deviation is None else f"± {FORMATS[how](deviation)}"
+    if value is None:
+        return DASH, ""
+    return value if isinstance(value, str) else FORMATS[form](value), ""
 
 
 def _scaled(value: float, *units: str) -> str:

@@ -1,4 +1,4 @@
-"""A heat plot of arms over time as one small image: readable with 10, 86 or 300 rows.
+"""A heat plot of names over time as one small image: readable with 10, 86 or 300 rows.
 
 One pixel a cell, stretched by the page without smoothing; names stand beside their rows, all of
 them where a row is as high as a line of text, every n-th where there are more.
@@ -11,8 +11,8 @@ from collections.abc import Sequence
 
 from markupsafe import Markup
 
+from stillhouse.report.blocks import Heat
 from stillhouse.report.formatting import visible
-from stillhouse.report.mix_data import Heat
 
 _COPPER = (179, 98, 42)
 _LINE = 10
@@ -21,35 +21,29 @@ _HEIGHT = 900
 """Pixels that a plot may take before its rows get thinner than a line."""
 
 
-def heat_plot(heat: Heat) -> Markup:
+def heat(data: Heat) -> Markup:
     """The plot: darker is a larger share, on a root scale up to the largest one."""
-    count = len(heat.arms)
+    count = len(data.names)
     height = max(4.0, min(16.0, _HEIGHT / count))
     every = max(1, -(-_LINE // int(height)))
-    most = max(max(row) for row in heat.shares) or 1.0
+    most = max(max(row) for row in data.shares) or 1.0
     names = Markup("").join(
         Markup('<bdi style="top:{:.3f}%" title="{}">{}</bdi>').format(
             100 * (i + 0.5) / count, visible(name), visible(name)
         )
-        for i, name in enumerate(heat.arms)
+        for i, name in enumerate(data.names)
         if i % every == 0
     )
-    image = Markup('<img alt="Shares of {} arms over {} steps" src="{}">').format(
-        count, heat.num_steps, _uri(heat.shares, most)
-    )
-    scale = Markup(
+    rows = [[max(0.0, share / most) ** 0.5 for share in row] for row in data.shares]
+    image = base64.b64encode(_png(rows)).decode()
+    return Markup(
+        '<div class="heat" style="height:{}px"><div class="names">{}</div>'
+        '<img alt="Shares of {} over {} steps" src="data:image/png;base64,{}"></div>'
+        '<p class="steps"><span>step 1</span><span>{:,}</span></p>'
         '<p class="scale"><span>0</span><i></i><span>{:.1%} of the draws</span>'
         "<span>uniform: {:.1%}</span></p>"
-    ).format(most, 1 / count)
-    return Markup(
-        '<div class="heat" style="height:{}px"><div class="names">{}</div>{}</div>'
-        '<p class="steps"><span>step 1</span><span>{:,}</span></p>{}'
-    ).format(round(height * count), names, image, heat.num_steps, scale)
-
-
-def _uri(shares: Sequence[Sequence[float]], most: float) -> str:
-    rows = [[max(0.0, share / most) ** 0.5 for share in row] for row in shares]
-    return "data:image/png;base64," + base64.b64encode(_png(rows)).decode()
+    ).format(round(height * count), names, count, data.num_steps, image, data.num_steps, most,
+             1 / count)  # fmt: skip
 
 
 def _png(rows: Sequence[Sequence[float]]) -> bytes:
@@ -58,13 +52,8 @@ def _png(rows: Sequence[Sequence[float]]) -> bytes:
         b"\0" + b"".join(bytes((*_COPPER, round(255 * cell))) for cell in row) for row in rows
     )
     header = struct.pack(">IIBBBBB", len(rows[0]), len(rows), 8, 6, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + _chunk(b"IHDR", header)
-        + _chunk(b"IDAT", zlib.compress(pixels, 9))
-        + _chunk(b"IEND", b"")
+    chunks = (b"IHDR", header), (b"IDAT", zlib.compress(pixels, 9)), (b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in chunks
     )
-
-
-def _chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from ray.cloudpickle import register_pickle_by_value
+from result_keys import check_keys
 from small import DIGITS, MTT, Quiet, about
 
 import stillhouse
@@ -44,6 +45,7 @@ def distilled(ray_cluster, tmp_path_factory):
 
 def test_result_says_what_was_made(distilled):
     _, result = distilled
+    check_keys(result)
     found = result["distill"]
     assert found["method"] == "mtt"
     assert found["images_per_class"] == 2

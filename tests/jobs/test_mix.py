@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from mixing_job import by_task, parse, write_data
 from mixing_world import write_rows
+from result_keys import check_keys
 from small import Quiet
 
 from stillhouse.errors import InputError, SpecError
@@ -35,6 +36,7 @@ def losses(result, label):
 
 
 def test_a_job_mixes_and_reports(done, data):
+    check_keys(done)
     found = {label: row["seeds"]["0"] for label, row in done["mix"].items()}
     assert found.keys() == {"ucb1", "target_only", "uniform"}
     # 12 steps of 5 + 2 passes, and the initial one: 2 batches of each arm, 2 of the target

@@ -50,7 +50,7 @@ def test_it_holds_code_spec_and_versions_and_nothing_else(package):
             "stillhouse/pipelines/flow.py",
             "stillhouse/actors/scorer.py",
         ),
-        *("stillhouse/report/style.css", "stillhouse/report/select.html.j2"),
+        *("stillhouse/report/style.css", "stillhouse/report/page.html.j2"),
     }
     tops = {name.split("/")[0] for name in files}
     assert tops == {"stillhouse", "spec.yaml", "versions.json"}

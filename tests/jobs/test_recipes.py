@@ -7,6 +7,7 @@ import pytest
 from small import MODEL, Quiet, parse, small_spec
 
 from stillhouse.jobs.run import run_job
+from stillhouse.report.page import read
 from stillhouse.training.spec import TrainSpec
 
 AUTO = {
@@ -48,10 +49,10 @@ def test_what_is_chosen_is_said(auto):
         "train conditional: learning rate 0.004, 8 sequences a step",
         "train targets: learning rate 0.002, 8 sequences a step",
     ]
-    report = json.loads(Path(result["run"], "report.json").read_text())
-    rows = {row["name"]: row for row in report["trainings"]}
-    assert (rows["prior"]["learning_rate"], rows["prior"]["global_batch"]) == (4e-3, 8)
-    assert rows["prior"]["num_steps"] == round(result["training"]["prior"]["num_tokens"] / 256)
+    (table,) = read(result["run"]).find("training", "table")
+    assert [*table.columns][2:5] == ["steps", "global batch", "learning rate"]
+    steps = round(result["training"]["prior"]["num_tokens"] / 256)
+    assert next(row for row in table.rows if row[0] == "prior")[2:5] == [steps, 8, 4e-3]
 
 
 def test_the_numbers_are_what_models_are_named_by(auto, world):

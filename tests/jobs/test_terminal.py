@@ -1,12 +1,15 @@
 """What data and users wrote is shown on a terminal as it is, and steers nothing."""
 
 import io
+import re
 
 import pytest
 
+import stillhouse.report.blocks as b
 from stillhouse.jobs import summary
 from stillhouse.jobs.progress import Bars, Lines, rate
-from stillhouse.jobs.terminal import Terminal, plain
+from stillhouse.report.page import write
+from stillhouse.report.terminal import Terminal, plain
 
 ODD = "web [/2024] [bold]x[/] :smile: \x1b[2J\x1b]0;title\x07 \u202eback \x9b31m"
 SPELT = r"web [/2024] [bold]x[/] :smile: \x1b[2J\x1b]0;title\x07 \u202eback \x9b31m"
@@ -22,25 +25,14 @@ def test_controls_are_spelt_out():
     assert plain("a\rb\x00\ud800") == r"a\rb\x00\ud800"
 
 
-RESULT = {"status": "done", "warnings": [ODD], "report": ODD, "run": "store/runs/0"}
-SELECT = RESULT | {
+PUBLISHED = {"name": "n", "version": 1, "again": None, "new": True, "selection": ODD}
+NUMBERS = {
+    "status": "done",
     "job": "select",
-    "published": {"name": "n", "version": 1, "again": None, "new": True, "selection": ODD},
-    "selection": {
-        "num_sequences": 3,
-        "num_tokens": 9,
-        "threshold": 0.5,
-        "sources": {ODD: {"pool_tokens": 9, "kept_tokens": 3}},
-    },
-    "target": {ODD: {"num_tokens": 4, "heldout_nll": 1.5, "heldout_nll_by_seed": {"0": 1.5}}},
-}
-SEED = {"heldout_nll": 1.0, "accuracy": 0.5, "gradient_passes": 7}
-MIX = RESULT | {"job": "mix", "mix": {ODD: {"seeds": {"0": SEED}}}}
-TESTED = {"bytes": 10, "test_accuracy": {"mean": 0.5, "std": 0.1, "seeds": 2}}
-DISTILL = RESULT | {
-    "job": "distill",
-    "distill": TESTED
-    | {"method": ODD, "images_per_class": 1, "validation_accuracy": 0.5, "controls": {ODD: TESTED}},
+    "warnings": [ODD],
+    "report": ODD,
+    "artifacts": {"selection": ODD},
+    "published": PUBLISHED,
 }
 STEP = {"state": ODD, "parts": 2, "done": 1, "reused": 0, "seconds": 1.0}
 FAILED = {"step": ODD, "part": ODD, "node": ODD}
@@ -83,14 +75,11 @@ JOB = {
 @pytest.mark.parametrize(
     ("show", "found"),
     [
-        (summary.show_result, SELECT),
-        (summary.show_result, MIX),
-        (summary.show_result, DISTILL),
         (summary.show_status, RUN),
         (summary.show_status, STORE),
         (summary.show_status, {"versions": [VERSION], "name": ODD}),
         (summary.show_plan, PLAN),
-        (summary.show_published, {"store": ODD, **SELECT["published"]}),
+        (summary.show_published, {"store": ODD} | PUBLISHED),
         (summary.show_pruned, PRUNED | {"store": ODD, "live_runs": [ODD]}),
         (summary.show_verification, {"checked": {ODD: 1}, "problems": [ODD]}),
         (summary.show_job, JOB),
@@ -106,6 +95,41 @@ def test_every_table_and_line(show, found, capsys, monkeypatch):
     out = capsys.readouterr().out
     assert SPELT in out
     assert not set("\x1b\x07\x9b\u202e") & set(out)
+
+
+def stored(folder):
+    """The numbers of a run whose report has odd texts everywhere."""
+    facts = b.Facts([b.Fact(ODD, ODD, ODD, main=True)], terminal=True)
+    columns = {ODD: "text", "kept": "percent", "bars": "bars", "loss": "decimals3 wide"}
+    rows = [[ODD, 0.5, [0.5], [1.5, 0.25]], ["web", None, [0.1], 2.0], ["x", 0.1, [0.1], 3.0]]
+    table = b.Table(columns, rows, main=ODD, shown=2, terminal=True)
+    blocks = [
+        b.Text(f"**{ODD}** and `{ODD}`", terminal=True),
+        facts,
+        b.Group([table]),
+        b.Text("for the page alone"),
+    ]
+    numbers = NUMBERS | {"run": str(folder)}
+    sections = [b.Section("one", ODD, blocks)]
+    return write(b.Result("select", "t", "2026-01-01T00:00:00", numbers, sections))
+
+
+def test_a_result(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("COLUMNS", "2000")
+    summary.show_result(stored(tmp_path))
+    out = capsys.readouterr().out
+    assert out.count(SPELT) == 12
+    assert not set("\x1b\x07\x9b\u202e") & set(out)
+    assert re.search(r"50.0\s%\s*│\s*1.500 ± 0.250", out) and "and 1 more" in out
+    assert "bars" not in out and "page alone" not in out and "**" not in out
+    assert f"next:   stillhouse verify {tmp_path}" in out
+
+
+def test_a_result_whose_report_is_gone(capsys, tmp_path):
+    """What a person has to know is in the numbers."""
+    summary.show_result(NUMBERS | {"run": str(tmp_path), "status": "nothing_to_do"})
+    out = capsys.readouterr().out
+    assert "nothing to do" in out and "report.json" in out and "next:" in out
 
 
 def test_progress(capsys):

@@ -11,15 +11,16 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from result_keys import check_keys
 from samples import order_digest
 from small import Quiet, rows, write
 
 from stillhouse import open_selection
 from stillhouse.errors import ArtifactError
-from stillhouse.jobs.pages import read_report
 from stillhouse.jobs.plan import plan_job
 from stillhouse.jobs.run import run_job
 from stillhouse.jobs.status import draw_report
+from stillhouse.report.page import read
 from stillhouse.storage.run_record import event_files
 from stillhouse.text.packing import tokens_schema
 from stillhouse.training.order import Rows, SampleOrder
@@ -124,6 +125,7 @@ def command_line(process):
 def test_the_result_is_the_contract(trained, place):
     found = trained["train"]
     assert (trained["status"], trained["job"]) == ("done", "train")
+    check_keys(trained)
     assert found["num_tokens"] == STEPS * 8 * 32 and found["num_steps"] == STEPS
     assert found["heldout_nll"] < 5 and found["restarts"] == 0
     assert len(bytes.fromhex(found["order_sha256"])) == 32
@@ -141,12 +143,11 @@ def test_the_result_is_the_contract(trained, place):
 
 
 def test_the_report_shows_it(trained):
-    data = read_report(trained["run"])
-    assert data.heldout[-1][1] == trained["train"]["heldout_nll"]
-    assert [(row.name, round(row.share, 3)) for row in data.data] == [
-        ("a", 0.667),
-        ("b", 0.333),
-    ]
+    report = read(trained["run"])
+    curve = report.find("learning", "lines")[0].curves["held out"][0]
+    assert curve[-1][1] == trained["train"]["heldout_nll"]
+    (data,) = report.find("data", "table")
+    assert [(row[0], round(row[1], 3)) for row in data.rows] == [("a", 0.667), ("b", 0.333)]
     page = Path(draw_report(trained["run"])).read_text()
     assert page.startswith("<!doctype html>") and "held-out" in page and "sea" in page
     events = [
@@ -181,7 +182,8 @@ def test_a_killed_worker_changes_no_byte(trained, place):
     assert killer.starts[1]["step"] % 40 == 0 and killed["train"]["restarts"] == 1
     assert killed["train"]["order_sha256"] == trained["train"]["order_sha256"]
     assert model_of(killed)["files"] == model_of(trained)["files"]
-    assert read_report(killed["run"]).restarts[0].workers == 2
+    (starts,) = read(killed["run"]).find("speed", "table")
+    assert [workers for _, workers in starts.rows] == [2, 2]
 
 
 @pytest.mark.soak

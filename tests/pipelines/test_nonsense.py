@@ -1,13 +1,11 @@
 """Models that cannot select: swapped, or alike. The job says so first; by construction."""
 
-import json
-from pathlib import Path
-
 import pytest
 from small import LEARNING, MODEL, Quiet, parse
 
 from stillhouse.jobs.run import run_job
 from stillhouse.jobs.summary import show_result
+from stillhouse.report.page import read
 
 NO_HIGHER = "Held-out target text scores no higher than the pool"
 NO_BETTER = "The selection is no better than random data"
@@ -35,10 +33,11 @@ def test_swapped_models(run, given, capsys):
     result = run(swapped, train=train)
     assert result["target"]["color"]["heldout_nll"] > result["target"]["random"]["heldout_nll"]
     assert result["warnings"][:2] == [NO_BETTER, NO_HIGHER]
-    report = json.loads(Path(result["run"], "report.json").read_text())
-    assert [warning["title"] for warning in report["warnings"]] == result["warnings"]
-    scores = report["target_scores"]
-    assert scores["mean"] < 0 and scores["mean"] < scores["pool_mean"]
+    report = read(result["run"])
+    (shown,) = report.find("health", "warnings")
+    assert [warning.title for warning in shown.warnings] == result["warnings"]
+    pool, heldout = (row[2][0] for row in report.find("scores", "table")[0].rows[:2])
+    assert heldout < 0 and heldout < pool
     show_result(result)
     assert f"warning: {NO_BETTER}" in capsys.readouterr().out
 

@@ -1,7 +1,7 @@
 from stillhouse.distillation.methods.mtt import Mtt
 from stillhouse.distillation.methods.rded import Rded
 from stillhouse.pipelines.distill import Point
-from stillhouse.pipelines.distill_report import num_skipped, printed_name
+from stillhouse.pipelines.distill_result import num_skipped, paper_name
 from stillhouse.storage.artifact import PartRef
 
 PART = PartRef("a", 1, 0, 1, "0")
@@ -20,5 +20,5 @@ def test_iterations_of_too_great_or_no_loss_are_counted():
 
 
 def test_methods_are_written_as_in_their_papers():
-    names = [printed_name(name) for name in ("mtt", "sre2l", "nrr_dd")]
+    names = [paper_name(name) for name in ("mtt", "sre2l", "nrr_dd")]
     assert names == ["MTT", "SRe2L", "NRR-DD"]

@@ -34,7 +34,13 @@ def test_percent(share, text):
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(3.42, f"3.4{N}s"), (59.4, f"59{N}s"), (59.6, f"1{N}min 00{N}s"), (9310, f"2{N}h 35{N}min")],
+    [
+        (None, "–"),
+        (3.42, f"3.4{N}s"),
+        (59.4, f"59{N}s"),
+        (59.6, f"1{N}min 00{N}s"),
+        (9310, f"2{N}h 35{N}min"),
+    ],
 )
 def test_duration(seconds, text):
     assert f.duration(seconds) == text
@@ -62,3 +68,17 @@ def test_visible_shows_what_html_cannot_carry():
 @given(st.text(st.characters(exclude_categories=())))
 def test_visible_text_is_always_utf8(text):
     assert f.visible(f.visible(text)) == f.visible(text).encode().decode()
+
+
+def test_marks_are_ours_and_everything_else_is_text():
+    assert f.marked("`a <b>` is\0 **low**, [pool: in it].") == (
+        '<code>a &lt;b&gt;</code> is\u2400 <em>low</em>, <span class="key pool">in it</span>.'
+    )
+
+
+def test_cells_of_tables():
+    assert f.cell([-0.4219, 0.007], "signed") == ("−0.422", "± 0.007")
+    assert f.cell([0.6512, None], "hundredths") == ("65.1", "")
+    assert f.cell(None, "compact") == ("–", "")
+    assert f.cell("all", "short") == ("all", "")
+    assert f.cell(0.0039, "short") == ("0.0039", "")

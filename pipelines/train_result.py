@@ -1,0 +1,186 @@
+"""What a train job says of its result: its numbers, and the sections of its report."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import stillhouse.report.blocks as b
+from stillhouse.pipelines.context import Context
+from stillhouse.pipelines.results import assemble, automatic, cost_numbers
+from stillhouse.pipelines.train import TrainRun
+from stillhouse.report.formatting import compact, decimals, percent
+from stillhouse.report.health import unfinished
+from stillhouse.training.divergence import late_fall
+from stillhouse.training.spec import TrainSpec
+
+_MOST_WAIT = 0.05
+_NUM_NAMED = 6
+"""Sources whose lines are told apart."""
+_SHOWN_SOURCES = 12
+_CHECKED = "Waiting for data, memory, and a loss that was still falling steeply were checked."
+
+
+def train_result(ctx: Context, spec: TrainSpec, made: TrainRun, run_uri: str) -> b.Result:
+    """Everything that a train job says: the object of `run --json`, and the page."""
+    totals, settings = made.model.totals, made.task.settings
+    measured, heldout = totals["measured"], totals["curve"]
+    numbers = {
+        "model_fingerprint": made.model.fingerprint,
+        "train": {
+            "heldout_nll": heldout[-1][1] if heldout else None,
+            "final_loss": totals["final_loss"],
+            "num_tokens": totals["num_tokens"],
+            "num_steps": totals["num_steps"],
+            "learning_rate": settings.peak_rate,
+            "global_batch": settings.batch_size,
+            "order_sha256": totals["order_sha256"],
+            "tokens_per_second": measured["tokens_per_second"],
+            "data_wait_share": measured["data_wait_share"],
+            "mfu": measured["mfu"],
+            "restarts": len(measured["starts"]) - 1,
+            "sources": totals["evaluations"][-1]["heldout"],
+        },
+        "cost": cost_numbers(ctx.work),
+    }
+    each = settings.batch_size * made.task.sequence_length
+    starts = [[one["step"] * each, one["workers"]] for one in measured["starts"]]
+    marks = [tokens for tokens, _ in starts[1:]]
+    return assemble(
+        ctx,
+        spec,
+        spec.job,
+        run_uri,
+        title="Training",
+        artifacts={
+            "model": ctx.store.path("models", made.model.fingerprint),
+            "tokenizer": made.tokenizer.path,
+        },
+        numbers=numbers,
+        warnings=b.Warnings(_warnings(spec, made), _CHECKED),
+        lead=_lead(totals),
+        sections=[
+            b.Section("learning", "How it learned", _learning(totals, marks)),
+            b.Section("speed", "How it ran", _speed(totals["points"], starts, marks)),
+            b.Section("data", "What it saw", _data(made)),
+        ],
+        footer="Losses are means over predicted tokens, in nats; a token's source is that of the "
+        "document that owns its position.",
+    )
+
+
+def _warnings(spec: TrainSpec, made: TrainRun) -> list[b.Warn]:
+    measured = made.model.totals["measured"]
+    fall = late_fall([point["loss"] for point in made.model.totals["points"]])
+    found = [*unfinished([(made.task.label, fall, automatic(spec.train))])]
+    if measured["data_wait_share"] > _MOST_WAIT:
+        title = f"The training waited for data {measured['data_wait_share']:.0%} of its time."
+        advice = "The store may be slow or far away; larger row groups or parts help."
+        found.append(b.Warn(title, advice))
+    if measured["halved_to"] is not None:
+        title = f"The micro-batch was halved to {measured['halved_to']} sequences."
+        advice = "The device's memory did not hold more; the global batch stayed as it was."
+        found.append(b.Warn(title, advice))
+    return found
+
+
+def _lead(totals: dict[str, Any]) -> list[b.Block]:
+    measured, heldout = totals["measured"], totals["curve"]
+    restarts, workers = len(measured["starts"]) - 1, measured["starts"][-1]["workers"]
+    story = (
+        f"A model of {compact(totals['num_parameters'])} parameters was trained on "
+        f"**{compact(totals['num_tokens'])} tokens** in {compact(totals['num_steps'])} steps"
+    )
+    tiles: list[b.Fact] = []
+    if heldout:
+        last = decimals(heldout[-1][1])
+        story += f"; its loss on held-out text ends at **{last} nats** a token"
+        tiles.append(b.Fact("Held-out loss", last, "nats per token", main=True))
+    if restarts:
+        times = "once" if restarts == 1 else f"{restarts} times"
+        story += f". It was restarted {times}, each time from its last checkpoint"
+    mfu = "" if measured["mfu"] is None else f", MFU {percent(measured['mfu'])}"
+    people = "worker" if workers == 1 else "workers"
+    tiles += [
+        b.Fact("Training loss", decimals(totals["points"][-1]["loss"]), "at the end"),
+        b.Fact("Throughput", compact(measured["tokens_per_second"]), f"tokens a second{mfu}"),
+        b.Fact("Waiting for data", percent(measured["data_wait_share"]), "of the time"),
+        b.Fact("Restarts", f"{restarts}", f"{workers} {people} at the end"),
+    ]
+    return [b.Text(f"{story}.", "story", terminal=True), b.Facts(tiles, terminal=True)]
+
+
+def _learning(totals: dict[str, Any], marks: list[float]) -> list[b.Block]:
+    heldout = totals["curve"]
+    curves = {"trained on": [[(one["tokens"], one["loss"]) for one in totals["points"]]]}
+    curves |= {"held out": [[(tokens, nll) for tokens, nll in heldout]]} if heldout else {}
+    caption = "Held out, and as trained on" if heldout else "As trained on"
+    charts = [b.Lines(caption, curves, "held out", y_title="loss", marks=marks)]
+    sources = _sources(totals["evaluations"])
+    kind = "heldout" if sum(bool(found["heldout"]) for found in sources.values()) > 1 else "trained"
+    compared = {name: [found[kind]] for name, found in sources.items() if found[kind]}
+    if len(compared) > 1:
+        caption = f"Each source, {'held out' if kind == 'heldout' else 'as trained on'}"
+        if len(compared) > _NUM_NAMED:
+            caption += f"; the {_NUM_NAMED} largest of {len(compared)} have their names"
+        charts.append(b.Lines(caption, compared, y_title="loss", marks=marks, num_named=_NUM_NAMED))
+    intro = "Losses are means over predicted tokens, in nats; lower is better."
+    intro += " A [restart: thin line] marks each restart." if marks else ""
+    last = b.Table(
+        {"Source": "text", "held out": "decimals3", "trained on": "decimals3"},
+        [
+            [name, *(of[-1][1] if of else None for of in by.values())]
+            for name, by in sources.items()
+        ],
+        caption="By source, at the end",
+        style="short",
+        shown=_SHOWN_SOURCES,
+    )
+    return [b.Text(intro), b.Group([*charts]), *([last] if sources else [])]
+
+
+def _sources(evaluations: Sequence[dict[str, Any]]) -> dict[str, dict[str, b.Points]]:
+    """Curves by source, `heldout` and `trained`: those held out, those with most tokens first."""
+    found: dict[str, dict[str, b.Points]] = {}
+    tokens: dict[str, int] = {}
+    for one in evaluations:
+        for kind in ("heldout", "trained"):
+            for name, loss in one[kind].items():
+                curves = found.setdefault(name, {"heldout": [], "trained": []})
+                curves[kind].append((one["tokens"], loss["nll"]))
+                tokens[name] = tokens.get(name, 0) + loss["num_tokens"]
+    order = sorted(found, key=lambda name: (not found[name]["heldout"], -tokens[name], name))
+    return {name: found[name] for name in order}
+
+
+def _speed(
+    points: Sequence[dict[str, Any]], starts: list[list[int]], marks: list[float]
+) -> list[b.Block]:
+    def lines(caption: str, name: str, values: Sequence[float], y_title: str) -> b.Lines:
+        curve = [(one["tokens"], value) for one, value in zip(points, values, strict=True)]
+        return b.Lines(caption, {name: [curve]}, name, y_title=y_title, marks=marks, from_zero=True)
+
+    speed = [one["tokens_per_s"] for one in points]
+    waiting = [100 * one["data_wait_share"] for one in points]
+    charts: list[b.Block] = [
+        lines("Tokens a second, all workers", "tokens/s", speed, "tokens a second"),
+        lines("Waiting for data", "waiting", waiting, "percent of the time"),
+    ]
+    columns, caption = {"After tokens": "compact", "workers": "compact"}, "Every start"
+    every = b.Table(columns, [[*row] for row in starts], caption, style="short")
+    return [b.Group(charts), *([every] if marks else [])]
+
+
+def _data(made: TrainRun) -> list[b.Block]:
+    settings, totals = made.task.settings, made.model.totals
+    whole = sum(one.weight for one in made.datasets)
+    drawn = totals["num_steps"] * settings.batch_size
+    shares = [(one.name, one.weight / whole, one.num_rows) for one in made.datasets]
+    columns = {"Data": "text", "share": "percent", "sequences": "compact", "epochs": "decimals2"}
+    rows: list[list[b.Cell]] = [[n, share, size, drawn * share / size] for n, share, size in shares]
+    intro = (
+        f"Batches of {compact(settings.batch_size)} sequences of "
+        f"{compact(made.task.sequence_length)} tokens, at a learning rate of "
+        f"{settings.peak_rate:.2g} at its peak, in an order that does not depend on the number of "
+        "workers."
+    )
+    digest = f"SHA-256 over all samples in order: `{totals['order_sha256']}`"
+    return [b.Text(intro), b.Table(columns, rows, style="short"), b.Text(digest, "note")]

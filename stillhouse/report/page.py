@@ -1,0 +1,69 @@
+"""One self-contained HTML page from a result: no script, no network.
+
+Texts come from the wild: jinja2 escapes every value, characters that HTML cannot carry are made
+visible first, and the page's own policy forbids it to load or run anything.
+"""
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from stillhouse.errors import ArtifactError
+from stillhouse.report import charts, formatting
+from stillhouse.report.blocks import Result
+from stillhouse.report.formatting import cell
+from stillhouse.report.heat import heat
+from stillhouse.storage.commit import replace
+from stillhouse.storage.filesystem import join, read_bytes
+
+CHARTS = {"lines": charts.lines, "bars": charts.bars, "cells": charts.cells, "heat": heat}
+"""By kind of block: what draws it."""
+
+
+def write(result: Result) -> dict[str, Any]:
+    """Write `report.json` and `report.html` beside the run's record; the numbers."""
+    replace(join(result.numbers["run"], "report.json"), result.to_json())
+    draw(result, result.numbers["run"])
+    return result.numbers
+
+
+def draw(result: Result, run_uri: str) -> str:
+    """Write `report.html`; its URI."""
+    page = join(run_uri, "report.html")
+    replace(page, render(result).encode("utf-8", "replace"))
+    return page
+
+
+def read(run_uri: str) -> Result:
+    """The stored result of a run.
+
+    Raises:
+        FileNotFoundError: there is none yet. ArtifactError: it is broken, or of another version.
+    """
+    try:
+        return Result.from_json(read_bytes(join(run_uri, "report.json")))
+    except ValueError as error:
+        message = f"{run_uri}/report.json is broken or of another version: {str(error)[:200]}"
+        raise ArtifactError(message) from None
+
+
+def render(result: Result) -> str:
+    """The page, as text to be written in UTF-8."""
+    return environment().get_template("page.html.j2").render(result=result, charts=CHARTS, as_text=cell)
+
+
+@cache
+def environment() -> Environment:
+    """The page's template; every value is escaped."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        finalize=formatting.visible,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(marked=formatting.marked, day=formatting.day)
+    return environment

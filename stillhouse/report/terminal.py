@@ -1,0 +1,115 @@
+"""The terminal: what users and data wrote is shown, never obeyed; and a result's main blocks."""
+
+import unicodedata
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table as RichTable
+from rich.text import Text as RichText
+
+from stillhouse.report.blocks import Block, Facts, Group, Result, Table, Text
+from stillhouse.report.formatting import MARKS, cell
+
+_SHOWN = "\n\t"
+_TURNING = "\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+"""What makes text run the other way."""
+
+
+def plain(text: str) -> str:
+    r"""The text with what would steer a terminal spelled out: `\x1b`, `\u202e`."""
+    if text.isprintable():
+        return text
+    return "".join(
+        char.encode("unicode_escape").decode()
+        if char in _TURNING or (char not in _SHOWN and unicodedata.category(char) in {"Cc", "Cs"})
+        else char
+        for char in text
+    )
+
+
+def styled(*parts: str | tuple[str, str]) -> RichText:
+    """A line of plain texts, some as (text, style)."""
+    return RichText.assemble(
+        *(plain(one) if isinstance(one, str) else (plain(one[0]), one[1]) for one in parts)
+    )
+
+
+class Terminal(Console):
+    """A console for which a string is plain text, in tables too: styles come from `styled`."""
+
+    def __init__(self, *, stderr: bool = False) -> None:
+        super().__init__(stderr=stderr, highlight=False, markup=False, emoji=False)
+
+    def render_str(self, text: str, **options: Any) -> RichText:
+        """The text as it is, whatever it holds."""
+        return super().render_str(plain(text), **options)
+
+    def on_broken_pipe(self) -> None:
+        """As for `print`: whoever called finds out."""
+        raise BrokenPipeError
+
+    def say(self, *parts: str | tuple[str, str]) -> None:
+        """A line that is not broken, so that what it names can be copied."""
+        self.print(styled(*parts), soft_wrap=True)
+
+    def table(
+        self,
+        columns: Mapping[str, str],
+        rows: Iterable[Iterable[str | RichText]],
+        title: str = "",
+        main: str = "",
+    ) -> None:
+        """Rows of texts; columns by title: `left` or `right`. Rows named `main` are bold."""
+        table = RichTable(title=title or None, title_justify="left")
+        for name, side in columns.items():
+            table.add_column(name, justify="right" if side == "right" else "left")
+        for row in rows:
+            cells = [*row]
+            table.add_row(*cells, style="bold" if main and cells[0] == main else None)
+        self.print(table)
+
+    def show(self, result: Result) -> None:
+        """The blocks that are meant for a terminal."""
+        for section in result.sections:
+            for block in section.blocks:
+                for one in block.blocks if isinstance(block, Group) else [block]:
+                    self._block(one, section.title)
+
+    def _block(self, block: Block, title: str) -> None:
+        if not getattr(block, "terminal", False):
+            return
+        if isinstance(block, Text):
+            self.print(_unmarked(block.text))
+        elif isinstance(block, Facts):
+            grid = RichTable.grid(padding=(0, 2))
+            for fact in block.facts:
+                grid.add_row(
+                    fact.name, styled((fact.value, "bold" if fact.main else "")), fact.note
+                )
+            self.print(grid)
+        elif isinstance(block, Table):
+            shown = [(n, t, f) for n, (t, f) in enumerate(block.columns.items()) if "bars" not in f]
+            rows = [
+                [" ".join(cell(row[n], form.split()[0])).strip() for n, _, form in shown]
+                for row in block.rows[: block.shown]
+            ]
+            if more := len(block.rows) - block.shown if len(block.rows) > block.shown else 0:
+                rows.append([f"and {more} more", *([""] * (len(shown) - 1))])
+            sides = {
+                t: "left" if f.split()[0] in ("text", "code") else "right" for _, t, f in shown
+            }
+            self.table(sides, rows, title, block.main)
+
+
+def _unmarked(text: str) -> RichText:
+    """A marked text with what stands out in bold."""
+    parts: list[str | tuple[str, str]] = []
+    end = 0
+    for match in MARKS.finditer(text):
+        parts += [
+            text[end : match.start()],
+            (match[1] or match[2] or match[4], "bold" if match[1] else ""),
+        ]
+        end = match.end()
+    return styled(*parts, text[end:])

@@ -1,0 +1,153 @@
+"""What a training says of itself, from a manifest's numbers written out here."""
+
+import re
+from types import SimpleNamespace
+
+from stillhouse.pipelines.context import Context, StepWork
+from stillhouse.pipelines.train_result import train_result
+from stillhouse.report.page import render
+from stillhouse.spec import ComputeSettings
+from stillhouse.storage.artifact import Store
+from stillhouse.training.spec import TrainSpec
+
+SPEC = TrainSpec.model_validate(
+    {
+        "job": "train",
+        "name": "Books <small>",
+        "store": "/store",
+        "data": {"path": "/x/*.parquet"},
+        "tokenizer": {"path": "/t"},
+        "model": {"hidden_size": 32, "num_layers": 1},
+    }
+)
+STARTS = [{"step": 0, "workers": 4}, {"step": 25, "workers": 4}, {"step": 75, "workers": 2}]
+
+
+def loss(step):
+    return 6.0 - 0.3 * step
+
+
+def result_of(sources=0, heldout=0, work=None, measured=None, **changes):
+    """10,000 tokens in 100 steps, restarted twice; sources by size, the first ones held out."""
+    names = [f"source {n:02d} <law>" for n in range(sources)]
+
+    def losses(step, shown):
+        return {name: {"nll": loss(step), "num_tokens": 99 - n} for n, name in enumerate(shown)}
+
+    measured = {
+        "tokens_per_second": 2000.0,
+        "data_wait_share": 0.01,
+        "mfu": None,
+        "halved_to": None,
+        "starts": STARTS,
+    } | (measured or {})
+    totals = {
+        "num_parameters": 1_234_000,
+        "num_tokens": 10_000,
+        "num_steps": 100,
+        "final_loss": 3.1,
+        "curve": [[1000 * n, loss(n)] for n in range(1, 11)],
+        "points": [
+            {
+                "tokens": 1000 * n,
+                "loss": loss(n) + 0.1,
+                "tokens_per_s": 2e3,
+                "data_wait_share": 0.01,
+            }
+            for n in range(1, 11)
+        ],
+        "evaluations": [
+            {"tokens": 1000 * n, "heldout": losses(n, names[:heldout]), "trained": losses(n, names)}
+            for n in range(1, 11)
+        ],
+        "order_sha256": "ab" * 32,
+        "measured": measured,
+    } | changes
+    made = SimpleNamespace(
+        model=SimpleNamespace(totals=totals, fingerprint="0" * 64),
+        task=SimpleNamespace(
+            settings=SimpleNamespace(batch_size=4, peak_rate=4e-3), sequence_length=25, label="x"
+        ),
+        tokenizer=SimpleNamespace(path="/store/tokenizers/t"),
+        datasets=[
+            SimpleNamespace(name="pool <law>", weight=3.0, num_rows=800),
+            SimpleNamespace(name="b", weight=1.0, num_rows=50),
+        ],
+    )
+    ctx = Context(Store("/store"), ComputeSettings(), SimpleNamespace(), work=work or {})
+    return train_result(ctx, SPEC, made, "/store/runs/0")
+
+
+def captions(result):
+    return [block.caption for block in result.find("learning", "lines")]
+
+
+def test_what_the_page_says():
+    page = render(result_of(sources=2, heldout=1))
+    text = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", page))
+    for said in ("3.000 nats", "1.23", "2,000", "restarted 2 times", "ab" * 32, "No warnings."):
+        assert said in text, said
+    assert "Books &lt;small&gt;" in page and "&lt;law&gt;" in page and "<law>" not in page
+
+
+def test_numbers_shown_are_the_numbers_computed():
+    result = result_of(sources=3, heldout=1)
+    (data,) = result.find("data", "table")
+    # 400 sequences drawn, three quarters of them from 800 rows
+    assert data.rows == [["pool <law>", 0.75, 800, 0.375], ["b", 0.25, 50, 2.0]]
+    (starts,) = result.find("speed", "table")
+    assert starts.rows == [[0, 4], [2500, 4], [7500, 2]]
+    charts = result.find("learning", "lines") + result.find("speed", "lines")
+    assert [chart.marks for chart in charts] == [[2500, 7500]] * 4
+    (last,) = result.find("learning", "table")
+    assert last.rows[0][1:] == [3.0, 3.0] and last.rows[2][1:] == [None, 3.0]
+
+
+def test_without_a_held_out_or_sources():
+    result = result_of(curve=[], measured={"starts": STARTS[:1]})
+    assert captions(result) == ["As trained on"] and result.find("learning", "table") == []
+    assert result.numbers["train"]["heldout_nll"] is None
+    assert "held-out text" not in render(result) and "restarted" not in render(result)
+
+
+def test_one_step_is_drawn_too():
+    point = {"tokens": 100, "loss": 5.0, "tokens_per_s": 1.0, "data_wait_share": 0.0}
+    assert "5.000" in render(result_of(num_tokens=100, curve=[[100, 5.0]], points=[point]))
+
+
+def test_sources_are_compared_by_one_kind_of_loss():
+    """One source that happens to be held out says nothing of the others."""
+    for held, said, count in ((0, "as trained on", 5), (1, "as trained on", 5), (2, "held out", 2)):
+        result = result_of(sources=5, heldout=held)
+        assert captions(result)[1] == f"Each source, {said}"
+        assert len(result.find("learning", "lines")[1].curves) == count
+    assert len(captions(result_of(sources=1, heldout=1))) == 1
+    many = result_of(sources=31, heldout=31)
+    assert captions(many)[1] == "Each source, held out; the 6 largest of 31 have their names"
+    assert next(iter(many.find("learning", "lines")[1].curves)) == "source 00 <law>"
+
+
+def test_what_is_warned_of():
+    found = result_of(measured={"data_wait_share": 0.06, "halved_to": 2}).numbers["warnings"]
+    assert found == [
+        "The training waited for data 6% of its time.",
+        "The micro-batch was halved to 2 sequences.",
+    ]
+
+
+def test_costs_without_numbers_have_no_columns():
+    idle = StepWork(parts=2, reused=2)
+    (cost,) = result_of(work={"scan": StepWork(parts=1, seconds=3.0), "pack": idle}).find(
+        "cost", "table"
+    )
+    assert [*cost.columns] == ["Step", "tasks", "reused", "time"]
+    assert cost.rows == [["scan", 1, None, 3.0], ["pack", 2, 2, None]]
+    assert cost.totals == [["Everything", 3, 2, None], ["This run", 1, None, 3.0]]
+    trained = StepWork(parts=1, tokens=10, flops=1e9, seconds=5.0, device_seconds=4.0)
+    result = result_of(work={"pack": idle, "train": trained})
+    (cost,) = result.find("cost", "table")
+    assert cost.rows[1] == ["train", [None, 1.0], 1, None, 10, 1e9, 5.0, 4.0]
+    assert result.numbers["cost"] == {
+        "flops": {"train": 1e9},
+        "device_seconds": {"pack": 0.0, "train": 4.0},
+    }
