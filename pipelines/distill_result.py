@@ -172,12 +172,12 @@ def _images(spec: DistillSpec, made: DistillRun, pictures: Pictures) -> list[b.B
     names: list[str] = made.images.totals["class_names"]
     began = len(made.points) > 1 or bool(made.made.starts)
     rows = [
-        b.Pictures(name, _png(pictures.made.get(label, [])), _png(pictures.starts.get(label, [])))
+        b.ImageRow(name, _png(pictures.made.get(label, [])), _png(pictures.starts.get(label, [])))
         for label, name in enumerate(names[:_MAX_CLASSES])
     ]
     single = spec.method.images_per_class == 1
     if single:
-        rows = [b.Pictures(row.name, row.images[:1], row.beside[:1]) for row in rows]
+        rows = [b.ImageRow(row.name, row.images[:1], row.beside[:1]) for row in rows]
         intro = "Small, a real image of each class; large, the one that was made."
         if began:
             intro = "Small, the real image that each class began as; large, what "
@@ -201,7 +201,7 @@ def _png(images: Sequence[bytes]) -> list[str]:
 def _stages(made: DistillRun, pictures: Pictures) -> list[b.Block]:
     kept, classes = made.best.iteration, len(made.images.totals["class_names"])
     rows = [
-        b.Pictures(
+        b.ImageRow(
             f"{compact(point)}{' kept' if point == kept else ''}",
             _png([images[0] for _, images in sorted(by_class.items())[:10]]),
             main=point == kept,
@@ -224,7 +224,7 @@ def _progress(spec: DistillSpec, made: DistillRun) -> list[b.Block]:
     ) -> None:
         several = "; band: all of them" if len(seeds) > 1 else ""
         options = {"x_title": x, "y_title": y_title, "settled_from": 0.0}
-        charts.append(b.Lines(f"{caption}{several}", {name: seeds}, name, **options))  # type: ignore[arg-type]
+        charts.append(b.Curves(f"{caption}{several}", {name: seeds}, name, **options))  # type: ignore[arg-type]
 
     losses = [loss for point in made.points for loss in point.losses]
     if len(losses) > 1:

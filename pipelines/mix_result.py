@@ -167,12 +167,12 @@ def policies_section(main: str, totals: Mapping[str, Sequence[Mapping[str, Any]]
 
 
 def _losses(main: str, totals: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[b.Block]:
-    def lines(key: str, caption: str, x_title: str) -> b.Lines:
+    def lines(key: str, caption: str, x_title: str) -> b.Curves:
         curves = {
             label: [[(float(p[key]), p["heldout_nll"]) for p in run["curve"]] for run in runs]
             for label, runs in totals.items()
         }
-        return b.Lines(caption, curves, main, x_title=x_title)
+        return b.Curves(caption, curves, main, x_title=x_title)
 
     passes = "The same against gradient passes, the initial pass included."
     charts: list[b.Block] = [
@@ -193,7 +193,7 @@ def drawn_section(main: str, logs: Mapping[str, Logs], names: Sequence[str]) -> 
             "the least to the most."
         )
         charts.append(
-            b.Lines(caption, curves, next(iter(curves)), x_title="steps", y_title="draws")
+            b.Curves(caption, curves, next(iter(curves)), x_title="steps", y_title="draws")
         )
     if logs:
         curves = {label: [_effective(log, len(names)) for log in of] for label, of in logs.items()}
@@ -201,7 +201,7 @@ def drawn_section(main: str, logs: Mapping[str, Logs], names: Sequence[str]) -> 
             "Effective number of arms: the exponential of the entropy of what was drawn, in each "
             "twentieth of the run."
         )
-        charts.append(b.Lines(caption, curves, main, x_title="steps", y_title="effective arms"))
+        charts.append(b.Curves(caption, curves, main, x_title="steps", y_title="effective arms"))
     return [*blocks, *([b.Group(charts)] if charts else [])]
 
 

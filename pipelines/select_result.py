@@ -235,7 +235,9 @@ def _scores(spec: SelectSpec, made: SelectRun, heldout: Moments) -> list[b.Block
         intro = f"A score is what `{spec.scorer.import_}` says of a text, in its own unit."
     shown = "Scores of [pool: the pool] and [kept: the kept]"
     edges, unit = score_edges(tally.span).tolist(), "" if spec.scorer else ", nats per token"
-    charts: list[b.Block] = [b.Bars(shown, edges, tally.pool_scores, tally.kept_scores, cut, unit)]
+    charts: list[b.Block] = [
+        b.Histogram(shown, edges, tally.pool_scores, tally.kept_scores, cut, unit)
+    ]
     if tally.pool_losses:
         shown = "The two losses: what was kept lies below the [cut: cut]"
         edges = loss_edges(tally.loss_span).tolist()
@@ -311,7 +313,7 @@ def _targets(rule: str, made: SelectRun, losses: Losses) -> list[b.Block]:
             "The same model trained from scratch on selections of equal size by different rules, "
             "measured on target text that nothing was trained on. Lower is better."
         ),
-        b.Group([b.Lines(caption, curves, rule), table]),
+        b.Group([b.Curves(caption, curves, rule), table]),
         b.Text(note, "note", terminal=True),
     ]
 

@@ -113,7 +113,7 @@ def _learning(totals: dict[str, Any], marks: list[float]) -> list[b.Block]:
     curves = {"trained on": [[(one["tokens"], one["loss"]) for one in totals["points"]]]}
     curves |= {"held out": [[(tokens, nll) for tokens, nll in heldout]]} if heldout else {}
     caption = "Held out, and as trained on" if heldout else "As trained on"
-    charts = [b.Lines(caption, curves, "held out", y_title="loss", marks=marks)]
+    charts = [b.Curves(caption, curves, "held out", y_title="loss", marks=marks)]
     sources = _sources(totals["evaluations"])
     kind = "heldout" if sum(bool(found["heldout"]) for found in sources.values()) > 1 else "trained"
     compared = {name: [found[kind]] for name, found in sources.items() if found[kind]}
@@ -121,7 +121,9 @@ def _learning(totals: dict[str, Any], marks: list[float]) -> list[b.Block]:
         caption = f"Each source, {'held out' if kind == 'heldout' else 'as trained on'}"
         if len(compared) > _NUM_NAMED:
             caption += f"; the {_NUM_NAMED} largest of {len(compared)} have their names"
-        charts.append(b.Lines(caption, compared, y_title="loss", marks=marks, num_named=_NUM_NAMED))
+        charts.append(
+            b.Curves(caption, compared, y_title="loss", marks=marks, num_named=_NUM_NAMED)
+        )
     intro = "Losses are means over predicted tokens, in nats; lower is better."
     intro += " A [restart: thin line] marks each restart." if marks else ""
     last = b.Table(
@@ -154,9 +156,11 @@ def _sources(evaluations: Sequence[dict[str, Any]]) -> dict[str, dict[str, b.Poi
 def _speed(
     points: Sequence[dict[str, Any]], starts: list[list[int]], marks: list[float]
 ) -> list[b.Block]:
-    def lines(caption: str, name: str, values: Sequence[float], y_title: str) -> b.Lines:
+    def lines(caption: str, name: str, values: Sequence[float], y_title: str) -> b.Curves:
         curve = [(one["tokens"], value) for one, value in zip(points, values, strict=True)]
-        return b.Lines(caption, {name: [curve]}, name, y_title=y_title, marks=marks, from_zero=True)
+        return b.Curves(
+            caption, {name: [curve]}, name, y_title=y_title, marks=marks, from_zero=True
+        )
 
     speed = [one["tokens_per_s"] for one in points]
     waiting = [100 * one["data_wait_share"] for one in points]

@@ -80,7 +80,7 @@ class Table:
 
 
 @dataclass(frozen=True, slots=True)
-class Lines:
+class Curves:
     """Curves: the mean over the seeds, and a band from the least to the greatest.
 
     Attributes:
@@ -101,11 +101,11 @@ class Lines:
     from_zero: bool = False
     marks: list[float] = field(default_factory=list[float])
     num_named: int = 8
-    kind: Literal["lines"] = "lines"
+    kind: Literal["curves"] = "curves"
 
 
 @dataclass(frozen=True, slots=True)
-class Bars:
+class Histogram:
     """A histogram: counts by score over ascending `edges` [n+1], of `pool` and `kept` [n]."""
 
     caption: str
@@ -114,7 +114,7 @@ class Bars:
     kept: list[int]
     cut: float | None
     unit: str = ""
-    kind: Literal["bars"] = "bars"
+    kind: Literal["histogram"] = "histogram"
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +141,7 @@ class Heat:
 
 
 @dataclass(frozen=True, slots=True)
-class Pictures:
+class ImageRow:
     """Pictures (base64 PNG) under one name, and smaller ones beside them."""
 
     name: str
@@ -157,7 +157,7 @@ class Images:
     `labels`: what they are, and the smaller ones, for who cannot see them.
     """
 
-    rows: list[Pictures]
+    rows: list[ImageRow]
     style: Literal["pairs", "strips", "stages"]
     labels: tuple[str, str] = ("synthetic", "real")
     kind: Literal["images"] = "images"
@@ -217,7 +217,7 @@ class Group:
     kind: Literal["group"] = "group"
 
 
-_Any = Text | Facts | Share | Table | Lines | Bars | Cells | Heat | Images | Cards
+_Any = Text | Facts | Share | Table | Curves | Histogram | Cells | Heat | Images | Cards
 Block: TypeAlias = Annotated[_Any | Warnings | Code | Group, Discriminator("kind")]
 
 

@@ -13,7 +13,7 @@ from statistics import fmean
 
 from markupsafe import Markup
 
-from stillhouse.report.blocks import Bars, Cells, Lines, Points
+from stillhouse.report.blocks import Cells, Curves, Histogram, Points
 from stillhouse.report.formatting import NARROW, compact, decimals, minus, visible, words
 
 SIZE = 1000
@@ -84,7 +84,7 @@ class Frame:
         )
 
 
-def bars(data: Bars) -> Markup:
+def histogram(data: Histogram) -> Markup:
     """Sequences by score: the pool as a grey area, the kept ones over it, the cut as a line."""
     first, last = _core(data.pool)
     width = _bins_in_one(last + 1 - first, sum(data.pool))
@@ -125,7 +125,7 @@ def cells(data: Cells) -> Markup:
     return frame.draw(marks, Markup(""), "Sequences by prior and conditional loss")
 
 
-def lines(data: Lines) -> Markup:
+def curves(data: Curves) -> Markup:
     """Means over the seeds with bands, the main one on top, and the names at their ends."""
     groups = {name: _by_place(seeds) for name, seeds in data.curves.items()}
     end = max(x for group in groups.values() for x in group)

@@ -18,7 +18,12 @@ from stillhouse.report.heat import heat
 from stillhouse.storage.commit import replace
 from stillhouse.storage.filesystem import join, read_bytes
 
-CHARTS = {"lines": charts.lines, "bars": charts.bars, "cells": charts.cells, "heat": heat}
+CHARTS = {
+    "curves": charts.curves,
+    "histogram": charts.histogram,
+    "cells": charts.cells,
+    "heat": heat,
+}
 """By kind of block: what draws it."""
 
 
@@ -51,7 +56,8 @@ def read(run_uri: str) -> Result:
 
 def render(result: Result) -> str:
     """The page, as text to be written in UTF-8."""
-    return environment().get_template("page.html.j2").render(result=result, charts=CHARTS, as_text=cell)
+    template = environment().get_template("page.html.j2")
+    return template.render(result=result, charts=CHARTS, as_text=cell)
 
 
 @cache

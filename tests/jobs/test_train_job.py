@@ -144,7 +144,7 @@ def test_the_result_is_the_contract(trained, place):
 
 def test_the_report_shows_it(trained):
     report = read(trained["run"])
-    curve = report.find("learning", "lines")[0].curves["held out"][0]
+    curve = report.find("learning", "curves")[0].curves["held out"][0]
     assert curve[-1][1] == trained["train"]["heldout_nll"]
     (data,) = report.find("data", "table")
     assert [(row[0], round(row[1], 3)) for row in data.rows] == [("a", 0.667), ("b", 0.333)]

@@ -107,7 +107,7 @@ def test_accuracies_are_means_and_deviations_over_the_seeds(result_of):
 
 def test_a_matching_page_says_what_its_loss_means(result_of):
     result = result_of()
-    losses, accuracy = result.find("progress", "lines")
+    losses, accuracy = result.find("progress", "curves")
     assert losses.caption.startswith("Matching loss: 1 is no progress")
     assert accuracy.curves == {"synthetic": [[(0.0, 0.5), (40.0, 0.6)], [(0.0, 0.6), (40.0, 0.8)]]}
     assert "made with convnet" in said(result, "networks")
@@ -118,7 +118,7 @@ def test_a_matching_page_says_what_its_loss_means(result_of):
 
 def test_a_decoupled_page_names_its_teachers_and_no_matching_loss(result_of):
     result = result_of("infer", num_images=9)
-    (losses,) = result.find("progress", "lines")
+    (losses,) = result.find("progress", "curves")
     assert losses.caption.startswith("Loss of the first of the units")
     assert "taught by convnet" in said(result, "networks")
     assert "became **9**, in the space of 4." in said(result, "lead")

@@ -29,7 +29,7 @@ def losses(finished):
 
 def test_bins_follow_the_scores(report, losses):
     scores = losses["prior"] - losses["conditional"]
-    (drawn,) = report.find("scores", "bars")
+    (drawn,) = report.find("scores", "histogram")
     edges = np.array(drawn.edges)
     low, high = np.quantile(scores, (0.001, 0.999))
     assert scores.min() - 1e-6 <= edges[0] <= low

@@ -79,7 +79,7 @@ def result_of(sources=0, heldout=0, work=None, measured=None, **changes):
 
 
 def captions(result):
-    return [block.caption for block in result.find("learning", "lines")]
+    return [block.caption for block in result.find("learning", "curves")]
 
 
 def test_what_the_page_says():
@@ -97,7 +97,7 @@ def test_numbers_shown_are_the_numbers_computed():
     assert data.rows == [["pool <law>", 0.75, 800, 0.375], ["b", 0.25, 50, 2.0]]
     (starts,) = result.find("speed", "table")
     assert starts.rows == [[0, 4], [2500, 4], [7500, 2]]
-    charts = result.find("learning", "lines") + result.find("speed", "lines")
+    charts = result.find("learning", "curves") + result.find("speed", "curves")
     assert [chart.marks for chart in charts] == [[2500, 7500]] * 4
     (last,) = result.find("learning", "table")
     assert last.rows[0][1:] == [3.0, 3.0] and last.rows[2][1:] == [None, 3.0]
@@ -120,11 +120,11 @@ def test_sources_are_compared_by_one_kind_of_loss():
     for held, said, count in ((0, "as trained on", 5), (1, "as trained on", 5), (2, "held out", 2)):
         result = result_of(sources=5, heldout=held)
         assert captions(result)[1] == f"Each source, {said}"
-        assert len(result.find("learning", "lines")[1].curves) == count
+        assert len(result.find("learning", "curves")[1].curves) == count
     assert len(captions(result_of(sources=1, heldout=1))) == 1
     many = result_of(sources=31, heldout=31)
     assert captions(many)[1] == "Each source, held out; the 6 largest of 31 have their names"
-    assert next(iter(many.find("learning", "lines")[1].curves)) == "source 00 <law>"
+    assert next(iter(many.find("learning", "curves")[1].curves)) == "source 00 <law>"
 
 
 def test_what_is_warned_of():

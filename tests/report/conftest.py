@@ -53,8 +53,8 @@ def build_result(hostile: str = "") -> b.Result:
     )
     png = [b64encode(b"\x89PNG").decode()] * 2
     images = [
-        b.Pictures(f"ship{hostile}", png, png, main=True),
-        b.Pictures("cat", png[:1], png[:1]),
+        b.ImageRow(f"ship{hostile}", png, png, main=True),
+        b.ImageRow("cat", png[:1], png[:1]),
     ]
     warning = b.Warn(
         f"2.6 % are near-duplicates{hostile}", "Set `selection.max_share`, or **read**."
@@ -73,7 +73,7 @@ def build_result(hostile: str = "") -> b.Result:
                     style="stacked", terminal=True),
         ]),
         b.Section("scores", "How it was chosen", [b.Group([
-            b.Bars("Scores", edges.tolist(), pool.tolist(), chosen.tolist(), THRESHOLD, ", nats"),
+            b.Histogram("Scores", edges.tolist(), pool.tolist(), chosen.tolist(), THRESHOLD),
             b.Cells("The two losses, and the [cut: cut]", span.tolist(), *losses, THRESHOLD),
         ])]),
         b.Section("examples", "Read some", [
@@ -81,7 +81,7 @@ def build_result(hostile: str = "") -> b.Result:
             b.Cards("The worst", [card] * 3),
         ]),
         b.Section("target", "Does it help?", [b.Group([
-            b.Lines(f"Loss{hostile}", curves, f"color{hostile}", marks=[20e6]),
+            b.Curves(f"Loss{hostile}", curves, f"color{hostile}", marks=[20e6]),
             b.Table({"Rule": "text", "loss": "decimals3", "vs random": "signed"},
                     [[f"color{hostile}", [3.19, 0.002], [-0.422, 0.007]], ["random", 3.612, None]],
                     f"By rule{hostile}", f"color{hostile}", [["Both", 3.4, None]], terminal=True),

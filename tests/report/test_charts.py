@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stillhouse.report import charts
-from stillhouse.report.blocks import Bars, Cells, Lines
+from stillhouse.report.blocks import Cells, Curves, Histogram
 from stillhouse.report.charts import Axis
 
 
@@ -46,7 +46,7 @@ def test_tick_labels_have_no_idle_zeros():
 
 
 def test_histogram_draws_pool_kept_and_cut():
-    drawn = charts.bars(Bars("", [0, 1, 2, 3, 4], [0, 53, 106, 53], [0, 0, 0, 53], 3.0))
+    drawn = charts.histogram(Histogram("", [0, 1, 2, 3, 4], [0, 53, 106, 53], [0, 0, 0, 53], 3.0))
     scale = 106 * 1.06
     top, half = round(1000 - 1000 * 106 / scale), round(1000 - 1000 * 53 / scale)
     assert paths(drawn, "pool") == [f"M0 1000V{half}H333V{top}H667V{half}H1000V1000Z"]
@@ -57,7 +57,7 @@ def test_histogram_draws_pool_kept_and_cut():
 
 def test_histogram_leaves_far_tails_out_and_says_so():
     pool = [1] + [0] * 50 + [5000, 5000] + [0] * 50 + [2]
-    drawn = charts.bars(Bars("", [float(i) for i in range(105)], pool, pool, 52.0))
+    drawn = charts.histogram(Histogram("", [float(i) for i in range(105)], pool, pool, 52.0))
     assert "3 further out are not drawn" in drawn
     assert texts(drawn, "x") == ["51.0", "51.5", "52.0", "52.5", "53.0"]
 
@@ -65,18 +65,20 @@ def test_histogram_leaves_far_tails_out_and_says_so():
 def test_few_values_are_drawn_in_few_bins():
     """Rice's rule: 64 values ask for 2 * 4 bins, so of 16 fine ones two make one."""
     pool = [4] * 16
-    drawn = charts.bars(Bars("", [float(i) for i in range(17)], pool, pool, 99.0))
+    drawn = charts.histogram(Histogram("", [float(i) for i in range(17)], pool, pool, 99.0))
     assert paths(drawn, "pool")[0].count("H") == 8
     many = [4_000] * 16  # 80 would be welcome
-    drawn = charts.bars(Bars("", [float(i) for i in range(17)], many, many, 99.0))
+    drawn = charts.histogram(Histogram("", [float(i) for i in range(17)], many, many, 99.0))
     assert paths(drawn, "pool")[0].count("H") == 16
     odd = [4] * 17  # the last bin is alone, and half as wide: its right end is the axis's
-    (area,) = paths(charts.bars(Bars("", [float(i) for i in range(18)], odd, odd, 99.0)), "pool")
+    (area,) = paths(
+        charts.histogram(Histogram("", [float(i) for i in range(18)], odd, odd, 99.0)), "pool"
+    )
     assert area.count("H") == 9 and "H941V" in area and area.endswith("H1000V1000Z")
 
 
 def test_histogram_without_anything():
-    assert paths(charts.bars(Bars("", [0, 1], [0], [0], 5.0)), "cut") == []
+    assert paths(charts.histogram(Histogram("", [0, 1], [0], [0], 5.0)), "cut") == []
 
 
 def test_density_colours_cells_where_half_was_kept():
@@ -94,7 +96,7 @@ def test_density_colours_cells_where_half_was_kept():
 
 def test_curves_have_a_mean_a_band_and_a_label():
     two = [[(50, 3.0), (100, 2.0)], [(50, 3.5), (100, 2.5)]]
-    drawn = charts.lines(Lines("", {"random": [[(50, 4.0), (100, 3.0)]], "color": two}, "color"))
+    drawn = charts.curves(Curves("", {"random": [[(50, 4.0), (100, 3.0)]], "color": two}, "color"))
     axis = Axis(2.0 - 0.12, 4.0 + 0.12)
     assert paths(drawn, "line main") == [f"M500 {axis.y(3.25)}L1000 {axis.y(2.25)}"]
     assert paths(drawn, "band main") == [
@@ -105,20 +107,20 @@ def test_curves_have_a_mean_a_band_and_a_label():
 
 
 def test_one_flat_curve_with_an_evil_name():
-    drawn = charts.lines(Lines("", {"<b>a_b": [[(10, 2.0)]]}))
+    drawn = charts.curves(Curves("", {"<b>a_b": [[(10, 2.0)]]}))
     assert texts(drawn, "end dash0") == ["<b>a b"]
 
 
 def test_restarts_are_marks_and_an_axis_may_begin_at_zero():
     points = [[(2_000, 5.0), (10_000, 10.0)]]
-    drawn = charts.lines(Lines("", {"a": points}, marks=[2500, 7500, 7500], from_zero=True))
+    drawn = charts.curves(Curves("", {"a": points}, marks=[2500, 7500, 7500], from_zero=True))
     assert paths(drawn, "restart") == ["M250 0L250 1000", "M750 0L750 1000"]
     assert texts(drawn, "y")[0] == "0"
 
 
 def test_as_many_curves_have_names_as_can_be_told_apart():
     points = [[(100, 5.0), (1000, 4.0)]]
-    drawn = charts.lines(Lines("", {f"source {n:02d}": points for n in range(31)}, num_named=6))
+    drawn = charts.curves(Curves("", {f"source {n:02d}": points for n in range(31)}, num_named=6))
     styles = re.findall(r'<path class="line (\w+)" d="M', drawn.split("</svg>")[0])
     assert styles.count("faint") == 25
     named = [style for style in styles if style != "faint"]
