@@ -7,12 +7,11 @@ from types import SimpleNamespace
 import pytest
 
 from stillhouse.distillation.spec import DistillSpec
-from stillhouse.distillation.storage_budget import StoredBytes
+from stillhouse.distillation.stored_sets import StoredBytes
 from stillhouse.pipelines import evaluation
 from stillhouse.pipelines.context import Context
-from stillhouse.pipelines.distill import DistillRun, Made, Point
+from stillhouse.pipelines.distill import DistillRun, MadeSets, Pictures, Point
 from stillhouse.pipelines.distill_result import distill_result, other_sets, smoothed
-from stillhouse.pipelines.distilled import Pictures
 from stillhouse.report.page import render
 from stillhouse.spec import ComputeSettings
 from stillhouse.storage.artifact import PartRef, Store
@@ -63,7 +62,8 @@ def result_of(tmp_path):
         ]
         made = DistillRun(
             images,
-            Made("m", tuple(points), ("e" * 64,)),
+            SimpleNamespace(),
+            MadeSets(tuple(points), ("e" * 64,)),
             len(points) - 1 and chosen,
             points,
             tests,
