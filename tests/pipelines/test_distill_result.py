@@ -55,6 +55,7 @@ def result_of(tmp_path):
         controls = [
             evaluation.Control(
                 "random_real",
+                None,
                 650,
                 images_per_class,
                 {"a": accuracies(0.5, 0.4), "b <i>": accuracies(0.3)},
