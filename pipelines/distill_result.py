@@ -219,12 +219,9 @@ def _stages(made: DistillRun, pictures: Pictures) -> list[b.Block]:
 def _progress(spec: DistillSpec, made: DistillRun) -> list[b.Block]:
     charts: list[b.Block] = []
 
-    def add(
-        caption: str, name: str, seeds: list[b.Points], y_title: str, x: str = "updates"
-    ) -> None:
-        several = "; band: all of them" if len(seeds) > 1 else ""
-        options = {"x_title": x, "y_title": y_title, "settled_from": 0.0}
-        charts.append(b.Curves(f"{caption}{several}", {name: seeds}, name, **options))  # type: ignore[arg-type]
+    def add(caption: str, name: str, seeds: list[b.Points], y: str, x: str = "updates") -> None:
+        caption += "; band: all of them" if len(seeds) > 1 else ""
+        charts.append(b.Curves(caption, {name: seeds}, name, x, y, settled_from=0.0))
 
     losses = [loss for point in made.points for loss in point.losses]
     if len(losses) > 1:

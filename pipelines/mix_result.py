@@ -1,6 +1,6 @@
 """What a mix job says of its result: its numbers, and the sections of its report."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
@@ -17,8 +17,11 @@ from stillhouse.pipelines.mix_data import row_fates
 from stillhouse.pipelines.results import assemble, mean_std, plus_minus
 from stillhouse.report.formatting import words
 
+Runs = Mapping[str, Sequence[Mapping[str, Any]]]
+"""The totals of the trainings of each policy, by seed."""
 Logs = Sequence[Sequence[Decision]]
 """The decisions of a policy, by seed."""
+_MEASURED = ("gradient_passes", "num_steps", "draws", "decisions_sha256")
 _BINS = 120
 _ENTROPY_BINS = 20
 _MOST_DRAWN = 5
@@ -89,16 +92,9 @@ def mix_result(ctx: Context, spec: MixSpec, made: MixRun, run_uri: str) -> b.Res
 
 def _measured(totals: Mapping[str, Any]) -> dict[str, Any]:
     test = totals["test"]
-    return {
-        "heldout_nll": test["nll"],
-        "accuracy": test["accuracy"],
-        "accuracy_interval": test["interval"],
-        "chance": test["chance"],
-        "gradient_passes": totals["gradient_passes"],
-        "num_steps": totals["num_steps"],
-        "draws": totals["draws"],
-        "decisions_sha256": totals["decisions_sha256"],
-    }
+    found = {"heldout_nll": test["nll"], "accuracy_interval": test["interval"]}
+    found |= {key: test[key] for key in ("accuracy", "chance")}
+    return found | {key: totals[key] for key in _MEASURED}
 
 
 def _nll(runs: Sequence[Mapping[str, Any]]) -> list[float]:
@@ -110,9 +106,7 @@ def _accuracy(runs: Sequence[Mapping[str, Any]]) -> list[float]:
     return [one["test"]["accuracy"] for one in runs if one["test"]["accuracy"] is not None]
 
 
-def _lead(
-    spec: MixSpec, main: str, num_arms: int, totals: Mapping[str, Sequence[Mapping[str, Any]]]
-) -> list[b.Block]:
+def _lead(spec: MixSpec, main: str, num_arms: int, totals: Runs) -> list[b.Block]:
     runs = totals[main]
     test, accuracies = runs[0]["test"], _accuracy(runs)
     best = min(totals, key=lambda label: fmean(_nll(totals[label])))
@@ -132,7 +126,7 @@ def _lead(
     return [b.Text(story, "story", terminal=True)]
 
 
-def policies_section(main: str, totals: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[b.Block]:
+def policies_section(main: str, totals: Runs) -> list[b.Block]:
     """Means over the seeds, and every seed."""
     rows, each = list[list[b.Cell]](), list[list[b.Cell]]()
     for label, runs in totals.items():
@@ -166,7 +160,7 @@ def policies_section(main: str, totals: Mapping[str, Sequence[Mapping[str, Any]]
     ]
 
 
-def _losses(main: str, totals: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[b.Block]:
+def _losses(main: str, totals: Runs) -> list[b.Block]:
     def lines(key: str, caption: str, x_title: str) -> b.Curves:
         curves = {
             label: [[(float(p[key]), p["heldout_nll"]) for p in run["curve"]] for run in runs]
@@ -184,7 +178,9 @@ def _losses(main: str, totals: Mapping[str, Sequence[Mapping[str, Any]]]) -> lis
 
 def drawn_section(main: str, logs: Mapping[str, Logs], names: Sequence[str]) -> list[b.Block]:
     """Shares of the arms over the run, of policies whose draws are worth a plot."""
-    blocks = [_heat(label, logs[label], names) for label in logs if label in _shown(main)]
+    blocks = [
+        _heat(label, logs[label], names) for label in logs if label in (main, "static_alignment")
+    ]
     charts: list[b.Block] = []
     if main in logs:
         curves = _cumulative(logs[main], names)
@@ -205,28 +201,18 @@ def drawn_section(main: str, logs: Mapping[str, Logs], names: Sequence[str]) -> 
     return [*blocks, *([b.Group(charts)] if charts else [])]
 
 
-def _shown(main: str) -> set[str]:
-    return {main, "static_alignment"}
-
-
-def _counts(log: Sequence[Decision], num_arms: int, bins: int) -> NDArray[np.float64]:
-    """Shares of draws by arm and bin of steps: [K, B]."""
-    steps = np.array([d.step for d in log])
-    place = steps * bins // (steps.max() + 1)
-    counts = np.zeros((num_arms, bins))
-    np.add.at(counts, ([d.arm for d in log], place), 1)
-    return counts / np.maximum(counts.sum(0), 1)
-
-
 def _shares(log: Sequence[Decision], num_arms: int, bins: int) -> NDArray[np.float64]:
     """Mean distribution by bin of steps where one was logged, else the draws' shares: [K, B]."""
-    found = _counts(log, num_arms, bins)
-    logged = [(d.step, d.probabilities) for d in log if d.probabilities and d.indices is None]
-    last = log[-1].step + 1
-    for place in range(bins):
-        inside = [shares for step, shares in logged if step * bins // last == place]
-        if inside:
-            found[:, place] = np.mean(inside, axis=0)
+    found = np.zeros((num_arms, bins))
+    logged: dict[int, list[list[float]]] = {}
+    for d in log:
+        place = d.step * bins // (log[-1].step + 1)
+        found[d.arm, place] += 1
+        if d.probabilities and d.indices is None:
+            logged.setdefault(place, []).append(d.probabilities)
+    found /= np.maximum(found.sum(0), 1)
+    for place, distributions in logged.items():
+        found[:, place] = np.mean(distributions, axis=0)
     return found
 
 
@@ -287,7 +273,7 @@ def arms_section(logs: Logs, made: MixRun) -> list[b.Block]:
     return [b.Table(columns | {"reward": "decimals3"}, rows)]
 
 
-def _warnings(totals: Mapping[str, Sequence[Mapping[str, Any]]], made: MixRun) -> list[b.Warn]:
+def _warnings(totals: Runs, made: MixRun) -> list[b.Warn]:
     main = made.rules[0].label
     found = [
         b.Warn(f"{label}, seed {run['seed']}: {complaint}", "The reward was not learned from.")
@@ -318,7 +304,7 @@ def guessing(main: str, tests: Sequence[Mapping[str, Any]]) -> list[b.Warn]:
     return [b.Warn(title, "Compare losses, or give the model more to learn from.")]
 
 
-def one_sided(totals: Mapping[str, Iterable[Mapping[str, Any]]]) -> list[b.Warn]:
+def one_sided(totals: Runs) -> list[b.Warn]:
     """DoReMi's averaged weights where one arm has nearly all: what small batches do to it."""
     found: list[b.Warn] = []
     for label, runs in totals.items():

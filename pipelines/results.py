@@ -27,12 +27,13 @@ def assemble(
     warnings: b.Warnings,
     lead: Sequence[b.Block],
     sections: Iterable[b.Section],
+    cost: Sequence[b.Block] = (),
     footer: str = "",
     forward: float | None = None,
 ) -> b.Result:
     """A job's result from what is its own: `numbers` beside those of every job, and `sections`.
 
-    `forward`: FLOPs a token of the model whose passes are the paper's units.
+    `cost` stands below the steps' costs; `forward` is the FLOPs a token of the paper's unit.
     """
     common = {
         "status": "done",
@@ -49,7 +50,7 @@ def assemble(
         b.Section("lead", "", [*lead]),
         b.Section("health", "", [warnings]),
         *(section for section in sections if section.blocks),
-        b.Section("cost", "What it cost", [_cost(ctx.work, forward)]),
+        b.Section("cost", "What it cost", [_cost(ctx.work, forward), *cost]),
         b.Section(
             "provenance",
             "How to repeat it",

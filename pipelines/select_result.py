@@ -100,8 +100,8 @@ def select_result(ctx: Context, spec: SelectSpec, made: SelectRun, run_uri: str)
             b.Section("target", "Does it help?", _targets(spec.rule, made, losses)),
             b.Section("training", "How the models were trained", _training(trainings)),
             b.Section("dropped", "What was left out", _left_out(ctx, made, drops)),
-            b.Section("paper", "Cost as the paper counts it", _paper_cost(paper)),
         ],
+        cost=_paper_cost(paper),
         footer=f"{'' if spec.scorer else _PAPER}Losses are means over a sequence's predicted "
         "tokens, in nats.",
         forward=made.prior.shape.flops_per_token(length) if made.prior else None,
@@ -157,11 +157,8 @@ def _trainings(made: SelectRun) -> dict[str, dict[str, Any]]:
     targets = [model for models in made.targets.values() for model in models]
     return {
         model.totals["label"]: {
-            "num_tokens": model.totals["num_tokens"],
-            "num_steps": model.totals["num_steps"],
-            "learning_rate": model.settings["learning_rate"],
-            "global_batch": model.settings["global_batch"],
-            "final_loss": model.totals["final_loss"],
+            **{key: model.totals[key] for key in ("num_tokens", "num_steps", "final_loss")},
+            **{key: model.settings[key] for key in ("learning_rate", "global_batch")},
             "late_fall": model.totals.get("late_fall"),
         }
         for model in (*made.trained.values(), *targets)
@@ -206,12 +203,13 @@ def _sources(sources: Mapping[str, SourceTally]) -> list[b.Block]:
     """Shares of all tokens in pool and selection, by kept share downwards, then pool share."""
     pool = sum(row.pool_tokens for row in sources.values()) or 1
     kept = sum(row.kept_tokens for row in sources.values()) or 1
+    shares = {n: (row.pool_tokens / pool, row.kept_tokens / kept) for n, row in sources.items()}
+    widest = max((max(pair) for pair in shares.values()), default=0) or 1
     rows: list[list[b.Cell]] = []
-    for name, row in sources.items():
-        ours, theirs, scores = row.pool_tokens / pool, row.kept_tokens / kept, row.scores
+    for name, (ours, theirs) in shares.items():
+        scores, factor = sources[name].scores, theirs / ours if ours else None
         score: b.Cell = [scores.mean, scores.std] if scores.count else None
-        factor = theirs / ours if ours else None
-        rows.append([name, [ours, theirs], ours, theirs, factor, score])
+        rows.append([name, [ours / widest, theirs / widest], ours, theirs, factor, score])
     rows.sort(key=lambda cells: (-cells[3], -cells[2], cells[0]))  # type: ignore[operator]
     other = f" The thousand largest sources are counted one by one, all others as {OTHER}."
     intro = (
@@ -391,5 +389,5 @@ def _paper_cost(paper: Mapping[str, float]) -> list[b.Block]:
         "three. CoLoR-Filter costs 3m + 2τn + 3nL: the prior on m tokens, two models over a pool "
         "of τn, the target on n, its forward pass L times as expensive."
     )
-    table = b.Table(columns, rows, main="color filter", style="short")  # type: ignore[arg-type]
+    table = b.Table(columns, rows, "By the paper's account", main="color filter", style="short")  # type: ignore[arg-type]
     return [table, b.Text(note, "note")] if rows else []

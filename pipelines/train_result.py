@@ -12,6 +12,8 @@ from stillhouse.report.health import unfinished
 from stillhouse.training.divergence import late_fall
 from stillhouse.training.spec import TrainSpec
 
+_TOTALS = ("final_loss", "num_tokens", "num_steps", "order_sha256")
+_MEASURED = ("tokens_per_second", "data_wait_share", "mfu")
 _MOST_WAIT = 0.05
 _NUM_NAMED = 6
 """Sources whose lines are told apart."""
@@ -26,16 +28,11 @@ def train_result(ctx: Context, spec: TrainSpec, made: TrainRun, run_uri: str) ->
     numbers = {
         "model_fingerprint": made.model.fingerprint,
         "train": {
+            **{key: totals[key] for key in _TOTALS},
+            **{key: measured[key] for key in _MEASURED},
             "heldout_nll": heldout[-1][1] if heldout else None,
-            "final_loss": totals["final_loss"],
-            "num_tokens": totals["num_tokens"],
-            "num_steps": totals["num_steps"],
             "learning_rate": settings.peak_rate,
             "global_batch": settings.batch_size,
-            "order_sha256": totals["order_sha256"],
-            "tokens_per_second": measured["tokens_per_second"],
-            "data_wait_share": measured["data_wait_share"],
-            "mfu": measured["mfu"],
             "restarts": len(measured["starts"]) - 1,
             "sources": totals["evaluations"][-1]["heldout"],
         },

@@ -74,7 +74,7 @@ class Table:
     main: str = ""
     totals: list[list[Cell]] = field(default_factory=list[list[Cell]])
     shown: int = 1_000_000
-    style: Literal["wide", "short", "stacked"] = "wide"
+    style: Literal["full", "short", "stacked"] = "full"
     terminal: bool = False
     kind: Literal["table"] = "table"
 

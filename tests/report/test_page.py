@@ -101,6 +101,7 @@ def test_rows_of_one_name_stand_out_and_narrow_pages_leave_columns_out():
     rows = [["ucb1", [1.0, None], "<a>"], ["ucb1", 2.0, "b"], ["uniform", 1.5, "c"]]
     page = only(b.Table(columns, rows, main="ucb1"))
     assert page.count("<tr class=main>") == 2
+    assert '<table class="full">' in page
     assert page.count('class="n wide"') == 4
     assert "<code>&lt;a&gt;</code>" in page and "1.0000" in page and "±" not in page
 
