@@ -4,59 +4,55 @@ The first worker of a training speaks to it; all workers train on what it deals.
 empty after a loss: the training begins again at its checkpoint, which holds the mixer's state.
 """
 
-from collections.abc import Mapping, Sequence
+import traceback
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import ray
 
 from stillhouse.actors.results import get_result
-from stillhouse.mixing import mixer
+from stillhouse.errors import PolicyError, StillhouseError
+from stillhouse.mixing.mixer import Mixer
+from stillhouse.mixing.task import MixTask
 
 
 @ray.remote(num_cpus=0, max_restarts=-1)
 class MixerActor:
     """Hosts the mixer of one run after another."""
 
-    def call(self, task: mixer.MixerTask | None, method: str, *arguments: Any) -> Any:
-        """Call a method of the hosted mixer; with `task`, of a new one."""
+    def call(self, task: MixTask | None, method: str, *arguments: Any) -> Any:
+        """Call a method of the hosted mixer; with `task`, of a new one.
+
+        Raises:
+            PolicyError: what is no error of ours, which no new try would mend.
+        """
         if task is not None:
-            self._mixer = mixer.Mixer(task)
-        return getattr(self._mixer, method)(*arguments)
+            self._mixer = Mixer(task)
+        try:
+            return getattr(self._mixer, method)(*arguments)
+        except StillhouseError:
+            raise
+        except Exception as error:
+            last = traceback.extract_tb(error.__traceback__)[-1]
+            raise PolicyError(
+                f"the policy failed in `{last.name}` ({last.filename}:{last.lineno}): "
+                f"{type(error).__name__}: {error}"
+            ) from None
 
 
 class RemoteMixer:
-    """A `MixerHandle` on the actor, for one run.
+    """The mixer of one run on the actor: has the methods of `Mixer`.
 
-    Raises:
-        StillhouseError: what the mixer raised. RayActorError: it is gone.
+    They raise what the mixer raised, or RayActorError where it is gone.
     """
 
-    def __init__(self, actor: Any, task: mixer.MixerTask) -> None:
+    def __init__(self, actor: Any, task: MixTask) -> None:
         self._actor, self._task = actor, task
 
-    def begin(self, initial_rewards: Sequence[float]) -> None:
-        """Start a run."""
-        self._call(self._task, "begin", list(initial_rewards))
+    def __getattr__(self, method: str) -> Callable[..., Any]:
+        return partial(self._call, method)
 
-    def resume(self, state: dict[str, Any]) -> None:
-        """Go on from a checkpoint's state."""
-        self._call(self._task, "resume", state)
-
-    def deal(self) -> mixer.Draw:
-        """The next step's draws."""
-        return self._call(None, "deal")
-
-    def learn(self, rewards: Mapping[int, float]) -> list[str]:
-        """End the step."""
-        return self._call(None, "learn", dict(rewards))
-
-    def checkpoint(self) -> dict[str, Any]:
-        """Write the log so far; the state."""
-        return self._call(None, "checkpoint")
-
-    def summary(self) -> dict[str, Any]:
-        """What was drawn."""
-        return self._call(None, "summary")
-
-    def _call(self, task: mixer.MixerTask | None, method: str, *arguments: Any) -> Any:
+    def _call(self, method: str, *arguments: Any) -> Any:
+        task = self._task if method in ("begin", "resume") else None
         return get_result(self._actor.call.remote(task, method, *arguments))

@@ -14,34 +14,30 @@ import random
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
 import torch
-from mixing_runs import World, make_world, write_json
+from mixing_runs import World, make_world, task_of, write_json
 
 from stillhouse.jobs.cluster import ALLOCATOR
-from stillhouse.mixing.arms import ArmPart, ArmReader
-from stillhouse.mixing.collation import Collator
-from stillhouse.mixing.mixer import Mixer, MixerTask
-from stillhouse.mixing.plan import StepPlan
-from stillhouse.mixing.policy import PolicySettings
-from stillhouse.mixing.preparation import Lengths
-from stillhouse.mixing.static import StaticSettings
-from stillhouse.mixing.target import choose_shots, target_rows
-from stillhouse.mixing.trainer import MixTrainer
-from stillhouse.mixing.ucb1 import Ucb1Settings
-from stillhouse.models.text_to_text import build_text_model
-from stillhouse.spec import ModelSettings, Optimisation
-from stillhouse.storage.parquet import read_table
-from stillhouse.training.optimisation import make_optimizer
+from stillhouse.mixing.arms import ArmReader
+from stillhouse.mixing.mixer import Mixer
+from stillhouse.mixing.policy import Policy, StepPlan
+from stillhouse.mixing.run import load_shots, make_trainer, start_model
+from stillhouse.mixing.spec import MixModel, MixTraining, Rule
+from stillhouse.mixing.static import Static
+from stillhouse.mixing.ucb1 import Ucb1
+from stillhouse.storage.artifact import Store
+from stillhouse.training.group import WorkerGroup
 
-LENGTHS = Lengths(64, 16)
+LENGTHS = (64, 16)
 SLOTS, BATCH, SHOTS, ROWS = 8, 8, 32, 400
-MODEL = ModelSettings(hidden_size=128, num_layers=2, tie_embeddings=False)
-LEARNING = Optimisation(learning_rate=1e-4, micro_batch=BATCH, schedule="constant")
+MODEL = MixModel(hidden_size=128, num_layers=2)
+TRAIN = MixTraining(learning_rate=1e-4, micro_batch=BATCH, warmup=0.05, optimizer="adamw")
 CPU = torch.device("cpu")
 
 
@@ -64,53 +60,29 @@ def world(folder: Path, num_arms: int) -> World:
 class Run:
     """A trainer and its mixer, a step at a time."""
 
-    def __init__(self, made: World, settings: PolicySettings, plan: StepPlan, root: str) -> None:
-        table = read_table(made.store.path(made.target))
-        rows, splits = target_rows(table)
-        shots = choose_shots(rows, splits, num_shots=SHOTS, seed=0)
-        model = build_text_model(
-            MODEL,
-            encoder_decoder=True,
-            vocab_size=4096,
-            num_positions=81,
-            seed=0,
-            eos_id=0,
-            pad_id=1,
-        )
-        parts = [ArmPart(p.name, f"{root}/{p.uri}", p.num_rows) for p in made.arms]
-        self.arms = ArmReader(parts, seed=0)
-        self.trainer = MixTrainer(
-            model,
-            make_optimizer(model, LEARNING),
-            self.arms,
-            shots.train,
-            Collator("encoder_decoder", 0, 1),
-            plan,
-            LEARNING,
-            device=CPU,
-            num_steps=10_000,
-        )
-        names = tuple(part.name for part in parts)
-        task = MixerTask(settings, names, (ROWS,) * len(names), SLOTS, 0, "")
-        self.mixer = Mixer(task)
-        self.mixer.begin(np.random.default_rng(0).uniform(0.1, 0.3, len(names)).tolist())
+    def __init__(self, made: World, policy: Policy, plan: StepPlan, root: str) -> None:
+        rule = Rule(policy.label, policy, plan, SLOTS, 10_000)
+        options: dict[str, Any] = {"seed": 0, "train": TRAIN, "model": MODEL, "num_shots": SHOTS}
+        task = task_of(made, rule, log_every=10, **options)
+        self.arms = ArmReader(Store(root), task.arms, seed=0)
+        model, shots, mixer = start_model(task, CPU), load_shots(made.store, task), Mixer(task)
+        self.trainer = make_trainer(task, model, self.arms, shots, mixer, CPU, WorkerGroup())
+        mixer.begin(np.random.default_rng(0).uniform(0.1, 0.3, len(made.arms)).tolist())
 
     def step(self) -> tuple[float, float]:
         """Seconds of a step, and how many of them waited for data."""
-        draw = self.mixer.deal()
-        record = self.trainer.step(draw.arms, draw.weights)
-        self.mixer.learn(record.rewards)
+        record = self.trainer.step()
         return record.seconds, record.data_wait_s
 
 
-def bandit(target: int = 2) -> tuple[PolicySettings, StepPlan]:
+def bandit(target: int = 2) -> tuple[Policy, StepPlan]:
     """UCB1 with the target pass."""
-    return Ucb1Settings(name="ucb1"), StepPlan(target, "aggregate")
+    return Ucb1(name="ucb1"), StepPlan(target, "aggregate")
 
 
 def step_times(made: World, steps: int) -> dict[str, Any]:
     """Of UCB1 and of static mixing with as many passes, a step of each in turn."""
-    static = StaticSettings(name="static", size_temperature=0.0, target_pass=True)
+    static = Static(name="static", size_temperature=0.0, target_pass=True)
     runs = {
         "ucb1": Run(made, *bandit(), made.store.uri),
         "static": Run(made, static, StepPlan(2), made.store.uri),
@@ -151,7 +123,7 @@ def waits(made: World, steps: int) -> dict[str, float]:
     files = s3fs.S3FileSystem()
     files.mkdir("arms")
     for part in made.arms:
-        files.put(made.store.path(part.uri), f"arms/{part.uri}")
+        files.put(made.store.path(part.path), f"arms/{part.path}")
     run = Run(made, *bandit(), "s3://arms")
     took = [run.step() for _ in range(steps)]
     server.stop()
@@ -175,7 +147,7 @@ def main() -> int:
     folder = Path(given.folder or tempfile.mkdtemp())
     made = world(folder, 300)
     if given.only:
-        few = World(made.store, made.tokenizer, made.words, made.arms[: given.only], made.target)
+        few = replace(made, arms=made.arms[: given.only])
         run = Run(few, *bandit(), made.store.uri)
         for _ in range(given.steps):
             run.step()

@@ -22,18 +22,15 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import torch
-from mixing_runs import World, make_world, options, run_one, write_json
-from released_samplers import ReleasedExp3Settings, ReleasedUcb1Settings
+from mixing_runs import World, make_world, options, run_one, task_of, write_json
+from released_samplers import ReleasedExp3, ReleasedUcb1
 
-from stillhouse.mixing.decision_log import log_parts
-from stillhouse.mixing.decisions import Decision, read_decisions
-from stillhouse.mixing.exp3 import Exp3Settings
-from stillhouse.mixing.plan import StepPlan
-from stillhouse.mixing.policy import MixFacts, Policy, PolicySettings
-from stillhouse.mixing.preparation import Lengths
-from stillhouse.mixing.static import StaticSettings
-from stillhouse.mixing.ucb1 import Ucb1Settings
-from stillhouse.spec import ModelSettings, Optimisation
+from stillhouse.mixing.decisions import Decision, log_parts, read_decisions
+from stillhouse.mixing.exp3 import Exp3
+from stillhouse.mixing.policy import MixFacts, Policy, State, StepPlan
+from stillhouse.mixing.spec import MixModel, MixTraining, Rule
+from stillhouse.mixing.static import Static
+from stillhouse.mixing.ucb1 import Ucb1
 
 GOOD = ("good_a", "good_b")
 WRONG = ("wrong_a", "wrong_b")
@@ -41,21 +38,21 @@ DOMAINS = (
     *("books", "arxiv_abstracts", "us_law", "movie_reviews", "commit_messages"),
     *("math_word_problems", "medical_qa", "factbook", "speeches", "textbooks", "task_dialogue"),
 )
-LENGTHS = Lengths(48, 48)
+LENGTHS = (48, 48)
 STEPS, SLOTS, SHOTS, BATCH = 300, 8, 64, 8
-MODEL = ModelSettings(hidden_size=64, num_layers=1, tie_embeddings=False)
-LEARNING = Optimisation(
-    learning_rate=5e-4, micro_batch=BATCH, schedule="constant", warmup=0.05, betas=(0.9, 0.99)
+MODEL = MixModel(hidden_size=64, num_layers=1)
+TRAIN = MixTraining(
+    learning_rate=5e-4, micro_batch=BATCH, warmup=0.05, optimizer="adamw", patience=None
 )
 REPLAY_WITHIN = 0.05
 REPEATS = 20
 FLOORS = {"ucb1 faithful": 0.30, "exp3 faithful": 0.20}
 _REWARDS: dict[str, Any] = {"initial_examples": 64, "reward": "alignment"}
-POLICIES: dict[str, PolicySettings] = {
-    "ucb1 faithful": Ucb1Settings(name="ucb1", **_REWARDS),
-    "ucb1 released": ReleasedUcb1Settings(name="ucb1", target_batches=4, **_REWARDS),
-    "exp3 faithful": Exp3Settings(name="exp3", **_REWARDS),
-    "exp3 released": ReleasedExp3Settings(name="exp3", **_REWARDS),
+POLICIES: dict[str, Policy] = {
+    "ucb1 faithful": Ucb1(name="ucb1", **_REWARDS),
+    "ucb1 released": ReleasedUcb1(name="ucb1", target_batches=4, **_REWARDS),
+    "exp3 faithful": Exp3(name="exp3", **_REWARDS),
+    "exp3 released": ReleasedExp3(name="exp3", **_REWARDS),
 }
 SWEEP = (0.1, 0.3, 0.6, 1.0)
 """Shares of the two good arms together in the static mixtures."""
@@ -117,26 +114,14 @@ def _shuffled(text: str, rng: random.Random) -> str:
     return " ".join(words)
 
 
-def run(world: World, label: str, settings: PolicySettings, seed: int) -> dict[str, Any]:
+def run(world: World, label: str, policy: Policy, seed: int) -> dict[str, Any]:
     """One run: shares of the good arms by step, the rewards that it measured, its losses."""
     plan = StepPlan(SHOTS // 2 // BATCH, "alignment")
-    if isinstance(settings, StaticSettings):
+    if isinstance(policy, Static):
         plan = StepPlan(SHOTS // 2 // BATCH)
-    made = run_one(
-        world,
-        label=label,
-        settings=settings,
-        plan=plan,
-        seed=seed,
-        slots=SLOTS,
-        num_steps=STEPS,
-        learning=LEARNING,
-        init=MODEL,
-        lengths=LENGTHS,
-        num_shots=SHOTS,
-        evaluate_every=100,
-        initial_examples=64,
-    )
+    rule = Rule(label, policy, plan, SLOTS, STEPS)
+    task = task_of(world, rule, seed=seed, train=TRAIN, model=MODEL, num_shots=SHOTS)
+    made = run_one(world, task)
     decisions, arms = read_decisions(log_parts(made.totals["log"]))
     good = [arms.index(name) for name in GOOD]
     by_step = np.array([d.arm in good for d in decisions]).reshape(-1, SLOTS).mean(1)
@@ -153,10 +138,10 @@ def run(world: World, label: str, settings: PolicySettings, seed: int) -> dict[s
         "rewards_by_slots": _by_slots(decisions, arms),
     } | (
         {}
-        if isinstance(settings, StaticSettings)
+        if isinstance(policy, Static)
         else {
-            "replayed_draws_equal": _same_draws(settings, decisions, len(arms)),
-            "replayed": _replayed(settings, decisions, len(arms), good, seed),
+            "replayed_draws_equal": _same_draws(policy, decisions, len(arms)),
+            "replayed": _replayed(policy, decisions, len(arms), good, seed),
         }
     )
 
@@ -196,7 +181,7 @@ def _by_slots(decisions: list[Decision], arms: list[str]) -> dict[str, float]:
 
 
 def _replayed(
-    settings: PolicySettings, decisions: list[Decision], num_arms: int, good: list[int], seed: int
+    policy: Policy, decisions: list[Decision], num_arms: int, good: list[int], seed: int
 ) -> float:
     """Last-quarter share of the pure policy under rewards that are drawn from the run's own."""
     history: dict[int, list[tuple[int, float]]] = {arm: [] for arm in range(num_arms)}
@@ -206,34 +191,35 @@ def _replayed(
     near = {arm: [_nearest(of, step) for step in range(STEPS)] for arm, of in history.items()}
     last: list[bool] = []
     for repeat in range(REPEATS):
-        policy = _pure(settings, decisions, num_arms)
+        state = _started(policy, decisions, num_arms)
         rng = np.random.default_rng([seed, 99, repeat])
         for step in range(STEPS):
-            arms = [policy.draw(rng) for _ in range(SLOTS)]
-            policy.update({arm: float(rng.choice(near[arm][step])) for arm in sorted(set(arms))})
+            arms = [policy.play(state, float(rng.random())) for _ in range(SLOTS)]
+            found = {arm: float(rng.choice(near[arm][step])) for arm in sorted(set(arms))}
+            policy.update(state, found)
             if step >= STEPS * 3 // 4:
                 last += [arm in good for arm in arms]
     return fmean(last)
 
 
-def _same_draws(settings: PolicySettings, decisions: list[Decision], num_arms: int) -> bool:
+def _same_draws(policy: Policy, decisions: list[Decision], num_arms: int) -> bool:
     """Whether the pure policy draws as the run did, from its rewards and random numbers."""
-    policy = _pure(settings, decisions, num_arms)
+    state = _started(policy, decisions, num_arms)
     for start in range(0, len(decisions), SLOTS):
         step = decisions[start : start + SLOTS]
-        if [policy.play(d.uniform) for d in step] != [d.arm for d in step]:
+        if [policy.play(state, d.uniform) for d in step] != [d.arm for d in step]:
             return False
-        policy.update({d.arm: d.reward for d in step if d.reward is not None})
+        policy.update(state, {d.arm: d.reward for d in step if d.reward is not None})
     return True
 
 
-def _pure(settings: Any, decisions: list[Decision], num_arms: int) -> Policy:
-    """The policy as the run began; UCB1's first rewards are what its first indices exceed."""
+def _started(policy: Policy, decisions: list[Decision], num_arms: int) -> State:
+    """The policy's state as the run began; UCB1's first indices exceed its first rewards."""
     first: list[float] = []
     if decisions[0].indices is not None:
         first = (np.array(decisions[0].indices) - np.sqrt(2 * np.log(num_arms))).tolist()
     arms = [str(arm) for arm in range(num_arms)]
-    return settings.make(MixFacts(arms=arms, accumulation=SLOTS, initial_rewards=first))
+    return policy.start(MixFacts(arms=arms, accumulation=SLOTS, initial_rewards=first))
 
 
 def _nearest(history: list[tuple[int, float]], step: int) -> list[float]:
@@ -284,19 +270,19 @@ def main() -> int:
     arms, target = planted(given.data)
     world = make_world(given.work, arms, target, vocab_size=2048, lengths=LENGTHS)
     names = [part.name for part in world.arms]
-    runs: list[tuple[str, PolicySettings, int]] = []
-    for label, settings in sorted(POLICIES.items(), key=lambda of: of[0].split()[1]):
-        runs += [(label, settings, seed) for seed in range(given.seeds)]
+    runs: list[tuple[str, Policy, int]] = []
+    for label, policy in sorted(POLICIES.items(), key=lambda of: of[0].split()[1]):
+        runs += [(label, policy, seed) for seed in range(given.seeds)]
     for seed in range(min(given.seeds, SWEEP_SEEDS)):
         for share in SWEEP:
             weights = {n: share / 2 if n in GOOD else (1 - share) / 18 for n in names}
-            runs.append((f"static {share:g}", StaticSettings(name="static", weights=weights), seed))
+            runs.append((f"static {share:g}", Static(name="static", weights=weights), seed))
     results: dict[str, dict[str, Any]] = {}
-    for label, settings, seed in runs:
+    for label, policy, seed in runs:
         if perf_counter() - started > given.seconds:
             print("not finished: call it again")
             return 3
-        results.setdefault(label, {})[str(seed)] = run(world, label, settings, seed)
+        results.setdefault(label, {})[str(seed)] = run(world, label, policy, seed)
         print(label, seed, results[label][str(seed)], flush=True)
         write_json(given.json, {"table": report(results), "runs": results})
     table = report(results)

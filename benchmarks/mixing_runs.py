@@ -3,7 +3,7 @@
 import argparse
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +13,23 @@ import torch
 
 from stillhouse.fingerprint import fingerprint
 from stillhouse.mixing.arms import ArmPart
-from stillhouse.mixing.mixer import Mixer, MixerTask
-from stillhouse.mixing.plan import StepPlan
-from stillhouse.mixing.policy import PolicySettings
-from stillhouse.mixing.preparation import Lengths, SourceTask, prepare_source
+from stillhouse.mixing.mixer import Mixer
+from stillhouse.mixing.preparation import SourceTask
 from stillhouse.mixing.run import run_mix
-from stillhouse.mixing.task import MixTask
-from stillhouse.spec import ModelSettings, Optimisation
+from stillhouse.mixing.spec import MixModel, MixTraining, Rule
+from stillhouse.mixing.task import MixTask, StoredModel
 from stillhouse.storage.artifact import Manifest, Store
-from stillhouse.text.tokenizer import Tokenizer, make_tokenizer, save_pretrained, train_tokenizer
+from stillhouse.storage.task import commit
+from stillhouse.text.tokenizer import (
+    Tokenizer,
+    load_tokenizer,
+    make_tokenizer,
+    save_pretrained,
+    train_tokenizer,
+)
+
+Lengths = tuple[int, int]
+"""Longest input and target in tokens."""
 
 
 def options(text: str | None, *, seeds: int) -> argparse.ArgumentParser:
@@ -44,6 +52,7 @@ class World:
     words: Tokenizer
     arms: tuple[ArmPart, ...]
     target: str
+    lengths: Lengths
 
 
 def make_world(
@@ -64,16 +73,15 @@ def make_world(
         texts = (" ".join(str(row.get(k, "")) for k in ("input", "target", "text")) for row in rows)
         words = make_tokenizer(train_tokenizer(texts, vocab_size=vocab_size), None)
         save_pretrained(words, str(words_folder), model_max_length=1_000_000)
-    from stillhouse.text.tokenizer import load_tokenizer
-
     words = load_tokenizer(str(words_folder))
     store = Store(str(folder / "store"))
     parts: list[ArmPart] = []
     for name, rows in arms.items():
         receipt = _prepare(store, words, raw, name, rows, lengths)
-        parts.append(ArmPart(name, receipt.parts[0].path, receipt.parts[0].num_rows))
+        (part,) = receipt.parts
+        parts.append(ArmPart(name, part.path, part.num_rows, part.sha256))
     receipt = _prepare(store, words, raw, "target", target, lengths, is_target=True)
-    return World(store, str(words_folder), words, tuple(parts), receipt.parts[0].path)
+    return World(store, str(words_folder), words, tuple(parts), receipt.parts[0].path, lengths)
 
 
 def _prepare(
@@ -88,91 +96,63 @@ def _prepare(
 ) -> Any:
     path = raw / f"{name}.parquet"
     pq.write_table(pa.Table.from_pylist(list(rows)), path)
-    key = fingerprint([name, list(rows), words.digest, lengths.input, lengths.target])
-    found = store.finished("arms", [key])
-    if key in found:
-        return found[key]
     task = SourceTask(
-        fingerprint=key,
         name=name,
         uris=(str(path),),
+        digests=(fingerprint(list(rows)),),
         where={},
         by=None,
-        selection_tokenizer=None,
-        lengths=lengths,
+        selection=None,
+        tokenizer=words.digest,
+        max_input=lengths[0],
+        max_target=lengths[1],
         split_text=True,
         max_examples=10_000,
         is_target=is_target,
     )
-    return prepare_source(store, words, task)
+    found = store.finished("arms", [task.fingerprint])
+    return found.get(task.fingerprint) or commit(store, task, task.run(store, words, None))
 
 
-def run_one(
+def task_of(
     world: World,
+    rule: Rule,
     *,
-    label: str,
-    settings: PolicySettings,
-    plan: StepPlan,
     seed: int,
-    slots: int,
-    num_steps: int,
-    learning: Optimisation,
-    init: str | ModelSettings,
-    lengths: Lengths,
+    train: MixTraining,
+    model: MixModel,
     num_shots: int,
-    evaluate_every: int,
-    initial_examples: int,
-    patience: int | None = None,
+    init: str | None = None,
     log_every: int = 1,
-) -> Manifest:
-    """One run to its end, or what a finished one left; a killed one goes on from its checkpoint."""
-    learning = learning.model_copy(update={"seed": seed})
-    start = init if isinstance(init, str) else init.model_dump()
-    parts = [[part.name, part.uri] for part in world.arms]
-    key = fingerprint(
-        [
-            *(label, settings.model_dump(), repr(plan), seed, slots, num_steps),
-            *(learning.model_dump(), start, num_shots, evaluate_every, initial_examples),
-            *(patience, world.target, parts),
-        ]
-    )
-    found = world.store.find_manifest("models", key)
-    if found is not None:
-        return found
-    mixer = MixerTask(
-        settings=settings,
-        arms=tuple(part.name for part in world.arms),
-        sizes=tuple(part.num_rows for part in world.arms),
-        slots=slots,
-        seed=seed,
-        log=world.store.path("decisions", key),
-        log_every=log_every,
-        regime={"seed": seed},
-    )
+) -> MixTask:
+    """A run; `init` is the folder of the model that it starts from."""
     task = MixTask(
-        fingerprint=key,
-        label=label,
+        rule=rule,
         seed=seed,
-        init=init,
-        encoder_decoder=True,
+        decided_by={"label": rule.label} | rule.policy.model_dump(mode="json"),
+        model=model,
+        init=None if init is None else StoredModel(init, init),
+        reference=None,
         arms=world.arms,
         target=world.target,
         num_shots=num_shots,
         tokenizer=world.tokenizer,
+        tokenizer_digest=world.words.digest,
         eos_token=world.words.eos_token,
-        max_input=lengths.input,
-        max_target=lengths.target,
-        plan=plan,
-        num_steps=num_steps,
-        learning=learning,
-        optimizer="adamw",
-        activation_checkpointing=False,
-        initial_examples=initial_examples,
-        evaluate_every=evaluate_every,
-        patience=patience,
-        mixer=mixer,
+        bos_id=None,
+        max_input=world.lengths[0],
+        max_target=world.lengths[1],
+        train=train,
+        log="",
+        log_every=log_every,
     )
-    return run_mix(world.store, task, Mixer(mixer), device=torch.device("cpu"))
+    return replace(task, log=world.store.path("decisions", task.fingerprint))
+
+
+def run_one(world: World, task: MixTask) -> Manifest:
+    """One run to its end, or what a finished one left; a killed one goes on from its checkpoint."""
+    found = world.store.find_manifest("models", task.fingerprint)
+    return found or run_mix(world.store, task, Mixer(task), device=torch.device("cpu"))
 
 
 def write_json(path: Path, content: Any) -> None:

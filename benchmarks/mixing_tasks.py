@@ -14,24 +14,21 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import torch
-from mixing_runs import World, make_world, options, run_one, write_json
-from released_samplers import ReleasedExp3Settings, ReleasedUcb1Settings
+from mixing_runs import World, make_world, options, run_one, task_of, write_json
+from released_samplers import ReleasedExp3, ReleasedUcb1
 
-from stillhouse.mixing.exp3 import Exp3Settings
-from stillhouse.mixing.plan import StepPlan
-from stillhouse.mixing.policy import PolicySettings
-from stillhouse.mixing.preparation import Lengths
-from stillhouse.mixing.spec import control_settings
-from stillhouse.mixing.ucb1 import Ucb1Settings
-from stillhouse.mixing.uniform import UniformSettings
-from stillhouse.spec import ModelSettings, Optimisation
+from stillhouse.mixing.exp3 import Exp3
+from stillhouse.mixing.policy import Policy, StepPlan
+from stillhouse.mixing.spec import MixModel, MixTraining, Rule, control_policy
+from stillhouse.mixing.static import Uniform
+from stillhouse.mixing.ucb1 import Ucb1
 
 TARGETS = ("copa", "snli", "boolq")
-LENGTHS = Lengths(96, 24)
+LENGTHS = (96, 24)
 SLOTS, BATCH, SHOTS = 8, 8, 32
-MODEL = ModelSettings(hidden_size=64, num_layers=2, tie_embeddings=False)
-LEARNING = Optimisation(
-    learning_rate=5e-4, micro_batch=BATCH, schedule="constant", warmup=0.05, betas=(0.9, 0.99)
+MODEL = MixModel(hidden_size=64, num_layers=2)
+TRAIN = MixTraining(
+    learning_rate=5e-4, micro_batch=BATCH, warmup=0.05, optimizer="adamw", patience=None
 )
 KEYS = ("input", "target", "choices")
 
@@ -65,33 +62,22 @@ def pretrained(work: Path, data: Path, steps: int) -> tuple[Path, str]:
     any_row = {"input": "a b", "target": "c", "choices": None}
     target = [any_row | {"split": split} for split in ("train", "train", "test")]
     pool = make_world(work / "pool", texts, target, vocab_size=4096, lengths=LENGTHS)
-    made = run_one(
-        pool,
-        label="pool",
-        settings=UniformSettings(name="uniform"),
-        plan=StepPlan(0),
-        seed=0,
-        slots=SLOTS,
-        num_steps=steps,
-        learning=LEARNING.model_copy(update={"learning_rate": 2e-3}),
-        init=MODEL,
-        lengths=LENGTHS,
-        num_shots=2,
-        evaluate_every=steps,
-        initial_examples=0,
-    )
+    rule = Rule("pool", Uniform(name="uniform"), StepPlan(0), SLOTS, steps)
+    train = TRAIN.model_copy(update={"learning_rate": 2e-3, "evaluate_every": steps})
+    task = task_of(pool, rule, seed=0, train=train, model=MODEL, num_shots=2)
+    made = run_one(pool, task)
     return Path(pool.tokenizer), pool.store.path("models", made.fingerprint)
 
 
-def policies() -> dict[str, PolicySettings]:
+def policies() -> dict[str, Policy]:
     """Both bandits with both samplers, and the controls of a mix job."""
-    given: dict[str, PolicySettings] = {
-        "ucb1 faithful": Ucb1Settings(name="ucb1", initial_examples=16),
-        "ucb1 released": ReleasedUcb1Settings(
+    given: dict[str, Policy] = {
+        "ucb1 faithful": Ucb1(name="ucb1", initial_examples=16),
+        "ucb1 released": ReleasedUcb1(
             name="ucb1", initial_examples=16, target_batches=SHOTS // 2 // BATCH
         ),
-        "exp3 faithful": Exp3Settings(name="exp3", initial_examples=16),
-        "exp3 released": ReleasedExp3Settings(name="exp3", initial_examples=16),
+        "exp3 faithful": Exp3(name="exp3", initial_examples=16),
+        "exp3 released": ReleasedExp3(name="exp3", initial_examples=16),
     }
     first = given["ucb1 faithful"]
     for control in (
@@ -101,38 +87,34 @@ def policies() -> dict[str, PolicySettings]:
         "static_alignment",
         "loss_scaling",
     ):
-        given[control] = control_settings(control, first)
+        given[control] = control_policy(control, first)
     return given
 
 
 def run(
-    world: World, label: str, settings: PolicySettings, seed: int, init: str, budget: int
+    world: World, label: str, policy: Policy, seed: int, init: str, budget: int
 ) -> dict[str, Any]:
     """One run of `budget` gradient passes, the initial one included."""
     batches = SHOTS // 2 // BATCH
     each = SLOTS + batches
-    plan = settings.plan(batches)
+    plan = policy.plan(batches)
     slots = each - plan.passes(0)
     if label == "target_only":
         plan, slots = StepPlan(each), 0
     initial = sum(-(-min(16, p.num_rows) // BATCH) for p in world.arms) + batches
-    steps = (budget - (initial if settings.needs_initial_pass else 0)) // each
-    made = run_one(
+    steps = (budget - (initial if policy.first_examples else 0)) // each
+    train = TRAIN.model_copy(update={"evaluate_every": max(1, steps // 5)})
+    task = task_of(
         world,
-        label=label,
-        settings=settings,
-        plan=plan,
+        Rule(label, policy, plan, slots, steps),
         seed=seed,
-        slots=slots,
-        num_steps=steps,
-        learning=LEARNING,
-        init=init,
-        lengths=LENGTHS,
+        train=train,
+        model=MODEL,
         num_shots=SHOTS,
-        evaluate_every=max(1, steps // 5),
-        initial_examples=16,
+        init=init,
         log_every=10,
     )
+    made = run_one(world, task)
     test = made.totals["test"]
     return {
         "heldout_nll": test["nll"],

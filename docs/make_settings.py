@@ -1,6 +1,5 @@
 """Write docs/settings.md from the pydantic models: `python docs/make_settings.py`."""
 
-import sys
 import types
 from importlib import import_module
 from pathlib import Path
@@ -14,12 +13,13 @@ from stillhouse import compute_settings, data_settings, spec, tokenizer_settings
 from stillhouse.distillation import decoupled, images, matching, method, recipes
 from stillhouse.distillation import spec as distill_spec
 from stillhouse.distillation.method import METHODS
+from stillhouse.mixing import policy as mix_policy
 from stillhouse.mixing import spec as mix_spec
-from stillhouse.mixing.settings import NamedPolicy
 from stillhouse.selection import own_settings
 from stillhouse.training import spec as train_spec
 
-_POLICIES = dict.fromkeys(sys.modules[p.__module__] for p in get_args(get_args(NamedPolicy)[0]))
+_NAMES = {place: name for name, place in mix_policy.POLICIES.items()}
+_POLICIES = dict.fromkeys(import_module(place.partition(":")[0]) for place in _NAMES)
 _METHODS = [import_module(name.partition(":")[0]) for name in METHODS.values()]
 _DISTILLATION = dict.fromkeys(
     [distill_spec, images, method, matching, decoupled, *_METHODS, recipes]
@@ -32,6 +32,7 @@ MODULES = (
     own_settings,
     train_spec,
     mix_spec,
+    mix_policy,
     *_POLICIES,
     *_DISTILLATION,
 )
@@ -73,11 +74,13 @@ def default_text(field: FieldInfo) -> str:
 def section(model: type[BaseModel]) -> str:
     """One table: the keys of a settings class."""
     is_job = issubclass(model, spec.JobSpec) and model is not spec.JobSpec
-    rows = [
+    short = _NAMES.get(f"{model.__module__}:{model.__name__}")
+    rows = [f"| `name` | `{short}` | required | |"] * (short is not None)
+    rows += [
         f"| `{field.alias or name}` | {type_text(field.annotation)} | {default_text(field)} "
         f"| {field.description or ''} |"
         for name, field in model.model_fields.items()
-        if not is_job or name not in spec.JobSpec.model_fields
+        if not (is_job and name in spec.JobSpec.model_fields) and not (short and name == "name")
     ]
     about = (model.__doc__ or "").strip() + " Besides the keys of JobSpec:" * is_job
     table = "\n".join(["| key | type | default | |", "|---|---|---|---|", *rows])
@@ -94,6 +97,8 @@ def page() -> str:
         and issubclass(value, spec.Settings)
         and value is not spec.Settings
         and value.__module__ == module.__name__
+        and not value.__name__.startswith("_")
+        and value is not mix_policy.RewardPolicy
     ]
     models.sort(key=lambda model: not issubclass(model, spec.JobSpec))
     return HEAD + "".join(section(model) for model in models)

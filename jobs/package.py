@@ -10,6 +10,8 @@ from zipfile import ZIP_DEFLATED, ZipFile, ZipInfo
 import stillhouse
 from stillhouse.distillation.spec import DistillSpec
 from stillhouse.errors import SpecError
+from stillhouse.mixing.spec import MixSpec
+from stillhouse.own_code import code_digest, find_module
 from stillhouse.pipelines.image_inputs import named_code
 from stillhouse.selection.own import OwnCode, find_code
 from stillhouse.spec import JobSpec, SelectSpec
@@ -67,7 +69,7 @@ def write_package(path: Path, spec: JobSpec) -> int:
 
 
 def own_code(spec: JobSpec) -> list[OwnCode]:
-    """The code of a scorer or of networks that are not ours, where the job has such.
+    """The code of a scorer, of networks or of a policy that are not ours, where the job has such.
 
     Raises:
         SpecError: it is not here, or is too much.
@@ -76,6 +78,9 @@ def own_code(spec: JobSpec) -> list[OwnCode]:
         return [find_code(spec.scorer.import_)]
     if isinstance(spec, DistillSpec):
         return named_code(spec)
+    if isinstance(spec, MixSpec) and code_digest(spec.policy.name) is not None:
+        name = spec.policy.name
+        return [OwnCode(name, find_module(f"policy.name: {name}", name).files)]
     return []
 
 

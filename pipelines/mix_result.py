@@ -8,8 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import stillhouse.report.blocks as b
-from stillhouse.mixing.decision_log import log_parts
-from stillhouse.mixing.decisions import Decision, read_decisions
+from stillhouse.mixing.decisions import Decision, log_parts, read_decisions
 from stillhouse.mixing.spec import MixSpec
 from stillhouse.pipelines.context import Context
 from stillhouse.pipelines.mix import MixRun, Rule

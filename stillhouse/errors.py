@@ -122,6 +122,10 @@ class ScorerError(StillhouseError):
     """A scorer that is not ours (`scorer.import`) raised, or returned what is no score."""
 
 
+class PolicyError(StillhouseError):
+    """A mixing policy raised something that is no error of ours."""
+
+
 class DivergedError(StillhouseError):
     """A training loss became NaN or infinite, or leapt up."""
 

@@ -1,13 +1,16 @@
-"""Where code that a spec names lies, `module:name`: found and looked at without running it."""
+"""Code that a spec names, `module:name`: found, looked at without running it, or imported."""
 
 import ast
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
-from stillhouse.errors import SpecError
+from stillhouse.errors import MissingExtraError, SpecError
+from stillhouse.fingerprint import fingerprint, sha256
 
 MAX_BYTES = 2_000_000
 OURS = {"stillhouse", "ray", "torch"}
@@ -109,3 +112,36 @@ def top_names(tree: ast.Module) -> set[str]:
             case _:
                 pass
     return found
+
+
+def import_named(name: str, table: Mapping[str, str]) -> Any:
+    """What a spec names: by a key of `table`, or as `module:name`, whose module is imported.
+
+    The folder that the job is run in is looked at after Python's path, as it is in workers.
+
+    Raises:
+        ValueError: no such name, or it cannot be imported. MissingExtraError: an extra is missing.
+    """
+    if ":" not in name and name not in table:
+        known = ", ".join(table)
+        raise ValueError(f"`{name}` is none of {known}, nor `package.module:Class` of your own")
+    module, _, wanted = table.get(name, name).partition(":")
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    try:
+        return getattr(import_module(module), wanted)
+    except (ImportError, AttributeError) as error:
+        missing = MissingExtraError.of(error) if isinstance(error, ImportError) else None
+        raise missing or ValueError(f"`{name}` cannot be imported: {error}") from error
+
+
+def code_digest(name: str) -> str | None:
+    """Fingerprint of the sources of `module:name`; None for ours and installed packages.
+
+    Raises:
+        SpecError: as `find_module`.
+    """
+    if top_of(name) in OURS or is_installed(name):
+        return None
+    files = find_module(f"name: {name}", name).files
+    return fingerprint([[path, sha256(data)] for path, data in files])

@@ -8,15 +8,15 @@ import pyarrow.parquet as pq
 
 from stillhouse.fingerprint import sha256
 from stillhouse.mixing.arms import ArmPart
-from stillhouse.mixing.mixer import MixerTask
-from stillhouse.mixing.plan import StepPlan
-from stillhouse.mixing.preparation import Lengths, SourceTask, prepare_source
+from stillhouse.mixing.policy import StepPlan
+from stillhouse.mixing.preparation import SourceTask
+from stillhouse.mixing.spec import MixModel, MixTraining, Rule
+from stillhouse.mixing.static import Uniform
 from stillhouse.mixing.task import MixTask
-from stillhouse.mixing.uniform import UniformSettings
-from stillhouse.spec import ModelSettings, Optimisation
 from stillhouse.storage.artifact import Manifest, PartRef, Store
 from stillhouse.storage.commit import create
 from stillhouse.storage.folders import put_folder
+from stillhouse.storage.task import commit
 from stillhouse.text.tokenizer import make_tokenizer, save_pretrained, train_tokenizer
 
 WORDS = ["red", "green", "blue", "one", "two", "three", "cat", "dog", "bird", "sun", "moon", "star"]
@@ -75,17 +75,23 @@ def put_text_selection(store, words, texts, length=16):
 
 def source_task(name, uri, **changes):
     values = {
-        "fingerprint": f"task-{name}",
         "name": name,
         "uris": (uri,),
+        "digests": (uri,),
         "where": {},
         "by": None,
-        "selection_tokenizer": None,
-        "lengths": Lengths(32, 8),
+        "selection": None,
+        "tokenizer": "",
+        "max_input": 32,
+        "max_target": 8,
         "split_text": True,
         "max_examples": 10_000,
     }
     return SourceTask(**values | changes)
+
+
+def prepare(store, words, task):
+    return commit(store, task, task.run(store, words, None))
 
 
 def make_world(folder):
@@ -96,51 +102,47 @@ def make_world(folder):
     parts = []
     for i, name in enumerate(ARMS):
         uri = write_rows(folder / f"{name}.parquet", rows_of(name, 60, i))
-        receipt = prepare_source(store, words, source_task(name, uri))
-        parts.append(ArmPart(name, receipt.parts[0].path, receipt.parts[0].num_rows))
+        (part,) = prepare(store, words, source_task(name, uri)).parts
+        parts.append(ArmPart(name, part.path, part.num_rows, part.sha256))
     target = with_choices(rows_of("good", 24, 7), "train")
     target += with_choices(rows_of("good", 20, 8), "test")
     uri = write_rows(folder / "target.parquet", target)
-    receipt = prepare_source(store, words, source_task("target", uri, is_target=True))
+    receipt = prepare(store, words, source_task("target", uri, is_target=True))
     return store, words, parts, receipt.parts[0].path
 
 
-def mix_task(folder, store, parts, target, *, settings=None, slots=4, steps=12, **changes):
-    settings = settings or UniformSettings(name="uniform")
-    plan = changes.pop("plan", StepPlan(2, "alignment"))
-    seed = changes.get("seed", 0)
-    label = changes.get("label", settings.name)
-    mixer = MixerTask(
-        settings=settings,
-        arms=tuple(part.name for part in parts),
-        sizes=tuple(part.num_rows for part in parts),
-        slots=slots,
-        seed=seed,
-        log=store.path("runs", "r", "decisions", label),
-        log_every=2,
-        regime={"seed": seed},
-    )
+def mix_task(folder, store, parts, target, *, policy=None, plan=None, slots=4, steps=12, **changes):
+    """A small run; `label` names it, keys of `train` are given one by one, others are fields."""
+    policy = policy or Uniform(name="uniform")
+    label = changes.pop("label", policy.label)
+    learning = {
+        "micro_batch": 4,
+        "learning_rate": 3e-3,
+        "optimizer": "adamw",
+        "warmup": 0.05,
+        "evaluate_every": 4,
+        "patience": None,
+    }
+    given = {key: changes.pop(key) for key in list(changes) if key in MixTraining.model_fields}
+    kind = "decoder" if changes.pop("decoder", False) else "encoder_decoder"
     values = {
-        "fingerprint": f"{label}-{seed}".ljust(64, "0"),
-        "label": label,
-        "seed": seed,
-        "init": ModelSettings(hidden_size=32, num_layers=1, tie_embeddings=False),
-        "encoder_decoder": True,
+        "rule": Rule(label, policy, plan or StepPlan(2, "alignment"), slots, steps),
+        "seed": 0,
+        "decided_by": {"label": label},
+        "model": MixModel(hidden_size=32, num_layers=1, kind=kind),
+        "init": None,
+        "reference": None,
         "arms": tuple(parts),
         "target": target,
         "num_shots": 16,
         "tokenizer": str(folder / "tokenizer"),
+        "tokenizer_digest": "",
         "eos_token": "<|endoftext|>",
+        "bos_id": None,
         "max_input": 32,
         "max_target": 8,
-        "plan": plan,
-        "num_steps": steps,
-        "learning": Optimisation(learning_rate=3e-3, micro_batch=4, schedule="constant", seed=seed),
-        "optimizer": "adamw",
-        "activation_checkpointing": False,
-        "initial_examples": 8,
-        "evaluate_every": 4,
-        "patience": None,
-        "mixer": mixer,
+        "train": MixTraining(**learning | given),
+        "log": store.path("runs", "r", "decisions", label),
+        "log_every": 2,
     }
     return MixTask(**values | changes)

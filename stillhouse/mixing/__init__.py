@@ -2,11 +2,12 @@
 
 Modules, in the order of the flow:
 
+* `spec`: what a job's YAML says, and the runs that it makes. `task`: one run.
 * `examples`, `preparation`, `arms`: rows of tasks and texts, their parts, endless streams of them.
-* `target`, `collation`, `task_loss`, `evaluation`: the few-shot target, batches, losses, choices.
-* `policy`, `exp3`, `ucb1`, `odm`, `doremi`, `static`, `uniform`, `loss_scaling`, `replay`: laws.
-* `schedule`, `decisions`, `decision_log`, `mixer`: draws, their log, and who owns both.
-* `gradients`, `rewards`: gradients by arm, and how alike they are to the target's.
-* `plan`, `dealing`, `open_step`, `trainer`, `run`: a step over all workers, and a whole run.
-* `settings`, `spec`: what a job's YAML says.
+* `batches`, `evaluation`: batches and their losses; the few-shot target, choices.
+* `policy`, and a file each: `exp3`, `ucb1`, `odm`, `doremi`, `static`, `loss_scaling`, `replay`.
+* `mixer`, `decisions`: who deals arms by a policy, and the log of it.
+* `rewards`, `trainer`, `run`: gradients by arm, a step over all workers, a whole run.
+
+A reward on its way: `trainer` computes it, the actor of `mixer` takes it, the policy learns it.
 """

@@ -17,17 +17,18 @@ from functools import lru_cache
 from itertools import pairwise
 from threading import Lock
 from time import perf_counter
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from stillhouse.fingerprint import fingerprint
-from stillhouse.mixing.preparation import ARM_ROW_GROUP
+from stillhouse.storage.artifact import Store
 from stillhouse.storage.parquet import open_part
 
 Ids: TypeAlias = NDArray[np.int32]
+ROW_GROUP = 256
 _CACHE_BYTES = 32 << 20
 _CACHED_ORDERS = 1024
 _THREADS = 4
@@ -35,15 +36,15 @@ _THREADS = 4
 
 @dataclass(frozen=True, slots=True)
 class ArmPart:
-    """An arm's rows: its name, the URI of its part, and how many rows that holds."""
+    """An arm's rows: its name, the path of its part in the store, its rows, its content."""
 
     name: str
-    uri: str
+    path: str
     num_rows: int
+    sha256: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+class Row(NamedTuple):
     """A row in tokens: int32 [n] input, int32 [m] target."""
 
     input_ids: Ids
@@ -54,16 +55,12 @@ _Key: TypeAlias = tuple[int, int]
 
 
 class ArmReader:
-    """Rows of arms, by arm and place in its stream.
+    """Rows of arms, by arm and place in its stream; `seed` is that of the order of rows."""
 
-    Args:
-        parts: of the arms, in order.
-        seed: of the order of rows.
-    """
-
-    def __init__(self, parts: Sequence[ArmPart], *, seed: int) -> None:
-        self._parts, self._seed = list(parts), seed
-        self._keys = [int(fingerprint(["arm", part.name])[:15], 16) for part in self._parts]
+    def __init__(self, store: Store, parts: Sequence[ArmPart], *, seed: int) -> None:
+        self.parts, self._seed = list(parts), seed
+        self._uris = [store.path(part.path) for part in parts]
+        self._keys = [int(fingerprint(["arm", part.name])[:15], 16) for part in parts]
         self._footers: dict[int, pq.FileMetaData] = {}
         self._groups: OrderedDict[_Key, tuple[list[Row], int]] = OrderedDict()
         self._pending: dict[_Key, Future[tuple[list[Row], int]]] = {}
@@ -71,16 +68,6 @@ class ArmReader:
         self._lock = Lock()
         self._threads = ThreadPoolExecutor(_THREADS, "arms")
         self._order = lru_cache(_CACHED_ORDERS)(self._make_order)
-
-    @property
-    def names(self) -> list[str]:
-        """Of the arms, in order."""
-        return [part.name for part in self._parts]
-
-    @property
-    def num_rows(self) -> list[int]:
-        """Of each arm."""
-        return [part.num_rows for part in self._parts]
 
     @property
     def opened(self) -> list[int]:
@@ -108,27 +95,23 @@ class ArmReader:
 
     def _addresses(self, arm: int, first: int, count: int) -> Iterator[tuple[int, int]]:
         """Row group, and row in it, of each place."""
-        size = self._parts[arm].num_rows
+        size = self.parts[arm].num_rows
         for place in range(first, first + count):
             epoch, row = divmod(place, size)
             order, starts = self._order(arm, epoch)
             at = int(np.searchsorted(starts, row, side="right")) - 1
             group = int(order[at])
-            rows = min(ARM_ROW_GROUP, size - group * ARM_ROW_GROUP)
-            shuffled = self._shuffled(arm, epoch, group, rows)
+            rng = np.random.default_rng([self._seed, self._keys[arm], epoch, 1 + group])
+            shuffled = rng.permutation(min(ROW_GROUP, size - group * ROW_GROUP))
             yield group, int(shuffled[row - starts[at]])
 
     def _make_order(self, arm: int, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """The epoch's row groups, and the place at which each begins."""
-        size = self._parts[arm].num_rows
-        groups = -(-size // ARM_ROW_GROUP)
+        size = self.parts[arm].num_rows
+        groups = -(-size // ROW_GROUP)
         order = np.random.default_rng([self._seed, self._keys[arm], epoch]).permutation(groups)
-        sizes = np.minimum(ARM_ROW_GROUP, size - order * ARM_ROW_GROUP)
+        sizes = np.minimum(ROW_GROUP, size - order * ROW_GROUP)
         return order, np.concatenate([[0], np.cumsum(sizes)[:-1]])
-
-    def _shuffled(self, arm: int, epoch: int, group: int, rows: int) -> NDArray[np.int64]:
-        key = [self._seed, self._keys[arm], epoch, 1 + group]
-        return np.random.default_rng(key).permutation(rows)
 
     def _group(self, key: _Key) -> list[Row]:
         if key in self._groups:
@@ -146,7 +129,7 @@ class ArmReader:
 
     def _read(self, arm: int, group: int) -> tuple[list[Row], int]:
         """A row group's rows, and their size in bytes."""
-        with open_part(self._parts[arm].uri, self._footers.get(arm)) as file:
+        with open_part(self._uris[arm], self._footers.get(arm)) as file:
             with self._lock:
                 self._footers[arm] = file.metadata
             table = file.read_row_group(group, use_threads=False)

@@ -11,19 +11,18 @@ micro-batches hold equally many.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
-from numpy.typing import ArrayLike
 from pydantic import Field
 
-from stillhouse.mixing.plan import StepPlan
 from stillhouse.mixing.policy import (
-    Law,
+    Distribution,
     MixFacts,
     Policy,
-    PolicySettings,
     Positive,
+    State,
+    StepPlan,
     normalise,
     softmax,
 )
@@ -31,10 +30,11 @@ from stillhouse.mixing.static import by_size
 from stillhouse.settings import Share
 
 
-class DoReMiSettings(PolicySettings):
+class DoReMi(Policy):
     """DoReMi: weights by excess loss of a proxy over a reference model."""
 
-    name: Literal["doremi"]
+    weights_losses: ClassVar[bool] = True
+
     path: str | None = Field(
         default=None,
         description="the reference model, trained on the reference weights: a folder or URI",
@@ -45,82 +45,46 @@ class DoReMiSettings(PolicySettings):
         default=0.0, description="reference weights are sizes ** this; 0: uniform, as published"
     )
 
-    weights_losses: ClassVar[bool] = True
-
     def plan(self, target_batches: int) -> StepPlan:
         """No pass over the target; rewards are excess losses."""
         return StepPlan(0, "excess")
 
-    def make(self, facts: MixFacts) -> "DoReMi":
-        """The proxy's weights at the reference weights."""
-        reference = by_size(facts.sizes, self.size_temperature)
-        return DoReMi(reference, eta=self.eta, smoothing=self.smoothing)
+    def start(self, facts: MixFacts) -> State:
+        """Reference weights q, weights w, their running mean of so many terms, lambda.
 
-    def identity(self) -> dict[str, Any]:
-        """Without the reference model, which is named by its content."""
-        return self.model_dump(mode="json", exclude={"path"})
+        A domain that a step does not hold keeps its last lambda, at first 0. The reference code
+        starts it at ln(vocabulary), about 10, so that a domain missing from the first steps takes
+        all the weight.
+        """
+        q = normalise(by_size(facts.sizes, self.size_temperature))
+        mean = {"average": q.copy(), "terms": 1}
+        return {"_reference": q, "weights": q.copy(), "excess": np.zeros(len(q)), **mean}
 
-
-class DoReMi(Policy):
-    """The proxy's domain weights; `update` takes the excess losses lambda of the step's domains.
-
-    A domain that the step does not hold keeps its last lambda. The reference code starts it at
-    ln(vocabulary), about 10, so that a domain missing from the first steps takes all the weight;
-    the default of 0 leaves it where it is.
-
-    Args:
-        reference_weights: q, what the proxy samples by and w starts from: [K], any scale.
-        eta: step size.
-        smoothing: c, the share spread evenly.
-        initial_excess: lambda before a domain is first seen.
-    """
-
-    def __init__(
-        self,
-        reference_weights: ArrayLike,
-        *,
-        eta: float = 1.0,
-        smoothing: float = 1e-3,
-        initial_excess: float = 0.0,
-    ) -> None:
-        self._reference = normalise(reference_weights)
-        self.weights = self._reference.copy()
-        self.average = self._reference.copy()
-        self.excess = np.full(len(self.weights), initial_excess, dtype=np.float64)
-        self._eta, self._smoothing, self._terms = eta, smoothing, 1
-
-    def probabilities(self) -> Law:
+    def probabilities(self, state: State) -> Distribution:
         """q: the proxy's domains are drawn by the reference weights, never by w."""
-        return self._reference.copy()
+        return state["_reference"].copy()
 
-    def loss_weights(self, arms: Sequence[int]) -> Law:
+    def loss_weights(self, state: State, arms: Sequence[int]) -> Distribution:
         """u = w / q over its mean in the step's micro-batches, whose mean loss is then
         sum(u loss) / sum(u): float64[K].
         """
-        u = self.weights / self._reference
+        u = state["weights"] / state["_reference"]
         return u / u[list(arms)].mean()
 
-    def update(self, rewards: Mapping[int, float]) -> None:
-        """One step of group DRO."""
+    def update(self, state: State, rewards: Mapping[int, float]) -> None:
+        """One step of group DRO on the excess losses lambda of the step's domains."""
         for arm, excess in rewards.items():
-            self.excess[arm] = excess
-        raised = softmax(np.log(self.weights) + self._eta * self.excess)
-        self.weights = (1 - self._smoothing) * raised + self._smoothing / len(raised)
-        self._terms += 1
-        self.average = self.average + (self.weights - self.average) / self._terms
+            state["excess"][arm] = excess
+        raised = softmax(np.log(state["weights"]) + self.eta * state["excess"])
+        w = (1 - self.smoothing) * raised + self.smoothing / len(raised)
+        state["terms"] += 1
+        state["average"] = state["average"] + (w - state["average"]) / state["terms"]
+        state["weights"] = w
 
-    def state_dict(self) -> dict[str, Any]:
-        """w, its running mean, the last lambda of each domain, terms of the mean."""
-        return {
-            "weights": self.weights.tolist(),
-            "average": self.average.tolist(),
-            "excess": self.excess.tolist(),
-            "terms": self._terms,
-        }
+    def summary(self, state: State, arms: Sequence[str]) -> dict[str, Any]:
+        """`average_weights` by arm, what the final model is to sample by."""
+        return {"average_weights": dict(zip(arms, state["average"].tolist(), strict=True))}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a state."""
-        self.weights = np.array(state["weights"], dtype=np.float64)
-        self.average = np.array(state["average"], dtype=np.float64)
-        self.excess = np.array(state["excess"], dtype=np.float64)
-        self._terms = state["terms"]
+    def identity(self, seed: int | None = None) -> dict[str, Any]:
+        """Without the reference model, which is known by its content."""
+        return self.model_dump(mode="json", exclude={"path"})

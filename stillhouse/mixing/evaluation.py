@@ -1,20 +1,41 @@
-"""Evaluation as FLAD publishes it: the choice with the least mean token loss is the answer."""
+"""The few-shot target, and how models are evaluated on it: as FLAD publishes it, the choice with
+the least mean token loss is the answer.
+"""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import pyarrow as pa
 import torch
 from transformers import PreTrainedModel
 
-from stillhouse.mixing.arms import Row
-from stillhouse.mixing.collation import Collator
-from stillhouse.mixing.target import TargetRow
-from stillhouse.mixing.task_loss import measured_losses
+from stillhouse.errors import InputError
+from stillhouse.mixing.arms import Ids, Row
+from stillhouse.mixing.batches import Collator, token_losses
 from stillhouse.training.group import WorkerGroup
 
 _BATCH = 32
 _Z = 1.959963984540054  # of 95 %
+
+
+@dataclass(frozen=True, slots=True)
+class TargetRow:
+    """A row of the target; `choices` in tokens, `answer` the right one's index or -1."""
+
+    row: Row
+    choices: tuple[Ids, ...]
+    answer: int
+
+
+@dataclass(frozen=True, slots=True)
+class Shots:
+    """Of one seed: half the shots train, half validate; `test` is for measuring only."""
+
+    train: list[TargetRow]
+    validation: list[TargetRow]
+    test: list[TargetRow]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +62,37 @@ class Evaluation:
         return self.nll - (1e3 * self.accuracy if self.accuracy is not None else 0.0)
 
 
-def wilson(correct: int, total: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share."""
-    share, z2 = correct / total, _Z**2
-    middle = share + z2 / (2 * total)
-    spread = _Z * math.sqrt(share * (1 - share) / total + z2 / (4 * total**2))
-    return (middle - spread) / (1 + z2 / total), (middle + spread) / (1 + z2 / total)
+def target_rows(table: pa.Table) -> tuple[list[TargetRow], list[str]]:
+    """The rows of a target's part, and the split of each."""
+    rows: list[TargetRow] = []
+    for record in table.to_pylist():
+        row = Row(*(np.array(record[name], np.int32) for name in ("input_ids", "target_ids")))
+        choices = tuple(np.array(ids, np.int32) for ids in record["choices"] or ())
+        rows.append(TargetRow(row, choices, record["answer"]))
+    return rows, table["split"].to_pylist()
+
+
+def choose_shots(
+    rows: Sequence[TargetRow], splits: Sequence[str], *, num_shots: int, seed: int
+) -> Shots:
+    """`num_shots` rows of those that are not for testing, drawn by `seed`, in two halves.
+
+    Raises:
+        InputError: no row for testing, or fewer rows than shots.
+    """
+    test = [row for row, split in zip(rows, splits, strict=True) if split == "test"]
+    pool = [row for row, split in zip(rows, splits, strict=True) if split != "test"]
+    if not test:
+        raise InputError("`target` has no rows whose column `split` is `test`: nothing to measure")
+    if len(pool) < num_shots:
+        raise InputError(
+            f"`target` has {len(pool)} rows beside those of the split `test`, fewer than "
+            f"`target.num_shots` {num_shots}"
+        )
+    chosen = np.random.default_rng([seed, 1]).permutation(len(pool))[:num_shots]
+    half = (num_shots + 1) // 2
+    shots = [pool[i] for i in chosen]
+    return Shots(shots[:half], shots[half:], test)
 
 
 @torch.no_grad()
@@ -66,10 +112,11 @@ def evaluate(
     model.eval()
     found: list[tuple[int, int, float, int]] = []
     for batch in batches[group.rank :: group.size]:
-        nll, tokens = measured_losses(model, collate([v for _, _, v in batch]).to(device))
-        found += [(i, c, n, t) for (i, c, _), n, t in zip(batch, nll, tokens, strict=True)]
+        nll, mask = token_losses(model, collate([v for _, _, v in batch]).to(device))
+        sums = zip(nll.sum(1).tolist(), mask.sum(1).tolist(), strict=True)
+        found += [(i, c, n, t) for (i, c, _), (n, t) in zip(batch, sums, strict=True)]
     model.train(training)
-    return _judged(rows, sorted(item for part in group.gather(found) for item in part))
+    return _evaluation(rows, sorted(item for part in group.gather(found) for item in part))
 
 
 def _variants(row: TargetRow) -> list[Row]:
@@ -77,7 +124,10 @@ def _variants(row: TargetRow) -> list[Row]:
     return [Row(row.row.input_ids, choice) for choice in row.choices] or [row.row]
 
 
-def _judged(rows: Sequence[TargetRow], found: Sequence[tuple[int, int, float, int]]) -> Evaluation:
+def _evaluation(
+    rows: Sequence[TargetRow], found: Sequence[tuple[int, int, float, int]]
+) -> Evaluation:
+    """From the row, choice, NLL and tokens of each variant, sorted."""
     losses: list[list[tuple[float, int]]] = [[] for _ in rows]
     for i, _, nll, tokens in found:
         losses[i].append((nll, tokens))
@@ -93,3 +143,11 @@ def _judged(rows: Sequence[TargetRow], found: Sequence[tuple[int, int, float, in
     correct, total = sum(ranked), len(ranked)
     chance = sum(1 / len(row.choices) for row in rows if row.choices) / total
     return Evaluation(nll, correct / total, wilson(correct, total), len(rows), chance)
+
+
+def wilson(correct: int, total: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share."""
+    share, z2 = correct / total, _Z**2
+    middle = share + z2 / (2 * total)
+    spread = _Z * math.sqrt(share * (1 - share) / total + z2 / (4 * total**2))
+    return (middle - spread) / (1 + z2 / total), (middle + spread) / (1 + z2 / total)

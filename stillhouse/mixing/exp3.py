@@ -9,30 +9,27 @@ paper's formula is speed 1; the published code has 10, so it explores sqrt(10) t
 """
 
 from collections.abc import Mapping
-from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import ArrayLike
 from pydantic import Field
 
 from stillhouse.mixing.policy import (
-    BanditSettings,
-    Law,
+    Distribution,
     MixFacts,
-    Policy,
     Positive,
+    RewardPolicy,
     Smoothing,
+    State,
     exploration_rate,
     explore,
-    smoothed,
+    smooth,
     softmax,
 )
 
 
-class Exp3Settings(BanditSettings):
+class Exp3(RewardPolicy):
     """EXP3-FLAD: draws by exponential weights with a floor of exploration."""
 
-    name: Literal["exp3"]
     smoothing: Smoothing = Field(
         default=1.0, description="of rewards; 1, as published, keeps only the last"
     )
@@ -45,75 +42,37 @@ class Exp3Settings(BanditSettings):
     )
 
     @property
-    def needs_initial_pass(self) -> bool:
-        """Only where the spec asks for it."""
-        return self.initial_pass
+    def first_examples(self) -> int:
+        """Only where the spec asks for an initial pass."""
+        return self.initial_examples if self.initial_pass else 0
 
-    def make(self, facts: MixFacts) -> "Exp3":
-        """EXP3 before its first window."""
-        return Exp3(
-            len(facts.arms),
-            accumulation=facts.accumulation,
-            smoothing=self.smoothing,
-            speed=self.exploration_speed or 1,
-            initial_rewards=facts.initial_rewards if self.initial_pass else None,
-        )
-
-
-class Exp3(Policy):
-    """EXP3 with importance-weighted rewards.
-
-    Args:
-        accumulation: G, micro-batches an optimiser step.
-        smoothing: beta of the moving average of rewards; 1, as published, keeps only the last.
-        speed: rounds that a micro-batch counts as, for the exploration rate.
-        initial_rewards: rbar before the first window, by default 1.
-    """
-
-    def __init__(
-        self,
-        num_arms: int,
-        *,
-        accumulation: int,
-        smoothing: float = 1.0,
-        speed: float = 1.0,
-        initial_rewards: ArrayLike | None = None,
-    ) -> None:
-        self._accumulation, self._smoothing, self._speed = accumulation, smoothing, speed
-        start = np.ones(num_arms) if initial_rewards is None else initial_rewards
-        self._mean_reward = np.array(start, dtype=np.float64)
-        self._cumulative = np.zeros(num_arms)
-        self._step = 0
-
-    def exploration_rate(self, step: int) -> float:
-        """eps after `step` optimiser steps."""
-        return exploration_rate(
-            len(self._cumulative), self._speed * self._accumulation * step + 1 if step > 0 else 0
-        )
-
-    def probabilities(self) -> Law:
-        """pi: float64[K]."""
-        previous = self.exploration_rate(self._step - 1)
-        return explore(softmax(previous * self._cumulative), self.exploration_rate(self._step))
-
-    def update(self, rewards: Mapping[int, float]) -> None:
-        """Credit the window's arms, each once, by the law in force during the window."""
-        law = self.probabilities()
-        for arm, reward in rewards.items():
-            self._mean_reward[arm] = smoothed(self._mean_reward[arm], reward, self._smoothing)
-            self._cumulative[arm] += self._mean_reward[arm] / law[arm]
-        self._step += 1
-
-    def state_dict(self) -> dict[str, Any]:
-        """Smoothed rewards rbar, cumulative rewards Rhat, optimiser steps."""
+    def start(self, facts: MixFacts) -> State:
+        """rbar of the initial pass, or 1; Rhat 0; G; optimiser steps."""
+        rewards = facts.initial_rewards if self.initial_pass else np.ones(len(facts.arms))
         return {
-            "mean_reward": self._mean_reward.tolist(),
-            "cumulative_reward": self._cumulative.tolist(),
-            "step": self._step,
+            "mean_reward": np.array(rewards, dtype=np.float64),
+            "cumulative_reward": np.zeros(len(facts.arms)),
+            "step": 0,
+            "_accumulation": facts.accumulation,
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a state."""
-        self._mean_reward = np.array(state["mean_reward"], dtype=np.float64)
-        self._cumulative = np.array(state["cumulative_reward"], dtype=np.float64)
-        self._step = state["step"]
+    def exploration_rate(self, state: State, step: int) -> float:
+        """eps after `step` optimiser steps."""
+        speed = self.exploration_speed or 1
+        rounds = speed * state["_accumulation"] * step + 1 if step > 0 else 0
+        return exploration_rate(len(state["mean_reward"]), rounds)
+
+    def probabilities(self, state: State) -> Distribution:
+        """pi: float64[K]."""
+        step = state["step"]
+        previous = self.exploration_rate(state, step - 1)
+        weights = softmax(previous * state["cumulative_reward"])
+        return explore(weights, self.exploration_rate(state, step))
+
+    def update(self, state: State, rewards: Mapping[int, float]) -> None:
+        """Credit the window's arms, each once, by the distribution in force during the window."""
+        played = self.probabilities(state)
+        smooth(state["mean_reward"], rewards, self.smoothing)
+        for arm in rewards:
+            state["cumulative_reward"][arm] += state["mean_reward"][arm] / played[arm]
+        state["step"] += 1

@@ -9,31 +9,29 @@ R is a bounded average while eps shrinks, so pi drifts to uniform.
 """
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import numpy as np
-from numpy.typing import ArrayLike
 from pydantic import Field, model_validator
 
-from stillhouse.mixing.plan import StepPlan
 from stillhouse.mixing.policy import (
-    Law,
+    Distribution,
     MixFacts,
     Policy,
-    PolicySettings,
+    State,
+    StepPlan,
     exploration_rate,
     explore,
     normalise,
-    smoothed,
+    smooth,
     softmax,
 )
 from stillhouse.settings import Share, without_removed
 
 
-class OdmSettings(PolicySettings):
-    """Online Data Mixing: the reward is the arm's training loss, no target is needed."""
+class Odm(Policy):
+    """Online Data Mixing: the reward is the arm's training loss in nats, no target is needed."""
 
-    name: Literal["odm"]
     smoothing: Share = Field(default=0.9, description="how much of the old estimate stays")
     warmup_steps: Annotated[int, Field(ge=0)] = Field(
         default=0, description="steps at the arms' sizes before learning; published: 2,000"
@@ -48,55 +46,24 @@ class OdmSettings(PolicySettings):
         """No pass over the target; rewards are losses."""
         return StepPlan(0, "loss")
 
-    def make(self, facts: MixFacts) -> "Odm":
-        """ODM at the arms' sizes."""
-        return Odm(facts.sizes, smoothing=self.smoothing, warmup_steps=self.warmup_steps)
+    def start(self, facts: MixFacts) -> State:
+        """Estimates R of 0; pi by the arms' sizes until warm-up ends; steps."""
+        pi = normalise(facts.sizes)
+        return {"estimate": np.zeros(len(pi)), "distribution": pi, "step": 0}
 
-
-class Odm(Policy):
-    """ODM's bandit; `update` takes the mean losses in nats of the step's domains.
-
-    Args:
-        initial_weights: the law until warm-up ends: [K], any scale.
-        smoothing: s, how much of the old estimate stays.
-        warmup_steps: steps that only count.
-    """
-
-    def __init__(
-        self, initial_weights: ArrayLike, *, smoothing: float = 0.9, warmup_steps: int = 0
-    ) -> None:
-        self._law = normalise(initial_weights)
-        self._estimate = np.zeros(len(self._law))
-        self._smoothing, self._warmup_steps, self._step = smoothing, warmup_steps, 0
-
-    def probabilities(self) -> Law:
+    def probabilities(self, state: State) -> Distribution:
         """pi: float64[K]."""
-        return self._law.copy()
+        return state["distribution"].copy()
 
-    def update(self, rewards: Mapping[int, float]) -> None:
-        """Learn the losses of the domains that the step held."""
-        self._step += 1
-        if self._step <= self._warmup_steps:
+    def update(self, state: State, rewards: Mapping[int, float]) -> None:
+        """Learn the mean losses of the domains that the step held."""
+        state["step"] += 1
+        step, num_arms = state["step"], len(state["estimate"])
+        if step <= self.warmup_steps:
             return
-        for arm, loss in rewards.items():
-            credited = loss / float(self._law[arm])
-            self._estimate[arm] = smoothed(self._estimate[arm], credited, 1 - self._smoothing)
-        seen_before = self._step - 1 > self._warmup_steps
-        previous = exploration_rate(len(self._law), self._step - 1 if seen_before else 0)
-        self._law = explore(
-            softmax(previous * self._estimate), exploration_rate(len(self._law), self._step)
-        )
-
-    def state_dict(self) -> dict[str, Any]:
-        """Estimates R, the law pi, steps."""
-        return {
-            "estimate": self._estimate.tolist(),
-            "law": self._law.tolist(),
-            "step": self._step,
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a state."""
-        self._estimate = np.array(state["estimate"], dtype=np.float64)
-        self._law = np.array(state["law"], dtype=np.float64)
-        self._step = state["step"]
+        pi = state["distribution"]
+        credited = {arm: loss / float(pi[arm]) for arm, loss in rewards.items()}
+        smooth(state["estimate"], credited, 1 - self.smoothing)
+        previous = exploration_rate(num_arms, step - 1 if step - 1 > self.warmup_steps else 0)
+        weights = softmax(previous * state["estimate"])
+        state["distribution"] = explore(weights, exploration_rate(num_arms, step))

@@ -2,19 +2,19 @@
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
-from stillhouse.mixing.arms import ArmPart, ArmReader
-from stillhouse.mixing.collation import Collator
-from stillhouse.mixing.evaluation import Evaluation, evaluate
-from stillhouse.mixing.mixer import MixerHandle
-from stillhouse.mixing.target import Shots, choose_shots, target_rows
+from stillhouse.mixing.arms import ArmReader
+from stillhouse.mixing.batches import Collator
+from stillhouse.mixing.evaluation import Evaluation, Shots, choose_shots, evaluate, target_rows
+from stillhouse.mixing.mixer import Mixer
 from stillhouse.mixing.task import MixTask
-from stillhouse.mixing.trainer import MixTrainer
+from stillhouse.mixing.trainer import MixRecord, MixTrainer
 from stillhouse.models.causal_lm import save_model
 from stillhouse.models.text_to_text import build_text_model, load_text_model
 from stillhouse.storage.artifact import Manifest, Store
@@ -23,11 +23,11 @@ from stillhouse.storage.folders import put_folder
 from stillhouse.storage.parquet import read_table
 from stillhouse.text.tokenizer import PAD_TOKEN, Tokenizer, load_tokenizer
 from stillhouse.training.checkpoint import Checkpoints
-from stillhouse.training.fit import load_together
+from stillhouse.training.fit import fit
 from stillhouse.training.group import WorkerGroup
 from stillhouse.training.job import TOKENIZER_FILES
 from stillhouse.training.optimisation import make_adafactor, make_optimizer
-from stillhouse.training.state import Snapshot, put_snapshot
+from stillhouse.training.state import put_snapshot
 
 _CURVE_ROWS = 256
 
@@ -49,29 +49,38 @@ class _Progress:
     seconds: float = 0.0
     data_wait_s: float = 0.0
 
+    def state_dict(self) -> dict[str, Any]:
+        """All of it."""
+        return asdict(self)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there."""
+        for name, value in state.items():
+            setattr(self, name, value)
+
 
 def run_mix(
     store: Store,
     task: MixTask,
-    mixer: MixerHandle,
+    mixer: Mixer,
     *,
     device: torch.device,
     group: WorkerGroup | None = None,
-    on_step: Callable[[int, int], None] | None = None,
+    on_step: Callable[[int], None] | None = None,
 ) -> Manifest:
     """Train to the end, or from the newest checkpoint on, and commit the best model.
 
-    All workers call this; the first one speaks to the mixer and writes. Called again after any
-    kind of death, it decides the same draws (bitwise with the same number of workers).
+    All workers call this; the first one speaks to the mixer (or a stand-in for it in another
+    process) and writes. Called again after any kind of death, it decides the same draws (bitwise
+    with the same number of workers).
 
     Raises:
         DivergedError: a loss, or too many rewards, were not finite.
         ArtifactError: the checkpoint is of another run.
     """
-    group = group or WorkerGroup()
-    run = _MixRun(store, task, mixer, device, group)
+    run = _MixRun(store, task, mixer, device, group or WorkerGroup())
     try:
-        run.train(on_step or (lambda step, num_steps: None))
+        run.train(on_step or (lambda step: None))
         return run.finish()
     finally:
         run.close()
@@ -79,35 +88,14 @@ def run_mix(
 
 class _MixRun:
     def __init__(
-        self,
-        store: Store,
-        task: MixTask,
-        mixer: MixerHandle,
-        device: torch.device,
-        group: WorkerGroup,
+        self, store: Store, task: MixTask, mixer: Mixer, device: torch.device, group: WorkerGroup
     ) -> None:
         self._store, self._task, self._mixer = store, task, mixer
         self._device, self._group = device, group
-        words = load_tokenizer(task.tokenizer, task.eos_token)
         self._shots = load_shots(store, task)
-        self._model = start_model(task, words, device)
-        self._collate = collator(task, words)
-        adam = task.optimizer == "adamw"
-        optimizer = (make_optimizer if adam else make_adafactor)(self._model, task.learning)
-        parts = [ArmPart(p.name, store.path(p.uri), p.num_rows) for p in task.arms]
-        self._arms = ArmReader(parts, seed=task.seed)
-        self._trainer = MixTrainer(
-            self._model,
-            optimizer,
-            self._arms,
-            self._shots.train,
-            self._collate,
-            task.plan,
-            task.learning,
-            device=device,
-            num_steps=task.num_steps,
-            group=group,
-            reference=_reference(task, device),
+        self._arms = ArmReader(store, task.arms, seed=task.seed)
+        self._trainer = make_trainer(
+            task, start_model(task, device), self._arms, self._shots, mixer, device, group
         )
         identity = {"task": task.fingerprint}
         self._checkpoints = Checkpoints(store, task.fingerprint, identity, keep_last=1)
@@ -117,68 +105,56 @@ class _MixRun:
         self._trainer.close()
         self._arms.close()
 
-    def train(self, on_step: Callable[[int, int], None]) -> None:
+    def train(self, on_step: Callable[[int], None]) -> None:
         """From the newest checkpoint, or the beginning, to the last step or the early stop."""
-        task = self._task
-        self._begin()
-        with self._checkpoints:
-            while self._trainer.step_number < task.num_steps and not self._stopped():
-                self._step()
-                number = self._trainer.step_number
-                on_step(number, task.num_steps)
-                if number % task.evaluate_every == 0 or number == task.num_steps:
-                    self._measure()
-                    self._save()
+        patience, seen = self._task.train.patience, self._seen
+        fit(
+            self._trainer,
+            self._checkpoints,
+            self._group,
+            num_steps=self._task.rule.num_steps,
+            checkpoint_every=self._task.train.evaluate_every,
+            on_step=partial(self._after, on_step),
+            on_start=self._begin,
+            beside={"seen": seen},
+            stopped=lambda: patience is not None and seen.since_best >= patience,
+        )
         self._group.gather(None)  # the first worker's checkpoints are there for the others
 
     def finish(self) -> Manifest:
         """Measure the best checkpoint on the test split; the first worker commits the model."""
-        seen, task = self._seen, self._task
+        seen, task, model = self._seen, self._task, self._trainer.model
         if seen.best_step != self._trainer.step_number:
             best = self._checkpoints.load(seen.best_step).snapshot
-            put_snapshot(best, self._model, torch.optim.SGD(self._model.parameters(), lr=0.0))
+            put_snapshot(best, model, torch.optim.SGD(model.parameters(), lr=0.0))
         test = self._evaluate(self._shots.test)
         if self._group.rank == 0:
             self._commit(test)
         self._group.gather(None)  # the others wait until it is there
         return self._store.get_manifest("models", task.fingerprint)
 
-    def _begin(self) -> None:
-        loaded = load_together(self._checkpoints, self._group)
-        if loaded is not None:
-            state = self._restore(loaded.snapshot)
+    def _begin(self, step: int) -> None:
+        if step == 0:
+            examples = self._task.rule.policy.first_examples
+            rewards = self._trainer.initial_rewards(examples) if examples else []
             if self._group.rank == 0:
-                self._mixer.resume(state)
-            return
-        rewards: list[float] = []
-        if self._task.mixer.settings.needs_initial_pass:
-            rewards = self._trainer.initial_rewards(self._task.initial_examples)
-        if self._group.rank == 0:
-            self._mixer.begin(rewards)
+                self._mixer.begin(rewards)
 
-    def _restore(self, snapshot: Snapshot) -> dict[str, Any]:
-        """All but the mixer, whose state is returned."""
-        self._trainer.restore(snapshot)
-        extra = snapshot.progress["extra"]
-        self._seen = _Progress(**extra["seen"])
-        return extra["mixer"]
+    def _after(self, on_step: Callable[[int], None], record: MixRecord) -> float | None:
+        """The score, after the steps at which it is measured."""
+        seen, step = self._seen, record.step
+        seen.complaints += record.complaints
+        seen.losses.append((record.auxiliary_loss, record.target_loss))
+        seen.seconds += record.seconds
+        seen.data_wait_s += record.data_wait_s
+        on_step(step)
+        last = step == self._task.rule.num_steps
+        return self._measure() if last or step % self._task.train.evaluate_every == 0 else None
 
-    def _stopped(self) -> bool:
-        patience = self._task.patience
-        return patience is not None and self._seen.since_best >= patience
-
-    def _step(self) -> None:
-        first = self._group.rank == 0
-        draw = self._group.gather(self._mixer.deal() if first else None)[0]
-        record = self._trainer.step(draw.arms, draw.weights)
-        if first:
-            self._seen.complaints += self._mixer.learn(record.rewards)
-        self._seen.losses.append((record.auxiliary_loss, record.target_loss))
-        self._seen.seconds += record.seconds
-        self._seen.data_wait_s += record.data_wait_s
-
-    def _measure(self) -> None:
-        """The validation half decides; test rows are only looked at, for the report's curve."""
+    def _measure(self) -> float:
+        """The score on the validation half, which decides; test rows are only looked at, for the
+        report's curve.
+        """
         seen, number = self._seen, self._trainer.step_number
         validation = self._evaluate(self._shots.validation)
         heldout = self._evaluate(self._shots.test[:_CURVE_ROWS])
@@ -194,30 +170,21 @@ class _MixRun:
         seen.since_best += 1
         if validation.score <= seen.best_score:
             seen.best_step, seen.best_score, seen.since_best = number, validation.score, 0
+        return validation.score
 
     def _evaluate(self, rows: Any) -> Evaluation:
-        return evaluate(self._model, self._collate, rows, device=self._device, group=self._group)
-
-    def _save(self) -> None:
-        first = self._group.rank == 0
-        state = self._mixer.checkpoint() if first else {}
-        snapshot = self._trainer.snapshot({"mixer": state, "seen": asdict(self._seen)})
-        if first:
-            self._checkpoints.save(snapshot, self._seen_score())
-
-    def _seen_score(self) -> float:
-        """Of this measurement, as the checkpoints compare it."""
-        row = self._seen.curve[-1]
-        accuracy = row["validation_accuracy"]
-        return Evaluation(row["validation_nll"], accuracy, None, 0).score
+        trainer = self._trainer
+        return evaluate(
+            trainer.model, trainer.collate, rows, device=self._device, group=self._group
+        )
 
     def _commit(self, test: Evaluation) -> None:
-        task, seen = self._task, self._seen
+        task, seen, rule = self._task, self._seen, self._task.rule
         there = list_names(task.tokenizer)
         files = {n: read_bytes(f"{task.tokenizer}/{n}") for n in TOKENIZER_FILES if n in there}
 
         def save(folder: Path) -> None:
-            save_model(self._model, folder)
+            save_model(self._trainer.model, folder)
             for name, content in files.items():
                 (folder / name).write_bytes(content)
 
@@ -225,12 +192,12 @@ class _MixRun:
             self._store,
             task.fingerprint,
             save,
-            inputs=task.inputs,
-            settings=task.settings,
+            inputs={"arms": [part.path for part in task.arms], "target": task.target},
+            settings=task.identity,
             totals={
                 "role": "mixed",
-                "label": f"{task.label}, seed {task.seed}",
-                "policy": task.label,
+                "label": f"{rule.label}, seed {task.seed}",
+                "policy": rule.label,
                 "seed": task.seed,
                 "num_steps": self._trainer.step_number,
                 "best_step": seen.best_step,
@@ -242,7 +209,7 @@ class _MixRun:
                 "seconds": seen.seconds,
                 "data_wait_s": seen.data_wait_s,
                 "workers": self._group.size,
-                "log": task.mixer.log,
+                "log": task.log,
                 **self._mixer.summary(),
             },
         )
@@ -254,40 +221,64 @@ def load_shots(store: Store, task: MixTask) -> Shots:
     return choose_shots(rows, splits, num_shots=task.num_shots, seed=task.seed)
 
 
-def start_model(task: MixTask, words: Tokenizer, device: torch.device) -> PreTrainedModel:
+def start_model(task: MixTask, device: torch.device) -> PreTrainedModel:
     """The model that the run begins with, on its device."""
-    if isinstance(task.init, str):
-        model = load_text_model(task.init, encoder_decoder=task.encoder_decoder, device=device)
+    words, encoder_decoder = _tokenizer(task), task.encoder_decoder
+    if task.init is not None:
+        model = load_text_model(task.init.folder, encoder_decoder=encoder_decoder, device=device)
     else:
         model = build_text_model(
-            task.init,
-            encoder_decoder=task.encoder_decoder,
+            task.model,
+            encoder_decoder=encoder_decoder,
             vocab_size=words.vocab_size,
             num_positions=task.max_input + task.max_target + 1 + int(task.bos_id is not None),
             seed=task.seed,
             eos_id=words.eos_id,
-            pad_id=pad_id(words),
+            pad_id=_pad_id(words),
         )
         model.to(device)  # pyright: ignore[reportArgumentType]
-    if task.activation_checkpointing:
+    if task.train.activation_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     return model
 
 
-def _reference(task: MixTask, device: torch.device) -> PreTrainedModel | None:
-    if task.reference is None:
-        return None
-    model = load_text_model(task.reference, encoder_decoder=task.encoder_decoder, device=device)
-    return model.eval().requires_grad_(False)
+def make_trainer(
+    task: MixTask,
+    model: PreTrainedModel,
+    arms: ArmReader,
+    shots: Shots,
+    mixer: Mixer,
+    device: torch.device,
+    group: WorkerGroup,
+) -> MixTrainer:
+    """The trainer of a task, with its optimiser and DoReMi's reference model."""
+    words, make = _tokenizer(task), make_adafactor
+    if task.train.optimizer == "adamw":
+        make = make_optimizer
+    reference = None
+    if task.reference is not None:
+        there = task.reference.folder
+        reference = load_text_model(there, encoder_decoder=task.encoder_decoder, device=device)
+        reference.eval().requires_grad_(False)
+    return MixTrainer(
+        task,
+        model,
+        make(model, task.train.optimisation(task.seed)),
+        arms,
+        shots.train,
+        Collator(task.encoder_decoder, words.eos_id, _pad_id(words), task.bos_id),
+        mixer,
+        device=device,
+        group=group,
+        reference=reference,
+    )
 
 
-def collator(task: MixTask, words: Tokenizer) -> Collator:
-    """Batches for the task's model."""
-    kind = "encoder_decoder" if task.encoder_decoder else "decoder"
-    return Collator(kind, words.eos_id, pad_id(words), task.bos_id)
+def _tokenizer(task: MixTask) -> Tokenizer:
+    return load_tokenizer(task.tokenizer, task.eos_token)
 
 
-def pad_id(words: Tokenizer) -> int:
+def _pad_id(words: Tokenizer) -> int:
     """The id of padding, which masks keep out of everything: any id will do."""
     for token in (PAD_TOKEN, "<pad>"):
         found = words.backend.token_to_id(token)

@@ -1,17 +1,18 @@
 """The spec of `job: mix`."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import Field, field_validator, model_validator
 
-from stillhouse.mixing.doremi import DoReMiSettings
-from stillhouse.mixing.loss_scaling import LossScalingSettings
-from stillhouse.mixing.policy import PolicySettings
-from stillhouse.mixing.replay import ReplaySettings
-from stillhouse.mixing.settings import NamedPolicy
-from stillhouse.mixing.static import StaticSettings
-from stillhouse.mixing.ucb1 import Ucb1Settings
-from stillhouse.mixing.uniform import TargetOnlySettings, UniformSettings
+from stillhouse.errors import SpecError
+from stillhouse.mixing.doremi import DoReMi
+from stillhouse.mixing.loss_scaling import LossScaling
+from stillhouse.mixing.policy import NamedPolicy, Policy, StepPlan
+from stillhouse.mixing.replay import Replay
+from stillhouse.mixing.static import Static, TargetOnly, Uniform
+from stillhouse.mixing.ucb1 import Ucb1
 from stillhouse.settings import without_removed
 from stillhouse.spec import (
     Count,
@@ -59,6 +60,11 @@ class ArmSource(Settings):
         if self.by is not None and self.name is not None:
             raise ValueError("with `by` the column's values are the names: drop `name`")
         return self
+
+    @property
+    def paths(self) -> list[str]:
+        """Of files; none of a selection."""
+        return [self.path] if isinstance(self.path, str) else self.path or []
 
 
 class TargetTask(Settings):
@@ -116,17 +122,8 @@ class MixTraining(Settings):
 
     def optimisation(self, seed: int) -> Optimisation:
         """The settings in the form that trainers read."""
-        return Optimisation(
-            learning_rate=self.learning_rate,
-            schedule=self.schedule,
-            warmup=self.warmup,
-            micro_batch=self.micro_batch,
-            weight_decay=self.weight_decay,
-            max_grad_norm=self.max_grad_norm,
-            betas=(0.9, 0.999),
-            dtype=self.dtype,
-            seed=seed,
-        )
+        shared = {*MixTraining.model_fields} & {*Optimisation.model_fields}
+        return Optimisation(**self.model_dump(include=shared), betas=(0.9, 0.999), seed=seed)
 
 
 class MixSpec(JobSpec):
@@ -148,7 +145,7 @@ class MixSpec(JobSpec):
         default=False, description="go on without arms that are empty or cannot be read"
     )
     model: MixModel = MixModel()
-    policy: NamedPolicy = Ucb1Settings(name="ucb1")
+    policy: NamedPolicy = Ucb1(name="ucb1")
     train: MixTraining = MixTraining()
     controls: list[Control] = Field(
         default=[], description="runs of as many gradient passes under other rules"
@@ -156,7 +153,9 @@ class MixSpec(JobSpec):
     seeds: list[int] = Field(
         default=[0], min_length=1, description="each draws its own shots, order and weights"
     )
-    log_every: Count = Field(default=10, description="steps between two that log the whole law")
+    log_every: Count = Field(
+        default=10, description="steps between two that log the whole distribution"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -177,24 +176,30 @@ class MixSpec(JobSpec):
             raise ValueError(f"`seeds` {self.seeds} hold one twice")
         if len(set(self.controls)) < len(self.controls):
             raise ValueError(f"`controls` {self.controls} hold one twice")
-        if isinstance(self.policy, DoReMiSettings) and self.policy.path is None:
+        if isinstance(self.policy, DoReMi) and self.policy.path is None:
             raise ValueError(
                 "`policy.path` is missing: DoReMi compares with a reference model, such as the "
                 "model of a run with `policy: {name: static, size_temperature: 0}`"
             )
-        if self.policy.name in self.controls:
-            raise ValueError(f"`{self.policy.name}` is the policy and among the `controls`")
-        if not isinstance(self.policy, ReplaySettings):  # the passes of a replay are in its log
-            plan = self.policy.plan(self.target_batches)
-            fault = controls_fault(self, plan.passes(self.train.accumulation))
-            if fault is not None:
-                raise ValueError(fault)
+        if self.policy.label in self.controls:
+            raise ValueError(f"`{self.policy.label}` is the policy and among the `controls`")
+        if not isinstance(self.policy, Replay):  # the passes of a replay are in its log
+            try:
+                rules_of(self, [])
+            except SpecError as error:
+                raise ValueError(str(error)) from None
         return self
 
     @property
     def reference(self) -> str | None:
         """The path of DoReMi's reference model."""
-        return self.policy.path if isinstance(self.policy, DoReMiSettings) else None
+        return self.policy.path if isinstance(self.policy, DoReMi) else None
+
+    @property
+    def given_paths(self) -> dict[str, str]:
+        """The models that are given by path, by their keys."""
+        paths = {"model": self.model.path, "policy": self.reference}
+        return {key: path for key, path in paths.items() if path is not None}
 
     @property
     def sources(self) -> list[ArmSource]:
@@ -207,32 +212,72 @@ class MixSpec(JobSpec):
         return -(-((self.target.num_shots + 1) // 2) // self.train.micro_batch)
 
 
-def control_settings(name: Control, policy: PolicySettings) -> PolicySettings:
-    """A control as a policy; it compares the gradients that the policy does, where it compares."""
+def control_policy(name: Control, policy: Policy) -> Policy:
+    """A control as a policy; it compares the gradients that `policy` does, where it compares."""
     asked = policy.model_dump(include={"parameters", "initial_examples"})
     match name:
         case "target_only":
-            return TargetOnlySettings(name="target_only")
+            return TargetOnly(name="target_only")
         case "uniform":
-            return UniformSettings(name="uniform")
+            return Uniform(name="uniform")
         case "uniform_with_target_pass":
-            return UniformSettings(name="uniform", target_pass=True)
+            return Uniform(name="uniform", target_pass=True)
         case "static_alignment":
-            return StaticSettings(
-                name="static", alignment_temperature=_SOFTMAX, target_pass=True, **asked
-            )
+            return Static(name="static", alignment_temperature=_SOFTMAX, target_pass=True, **asked)
         case "loss_scaling":
-            return LossScalingSettings(name="loss_scaling", **asked)
+            return LossScaling(name="loss_scaling", **asked)
 
 
-def controls_fault(spec: MixSpec, each: int) -> str | None:
-    """Why a control draws nothing where a step has `each` gradient passes; None where all draw."""
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A policy or control of a job, and how many micro-batches and steps it has.
+
+    Attributes:
+        label: what people call it.
+        slots: auxiliary micro-batches a step.
+    """
+
+    label: str
+    policy: Policy
+    plan: StepPlan
+    slots: int
+    num_steps: int
+
+
+def rules_of(spec: MixSpec, sizes: Sequence[int]) -> list[Rule]:
+    """The policy, and its controls with as many gradient passes.
+
+    A control has the policy's passes in every step, and as many steps more as the policy's initial
+    pass over arms of these sizes would have made.
+
+    Raises:
+        SpecError: a control would draw nothing.
+    """
+    train, batches = spec.train, spec.target_batches
+    plan, slots = spec.policy.plan(batches), train.accumulation
+    rules = [Rule(spec.policy.label, spec.policy, plan, slots, train.num_steps)]
+    each = plan.passes(slots)
+    budget = each * train.num_steps + _initial_passes(spec, spec.policy, sizes)
     for name in spec.controls:
-        needed = control_settings(name, spec.policy).plan(spec.target_batches).passes(0)
-        if name != "target_only" and needed >= each:
-            return (
-                f"the control `{name}` has {needed} gradient passes of the target in every step, "
-                f"and a step of `{spec.policy.name}` has {each} in all: raise "
+        policy = control_policy(name, spec.policy)
+        plan = policy.plan(batches)
+        steps = max(1, (budget - _initial_passes(spec, policy, sizes)) // each)
+        if not policy.draws_arms:
+            rules.append(Rule(name, policy, StepPlan(each), 0, steps))
+            continue
+        slots = each - plan.passes(0)
+        if slots <= 0:
+            raise SpecError(
+                f"the control `{name}` has {plan.passes(0)} gradient passes of the target in every "
+                f"step, and a step of `{spec.policy.label}` has {each} in all: raise "
                 "`train.accumulation`, lower `target.num_shots`, or leave it out of `controls`"
             )
-    return None
+        rules.append(Rule(name, policy, plan, slots, steps))
+    return rules
+
+
+def _initial_passes(spec: MixSpec, policy: Policy, sizes: Sequence[int]) -> int:
+    if not policy.first_examples:
+        return 0
+    batches = (-(-min(policy.first_examples, n) // spec.train.micro_batch) for n in sizes)
+    return sum(batches) + spec.target_batches

@@ -1,30 +1,44 @@
-"""Mixtures that do not change, to compare the bandits with: given, by size, by alignment."""
+"""Mixtures that do not change, to compare the bandits with: given, by size, by alignment, none."""
 
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike
 from pydantic import Field, model_validator
 
 from stillhouse.errors import SpecError
-from stillhouse.mixing.plan import StepPlan
 from stillhouse.mixing.policy import (
-    Law,
+    Distribution,
     MixFacts,
     Policy,
-    PolicySettings,
     Positive,
+    State,
+    StepPlan,
     normalise,
     softmax,
 )
 from stillhouse.settings import Count
 
 
-class StaticSettings(PolicySettings):
+class _Fixed(Policy):
+    """One distribution for the whole run."""
+
+    def mixture(self, facts: MixFacts) -> ArrayLike:
+        """Weights of any scale: [K]."""
+        return np.ones(len(facts.arms))
+
+    def start(self, facts: MixFacts) -> State:
+        """Nothing in it changes, so nothing is saved."""
+        return {"_distribution": normalise(self.mixture(facts))}
+
+    def probabilities(self, state: State) -> Distribution:
+        """The mixture: float64[K]."""
+        return state["_distribution"].copy()
+
+
+class Static(_Fixed):
     """One mixture for the whole run. Give exactly one of the three."""
 
-    name: Literal["static"]
     weights: dict[str, Annotated[float, Field(ge=0)]] | None = Field(
         default=None, description="by arm, any scale; arms left out are not drawn"
     )
@@ -41,7 +55,7 @@ class StaticSettings(PolicySettings):
     )
 
     @model_validator(mode="after")
-    def _one_of(self) -> "StaticSettings":
+    def _one_of(self) -> "Static":
         given = [self.weights, self.size_temperature, self.alignment_temperature]
         if sum(rule is not None for rule in given) != 1:
             raise ValueError(
@@ -52,61 +66,60 @@ class StaticSettings(PolicySettings):
         return self
 
     @property
-    def needs_initial_pass(self) -> bool:
+    def first_examples(self) -> int:
         """Where the mixture follows from the alignment."""
-        return self.alignment_temperature is not None
+        return 0 if self.alignment_temperature is None else self.initial_examples
 
     def plan(self, target_batches: int) -> StepPlan:
         """The target's pass where the spec asks for it; nothing is rewarded."""
         batches = target_batches if self.target_pass else 0
         return StepPlan(batches, None, "before_step", self.parameters)
 
-    def make(self, facts: MixFacts) -> "Static":
-        """The mixture.
+    def mixture(self, facts: MixFacts) -> ArrayLike:
+        """Weights of any scale: [K].
 
         Raises:
             SpecError: `weights` name an arm that is not there.
         """
-        if self.weights is not None:
-            unknown = sorted({*self.weights} - {*facts.arms})
-            if unknown:
-                raise SpecError(
-                    f"`policy.weights` names arms that are not in `auxiliary`: {unknown}"
-                )
-            return Static([self.weights.get(arm, 0.0) for arm in facts.arms])
         if self.size_temperature is not None:
-            return Static(by_size(facts.sizes, self.size_temperature))
-        assert self.alignment_temperature is not None
-        return Static(by_alignment(facts.initial_rewards, self.alignment_temperature))
+            return by_size(facts.sizes, self.size_temperature)
+        if self.alignment_temperature is not None:
+            return by_alignment(facts.initial_rewards, self.alignment_temperature)
+        weights = self.weights or {}
+        unknown = sorted({*weights} - {*facts.arms})
+        if unknown:
+            raise SpecError(f"`policy.weights` names arms that are not in `auxiliary`: {unknown}")
+        return [weights.get(arm, 0.0) for arm in facts.arms]
 
 
-class Static(Policy):
-    """One law for the whole run, from weights of any scale: [K]."""
+class Uniform(_Fixed):
+    """Every arm alike, FLAD's explore-only baseline."""
 
-    def __init__(self, weights: ArrayLike) -> None:
-        self._law = normalise(weights)
+    target_pass: bool = Field(
+        default=False, description="every step also holds all of the target's training half"
+    )
 
-    def probabilities(self) -> Law:
-        """The law: float64[K]."""
-        return self._law.copy()
-
-    def update(self, rewards: Mapping[int, float]) -> None:
-        """Nothing is learnt."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Nothing changes."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing changes."""
+    def plan(self, target_batches: int) -> StepPlan:
+        """The target's pass where the spec asks for it; nothing is rewarded."""
+        return StepPlan(target_batches if self.target_pass else 0)
 
 
-def by_size(sizes: ArrayLike, temperature: float) -> Law:
+class TargetOnly(_Fixed):
+    """No arm is drawn: the target's training half alone."""
+
+    draws_arms: ClassVar[bool] = False
+
+    def plan(self, target_batches: int) -> StepPlan:
+        """A pass over the target."""
+        return StepPlan(target_batches)
+
+
+def by_size(sizes: ArrayLike, temperature: float) -> Distribution:
     """In proportion to sizes ** temperature: 1 as the data lie, 0 uniform: [K] -> float64[K]."""
     return softmax(temperature * np.log(np.asarray(sizes, dtype=np.float64)))
 
 
-def by_alignment(alignment: ArrayLike, temperature: float) -> Law:
+def by_alignment(alignment: ArrayLike, temperature: float) -> Distribution:
     """FLAD's exploit-only baseline: softmax(alignment / temperature): [K] -> float64[K].
 
     Alignments lie in [-1, 1], so the published temperature of 1 is nearly uniform.

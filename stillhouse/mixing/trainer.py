@@ -8,15 +8,20 @@
 The target's gradient of `before_step` is that of 1: it belongs to the weights that the arms'
 gradients belong to, and costs nothing. `after_step`, as published, is a second pass at the
 new weights. Both sides of a reward are means over micro-batches.
+
+The G slots of a step, sorted by arm, are cut into one run for each of N workers. At most N - 1 arms
+then lie on two workers or more, and only for these do gradients have to travel to be compared.
 """
 
 import math
 from collections import Counter
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import groupby
+from statistics import fmean
 from time import perf_counter
-from typing import Any
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -26,26 +31,44 @@ from transformers import PreTrainedModel
 from stillhouse.errors import DivergedError
 from stillhouse.fingerprint import fingerprint
 from stillhouse.mixing.arms import ArmReader, Row
-from stillhouse.mixing.collation import Collator, TaskBatch
-from stillhouse.mixing.dealing import Slot, share, slots_of, spanning
-from stillhouse.mixing.gradients import GradientCapture, named_parameters, output_head
-from stillhouse.mixing.open_step import TARGET, BatchLoss, OpenStep, StepOutcome, collect
-from stillhouse.mixing.plan import StepPlan
-from stillhouse.mixing.rewards import Aim
-from stillhouse.mixing.target import TargetRow
-from stillhouse.mixing.task_loss import clipped_excess, row_losses, token_losses
+from stillhouse.mixing.batches import Collator, token_losses
+from stillhouse.mixing.evaluation import TargetRow
+from stillhouse.mixing.mixer import Draw, Mixer
+from stillhouse.mixing.rewards import (
+    TARGET,
+    Aim,
+    BatchLoss,
+    GradientCapture,
+    clipped_excess,
+    compared_parameters,
+    loss_rewards,
+)
+from stillhouse.mixing.task import MixTask
 from stillhouse.models.causal_lm import choose_dtype
-from stillhouse.spec import Optimisation
 from stillhouse.training.group import WorkerGroup
 from stillhouse.training.optimisation import learning_rate
 from stillhouse.training.state import Snapshot, put_snapshot, take_snapshot
+
+_Sums: TypeAlias = tuple[int, int, Tensor]
+"""Of one micro-batch: arm, number, and float32 [3]: NLL, tokens, excess."""
+
+
+class Slot(NamedTuple):
+    """One micro-batch of a step: its arm, its number in the step, and which of the arm's batches
+    it is.
+    """
+
+    arm: int
+    number: int
+    batch: int
 
 
 @dataclass(frozen=True, slots=True)
 class MixRecord:
     """One step of all workers: losses are means over tokens of a micro-batch, then over these.
 
-    `rewards`: of the arms of the step, not quantised. `data_wait_s`: of this worker.
+    `rewards`: of the arms of the step, not quantised; `complaints`: those that were not learnt, on
+    the first worker. `data_wait_s`: of this worker.
     """
 
     step: int
@@ -53,50 +76,53 @@ class MixRecord:
     target_loss: float | None
     rewards: dict[int, float]
     grad_norm: float
-    learning_rate: float
     seconds: float
     data_wait_s: float
+    complaints: Sequence[str] = ()
 
 
 class MixTrainer:
-    """Trains a model in place, a step at a time; each worker has one.
+    """Trains a model in place, a step at a time; each worker has one. For `fit`.
 
     A micro-batch is the same computation on any worker: its shape depends on its own rows, and
     dropout is seeded by (seed, step, slot). So runs of different numbers of workers differ by the
     order of float32 sums alone.
 
     Args:
+        task: the run.
         model: float32 weights on `device`, the same on all workers.
         target: the training half of the shots.
-        num_steps: of the whole run, for the learning rate.
+        mixer: the first worker's deals the arms and learns their rewards.
         reference: DoReMi's, for rewards by excess loss.
     """
 
     def __init__(
         self,
+        task: MixTask,
         model: PreTrainedModel,
         optimizer: torch.optim.Optimizer,
         arms: ArmReader,
         target: Sequence[TargetRow],
         collate: Collator,
-        plan: StepPlan,
-        settings: Optimisation,
+        mixer: Mixer,
         *,
         device: torch.device,
-        num_steps: int,
         group: WorkerGroup | None = None,
         reference: PreTrainedModel | None = None,
     ) -> None:
         self.model, self._optimizer, self._arms = model, optimizer, arms
         self._target = [row.row for row in target]
-        self._collate, self._plan, self._settings = collate, plan, settings
-        self._device, self._num_steps = device, num_steps
-        self._group, self._reference = group or WorkerGroup(), reference
-        self._micro_batch = settings.micro_batch or 8
-        self._dtype = choose_dtype(settings.dtype, device)
+        self.collate, self._plan, self._num_steps = collate, task.rule.plan, task.rule.num_steps
+        self._settings, self._micro_batch = (
+            task.train.optimisation(task.seed),
+            task.train.micro_batch,
+        )
+        self._mixer, self._device, self._reference = mixer, device, reference
+        self._group = group or WorkerGroup()
+        self._dtype = choose_dtype(task.train.dtype, device)
         self._parameters = [p for p in model.parameters() if p.requires_grad]
-        self._subset = list(compared_parameters(model, plan.parameters).values())
-        self._capture = GradientCapture(compared_parameters(model, plan.parameters))
+        self._compared = list(compared_parameters(model, self._plan.parameters).values())
+        self._capture = GradientCapture(self._compared)
         self._dropout = any(isinstance(m, nn.Dropout) and m.p > 0 for m in model.modules())
         self.step_number = self.target_drawn = self.passes = 0
         self.drawn: Counter[int] = Counter()
@@ -106,12 +132,20 @@ class MixTrainer:
         """M: micro-batches that hold the target's training half once."""
         return -(-len(self._target) // self._micro_batch)
 
-    def step(self, arms: Sequence[int], weights: Sequence[float] | None = None) -> MixRecord:
-        """One optimiser step on the micro-batches of these arms.
+    def step(self) -> MixRecord:
+        """One optimiser step on what the mixer deals; it learns the rewards.
 
-        Args:
-            arms: by slot, the same on all workers; none for the target alone.
-            weights: what each arm's loss is multiplied by; default 1.
+        Raises:
+            DivergedError: as `train_on`; or too many rewards are not finite.
+        """
+        first = self._group.rank == 0
+        record = self.train_on(self._group.gather(self._mixer.deal() if first else None)[0])
+        complaints = self._mixer.learn(record.rewards) if first else []
+        return replace(record, complaints=complaints)
+
+    def train_on(self, draw: Draw) -> MixRecord:
+        """One optimiser step on the micro-batches of the drawn arms, the same on all workers; of
+        none on the target alone.
 
         Raises:
             DivergedError: loss or gradient norm is NaN or infinite.
@@ -120,25 +154,44 @@ class MixTrainer:
         rate = learning_rate(self.step_number, self._num_steps, self._settings)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
-        step = self._begin(arms, weights)
+        slots = slots_of(draw.arms, self.drawn)
+        mine = [slots[i] for i in share(len(slots), self._group.rank, self._group.size)]
+        shared = spanning(slots, self._group.size)
+        self._read_ahead(mine)
         self.model.train()
-        early = self._plan.by_gradient and self._plan.target_gradient == "before_step"
-        target = self._target_pass(step, self._plan.target_batches, captured=early)
-        aim = self._aim(step) if early else None
-        losses, rewards = self._auxiliary(step, aim)
+        plan, scale = self._plan, 1 / (len(slots) or self._plan.target_batches)
+        weights = {a: scale * (draw.weights[a] if draw.weights else 1.0) for a in {*draw.arms}}
+        parts = {arm: draw.arms.count(arm) * weight for arm, weight in weights.items()}
+        early = plan.by_gradient and plan.target_gradient == "before_step"
+        losses = self._target_pass(plan.target_batches, scale, captured=early)
+        aim = self._aim(plan.target_batches * scale) if early else None
+        rewards: dict[int, float] = {}
+        for arm, run in groupby(mine, key=lambda slot: slot.arm):
+            losses += [self._arm_pass(slot, weights[arm]) for slot in run]
+            if aim is not None and arm not in shared:  # one arm's gradient is held at a time
+                rewards[arm] = self._reward(aim, arm, parts[arm])
+        if aim is not None:
+            rewards |= {a: self._reward(aim, a, parts[a], together=True) for a in shared}
         norm = self._update()
-        if self._plan.by_gradient and not early:
-            rewards = self._rewards_after(step)
-        self._end(step, arms)
-        found = self._gather([*target, *losses], rewards)
-        self._check(found, norm, rate)
+        if plan.by_gradient and aim is None:
+            aim = self._later_aim(scale)
+            own = sorted({slot.arm for slot in mine} - {*shared})
+            rewards = {arm: self._reward(aim, arm, parts[arm]) for arm in own}
+            rewards |= {a: self._reward(aim, a, parts[a], together=True) for a in shared}
+        self.drawn.update(draw.arms)
+        self._read_ahead([Slot(arm, 0, self.drawn[arm]) for arm in {slot.arm for slot in mine}])
+        self.step_number += 1
+        self.passes += plan.passes(len(slots))
+        rows, rewards = self._gather(losses, rewards)
+        auxiliary = _mean([row for row in rows if row.arm != TARGET])
+        target = _mean([row for row in rows if row.arm == TARGET])
+        self._check([auxiliary, target], norm, rate)
         return MixRecord(
             step=self.step_number,
-            auxiliary_loss=found.auxiliary,
-            target_loss=found.target,
-            rewards=found.rewards,
+            auxiliary_loss=auxiliary,
+            target_loss=target,
+            rewards=rewards,
             grad_norm=norm,
-            learning_rate=rate,
             seconds=perf_counter() - started,
             data_wait_s=self._arms.wait_s - waited,
         )
@@ -148,41 +201,39 @@ class MixTrainer:
 
         Only the compared parameters get gradients, so the backward passes are short.
         """
-        sizes = [min(num_examples, rows) for rows in self._arms.num_rows]
-        batches = [-(-size // self._micro_batch) for size in sizes]
-        rewards: dict[int, float] = {}
+        size = self._micro_batch
+        counts = [min(num_examples, part.num_rows) for part in self._arms.parts]
+        batches = [-(-count // size) for count in counts]
         name: Any = self._plan.reward if self._plan.by_gradient else "alignment"
+        rewards: dict[int, float] = {}
         before, self.target_drawn = self.target_drawn, 0
-        with self._subset_only():
+        with self._compared_only():
             self.model.train()
-            pass_ = OpenStep([], [], [], 1.0, None)
-            self._target_pass(pass_, self.target_pass_batches, captured=True)
-            aim = Aim.of(self._take(TARGET, together=True) / self.target_pass_batches)
-            for arm in share(len(sizes), self._group.rank, self._group.size):
+            self._target_pass(self.target_pass_batches, 1.0, captured=True)
+            aim = self._aim(self.target_pass_batches)
+            for arm in share(len(counts), self._group.rank, self._group.size):
                 for i in range(batches[arm]):
-                    first = i * self._micro_batch
-                    rows = self._arms.rows(arm, first, min(self._micro_batch, sizes[arm] - first))
+                    rows = self._arms.rows(arm, i * size, min(size, counts[arm] - i * size))
                     with self._capture.arm(arm), self._seeded(i):
                         self._backward(rows, 1.0)
-                mean = self._take(arm, together=False) / batches[arm]
-                rewards[arm] = aim.products(mean).reward(name)
+                rewards[arm] = aim.reward(self._mean_gradient(arm, batches[arm]), name)
         self._optimizer.zero_grad(set_to_none=True)
         self.target_drawn = before
         self.passes += sum(batches) + self.target_pass_batches
         found = {arm: r for part in self._group.gather(rewards) for arm, r in part.items()}
-        return [found[arm] for arm in range(len(sizes))]
+        return [found[arm] for arm in range(len(counts))]
 
-    def snapshot(self, extra: dict[str, Any]) -> Snapshot:
-        """Weights, moments and places in all streams, with `extra` JSON values."""
+    def snapshot(self) -> Snapshot:
+        """Weights, moments, places in all streams, and the mixer, whose log is written."""
+        first = self._group.rank == 0
         progress = {
             "step": self.step_number,
             "target_drawn": self.target_drawn,
             "passes": self.passes,
             "drawn": sorted(self.drawn.items()),
-            "extra": extra,
+            "mixer": self._mixer.checkpoint() if first else None,
         }
-        keep = self._group.rank == 0
-        return take_snapshot(self.model, self._optimizer, progress, keep=keep)
+        return take_snapshot(self.model, self._optimizer, progress, keep=first)
 
     def restore(self, snapshot: Snapshot) -> None:
         """Go on from a snapshot of the same run, with any number of workers."""
@@ -191,42 +242,27 @@ class MixTrainer:
         self.step_number, self.passes = progress["step"], progress["passes"]
         self.target_drawn = progress["target_drawn"]
         self.drawn = Counter({int(arm): int(count) for arm, count in progress["drawn"]})
+        if self._group.rank == 0:
+            self._mixer.resume(progress["mixer"])
 
     def close(self) -> None:
         """Remove the hooks."""
         self._capture.close()
 
-    def _begin(self, arms: Sequence[int], weights: Sequence[float] | None) -> OpenStep:
-        slots = slots_of(arms, self.drawn)
-        mine = [slots[i] for i in share(len(slots), self._group.rank, self._group.size)]
-        self._read_ahead(mine)
-        scale = 1 / (len(arms) or self._plan.target_batches)
-        return OpenStep(slots, mine, spanning(slots, self._group.size), scale, weights)
-
-    def _end(self, step: OpenStep, arms: Sequence[int]) -> None:
-        self.drawn.update(arms)
-        self._read_ahead([Slot(0, arm, self.drawn[arm]) for arm in {s.arm for s in step.mine}])
-        self.step_number += 1
-        self.passes += self._plan.passes(len(arms))
-
     def _read_ahead(self, slots: Sequence[Slot]) -> None:
         for slot in slots:
             self._arms.ahead(slot.arm, slot.batch * self._micro_batch, self._micro_batch)
 
-    def _target_pass(self, step: OpenStep, count: int, *, captured: bool) -> list[BatchLoss]:
-        """Backward through the target's next micro-batches, those that are this worker's.
-
-        Args:
-            step: the open one.
-            count: micro-batches of all workers.
-            captured: keep the compared parameters' gradient, to compare arms with.
+    def _target_pass(self, count: int, weight: float, *, captured: bool) -> list[_Sums]:
+        """Backward through this worker's of the target's next `count` micro-batches; `captured`
+        keeps the compared parameters' gradient, to compare arms with.
         """
-        losses: list[BatchLoss] = []
+        losses: list[_Sums] = []
         for i in share(count, self._group.rank, self._group.size):
             rows = self._target_rows(self.target_drawn + i)
             keep = self._capture.arm(TARGET) if captured else nullcontext()
             with keep, self._seeded(-1 - i):
-                losses.append(BatchLoss(i, TARGET, self._backward(rows, step.scale)))
+                losses.append((TARGET, i, self._backward(rows, weight)))
         self.target_drawn += count
         return losses
 
@@ -238,81 +274,47 @@ class MixTrainer:
         rows = order[place * self._micro_batch : (place + 1) * self._micro_batch]
         return [self._target[i] for i in rows]
 
-    def _auxiliary(
-        self, step: OpenStep, aim: Aim | None
-    ) -> tuple[list[BatchLoss], dict[int, float]]:
-        """Backward through this worker's slots. With the target's gradient, an arm is rewarded as
-        soon as it is done, so that one arm's gradient is held at a time.
-        """
-        losses: list[BatchLoss] = []
-        rewards: dict[int, float] = {}
-        for i, slot in enumerate(step.mine):
-            size = self._micro_batch
-            rows = self._arms.rows(slot.arm, slot.batch * size, size)
-            keep = self._capture.arm(slot.arm) if self._plan.by_gradient else nullcontext()
-            with keep, self._seeded(slot.number):
-                sums = self._backward(rows, step.weight(slot.arm))
-            losses.append(BatchLoss(slot.number, slot.arm, sums))
-            done = i + 1 == len(step.mine) or step.mine[i + 1].arm != slot.arm
-            if done and aim is not None and slot.arm not in step.shared:
-                rewards[slot.arm] = self._reward(step, slot.arm, aim, together=False)
-        if aim is not None:
-            rewards |= self._shared_rewards(step, aim)
-        return losses, rewards
-
-    def _shared_rewards(self, step: OpenStep, aim: Aim) -> dict[int, float]:
-        """Of arms that lie on several workers: the only arms whose gradients travel."""
-        return {arm: self._reward(step, arm, aim, together=True) for arm in step.shared}
-
-    def _rewards_after(self, step: OpenStep) -> dict[int, float]:
-        """As published: against the target's gradient at the new weights, by a second pass."""
-        with self._subset_only():
-            self._target_pass(step, self._plan.target_batches, captured=True)
-        self._optimizer.zero_grad(set_to_none=True)
-        aim = self._aim(step)
-        mine = sorted({slot.arm for slot in step.mine} - {*step.shared})
-        rewards = {arm: self._reward(step, arm, aim, together=False) for arm in mine}
-        return rewards | self._shared_rewards(step, aim)
-
-    def _aim(self, step: OpenStep) -> Aim:
-        return Aim.of(self._mean_gradient(step, TARGET, together=True))
-
-    def _reward(self, step: OpenStep, arm: int, aim: Aim, *, together: bool) -> float:
-        name: Any = self._plan.reward
-        return aim.products(self._mean_gradient(step, arm, together=together)).reward(name)
-
-    def _mean_gradient(self, step: OpenStep, arm: int, *, together: bool) -> Tensor:
-        """Mean over the arm's (or the target's) micro-batches: float32[P]. Forgets the sum."""
-        batches = self._plan.target_batches if arm == TARGET else step.batches(arm)
-        total, parts = self._take(arm, together=together), batches * step.weight(arm)
-        return total if parts == 1 else total.div_(parts)
-
-    def _take(self, arm: int, *, together: bool) -> Tensor:
-        total = self._capture.total(arm)
-        self._capture.drop(arm)
-        return self._group.total(total) if together else total
+    def _arm_pass(self, slot: Slot, weight: float) -> _Sums:
+        """Backward through a slot's micro-batch."""
+        rows = self._arms.rows(slot.arm, slot.batch * self._micro_batch, self._micro_batch)
+        keep = self._capture.arm(slot.arm) if self._plan.by_gradient else nullcontext()
+        with keep, self._seeded(slot.number):
+            return slot.arm, slot.number, self._backward(rows, weight)
 
     def _backward(self, rows: Sequence[Row], weight: float) -> Tensor:
-        """Backward of the micro-batch's mean loss times `weight`; its `BatchLoss.sums`."""
-        batch = self._collate(rows).to(self._device)
+        """Backward of the micro-batch's mean loss times `weight`. NLL, tokens and excess: [3]."""
+        batch = self.collate(rows).to(self._device)
+        excess = torch.zeros((), device=self._device)
         with torch.autocast(self._device.type, self._dtype, enabled=self._dtype != torch.float32):
+            nll, mask = token_losses(self.model, batch)
             if self._plan.reward == "excess" and self._reference is not None:
-                return self._backward_excess(batch, weight)
-            losses = row_losses(self.model, batch)
-        (losses.mean() * weight).backward()
-        sums = torch.stack([losses.nll.detach().sum(), losses.tokens.sum().float()])
-        return torch.cat([sums, torch.zeros_like(sums)])
+                with torch.no_grad():
+                    excess = clipped_excess(nll, token_losses(self._reference, batch)[0])
+        total, tokens = nll.sum(1).sum(), mask.sum()
+        (total / tokens * weight).backward()
+        return torch.stack([total.detach(), tokens.float(), excess])
 
-    def _backward_excess(self, batch: TaskBatch, weight: float) -> Tensor:
-        """The same, with the loss over the reference's, clipped at each token (DoReMi)."""
-        assert self._reference is not None
-        nll, mask = token_losses(self.model, batch)
-        with torch.no_grad():
-            reference, _ = token_losses(self._reference, batch)
-        (nll.sum() / mask.sum() * weight).backward()
-        excess = clipped_excess(nll.detach(), reference)
-        tokens = mask.sum().float()
-        return torch.stack([nll.detach().sum(), tokens, excess, tokens])
+    def _aim(self, parts: float) -> Aim:
+        return Aim(self._mean_gradient(TARGET, parts, together=True))
+
+    def _later_aim(self, scale: float) -> Aim:
+        """As published: the target's gradient at the new weights, by a second pass."""
+        with self._compared_only():
+            self._target_pass(self._plan.target_batches, scale, captured=True)
+        self._optimizer.zero_grad(set_to_none=True)
+        return self._aim(self._plan.target_batches * scale)
+
+    def _reward(self, aim: Aim, arm: int, parts: float, *, together: bool = False) -> float:
+        name: Any = self._plan.reward
+        return aim.reward(self._mean_gradient(arm, parts, together=together), name)
+
+    def _mean_gradient(self, arm: int, parts: float, *, together: bool = False) -> Tensor:
+        """The arm's (or the target's) gradients over `parts`: float32[P]; `together` those of all
+        workers, which have to ask for it together.
+        """
+        total = self._capture.take(arm)
+        total = self._group.total(total) if together else total
+        return total if parts == 1 else total.div_(parts)
 
     def _update(self) -> float:
         """Sum of gradients over workers, clipped; the optimiser's step. Returns their norm."""
@@ -326,17 +328,19 @@ class MixTrainer:
         self._optimizer.zero_grad(set_to_none=True)
         return float(norm)
 
-    def _gather(self, losses: Sequence[BatchLoss], rewards: dict[int, float]) -> StepOutcome:
+    def _gather(
+        self, losses: Sequence[_Sums], rewards: dict[int, float]
+    ) -> tuple[list[BatchLoss], dict[int, float]]:
         """Losses and rewards of all workers, the same on each."""
-        sums = torch.stack([loss.sums for loss in losses]).tolist() if losses else []
-        mine = [(of.arm, of.number, *row) for of, row in zip(losses, sums, strict=True)]
+        sums = torch.stack([of for _, _, of in losses]).tolist() if losses else []
+        mine = [BatchLoss(a, n, *of) for (a, n, _), of in zip(losses, sums, strict=True)]
         gathered = self._group.gather((mine, rewards))
         rows = sorted(row for part, _ in gathered for row in part)
-        merged = {arm: reward for _, part in gathered for arm, reward in sorted(part.items())}
-        return collect(rows, self._plan.reward, merged)
+        if self._plan.reward in ("loss", "excess"):
+            return rows, loss_rewards(rows, self._plan.reward)
+        return rows, {arm: r for _, part in gathered for arm, r in sorted(part.items())}
 
-    def _check(self, found: StepOutcome, norm: float, rate: float) -> None:
-        losses = [found.auxiliary, found.target]
+    def _check(self, losses: Sequence[float | None], norm: float, rate: float) -> None:
         if math.isfinite(norm) and all(x is None or math.isfinite(x) for x in losses):
             return
         raise DivergedError(
@@ -357,9 +361,9 @@ class MixTrainer:
             yield
 
     @contextmanager
-    def _subset_only(self) -> Generator[None]:
+    def _compared_only(self) -> Generator[None]:
         """Gradients of the compared parameters alone."""
-        others = {*self._parameters} - {*self._subset}
+        others = {*self._parameters} - {*self._compared}
         for parameter in others:
             parameter.requires_grad_(False)
         try:
@@ -369,10 +373,28 @@ class MixTrainer:
                 parameter.requires_grad_(True)
 
 
-def compared_parameters(model: PreTrainedModel, part: str) -> dict[str, nn.Parameter]:
-    """The parameters whose gradients rewards compare: `output_head`, or by a part of their names.
+def slots_of(arms: Sequence[int], drawn: Mapping[int, int]) -> list[Slot]:
+    """A step's slots in the order of their arms, which were `drawn` so often before the step."""
+    seen, slots = Counter(drawn), list[Slot]()
+    for number, arm in enumerate(arms):
+        slots.append(Slot(arm, number, seen[arm]))
+        seen[arm] += 1
+    return sorted(slots)
 
-    Raises:
-        ModelError: no name contains `part`.
-    """
-    return output_head(model) if part == "output_head" else named_parameters(model, part)
+
+def share(count: int, rank: int, size: int) -> range:
+    """The run of `count` things that worker `rank` of `size` takes; sizes differ by one at most."""
+    return range(count * rank // size, count * (rank + 1) // size)
+
+
+def spanning(slots: Sequence[Slot], size: int) -> list[int]:
+    """The arms that lie on several workers, ascending."""
+    owners: dict[int, set[int]] = {}
+    for rank in range(size):
+        for i in share(len(slots), rank, size):
+            owners.setdefault(slots[i].arm, set()).add(rank)
+    return sorted(arm for arm, ranks in owners.items() if len(ranks) > 1)
+
+
+def _mean(rows: Sequence[BatchLoss]) -> float | None:
+    return fmean(row.nll / row.tokens for row in rows) if rows else None

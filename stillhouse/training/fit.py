@@ -52,6 +52,7 @@ def fit(
     on_start: OnStart | None = None,
     beside: Mapping[str, Stateful] | None = None,
     until: int | None = None,
+    stopped: Callable[[], bool] | None = None,
 ) -> int:
     """Train up to `num_steps`; all workers call this, the first one writes the checkpoints.
 
@@ -68,6 +69,8 @@ def fit(
         on_start: called on every worker too.
         beside: by name, what else is part of the training's state; the first worker's is kept.
         until: as `load_together`.
+        stopped: asked before every step; the same on all workers. The training ends where it says
+            so, which has to be at a checkpoint.
 
     Returns:
         The step of the checkpoint that it went on from, or 0.
@@ -87,6 +90,8 @@ def fit(
         on_start(start)
     with checkpoints:
         for step in range(start + 1, num_steps + 1):
+            if stopped is not None and stopped():
+                break
             score = on_step(trainer.step())
             if step % checkpoint_every == 0 or step == num_steps:
                 snapshot = trainer.snapshot()

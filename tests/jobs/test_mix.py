@@ -1,10 +1,12 @@
 """`job: mix` on a real Ray: one run with controls, its replays, bad input."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from mixing_job import by_task, parse, write_data
+from mixing_job import by_task, parse, write_data, write_spec
 from mixing_world import write_rows
 from result_keys import check_keys
 from small import Quiet
@@ -12,9 +14,9 @@ from small import Quiet
 from stillhouse.errors import InputError, SpecError
 from stillhouse.jobs.run import run_job
 from stillhouse.jobs.status import draw_report
-from stillhouse.mixing.decision_log import log_parts
-from stillhouse.mixing.decisions import read_decisions
+from stillhouse.mixing.decisions import log_parts, read_decisions
 
+EXTEND = Path(__file__).parents[2] / "examples" / "extend"
 STEPS = 12
 ARMS = ["good", "noise", "other", "kept"]
 
@@ -82,6 +84,22 @@ def test_a_replay_has_the_order_and_losses_of_the_run(done, data):
     result = replay(data, done, 1)
     assert result["skipped_arms"].keys() == {"gone", "torn"}
     assert any("2 arms were left out" in warning for warning in result["warnings"])
+
+
+def test_a_policy_of_the_users_own(ray_cluster, data):
+    """One file in the folder that the job is run in; workers find it there too."""
+    policy = {"name": "greedy_policy:Greedy", "initial_examples": 8, "floor": 0.05}
+    changes = {"policy": policy, "store": str(data / "own"), "train": {"num_steps": 2}}
+    path = write_spec(data, "own", compute={"address": ray_cluster}, **changes)
+    command = [Path(sys.executable).parent / "stillhouse", "run", path, "--json"]
+    done = subprocess.run(command, cwd=EXTEND, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr[-2000:]
+    result = json.loads(done.stdout)
+    decisions, _ = read_decisions(log_parts(result["artifacts"]["decisions"]["Greedy"]["0"]))
+    first, later = decisions[0].probabilities, decisions[5].probabilities
+    assert sum(first) == pytest.approx(1) and max(first) > min(first) and later is None
+    manifest = Path(result["artifacts"]["models"]["Greedy"]["0"]) / "manifest.json"
+    assert len(json.loads(manifest.read_text())["settings"]["policy"]["code"]) == 64
 
 
 FIFTY = {"train": {"num_steps": 50, "evaluate_every": 25}}

@@ -25,13 +25,13 @@ def test_parts_have_their_name(capsys):
 def test_runs_of_a_mix_advance_by_their_steps():
     told = []
     note = SimpleNamespace(note=lambda *_: None)
-    runs = [SimpleNamespace(num_steps=10), SimpleNamespace(num_steps=30)]
+    runs = [SimpleNamespace(rule=SimpleNamespace(num_steps=n)) for n in (10, 30)]
     follower = _MixProgress(
         SimpleNamespace(listener=note), runs, lambda done, amount: told.append((done, amount))
     )
     for step in (5, 3, 10):  # a lost worker goes back to its checkpoint
-        follower.hear(STEP, {"step": step, "run": 0, "of": 10})
-    follower.hear("run", {"label": "ucb1", "seed": 0, "number": 0})
-    follower.hear(STEP, {"step": 25, "run": 1, "of": 30})
+        follower.take(STEP, {"step": step, "run": 0, "in_run": step})
+    follower.take("run", {"label": "ucb1", "seed": 0, "number": 0})
+    follower.take(STEP, {"step": 25, "run": 1, "in_run": 15})
     assert [amount for _, amount in told] == [5, 5, 0, 15]
     assert round(sum(done for done, _ in told), 2) == 1.5

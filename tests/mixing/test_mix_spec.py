@@ -3,9 +3,8 @@ from pydantic import ValidationError
 
 from stillhouse.errors import SpecError
 from stillhouse.mixing.decisions import write_decisions
-from stillhouse.mixing.plan import StepPlan
-from stillhouse.mixing.spec import MixSpec
-from stillhouse.pipelines.mix import rules_of
+from stillhouse.mixing.policy import StepPlan
+from stillhouse.mixing.spec import MixSpec, rules_of
 
 CONTRACT = {
     "job": "mix",

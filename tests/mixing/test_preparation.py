@@ -3,10 +3,9 @@ import shutil
 
 import pyarrow as pa
 import pytest
-from mixing_world import put_text_selection, source_task, write_rows, write_tokenizer
+from mixing_world import prepare, put_text_selection, source_task, write_rows, write_tokenizer
 
 from stillhouse.errors import InputError
-from stillhouse.mixing.preparation import Lengths, prepare_source
 from stillhouse.mixing.spec import MixSpec
 from stillhouse.pipelines.mix_data import list_sources, open_sources
 from stillhouse.storage.artifact import Store
@@ -20,7 +19,7 @@ def words(tmp_path_factory):
 
 def prepared(words, folder, uri, **changes):
     store = Store(str(folder / "store"))
-    receipt = prepare_source(store, words, source_task("a", uri, **changes))
+    receipt = prepare(store, words, source_task("a", uri, **changes))
     tables = [read_table(store.path(part.path)) for part in receipt.parts]
     return receipt, pa.concat_tables(tables).to_pylist() if tables else []
 
@@ -54,7 +53,7 @@ def test_bad_rows_are_counted_by_reason(words, tmp_path):
 def test_long_rows_are_cut_and_counted(words, tmp_path):
     rows = [{"input": "red " * 50, "target": "cat"}, {"input": "red", "target": "dog"}]
     uri = write_rows(tmp_path / "a.parquet", rows)
-    receipt, made = prepared(words, tmp_path, uri, lengths=Lengths(7, 3))
+    receipt, made = prepared(words, tmp_path, uri, max_input=7, max_target=3)
     assert sorted(len(row["input_ids"]) for row in made)[1] == 7
     assert counts(receipt)["truncated"] == 1
 
@@ -69,16 +68,16 @@ def test_the_first_rows_up_to_the_cap_are_taken(words, tmp_path):
     assert counts(receipt)["over the cap"] == 16
 
 
-@pytest.mark.parametrize(("split_text", "lost"), [(True, 0), (False, 0)])
-def test_text_is_cut_in_pieces_and_nothing_is_lost(words, tmp_path, split_text, lost):
+@pytest.mark.parametrize("split_text", [True, False])
+def test_text_is_cut_in_pieces_and_nothing_is_lost(words, tmp_path, split_text):
     text = " ".join(["red green blue cat"] * 30)
     path = tmp_path / "a.jsonl"
     path.write_text(json.dumps({"text": text}) + "\nnot json\n")
     receipt, made = prepared(
-        words, tmp_path, str(path), lengths=Lengths(16, 16), split_text=split_text
+        words, tmp_path, str(path), max_input=16, max_target=16, split_text=split_text
     )
     pieces = [words.decode(row["input_ids"] + row["target_ids"]) for row in made]
-    assert sum(map(len, pieces)) == len(text) - lost
+    assert sum(map(len, pieces)) == len(text)
     assert all(bool(row["input_ids"]) == split_text for row in made)
     assert any(key.startswith("bad: broken JSON") for key in counts(receipt))
 
@@ -107,20 +106,21 @@ def test_a_selection_is_an_arm_of_its_texts(words, tmp_path):
             "skip_bad_arms": True,
         }
     )
-    target, sources = list_sources(spec)
-    assert sources[0].name == "kept" and "gone" in sources[1].broken
-    opened = open_sources(store, target, sources, remember=False).sources[0]
-    assert opened.selection_tokenizer == store.path("models", "f" * 64)
-    assert opened.tokenizer_digest == words.digest  # names the arm, wherever the store lies
+    inputs = list_sources(spec)
+    assert inputs.sources[0].name == "kept" and "gone" in inputs.broken["gone"]
+    opened = open_sources(store, inputs, remember=False).sources[0]
+    assert opened.selection_tokenizer == (words.digest, store.path("models", "f" * 64))
     receipt, made = prepared(
-        words, tmp_path, opened.uris[0], selection_tokenizer=opened.selection_tokenizer
+        words, tmp_path, opened.uris[0], selection_folder=opened.selection_tokenizer[1]
     )
     found = [words.decode(row["input_ids"] + row["target_ids"]) for row in made]
     assert 20 <= len(found) <= counts(receipt)["examples"]  # a single token is no row
     assert set(texts) <= set(found)  # those that no sequence cuts in two
+    tasks = [source_task("a", f"{at}/a", digests=("d",), selection_folder=at) for at in "xy"]
+    assert tasks[0].fingerprint == tasks[1].fingerprint  # the same arm, wherever it lies
     shutil.rmtree(store.path("models"))
     with pytest.raises(InputError, match="the tokenizer of its sequences is not in its store"):
-        open_sources(store, target, sources[:1], remember=False)
+        open_sources(store, inputs, remember=False)
 
 
 def test_rows_that_say_no_arm_are_counted_apart(words, tmp_path):
@@ -143,8 +143,9 @@ def test_a_text_that_spells_the_end_is_not_cut_there(words, tmp_path):
         words,
         tmp_path,
         f"{store.uri}/selections/parts/kept.parquet",
-        selection_tokenizer=store.path("models", "f" * 64),
-        lengths=Lengths(64, 64),
+        selection_folder=store.path("models", "f" * 64),
+        max_input=64,
+        max_target=64,
     )
     assert uri and counts(receipt)["examples"] == 2
     assert [words.decode(row["input_ids"] + row["target_ids"]) for row in made] == [text, text]
@@ -154,5 +155,5 @@ def test_a_file_that_cannot_be_read_is_told(words, tmp_path):
     (tmp_path / "a.parquet").write_bytes(b"no parquet")
     receipt, made = prepared(words, tmp_path, str(tmp_path / "a.parquet"))
     assert "a.parquet: cannot be read" in receipt.info["broken"] and not made
-    gone, _ = prepared(words, tmp_path, str(tmp_path / "gone.parquet"), fingerprint="other")
+    gone, _ = prepared(words, tmp_path, str(tmp_path / "gone.parquet"))
     assert "gone.parquet" in gone.info["broken"]

@@ -11,21 +11,21 @@ from mixing_world import make_world, mix_task
 from torch.nn.functional import log_softmax
 
 from stillhouse.mixing.arms import ArmReader, Row
-from stillhouse.mixing.decision_log import log_parts
-from stillhouse.mixing.decisions import read_decisions
-from stillhouse.mixing.doremi import DoReMiSettings
-from stillhouse.mixing.mixer import Mixer
-from stillhouse.mixing.plan import StepPlan
-from stillhouse.mixing.run import collator, load_shots, run_mix, start_model
-from stillhouse.mixing.spec import control_settings
-from stillhouse.mixing.target import TargetRow
-from stillhouse.mixing.trainer import MixTrainer
-from stillhouse.mixing.ucb1 import Ucb1Settings
+from stillhouse.mixing.batches import Collator
+from stillhouse.mixing.decisions import log_parts, read_decisions
+from stillhouse.mixing.doremi import DoReMi
+from stillhouse.mixing.evaluation import TargetRow
+from stillhouse.mixing.mixer import Draw, Mixer
+from stillhouse.mixing.policy import StepPlan
+from stillhouse.mixing.run import load_shots, run_mix, start_model
+from stillhouse.mixing.spec import control_policy
+from stillhouse.mixing.trainer import MixTrainer, Slot, share, slots_of, spanning
+from stillhouse.mixing.ucb1 import Ucb1
 from stillhouse.text.tokenizer import load_tokenizer
 from stillhouse.training.group import WorkerGroup
 
 CPU = torch.device("cpu")
-UCB1 = Ucb1Settings(name="ucb1", initial_examples=8)
+UCB1 = Ucb1(name="ucb1", initial_examples=8)
 NUM_ARMS = 3
 
 
@@ -35,40 +35,36 @@ def world(tmp_path_factory):
     return folder, *make_world(folder)
 
 
-def task_of(world, *, micro_batch=4, **changes):
+def task_of(world, **changes):
     folder, store, _, parts, target = world
-    task = mix_task(folder, store, parts, target, **changes)
-    changed = {"micro_batch": micro_batch, "max_grad_norm": 0.5, "learning_rate": 0.1}
-    return replace(task, learning=task.learning.model_copy(update=changed))
+    given = {"max_grad_norm": 0.5, "learning_rate": 0.1} | changes
+    return mix_task(folder, store, parts, target, **given)
 
 
-def make_trainer(world, task, model, plan, *, target=(), reference=None, group=None):
-    words = load_tokenizer(task.tokenizer, task.eos_token)
-    parts = [replace(part, uri=world[1].path(part.uri)) for part in task.arms]
+def make_trainer(world, task, model, *, plan=None, target=(), mixer=None, **given):
+    """With plain gradient descent."""
+    eos = load_tokenizer(task.tokenizer, task.eos_token).eos_id
+    if plan is not None:
+        task = replace(task, rule=replace(task.rule, plan=plan))
     return MixTrainer(
+        task,
         model,
         torch.optim.SGD(model.parameters(), lr=0.0),
-        ArmReader(parts, seed=task.seed),
+        ArmReader(world[1], task.arms, seed=task.seed),
         target,
-        collator(task, words),
-        plan,
-        task.learning,
+        Collator(True, eos, eos),
+        mixer or Mixer(task),
         device=CPU,
-        num_steps=task.num_steps,
-        group=group,
-        reference=reference,
+        **given,
     )
 
 
 def new_model(task, seed=None):
-    task = task if seed is None else replace(task, seed=seed)
-    return start_model(task, load_tokenizer(task.tokenizer, task.eos_token), CPU)
+    return start_model(task if seed is None else replace(task, seed=seed), CPU)
 
 
 def arm_rows(world, task, arm, first, count):
-    parts = [replace(part, uri=world[1].path(part.uri)) for part in task.arms]
-    reader = ArmReader(parts, seed=task.seed)
-    return reader.rows(arm, first, count)
+    return ArmReader(world[1], task.arms, seed=task.seed).rows(arm, first, count)
 
 
 def token_losses(model, row):
@@ -114,14 +110,14 @@ def first_cosines(world, task):
 
 
 def first_decision(task):
-    return read_decisions(log_parts(task.mixer.log))[0][0]
+    return read_decisions(log_parts(task.log))[0][0]
 
 
 def test_static_alignment_is_a_softmax_of_the_measured_alignments(world):
-    settings = control_settings("static_alignment", UCB1)
-    plan = settings.plan(1)
-    task = task_of(world, settings=settings, plan=plan, label="aligned", steps=1, micro_batch=8)
-    run_mix(world[1], task, Mixer(task.mixer), device=CPU)
+    policy = control_policy("static_alignment", UCB1)
+    plan = policy.plan(1)
+    task = task_of(world, policy=policy, plan=plan, label="aligned", steps=1, micro_batch=8)
+    run_mix(world[1], task, Mixer(task), device=CPU)
     cosines = np.array(first_cosines(world, task))
     expected = np.exp(cosines / 0.1) / np.exp(cosines / 0.1).sum()
     found = first_decision(task).probabilities
@@ -133,9 +129,9 @@ def test_static_alignment_is_a_softmax_of_the_measured_alignments(world):
 
 def test_first_rewards_are_rounded_as_all_others(world):
     task = task_of(
-        world, settings=UCB1, plan=StepPlan(1, "alignment"), label="first", steps=1, micro_batch=8
+        world, policy=UCB1, plan=StepPlan(1, "alignment"), label="first", steps=1, micro_batch=8
     )
-    run_mix(world[1], task, Mixer(task.mixer), device=CPU)
+    run_mix(world[1], task, Mixer(task), device=CPU)
     bonus = np.sqrt(2 * np.log(NUM_ARMS))  # of every arm before the first draw
     found = (np.array(first_decision(task).indices) - bonus) * 1024
     np.testing.assert_allclose(found, found.round(), atol=1e-6)
@@ -169,8 +165,8 @@ def test_rewards_compare_with_the_targets_gradient_at_the_named_weights(world, n
     target, arms = even_target(world, task), [0, 2, 0]
     model = new_model(task)
     before = deepcopy(model)
-    trainer = make_trainer(world, task, model, StepPlan(2, name, when), target=target)
-    found = trainer.step(arms).rewards
+    trainer = make_trainer(world, task, model, plan=StepPlan(2, name, when), target=target)
+    found = trainer.train_on(Draw(arms)).rewards
     after = model if when == "after_step" else before
     expected = rewards_by_hand(world, task, before, after, target, arms)
     assert found == pytest.approx({arm: of[name] for arm, of in expected.items()}, abs=2e-5)
@@ -179,20 +175,21 @@ def test_rewards_compare_with_the_targets_gradient_at_the_named_weights(world, n
         assert abs(stale[0][name] - expected[0][name]) > 1e-4
 
 
-DOREMI = DoReMiSettings(name="doremi", path="x", size_temperature=1.0)
+DOREMI = DoReMi(name="doremi", path="x", size_temperature=1.0)
 SIZES = (30, 18, 12)
 NUM_STEPS = 3
 
 
 def doremi_task(world):
-    task = task_of(world, settings=DOREMI, plan=StepPlan(0, "excess"), label="proxy", steps=9)
-    return replace(task, mixer=replace(task.mixer, sizes=SIZES, seed=1))
+    task = task_of(world, policy=DOREMI, plan=StepPlan(0, "excess"), label="proxy", steps=9)
+    sized = zip(task.arms, SIZES, strict=True)
+    return replace(task, arms=tuple(replace(part, num_rows=n) for part, n in sized), seed=1)
 
 
 def doremi_by_hand(world, task):
     """Gradient norms of the first steps, and the weights after them."""
     model, reference = new_model(task), new_model(task, seed=5)
-    mixer = Mixer(task.mixer)  # for its draws alone
+    mixer = Mixer(task)  # for its draws alone
     mixer.begin([])
     q = np.array(SIZES) / sum(SIZES)
     w, excess, drawn, norms = q.copy(), np.zeros(3), [0, 0, 0], []
@@ -219,7 +216,7 @@ def doremi_by_hand(world, task):
         norms.append(float(torch.cat([g.flatten() for g in gradients]).norm()))
         with torch.no_grad():
             for parameter, gradient in zip(model.parameters(), gradients, strict=True):
-                parameter -= task.learning.learning_rate * min(1.0, 0.5 / norms[-1]) * gradient
+                parameter -= task.train.learning_rate * min(1.0, 0.5 / norms[-1]) * gradient
         for arm, values in over.items():
             excess[arm] = np.mean(values)
         w = w * np.exp(excess)
@@ -229,23 +226,18 @@ def doremi_by_hand(world, task):
 
 def doremi_steps(world, group=None):
     task = doremi_task(world)
-    model, reference = new_model(task), new_model(task, seed=5)
-    trainer = make_trainer(world, task, model, task.plan, reference=reference.eval(), group=group)
-    mixer = Mixer(task.mixer)
+    model, reference, mixer = new_model(task), new_model(task, seed=5).eval(), Mixer(task)
+    trainer = make_trainer(world, task, model, reference=reference, mixer=mixer, group=group)
     mixer.begin([])
-    norms = []
-    for _ in range(NUM_STEPS):
-        draw = mixer.deal()
-        record = trainer.step(draw.arms, draw.weights)
-        mixer.learn(record.rewards)
-        norms.append(record.grad_norm)
-    weights = mixer.checkpoint()["schedule"]["policy"]["weights"]
+    norms = [trainer.step().grad_norm for _ in range(NUM_STEPS)]
+    weights = mixer.checkpoint()["policy"]["weights"]
     return norms, weights, model.lm_head.weight.detach()
 
 
-def check_doremi(found, expected):
+def check_doremi(found, expected, first=True):
     assert found[0] == pytest.approx(expected[0], rel=1e-3)
-    assert found[1] == pytest.approx(expected[1], abs=2e-3)  # rewards are rounded to 1/1024
+    if first:  # the mixers of others learn nothing; rewards are rounded to 1/1024
+        assert found[1] == pytest.approx(expected[1], abs=2e-3)
     torch.testing.assert_close(found[2], expected[2], rtol=1e-4, atol=1e-5)
 
 
@@ -263,14 +255,16 @@ def worker(rank, folder, world):
     group = WorkerGroup.current()
     task = task_of(world, micro_batch=8)
     shots = load_shots(world[1], task)
-    static = control_settings("static_alignment", UCB1).plan(1)
-    trainer = make_trainer(world, task, new_model(task), static, target=shots.train, group=group)
+    static = control_policy("static_alignment", UCB1).plan(1)
+    trainer = make_trainer(
+        world, task, new_model(task), plan=static, target=shots.train, group=group
+    )
     first = trainer.initial_rewards(8)
     task = task_of(world)
     model, target = new_model(task), even_target(world, task)
     plan = StepPlan(2, "aggregate", "after_step")
-    trainer = make_trainer(world, task, model, plan, target=target, group=group)
-    rewards = trainer.step([0, 2, 0]).rewards
+    trainer = make_trainer(world, task, model, plan=plan, target=target, group=group)
+    rewards = trainer.train_on(Draw([0, 2, 0])).rewards
     found = {"first": first, "rewards": rewards, "after": model.state_dict()}
     found["doremi"] = doremi_steps(world, group)
     torch.save(found, f"{folder}/{rank}.pt")
@@ -291,4 +285,11 @@ def test_two_workers_compute_the_same_formulas(world, tmp_path):
         expected = rewards_by_hand(world, task, before, after, target, [0, 2, 0])
         by_arm = {arm: of["aggregate"] for arm, of in expected.items()}
         assert found["rewards"] == pytest.approx(by_arm, abs=2e-5)
-        check_doremi(found["doremi"], expected_doremi)
+        check_doremi(found["doremi"], expected_doremi, first=rank == 0)
+
+
+def test_slots_are_dealt_whole_in_the_order_of_arms():
+    slots = slots_of([4, 2, 4, 9, 2], {4: 10})
+    assert slots == [Slot(2, 1, 0), Slot(2, 4, 1), Slot(4, 0, 10), Slot(4, 2, 11), Slot(9, 3, 0)]
+    assert [list(share(5, rank, 2)) for rank in range(2)] == [[0, 1], [2, 3, 4]]
+    assert spanning(slots, 1) == [] and spanning(slots, 2) == [] and spanning(slots, 3) == [2, 4]

@@ -1,3 +1,5 @@
+"""Batches of rows, their losses, and the few-shot target that models are evaluated on."""
+
 import json
 
 import numpy as np
@@ -6,25 +8,27 @@ import torch
 
 from stillhouse.errors import InputError
 from stillhouse.mixing.arms import Row
-from stillhouse.mixing.collation import IGNORED, Collator
-from stillhouse.mixing.dealing import Slot, share, slots_of, spanning
-from stillhouse.mixing.evaluation import evaluate, wilson
-from stillhouse.mixing.target import TargetRow, choose_shots
-from stillhouse.mixing.task_loss import row_losses
+from stillhouse.mixing.batches import IGNORED, Collator, token_losses
+from stillhouse.mixing.evaluation import TargetRow, choose_shots, evaluate, wilson
 from stillhouse.models.causal_lm import save_model
 from stillhouse.models.text_to_text import build_text_model, load_text_model
 from stillhouse.spec import ModelSettings
 from stillhouse.training.group import WorkerGroup
 
 EOS, PAD = 0, 1
-KINDS = ("encoder_decoder", "decoder")
+KINDS = (True, False)
+"""Encoder-decoder, decoder."""
 
 
-def make(kind, tie=False):
+def nll(model, batch):
+    return token_losses(model, batch)[0].sum(1)
+
+
+def make(encoder_decoder, tie=False):
     settings = ModelSettings(hidden_size=32, num_layers=1, tie_embeddings=tie)
     return build_text_model(
         settings,
-        encoder_decoder=kind == "encoder_decoder",
+        encoder_decoder=encoder_decoder,
         vocab_size=64,
         num_positions=64,
         seed=0,
@@ -39,11 +43,11 @@ def row(inputs, targets):
 
 def test_batches_of_both_kinds():
     rows = [row([5, 6, 7], [8]), row([9], [10, 11])]
-    both = Collator("encoder_decoder", EOS, PAD)(rows)
+    both = Collator(True, EOS, PAD)(rows)
     assert both.input_ids[:, :4].tolist() == [[5, 6, 7, 0], [9, 0, 1, 1]]
     assert both.attention_mask.sum(1).tolist() == [4, 2]
     assert both.labels[:, :3].tolist() == [[8, 0, IGNORED], [10, 11, 0]]
-    one = Collator("decoder", EOS, PAD)(rows)
+    one = Collator(False, EOS, PAD)(rows)
     assert one.input_ids[:, :5].tolist() == [[5, 6, 7, 8, 0], [9, 10, 11, 0, 1]]
     assert one.labels[0, :5].tolist() == [IGNORED, IGNORED, IGNORED, 8, 0]
     assert one.input_ids.shape[1] == 8
@@ -54,33 +58,32 @@ def test_batches_of_both_kinds():
 def test_losses_of_rows_do_not_depend_on_the_batch(kind):
     model, collate = make(kind), Collator(kind, EOS, PAD)
     rows = [row([5, 6, 7], [8]), row([9] * 12, [10, 11, 12])]
-    together = row_losses(model, collate(rows))
-    alone = torch.cat([row_losses(model, collate([r])).nll for r in rows])
-    assert together.nll.tolist() == pytest.approx(alone.tolist(), rel=1e-5)
-    assert together.tokens.tolist() == [2, 4]
-    assert float(together.mean()) == pytest.approx(float(together.nll.sum()) / 6)
+    together, mask = token_losses(model, collate(rows))
+    alone = torch.cat([nll(model, collate([r])) for r in rows])
+    assert together.sum(1).tolist() == pytest.approx(alone.tolist(), rel=1e-5)
+    assert mask.sum(1).tolist() == [2, 4]
 
 
 @torch.no_grad()
 def test_the_encoder_decoders_loss_is_the_models_own():
-    model, collate = make("encoder_decoder"), Collator("encoder_decoder", EOS, PAD)
+    model, collate = make(True), Collator(True, EOS, PAD)
     batch = collate([row([5, 6], [8, 9]), row([7], [3])])
     own = model(
         input_ids=batch.input_ids, attention_mask=batch.attention_mask, labels=batch.labels
     ).loss
-    assert float(row_losses(model, batch).mean()) == pytest.approx(float(own), rel=1e-6)
+    assert float(nll(model, batch).sum()) / 5 == pytest.approx(float(own), rel=1e-6)
 
 
 @pytest.mark.parametrize("tie", [False, True])
 def test_an_encoder_decoder_is_saved_and_loaded(tmp_path, tie):
-    model = make("encoder_decoder", tie)
+    model = make(True, tie)
     save_model(model, tmp_path)
     # what transformers 4.x makes of it: it ties and scales outputs where this is not false
     assert json.loads((tmp_path / "config.json").read_text())["tie_word_embeddings"] is tie
     again = load_text_model(str(tmp_path), encoder_decoder=True, device=torch.device("cpu"))
     assert (again.get_output_embeddings().weight is again.get_input_embeddings().weight) == tie
-    batch = Collator("encoder_decoder", EOS, PAD)([row([5, 6], [8, 9])])
-    assert torch.equal(row_losses(model, batch).nll, row_losses(again, batch).nll)
+    batch = Collator(True, EOS, PAD)([row([5, 6], [8, 9])])
+    assert torch.equal(nll(model, batch), nll(again, batch))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -90,8 +93,8 @@ def test_the_choice_with_the_least_mean_loss_wins(kind):
     losses = []
     with torch.no_grad():
         for option in options:
-            found = row_losses(model, collate([row([5, 6], option)]))
-            losses.append(float(found.nll[0]) / int(found.tokens[0]))
+            batch = collate([row([5, 6], option)])
+            losses.append(float(nll(model, batch)) / (len(option) + 1))
     best = int(np.argmin(losses))
     rows = [TargetRow(row([5, 6], options[a]), options, a) for a in (best, 1 - best, best)]
     found = evaluate(model, collate, rows, device=torch.device("cpu"), group=WorkerGroup())
@@ -111,13 +114,6 @@ def test_the_choice_with_the_least_mean_loss_wins(kind):
 def test_wilsons_interval():
     assert wilson(8, 10) == pytest.approx((0.49016, 0.94331), abs=1e-5)
     assert wilson(0, 10) == pytest.approx((0.0, 0.27753), abs=1e-5)
-
-
-def test_slots_are_dealt_whole_in_the_order_of_arms():
-    slots = slots_of([4, 2, 4, 9, 2], {4: 10})
-    assert slots == [Slot(1, 2, 0), Slot(4, 2, 1), Slot(0, 4, 10), Slot(2, 4, 11), Slot(3, 9, 0)]
-    assert [list(share(5, rank, 2)) for rank in range(2)] == [[0, 1], [2, 3, 4]]
-    assert spanning(slots, 1) == [] and spanning(slots, 2) == [] and spanning(slots, 3) == [2, 4]
 
 
 def test_shots_are_halved_and_the_test_split_stays_apart():
