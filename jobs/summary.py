@@ -3,10 +3,9 @@
 import shlex
 from typing import Any
 
-from rich.text import Text
-
 from stillhouse.errors import ArtifactError
-from stillhouse.report.formatting import words
+from stillhouse.report.blocks import Cell, Table
+from stillhouse.report.formatting import compact, words
 from stillhouse.report.page import read
 from stillhouse.report.terminal import Terminal, styled
 
@@ -19,23 +18,6 @@ _PUBLISHED = ("selection", "model", "distilled")
 def _print_next(console: Terminal, *command: str) -> None:
     """The next command to type, safe to paste into a shell."""
     console.say(f"next:   {shlex.join(['stillhouse', *command])}")
-
-
-def _numbers(first: str, *others: str) -> dict[str, str]:
-    return {first: "left", **dict.fromkeys(others, "right")}
-
-
-def tokens_text(count: float) -> str:
-    """`12.3 M`."""
-    for limit, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if count >= limit:
-            return f"{count / limit:.3g} {prefix}"
-    return f"{count:.0f}"
-
-
-def bytes_text(count: float) -> str:
-    """`12.3 MB`."""
-    return f"{tokens_text(count)}B" if count >= 1000 else f"{count:.0f} B"
 
 
 def age_text(seconds: float) -> str:
@@ -62,7 +44,7 @@ def show_result(found: dict[str, Any]) -> None:
         console.say(_published_line(found["published"]))
     for name in _PUBLISHED:
         if name in found["artifacts"]:
-            console.say(f"{name + ':':<12}{found['artifacts'][name]}")
+            console.say(f"{name + ': ':<8}{found['artifacts'][name]}")
     console.say(f"report: {found['report']}")
     _print_next(console, "verify", found["run"])
 
@@ -71,20 +53,14 @@ def show_plan(planned: dict[str, Any]) -> None:
     """Every step with what it would cost."""
     console = Terminal()
 
-    def row(name: str, step: dict[str, Any]) -> list[str]:
-        work = [f"{tokens_text(step[key])} {words(key)}" for key in _AMOUNTS if step.get(key)]
-        return [
-            name,
-            f"{step['parts']:,}" if step["parts"] is not None else "?",
-            f"{step['reused']:,}",
-            ", ".join(work),
-            f"{step['flops']:.2e}" if step["flops"] else "",
-            f"{step['seconds']:,.0f}" if step["seconds"] is not None else "?",
-        ]
-
-    columns = _numbers("step", "parts", "reused", "work", "FLOPs", "seconds")
-    rows = [row(name, step) for name, step in planned["steps"].items()]
-    console.table(columns, rows, f"plan of {planned['job']}")
+    rows: list[list[Cell]] = []
+    for name, step in planned["steps"].items():
+        work = [f"{compact(step[key])} {words(key)}" for key in _AMOUNTS if step.get(key)]
+        parts, seconds = ("?" if step[key] is None else step[key] for key in ("parts", "seconds"))
+        rows.append([name, parts, step["reused"], ", ".join(work), step["flops"], seconds])
+    columns = {"step": "text", "parts": "number", "reused": "number", "work": "text"}
+    columns |= {"compute": "flops", "time": "duration"}
+    console.block(Table(columns, rows, f"plan of {planned['job']}"))
     for note in planned["notes"]:
         console.say(note)
 
@@ -111,9 +87,9 @@ def _show_run(console: Terminal, found: dict[str, Any]) -> None:
         console.say(f"attempt {_attempt_text(one)}")
     if found.get("error"):
         console.say((f"{_failed_at(found)}{found['error']}", "red"))
-    keys = ("state", "parts", "done", "reused", "seconds")
-    rows = [[name, *(str(s.get(key, "")) for key in keys)] for name, s in found["steps"].items()]
-    console.table(_numbers("step", *keys), rows)
+    keys = {"state": "text", **dict.fromkeys(("parts", "done", "reused", "seconds"), "number")}
+    rows = [[name, *(step.get(key) for key in keys)] for name, step in found["steps"].items()]
+    console.block(Table({"step": "text"} | keys, rows))
 
 
 def show_job(found: dict[str, Any]) -> None:
@@ -148,45 +124,33 @@ def _failed_at(found: dict[str, Any]) -> str:
 def _show_store(console: Terminal, found: dict[str, Any]) -> None:
     keys = ("run", "name", "job", "state", "updated")
     runs = [
-        [str((row | {"run": row["run"][:12]}).get(key) or "") for key in keys]
-        for row in found["runs"]
+        [(row | {"run": row["run"][:12]}).get(key) or "" for key in keys] for row in found["runs"]
     ]
-    console.table(dict.fromkeys(keys, "left"), runs, f"runs in {found['store']}")
+    console.block(Table(dict.fromkeys(keys, "text"), runs, f"runs in {found['store']}"))
     if found["names"]:
         _show_names(console, found["names"], _MAX_VERSIONS)
-    columns = {"kind": "left", "artifact": "left", "size": "right", "age": "right"}
-    artifacts = [
-        [
-            row["kind"],
-            row["fingerprint"][:12],
-            bytes_text(row["bytes"]),
-            age_text(row["age_s"]),
-            _referred(row["referred_by"]),
-        ]
-        for row in found["artifacts"]
-    ]
-    console.table(columns | {"referred to by": "left"}, artifacts, "artifacts")
-
-
-def _referred(labels: list[str]) -> str | Text:
-    """`runs/0123..., pins/4567... and 3 more`."""
-    shown = [f"{kind}/{name[:12]}" for kind, _, name in (one.partition("/") for one in labels[:2])]
-    more = f" and {len(labels) - 2} more" if len(labels) > 2 else ""
-    return ", ".join(shown) + more if labels else styled(("nothing", "yellow"))
+    rows: list[list[Cell]] = []
+    for row in found["artifacts"]:
+        labels = [one.partition("/") for one in row["referred_by"]]
+        said = ", ".join(f"{kind}/{name[:12]}" for kind, _, name in labels[:2]) or "nothing"
+        said += f" and {len(labels) - 2} more" if len(labels) > 2 else ""
+        age = age_text(row["age_s"])
+        rows.append([row["kind"], row["fingerprint"][:12], row["bytes"], age, said])
+    columns = {"kind": "text", "artifact": "text", "size": "bytes", "age": "number"}
+    console.block(Table(columns | {"referred to by": "text"}, rows, "artifacts"))
 
 
 def _show_names(console: Terminal, named: list[dict[str, Any]], most: int) -> None:
     """The newest versions of each name, the current one first."""
-    rows: list[list[str | Text]] = []
+    rows: list[list[Cell]] = []
     for row in named:
         for place, version in enumerate(reversed(row["versions"][-most:])):
             again = f"again version {version['again']}" if version["again"] else ""
-            first, said = (row["name"], styled(("current ", "green"), again)), ("", again)
-            name, note = said if place else first
+            note = again if place else f"current {again}"
             what, when = version["selection"][:12], version["published"] or ""
-            rows.append([name, str(version["version"]), what, when, note])
-    titles = ("name", "version", "selection", "published", "")
-    console.table(dict.fromkeys(titles, "left"), rows, "published names")
+            rows.append([row["name"] if not place else "", version["version"], what, when, note])
+    columns = {"name": "text", "version": "number", "selection": "text", "published": "text"}
+    console.block(Table(columns | {"": "text"}, rows, "published names"))
 
 
 def show_published(found: dict[str, Any]) -> None:
@@ -217,10 +181,10 @@ def show_pruned(found: dict[str, Any]) -> None:
     """What was removed, or would be."""
     console = Terminal()
     gone = found["unreachable"] if found["dry"] else found["removed"]
-    rows = [[k, f"{sums['objects']:,}", bytes_text(sums["bytes"])] for k, sums in gone.items()]
+    rows = [[kind, sums["objects"], sums["bytes"]] for kind, sums in gone.items()]
     if gone:
         title = "would be removed" if found["dry"] else "removed"
-        console.table(_numbers("kind", "objects", "size"), rows, title)
+        console.block(Table({"kind": "text", "objects": "number", "size": "bytes"}, rows, title))
     else:
         console.say("nothing to remove")
     for run in found["live_runs"]:

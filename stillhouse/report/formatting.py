@@ -80,6 +80,11 @@ def flops(count: float | None) -> str:
     return _scaled(count, "k", "M", "G", "T", "P", "E", "Z") + "FLOP" if count else DASH
 
 
+def num_bytes(count: float) -> str:
+    """Bytes with three digits and a decimal prefix."""
+    return f"{count:.0f}{NARROW}B" if count < 1000 else _scaled(count, "k", "M", "G", "T") + "B"
+
+
 def percent(share: float) -> str:
     """A share as a percentage with two to three digits."""
     value = 100 * share
@@ -123,6 +128,8 @@ def hundredths(share: float) -> str:
 FORMATS: dict[str, Callable[[Any], str]] = {
     "text": str,
     "code": str,
+    "number": lambda value: f"{value:,.10g}",
+    "bytes": num_bytes,
     "compact": compact,
     "flops": flops,
     "percent": percent,

@@ -50,8 +50,10 @@ def read(run_uri: str) -> Result:
     try:
         return Result.from_json(read_bytes(join(run_uri, "report.json")))
     except ValueError as error:
-        message = f"{run_uri}/report.json is broken or of another version: {str(error)[:200]}"
-        raise ArtifactError(message) from None
+        what = str(error).splitlines()[0]
+        raise ArtifactError(
+            f"{run_uri}/report.json is broken or of another version: {what}"
+        ) from None
 
 
 def render(result: Result) -> str:

@@ -1,7 +1,6 @@
 """The terminal: what users and data wrote is shown, never obeyed; and a result's main blocks."""
 
 import unicodedata
-from collections.abc import Iterable, Mapping
 from typing import Any
 
 from rich.console import Console
@@ -53,32 +52,16 @@ class Terminal(Console):
         """A line that is not broken, so that what it names can be copied."""
         self.print(styled(*parts), soft_wrap=True)
 
-    def table(
-        self,
-        columns: Mapping[str, str],
-        rows: Iterable[Iterable[str | RichText]],
-        title: str = "",
-        main: str = "",
-    ) -> None:
-        """Rows of texts; columns by title: `left` or `right`. Rows named `main` are bold."""
-        table = RichTable(title=title or None, title_justify="left")
-        for name, side in columns.items():
-            table.add_column(name, justify="right" if side == "right" else "left")
-        for row in rows:
-            cells = [*row]
-            table.add_row(*cells, style="bold" if main and cells[0] == main else None)
-        self.print(table)
-
     def show(self, result: Result) -> None:
         """The blocks that are meant for a terminal."""
         for section in result.sections:
             for block in section.blocks:
                 for one in block.blocks if isinstance(block, Group) else [block]:
-                    self._block(one, section.title)
+                    if getattr(one, "terminal", False):
+                        self.block(one, section.title)
 
-    def _block(self, block: Block, title: str) -> None:
-        if not getattr(block, "terminal", False):
-            return
+    def block(self, block: Block, title: str = "") -> None:
+        """A text, facts or a table, whose title is its caption if it has one."""
         if isinstance(block, Text):
             self.print(_unmarked(block.text))
         elif isinstance(block, Facts):
@@ -89,17 +72,23 @@ class Terminal(Console):
                 )
             self.print(grid)
         elif isinstance(block, Table):
-            shown = [(n, t, f) for n, (t, f) in enumerate(block.columns.items()) if "bars" not in f]
-            rows = [
-                [" ".join(cell(row[n], form.split()[0])).strip() for n, _, form in shown]
-                for row in block.rows[: block.shown]
-            ]
-            if more := len(block.rows) - block.shown if len(block.rows) > block.shown else 0:
-                rows.append([f"and {more} more", *([""] * (len(shown) - 1))])
-            sides = {
-                t: "left" if f.split()[0] in ("text", "code") else "right" for _, t, f in shown
-            }
-            self.table(sides, rows, title, block.main)
+            self.print(_table(block, title))
+
+
+def _table(block: Table, title: str) -> RichTable:
+    """Without its bars; rows that the page folds are counted."""
+    table = RichTable(title=block.caption or title or None, title_justify="left")
+    forms = {n: form.split()[0] for n, form in enumerate(block.columns.values())}
+    forms = {n: form for n, form in forms.items() if form != "bars"}
+    for n, name in enumerate(block.columns):
+        if n in forms:
+            table.add_column(name, justify="left" if forms[n] in ("text", "code") else "right")
+    for row in block.rows[: block.shown]:
+        cells = [" ".join(cell(row[n], form)).strip() for n, form in forms.items()]
+        table.add_row(*cells, style="bold" if block.main and row[0] == block.main else None)
+    if len(block.rows) > block.shown:
+        table.add_row(f"and {len(block.rows) - block.shown} more")
+    return table
 
 
 def _unmarked(text: str) -> RichText:
