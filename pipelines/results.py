@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
+from itertools import compress
 from statistics import fmean, stdev
 from typing import Any
 
@@ -88,27 +89,29 @@ def automatic(settings: Optimisation | None) -> bool:
     return settings is not None and settings.learning_rate == settings.global_batch == "auto"
 
 
+_COST = {
+    "Step": "text",
+    "share of the compute": "bars wide",
+    "tasks": "compact wide",
+    "reused": "compact wide",
+    "tokens": "compact",
+    "compute": "flops",
+    "time": "duration",
+    "worker time": "duration wide",
+    "paper's units": "compact wide",
+}
+
+
 def _cost(steps: Mapping[str, StepWork], forward: float | None) -> b.Table:
     """Work by step, and the time that this run took; without columns that would be empty."""
-    most = max((step.flops for step in steps.values()), default=0)
-    columns = {
-        "Step": "text",
-        "share of the compute": "bars wide",
-        "tasks": "compact wide",
-        "reused": "compact wide",
-        "tokens": "compact",
-        "compute": "flops",
-        "time": "duration",
-        "worker time": "duration wide",
-        "paper's units": "compact wide",
-    }
+    most = max((step.flops for step in steps.values()), default=0) or 1
 
     def row(name: str, done: Sequence[StepWork], fresh: Sequence[StepWork]) -> list[b.Cell]:
         flops = sum(step.flops for step in done)
-        share = flops / most if most and len(done) == 1 else None
+        share = flops / most if flops and len(done) == 1 else None
         return [
             name,
-            [None, share] if fresh else [share, None],
+            [] if share is None else [None, share] if fresh else [share],
             sum(step.parts for step in done),
             sum(step.reused for step in done) or None,
             sum(step.tokens for step in done) or None,
@@ -126,12 +129,11 @@ def _cost(steps: Mapping[str, StepWork], forward: float | None) -> b.Table:
     totals = [row("This run", fresh, fresh)]
     if len(fresh) < len(steps):
         totals.insert(0, row("Everything", [*steps.values()], []))
-    empty = {n for n in range(2, len(columns)) if all(cells[n] is None for cells in rows)}
-    empty |= set() if most else {1}
+    shown = [title == "time" or any(cells) for title, *cells in zip(_COST, *rows, strict=True)]
     return b.Table(
-        {title: how for n, (title, how) in enumerate(columns.items()) if n not in empty},
-        [[c for n, c in enumerate(cells) if n not in empty] for cells in rows],
-        totals=[[c for n, c in enumerate(cells) if n not in empty] for cells in totals],
+        dict(compress(_COST.items(), shown)),
+        [[*compress(cells, shown)] for cells in rows],
+        totals=[[*compress(cells, shown)] for cells in totals],
     )
 
 
