@@ -82,9 +82,10 @@ def distill_result(
         "dead_letters": made.images.totals["dead_letters"],
     }
     name = paper_name(spec.method.name)
+    own: list[b.Cell] = [spec.method.images_per_class, made.stored.total]
+    own.append(mean_std(tested.accuracies))
     others = other_sets(ctx.store, made.images.fingerprint, network, run_uri)
-    own = [f"{name}, this one", spec.method.images_per_class, made.stored.total]
-    row: list[b.Cell] = [*own, mean_std(tested.accuracies), judged_by, seconds, ""]
+    others.insert(0, [f"{name}, this one", *own, judged_by, seconds, ""])
     return assemble(
         ctx,
         spec,
@@ -99,8 +100,12 @@ def distill_result(
             b.Section("images", "What a network learns from", _images(spec, made, pictures)),
             b.Section("change", "How they changed", _stages(made, pictures)),
             b.Section("progress", "How it went", _progress(spec, made)),
-            b.Section("methods", "Against sets of equal bytes", _methods(spec, made)),
-            b.Section("others", "Other sets of these images", _others(row, others, judged_by)),
+            b.Section(
+                "methods",
+                "Against sets of equal bytes",
+                _methods(made, [name, [None, tested.mean], *own, seconds]),
+            ),
+            b.Section("others", "Other sets of these images", _others(others)),
             b.Section("networks", "On other networks", _networks(spec, made)),
         ],
     )
@@ -248,17 +253,12 @@ def smoothed(losses: Sequence[float]) -> b.Points:
     return [(float(start + len(part)), fmean(part)) for start, part in stretches]
 
 
-def _methods(spec: DistillSpec, made: DistillRun) -> list[b.Block]:
-    tested = next(iter(made.tests.values()))
-    name, seconds = paper_name(spec.method.name), max(point.seconds for point in made.points)
-    shown = [tested.mean], spec.method.images_per_class, made.stored.total
-    rows: list[list[b.Cell]] = [
-        [name, [None, *shown[0]], *shown[1:], mean_std(tested.accuracies), seconds]
-    ]
+def _methods(made: DistillRun, own: list[b.Cell]) -> list[b.Block]:
+    rows = [own]
     for c in made.controls:
         each: b.Cell = round(c.images_per_class, 1) if c.images_per_class else "all"
-        found = mean_std(c.tested.accuracies)
-        rows.append([words(c.name), [c.tested.mean, None], each, c.num_bytes, found, None])
+        found = [c.tested.mean, None], each, c.num_bytes, mean_std(c.tested.accuracies)
+        rows.append([words(c.name), *found, None])
     columns = {"Set": "text", "share": "bars wide", "images a class": "short", "bytes": "compact"}
     columns |= {"accuracy, %": "hundredths", "time to make": "duration wide"}
     intro = (
@@ -266,10 +266,10 @@ def _methods(spec: DistillSpec, made: DistillRun) -> list[b.Block]:
         "chosen. Bytes are what a set costs to store, labels included."
     )
     note = (
-        f"Mean ± standard deviation over {len(tested.accuracies)} fresh networks. Experts or "
-        "teachers are not in the time: they serve every method."
+        f"Mean ± standard deviation over {len(next(iter(made.tests.values())).accuracies)} fresh "
+        "networks. Experts or teachers are not in the time: they serve every method."
     )
-    table = b.Table(columns, rows, main=name, terminal=True)
+    table = b.Table(columns, rows, main=str(own[0]), terminal=True)
     return [b.Text(intro), table, b.Text(note, "note")]
 
 
@@ -298,16 +298,15 @@ def other_sets(store: Store, images: str, network: str, own_run: str) -> list[li
     return sorted(rows, key=lambda row: (row[1], row[0], row[-1]))  # type: ignore[return-value]
 
 
-def _others(own: list[b.Cell], others: list[list[b.Cell]], judged_by: str) -> list[b.Block]:
+def _others(rows: list[list[b.Cell]]) -> list[b.Block]:
     columns = {"Method": "text", "images a class": "compact", "bytes": "compact"}
     columns |= {"accuracy, %": "hundredths", "networks trained by": "text"}
     columns |= {"time to make": "duration", "run": "code"}
     intro = (
         "What other jobs of this store made of them, evaluated on the same network. Accuracies "
-        f"compare where networks were trained alike: here by {judged_by}."
+        f"compare where networks were trained alike: here by {rows[0][4]}."
     )
-    table = b.Table(columns, [own, *others], main=str(own[0]))
-    return [b.Text(intro), table] if others else []
+    return [b.Text(intro), b.Table(columns, rows, main=str(rows[0][0]))] if rows[1:] else []
 
 
 def _networks(spec: DistillSpec, made: DistillRun) -> list[b.Block]:
