@@ -1,6 +1,5 @@
 """The class that Ray Data runs beside a training worker: reads the windows of its lanes."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -13,11 +12,11 @@ class WindowReader:
     """Reads one window after another. What is wrong with a part comes back as a row.
 
     Args:
-        uris: of all parts, in the order's numbering.
+        reader: of all parts, in the order's numbering.
     """
 
-    def __init__(self, uris: Sequence[str]) -> None:
-        self._reader = PartReader(uris)
+    def __init__(self, reader: PartReader) -> None:
+        self._reader = reader
 
     def __call__(self, batch: dict[str, Any]) -> pa.Table:
         """The table of the window in column `window`, or `error` and `message`."""

@@ -4,9 +4,8 @@ from collections import OrderedDict
 
 import ray
 
-from stillhouse.training.online import ScoredWindow, WindowScorer
-from stillhouse.training.online_scorer import online_scorer
-from stillhouse.training.task import OnlineTask
+from stillhouse.training.online import ScoredWindow, WindowScorer, online_scorer
+from stillhouse.training.task import TrainTask
 
 
 @ray.remote(max_restarts=-1, max_task_retries=-1)
@@ -19,7 +18,7 @@ class OnlineScorer:
         kept: windows that another worker may still ask for.
     """
 
-    def __init__(self, task: OnlineTask, rank: int, num_scorers: int, kept: int) -> None:
+    def __init__(self, task: TrainTask, rank: int, num_scorers: int, kept: int) -> None:
         self._make = lambda: online_scorer(task, rank, num_scorers)
         self._scorer: WindowScorer | None = None
         self._windows: OrderedDict[int, ScoredWindow] = OrderedDict()

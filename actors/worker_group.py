@@ -1,16 +1,18 @@
-"""The worker group actor runs one function in all workers of a training, until it went through.
+"""The worker group actor runs functions in all workers of one torch process group, in turn.
 
 It hosts Ray Train's trainer: a worker that dies takes its group with it, and the function is
-called again in a new one. When this actor goes, so do the workers. Workers tell it what happens;
-the driver asks for the news.
+called again in a new one. A group of one needs no Ray Train, which takes four processes beside the
+worker: it is this actor itself. Between two functions the workers wait, with all that they have
+imported. When this actor goes, so do they. They tell it what happens; the driver asks for the news.
 """
 
 import tempfile
+import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import ray
 from ray.exceptions import RayError
@@ -23,6 +25,7 @@ Work = Callable[[Tell], None]
 """What each worker does, between starts of its process; torch's process group is there."""
 ENVIRONMENT = {"RAY_CHDIR_TO_TRIAL_DIR": "0", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5"}
 """Paths stay what they are; an end is noticed soon."""
+_POLL_S = 0.1
 _TRANSIENT = (RuntimeError, OSError, RayError)
 """What the survivors of a lost worker see in torch's collectives; anything else is an error."""
 
@@ -46,30 +49,73 @@ class GroupSize:
     labels: dict[str, str] = field(default_factory=dict[str, str])
     """A selector of their labels."""
 
+    @property
+    def alone(self) -> bool:
+        """Whether one worker is all."""
+        return self.num_workers == 1
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Ray's, of the actor of the group: nothing but where it is the worker."""
+        if not self.alone:
+            return {"num_cpus": 0}
+        options: dict[str, Any] = {"num_gpus": self.gpus} if self.gpus else {"num_cpus": self.cpus}
+        if self.accelerator is not None:
+            options["accelerator_type"] = self.accelerator
+        return options | ({"label_selector": self.labels} if self.labels else {})
+
+
+class GroupError(NamedTuple):
+    """The error that a worker ended with: its class, its message, and the address of its node."""
+
+    kind: str
+    message: str
+    node: str
+
+
+class GroupState(NamedTuple):
+    """What a driver learns when it asks: the news since the last time, whether the work is done in
+    all workers, and the first error.
+    """
+
+    news: list[tuple[str, dict[str, Any]]]
+    done: bool
+    error: GroupError | None
+
 
 @ray.remote
 class WorkerGroupActor:
-    """One group of training workers, its news and its first error."""
+    """One group of training workers, its work, its news and its first error."""
 
     def __init__(self) -> None:
         self._news: list[tuple[str, dict[str, Any]]] = []
-        self._error: tuple[str, str] | None = None
+        self._error: GroupError | None = None
+        self._work: Work | None = None
+        self._number = 0
+        self._entered: set[int] = set()
+        self._done: set[int] = set()
+        self._size = 1
+        self._closed = False
 
-    def fit(self, work: Work, size: GroupSize) -> str | None:
-        """Call `work` in all workers, and again in new ones where some were lost.
+    def fit(self, size: GroupSize) -> str:
+        """Keep workers up that do what is given, new ones where some were lost; until `close`.
 
         Returns:
-            None where it went through or `error` tells more; else why the workers were lost.
+            Why it gave up.
         """
+        here: Any = ray.get_runtime_context().current_actor
+        config: dict[str, Any] = {"group": here, "size": size}
+        if size.alone:
+            _enter(config)
+            return "its worker ended"
         from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
         from ray.train.torch import TorchConfig, TorchTrainer
 
         elastic = size.min_workers < size.num_workers
-        here: Any = ray.get_runtime_context().current_actor
         with tempfile.TemporaryDirectory() as folder:
             trainer = TorchTrainer(
                 _enter,
-                train_loop_config={"work": work, "group": here, "size": size},
+                train_loop_config=config,
                 torch_config=TorchConfig(backend=group_backend(size.device, size.gpus)),
                 scaling_config=ScalingConfig(
                     num_workers=(size.min_workers, size.num_workers)
@@ -93,50 +139,89 @@ class WorkerGroupActor:
                 trainer.fit()
             except TrainingFailedError as error:
                 return _first_line(error)
-        return None
+        return "its workers ended"
+
+    def give(self, work: Work) -> None:
+        """The next function to call in all workers."""
+        self._work, self._number, self._done = work, self._number + 1, set()
+
+    def enter(self, rank: int, size: int) -> None:
+        """A worker begins; one that does so again belongs to a new group, which starts over."""
+        if rank in self._entered:
+            self._entered, self._done = set(), set()
+        self._entered.add(rank)
+        self._size = size
+
+    def close(self) -> None:
+        """There is no more work."""
+        self._closed = True
+
+    def next(self, after: int) -> tuple[int, Work] | None:
+        """Work with a higher number, which is not done; None: wait; number -1: leave."""
+        if self._closed:
+            return -1, _nothing
+        if self._work is None or self._number <= after or self._is_done():
+            return None
+        return self._number, self._work
+
+    def finished(self, rank: int) -> None:
+        """A worker has done its work."""
+        self._done.add(rank)
+
+    def _is_done(self) -> bool:
+        return len(self._done) == self._size
 
     def tell(self, kind: str, content: dict[str, Any]) -> None:
         """Keep what a worker says."""
         self._news.append((kind, content))
 
-    def news(self) -> list[tuple[str, dict[str, Any]]]:
-        """What was said since this was last asked."""
+    def state(self) -> GroupState:
+        """See `GroupState`."""
         said, self._news = self._news, []
-        return said
+        return GroupState(said, self._is_done(), self._error)
 
-    def fail(self, name: str, message: str) -> None:
+    def fail(self, error: GroupError) -> None:
         """Keep the error that ends it all; the first one counts."""
-        self._error = self._error or (name, message)
-
-    def error(self) -> tuple[str, str] | None:
-        """Class and message of the error that a worker ended with."""
-        return self._error
+        self._error = self._error or error
+        self._closed = True
 
 
 def _enter(config: dict[str, Any]) -> None:
-    """In each worker: nothing where another one ended with an error, else the work.
+    """In each worker: do what is given, until the group is terminated.
 
     An error that a new try would meet again is kept, and ends the group. Where all workers raise
-    it together they leave in peace; else the group is torn down, for others wait for this one.
+    it together they leave; else the group is torn down, and a new one leaves at once.
     """
     import torch
+    from torch import distributed
 
-    group: Any = config["group"]
-    ended: Any = ray.get(group.error.remote())
-    if ended is not None:
-        return
-    size: GroupSize = config["size"]
+    group, size = config["group"], config["size"]
     torch.set_num_threads(size.threads)
+    number = 0
     try:
         _take_device(size)
-        config["work"](partial(_tell, group))
+        rank = 0 if size.alone else distributed.get_rank()
+        ray.get(group.enter.remote(rank, 1 if size.alone else distributed.get_world_size()))
+        if not size.alone:
+            distributed.barrier()
+        while True:
+            given: Any = ray.get(group.next.remote(number))
+            if given is None:
+                time.sleep(_POLL_S)
+                continue
+            number, work = given
+            if number < 0:
+                return
+            work(partial(_tell, group))
+            ray.get(group.finished.remote(rank))
     except Exception as error:
         out_of_memory = isinstance(error, torch.OutOfMemoryError | MemoryError)
         if isinstance(error, _TRANSIENT) and not out_of_memory:
             raise
-        ray.get(group.fail.remote(type(error).__name__, _message(error)))
-        if not (isinstance(error, DivergedError) or torch.distributed.get_world_size() == 1):
-            raise
+        node = ray.util.get_node_ip_address()
+        ray.get(group.fail.remote(GroupError(type(error).__name__, _message(error), node)))
+        if not (isinstance(error, DivergedError) or size.alone):
+            raise  # others may wait for this one: their group is torn down
 
 
 def _take_device(size: GroupSize) -> None:
@@ -150,8 +235,12 @@ def _take_device(size: GroupSize) -> None:
 
     from stillhouse.models.device import choose_device
 
-    if choose_device(size.device, size.gpus).type == "cuda" and size.gpus:
+    if choose_device(size.device, size.gpus).type == "cuda" and size.gpus and not size.alone:
         torch.cuda.set_device(get_device())
+
+
+def _nothing(_: Tell) -> None:
+    """No work."""
 
 
 def _tell(group: Any, kind: str, content: dict[str, Any]) -> None:

@@ -31,9 +31,9 @@ from stillhouse.models.causal_lm import build_model, load_model, save_model
 from stillhouse.models.scoring import ScoringModel
 from stillhouse.spec import ModelSettings, Optimisation
 from stillhouse.text.tokenizer import Tokenizer, make_tokenizer, train_tokenizer
-from stillhouse.training.batches import TokenBatches
-from stillhouse.training.evaluate import heldout_nll
-from stillhouse.training.loop import train
+from stillhouse.training.batches import Batch
+from stillhouse.training.evaluate import measure
+from stillhouse.training.loop import Trainer
 
 LENGTH = 128
 VOCABULARY = 2048
@@ -162,25 +162,54 @@ def run(training: Training, text: Text, prior: Path) -> Training:
         model = load_model(str(prior), dtype="float32", device=CPU)
     data = (text.pool if fresh else text.target)[:rows]
     steps = max(1, round(len(data) * (1 if fresh else TUNE_EPOCHS) / training.batch))
-    source = TokenBatches(data, batch_size=training.batch, seed=0)
+    source = Sequences(data, training.batch)
     started, used = perf_counter(), process_time()
-    result = train(model, source, settings, device=CPU, num_steps=steps)
+    trainer = Trainer(model, source, settings, device=CPU, num_steps=steps)
+    losses = [trainer.step().loss for _ in range(steps)]
     seconds, cpu = perf_counter() - started, process_time() - used
     scoring = ScoringModel(model, dtype=torch.float32)
-    pool_loss = heldout_nll(scoring, text.pool_heldout)
+    pool_loss = measure(scoring, text.pool_heldout)[0]
     if fresh and training.key[1:] == (128, 1_000_000, 4e-3, 8):
         prior.mkdir(exist_ok=True)
         save_model(model, prior)
-    means = [float(np.mean(part)) for part in np.array_split(result.losses, 20) if len(part)]
+    means = [float(np.mean(part)) for part in np.array_split(losses, 20) if len(part)]
     return Training(
         *training.key,
-        loss=pool_loss if fresh else heldout_nll(scoring, text.target_heldout),
+        loss=pool_loss if fresh else measure(scoring, text.target_heldout)[0],
         pool_loss=None if fresh else pool_loss,
         steps=steps,
         cpu_seconds=cpu,
         seconds=seconds,
         losses=tuple(means),
     )
+
+
+class Sequences:
+    """Sequences [N, T] in memory; each pass in an order of its own."""
+
+    def __init__(self, input_ids: NDArray[Any], batch_size: int) -> None:
+        self._ids, self._size = input_ids, batch_size
+        self._rows, self._epoch = np.zeros(0, np.int64), 0
+
+    def next_batch(self) -> Batch:
+        """The next sequences; a batch is filled from the next pass."""
+        while len(self._rows) < self._size:
+            rows = np.random.default_rng([0, self._epoch]).permutation(len(self._ids))
+            self._rows, self._epoch = np.concatenate([self._rows, rows]), self._epoch + 1
+        rows, self._rows = self._rows[: self._size], self._rows[self._size :]
+        ids = torch.from_numpy(self._ids[rows].astype(np.int64))
+        return Batch(ids, np.stack([np.zeros_like(rows), rows], axis=1))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Not kept."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Not used."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Nothing is read ahead."""
 
 
 def read_text(data: Path, cache: Path) -> Text:

@@ -156,9 +156,9 @@ def prepare(folder: Path, num_tokens: int, clock: Clock) -> tuple[Prepared, Cont
     pool, target, _ = tokenise(
         ctx, spec.sequence_length, without_dropped(ctx, spec, scans, words), words
     )
-    models = Models(ctx, spec, words, {})
-    prior = models.prior(pool.manifest, lambda _: None)
-    both = {"prior": prior, "conditional": models.conditional(prior, target.manifest)}
+    with Models(ctx, spec, words, {}) as models:
+        prior = models.prior(pool.manifest, lambda _: None)
+        both = {"prior": prior, "conditional": models.conditional(prior, target.manifest)}
     return Prepared(ctx.store, spec, words, pool.manifest, both), ctx
 
 

@@ -194,6 +194,9 @@ def way_memory(options: argparse.Namespace) -> dict[str, Any]:
         def load_state_dict(self, state: dict[str, Any]) -> None:
             raise NotImplementedError
 
+        def close(self) -> None:
+            pass
+
     tokenizer = load_tokenizer(spec.tokenizer.path, None)
     model = build_model(
         ModelSettings(**MODEL),

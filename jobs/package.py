@@ -13,8 +13,10 @@ from stillhouse.errors import SpecError
 from stillhouse.mixing.spec import MixSpec
 from stillhouse.own_code import code_digest, find_module
 from stillhouse.pipelines.image_inputs import named_code
+from stillhouse.pipelines.train_data import own_objective
 from stillhouse.selection.own import OwnCode, find_code
 from stillhouse.spec import JobSpec, SelectSpec
+from stillhouse.training.spec import TrainSpec
 
 PACKAGE = Path(stillhouse.__file__).parent
 SPEC_FILE = "spec.yaml"
@@ -81,6 +83,9 @@ def own_code(spec: JobSpec) -> list[OwnCode]:
     if isinstance(spec, MixSpec) and code_digest(spec.policy.name) is not None:
         name = spec.policy.name
         return [OwnCode(name, find_module(f"policy.name: {name}", name).files)]
+    if isinstance(spec, TrainSpec):
+        code = own_objective(spec)
+        return [] if code is None else [code]
     return []
 
 

@@ -6,15 +6,17 @@ from typing import Any
 from stillhouse.pipelines.context import Context
 from stillhouse.pipelines.given import check_given, given_identity
 from stillhouse.pipelines.inputs import JobInputs, Listing, list_job_inputs, open_job_inputs
+from stillhouse.pipelines.named import resolved
 from stillhouse.selection.carried import check_columns
 from stillhouse.spec import SelectSpec
 from stillhouse.storage.artifact import Store
-from stillhouse.storage.filesystem import FileInfo
+from stillhouse.storage.filesystem import FileInfo, absolute_uri
 from stillhouse.storage.run_record import RunRecord
 
 
 def list_select(spec: SelectSpec) -> "ListedSelect":
     """See `stillhouse.jobs.kinds.list_job`."""
+    spec = resolved(spec, Store(absolute_uri(spec.store)))
     check_given(spec)
     listing = list_job_inputs(spec)
     if spec.pool.keep_columns:

@@ -4,9 +4,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from stillhouse.pipelines.context import Context
+from stillhouse.pipelines.named import resolved
 from stillhouse.pipelines.train_data import Listing, TrainInputs, list_data, open_data
 from stillhouse.storage.artifact import Store
-from stillhouse.storage.filesystem import FileInfo
+from stillhouse.storage.filesystem import FileInfo, absolute_uri
 from stillhouse.storage.run_record import RunRecord
 from stillhouse.training.spec import TrainSpec, check_width
 
@@ -14,6 +15,7 @@ from stillhouse.training.spec import TrainSpec, check_width
 def list_train(spec: TrainSpec) -> "ListedTrain":
     """See `stillhouse.jobs.kinds.list_job`."""
     check_width(spec)
+    spec = resolved(spec, Store(absolute_uri(spec.store)))
     return ListedTrain(spec, list_data(spec))
 
 

@@ -7,7 +7,7 @@ built in the worker, so it does not matter how many workers there are or were.
 Ray Data takes seconds to start. The first windows do not wait for it: a thread reads them.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import chain, islice
 from typing import Any
@@ -29,19 +29,19 @@ _AHEAD_BYTES = 256 << 20
 """Of the object store, for each worker."""
 
 
-def stream_windows(uris: Sequence[str], *, direct: int) -> Fetch:
+def stream_windows(reader: PartReader, *, direct: int) -> Fetch:
     """A `Fetch` in which Ray Data reads all windows but the first `direct` ones.
 
     Args:
-        uris: of all parts of all data sets, in the order's numbering.
+        reader: of all parts; it is copied to where Ray Data reads them.
         direct: as many as a worker needs at once when it starts: one a lane and data set.
     """
 
     def fetch(windows: Iterator[Window]) -> Iterator[pa.Table]:
         head = list(islice(windows, direct))
         first = next(windows, None)
-        tail = iter(()) if first is None else _one_ahead(_streamed(uris, chain([first], windows)))
-        yield from read_ahead(PartReader(uris), 1)(iter(head))
+        tail = iter(()) if first is None else _one_ahead(_streamed(reader, chain([first], windows)))
+        yield from read_ahead(reader, 1)(iter(head))
         yield from tail
 
     return fetch
@@ -64,12 +64,12 @@ def _one_ahead(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
     return give()
 
 
-def _streamed(uris: Sequence[str], windows: Iterator[Window]) -> Iterator[pa.Table]:
+def _streamed(reader: PartReader, windows: Iterator[Window]) -> Iterator[pa.Table]:
     while batch := list(islice(windows, _DESCRIPTORS)):
-        yield from _whole(batch, _blocks(uris, batch))
+        yield from _whole(batch, _blocks(reader, batch))
 
 
-def _blocks(uris: Sequence[str], windows: list[Window]) -> Iterator[pa.Table]:
+def _blocks(reader: PartReader, windows: list[Window]) -> Iterator[pa.Table]:
     """The rows of some windows in order, in blocks as Ray Data likes them."""
     quiet()
     context = DataContext.get_current()
@@ -79,7 +79,7 @@ def _blocks(uris: Sequence[str], windows: list[Window]) -> Iterator[pa.Table]:
     here = ray.get_runtime_context().get_node_id()
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
         WindowReader,
-        fn_constructor_args=(uris,),
+        fn_constructor_args=(reader,),
         batch_size=1,
         compute=ActorPoolStrategy(size=1),
         num_cpus=0,

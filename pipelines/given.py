@@ -20,6 +20,7 @@ from stillhouse.models.shape import (
     read_header,
 )
 from stillhouse.pipelines.context import Context
+from stillhouse.pipelines.named import find_input
 from stillhouse.reading.readers import open_selection
 from stillhouse.selection.own import find_code
 from stillhouse.spec import ModelSettings, SelectSpec, TokenizerSettings
@@ -27,6 +28,7 @@ from stillhouse.storage.artifact import Manifest, Store
 from stillhouse.storage.digests import digest_files
 from stillhouse.storage.filesystem import absolute_uri, list_files, list_names
 from stillhouse.storage.folders import copy_folder
+from stillhouse.storage.layout import MANIFEST
 from stillhouse.text.tokenizer import (
     Tokenizer,
     has_tokenizer,
@@ -34,6 +36,7 @@ from stillhouse.text.tokenizer import (
     load_vocabulary,
     tokenizer_identity,
 )
+from stillhouse.training.seen import SEEN
 from stillhouse.training.task import TRAINED_ON
 
 INSPECT_VERSION = 2
@@ -48,6 +51,8 @@ class ModelRef:
     shape: ModelShape
     num_tokens: int = 0
     trained_here: bool = False
+    made_here: bool = False
+    """Whether a training of this or another job of a store made it."""
 
 
 def check_given(spec: SelectSpec) -> None:
@@ -177,7 +182,12 @@ def given_models(ctx: Context, paths: Mapping[str, str], needs: Needs) -> dict[s
             there[key] = _put(store, names[key], folders[key], path, shapes[key])
             advance(1, 1)
     return {
-        key: ModelRef(contents[key], store.path(there[key].inputs["folder"]), shapes[key])
+        key: ModelRef(
+            contents[key],
+            store.path(there[key].inputs["folder"]),
+            shapes[key],
+            made_here=MANIFEST in list_names(folders[key]),
+        )
         for key in paths
     }
 
@@ -223,8 +233,8 @@ def _put(store: Store, name: str, folder: str, path: str, shape: ModelShape) -> 
 
 
 def _belongs(name: str) -> bool:
-    """Files of a model: configuration, weights, and the rows that it was trained on."""
-    return name in {"config.json", INDEX, TRAINED_ON} or name.endswith(".safetensors")
+    """Files of a model: configuration, weights, and what it was trained on."""
+    return name in {"config.json", INDEX, TRAINED_ON, SEEN} or name.endswith(".safetensors")
 
 
 def given_identity(store: Store, spec: SelectSpec, *, remember: bool) -> list[str | None]:
@@ -251,9 +261,19 @@ def model_identity(store: Store, folder: str, *, remember: bool) -> str:
     """The fingerprint of a given model: names and content of its configuration and weights."""
     files = list_files([folder], ("config.json", ".safetensors"))
     digests = digest_files(store, files, remember=remember)
-    return fingerprint(["given", [[f.name, d.sha256] for f, d in zip(files, digests, strict=True)]])
+    return weights_digest({f.name: d.sha256 for f, d in zip(files, digests, strict=True)})
+
+
+def weights_digest(files: Mapping[str, str]) -> str:
+    """The identity of a model, trained here or given: its configuration and weights, by file.
+
+    What is made with a model is named by it, so that the results of two trainings never mix, not
+    even of one training whose sums were added up in another order.
+    """
+    kept = {n: d for n, d in files.items() if n == "config.json" or n.endswith(".safetensors")}
+    return fingerprint(["given", sorted(kept.items())])
 
 
 def selection_uri(store: Store, given: str) -> str:
-    """Where a selection lies that is named by URI, or by its fingerprint in this store."""
-    return given if "/" in given else store.path("selections", given)
+    """Where a selection lies: as `find_input`."""
+    return find_input(store, given)

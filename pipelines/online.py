@@ -11,14 +11,14 @@ from stillhouse.actors.window_scorer import OnlineScorer
 from stillhouse.pipelines.context import Context
 from stillhouse.pipelines.placement import actor_options
 from stillhouse.training.online import Ask, ScoredWindow
-from stillhouse.training.task import OnlineTask
+from stillhouse.training.task import TrainTask
 
 LOOK_AHEAD = 4
 """Windows that are scored before they are needed: a slow one among them stalls nobody."""
 
 
 @contextmanager
-def online_scorers(ctx: Context, task: OnlineTask) -> Generator[tuple[list[Any], dict[str, float]]]:
+def online_scorers(ctx: Context, task: TrainTask) -> Generator[tuple[list[Any], dict[str, float]]]:
     """The actors for as long as a training lasts, and the resources that all of them hold."""
     scorers = _start(ctx, task)
     each = actor_options(ctx.compute, ctx.compute.scorer)
@@ -30,10 +30,11 @@ def online_scorers(ctx: Context, task: OnlineTask) -> Generator[tuple[list[Any],
             ray.kill(scorer)
 
 
-def _start(ctx: Context, task: OnlineTask) -> list[Any]:
+def _start(ctx: Context, task: TrainTask) -> list[Any]:
     """`compute.scorers` of them and at most one a lane; they load models at first use."""
+    assert task.online is not None
     ctx.close_pool()
-    count = min(ctx.compute.scorers, task.lanes)
+    count = min(ctx.compute.scorers, task.online.lanes)
     actor: Any = OnlineScorer
     options = actor_options(ctx.compute, ctx.compute.scorer)
     return [

@@ -82,28 +82,31 @@ def run_select(ctx: Context, spec: SelectSpec, inputs: JobInputs) -> SelectRun:
     models = Models(ctx, spec, words, given)
     scoring = PoolScores(ctx, spec, words, pool.manifest, heldout.manifest)
     controls = spec.train.controls if spec.train else []
-    prior = conditional = None
+    prior = conditional = down = None
     seen: dict[str, NDArray[np.int64]] = {}
     if spec.scorer is not None:
         code = find_code(spec.scorer.import_)
         scores = {"own": scoring.own(code, packing[1].tasks)}
     else:
         check = partial(check_size_beside_prior, spec, pool.manifest)
-        prior = models.prior(pool.manifest, check)
-        seen = models.prior_rows(prior, pool.manifest)
-        check(sum(map(len, seen.values())))
-        conditional = models.conditional(prior, target.manifest)
+        with models:
+            prior = models.prior(pool.manifest, check)
+            seen = models.prior_rows(prior, pool.manifest)
+            check(sum(map(len, seen.values())))
+            conditional = models.conditional(prior, target.manifest)
+            if "rho_down" in controls:
+                down = models.down(prior, target.manifest)
         scores = {
             "prior": scoring.losses("prior", prior),
             "conditional": scoring.losses("conditional", conditional),
         }
-        if "rho_down" in controls:
-            scores["down"] = scoring.losses("down", models.down(prior, target.manifest))
+        if down is not None:
+            scores["down"] = scoring.losses("down", down)
     if "dsir" in controls:
         scores["dsir"] = scoring.dsir(packing[1].tasks)
     contamination = scoring.contamination(packing[2].tasks)
 
-    name = prior.fingerprint if prior is not None else ""
+    name = prior.folder.removeprefix(f"{ctx.store.uri}/") if prior is not None else ""
     candidates = candidates_of(ctx, spec, pool, scores, contamination, name, seen, sources, words)
     kept = select(ctx, spec, candidates, rule=spec.rule)
     size = size_of(kept, spec.selection)

@@ -158,7 +158,7 @@ def _trainings(made: SelectRun) -> dict[str, dict[str, Any]]:
     return {
         model.totals["label"]: {
             **{key: model.totals[key] for key in ("num_tokens", "num_steps", "final_loss")},
-            **{key: model.settings[key] for key in ("learning_rate", "global_batch")},
+            **{key: model.settings["train"][key] for key in ("learning_rate", "global_batch")},
             "late_fall": model.totals.get("late_fall"),
         }
         for model in (*made.trained.values(), *targets)

@@ -1,6 +1,6 @@
 """The tokenizer: trained on a random part of the pool, or loaded; kept in the store either way."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 from stillhouse.fingerprint import fingerprint
@@ -35,21 +35,26 @@ def tokenizer(ctx: Context, spec: SelectSpec, pool: Scan) -> TokenizerRef:
     Raises:
         ModelError: a path that holds no tokenizer.
     """
-    settings = spec.tokenizer
+    return scanned_tokenizer(ctx, spec.tokenizer, spec.pool.paths, [pool])
+
+
+def scanned_tokenizer(
+    ctx: Context, settings: TokenizerSettings, paths: Sequence[str], scans: Sequence[Scan]
+) -> TokenizerRef:
+    """The tokenizer of some settings: given, or trained on documents that were scanned.
+
+    Args:
+        paths: of the documents, by which a pin is known.
+        scans: of them.
+    """
     if settings.train is None:
         assert settings.path is not None
         return given_tokenizer(ctx, settings.path, settings.eos_token, settings.bos)
     training = settings.train
-    wanted = fingerprint(
-        [
-            "tokenizer",
-            TOKENIZER_VERSION,
-            training.model_dump(),
-            [t.fingerprint for t in pool.tasks],
-        ]
-    )
-    key = ["tokenizer", settings.model_dump(exclude={"pin", "bos"}), spec.pool.paths]
-    make = partial(_trained, ctx, wanted, training, pool)
+    tasks = [task.fingerprint for scan in scans for task in scan.tasks]
+    wanted = fingerprint(["tokenizer", TOKENIZER_VERSION, training.model_dump(), tasks])
+    key = ["tokenizer", settings.model_dump(exclude={"pin", "bos", "from_"}), paths]
+    make = partial(_trained, ctx, wanted, training, scans)
     return _ref(ctx, pinned(ctx, "tokenizer", key, settings.pin, wanted, make))
 
 
@@ -81,12 +86,14 @@ def given_tokenizer(
     return _ref(ctx, found or _put(ctx.store, name, loaded, {"path": path}), bos_id)
 
 
-def _trained(ctx: Context, name: str, training: TokenizerTraining, pool: Scan) -> Manifest:
+def _trained(
+    ctx: Context, name: str, training: TokenizerTraining, scans: Sequence[Scan]
+) -> Manifest:
     with ctx.step("tokenizer", total=1, reused=0, unit="bytes") as advance:
-        tasks, share = _sample(pool, training.num_bytes)
+        tasks, share = _sample(scans, training.num_bytes)
         work = partial(_train, training.vocab_size, share)
         made = next(run_tasks(ctx, work, [tasks]))
-        advance(1, min(training.num_bytes, pool.counts["chars"]))
+        advance(1, min(training.num_bytes, sum(scan.counts["chars"] for scan in scans)))
     return _put(ctx.store, name, _trained_one(made), training.model_dump())
 
 
@@ -94,11 +101,10 @@ def _trained_one(content: bytes) -> Tokenizer:
     return make_tokenizer(content, None, place="the trained tokenizer")
 
 
-def _sample(pool: Scan, num_bytes: int) -> tuple[list[ScanTask], float]:
+def _sample(scans: Sequence[Scan], num_bytes: int) -> tuple[list[ScanTask], float]:
     """A few units in keyed order, and the share of their documents to train on."""
-    order = sorted(
-        zip(pool.tasks, pool.receipts, strict=True), key=lambda pair: pair[0].fingerprint
-    )
+    pairs = (pair for scan in scans for pair in zip(scan.tasks, scan.receipts, strict=True))
+    order = sorted(pairs, key=lambda pair: pair[0].fingerprint)
     tasks: list[ScanTask] = []
     chars = 0
     for task, receipt in order:
@@ -155,7 +161,7 @@ def task_tokenizer(
         return given_tokenizer(ctx, settings.path, settings.eos_token, settings.bos)
     training = settings.train
     wanted = fingerprint(["tokenizer", TOKENIZER_VERSION, training.model_dump(), what])
-    key = ["tokenizer", settings.model_dump(exclude={"pin", "bos"}), paths]
+    key = ["tokenizer", settings.model_dump(exclude={"pin", "bos", "from_"}), paths]
 
     def make() -> Manifest:
         with ctx.step("tokenizer", total=1, reused=0, unit="bytes") as advance:

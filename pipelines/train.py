@@ -1,37 +1,40 @@
-"""Training one model on streamed data: tokens -> order -> Ray Train workers -> model artifact.
-
-In each worker Ray Data fetches windows of the parts ahead of the training; checkpoints go to the
-store in the background; a lost worker's group begins again at the last one.
-"""
+"""`job: train`: tokens -> order -> workers -> model artifact."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
-from stillhouse.fingerprint import fingerprint
-from stillhouse.models.shape import planned_shape
+from stillhouse.models.shape import ModelShape, planned_shape
 from stillhouse.pipelines.context import Context
 from stillhouse.pipelines.given import ModelRef, Needs, given_models
-from stillhouse.pipelines.models import trained_rows
-from stillhouse.pipelines.scan import scan_sources
-from stillhouse.pipelines.tokenizer import given_tokenizer
+from stillhouse.pipelines.scan import Scan, scan_sources
+from stillhouse.pipelines.tokenizer import given_tokenizer, scanned_tokenizer
 from stillhouse.pipelines.tokens import NO_DROPS, Packing, TokenizerRef, pack_tasks, tokenise
-from stillhouse.pipelines.train_data import TEXT_LENGTH, TextSet, TokenSet, TrainInputs, given_paths
-from stillhouse.pipelines.training import tell_recipe
-from stillhouse.pipelines.workers import STEP, run_workers
-from stillhouse.spec import Optimisation
+from stillhouse.pipelines.train_data import (
+    HELDOUT,
+    INIT,
+    TEXT_LENGTH,
+    TextSet,
+    TrainInputs,
+    given_paths,
+    moments_of,
+)
+from stillhouse.pipelines.training import train_models
+from stillhouse.pipelines.workers import Gang
 from stillhouse.storage.artifact import Manifest, Store
-from stillhouse.training.order import Rows, check_workers, default_lanes, default_window
+from stillhouse.training.order import check_workers, default_lanes, default_window
 from stillhouse.training.recipe import choose
-from stillhouse.training.spec import TrainingSettings, TrainSpec
-from stillhouse.training.task import OnlineTask, Tell, TrainTask
-
-TRAIN_VERSION = 2
-_POINTS = 10
-_MAX_EVERY = 1000
-_SCORING = {"dtype", "attention"}
+from stillhouse.training.seen import trained_rows
+from stillhouse.training.spec import TrainSpec
+from stillhouse.training.task import (
+    OnlineTask,
+    StartModel,
+    TokenSet,
+    TrainTask,
+    token_set,
+    with_order,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +44,6 @@ class TrainRun:
     model: Manifest
     task: TrainTask
     tokenizer: TokenizerRef
-    datasets: tuple[TokenSet, ...]
 
 
 def run_train(ctx: Context, spec: TrainSpec, inputs: TrainInputs) -> TrainRun:
@@ -50,51 +52,77 @@ def run_train(ctx: Context, spec: TrainSpec, inputs: TrainInputs) -> TrainRun:
     Raises:
         StillhouseError: whatever stopped it; run again to go on from the last checkpoint.
     """
-    seen = inputs.tokenizer
-    assert seen.folder is not None
-    tokenizer = given_tokenizer(ctx, seen.folder, seen.eos_token, seen.bos)
     length = spec.sequence_length or inputs.sequence_length or TEXT_LENGTH
+    texts = {key: one.inputs for key, one in inputs.sets.items() if isinstance(one, TextSet)}
+    scans = scan_sources(ctx, texts).sources if texts else []
+    tokenizer = _tokenizer(ctx, spec, inputs, scans)
     positions = length + tokenizer.num_extra
-    needs = Needs(tokenizer.vocab_size, positions, comparable=True)
-    models = given_models(ctx, given_paths(spec), needs)
-    sets = _tokens(ctx, inputs.all, tokenizer, length)
-    heldout = sets.pop() if inputs.heldout else None
-    task = train_task(spec, sets, heldout, tokenizer)
+    needs = Needs(tokenizer.vocab_size, positions)
+    paths = given_paths(spec)
+    init = given_models(ctx, {INIT: paths.pop(INIT)}, needs)[INIT] if INIT in paths else None
+    models = given_models(ctx, paths, replace(needs, comparable=True))
+    sets = _tokens(ctx, inputs.sets, scans, tokenizer, length)
+    heldout = sets.pop() if HELDOUT in inputs.sets else None
+    shape = planned_shape(spec.model, tokenizer.vocab_size, positions)
+    task = train_task(spec, sets, heldout, tokenizer, init or shape)
+    task = replace(task, code=inputs.code)
+    shape = init.shape if init else shape
     if spec.online is None:
         check_workers(task.order(), spec.compute.trainers)
     else:
-        task = with_online(spec, models, sets[0], task)
-    return TrainRun(train_model(ctx, task), task, tokenizer, tuple(sets))
+        task = with_online(spec, models, task)
+    with _online_scorers(ctx, task) as (scorers, held), Gang(ctx, held) as gang:
+        [model] = train_models(ctx, gang, "train", [task], shape, scorers)
+    return TrainRun(model, task, tokenizer)
+
+
+def _online_scorers(
+    ctx: Context, task: TrainTask
+) -> AbstractContextManager[tuple[list[Any], dict[str, float]]]:
+    if task.online is None or ctx.store.find_manifest("models", task.fingerprint) or ctx.dry:
+        return nullcontext(([], {}))
+    from stillhouse.pipelines.online import online_scorers
+
+    return online_scorers(ctx, task)
+
+
+def _tokenizer(
+    ctx: Context, spec: TrainSpec, inputs: TrainInputs, scans: Sequence[Scan]
+) -> TokenizerRef:
+    """The tokenizer that is given, or one that is trained on the documents to train on."""
+    seen = inputs.tokenizer
+    if seen is not None:
+        return given_tokenizer(ctx, str(seen.folder), seen.eos_token, seen.bos)
+    assert spec.tokenizer is not None
+    trained = [scan for scan in scans if scan.name != HELDOUT]
+    paths = [path for scan in trained for path in scan.inputs.source.paths]
+    return scanned_tokenizer(ctx, spec.tokenizer, paths, trained)
 
 
 def _tokens(
-    ctx: Context, sets: Sequence[TokenSet | TextSet], tokenizer: TokenizerRef, length: int
+    ctx: Context,
+    sets: Mapping[str, TokenSet | TextSet],
+    scans: Sequence[Scan],
+    tokenizer: TokenizerRef,
+    length: int,
 ) -> list[TokenSet]:
-    """All sets as tokens; documents are scanned and packed."""
-    texts = [one for one in sets if isinstance(one, TextSet)]
+    """All sets as tokens; documents are packed."""
     made: dict[str, Manifest] = {}
-    if texts:
-        scanned = scan_sources(ctx, {one.key: one.inputs for one in texts})
+    if scans:
         packing = [
             Packing(s, NO_DROPS, pack_tasks(ctx.store, s, NO_DROPS, tokenizer, length))
-            for s in scanned.sources
+            for s in scans
         ]
-        packed = tokenise(ctx, length, packing, tokenizer, [one.key for one in texts])
-        made = {one.key: done.manifest for one, done in zip(texts, packed, strict=True)}
+        packed = tokenise(ctx, length, packing, tokenizer, [scan.name for scan in scans])
+        made = {scan.name: done.manifest for scan, done in zip(scans, packed, strict=True)}
     return [
         one
         if isinstance(one, TokenSet)
-        else TokenSet(
-            key=one.key,
-            name=one.name,
-            weight=one.weight,
-            uris=tuple(ctx.store.path(part.path) for part in made[one.key].parts),
-            rows=tuple(part.num_rows for part in made[one.key].parts),
-            digests=tuple(part.sha256 for part in made[one.key].parts),
-            sequence_length=length,
-            tokenizer=None,
+        else replace(
+            token_set(ctx.store, made[key], one.name, one.weight),
+            masked=one.inputs.source.columns.prompt is not None,
         )
-        for one in sets
+        for key, one in sets.items()
     ]
 
 
@@ -103,205 +131,77 @@ def train_task(
     sets: Sequence[TokenSet],
     heldout: TokenSet | None,
     tokenizer: TokenizerRef,
+    start: ModelRef | ModelShape,
 ) -> TrainTask:
     """The training as plain values, named by all that decides the model.
 
-    Raises:
-        ModelError: sizes that do not go together, or a context shorter than the sequences.
+    `start`: the model that it goes on from, or the shape of a fresh one.
     """
-    length = sets[0].sequence_length
-    planned_shape(spec.model, tokenizer.vocab_size, length + tokenizer.num_extra)
-    num_tokens = spec.train.num_tokens or _one_pass(spec, length, sets)
+    init, origin = spec.model, "fresh"
+    if isinstance(start, ModelRef):
+        moments = moments_of(Store(start.folder.rsplit("/", 2)[0]), spec, start.folder)
+        init = StartModel(start.folder, start.fingerprint, moments=moments)
+        origin = "trained" if start.made_here else "given"
+    shape = start.shape if isinstance(start, ModelRef) else start
+    length, online = sets[0].sequence_length, spec.online
+    one_pass = sum(one.num_tokens for one in sets)  # of tau candidates one is trained on
+    num_tokens = spec.train.num_tokens or (one_pass if online is None else one_pass / online.tau)
     settings = choose(
         spec.train,
-        width=spec.model.hidden_size,
+        width=shape.hidden_size,
         num_tokens=num_tokens,
         sequence_length=length,
+        start=origin,
     )
-    batch = settings.batch_size
-    lanes = settings.lanes or default_lanes(batch, min(one.num_rows for one in sets))
-    window = settings.window or default_window(lanes, length, len(sets))
-    num_steps = max(1, round(num_tokens / (length * batch)))
-    identity: dict[str, Any] = {
-        "model": spec.model.model_dump(mode="json"),
-        "train": settings.model_dump(mode="json", include=set(Optimisation.model_fields)),
-        "steps": {"num_steps": num_steps, "eval_points": settings.eval_points},
-        "order": {"lanes": lanes, "window": window},
-        "data": {
-            "sets": [{"weight": one.weight, "parts": one.identity()} for one in sets],
-            "heldout": heldout.identity() if heldout else None,
-            "sequence_length": length,
-        },
-        "tokenizer": {"sha256": tokenizer.digest, "eos_token": tokenizer.eos_token},
-    }
-    if tokenizer.bos_id is not None:
-        identity["tokenizer"]["bos_id"] = tokenizer.bos_id
-    name = fingerprint(["train", TRAIN_VERSION, identity])
+    num_steps = max(1, round(num_tokens / (length * settings.batch_size)))
     return TrainTask(
-        fingerprint=name,
-        checkpoints=fingerprint(["checkpoints", name]),
+        role="target",
         label=spec.name or "target",
-        identity=identity,
-        parts=tuple(uri for one in sets for uri in one.uris),
-        datasets=tuple(Rows(one.rows, one.weight) for one in sets),
-        names=tuple(one.name for one in sets),
-        heldout=heldout.uris if heldout else (),
-        sequence_length=length,
-        vocab_size=tokenizer.vocab_size,
+        init=init,
+        data=tuple(sets),
+        heldout=heldout,
         tokenizer=tokenizer.path,
+        tokenizer_digest=tokenizer.digest,
         eos_token=tokenizer.eos_token,
-        model=spec.model,
-        settings=settings.model_copy(update={"lanes": lanes, "window": window}),
+        vocab_size=tokenizer.vocab_size,
+        bos_id=tokenizer.bos_id,
+        settings=with_order(settings, sets, num_steps),
         num_steps=num_steps,
-        checkpoint_every=checkpoint_every(settings, num_steps),
         device=spec.compute.device,
         gpus=spec.compute.gpus_of(spec.compute.trainer),
-        bos_id=tokenizer.bos_id,
     )
 
 
-def _one_pass(spec: TrainSpec, length: int, sets: Sequence[TokenSet]) -> float:
-    """Tokens to train on where the spec says no number: of tau candidates one is trained on."""
-    tokens = length * sum(one.num_rows for one in sets)
-    return tokens if spec.online is None else tokens / spec.online.tau
-
-
-def with_online(
-    spec: TrainSpec, models: Mapping[str, ModelRef], pool: TokenSet, task: TrainTask
-) -> TrainTask:
+def with_online(spec: TrainSpec, models: Mapping[str, ModelRef], task: TrainTask) -> TrainTask:
     """The same training on batches that are chosen while it goes on.
 
     By default it sees each candidate once. Rows that the prior was trained on, as far as it tells,
     and rows with held-out text are not chosen.
     """
-    online, compute, length = spec.online, spec.compute, task.sequence_length
+    online, [pool] = spec.online, task.data
     assert online is not None
-    batch = task.settings.batch_size
-    candidates = round(online.tau * batch)
+    candidates = round(online.tau * task.settings.batch_size)
     lanes = spec.train.lanes or default_lanes(candidates, pool.num_rows)
-    shuffled = spec.train.window or default_window(lanes, length)
     num_steps = task.num_steps if spec.train.num_tokens else max(1, pool.num_rows // candidates)
-    prior, conditional = models.values()
-    hidden = trained_rows(prior.folder, pool.digests)
-    places = {digest: index for index, digest in enumerate(pool.digests)}
-    identity = task.identity | {
-        "steps": task.identity["steps"] | {"num_steps": num_steps},
-        "order": {"lanes": lanes, "window": shuffled, "candidates": candidates},
-        "online": {
-            "models": [prior.fingerprint, conditional.fingerprint],
-            "scoring": online.scoring.model_dump(include=_SCORING),
-        },
-    }
-    name = fingerprint(["train", TRAIN_VERSION, identity])
+    prior, conditional = models["online.prior"], models["online.conditional"]
+    hidden, _ = trained_rows(prior.folder, pool.digests)
     return replace(
         task,
-        fingerprint=name,
-        checkpoints=fingerprint(["checkpoints", name]),
-        identity=identity,
         num_steps=num_steps,
-        checkpoint_every=checkpoint_every(spec.train, num_steps),
+        settings=with_order(
+            task.settings.model_copy(update={"checkpoint_every": spec.train.checkpoint_every}),
+            task.data,
+            num_steps,
+        ),
         online=OnlineTask(
-            parts=pool.uris,
-            rows=pool.rows,
             candidates=candidates,
             lanes=lanes,
-            shuffled=shuffled,
-            seed=spec.train.seed,
-            prior=prior.folder,
-            conditional=conditional.folder,
+            shuffled=spec.train.window or default_window(lanes, task.sequence_length),
+            prior=StartModel(prior.folder, prior.fingerprint),
+            conditional=StartModel(conditional.folder, conditional.fingerprint),
             scoring=online.scoring,
-            tokenizer=task.tokenizer,
-            eos_token=task.eos_token,
-            heldout=task.heldout,
-            hidden={places[digest]: rows for digest, rows in hidden.items()},
-            device=compute.device,
-            gpus=compute.gpus_of(compute.scorer),
-            threads=compute.threads_per_worker,
-            bos_id=task.bos_id,
+            hidden={pool.digests.index(digest): rows for digest, rows in hidden.items()},
+            gpus=spec.compute.gpus_of(spec.compute.scorer),
+            threads=spec.compute.threads_per_worker,
         ),
     )
-
-
-def checkpoint_every(settings: TrainingSettings, num_steps: int) -> int:
-    """Steps between checkpoints."""
-    return settings.checkpoint_every or max(1, min(_MAX_EVERY, num_steps // _POINTS))
-
-
-def train_model(ctx: Context, task: TrainTask) -> Manifest:
-    """Train the model of a task in `compute.trainers` workers, or find it.
-
-    Raises:
-        DivergedError, ArtifactError: as `train_worker`. PartFailedError, ClusterError: as
-            `run_workers`.
-    """
-    found = ctx.store.find_manifest("models", task.fingerprint)
-    with ctx.step("train", total=1, reused=int(found is not None)) as advance:
-        if found is None:
-            tell_recipe(ctx, "train", task.settings)
-            follow = _TrainProgress(ctx, task, advance)
-            with _online_scorers(ctx, task.online) as (scorers, held):
-                work = partial(_work, ctx.store, task, scorers)
-                run_workers(ctx, f"training {task.label!r}", work, follow.hear, held)
-            found = ctx.store.get_manifest("models", task.fingerprint)
-    _account(ctx, task, found)
-    return found
-
-
-def _online_scorers(
-    ctx: Context, task: OnlineTask | None
-) -> AbstractContextManager[tuple[list[Any], dict[str, float]]]:
-    if task is None:
-        return nullcontext(([], {}))
-    from stillhouse.pipelines.online import online_scorers
-
-    return online_scorers(ctx, task)
-
-
-def _work(store: Store, task: TrainTask, scorers: list[Any], tell: Tell) -> None:
-    """In each worker; the driver needs none of these modules, and some take seconds."""
-    from ray.train import get_context
-
-    from stillhouse.pipelines.fetch import stream_windows
-    from stillhouse.training.worker import online_batches, streamed_batches, train_worker
-
-    if task.online is not None:
-        from stillhouse.pipelines.online import ask_ahead
-
-        source = partial(online_batches, task, ask_ahead(scorers, task.num_steps))
-    else:
-        world = get_context().get_world_size()
-        lanes = -(-(task.settings.lanes or 1) // world)
-        fetch = stream_windows(task.parts, direct=lanes * len(task.datasets))
-        source = partial(streamed_batches, task, fetch)
-    train_worker(store, task, source, tell)
-
-
-class _TrainProgress:
-    """Lets the step's progress move to where the training is, and keeps what it tells."""
-
-    def __init__(self, ctx: Context, task: TrainTask, advance: Any) -> None:
-        self._ctx, self._task, self._advance = ctx, task, advance
-        self._step = 0
-        self._since = 0
-
-    def hear(self, kind: str, content: dict[str, Any]) -> None:
-        """Take one of the workers' news."""
-        step = content["step"]
-        if kind == "start":
-            self._since = max(step, self._step)
-        moved = step - max(self._step, 0)
-        if kind in (STEP, "start") and moved > 0:
-            tokens = moved * self._task.settings.batch_size * self._task.sequence_length
-            self._advance(moved / self._task.num_steps, tokens if kind == STEP else 0)
-            self._step = step
-        if kind != STEP:
-            self._ctx.listener.note(f"train {kind}", content)
-
-
-def _account(ctx: Context, task: TrainTask, made: Manifest) -> None:
-    work = ctx.work["train"]
-    work.tokens = made.totals["num_tokens"]
-    shape = planned_shape(task.model, task.vocab_size, task.num_positions)
-    work.flops = 3.0 * shape.flops_per_token(task.sequence_length) * work.tokens
-    if not work.reused:
-        work.device_seconds = made.totals["measured"]["seconds"] * ctx.compute.trainers

@@ -3,21 +3,18 @@
 Everything here is looked at before any work: listings, manifests, footers and digests.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-
 from stillhouse.data_settings import DataSource
-from stillhouse.errors import InputError, ModelError, SpecError
-from stillhouse.fingerprint import fingerprint
+from stillhouse.errors import ArtifactError, InputError, ModelError, SpecError
 from stillhouse.models.shape import model_uri, read_header
-from stillhouse.pipelines.given import check_vocabulary, model_identity, selection_uri
+from stillhouse.pipelines.given import check_vocabulary, model_identity
 from stillhouse.pipelines.inputs import Inputs, list_source, open_inputs
-from stillhouse.reading.readers import Artifact, open_selection
+from stillhouse.reading.readers import Artifact
+from stillhouse.selection.own import OwnCode, find_named
 from stillhouse.storage.artifact import Store, load_manifest
 from stillhouse.storage.digests import digest_files
 from stillhouse.storage.filesystem import (
@@ -26,13 +23,19 @@ from stillhouse.storage.filesystem import (
     exists,
     join,
     list_names,
-    open_read,
 )
-from stillhouse.storage.parquet import open_parquet
 from stillhouse.text.tokenizer import BosSetting, load_tokenizer
-from stillhouse.training.spec import FileData, SelectionData, TrainSpec
+from stillhouse.training.files import columns_of, prompt_columns, token_length
+from stillhouse.training.spec import OBJECTIVES, FileData, SelectionData, TrainSpec
+from stillhouse.training.task import (
+    CHECKPOINTS,
+    LOSS_MASK,
+    TokenSet,
+    checkpoints_of,
+    token_set,
+)
 
-_LISTS = (pa.ListType, pa.LargeListType, pa.FixedSizeListType)
+HELDOUT, INIT = "heldout", "init"
 TEXT_LENGTH = 256
 """Tokens a sequence, where neither spec nor data say."""
 
@@ -48,33 +51,9 @@ class TokenizerSeen:
 
 
 @dataclass(frozen=True, slots=True)
-class TokenSet:
-    """Parts of packed sequences, in order."""
-
-    key: str
-    name: str
-    weight: float
-    uris: tuple[str, ...]
-    rows: tuple[int, ...]
-    digests: tuple[str, ...]
-    sequence_length: int
-    tokenizer: TokenizerSeen | None
-
-    @property
-    def num_rows(self) -> int:
-        """Sequences."""
-        return sum(self.rows)
-
-    def identity(self) -> str:
-        """Fingerprint of the content."""
-        return fingerprint(["token set", self.digests, self.rows])
-
-
-@dataclass(frozen=True, slots=True)
 class TextSet:
     """Documents that are still to be tokenised."""
 
-    key: str
     name: str
     weight: float
     inputs: Inputs
@@ -86,29 +65,38 @@ class TextSet:
 
 @dataclass(frozen=True, slots=True)
 class TrainInputs:
-    """All that a train job reads, by content."""
+    """All that a train job reads, by content.
 
-    datasets: tuple[TokenSet | TextSet, ...]
-    heldout: TokenSet | TextSet | None
-    tokenizer: TokenizerSeen
-    """With a folder."""
+    Attributes:
+        sets: the data sets, then the held-out, by their keys in the spec.
+        tokenizer: with a folder; None where it is to be trained on the documents.
+        models: fingerprints of those that are given.
+        code: of an objective that is the user's.
+    """
+
+    sets: dict[str, TokenSet | TextSet]
+    tokenizer: TokenizerSeen | None
     models: tuple[str, ...] = ()
-    """Fingerprints of prior and conditional, where batches are chosen online."""
+    code: OwnCode | None = None
 
     @property
-    def all(self) -> list[TokenSet | TextSet]:
-        """Data sets, then the held-out."""
-        return [*self.datasets, *([self.heldout] if self.heldout else [])]
+    def datasets(self) -> list[TokenSet | TextSet]:
+        """Those that are trained on."""
+        return [one for key, one in self.sets.items() if key != HELDOUT]
 
     @property
     def sequence_length(self) -> int | None:
         """Of the token sets; None where all are documents."""
-        return next((s.sequence_length for s in self.all if isinstance(s, TokenSet)), None)
+        found = (s.sequence_length for s in self.sets.values() if isinstance(s, TokenSet))
+        return next(found, None)
 
     def identity(self) -> list[Any]:
         """Fingerprints of all inputs."""
-        data = [s.identity() for s in self.all]
-        return [data, self.tokenizer.digest, self.tokenizer.eos_token, *self.models]
+        data = [s.identity() for s in self.sets.values()]
+        words = self.tokenizer
+        tokenizer = ["trained"] if words is None else [words.digest, words.eos_token]
+        code = [] if self.code is None else [self.code.digest]
+        return [data, *tokenizer, *self.models, *code]
 
 
 Listing = dict[str, list[FileInfo]]
@@ -119,7 +107,7 @@ def keyed_data(spec: TrainSpec) -> dict[str, SelectionData | FileData]:
     """The data sets and the held-out by their keys in the spec."""
     several = isinstance(spec.data, list)
     found = {f"data.{i}" if several else "data": item for i, item in enumerate(spec.datasets)}
-    return found | ({"heldout": spec.heldout} if spec.heldout is not None else {})
+    return found | ({HELDOUT: spec.heldout} if spec.heldout is not None else {})
 
 
 def list_data(spec: TrainSpec) -> Listing:
@@ -131,7 +119,7 @@ def list_data(spec: TrainSpec) -> Listing:
     listing: Listing = {}
     for key, item in keyed_data(spec).items():
         if isinstance(item, SelectionData):
-            open_selection(selection_uri(Store(absolute_uri(spec.store)), item.selection))
+            _rows_of(item)
             listing[key] = []
         else:
             listing[key] = [] if _artifact_at(item) else list_source(item)
@@ -145,68 +133,143 @@ def open_data(store: Store, spec: TrainSpec, listing: Listing, *, remember: bool
         InputError: sequences of several lengths, or files that are neither tokens nor documents.
         ModelError: a tokenizer that the tokens were not made with. SpecError: none is known.
     """
-    made = {
-        key: _open(store, spec, key, item, listing[key], remember)
-        for key, item in keyed_data(spec).items()
-    }
-    _check_lengths(spec, [s for s in made.values() if isinstance(s, TokenSet)])
-    heldout = made.pop("heldout", None)
-    sets = tuple(made.values())
-    every = [*sets, *([heldout] if heldout else [])]
-    tokenizer = _tokenizer(store, spec, every)
-    if spec.online is not None:
+    seen: dict[str, TokenizerSeen] = {}
+    opener = _Opener(store, spec, remember, seen)
+    sets = {key: opener.open(key, one, listing[key]) for key, one in keyed_data(spec).items()}
+    _check_lengths(spec, {key: s for key, s in sets.items() if isinstance(s, TokenSet)})
+    models = _models(store, spec, remember)
+    tokenizer = _tokenizer(spec, seen)
+    if tokenizer is not None and models:
         folder = str(tokenizer.folder)
         made = load_tokenizer(folder, tokenizer.eos_token)
         check_vocabulary(made, folder, given_paths(spec))
-    return TrainInputs(sets, heldout, tokenizer, _models(store, spec, remember))
+    return TrainInputs(sets, tokenizer, models, own_objective(spec))
+
+
+def own_objective(spec: TrainSpec) -> OwnCode | None:
+    """The code of an objective in a folder of the user's.
+
+    Raises:
+        SpecError: as `find_named`.
+    """
+    name = spec.train.objective.name
+    return None if name in OBJECTIVES else find_named(f"train.objective.name: {name}", name)
 
 
 def _models(store: Store, spec: TrainSpec, remember: bool) -> tuple[str, ...]:
-    """Fingerprints of prior and conditional."""
+    """Fingerprints of the models that a spec gives."""
     folders = {key: model_uri(path) for key, path in given_paths(spec).items()}
     for key, folder in folders.items():
-        read_header(folder, f"{key} {folder!r}")
+        config = json.loads(read_header(folder, f"{key} {folder!r}").config)
+        kind = config.get("model_type")
+        if config.get("is_encoder_decoder"):
+            raise ModelError(
+                f"{key} {folder!r} is an encoder-decoder ({kind}): `job: train` trains decoders; "
+                "`job: mix` trains both (`model.kind`)"
+            )
+    if spec.init is not None:
+        moments_of(store, spec, folders[INIT])
     return tuple(model_identity(store, f, remember=remember) for f in folders.values())
 
 
 def given_paths(spec: TrainSpec) -> dict[str, str]:
-    """The models that a spec gives by path, by their keys."""
-    online = spec.online
-    if online is None:
-        return {}
-    return {"online.prior": online.prior.path, "online.conditional": online.conditional.path}
+    """The models that a spec gives, by their keys."""
+    given = {INIT: spec.init} if spec.init else {}
+    if spec.online is not None:
+        online = spec.online
+        given |= {"online.prior": online.prior, "online.conditional": online.conditional}
+    return {key: str(one.path) for key, one in given.items()}
 
 
-def _open(
-    store: Store,
-    spec: TrainSpec,
-    key: str,
-    item: SelectionData | FileData,
-    files: list[FileInfo],
-    remember: bool,
-) -> TokenSet | TextSet:
-    if isinstance(item, SelectionData):
-        selection = open_selection(selection_uri(store, item.selection))
-        return _of_artifact(store, spec, key, item, selection, remember)
-    folder = _artifact_at(item)
-    if folder is not None:
-        return _of_artifact(store, spec, key, item, Artifact(folder), remember)
-    name = item.source or PurePosixPath(item.paths[0].rstrip("/")).stem.strip("*") or key
-    length = _token_length(files[0].uri)
-    if length is None:
-        inputs = open_inputs(store, item, files, spec.part_tokens, remember=remember)
-        return TextSet(key, name, item.weight, inputs)
-    digests = digest_files(store, files, remember=remember)
-    return TokenSet(
-        key=key,
-        name=name,
-        weight=item.weight,
-        uris=tuple(file.uri for file in files),
-        rows=tuple(sum(digest.row_group_rows or ()) for digest in digests),
-        digests=tuple(digest.sha256 for digest in digests),
-        sequence_length=length,
-        tokenizer=None,
-    )
+def moments_of(store: Store, spec: TrainSpec, folder: str) -> str | None:
+    """Name of the checkpoints with the moments that `init.optimizer: keep` asks for; else None.
+
+    Raises:
+        ModelError: no training of this store made the model, or its checkpoints are gone.
+    """
+    if spec.init is None or spec.init.optimizer == "fresh":
+        return None
+    name = checkpoints_of(folder.rsplit("/", 1)[-1])
+    inside = folder.startswith(store.path("models") + "/")
+    if not inside or not any(n.isdigit() for n in list_names(store.path(CHECKPOINTS, name))):
+        raise ModelError(
+            f"`init.optimizer: keep`: {folder} has no checkpoints in {store.uri}: they stay for "
+            "models that `job: train` made there with `train.keep_last` above 0, until a prune"
+        )
+    return name
+
+
+@dataclass(frozen=True, slots=True)
+class _Opener:
+    """Opens data sets; what their tokens were made with is noted in `seen`, by key."""
+
+    store: Store
+    spec: TrainSpec
+    remember: bool
+    seen: dict[str, TokenizerSeen]
+
+    def open(
+        self, key: str, item: SelectionData | FileData, files: list[FileInfo]
+    ) -> TokenSet | TextSet:
+        """A data set."""
+        if isinstance(item, SelectionData):
+            return self._artifact(key, item, _rows_of(item))
+        folder = _artifact_at(item)
+        if folder is not None:
+            return self._artifact(key, item, Artifact(folder))
+        name = item.source or PurePosixPath(item.paths[0].rstrip("/")).stem.strip("*") or key
+        length = token_length(files[0].uri)
+        if length is None:
+            columns = prompt_columns(item, files[0].uri)
+            return self._texts(name, item, item.model_copy(update={"columns": columns}), files)
+        digests = digest_files(self.store, files, remember=self.remember)
+        return TokenSet(
+            name=name,
+            weight=item.weight,
+            uris=tuple(file.uri for file in files),
+            rows=tuple(sum(digest.row_group_rows or ()) for digest in digests),
+            digests=tuple(digest.sha256 for digest in digests),
+            sequence_length=length,
+            masked=LOSS_MASK in columns_of(files[0].uri),
+        )
+
+    def _artifact(
+        self, key: str, item: SelectionData | FileData, artifact: Artifact
+    ) -> TokenSet | TextSet:
+        parts = artifact.parts
+        if not parts:
+            raise InputError(f"`{key}`: {artifact.uri} is empty: it has no parts")
+        if token_length(parts[0].uri) is None:  # documents that were selected whole
+            source = DataSource(path=[part.uri for part in parts], format="parquet")
+            return self._texts("selection", item, source, list_source(source))
+        self.seen[key] = _tokenizer_of(artifact)
+        made = token_set(Store(artifact.store), artifact.manifest, "selection", item.weight)
+        return replace(made, masked=LOSS_MASK in columns_of(parts[0].uri))
+
+    def _texts(
+        self,
+        name: str,
+        item: SelectionData | FileData,
+        source: DataSource,
+        files: list[FileInfo],
+    ) -> TextSet:
+        size = self.spec.part_tokens
+        inputs = open_inputs(self.store, source, files, size, remember=self.remember)
+        return TextSet(name, item.weight, inputs)
+
+
+def _rows_of(item: SelectionData) -> Artifact:
+    """The selection, or tokens, that a spec names.
+
+    Raises:
+        ArtifactError: there is none, or it is of another kind.
+    """
+    found = Artifact(item.from_)
+    if found.manifest.kind not in {"selections", "tokens"}:
+        raise ArtifactError(
+            f"{found.uri} holds `{found.manifest.kind}` where `selections` or `tokens` are needed"
+        )
+    return found
 
 
 def _artifact_at(item: FileData) -> str | None:
@@ -215,81 +278,18 @@ def _artifact_at(item: FileData) -> str | None:
     return folder if len(item.paths) == 1 and exists(join(folder, "manifest.json")) else None
 
 
-def _of_artifact(
-    store: Store,
-    spec: TrainSpec,
-    key: str,
-    item: SelectionData | FileData,
-    artifact: Artifact,
-    remember: bool,
-) -> TokenSet | TextSet:
-    parts = artifact.parts
-    if not parts:
-        raise InputError(f"`{key}`: {artifact.uri} is empty: it has no parts")
-    length = _token_length(parts[0].uri)
-    if length is None:  # documents that were selected whole
-        source = DataSource(path=[part.uri for part in parts], format="parquet")
-        inputs = open_inputs(
-            store, source, list_source(source), spec.part_tokens, remember=remember
-        )
-        return TextSet(key, "selection", item.weight, inputs)
-    return TokenSet(
-        key=key,
-        name="selection",
-        weight=item.weight,
-        uris=tuple(part.uri for part in parts),
-        rows=tuple(part.num_rows for part in parts),
-        digests=tuple(part.sha256 for part in parts),
-        sequence_length=length,
-        tokenizer=_tokenizer_of(artifact),
-    )
-
-
-def _token_length(uri: str) -> int | None:
-    """T of a Parquet file with a column `input_ids`; None for anything else.
-
-    Raises:
-        InputError: `input_ids` that are no lists of integers, or of several lengths.
-    """
-    if not uri.lower().endswith((".parquet", ".pq")):
-        return None
-    try:
-        with open_read(uri) as stream:
-            file = open_parquet(stream)
-            if "input_ids" not in file.schema_arrow.names:
-                return None
-            kind = file.schema_arrow.field("input_ids").type
-            if not isinstance(kind, _LISTS) or not pa.types.is_integer(kind.value_type):
-                raise InputError(f"{uri}: `input_ids` is {kind}, not lists of integers")
-            if pa.types.is_fixed_size_list(kind):
-                return kind.list_size
-            if not file.metadata.num_rows:
-                raise InputError(f"{uri} has no rows: remove it")
-            first = file.read_row_group(0, columns=["input_ids"])["input_ids"].combine_chunks()
-            lengths = np.unique(first.value_lengths().drop_null().to_numpy())
-    except pa.ArrowInvalid as error:
-        raise InputError(f"{uri} is not a Parquet file: {error}") from error
-    if first.null_count:
-        raise InputError(f"{uri}: {first.null_count} rows have no `input_ids`: remove them")
-    if len(lengths) != 1:
-        raise InputError(
-            f"{uri}: sequences of {lengths.min()} to {lengths.max()} tokens: pack them to one T"
-        )
-    return int(lengths[0])
-
-
-def _check_lengths(spec: TrainSpec, sets: Sequence[TokenSet]) -> None:
-    wanted = spec.sequence_length or (sets[0].sequence_length if sets else None)
-    for found in sets:
+def _check_lengths(spec: TrainSpec, sets: dict[str, TokenSet]) -> None:
+    lengths = {"sequence_length": spec.sequence_length} if spec.sequence_length else {}
+    lengths |= {key: found.sequence_length for key, found in sets.items()}
+    place, wanted = next(iter(lengths.items()), ("", None))
+    for key, found in sets.items():
         if found.sequence_length != wanted:
-            place = "`sequence_length`" if spec.sequence_length else f"`{sets[0].key}`"
             raise InputError(
-                f"`{found.key}` has sequences of {found.sequence_length} tokens, {place} of "
-                f"{wanted}"
+                f"`{key}` has sequences of {found.sequence_length} tokens, `{place}` of {wanted}"
             )
 
 
-def _tokenizer_of(artifact: Artifact) -> TokenizerSeen | None:
+def _tokenizer_of(artifact: Artifact) -> TokenizerSeen:
     """The tokenizer of a selection or tokens artifact."""
     manifest = artifact.manifest
     if manifest.kind == "selections":
@@ -310,14 +310,22 @@ def _find_tokenizer(store: Store, digest: str, eos_token: str) -> str | None:
     return None
 
 
-def _tokenizer(store: Store, spec: TrainSpec, sets: Sequence[TokenSet | TextSet]) -> TokenizerSeen:
-    """The tokenizer of the spec, or of the data; all that is known of has to be the same."""
-    seen = {s.key: s.tokenizer for s in sets if isinstance(s, TokenSet) and s.tokenizer}
+def _tokenizer(spec: TrainSpec, seen: dict[str, TokenizerSeen]) -> TokenizerSeen | None:
+    """The tokenizer of the spec, of the data, or of `init`; None for one that is to be trained.
+
+    All that is known of has to be the same.
+    """
+    if spec.tokenizer is not None and spec.tokenizer.train is not None:
+        if seen:
+            raise SpecError(
+                f"`tokenizer.train`: `{next(iter(seen))}` is tokens already: leave `tokenizer` out"
+            )
+        return None
     if spec.tokenizer is not None:
-        given = load_tokenizer(spec.tokenizer.path, spec.tokenizer.eos_token)
         asked = spec.tokenizer
-        chosen = TokenizerSeen(given.digest, given.eos_token, asked.path, asked.bos)
-        place = f"`tokenizer.path: {spec.tokenizer.path}`"
+        chosen, place = _loaded(str(asked.path), asked.eos_token, asked.bos), "`tokenizer.path`"
+    elif spec.init is not None and not any(one.folder for one in seen.values()):
+        chosen, place = _loaded(str(spec.init.path), None, "auto"), "that of `init`"
     else:
         known = [(key, one) for key, one in seen.items() if one.folder is not None]
         if not known:
@@ -325,6 +333,15 @@ def _tokenizer(store: Store, spec: TrainSpec, sets: Sequence[TokenSet | TextSet]
                 "`tokenizer` is missing: the data do not tell which one they were made with"
             )
         place, chosen = f"`{known[0][0]}`", known[0][1]
+    return _agreeing(chosen, place, seen)
+
+
+def _loaded(path: str, eos_token: str | None, bos: BosSetting) -> TokenizerSeen:
+    made = load_tokenizer(path, eos_token)
+    return TokenizerSeen(made.digest, made.eos_token, path, bos)
+
+
+def _agreeing(chosen: TokenizerSeen, place: str, seen: dict[str, TokenizerSeen]) -> TokenizerSeen:
     for key, other in seen.items():
         if (other.digest, other.eos_token) != (chosen.digest, chosen.eos_token):
             raise ModelError(

@@ -172,9 +172,9 @@ def _speed(
 
 def _data(made: TrainRun) -> list[b.Block]:
     settings, totals = made.task.settings, made.model.totals
-    whole = sum(one.weight for one in made.datasets)
+    whole = sum(one.weight for one in made.task.data)
     drawn = totals["num_steps"] * settings.batch_size
-    shares = [(one.name, one.weight / whole, one.num_rows) for one in made.datasets]
+    shares = [(one.name, one.weight / whole, one.num_rows) for one in made.task.data]
     columns = {"Data": "text", "share": "percent", "sequences": "compact", "epochs": "decimals2"}
     rows: list[list[b.Cell]] = [[n, share, size, drawn * share / size] for n, share, size in shares]
     intro = (

@@ -1,40 +1,71 @@
-"""Trainings in trainer actors, several side by side; a lost actor's training starts again."""
+"""Trainings of language models in one group of workers: of `job: train` and of `job: select`.
 
-from collections import Counter
+A training is shared by all workers, or, where there are several and one worker holds each, every
+worker does some of them alone, one after the other. In each worker Ray Data fetches windows of the
+parts ahead of the training; checkpoints go to the store in the background; a lost worker's group
+begins again at the last one.
+"""
+
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from time import perf_counter
+from functools import partial
 from typing import Any
 
-import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
-
-from stillhouse.actors.results import get_result
-from stillhouse.actors.trainer import TrainerActor
-from stillhouse.errors import PartFailedError, StillhouseError
+from stillhouse.errors import StillhouseError
+from stillhouse.models.shape import ModelShape
 from stillhouse.pipelines.context import Context, FailedAt
-from stillhouse.pipelines.placement import actor_options
+from stillhouse.pipelines.workers import STEP, Gang
 from stillhouse.spec import Optimisation
-from stillhouse.storage.artifact import Manifest
-from stillhouse.training.task import ModelTask
+from stillhouse.storage.artifact import Manifest, Store
+from stillhouse.training.task import Tell, TrainTask
 
-_POLL_S = 0.5
-_NODE_WAIT_S = 5.0
+_SMALL_TOKENS = 8 << 20
+"""Data of fewer tokens are read once, and kept, by a thread: no Ray Data is started for them."""
 
 
-@dataclass
-class _Running:
-    task: ModelTask
-    actor: Any
-    share: float = 0.0
-    """Of its steps, as far as it was told."""
-    started: float = field(default_factory=perf_counter)
+def train_models(
+    ctx: Context,
+    gang: Gang,
+    step: str,
+    tasks: Sequence[TrainTask],
+    shape: ModelShape,
+    scorers: Sequence[Any] = (),
+) -> list[Manifest]:
+    """Train every model that is not in the store yet; the manifests of all, in order.
 
-    def tell(self, advance: Any, share: float) -> None:
-        """Let the step's progress move to where this training is."""
-        moved = share - self.share
-        advance(moved, moved * self.task.num_tokens)
-        self.share = share
+    Args:
+        ctx: the run.
+        gang: the workers; started where there is something to train.
+        step: its name in progress and accounts.
+        tasks: the trainings; equal ones are done once.
+        shape: of the models, to account for their FLOPs.
+        scorers: actors that choose the batches online.
+
+    Raises:
+        DivergedError, ArtifactError: as `train_worker`. PartFailedError, ClusterError: as
+            `Gang.run`.
+    """
+    by_name = {task.fingerprint: task for task in tasks}
+    found = {name: ctx.store.find_manifest("models", name) for name in by_name}
+    todo = [task for name, task in by_name.items() if found[name] is None]
+    with ctx.step(step, total=len(by_name), reused=len(by_name) - len(todo)) as advance:
+        if todo:
+            tell_recipe(ctx, step, todo[0].settings)
+            follow = _Follower(ctx, step, todo, advance)
+            work = partial(_work, ctx.store, tuple(todo), tuple(scorers))
+            what = f"training {todo[0].label!r}" if len(todo) == 1 else f"{len(todo)} trainings"
+            try:
+                gang.run(what, work, follow.hear)
+            except StillhouseError:
+                ctx.failed_at = FailedAt(step, follow.current, gang.failed_on)
+                raise
+    made = {name: ctx.store.get_manifest("models", name) for name in by_name}
+    work = ctx.work[step]
+    work.tokens += sum(one.totals["num_tokens"] for one in made.values())
+    work.flops = 3.0 * shape.flops_per_token(tasks[0].sequence_length) * work.tokens
+    for task in todo:
+        measured = made[task.fingerprint].totals["measured"]
+        work.device_seconds += measured["seconds"] * measured["starts"][-1]["workers"]
+    return [made[task.fingerprint] for task in tasks]
 
 
 def tell_recipe(ctx: Context, step: str, settings: Optimisation) -> None:
@@ -45,103 +76,87 @@ def tell_recipe(ctx: Context, step: str, settings: Optimisation) -> None:
     ctx.listener.note("recipe", content)
 
 
-def train_models(
-    ctx: Context, step: str, tasks: Sequence[ModelTask], flops_per_token: float
-) -> list[Manifest]:
-    """Train every model that is not in the store yet; the manifests of all, in order.
+class _Follower:
+    """Lets a step's progress move to where its trainings are, and keeps what they tell."""
 
-    Args:
-        ctx: the run; `compute.trainers` trainings run side by side.
-        step: its name in progress and accounts.
-        tasks: the trainings; equal ones are done once.
-        flops_per_token: of a forward pass; training counts three.
+    def __init__(self, ctx: Context, step: str, tasks: Sequence[TrainTask], advance: Any) -> None:
+        self._ctx, self._step_name, self._advance = ctx, step, advance
+        self._tasks = {task.fingerprint: task for task in tasks}
+        self._steps = dict.fromkeys(self._tasks, 0)
+        self._started: set[str] = set()
+        self.current = tasks[0].label
+        """The training that was last told of."""
 
-    Raises:
-        PartFailedError: a training kept killing its worker. DivergedError: a loss became NaN.
+    def hear(self, kind: str, content: dict[str, Any]) -> None:
+        """Take one of the workers' news."""
+        name, step = content["training"], content.get("step", 0)
+        task = self._tasks[name]
+        self.current = task.label
+        if kind == "start":
+            if name in self._started:
+                self._ctx.metrics(self._step_name).retry("program")
+            self._started.add(name)
+        moved = step - self._steps[name]
+        if kind in (STEP, "start") and moved > 0:
+            tokens = moved * task.settings.batch_size * task.sequence_length
+            self._advance(moved / task.num_steps, tokens if kind == STEP else 0)
+            self._steps[name] = step
+        if kind not in (STEP, "failed"):
+            self._ctx.listener.note(f"train {kind}", {**content, "training": task.label})
+
+
+def _work(store: Store, tasks: Sequence[TrainTask], scorers: Sequence[Any], tell: Tell) -> None:
+    """In each worker; the driver needs none of these modules, and some take seconds."""
+    from stillhouse.training.group import WorkerGroup
+
+    group = WorkerGroup.current()
+    there = [t.fingerprint for t in tasks if store.find_manifest("models", t.fingerprint)]
+    there = group.gather(there)[0]  # the first worker decides: another may be done meanwhile
+    todo = [task for task in tasks if task.fingerprint not in there]
+    shared = [task for task in todo if _is_shared(task, len(todo), group.size)]
+    alone = [task for task in todo if task not in shared]
+    for task in shared:
+        together = WorkerGroup.current(sharded=task.settings.sharding == "fsdp")
+        _train(store, task, scorers, tell, together)
+    for task in alone[group.rank :: group.size]:
+        _train(store, task, scorers, tell, WorkerGroup())
+
+
+def _is_shared(task: TrainTask, num_tasks: int, num_workers: int) -> bool:
+    """Whether all workers train one model together: not where each has one of its own, nor where
+    there is not a lane of the data for each of them.
     """
-    found = {t.fingerprint: ctx.store.find_manifest("models", t.fingerprint) for t in tasks}
-    todo = list({t.fingerprint: t for t in tasks if found[t.fingerprint] is None}.values())
-    reused = len(found) - len(todo)
-    with ctx.step(step, total=len(found), reused=reused, unit="tokens") as advance:
-        if todo:
-            tell_recipe(ctx, step, todo[0].settings)
-            found |= _train_all(ctx, step, todo, advance)
-    work = ctx.work[step]
-    work.tokens += sum(task.num_tokens for task in {t.fingerprint: t for t in tasks}.values())
-    work.flops = 3 * flops_per_token * work.tokens
-    done = [found[task.fingerprint] for task in tasks]
-    return [manifest for manifest in done if manifest is not None]
+    enough = num_tasks < num_workers or task.settings.sharding == "fsdp" or num_tasks == 1
+    return enough and (task.settings.lanes or 1) >= num_workers
 
 
-def _train_all(ctx: Context, step: str, todo: list[ModelTask], advance: Any) -> dict[str, Manifest]:
-    ctx.close_pool()
-    waiting = list(reversed(todo))
-    width = min(ctx.compute.trainers, len(todo))
-    threads = ctx.compute.threads_per_worker
-    running: dict[Any, _Running] = {}
-    idle = [_actor(ctx, threads) for _ in range(width)]
-    done: dict[str, Manifest] = {}
-    lost: Counter[str] = Counter()
-    while waiting or running:
-        while waiting and idle:
-            task, actor = waiting.pop(), idle.pop()
-            running[actor.train.remote(task)] = _Running(task, actor)
-        ready, _ = ray.wait(list(running), timeout=_POLL_S)
-        for reference in ready:
-            ended = running.pop(reference)
-            ctx.work[step].device_seconds += perf_counter() - ended.started
-            try:
-                done[ended.task.fingerprint] = get_result(reference)
-            except RayActorError:
-                lost[ended.task.fingerprint] += 1
-                ctx.metrics(step).retry("program")
-                _give_up(ctx, step, ended.task, lost[ended.task.fingerprint])
-                waiting.append(ended.task)
-                idle.append(_actor(ctx, threads))
-                ended.tell(advance, 0.0)
-                continue
-            except (StillhouseError, RayTaskError):
-                ctx.failed_at = FailedAt(step, ended.task.label, _node(ended.actor))
-                raise
-            if waiting:
-                idle.append(ended.actor)
-            else:
-                ray.kill(ended.actor)  # another one may wait for its GPU
-            ended.tell(advance, 1.0)
-        for state in running.values():
-            _show(state, advance)
-    for actor in idle:
-        ray.kill(actor)
-    return done
+def _train(store: Store, task: TrainTask, scorers: Sequence[Any], tell: Tell, group: Any) -> None:
+    from stillhouse.pipelines.fetch import stream_windows
+    from stillhouse.training.fetch import PartReader, read_ahead
+    from stillhouse.training.worker import (
+        online_batches,
+        signals_wanted,
+        streamed_batches,
+        train_worker,
+    )
 
+    def say(kind: str, content: dict[str, Any]) -> None:
+        tell(kind, {**content, "training": task.fingerprint})
 
-def _node(actor: Any) -> str | None:
-    """The address of the node that an actor runs on."""
+    if task.online is not None:
+        from stillhouse.pipelines.online import ask_ahead
+
+        source = partial(online_batches, task, ask_ahead(scorers, task.num_steps))
+    else:
+        reader = PartReader.of(task.data, signals_wanted(task))
+        if sum(one.num_tokens for one in task.data) <= _SMALL_TOKENS:
+            fetch = read_ahead(reader, 1)
+        else:
+            lanes = -(-(task.settings.lanes or 1) // group.size)
+            fetch = stream_windows(reader, direct=lanes * len(task.data))
+        source = partial(streamed_batches, task, fetch)
     try:
-        return ray.get(actor.node.remote(), timeout=_NODE_WAIT_S)
-    except (RayActorError, GetTimeoutError):
-        return None
-
-
-def _actor(ctx: Context, threads: int) -> Any:
-    options = actor_options(ctx.compute, ctx.compute.trainer)
-    actor: Any = TrainerActor
-    return actor.options(**options, max_concurrency=2).remote(ctx.store, threads)
-
-
-def _give_up(ctx: Context, step: str, task: ModelTask, lost: int) -> None:
-    if lost >= ctx.compute.max_attempts:
-        ctx.failed_at = FailedAt(step, task.label)
-        raise PartFailedError(
-            f"training {task.label!r} lost its worker {lost} times (out of memory?): raise "
-            "`compute.max_attempts`, or lower `micro_batch`"
-        )
-
-
-def _show(state: _Running, advance: Any) -> None:
-    try:
-        step, num_steps = ray.get(state.actor.progress.remote(), timeout=_POLL_S)
-    except (RayActorError, GetTimeoutError):
-        return
-    if num_steps:
-        state.tell(advance, 0.999 * step / num_steps)
+        train_worker(store, task, source, say, group)
+    except Exception:
+        say("failed", {})
+        raise

@@ -6,20 +6,27 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayError
+from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from stillhouse.actors.attempts import PREEMPTION_BUDGET
-from stillhouse.actors.worker_group import ENVIRONMENT, GroupSize, Work, WorkerGroupActor
+from stillhouse.actors.worker_group import (
+    ENVIRONMENT,
+    GroupSize,
+    GroupState,
+    Work,
+    WorkerGroupActor,
+)
 from stillhouse.compute_settings import device_type
 from stillhouse.errors import ClusterError, PartFailedError, StoreUnreachableError
 from stillhouse.pipelines.context import Context
-from stillhouse.pipelines.flow import as_error
+from stillhouse.pipelines.pool import as_error
 from stillhouse.spec import ComputeSettings
 
 _POLL_S = 0.25
 _WAIT_POLL_S = 2.0
+_LEAVE_S = 60.0
 STEP = "step"
-"""News of this kind carry the number of the last `step`: how far the work is."""
+"""News of this kind carry the number of the last `step` (of one `training` of several)."""
 
 
 def group_size(compute: ComputeSettings) -> GroupSize:
@@ -39,6 +46,113 @@ def group_size(compute: ComputeSettings) -> GroupSize:
     )
 
 
+class Gang:
+    """The workers of one torch process group, `compute.trainers` of them.
+
+    They are started with the first work and are kept for the next: half of a small training is
+    imports in fresh processes. Workers that are lost are replaced.
+
+    Args:
+        ctx: the run.
+        beside: resources that other actors of the job hold meanwhile.
+    """
+
+    def __init__(self, ctx: Context, beside: Mapping[str, float] | None = None) -> None:
+        self._ctx, self._beside = ctx, beside or {}
+        self._size = group_size(ctx.compute)
+        self._group: Any = None
+        self._ended: Any = None
+        self.failed_on: str | None = None
+        """Address of the node on which a worker ended with an error."""
+
+    def __enter__(self) -> "Gang":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None = None, *_: object) -> None:
+        self._terminate(gently=kind is None or issubclass(kind, Exception))
+
+    def run(self, what: str, work: Work, hear: Callable[[str, dict[str, Any]], None]) -> None:
+        """Call `work` in all workers, until it went through.
+
+        After a loss it is called again in new ones: it has to go on from what it left in the store.
+        Given up when `compute.max_attempts` groups were lost without a step more than before.
+
+        Args:
+            what: is trained, for errors.
+            work: small and picklable, such as a `partial` of a function with plain values.
+            hear: told what workers tell, in the driver.
+
+        Raises:
+            ClusterError: the cluster stayed too small. PartFailedError: workers kept dying.
+            StillhouseError: what a worker raised.
+        """
+        reached: dict[str, int] = {}
+        best, losses = -1, 0
+        attempts = self._ctx.compute.max_attempts
+        with room(self._ctx, self._size, what, self._beside):
+            while True:
+                lost = self._try(work, hear, reached)
+                if lost is None:
+                    return
+                self._terminate(gently=True)
+                losses = 1 if sum(reached.values()) > best else losses + 1
+                if losses >= (attempts if self._size.alone else 2):  # Ray Train tried as often
+                    raise PartFailedError(
+                        f"{what} lost its workers {attempts} times without getting any further, "
+                        f"at last by: {lost} (out of memory?): raise `compute.max_attempts`, or "
+                        "lower `micro_batch`"
+                    )
+                best = sum(reached.values())
+
+    def _try(
+        self, work: Work, hear: Callable[[str, dict[str, Any]], None], reached: dict[str, int]
+    ) -> str | None:
+        """One group and its replacements: why it was given up; None where the work is done.
+
+        `reached` has the furthest step of each training that was told of.
+        """
+        try:
+            if self._group is None:
+                self._ctx.close_pool()
+                actor: Any = WorkerGroupActor
+                environment = {"env_vars": ENVIRONMENT}
+                self._group = actor.options(
+                    max_concurrency=8, runtime_env=environment, **self._size.options
+                ).remote()
+                self._ended = self._group.fit.remote(self._size)
+            ray.get(self._group.give.remote(work))
+            while True:
+                over = bool(ray.wait([self._ended], timeout=_POLL_S)[0])
+                state: GroupState = ray.get(self._group.state.remote())
+                for kind, content in state.news:
+                    if kind == STEP:
+                        name = content.get("training", "")
+                        reached[name] = max(reached.get(name, 0), content["step"])
+                    hear(kind, content)
+                if state.error is not None:
+                    kind, message, node = state.error
+                    if kind == StoreUnreachableError.__name__:
+                        return f"{kind}: {message}"  # as lost: it goes on from the store
+                    self.failed_on = node
+                    raise as_error(kind, message)
+                if state.done:
+                    return None
+                if over:
+                    return str(ray.get(self._ended))
+        except (RayActorError, RayTaskError) as lost:
+            lines = [line for line in str(lost).splitlines() if line.strip()]
+            return lines[-1 if isinstance(lost, RayTaskError) else 0][:300]
+
+    def _terminate(self, *, gently: bool = False) -> None:
+        if self._group is not None:
+            if gently:  # else Ray Train would keep its place until the job ends
+                with suppress(RayError):
+                    ray.get(self._group.close.remote())
+                    ray.wait([self._ended], timeout=_LEAVE_S)
+            ray.kill(self._group)
+        self._group = self._ended = None
+
+
 def run_workers(
     ctx: Context,
     what: str,
@@ -46,67 +160,9 @@ def run_workers(
     hear: Callable[[str, dict[str, Any]], None],
     beside: Mapping[str, float] | None = None,
 ) -> None:
-    """Call `work` in `compute.trainers` workers of one torch process group, until it went through.
-
-    Workers that are lost are replaced, and `work` is called again in all of them: it has to go on
-    from what it left in the store. It gives up when `compute.max_attempts` groups were lost
-    without a step more than before.
-
-    Args:
-        ctx: the run.
-        what: is trained, for errors.
-        work: small and picklable, such as a `partial` of a function with plain values.
-        hear: told what workers tell, in the driver.
-        beside: resources that other actors of the job hold meanwhile.
-
-    Raises:
-        ClusterError: the cluster stayed too small. PartFailedError: workers kept dying.
-        StillhouseError: what a worker raised.
-    """
-    size = group_size(ctx.compute)
-    best = -1
-    ctx.close_pool()
-    with room(ctx, size, what, beside):
-        while True:
-            lost, reached = _try(work, size, hear)
-            if lost is None:
-                return
-            if reached <= best:
-                raise PartFailedError(
-                    f"{what} lost its workers {ctx.compute.max_attempts} times without getting any "
-                    f"further, at last by: {lost} (out of memory?): raise `compute.max_attempts`, "
-                    "or lower `micro_batch`"
-                )
-            best = reached
-
-
-def _try(
-    work: Work, size: GroupSize, hear: Callable[[str, dict[str, Any]], None]
-) -> tuple[str | None, int]:
-    """One group and its replacements: why it was given up (None: done), and the step it reached."""
-    reached = 0
-    actor: Any = WorkerGroupActor
-    environment = {"env_vars": ENVIRONMENT}
-    group = actor.options(num_cpus=0, max_concurrency=8, runtime_env=environment).remote()
-    try:
-        done = group.fit.remote(work, size)
-        over = False
-        while not over:
-            over = bool(ray.wait([done], timeout=_POLL_S)[0])
-            for kind, content in ray.get(group.news.remote()):
-                reached = max(reached, content["step"]) if kind == STEP else reached
-                hear(kind, content)
-        lost: Any = ray.get(done)
-        error: Any = ray.get(group.error.remote())
-    except RayActorError as lost_actor:
-        return str(lost_actor).splitlines()[0], reached
-    finally:
-        ray.kill(group)
-    if error is not None and error[0] == StoreUnreachableError.__name__:
-        return f"{error[0]}: {error[1]}", reached  # as lost: it goes on from what is in the store
-    if error is not None:
-        raise as_error(*error)
-    return lost, reached
+    """Call `work` in a group of its own; see `Gang.run`."""
+    with Gang(ctx, beside) as gang:
+        gang.run(what, work, hear)
 
 
 @contextmanager

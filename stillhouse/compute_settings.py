@@ -30,7 +30,8 @@ class ComputeSettings(Settings):
     )
     scorers: Count = Field(default=2, description="Scorer actors")
     trainers: Count = Field(
-        default=1, description="select: trainings side by side; else: workers of one training"
+        default=1,
+        description="workers of a training; as many small ones as these are trained one a worker",
     )
     min_trainers: Count | None = Field(
         default=None, description="a training goes on with as few when nodes are lost; default all"

@@ -20,6 +20,10 @@ class ColumnNames(Settings):
         default=None,
         description="its source label; default `source` if present, or a folder `source=LABEL`",
     )
+    prompt: str | None = Field(
+        default=None,
+        description="read before the text, which is an answer to it: training counts the answer",
+    )
 
 
 class DataSource(Settings):
@@ -53,7 +57,10 @@ class DataSource(Settings):
     def identity(self) -> dict[str, Any]:
         """The settings that change which documents come out of the same bytes."""
         read = {"format", "columns", "source", "max_chars", "skip_bad_files"}
-        return self.model_dump(include=read)
+        made = self.model_dump(include=read)
+        if self.columns.prompt is None:
+            del made["columns"]["prompt"]
+        return made
 
     @property
     def paths(self) -> list[str]:

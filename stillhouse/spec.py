@@ -14,6 +14,7 @@ from stillhouse.selection.own_settings import OwnScorerSettings
 from stillhouse.settings import Count, Settings, Share, refuse_secret_urls, refuse_secrets
 from stillhouse.storage.names import NAME_PATTERN
 from stillhouse.tokenizer_settings import (
+    FROM_SETTING,
     TokenizerSettings,
     TokenizerTraining,
     with_own_tokenizer,
@@ -91,6 +92,7 @@ class PriorSettings(Optimisation):
 
     model: ModelSettings | None = None
     path: str | None = Field(default=None, description="a transformers folder, URI or hub name")
+    from_: str | None = Field(default=None, alias="from", description=FROM_SETTING)
     num_tokens: Count = Field(default=2_000_000, description="tokens of the pool to train on")
     pin: Literal["first", "refresh"] = Field(
         default="first", description="first: a trained one is kept when shards are added"
@@ -98,8 +100,8 @@ class PriorSettings(Optimisation):
 
     @model_validator(mode="after")
     def _one_of(self) -> "PriorSettings":
-        if self.model is not None and self.path is not None:
-            raise ValueError("give either `model` or `path`")
+        if sum(one is not None for one in (self.model, self.path, self.from_)) > 1:
+            raise ValueError("give either `model`, `path` or `from`")
         return self
 
 
@@ -107,8 +109,15 @@ class ConditionalSettings(Optimisation):
     """The conditional: the prior fine-tuned on the target, or given by path."""
 
     path: str | None = Field(default=None, description="a transformers folder, URI or hub name")
+    from_: str | None = Field(default=None, alias="from", description=FROM_SETTING)
     epochs: Annotated[float, Field(gt=0)] = Field(default=1, description="passes over the target")
     num_tokens: Count | None = Field(default=None, description="instead of epochs")
+
+    @model_validator(mode="after")
+    def _one_of(self) -> "ConditionalSettings":
+        if self.path is not None and self.from_ is not None:
+            raise ValueError("give either `path` or `from`")
+        return self
 
 
 class ScoringSettings(Settings):
@@ -138,7 +147,8 @@ class SelectionSettings(Settings):
     fraction: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
     min_score: float | None = Field(default=None, description="keep everything from this score up")
     threshold_from: str | None = Field(
-        default=None, description="URI of a selection: use its threshold"
+        default=None,
+        description="use its threshold: URI of a selection, a run (URI or id) or STORE#NAME",
     )
     grain: Literal["sequences", "documents"] = "sequences"
     text: bool = Field(default=False, description="sequences get a column of their text")

@@ -12,6 +12,9 @@ BOS_SETTING = (
 )
 
 
+FROM_SETTING = "instead of `path`: a run (URI or id), STORE#NAME, or an artifact's URI"
+
+
 class TokenizerTraining(Settings):
     """A byte-level BPE trained on a random part of the pool."""
 
@@ -26,6 +29,7 @@ class TokenizerSettings(Settings):
 
     train: TokenizerTraining | None = None
     path: str | None = None
+    from_: str | None = Field(default=None, alias="from", description=FROM_SETTING)
     eos_token: str | None = Field(
         default=None, description="stands between documents; default: its own"
     )
@@ -36,9 +40,9 @@ class TokenizerSettings(Settings):
 
     @model_validator(mode="after")
     def _one_of(self) -> "TokenizerSettings":
-        if (self.train is None) == (self.path is None):
-            raise ValueError("give either `train` or `path`")
-        if self.bos is True and self.path is None:
+        if sum(one is not None for one in (self.train, self.path, self.from_)) != 1:
+            raise ValueError("give either `train`, `path` or `from`")
+        if self.bos is True and self.train is not None:
             raise ValueError("`bos: true` goes with `path`: a trained tokenizer has no BOS")
         return self
 
@@ -48,7 +52,7 @@ def with_own_tokenizer(content: Any, keys: tuple[str, ...]) -> Any:
 
     Args:
         content: the spec, not validated yet.
-        keys: of the sections that may give a model by `path`; the first that does counts.
+        keys: of the sections that may give a model by `path` or `from`; the first that does counts.
 
     Raises:
         ValueError: a tokenizer is to be trained, whose tokens no given model knows.
@@ -56,21 +60,26 @@ def with_own_tokenizer(content: Any, keys: tuple[str, ...]) -> Any:
     if not isinstance(content, dict):
         return content
     spec = cast(dict[str, Any], content)
-    given = [(key, path) for key in keys if (path := _key_of(spec.get(key), "path"))]
+    given = [
+        (key, name, path)
+        for key in keys
+        for name in ("path", "from")
+        if (path := _key_of(spec.get(key), name))
+    ]
     asked = spec.get("tokenizer")
-    if not given or isinstance(asked, str) or _key_of(asked, "path"):
+    if not given or isinstance(asked, str) or _key_of(asked, "path") or _key_of(asked, "from"):
         return spec
-    key, path = given[0]
+    key, name, path = given[0]
     if _key_of(asked, "train") is not None:
         raise ValueError(
-            f"`tokenizer.train` beside `{key}.path`: that model knows only the tokens of its own "
+            f"`tokenizer.train` beside `{key}.{name}`: that model knows only the tokens of its own "
             "tokenizer: leave `tokenizer` out to use it, or give a copy by `tokenizer.path`"
         )
-    return spec | {"tokenizer": {"path": path} | (asked or {})}
+    return spec | {"tokenizer": {name: path} | (asked or {})}
 
 
 def _key_of(section: Any, key: str) -> Any:
     """Of a section as written or as made."""
     if isinstance(section, dict):
         return cast(dict[str, Any], section).get(key)
-    return getattr(section, key, None)
+    return getattr(section, "from_" if key == "from" else key, None)

@@ -15,7 +15,7 @@ from stillhouse.mixing.evaluation import Evaluation, Shots, choose_shots, evalua
 from stillhouse.mixing.mixer import Mixer
 from stillhouse.mixing.task import MixTask
 from stillhouse.mixing.trainer import MixRecord, MixTrainer
-from stillhouse.models.causal_lm import save_model
+from stillhouse.models.causal_lm import TOKENIZER_FILES, save_model
 from stillhouse.models.text_to_text import build_text_model, load_text_model
 from stillhouse.storage.artifact import Manifest, Store
 from stillhouse.storage.filesystem import list_names, read_bytes
@@ -25,7 +25,6 @@ from stillhouse.text.tokenizer import PAD_TOKEN, Tokenizer, load_tokenizer
 from stillhouse.training.checkpoint import Checkpoints
 from stillhouse.training.fit import fit
 from stillhouse.training.group import WorkerGroup
-from stillhouse.training.job import TOKENIZER_FILES
 from stillhouse.training.optimisation import make_adafactor, make_optimizer
 from stillhouse.training.state import put_snapshot
 

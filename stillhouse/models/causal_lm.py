@@ -1,6 +1,7 @@
 """Causal language models: made from settings, loaded and saved as transformers folders."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,11 @@ from stillhouse.models.inspection import check_loaded
 from stillhouse.models.seeded import initialised
 from stillhouse.models.shape import planned_sizes
 from stillhouse.spec import Dtype, ModelSettings
-from stillhouse.storage.filesystem import absolute_uri
-from stillhouse.storage.folders import local_folder
+from stillhouse.storage.artifact import Manifest, Store
+from stillhouse.storage.filesystem import absolute_uri, list_names, read_bytes
+from stillhouse.storage.folders import local_folder, put_folder
 
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 _CONFIGS: dict[str, type[PreTrainedConfig]] = {
     "llama": LlamaConfig,
     "qwen3": Qwen3Config,
@@ -127,7 +130,12 @@ def save_model(model: PreTrainedModel, folder: Path) -> None:
     transformers 5 writes of every T5 that its embeddings are tied, which 4.x believes: it would
     tie them, and scale the decoder's outputs.
     """
+    network: Any = model
+    network.should_save_on_this_rank = lambda _: (
+        True
+    )  # else only the first of a group's workers may
     model.save_pretrained(folder)
+    del network.should_save_on_this_rank
     head, path = model.get_output_embeddings(), folder / "config.json"
     if head is None:
         return
@@ -136,3 +144,37 @@ def save_model(model: PreTrainedModel, folder: Path) -> None:
     if hasattr(model.config, "scale_decoder_outputs"):  # else 5 infers it from the line above
         config["scale_decoder_outputs"] = model.config.scale_decoder_outputs
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def commit_model(
+    store: Store,
+    name: str,
+    model: PreTrainedModel,
+    tokenizer: str,
+    *,
+    files: Mapping[str, bytes] | None = None,
+    inputs: dict[str, Any],
+    settings: dict[str, Any],
+    totals: dict[str, Any],
+) -> Manifest:
+    """Put a model with its tokenizer into the store as the artifact `name`.
+
+    Args:
+        store, name: where.
+        model: whole, on the CPU.
+        tokenizer: folder of the tokenizer whose files go beside the weights.
+        files: more of them, by name.
+        inputs, settings, totals: of the manifest.
+
+    Raises:
+        StorageError: as `put_folder`.
+    """
+    there = list_names(tokenizer)
+    found = {n: read_bytes(f"{tokenizer}/{n}") for n in TOKENIZER_FILES if n in there}
+
+    def save(folder: Path) -> None:
+        save_model(model, folder)
+        for file, content in {**found, **(files or {})}.items():
+            (folder / file).write_bytes(content)
+
+    return put_folder(store, name, save, inputs=inputs, settings=settings, totals=totals)

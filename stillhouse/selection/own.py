@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from stillhouse.errors import ScorerError, SpecError
 from stillhouse.fingerprint import fingerprint, sha256
-from stillhouse.own_code import FoundCode, find_module
+from stillhouse.own_code import OURS, FoundCode, find_module, is_installed, top_names, top_of
 from stillhouse.selection.scorers import (
     SCORES_SCHEMA,
     TextScorer,
@@ -88,7 +88,7 @@ class OwnCode:
         """
         module, _, name = self.name.partition(":")
         try:
-            return getattr(_import(self, module), name)(**settings)
+            return getattr(import_code(self, module), name)(**settings)
         except Exception as error:
             raise _own_error(self, "cannot be made", error) from error
 
@@ -127,7 +127,7 @@ def _folder(fullname: str) -> str:
     return fullname.replace(".", "/") + "/"
 
 
-def _import(code: OwnCode, module: str) -> ModuleType:
+def import_code(code: OwnCode, module: str) -> ModuleType:
     """The module as `code` has it, also where another version of it was imported before."""
     first = sys.meta_path[0]
     if not isinstance(first, _Finder) or first.code != code:
@@ -137,6 +137,25 @@ def _import(code: OwnCode, module: str) -> ModuleType:
         for name in [n for n in sys.modules if n == top or n.startswith(f"{top}.")]:
             del sys.modules[name]
     return importlib.import_module(module)
+
+
+def find_named(place: str, name: str) -> OwnCode | None:
+    """The code of `module:name` in a folder of the user's, found without running it; None where it
+    is ours or of an installed package, which workers import themselves.
+
+    Args:
+        place: key and value in the spec, for messages.
+        name: as in the spec.
+
+    Raises:
+        SpecError: no such module, no such name in it, or too much code.
+    """
+    if top_of(name) in OURS or is_installed(name):
+        return None
+    found, wanted = find_module(place, name), name.partition(":")[2]
+    if not {wanted, "*"} & top_names(found.tree):
+        raise SpecError(f"`{place}`: no `{wanted}` in {found.module}")
+    return OwnCode(name, found.files)
 
 
 def find_code(name: str, folders: Sequence[str] | None = None) -> OwnCode:

@@ -31,7 +31,7 @@ from stillhouse.storage.filesystem import join, list_names
 from stillhouse.storage.layout import LEDGER, PART_LIST
 from stillhouse.storage.parquet import read_table
 from stillhouse.text.pieces import token_ids
-from stillhouse.training.task import TRAINED_ON
+from stillhouse.training.seen import add_rows, file_digests, rows_with, trained_rows
 
 _MAX_PROBLEMS = 50
 
@@ -114,9 +114,14 @@ class Verifier:
         model = self.selection.manifest.inputs["prior_rows"]
         if model is None:
             return {}
-        table = read_table(self.store.path("models", model, TRAINED_ON)).to_pydict()
-        parts, rows = np.array(table["part"]), np.array(table["row"], np.int64)
-        return {str(sha): np.sort(rows[parts == sha]) for sha in np.unique(parts)}
+        folder = self.store.path(model if "/" in model else f"models/{model}")
+        found, seen = trained_rows(folder, {part.sha256 for part in self.tokens.parts})
+        if seen:
+            for part, files in zip(self.tokens.parts, file_digests(self.tokens), strict=True):
+                if not seen.keys().isdisjoint(files):
+                    rows = rows_with(self.store.path(part.path), files, seen)
+                    add_rows(found, part.sha256, rows)
+        return found
 
     def check_cut(self) -> None:
         """The cut again from the stored scores: the rows it keeps must be the manifest's."""

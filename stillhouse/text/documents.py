@@ -34,7 +34,9 @@ _PREVIEW_CHARS = 200
 class Document:
     """One usable text: raw file index, raw row, id, source label, text (valid Unicode).
 
-    `absent` says which key that the spec names its row lacks, or is empty.
+    The first `prompt_chars` of the text, and `prompt_tokens` of its tokens once it has some, are a
+    prompt; the rest is the answer to it. `absent` says which key that the spec names its row lacks,
+    or is empty.
     """
 
     file: int
@@ -43,6 +45,8 @@ class Document:
     source: str
     text: str
     absent: str = ""
+    prompt_chars: int = 0
+    prompt_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,9 +112,15 @@ class _Reader:
         """The source of all rows; its column is not read then."""
         columns = settings.columns
         self._asked = {"text": columns.text, "id": columns.id}
+        if columns.prompt is not None:
+            self._asked["prompt"] = columns.prompt
         if source is None:
             self._asked["source"] = columns.source
-        self._named = [(key, path) for key, path in self._asked.items() if path and key != "text"]
+        self._named = [
+            (key, path)
+            for key, path in self._asked.items()
+            if path and key not in {"text", "prompt"}
+        ]
 
     def read(self, wanted: Sequence[int]) -> Iterator[Document | DeadLetter]:
         """The wanted rows in order."""
@@ -152,12 +162,37 @@ class _Reader:
             reason = record.broken or _fault(text, record, settings)
             id_ = self._label(values, "id") or f"{self._name}:{record.row}"
             source = self._given or self._label(values, "source")
+            prompt = "" if reason else self._prompt(values)
         except ValueError as error:
-            reason, id_, source = str(error), "", ""
+            reason, id_, source, prompt = str(error), "", "", ""
         if reason is not None:
             return DeadLetter(self._file, record.row, _clean(reason), _preview(text))
         source = source or settings.source or "unknown"
-        return Document(self._file, record.row, id_, source, text, self._absent(values))
+        return Document(
+            file=self._file,
+            row=record.row,
+            id=id_,
+            source=source,
+            text=prompt + text,
+            absent=self._absent(values),
+            prompt_chars=len(prompt),
+        )
+
+    def _prompt(self, values: dict[str, Any]) -> str:
+        """What stands before the text.
+
+        Raises:
+            ValueError: the row has none.
+        """
+        path = self._settings.columns.prompt
+        if path is None:
+            return ""
+        found = find(values, path)
+        text = found if isinstance(found, str) else as_text(found)
+        fault = f"no `{path}`" if text is None or text is ABSENT else text_fault(path, text)
+        if fault is not None:
+            raise ValueError(f"{fault} (`columns.prompt`)")
+        return str(text)
 
     def _label(self, values: dict[str, Any], key: str) -> str:
         path = self._asked[key] or key

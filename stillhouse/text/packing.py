@@ -8,7 +8,7 @@ part is dropped and counted. The pieces of a part come from one `searchsorted`.
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -38,6 +38,7 @@ class Packed:
         piece_end: int32 [p], one past its last.
         piece_owner: int64 [p], index into `owners`.
         owners: the documents of the part in order (some may have no piece).
+        mask: uint8 [n, T], 1 for tokens of answers; None where no document has a prompt.
     """
 
     input_ids: NDArray[Any]
@@ -46,6 +47,7 @@ class Packed:
     piece_end: NDArray[np.int32]
     piece_owner: NDArray[np.int64]
     owners: list[Owner]
+    mask: NDArray[np.uint8] | None = None
 
 
 def token_dtype(vocab_size: int) -> np.dtype[Any]:
@@ -63,13 +65,20 @@ class Packer:
     """
 
     def __init__(
-        self, *, sequence_length: int, eos_id: int, dtype: DTypeLike, part_rows: int
+        self,
+        *,
+        sequence_length: int,
+        eos_id: int,
+        dtype: DTypeLike,
+        part_rows: int,
+        masked: bool = False,
     ) -> None:
         self.num_rows = 0
         self.remainder_tokens = self.remainder_documents = 0
         self._sequence_length = sequence_length
         self._eos = np.array([eos_id], dtype)
         self._capacity = part_rows * sequence_length
+        self._masked = masked
         self._start_part()
 
     def _start_part(self) -> None:
@@ -77,6 +86,7 @@ class Packer:
         self._filled = 0
         self._owners: list[Owner] = []
         self._owner_starts: list[int] = []
+        self._prompts: list[tuple[int, int]] = []
 
     def add(self, document: Document, ids: NDArray[Any]) -> Packed | None:
         """Append a document and its EOS; the part that it filled, or None.
@@ -85,6 +95,7 @@ class Packer:
             document: whose id, source, file and row the pieces carry.
             ids: its tokens [n], without EOS; n may be 0.
         """
+        self._prompts.append((self._filled, self._filled + document.prompt_tokens))
         self._owners.append(Owner(document.id, document.source, document.file, document.row))
         self._owner_starts.append(self._filled)
         self._tokens += [ids.astype(self._eos.dtype), self._eos]
@@ -96,7 +107,13 @@ class Packer:
         length = self._sequence_length
         num_rows, remainder = divmod(self._filled, length)
         tokens = np.concatenate([self._eos[:0], *self._tokens])[: num_rows * length]
-        packed = _cut(tokens, length, self._owners, self._owner_starts)
+        mask = None
+        if self._masked:
+            flat = np.ones(len(tokens), np.uint8)
+            for start, end in self._prompts:
+                flat[start:end] = 0
+            mask = flat.reshape(-1, length)
+        packed = replace(_cut(tokens, length, self._owners, self._owner_starts), mask=mask)
         self.num_rows += num_rows
         self.remainder_tokens += remainder
         self.remainder_documents += sum(start >= len(tokens) for start in self._owner_starts)
@@ -169,6 +186,10 @@ def tokens_table(packed: Packed) -> pa.Table:
     pieces = pa.StructArray.from_arrays([columns[f.name] for f in piece], fields=list(piece))
     documents = pa.ListArray.from_arrays(pa.array(packed.piece_offsets), pieces)
     tokens = pa.array(packed.input_ids.reshape(-1))
-    return pa.Table.from_arrays(
+    table = pa.Table.from_arrays(
         [pa.FixedSizeListArray.from_arrays(tokens, length), documents], schema=schema
     )
+    if packed.mask is None:
+        return table
+    mask = pa.FixedSizeListArray.from_arrays(pa.array(packed.mask.reshape(-1)), length)
+    return table.append_column("loss_mask", mask)

@@ -7,7 +7,7 @@ stream: memory holds a batch of documents and one part, whatever the size of the
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -161,6 +161,7 @@ class PackTask(Task):
             eos_id=tokenizer.eos_id,
             dtype=token_dtype(tokenizer.vocab_size),
             part_rows=self.part_rows,
+            masked=self.unit.source.columns.prompt is not None,
         )
         for packed in pack(packer, _tokenised(tokenizer, kept_documents(self, counts), counts)):
             table = tokens_table(packed)
@@ -212,7 +213,12 @@ def _tokenised(
 ) -> Iterator[tuple[Document, NDArray[np.uint32]]]:
     unknown, exact = tokenizer.unknown_id, tokenizer.is_exact
     for batch in batched(documents, _BATCH):
-        ids = tokenizer.encode_batch([document.text for document in batch])
+        ids = tokenizer.encode_batch([document.text[document.prompt_chars :] for document in batch])
+        prompts = [i for i, document in enumerate(batch) if document.prompt_chars]
+        before = tokenizer.encode_batch([batch[i].text[: batch[i].prompt_chars] for i in prompts])
+        for i, tokens in zip(prompts, before, strict=True):  # apart: the border is one of tokens
+            ids[i] = np.concatenate([tokens, ids[i]])
+            batch[i] = replace(batch[i], prompt_tokens=len(tokens))
         if unknown is not None:
             counts["unknown_tokens"] += sum(int((row == unknown).sum()) for row in ids)
         sample = 0 if exact else _SAMPLED - counts["sampled_documents"]

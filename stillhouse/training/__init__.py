@@ -2,13 +2,14 @@
 
 Modules, in the order of the flow:
 
+* `task`: what a training is, as plain values; `files`, what its data hold.
 * `mixture`, `order`: which sample comes when, by arithmetic on the parts' row counts.
 * `fetch`, `stream`: a worker's rows of every global batch, read ahead from the store.
-* `batches`: what a source of batches is, and sequences in memory.
-* `cross_entropy`, `optimisation`: the loss, AdamW and its learning rates.
+* `online`: scorers that choose the batches while it trains.
+* `objectives`, `optimisation`, `recipe`: what is minimised, AdamW and its learning rates.
 * `group`: the workers of a training, replicated or sharded.
 * `loop`: `Trainer`, one optimiser step at a time.
-* `divergence`, `throughput`, `source_loss`, `evaluate`: what is watched and measured.
+* `divergence`, `throughput`, `evaluate`, `history`: what is watched and measured.
 * `state`, `checkpoint`, `fit`: the state, its checkpoints, and a training between them.
-* `job`: one training on sequences in memory, as a task.
+* `worker`: all of it in each worker; `seen`: which documents the model has seen.
 """

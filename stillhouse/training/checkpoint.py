@@ -136,6 +136,11 @@ class Checkpoints:
         check_same(manifest.settings, self._identity, self._uri(step))
         return Loaded(step, self._read(step, manifest), ())
 
+    def remove_all(self) -> None:
+        """Remove every checkpoint; the list of starts stays."""
+        for step in self._folders():
+            self._remove(step)
+
     def _write(self, snapshot: Snapshot, score: float | None) -> None:
         step = int(snapshot.progress["step"])
         files: dict[str, str] = {}
@@ -218,6 +223,25 @@ class Checkpoints:
 
     def _uri(self, step: int) -> str:
         return self._store.path(CHECKPOINTS, self._name, f"{step:08d}")
+
+
+def newest_moments(store: Store, name: str) -> dict[str, Tensor]:
+    """The optimiser's moments in the newest checkpoint of a training, whatever it was.
+
+    Raises:
+        ArtifactError: it has none any more.
+    """
+    folders = list_names(store.path(CHECKPOINTS, name))
+    for step in sorted((int(f) for f in folders if f.isdigit()), reverse=True):
+        manifest = store.find_manifest(CHECKPOINTS, f"{name}/{step:08d}")
+        if manifest is not None:
+            there = Checkpoints(store, name, manifest.settings)
+            tensors = there.load(step).snapshot.tensors
+            return {name: value for name, value in tensors.items() if name.startswith(MOMENT)}
+    raise ArtifactError(
+        f"no checkpoint at {store.path(CHECKPOINTS, name)}: the optimiser's moments are gone "
+        "(`init.optimizer: fresh`)"
+    )
 
 
 class _BrokenError(ArtifactError):

@@ -1,6 +1,9 @@
-"""Held-out loss: the mean NLL of a predicted token in nats, over all and by source."""
+"""Mean NLL of a predicted token in nats, held out and in training, over all and by source.
 
-from collections.abc import Iterator, Mapping
+A packed sequence's tokens belong to the documents that own them.
+"""
+
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,8 +13,12 @@ from numpy.typing import NDArray
 from stillhouse.selection.color import TokenLosses, piece_sums
 from stillhouse.selection.sources import MAX_SOURCES, OTHER
 from stillhouse.text.pieces import Pieces
+from stillhouse.training.batches import TokenSources
+from stillhouse.training.group import WorkerGroup
 
 _BLOCK = 4096  # sequences whose token losses are held at once
+_MOST_SOURCES = 50_000
+"""Of training losses, held at once; beyond, the smaller half becomes `OTHER`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,21 +27,6 @@ class SourceLoss:
 
     nll: float
     num_tokens: int
-
-
-def heldout_nll(model: TokenLosses, input_ids: NDArray[Any]) -> float:
-    """Mean NLL over all predicted tokens of integers [N, T], summed in float64. N >= 1."""
-    total = sum(float(losses.sum(dtype=np.float64)) for losses in _blocks(model, input_ids))
-    return total / (len(input_ids) * (input_ids.shape[1] - 1))
-
-
-def _by_source(losses: NDArray[np.float32], pieces: Pieces) -> dict[str, SourceLoss]:
-    sums, counts = piece_sums(losses, pieces.sequence, pieces.start, pieces.end)
-    num_sources = len(pieces.sources)
-    nll = np.bincount(pieces.source, sums.astype(np.float64), num_sources)
-    tokens = np.bincount(pieces.source, counts, num_sources)
-    found = enumerate(pieces.sources)
-    return told_apart({name: (float(nll[i]), int(tokens[i])) for i, name in found if tokens[i] > 0})
 
 
 def told_apart(sums: Mapping[str, tuple[float, int]]) -> dict[str, SourceLoss]:
@@ -51,18 +43,91 @@ def told_apart(sums: Mapping[str, tuple[float, int]]) -> dict[str, SourceLoss]:
 
 
 def measure(
-    model: TokenLosses, input_ids: NDArray[Any], pieces: Pieces | None
+    model: TokenLosses,
+    input_ids: NDArray[Any],
+    pieces: Pieces | None = None,
+    mask: NDArray[np.float32] | None = None,
 ) -> tuple[float, dict[str, SourceLoss]]:
-    """`heldout_nll`, and held-out loss by source (empty without pieces), from one pass.
+    """Held-out loss over all predicted tokens, and by source (empty without pieces).
 
     A predicted token belongs to the piece that owns its position. Sources without one are left out,
     the smallest are joined as by `told_apart`.
+
+    Args:
+        model: gives the losses.
+        input_ids: integers [N, T], N >= 1.
+        pieces: of their documents.
+        mask: [N, T], 1 for tokens that count; default all.
     """
-    losses = np.concatenate(list(_blocks(model, input_ids)))
-    by_source = {} if pieces is None else _by_source(losses, pieces)
-    return float(losses.mean(dtype=np.float64)), by_source
+    blocks = range(0, len(input_ids), _BLOCK)
+    losses = np.concatenate([model.token_nll(input_ids[i : i + _BLOCK]) for i in blocks])
+    counted = np.ones_like(losses) if mask is None else mask[:, 1:]
+    if mask is not None:
+        losses = losses * counted
+    by_source = {} if pieces is None else _by_source(losses, counted, pieces)
+    total = float(losses.sum(dtype=np.float64))
+    return total / max(1.0, float(counted.sum(dtype=np.float64))), by_source
 
 
-def _blocks(model: TokenLosses, input_ids: NDArray[Any]) -> Iterator[NDArray[np.float32]]:
-    for start in range(0, len(input_ids), _BLOCK):
-        yield model.token_nll(input_ids[start : start + _BLOCK])
+def _by_source(
+    losses: NDArray[np.float32], counted: NDArray[np.float32], pieces: Pieces
+) -> dict[str, SourceLoss]:
+    sums, counts = (
+        piece_sums(values, pieces.sequence, pieces.start, pieces.end)[0].astype(np.float64)
+        for values in (losses, counted)
+    )
+    num_sources = len(pieces.sources)
+    nll = np.bincount(pieces.source, sums, num_sources)
+    tokens = np.bincount(pieces.source, counts, num_sources)
+    found = enumerate(pieces.sources)
+    return told_apart({name: (float(nll[i]), int(tokens[i])) for i, name in found if tokens[i] > 0})
+
+
+class SourceLossTally:
+    """Sums over the steps since they were last taken; not part of a training's state."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, tuple[float, int]] = {}
+
+    def add(
+        self,
+        token_nll: NDArray[np.float32],
+        sources: TokenSources,
+        mask: NDArray[np.float32] | None = None,
+    ) -> None:
+        """Losses of the predicted tokens of a batch: [B, T-1], column t-1 for position t.
+
+        `mask` [B, T] marks those that count; default all.
+        """
+        counted = slice(None) if mask is None else mask[:, 1:].ravel() > 0
+        codes = sources.codes[:, 1:].ravel()[counted]
+        losses = token_nll.ravel()[counted].astype(np.float64)
+        nll = np.bincount(codes, losses, len(sources.names))
+        tokens = np.bincount(codes, minlength=len(sources.names))
+        for i in np.flatnonzero(tokens):
+            self._add(sources.names[i], float(nll[i]), int(tokens[i]))
+        if len(self._sums) > 2 * _MOST_SOURCES:
+            self._join_small()
+
+    def _add(self, name: str, nll: float, tokens: int) -> None:
+        before = self._sums.get(name, (0.0, 0))
+        self._sums[name] = before[0] + nll, before[1] + tokens
+
+    def _join_small(self) -> None:
+        order = sorted(self._sums, key=lambda name: (-self._sums[name][1], name))
+        for name in order[_MOST_SOURCES:]:
+            self._add(OTHER, *self._sums.pop(name))
+
+    def take(self, group: WorkerGroup) -> dict[str, SourceLoss]:
+        """The losses of all workers' tokens by source (`told_apart`); then begin anew.
+
+        All workers have to call this at the same step.
+        """
+        found = group.gather(self._sums)
+        self._sums = {}
+        total: dict[str, tuple[float, int]] = {}
+        for sums in found:
+            for name, (nll, tokens) in sums.items():
+                before = total.get(name, (0.0, 0))
+                total[name] = before[0] + nll, before[1] + tokens
+        return told_apart(total)

@@ -1,8 +1,8 @@
 """The training loop: global batches in micro-batches, one optimiser step each, exact resume."""
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from time import perf_counter
 from typing import Any, NamedTuple
 
@@ -21,24 +21,16 @@ from stillhouse.models.inspection import model_shape
 from stillhouse.models.scoring import compile_layers, layers_of
 from stillhouse.spec import Optimisation
 from stillhouse.training.batches import Batch, BatchSource
-from stillhouse.training.cross_entropy import LossValue, NextTokenLoss
 from stillhouse.training.divergence import LossGuard
-from stillhouse.training.evaluate import SourceLoss
+from stillhouse.training.evaluate import SourceLoss, SourceLossTally
 from stillhouse.training.group import WorkerGroup, reshard, shard, whole
+from stillhouse.training.objectives import LossValue, Objective, ObjectiveFacts
+from stillhouse.training.objectives.cross_entropy import CrossEntropy
 from stillhouse.training.optimisation import learning_rate, make_optimizer
 from stillhouse.training.order import NO_SAMPLES, chain
-from stillhouse.training.source_loss import SourceLossTally
-from stillhouse.training.state import (
-    Snapshot,
-    TrainingState,
-    pack_state,
-    put_snapshot,
-    take_snapshot,
-    unpack_state,
-)
+from stillhouse.training.state import Snapshot, put_moments, put_snapshot, take_snapshot
+from stillhouse.training.task import LOSS_MASK
 from stillhouse.training.throughput import device_peak
-
-Loss = Callable[[PreTrainedModel, Tensor], LossValue]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,18 +60,6 @@ class StepRecord:
     mfu: float | None
 
 
-@dataclass(frozen=True, slots=True)
-class TrainResult:
-    """What a training went through."""
-
-    records: list[StepRecord] = field(default_factory=list)
-
-    @property
-    def losses(self) -> list[float]:
-        """The loss of every step."""
-        return [record.loss for record in self.records]
-
-
 class _Sums(NamedTuple):
     """Of a worker's rows: their part of the mean NLL, and the NLL of each token [B, T-1]."""
 
@@ -90,16 +70,16 @@ class _Sums(NamedTuple):
 class _LossModule(nn.Module):
     """Model and loss as one module: FSDP2 gathers what both need around its forward."""
 
-    def __init__(self, model: PreTrainedModel, loss: Loss) -> None:
+    def __init__(self, model: PreTrainedModel, objective: Objective) -> None:
         super().__init__()
-        self.model, self.loss = model, loss
+        self.model, self.objective = model, objective
 
-    def forward(self, input_ids: Tensor) -> LossValue:
-        return self.loss(self.model, input_ids)
+    def forward(self, input_ids: Tensor, signals: Mapping[str, Tensor]) -> LossValue:
+        return self.objective(self.model, input_ids, signals)
 
 
 class Trainer:
-    """Trains a model in place. Its state is the whole training: `state_dict`, `load_state_dict`.
+    """Trains a model in place. Its state is the whole training: `snapshot`, `restore`.
 
     On the CPU, the same inputs and thread count give the same bits, resumed or not. With several
     workers each has a trainer, whose source gives it its rows of every global batch; their losses
@@ -110,15 +90,14 @@ class Trainer:
 
     Args:
         model: float32 weights, the same on all workers; moved to `device`.
-        loss: maps model and input_ids [b, T] to means over b * (T-1) tokens; default
-            `NextTokenLoss(settings.z_loss)`, with the model's rule for its logits.
+        objective: makes what is minimised; default `CrossEntropy` with the settings' `z_loss`.
         group: the workers.
         activation_checkpointing: keep layers' inputs alone, compute the rest again in backward.
         stop_on_explosion: stop also where the loss leaps up (`LossGuard`).
         bos_id: stands before every sequence, for the model alone.
 
     Raises:
-        ModelError: as `logit_rule`, with the default loss.
+        ModelError: as `logit_rule`.
     """
 
     def __init__(
@@ -129,7 +108,7 @@ class Trainer:
         *,
         device: torch.device,
         num_steps: int,
-        loss: Loss | None = None,
+        objective: Callable[[ObjectiveFacts], Objective] | None = None,
         group: WorkerGroup | None = None,
         activation_checkpointing: bool = False,
         stop_on_explosion: bool = False,
@@ -141,13 +120,13 @@ class Trainer:
         compiled = settings.compile == "on" or (
             settings.compile == "auto" and device.type == "cuda"
         )
-        if loss is None:
-            loss = NextTokenLoss(settings.z_loss, logit_rule(model), bos_id, compiled)
+        facts = ObjectiveFacts(logit_rule(model), bos_id, compiled)
+        chosen = objective(facts) if objective else CrossEntropy(facts, settings.z_loss)
         self._model, self._source, self._settings = model, source, settings
         self._device, self._num_steps = device, num_steps
         self._num_extra = int(bos_id is not None)
         self._group = group or WorkerGroup()
-        self._loss = _LossModule(model, loss)
+        self._loss = _LossModule(model, chosen)
         self._dtype = choose_dtype(settings.dtype, device)
         self._micro_batch = settings.micro_batch
         self._guard = LossGuard() if stop_on_explosion else None
@@ -183,7 +162,7 @@ class Trainer:
         batch = self._source.next_batch()
         waited = perf_counter() - started
         rows = self._group.batch_rows(len(batch.input_ids))
-        sums = self._accumulate(batch.input_ids.to(self._device, non_blocking=True), rows)
+        sums = self._accumulate(self._here(batch.input_ids), self._there(batch.signals), rows)
         self._group.sum_gradients(self._model.parameters())
         norm = torch.nn.utils.clip_grad_norm_(
             self._model.parameters(), self._settings.max_grad_norm
@@ -197,7 +176,9 @@ class Trainer:
         loss, size = torch.stack([self._group.total(sums.nll), whole(norm)]).tolist()
         # the line above is the step's only wait for the device
         if batch.sources is not None and sums.token_nll is not None:
-            self._tally.add(sums.token_nll.cpu().numpy(), batch.sources)
+            mask = batch.signals.get(LOSS_MASK)
+            mask = None if mask is None else mask.numpy()
+            self._tally.add(sums.token_nll.cpu().numpy(), batch.sources, mask)
         self._check(loss, size, rate, batch)
         seconds = perf_counter() - started
         return StepRecord(
@@ -213,11 +194,22 @@ class Trainer:
             mfu=self._mfu(num_tokens / seconds, batch.input_ids.shape[1]),
         )
 
-    def _accumulate(self, input_ids: Tensor, rows: list[int]) -> _Sums:
+    def _here(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self._device, non_blocking=True)
+
+    def _there(self, signals: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name: self._here(values) for name, values in signals.items()}
+
+    def _accumulate(
+        self, input_ids: Tensor, signals: Mapping[str, Tensor], rows: list[int]
+    ) -> _Sums:
         """Gradients of the mean over the global batch, from this worker's rows [b, T]."""
+        counted = None
+        if LOSS_MASK in signals:  # of all workers, before any of them may run out of memory
+            counted = self._group.total(signals[LOSS_MASK][:, 1:].sum()).clamp(min=1)
         while True:
             try:
-                return self._backward(input_ids, rows)
+                return self._backward(input_ids, signals, rows, counted)
             except (torch.OutOfMemoryError, MemoryError) as error:
                 if self._group.sharded or self._micro(rows) == 1:
                     error.add_note(
@@ -234,27 +226,38 @@ class Trainer:
         """Sequences a forward pass."""
         return min(self._micro_batch or max(rows), max(rows))
 
-    def _backward(self, input_ids: Tensor, rows: list[int]) -> _Sums:
+    def _backward(
+        self,
+        input_ids: Tensor,
+        signals: Mapping[str, Tensor],
+        rows: list[int],
+        counted: Tensor | None,
+    ) -> _Sums:
         self._model.train()
         total = torch.zeros((), device=self._device)
         token_nll: list[Tensor] = []
-        micro_batches = input_ids.split(self._micro(rows))
-        for micro in micro_batches:
-            share = len(micro) / sum(rows)
-            value = self._forward(micro)
+        size = self._micro(rows)
+        for start in range(0, len(input_ids), size):
+            here = slice(start, start + size)
+            micro = {name: values[here] for name, values in signals.items()}
+            share: float | Tensor = len(input_ids[here]) / sum(rows)
+            if counted is not None:
+                share = micro[LOSS_MASK][:, 1:].sum() / counted
+            value = self._forward(input_ids[here], micro)
             (value.objective * (share * self._group.gradient_factor)).backward()
             total += value.nll.detach() * share
             if value.token_nll is not None:
                 token_nll.append(value.token_nll.detach())
         if self._group.sharded:  # all workers gather its layers together: keep step with them
-            for _ in range(len(micro_batches), -(-max(rows) // self._micro(rows))):
-                (self._forward(input_ids[:1]).objective * 0).backward()
+            first = {name: values[:1] for name, values in signals.items()}
+            for _ in range(-(-len(input_ids) // size), -(-max(rows) // size)):
+                (self._forward(input_ids[:1], first).objective * 0).backward()
         return _Sums(total, torch.cat(token_nll) if token_nll else None)
 
-    def _forward(self, micro: Tensor) -> LossValue:
+    def _forward(self, micro: Tensor, signals: Mapping[str, Tensor]) -> LossValue:
         set_attention(self._model, "auto", micro.shape[1] + self._num_extra)
         with torch.autocast(self._device.type, self._dtype, enabled=self._dtype != torch.float32):
-            return self._loss(micro)
+            return self._loss(micro, signals)
 
     def _check(self, loss: float, norm: float, rate: float, batch: Batch) -> None:
         """Stop a training that went wrong; the same on all workers."""
@@ -288,7 +291,7 @@ class Trainer:
         mine = np.arange(first, first + share) % len(input_ids)  # the last ones may be filled up
         ids = torch.from_numpy(input_ids[mine].astype(np.int64))
         size = self._micro_batch or self._settings.batch_size
-        values = [self._forward(micro.to(self._device)).token_nll for micro in ids.split(size)]
+        values = [self._forward(self._here(micro), {}).token_nll for micro in ids.split(size)]
         if self._group.sharded:
             reshard(self._loss)
         found = torch.cat([value for value in values if value is not None]).cpu()
@@ -320,6 +323,10 @@ class Trainer:
         keep = self._group.rank == 0
         return take_snapshot(self._model, self._optimizer, progress, keep=keep)
 
+    def take_moments(self, tensors: Mapping[str, Tensor]) -> None:
+        """Begin with the optimiser's moments of another training of the same architecture."""
+        put_moments(tensors, self._model, self._optimizer)
+
     def restore(self, snapshot: Snapshot) -> None:
         """Go on from a snapshot of a training with the same model and settings.
 
@@ -334,39 +341,3 @@ class Trainer:
             self._guard.load_state_dict(progress["guard"])
         self._micro_batch = progress["halved_to"] or self._micro_batch
         self._source.load_state_dict(progress["source"])
-
-    def state_dict(self) -> TrainingState:
-        """The snapshot as bytes."""
-        return pack_state(self.snapshot())
-
-    def load_state_dict(self, state: TrainingState) -> None:
-        """Go on from the bytes of a training with the same model and settings."""
-        self.restore(unpack_state(state))
-
-
-def train(
-    model: PreTrainedModel,
-    source: BatchSource,
-    settings: Optimisation,
-    *,
-    device: torch.device,
-    num_steps: int,
-    on_step: Callable[[int], None] | None = None,
-    loss: Loss | None = None,
-    bos_id: int | None = None,
-) -> TrainResult:
-    """Train `model` in place for `num_steps`; `on_step(step)` is called after each, from 1.
-
-    Raises:
-        DivergedError: loss or gradient norm is NaN or infinite.
-        ModelError: as `Trainer`.
-    """
-    trainer = Trainer(
-        model, source, settings, device=device, num_steps=num_steps, loss=loss, bos_id=bos_id
-    )
-    result = TrainResult()
-    for step in range(1, num_steps + 1):
-        result.records.append(trainer.step())
-        if on_step is not None:
-            on_step(step)
-    return result

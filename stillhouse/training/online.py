@@ -18,8 +18,16 @@ import torch
 from numpy.typing import NDArray
 
 from stillhouse.errors import ArtifactError, ModelError
+from stillhouse.models.scoring import load_scoring_model
 from stillhouse.selection.color import TokenLosses, color_score
+from stillhouse.selection.contamination import NgramIndex
+from stillhouse.storage.parquet import read_table
+from stillhouse.text.pieces import token_ids
+from stillhouse.text.tokenizer import load_tokenizer
 from stillhouse.training.batches import Batch, BatchSource, TokenSources
+from stillhouse.training.fetch import PartReader, read_ahead
+from stillhouse.training.stream import TokenStream
+from stillhouse.training.task import OnlineTask, TrainTask
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,3 +178,52 @@ class OnlineBatches:
                 f"the state chose its batches from {identity}, this run from {self._identity}"
             )
         self._window = int(state["window"])
+
+
+def online_scorer(task: TrainTask, rank: int, num_scorers: int) -> WindowScorer:
+    """The `rank`-th of a task's scorers.
+
+    Raises:
+        ModelError, SpecError: as `load_scoring_model`.
+    """
+    online = task.online
+    assert online is not None
+    stream = TokenStream(
+        task.order(),
+        read_ahead(PartReader.of(task.data), online.shuffled),
+        rank=rank,
+        num_workers=num_scorers,
+        vocab_size=task.vocab_size,
+    )
+    prior, conditional = (
+        load_scoring_model(
+            model.folder,
+            online.scoring,
+            device=task.device,
+            gpus=online.gpus,
+            threads=online.threads,
+            bos_id=task.bos_id,
+        )
+        for model in (online.prior, online.conditional)
+    )
+    return WindowScorer(stream, prior, conditional, _excluded(task, online))
+
+
+def _excluded(task: TrainTask, online: OnlineTask) -> Callable[[Batch], NDArray[np.bool_]]:
+    tokenizer = load_tokenizer(task.tokenizer, task.eos_token)
+    uris = task.heldout.uris if task.heldout else ()
+    measured = (ids for uri in uris for ids in token_ids(read_table(uri)))
+    index = NgramIndex.from_texts(map(tokenizer.decode, measured))
+
+    def excluded(batch: Batch) -> NDArray[np.bool_]:
+        found = np.zeros(len(batch.samples), np.bool_)
+        parts, rows = batch.samples.T
+        for part in np.unique(parts).tolist():
+            if part in online.hidden:
+                found |= (parts == part) & np.isin(rows, online.hidden[part])
+        if len(index.hashes):
+            texts = map(tokenizer.decode, batch.input_ids.numpy())
+            found |= np.array([index.hits(text) > 0 for text in texts], np.bool_)
+        return found
+
+    return excluded

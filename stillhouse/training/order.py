@@ -148,6 +148,7 @@ class SampleOrder:
         self._first_part = np.cumsum([0, *map(len, self._part_rows)]).tolist()
         self._lines: dict[int, list[_Line]] = {i: [] for i in range(len(datasets))}
         self._weights = [rows.weight for rows in datasets]
+        self.num_datasets = len(datasets)
         self.mixture = Mixture(self._weights, seed)
         for i, rows in enumerate(self._num_rows):
             if rows < lanes:

@@ -2,22 +2,34 @@
 
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
 from stillhouse.compute_settings import device_type, group_backend
 from stillhouse.data_settings import DataSource, PartTokens
 from stillhouse.errors import SpecError
 from stillhouse.spec import Count, JobSpec, ModelSettings, Optimisation, ScoringSettings, Settings
-from stillhouse.tokenizer_settings import BOS_SETTING
+from stillhouse.tokenizer_settings import FROM_SETTING, TokenizerSettings
 
 Weight = Annotated[float, Field(gt=0)]
 
 
 class SelectionData(Settings):
-    """Sequences of a selection."""
+    """Sequences of a selection, or tokens."""
 
-    selection: str = Field(description="URI of a selection, of the run that made it, or STORE#NAME")
+    from_: str = Field(
+        alias="from",
+        description="a run (URI or id), STORE#NAME, or an artifact's URI; `selection` is the same",
+    )
     weight: Weight = Field(default=1.0, description="share in a mixture, against the others'")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _old_name(cls, content: Any) -> Any:
+        if not isinstance(content, dict) or "selection" not in content:
+            return content
+        if "from" in content:
+            raise ValueError("give either `from` or `selection`: they are the same")
+        return {"from" if key == "selection" else key: value for key, value in content.items()}
 
 
 class FileData(DataSource):
@@ -27,7 +39,8 @@ class FileData(DataSource):
 
 
 def _form(value: Any) -> str:
-    has = "selection" in value if isinstance(value, dict) else hasattr(value, "selection")
+    has = bool({"selection", "from"} & {*value}) if isinstance(value, dict) else False
+    has = has or hasattr(value, "from_")
     return "[selection]" if has else "[files]"
 
 
@@ -37,20 +50,26 @@ TrainingData: TypeAlias = Annotated[
 ]
 
 
-class GivenTokenizer(Settings):
-    """A tokenizer from a folder, URI or hub name."""
-
-    path: str
-    eos_token: str | None = Field(
-        default=None, description="stands between documents; default: its own"
-    )
-    bos: Literal["auto"] | bool = Field(default="auto", description=BOS_SETTING)
-
-
 class GivenModel(Settings):
-    """A causal language model to score with."""
+    """A causal language model that exists."""
 
-    path: str = Field(description="a transformers folder, URI or hub name")
+    path: str | None = Field(default=None, description="a transformers folder, URI or hub name")
+    from_: str | None = Field(default=None, alias="from", description=FROM_SETTING)
+
+    @model_validator(mode="after")
+    def _one_of(self) -> "GivenModel":
+        if (self.path is None) == (self.from_ is None):
+            raise ValueError("give either `path` or `from`")
+        return self
+
+
+class InitSettings(GivenModel):
+    """The model that a training starts from, instead of a fresh one."""
+
+    optimizer: Literal["fresh", "keep"] = Field(
+        default="fresh",
+        description="keep: its moments, of a model that `job: train` made in this store",
+    )
 
 
 class OnlineSettings(Settings):
@@ -64,9 +83,45 @@ class OnlineSettings(Settings):
     scoring: ScoringSettings = ScoringSettings()
 
 
+OBJECTIVES = {
+    "cross_entropy": "stillhouse.training.objectives.cross_entropy:CrossEntropy",
+}
+"""Those that have a short name, and the class of each."""
+
+
+class ObjectiveSettings(Settings):
+    """What training minimises; every other key is a setting of the class."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: str = Field(
+        default="cross_entropy", description="or a class of your own: `package.module:Class`"
+    )
+
+    def own(self) -> dict[str, Any]:
+        """The settings that the class is made with."""
+        return self.model_extra or {}
+
+    @model_validator(mode="after")
+    def _known(self) -> "ObjectiveSettings":
+        if self.name not in OBJECTIVES and ":" not in self.name:
+            raise ValueError(
+                f"`objective.name: {self.name}`: one of {', '.join(OBJECTIVES)}, or a class of "
+                "your own as `package.module:Class`"
+            )
+        unknown = sorted(self.own().keys() - {"z_loss"})
+        if self.name == "cross_entropy" and unknown:
+            raise ValueError(f"`objective.{unknown[0]}`: cross_entropy has `z_loss` alone")
+        return self
+
+
 class TrainingSettings(Optimisation):
     """How the model is trained, in which order, and what is kept on the way."""
 
+    objective: ObjectiveSettings = Field(
+        default=ObjectiveSettings(),
+        description="what is minimised; cross_entropy takes `z_loss` from beside it",
+    )
     num_tokens: Count | None = Field(default=None, description="default: one pass over the data")
     select: Literal["global", "online"] = Field(
         default="global",
@@ -86,7 +141,10 @@ class TrainingSettings(Optimisation):
     checkpoint_every: Count | None = Field(
         default=None, description="steps; default a tenth of the training, 1,000 at most"
     )
-    keep_last: Count = Field(default=2, description="checkpoints kept, beside the best one")
+    keep_last: Annotated[int, Field(ge=0)] = Field(
+        default=2,
+        description="checkpoints kept, beside the best one; 0: none once the model is there",
+    )
     activation_checkpointing: bool = Field(
         default=False, description="less memory for a third more work"
     )
@@ -95,15 +153,26 @@ class TrainingSettings(Optimisation):
     )
 
 
+def minimised(settings: TrainingSettings) -> ObjectiveSettings:
+    """The objective with all of its settings: `z_loss` stands beside it as for other models."""
+    asked = settings.objective
+    if asked.name != "cross_entropy" or "z_loss" in asked.own():
+        return asked
+    return ObjectiveSettings.model_validate({"name": asked.name, "z_loss": settings.z_loss})
+
+
 class TrainSpec(JobSpec):
     """`job: train`: train a model on a selection, on files, or on a mixture of several."""
 
     job: Literal["train"]
     data: TrainingData | list[TrainingData]
-    tokenizer: GivenTokenizer | None = Field(
-        default=None, description="default: the selection's own"
+    tokenizer: TokenizerSettings | None = Field(
+        default=None, description="default: the data's own, or that of `init`"
     )
     model: ModelSettings = ModelSettings()
+    init: InitSettings | None = Field(
+        default=None, description="start from this model instead of a fresh one of `model`"
+    )
     heldout: TrainingData | None = Field(default=None, description="measured on, never trained on")
     sequence_length: Annotated[int, Field(ge=8)] | None = Field(
         default=None, description="default that of the tokens; 256 for documents"
@@ -131,6 +200,18 @@ class TrainSpec(JobSpec):
             raise ValueError(f"`compute.min_trainers` {least} is above `compute.trainers` {most}")
         if isinstance(self.data, list) and not self.data:
             raise ValueError("`data`: give at least one data set")
+        return self
+
+    @model_validator(mode="after")
+    def _one_start(self) -> "TrainSpec":
+        if self.init is not None and "model" in self.model_fields_set:
+            raise ValueError("give either `model` or `init`: `init` has its own sizes")
+        training = self.tokenizer.train if self.tokenizer else None
+        if training is not None and (self.init is not None or self.online is not None):
+            raise ValueError(
+                "`tokenizer.train` beside a model that is given: it knows only the tokens of its "
+                "own tokenizer: leave `tokenizer` out, or give a copy of it by `tokenizer.path`"
+            )
         return self
 
     @model_validator(mode="after")

@@ -1,11 +1,10 @@
-"""A training's whole state: tensors as safetensors, the rest as JSON. No pickle."""
+"""A training's whole state: tensors, and the rest as JSON values. No pickle."""
 
-import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from stillhouse.training.group import like, whole
@@ -15,16 +14,8 @@ MOMENT = "optimizer."
 
 
 @dataclass(frozen=True, slots=True)
-class TrainingState:
-    """`tensors`: safetensors (weights and the optimiser's moments); `progress`: JSON."""
-
-    tensors: bytes
-    progress: bytes
-
-
-@dataclass(frozen=True, slots=True)
 class Snapshot:
-    """The same in memory: copies on the CPU that training no longer touches.
+    """All of a training between two steps: copies on the CPU that training no longer touches.
 
     Attributes:
         tensors: `model.<parameter>` and `optimizer.<moment>.<parameter>`, whole where they are
@@ -66,23 +57,19 @@ def take_snapshot(
 
 def put_snapshot(snapshot: Snapshot, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Put weights and moments back, sharded where the model is."""
-    parameters = dict(model.named_parameters())
-    optimizer.state.clear()
-    for name, parameter in parameters.items():
+    for name, parameter in model.named_parameters():
         with torch.no_grad():
             parameter.copy_(like(snapshot.tensors[WEIGHT + name], parameter))
-    for full_name, tensor in snapshot.tensors.items():
+    put_moments(snapshot.tensors, model, optimizer)
+
+
+def put_moments(
+    tensors: Mapping[str, Tensor], model: nn.Module, optimizer: torch.optim.Optimizer
+) -> None:
+    """Put the moments among a snapshot's tensors back, sharded where the model is."""
+    parameters = dict(model.named_parameters())
+    optimizer.state.clear()
+    for full_name, tensor in tensors.items():
         if full_name.startswith(MOMENT):
             key, name = full_name.removeprefix(MOMENT).split(".", 1)
             optimizer.state[parameters[name]][key] = like(tensor, parameters[name]).clone()
-
-
-def pack_state(snapshot: Snapshot) -> TrainingState:
-    """The snapshot as bytes; equal snapshots give equal ones."""
-    progress = json.dumps(snapshot.progress, sort_keys=True).encode()
-    return TrainingState(save(snapshot.tensors), progress)
-
-
-def unpack_state(state: TrainingState) -> Snapshot:
-    """The snapshot in these bytes."""
-    return Snapshot(load(state.tensors), json.loads(state.progress))

@@ -23,6 +23,7 @@ from stillhouse.text.pieces import Pieces, read_pieces, token_ids
 from stillhouse.training.batches import Batch, TokenSources
 from stillhouse.training.fetch import Fetch
 from stillhouse.training.order import SampleOrder, Window
+from stillhouse.training.task import LOSS_MASK
 
 
 @dataclass(slots=True)
@@ -33,6 +34,7 @@ class _Loaded:
     order: NDArray[np.int64]
     input_ids: NDArray[Any]
     samples: NDArray[np.int64]
+    signals: dict[str, NDArray[np.float32]]
     pieces: Pieces | None
     names: list[str]
     """Of the pieces' sources."""
@@ -57,6 +59,9 @@ class _Rows:
     samples: list[NDArray[np.int64]] = field(default_factory=list[NDArray[np.int64]])
     codes: list[NDArray[np.int32]] = field(default_factory=list[NDArray[np.int32]])
     places: list[NDArray[np.int64]] = field(default_factory=list[NDArray[np.int64]])
+    signals: list[dict[str, NDArray[np.float32]]] = field(
+        default_factory=list[dict[str, NDArray[np.float32]]]
+    )
     names: dict[str, int] = field(default_factory=dict[str, int])
     """The sources in it: no more than it has tokens, however many the data have."""
 
@@ -68,6 +73,7 @@ class _Rows:
         self.samples.append(loaded.samples[rows])
         self.codes.append(np.array(table, np.int32)[codes].reshape(len(rows), -1))
         self.places.append(places)
+        self.signals.append({name: values[rows] for name, values in loaded.signals.items()})
 
     def batch(self) -> Batch:
         """The rows in the order of their places."""
@@ -75,7 +81,12 @@ class _Rows:
         ids = np.concatenate(self.input_ids)[back].astype(np.int64)
         codes = np.concatenate(self.codes)[back]
         samples = np.concatenate(self.samples)[back]
-        return Batch(torch.from_numpy(ids), samples, TokenSources(codes, tuple(self.names)))
+        signals = {
+            name: torch.from_numpy(np.concatenate([one[name] for one in self.signals])[back])
+            for name in self.signals[0]
+        }
+        sources = TokenSources(codes, tuple(self.names))
+        return Batch(torch.from_numpy(ids), samples, sources, signals)
 
 
 class TokenStream:
@@ -91,6 +102,7 @@ class TokenStream:
         names: what tokens of parts without `documents` are called, by data set.
         num_steps: of the training: nothing behind it is read; default without end.
         vocab_size: token ids are below it.
+        signals: columns that batches carry beside the tokens.
     """
 
     def __init__(
@@ -103,9 +115,10 @@ class TokenStream:
         names: Sequence[str] = ("data",),
         num_steps: int | None = None,
         vocab_size: int | None = None,
+        signals: Sequence[str] = (),
     ) -> None:
         self._order, self._fetch, self._names = order, fetch, names
-        self._num_steps, self._vocab_size = num_steps, vocab_size
+        self._num_steps, self._vocab_size, self._signals = num_steps, vocab_size, signals
         self._lanes = order.lanes_of(rank, num_workers)
         self._thread = ThreadPoolExecutor(1, "next-batch")
         self._step = 0
@@ -213,4 +226,22 @@ class TokenStream:
                 f"{low if low < 0 else high}, the tokenizer only {self._vocab_size} from 0 on: "
                 "they were made with another one (`tokenizer`)"
             )
-        return _Loaded(window, order, ids, samples, pieces, names)
+        signals = {name: self._signal(window, table, name, ids) for name in self._signals}
+        return _Loaded(window, order, ids, samples, signals, pieces, names)
+
+    def _signal(
+        self, window: Window, table: pa.Table, name: str, ids: NDArray[Any]
+    ) -> NDArray[np.float32]:
+        """A column as float32 [n, T] or [n]; without a mask all tokens count."""
+        if name not in table.column_names:
+            if name == LOSS_MASK:
+                return np.ones(ids.shape, np.float32)
+            raise ArtifactError(
+                f"data set {self._names[window.dataset]!r} has no column `{name}`, which the "
+                "objective asks for (`train.objective`)"
+            )
+        column = table[name].combine_chunks()
+        if pa.types.is_nested(column.type):
+            column = column.flatten()
+        values = column.to_numpy(zero_copy_only=False).astype(np.float32)
+        return values if len(values) == len(ids) else values.reshape(ids.shape)

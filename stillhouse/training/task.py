@@ -1,142 +1,131 @@
-"""What trainings are, as plain values: all that the workers need to be told.
+"""What a training of a language model is, as plain values: all that its workers need to be told.
 
-Without torch, which takes a driver seconds to import and which it has no use for.
+`job: train` and the models of `job: select` are the same task. Without torch, which takes a driver
+seconds to import and which it has no use for.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stillhouse.fingerprint import fingerprint
+from stillhouse.fingerprint import fingerprint, sha256
+from stillhouse.selection.own import OwnCode
 from stillhouse.spec import ModelSettings, Optimisation, ScoringSettings
-from stillhouse.training.order import Rows, SampleOrder
-from stillhouse.training.spec import TrainingSettings
+from stillhouse.storage.artifact import Manifest, Store
+from stillhouse.training.order import Rows, SampleOrder, default_lanes, default_window
+from stillhouse.training.spec import TrainingSettings, minimised
 
 CHECKPOINTS = "checkpoints"
 """Where in the store those of all trainings lie."""
-MODEL_VERSION = 2
+TRAIN_VERSION = 3
+_CHECKPOINTS = 10  # of a training, unless that is less often than
+_MAX_EVERY = 1000  # steps
+LOSS_MASK = "loss_mask"
+"""The column that says which tokens the loss counts: 0 or 1 for each of T positions."""
 TRAINED_ON = "trained_on.parquet"
+"""Rows of token parts that a model was trained on, where they were chosen: `part`, `row`."""
 
 Tell = Callable[[str, dict[str, Any]], None]
 """Says what happens to whoever follows a training: a word, and plain values. Does not wait."""
 
 
 @dataclass(frozen=True, slots=True)
-class DataPart:
-    """A part to train on: all of its rows, or the given ones."""
-
-    path: str
-    sha256: str = ""
-    rows: NDArray[np.int64] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class SameArchitecture:
-    """A fresh model of the architecture and sizes of the one in `folder`."""
-
-    folder: str
-
-
-@dataclass(frozen=True, slots=True)
-class ModelTask:
-    """A model to train. Small plain values: a worker needs nothing else.
+class TokenSet:
+    """Parts of packed sequences, in order.
 
     Attributes:
-        fingerprint: name of the model artifact.
-        label: what people call it, such as `prior` or `color, seed 0`.
-        init: folder of the model to start from, or what a fresh one looks like.
-        data: parts to train on, in order.
-        num_tokens: tokens to train on; more than there are means further epochs.
-        heldout: token parts to measure on; none to measure nothing.
-        eval_points: measurements over the run, the last at its end.
-        tokenizer: folder in the store whose tokenizer is saved with the model.
-        bos_id: stands before every sequence, for the model alone.
+        name: what tokens of parts without `documents` are called.
+        uris, rows, digests: of each part: where it lies, its sequences to train on, its sha256.
+        weight: share in a mixture, against the others'.
+        chosen: of each part the rows to train on, int64 ascending; None: all of them.
+        tokens: URI of the tokens artifact whose manifest names the raw files of its documents.
+        masked: whether parts have a column `loss_mask`, of the tokens that the loss counts.
     """
 
-    fingerprint: str
-    label: str
-    role: str
-    init: str | ModelSettings | SameArchitecture
-    data: tuple[DataPart, ...]
-    num_tokens: int
-    settings: Optimisation
-    seed: int
-    heldout: tuple[str, ...]
-    eval_points: int
+    name: str
+    uris: tuple[str, ...]
+    rows: tuple[int, ...]
+    digests: tuple[str, ...]
     sequence_length: int
-    vocab_size: int
-    eos_token: str
-    tokenizer: str
-    inputs: dict[str, Any]
-    device: str
-    gpus: float
-    bos_id: int | None = None
+    weight: float = 1.0
+    chosen: tuple[NDArray[np.int64], ...] | None = None
+    tokens: str | None = None
+    masked: bool = False
 
     @property
-    def num_positions(self) -> int:
-        """Tokens that the model reads at once."""
-        return self.sequence_length + int(self.bos_id is not None)
+    def num_rows(self) -> int:
+        """Sequences."""
+        return sum(self.rows)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens in them."""
+        return self.num_rows * self.sequence_length
+
+    def identity(self) -> str:
+        """Fingerprint of the content."""
+        rows = [] if self.chosen is None else [sha256(rows.tobytes()) for rows in self.chosen]
+        return fingerprint(["token set", self.digests, self.rows, rows])
 
 
-def model_name(
-    role: str, init: object, data: object, settings: Optimisation, seed: int, num_tokens: int
-) -> str:
-    """The fingerprint of a training: what it starts from, sees, and how it learns."""
-    learning = settings.model_dump(include=set(Optimisation.model_fields) - {"seed"})
-    return fingerprint(["model", MODEL_VERSION, role, init, data, learning, seed, num_tokens])
+def token_set(store: Store, made: Manifest, name: str, weight: float = 1.0) -> TokenSet:
+    """All parts of a tokens artifact or selection of a store."""
+    tokens = made.fingerprint if made.kind == "tokens" else made.inputs["tokens"]
+    length = made.parts[0].num_tokens // max(1, made.parts[0].num_rows)
+    return TokenSet(
+        name=name,
+        uris=tuple(store.path(part.path) for part in made.parts),
+        rows=tuple(part.num_rows for part in made.parts),
+        digests=tuple(part.sha256 for part in made.parts),
+        sequence_length=made.settings.get("sequence_length", length),
+        weight=weight,
+        tokens=store.path("tokens", tokens),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class StartModel:
+    """The model of a folder that a training starts from.
+
+    Attributes:
+        folder: where it lies.
+        digest: of its configuration and weights.
+        fresh: take its architecture and sizes alone, with fresh weights.
+        moments: name of the checkpoints whose newest one has the optimiser's moments; None: fresh.
+    """
+
+    folder: str
+    digest: str
+    fresh: bool = False
+    moments: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class OnlineTask:
-    """A pool to choose batches from. Small plain values: a restart needs nothing else.
+    """How batches are chosen from a training's data while it goes on.
 
     Attributes:
-        parts: URIs of its token parts.
-        rows: of each of them.
         candidates: sequences of a window, tau times the batch.
-        lanes, shuffled, seed: of the candidates' order (`SampleOrder`).
-        prior, conditional: folders of the models.
-        tokenizer, eos_token: to read documents with.
-        heldout: URIs of the token parts that are measured on. A row that shares word 13-grams
-            with them is not chosen; it is judged by its own text, not by its whole documents.
-        hidden: other rows that may not be chosen, ascending, by the index of their part.
-        device, gpus, threads: of each scorer.
+        lanes, shuffled: of the candidates' order (`SampleOrder`).
+        prior, conditional: the models.
+        hidden: rows that may not be chosen, ascending, by the index of their part. Nor may a row
+            that shares word 13-grams with a held-out one; it is judged by its own text, not by its
+            whole documents.
+        gpus, threads: of each scorer.
     """
 
-    parts: tuple[str, ...]
-    rows: tuple[int, ...]
     candidates: int
     lanes: int
     shuffled: int
-    seed: int
-    prior: str
-    conditional: str
+    prior: StartModel
+    conditional: StartModel
     scoring: ScoringSettings
-    tokenizer: str
-    eos_token: str
-    heldout: tuple[str, ...]
     hidden: Mapping[int, NDArray[np.int64]]
-    device: str
     gpus: float
     threads: int
-    bos_id: int | None = None
-
-    def order(self) -> SampleOrder:
-        """The order of the candidates.
-
-        Raises:
-            InputError: fewer sequences than lanes.
-        """
-        return SampleOrder(
-            [Rows(self.rows)],
-            global_batch=self.candidates,
-            seed=self.seed,
-            lanes=self.lanes,
-            window=self.shuffled,
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,57 +133,135 @@ class TrainTask:
     """A model to train on streamed data. Small plain values: a worker needs nothing else.
 
     Attributes:
-        fingerprint: name of the model artifact.
-        checkpoints: name of its checkpoints.
-        identity: what decides the model, by section; what a checkpoint has to agree with.
-        parts: URIs of the parts of all data sets, in the order's numbering.
-        datasets: the rows of each data set's parts, and its weight.
-        names: of the data sets.
-        heldout: URIs of token parts to measure on; none to measure nothing.
-        tokenizer: folder whose tokenizer is saved with the model.
-        settings: with lanes and window filled in.
-        checkpoint_every: steps.
+        role: `target`, `prior`, `conditional` or `down`.
+        label: what people call it, such as `prior` or `color, seed 0`.
+        init: what a fresh model looks like, or the model to start from.
+        data, heldout: to train on; to measure on.
+        tokenizer: folder of the tokenizer that is saved with the model.
+        settings: with lanes, window and checkpoint_every filled in.
         online: chooses the batches while it trains; None to take all samples in the order.
+        bos_id: stands before every sequence, for the model alone.
+        device, gpus: of each worker; no part of the identity.
     """
 
-    fingerprint: str
-    checkpoints: str
+    role: str
     label: str
-    identity: dict[str, Any]
-    parts: tuple[str, ...]
-    datasets: tuple[Rows, ...]
-    names: tuple[str, ...]
-    heldout: tuple[str, ...]
-    sequence_length: int
-    vocab_size: int
+    init: ModelSettings | StartModel
+    data: tuple[TokenSet, ...]
+    heldout: TokenSet | None
     tokenizer: str
+    tokenizer_digest: str
     eos_token: str
-    model: ModelSettings
+    vocab_size: int
     settings: TrainingSettings
     num_steps: int
-    checkpoint_every: int
     device: str
     gpus: float
-    online: OnlineTask | None = None
     bos_id: int | None = None
+    online: OnlineTask | None = None
+    code: OwnCode | None = None
+    """Of an objective that is the user's."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Name of the model artifact."""
+        return fingerprint(["train", TRAIN_VERSION, self.identity])
+
+    @property
+    def checkpoints(self) -> str:
+        """Name of its checkpoints."""
+        return checkpoints_of(self.fingerprint)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What decides the model, by section; what a checkpoint has to agree with."""
+        settings, tokenizer = self.settings, {"sha256": self.tokenizer_digest}
+        found: dict[str, Any] = {
+            "role": self.role,
+            "model": self._start(),
+            "train": settings.model_dump(mode="json", include=set(Optimisation.model_fields)),
+            "steps": {"num_steps": self.num_steps, "eval_points": settings.eval_points},
+            "order": {"lanes": settings.lanes, "window": settings.window},
+            "data": {
+                "sets": [{"weight": one.weight, "parts": one.identity()} for one in self.data],
+                "heldout": self.heldout.identity() if self.heldout else None,
+                "sequence_length": self.sequence_length,
+            },
+            "tokenizer": tokenizer | {"eos_token": self.eos_token},
+        }
+        objective = minimised(settings)
+        found["train"]["objective"] = objective.model_dump(mode="json")
+        if self.code is not None:
+            found["train"]["objective"]["code"] = self.code.digest
+        if self.bos_id is not None:
+            found["tokenizer"]["bos_id"] = self.bos_id
+        if self.online is not None:
+            online = self.online
+            found["order"] = {
+                "lanes": online.lanes,
+                "window": online.shuffled,
+                "candidates": online.candidates,
+            }
+            found["online"] = {
+                "models": [online.prior.digest, online.conditional.digest],
+                "scoring": online.scoring.model_dump(include={"dtype", "attention"}),
+            }
+        return found
+
+    def _start(self) -> dict[str, Any]:
+        if isinstance(self.init, ModelSettings):
+            return self.init.model_dump(mode="json")
+        found = {"like" if self.init.fresh else "weights": self.init.digest}
+        return found | ({"moments": self.init.moments} if self.init.moments else {})
+
+    @property
+    def sequence_length(self) -> int:
+        """Tokens of a sequence."""
+        return self.data[0].sequence_length
 
     @property
     def num_positions(self) -> int:
         """Tokens that the model reads at once."""
         return self.sequence_length + int(self.bos_id is not None)
 
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that it is trained on; more than there are means further epochs."""
+        return self.num_steps * self.settings.batch_size * self.sequence_length
+
     def order(self) -> SampleOrder:
-        """The order of its samples.
+        """The order of its samples, or of the candidates for them.
 
         Raises:
             InputError: a data set with fewer rows than lanes.
         """
-        settings = self.settings
+        settings, online = self.settings, self.online
         assert settings.lanes is not None and settings.window is not None
         return SampleOrder(
-            self.datasets,
-            global_batch=settings.batch_size,
+            [Rows(one.rows, one.weight) for one in self.data],
+            global_batch=online.candidates if online else settings.batch_size,
             seed=settings.seed,
-            lanes=settings.lanes,
-            window=settings.window,
+            lanes=online.lanes if online else settings.lanes,
+            window=online.shuffled if online else settings.window,
         )
+
+
+def checkpoints_of(model: str) -> str:
+    """Name of the checkpoints of a training, by that of its model."""
+    return fingerprint(["checkpoints", model])
+
+
+def with_order(
+    settings: TrainingSettings, sets: Sequence[TokenSet], num_steps: int
+) -> TrainingSettings:
+    """The settings with lanes, window and steps between checkpoints where they say none."""
+    lanes = settings.lanes or default_lanes(settings.batch_size, min(one.num_rows for one in sets))
+    length = sets[0].sequence_length
+    every = max(1, min(_MAX_EVERY, num_steps // _CHECKPOINTS))
+    return settings.model_copy(
+        update={
+            "lanes": lanes,
+            "window": settings.window or default_window(lanes, length, len(sets)),
+            "checkpoint_every": settings.checkpoint_every or every,
+        }
+    )

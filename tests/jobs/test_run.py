@@ -160,14 +160,15 @@ def test_again_there_is_nothing_to_do(finished, world):
 
 
 def test_command_line_makes_the_same_bytes(finished, world, tmp_path):
-    """Another process, another store, one Scorer, everything trained again.
+    """Another process, another store, one Scorer, everything trained again: but for how long a
+    training took, which its manifest tells.
 
     It runs where the user has packages of our folders' names, which no process may import.
     """
     spec = write_spec(world)
     own = own_packages(tmp_path / "project")
     environment = os.environ | {"PYTHONPATH": str(own)}
-    sets = ["store=" + str(tmp_path / "store"), "compute.scorers=1", "compute.trainers=1"]
+    sets = ["store=" + str(tmp_path / "store"), "compute.scorers=1"]
     sets = [word for value in sets for word in ("--set", value)]
     done = subprocess.run(
         [STILLHOUSE, "run", spec, "--json", *sets],
@@ -183,6 +184,7 @@ def test_command_line_makes_the_same_bytes(finished, world, tmp_path):
     mine = digests(tmp_path / "store", "tokens/parts", "scores/parts", "selections", "models")
     theirs = digests(world / "store")
     different = [path for path, digest in mine.items() if theirs.get(path) != digest]
+    different = [path for path in different if not Path(path).match("models/*/manifest.json")]
     assert different == []
     name = open_selection(result["run"]).manifest.fingerprint
     assert name == finished["selection_fingerprint"]

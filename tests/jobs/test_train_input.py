@@ -180,7 +180,8 @@ def test_a_mixture_of_tokens_documents_and_a_held_out(place, content):
     ]
     held = {"path": str(place / "tokens" / "b.parquet")}
     inputs = opened(content | {"data": data, "heldout": held}).inputs
-    assert [(type(one).__name__, one.key, one.name, one.weight) for one in inputs.all] == [
+    found = [(type(one).__name__, key, one.name, one.weight) for key, one in inputs.sets.items()]
+    assert found == [
         ("TokenSet", "data.0", "tokens", 3.0),
         ("TextSet", "data.1", "ships", 1.0),
         ("TokenSet", "heldout", "b", 1.0),

@@ -215,6 +215,22 @@ def test_documents_are_packed_first(ray_cluster, place, tmp_path):
 
 
 @pytest.mark.soak
+def test_data_that_are_not_kept_come_through_ray_data(ray_cluster, place):
+    """Nine million tokens: windows behind the first ones are read by Ray Data, in the order."""
+    folder, length, rows = place[0] / "large", 512, 9000
+    folder.mkdir()
+    for part in range(2):
+        ids = np.random.default_rng(part).integers(5, 250, rows * length).astype(np.uint16)
+        column = pa.FixedSizeListArray.from_arrays(pa.array(ids), length)
+        pq.write_table(pa.table({"input_ids": column}), folder / f"{part}.parquet")
+    changes = {"data": {"path": str(folder)}, "heldout": None}
+    learning = {"num_tokens": 20 * 8 * length, "window": 5}
+    found = run_job(parse(place, "large", 2, changes, **learning), Quiet())
+    order = SampleOrder([Rows((rows, rows))], global_batch=8, seed=0, lanes=8, window=5)
+    assert found["train"]["order_sha256"] == order_digest(order, 20)
+
+
+@pytest.mark.soak
 def test_another_number_of_workers_goes_on(trained, place):
     """Two workers die for good; one goes on from their checkpoint in a new run."""
 

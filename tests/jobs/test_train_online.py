@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from small import Quiet, make_models
+from trainings import tokens_of, train_task
 
 from stillhouse.compute_settings import ComputeSettings
 from stillhouse.errors import ModelError
@@ -14,11 +15,10 @@ from stillhouse.jobs.run import run_job
 from stillhouse.models.causal_lm import build_model, save_model
 from stillhouse.pipelines import online
 from stillhouse.spec import ModelSettings, ScoringSettings
-from stillhouse.training.online import best_of
-from stillhouse.training.online_scorer import online_scorer
+from stillhouse.training.online import best_of, online_scorer
 from stillhouse.training.order import NO_SAMPLES, chain, default_lanes
 from stillhouse.training.spec import TrainSpec
-from stillhouse.training.task import OnlineTask
+from stillhouse.training.task import OnlineTask, StartModel
 
 LENGTH, PART_ROWS, BATCH, TAU = 16, (70, 58), 8, 4
 
@@ -61,24 +61,19 @@ def parse(place, tmp_path):
 def expected_order(place, num_steps):
     """The chain over the best of each window, chosen in this process."""
     candidates = TAU * BATCH
-    task = OnlineTask(
-        parts=tuple(str(place / "tokens" / f"{n}.parquet") for n in range(2)),
-        rows=PART_ROWS,
+    online = OnlineTask(
         candidates=candidates,
         lanes=default_lanes(candidates, sum(PART_ROWS)),
         shuffled=1 << 20,  # whole lanes, as by default here
-        seed=0,
-        prior=str(place / "prior"),
-        conditional=str(place / "conditional"),
+        prior=StartModel(str(place / "prior"), "p"),
+        conditional=StartModel(str(place / "conditional"), "c"),
         scoring=ScoringSettings(),
-        tokenizer=str(place / "tokenizer"),
-        eos_token="<|endoftext|>",
-        heldout=(),
         hidden={},
-        device="cpu",
         gpus=0,
         threads=1,
     )
+    data = tokens_of(*(place / "tokens" / f"{n}.parquet" for n in range(2)))
+    task = train_task(data, place / "tokenizer", num_steps, online=online)
     scorer, state = online_scorer(task, 0, 1), NO_SAMPLES
     for number in range(num_steps):
         state = chain(state, best_of([scorer.window(number)], BATCH).samples)
@@ -114,7 +109,8 @@ def test_scorers_ask_for_what_scorers_need(monkeypatch):
     monkeypatch.setattr(online.ray, "kill", lambda _: None)
     scorer = {"gpus": 0.25, "accelerator": "L4", "labels": {"pool": "spot"}}
     compute = ComputeSettings(scorers=2, gpus_per_worker=1, scorer=scorer)
-    with online.online_scorers(SimpleNamespace(compute=compute), SimpleNamespace(lanes=1)) as made:
+    task = SimpleNamespace(online=SimpleNamespace(lanes=1))
+    with online.online_scorers(SimpleNamespace(compute=compute), task) as made:
         assert made[1] == {"CPU": 0, "GPU": 0.25}
     [options] = asked
     assert options["num_gpus"] == 0.25

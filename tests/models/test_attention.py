@@ -8,6 +8,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from torch.nn.functional import scaled_dot_product_attention
+from trainings import Sequences
 from transformers import AutoModelForCausalLM, BloomConfig, Gemma2Config, Gemma3TextConfig
 
 from stillhouse.errors import ModelError
@@ -15,7 +16,6 @@ from stillhouse.models.attention import set_attention
 from stillhouse.models.causal_lm import build_model
 from stillhouse.models.scoring import ScoringModel
 from stillhouse.spec import ModelSettings, Optimisation
-from stillhouse.training.batches import TokenBatches
 from stillhouse.training.loop import Trainer
 
 ARCHITECTURES = ["llama", "qwen3", "olmo2", "gpt_neox"]
@@ -86,7 +86,7 @@ def test_compiled_scoring_gives_sdpa_no_mask(
 
 def test_compiled_training_gives_sdpa_no_mask(asked_of_sdpa: list[dict[str, Any]]) -> None:
     settings = Optimisation(global_batch=2, compile="on", learning_rate=1e-3)
-    source = TokenBatches(tokens(2), batch_size=2, seed=0)
+    source = Sequences(tokens(2), batch_size=2)
     model = small()
     expected = losses_in_float64(model, tokens(2))
     trainer = Trainer(model, source, settings, device=torch.device("cpu"), num_steps=1)

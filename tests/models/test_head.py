@@ -10,7 +10,8 @@ from transformers import AutoModelForCausalLM, BertConfig, GPT2LMHeadModel
 from stillhouse.errors import ModelError
 from stillhouse.models.head import PLAIN, LogitRule, logit_rule
 from stillhouse.models.scoring import ScoringModel
-from stillhouse.training.cross_entropy import NextTokenLoss
+from stillhouse.training.objectives import ObjectiveFacts
+from stillhouse.training.objectives.cross_entropy import CrossEntropy
 
 IDS = np.random.default_rng(0).integers(0, VOCAB, (5, 24)).astype(np.uint16)
 RULES = {
@@ -54,7 +55,7 @@ def test_gradients_are_those_of_autograd_through_the_own_logits(
     (nll.mean() + 0.01 * z.square().mean()).backward()
     expected = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
-    value = NextTokenLoss(0.01, logit_rule(model), bos, compiled)(model, ids)
+    value = CrossEntropy(ObjectiveFacts(logit_rule(model), bos, compiled), 0.01)(model, ids, {})
     value.objective.backward()
     torch.testing.assert_close(value.nll, nll.mean(), rtol=1e-5, atol=1e-5)
     found = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}

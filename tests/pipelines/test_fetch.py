@@ -33,7 +33,7 @@ def windows():
 def test_every_window_whole_and_in_order(ray_cluster, uris):
     read = PartReader(uris)
     wanted = [read.read(window).to_pydict() for window in windows()]
-    found = [table.to_pydict() for table in stream_windows(uris, direct=2)(windows())]
+    found = [table.to_pydict() for table in stream_windows(PartReader(uris), direct=2)(windows())]
     assert len(wanted) > 10 and found == wanted
 
 
@@ -42,12 +42,12 @@ def test_a_broken_part_is_named(ray_cluster, uris):
     """The part that the first window of lane 2 is in."""
     Path(uris[0]).write_bytes(b"PAR1 no more")
     with pytest.raises(ArtifactError, match=r"part .*0\.parquet is broken"):
-        list(stream_windows(uris, direct=0)(windows()))
+        list(stream_windows(PartReader(uris), direct=0)(windows()))
 
 
 def test_no_ray_where_the_first_windows_are_all(uris, monkeypatch):
     """Nothing of Ray Data is started: its session would be told by an address that is not there."""
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     read = PartReader(uris)
-    found = list(stream_windows(uris, direct=100)(windows()))
+    found = list(stream_windows(PartReader(uris), direct=100)(windows()))
     assert [t.num_rows for t in found] == [read.read(w).num_rows for w in windows()]

@@ -66,13 +66,15 @@ def result_of(sources=0, heldout=0, work=None, measured=None, **changes):
     made = SimpleNamespace(
         model=SimpleNamespace(totals=totals, fingerprint="0" * 64),
         task=SimpleNamespace(
-            settings=SimpleNamespace(batch_size=4, peak_rate=4e-3), sequence_length=25, label="x"
+            settings=SimpleNamespace(batch_size=4, peak_rate=4e-3),
+            sequence_length=25,
+            label="x",
+            data=[
+                SimpleNamespace(name="pool <law>", weight=3.0, num_rows=800),
+                SimpleNamespace(name="b", weight=1.0, num_rows=50),
+            ],
         ),
         tokenizer=SimpleNamespace(path="/store/tokenizers/t"),
-        datasets=[
-            SimpleNamespace(name="pool <law>", weight=3.0, num_rows=800),
-            SimpleNamespace(name="b", weight=1.0, num_rows=50),
-        ],
     )
     ctx = Context(Store("/store"), ComputeSettings(), SimpleNamespace(), work=work or {})
     return train_result(ctx, SPEC, made, "/store/runs/0")

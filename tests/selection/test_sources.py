@@ -89,7 +89,7 @@ from stillhouse.selection.ranking import PartScores
 from stillhouse.selection.sources import LabelCounts
 from stillhouse.training.batches import TokenSources
 from stillhouse.training.group import WorkerGroup
-from stillhouse.training.source_loss import SourceLossTally
+from stillhouse.training.evaluate import SourceLossTally
 
 PARTS, ROWS, TOKENS = 20, 50_000, 8
 labels = lambda part: [f"https://example.org/{part}/{row}" for row in range(ROWS - 1)] + ["big"]

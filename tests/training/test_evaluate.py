@@ -8,7 +8,7 @@ from stillhouse.models.scoring import ScoringModel
 from stillhouse.selection.sources import OTHER
 from stillhouse.spec import ModelSettings
 from stillhouse.text.pieces import Pieces
-from stillhouse.training.evaluate import SourceLoss, heldout_nll, measure, told_apart
+from stillhouse.training.evaluate import SourceLoss, measure, told_apart
 
 MODEL = ScoringModel(
     build_model(
@@ -25,7 +25,10 @@ IDS = np.random.default_rng(0).integers(0, 64, (3, 6)).astype(np.uint16)
 
 def test_heldout_nll_is_the_mean_over_tokens() -> None:
     expected = MODEL.token_nll(IDS).astype(np.float64).mean()
-    assert heldout_nll(MODEL, IDS) == pytest.approx(expected, abs=1e-12)
+    assert measure(MODEL, IDS) == (pytest.approx(expected, abs=1e-12), {})
+    mask = np.array([[1, 0, 1, 0, 1, 1]] * 2 + [[0] * 6], np.float32)
+    expected = MODEL.token_nll(IDS)[:2][:, [1, 3, 4]].astype(np.float64).mean()
+    assert measure(MODEL, IDS, None, mask)[0] == pytest.approx(expected, rel=1e-6)
 
 
 def test_sources_own_their_positions() -> None:

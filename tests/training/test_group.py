@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from safetensors.torch import load_file, save_file
 from test_loop import model
 from test_stream import write_part
 
@@ -15,13 +16,13 @@ from stillhouse.models.scoring import ScoringModel, layers_of
 from stillhouse.spec import Optimisation
 from stillhouse.storage.artifact import Store
 from stillhouse.training.checkpoint import Checkpoints
-from stillhouse.training.evaluate import heldout_nll
+from stillhouse.training.evaluate import measure
 from stillhouse.training.fetch import PartReader, read_ahead
 from stillhouse.training.fit import fit
 from stillhouse.training.group import WorkerGroup
 from stillhouse.training.loop import Trainer
 from stillhouse.training.order import Rows, SampleOrder, check_workers
-from stillhouse.training.state import TrainingState, unpack_state
+from stillhouse.training.state import Snapshot
 from stillhouse.training.stream import TokenStream
 
 CPU = torch.device("cpu")
@@ -54,7 +55,7 @@ def results(trainer, steps=STEPS):
         "losses": losses,
         "order": trainer.order_sha256,
         "sources": {name: asdict(found) for name, found in trainer.take_source_losses().items()},
-        "heldout": heldout_nll(trainer, HELDOUT),
+        "heldout": measure(trainer, HELDOUT)[0],
     }
 
 
@@ -69,7 +70,7 @@ def worker(rank, folder, uris):
         name = f"{'sharded' if sharded else 'replicated'}-{rank}"
         found["share"] = share_of(trainer)
         Path(folder, f"{name}.json").write_text(json.dumps(found))
-        state = trainer.state_dict()
+        state = trainer.snapshot()
         if rank == 0:
             write_state(folder, name, state)
     group = WorkerGroup.current(sharded=True)
@@ -93,13 +94,13 @@ def share_of(trainer):
 
 
 def write_state(folder, name, state):
-    Path(folder, f"{name}.safetensors").write_bytes(state.tensors)
-    Path(folder, f"{name}.progress").write_bytes(state.progress)
+    save_file(state.tensors, Path(folder, f"{name}.safetensors"))
+    Path(folder, f"{name}.progress").write_text(json.dumps(state.progress))
 
 
 def read_state(folder, name):
-    files = [Path(folder) / f"{name}.{kind}" for kind in ("safetensors", "progress")]
-    return TrainingState(*(file.read_bytes() for file in files))
+    progress = json.loads(Path(folder, f"{name}.progress").read_text())
+    return Snapshot(load_file(Path(folder, f"{name}.safetensors")), progress)
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +110,7 @@ def seen(tmp_path_factory):
     uris = write_parts(folder)
     alone = make_trainer(uris)
     first = results(alone, 40)
-    write_state(folder, "alone", alone.state_dict())
+    write_state(folder, "alone", alone.snapshot())
     with Checkpoints(Store(str(folder)), "f" * 64, {}) as checkpoints:
         checkpoints.save(alone.snapshot())
     rest = results(alone, 10)
@@ -148,14 +149,14 @@ def test_one_worker_goes_on_from_two(seen, mode):
     folder, uris, _ = seen
     state = read_state(folder, f"{mode}-0")
     alone, resumed = make_trainer(uris), make_trainer(uris)
-    resumed.load_state_dict(state)
+    resumed.restore(state)
     for _ in range(STEPS):
         alone.step()
     assert resumed.order_sha256 == alone.order_sha256
     for _ in range(5):
         assert resumed.step().loss == pytest.approx(alone.step().loss, rel=1e-5)
     assert resumed.snapshot().tensors.keys() == alone.snapshot().tensors.keys()
-    assert unpack_state(state).tensors.keys() == alone.snapshot().tensors.keys()
+    assert state.tensors.keys() == alone.snapshot().tensors.keys()
 
 
 def test_two_sharded_workers_go_on_from_one(seen):
@@ -184,7 +185,7 @@ def test_activation_checkpointing_changes_nothing(seen):
 def test_resumed_from_a_stream_gives_the_same_bits(seen):
     folder, uris, alone = seen
     resumed = make_trainer(uris)
-    resumed.load_state_dict(read_state(folder, "alone"))
+    resumed.restore(read_state(folder, "alone"))
     assert [resumed.step().loss for _ in range(10)] == alone["losses"][40:]
     assert resumed.order_sha256 == alone["order"]
 
@@ -194,7 +195,7 @@ def test_evaluation_is_the_scorers(seen):
     for _ in range(3):
         trainer.step()
     scorer = ScoringModel(trainer._model, dtype=torch.float32)
-    assert heldout_nll(trainer, HELDOUT) == pytest.approx(heldout_nll(scorer, HELDOUT), rel=1e-6)
+    assert measure(trainer, HELDOUT)[0] == pytest.approx(measure(scorer, HELDOUT)[0], rel=1e-6)
 
 
 def test_a_worker_alone_needs_no_others():

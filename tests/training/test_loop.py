@@ -1,18 +1,21 @@
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from trainings import Sequences
 from transformers import PreTrainedModel
 
 from stillhouse.errors import DivergedError
 from stillhouse.models.causal_lm import build_model
-from stillhouse.models.head import PLAIN
 from stillhouse.spec import ModelSettings, Optimisation
-from stillhouse.training.batches import Batch, TokenBatches, TokenSources
-from stillhouse.training.cross_entropy import LossValue, NextTokenLoss
-from stillhouse.training.loop import Trainer, train
+from stillhouse.training.batches import Batch, TokenSources
+from stillhouse.training.loop import StepRecord, Trainer
+from stillhouse.training.objectives import LossValue, Objective, ObjectiveFacts
+from stillhouse.training.objectives.cross_entropy import CrossEntropy
 from stillhouse.training.order import NO_SAMPLES, chain
+from stillhouse.training.state import Snapshot
 
 CPU = torch.device("cpu")
 LENGTH, BATCH, STEPS = 12, 4, 6
@@ -24,11 +27,11 @@ def model(seed: int = 0) -> PreTrainedModel:
     return build_model(settings, vocab_size=64, sequence_length=LENGTH, seed=seed, eos_id=0)
 
 
-def source(batch_size: int = BATCH) -> TokenBatches:
+def source(batch_size: int = BATCH, signals: dict | None = None) -> Sequences:
     """Sequences that count upwards: easy to learn."""
     starts = np.random.default_rng(0).integers(0, 64, (10, 1))
     ids = ((starts + np.arange(LENGTH)) % 64).astype(np.uint16)
-    return TokenBatches(ids, batch_size=batch_size, seed=3)
+    return Sequences(ids, batch_size=batch_size, seed=3, signals=signals)
 
 
 def settings(**changes: object) -> Optimisation:
@@ -40,14 +43,25 @@ def trainer(seed: int = 0, **changes: object) -> Trainer:
     return Trainer(model(seed), source(), chosen, device=CPU, num_steps=STEPS)
 
 
+def train(device: torch.device = CPU, **changes: object) -> list[StepRecord]:
+    """Sixty steps."""
+    run = Trainer(model(), source(), settings(**changes), device=device, num_steps=60)
+    return [run.step() for _ in range(60)]
+
+
+def same(one: Snapshot, other: Snapshot) -> bool:
+    tensors, others = one.tensors, other.tensors
+    equal = tensors.keys() == others.keys() and one.progress == other.progress
+    return equal and all(torch.equal(tensors[name], others[name]) for name in tensors)
+
+
 def test_it_learns_and_records() -> None:
-    seen: list[int] = []
-    result = train(model(), source(), settings(), device=CPU, num_steps=60, on_step=seen.append)
-    assert seen == list(range(1, 61))
-    assert result.losses[0] == pytest.approx(math.log(64), abs=0.1)
-    assert result.losses[-1] < 2.0
-    last = result.records[-1]
-    assert (last.step, last.tokens) == (60, 60 * BATCH * LENGTH)
+    records = train()
+    assert [record.step for record in records] == list(range(1, 61))
+    assert records[0].loss == pytest.approx(math.log(64), abs=0.1)
+    assert records[-1].loss < 2.0
+    last = records[-1]
+    assert last.tokens == 60 * BATCH * LENGTH
     assert last.learning_rate == pytest.approx(1e-3)
     assert last.grad_norm > 0 and last.tokens_per_s > 0
 
@@ -56,21 +70,21 @@ def test_same_inputs_same_bits() -> None:
     first, again = trainer(), trainer()
     records = [first.step() for _ in range(STEPS)], [again.step() for _ in range(STEPS)]
     assert [r.loss for r in records[0]] == [r.loss for r in records[1]]
-    assert first.state_dict() == again.state_dict()
+    assert same(first.snapshot(), again.snapshot())
 
 
 def test_resumed_at_every_step_gives_the_same_bits() -> None:
     whole = trainer()
-    states = [whole.state_dict()]
+    states = [whole.snapshot()]
     losses: list[float] = []
     for _ in range(STEPS):
         losses.append(whole.step().loss)
-        states.append(whole.state_dict())
+        states.append(whole.snapshot())
     for cut in range(STEPS + 1):
         resumed = trainer(seed=1)
-        resumed.load_state_dict(states[cut])
+        resumed.restore(states[cut])
         assert [resumed.step().loss for _ in range(STEPS - cut)] == losses[cut:]
-        assert resumed.state_dict() == states[-1], f"resumed after step {cut}"
+        assert same(resumed.snapshot(), states[-1]), f"resumed after step {cut}"
 
 
 @pytest.mark.parametrize("micro_batch", [1, 3])
@@ -99,64 +113,71 @@ def test_gradients_are_clipped() -> None:
 
 
 def test_a_loss_of_the_callers_own() -> None:
-    def doubled(held: PreTrainedModel, input_ids: torch.Tensor) -> LossValue:
-        value = NextTokenLoss(0.0, PLAIN)(held, input_ids)
-        return LossValue(value.objective * 2, value.nll * 2)
+    def doubled(facts: ObjectiveFacts) -> Objective:
+        plain = CrossEntropy(facts, 0.0)
+
+        def loss(held: PreTrainedModel, input_ids: torch.Tensor, signals: Any) -> LossValue:
+            value = plain(held, input_ids, signals)
+            return LossValue(value.objective * 2, value.nll * 2)
+
+        return loss
 
     def first(**options: object) -> float:
         run = Trainer(model(), source(), settings(z_loss=0), device=CPU, num_steps=STEPS, **options)
         return run.step().loss
 
-    assert first(loss=doubled) == pytest.approx(2 * first())
+    assert first(objective=doubled) == pytest.approx(2 * first())
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_divergence_names_the_step(bad: float) -> None:
     held = model()
-
-    def spoil(step: int) -> None:
-        if step == 2:
-            with torch.no_grad():
-                held.model.embed_tokens.weight[:] = bad
-
+    run = Trainer(held, source(), settings(), device=CPU, num_steps=STEPS)
+    run.step(), run.step()
+    with torch.no_grad():
+        held.model.embed_tokens.weight[:] = bad
     with pytest.raises(DivergedError, match=r"step 3 of 6: loss nan.*learning_rate"):
-        train(held, source(), settings(), device=CPU, num_steps=STEPS, on_step=spoil)
+        run.step()
 
 
 def test_bfloat16_trains_on_the_cpu() -> None:
-    run = settings(dtype="bfloat16")
-    result = train(model(), source(), run, device=CPU, num_steps=60)
-    assert result.losses[-1] < 2.0
+    assert train(dtype="bfloat16")[-1].loss < 2.0
 
 
 def fussy(most: int, error: type[BaseException]):
     """A loss that runs out of memory with more than `most` sequences."""
 
-    def loss(held: PreTrainedModel, input_ids: torch.Tensor) -> LossValue:
-        value = NextTokenLoss(1e-4, PLAIN)(held, input_ids)
-        if len(input_ids) > most:
-            raise error("no memory left")
-        return value
+    def make(facts: ObjectiveFacts) -> Objective:
+        plain = CrossEntropy(facts)
 
-    return loss
+        def loss(held: PreTrainedModel, input_ids: torch.Tensor, signals: Any) -> LossValue:
+            value = plain(held, input_ids, signals)
+            if len(input_ids) > most:
+                raise error("no memory left")
+            return value
+
+        return loss
+
+    return make
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError, MemoryError])
 def test_out_of_memory_halves_the_micro_batch(error: type[BaseException]) -> None:
     whole = trainer(micro_batch=1)
-    held = Trainer(model(), source(), settings(), device=CPU, num_steps=STEPS, loss=fussy(1, error))
+    loss = fussy(1, error)
+    held = Trainer(model(), source(), settings(), device=CPU, num_steps=STEPS, objective=loss)
     records = [held.step() for _ in range(STEPS)]
     assert [record.loss for record in records] == [whole.step().loss for _ in range(STEPS)]
     assert {record.micro_batch for record in records} == {1}
     assert records[-1].tokens == STEPS * BATCH * LENGTH
     resumed = trainer()
-    resumed.load_state_dict(held.state_dict())
+    resumed.restore(held.snapshot())
     assert resumed.step().micro_batch == 1
 
 
 def test_out_of_memory_with_one_sequence_says_what_to_do() -> None:
     loss = fussy(0, torch.OutOfMemoryError)
-    held = Trainer(model(), source(), settings(), device=CPU, num_steps=STEPS, loss=loss)
+    held = Trainer(model(), source(), settings(), device=CPU, num_steps=STEPS, objective=loss)
     with pytest.raises(torch.OutOfMemoryError) as caught:
         held.step()
     assert (
@@ -181,6 +202,9 @@ class Labelled:
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         self._batches.load_state_dict(state)
+
+    def close(self) -> None:
+        pass
 
 
 def test_losses_by_source_add_up_to_the_loss() -> None:
@@ -233,6 +257,20 @@ def test_model_flops_utilisation_on_a_gpu() -> None:
 @GPU
 @pytest.mark.parametrize("compiled", ["off", "on"])
 def test_on_a_gpu(compiled: str) -> None:
-    run = settings(compile=compiled)
-    result = train(model(), source(), run, device=torch.device("cuda"), num_steps=60)
-    assert result.losses[-1] < 2.0
+    assert train(torch.device("cuda"), compile=compiled)[-1].loss < 2.0
+
+
+@pytest.mark.parametrize("micro_batch", [None, 1, 3])
+def test_a_mask_gives_the_mean_over_marked_tokens_of_the_whole_batch(
+    micro_batch: int | None,
+) -> None:
+    """However the batch is split, and though its sequences have 0 to 11 marked tokens."""
+    mask = np.arange(LENGTH) >= np.arange(10)[:, None] + 2
+    source_ = source(signals={"loss_mask": mask})
+    batch = source(signals={"loss_mask": mask}).next_batch()
+    held = model()
+    logits = held(input_ids=batch.input_ids).logits[:, :-1]
+    kept = batch.signals["loss_mask"][:, 1:].bool()
+    expected = torch.nn.functional.cross_entropy(logits[kept], batch.input_ids[:, 1:][kept])
+    run = Trainer(held, source_, settings(micro_batch=micro_batch), device=CPU, num_steps=STEPS)
+    assert run.step().loss == pytest.approx(float(expected.detach()), rel=1e-5)

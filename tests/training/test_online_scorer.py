@@ -5,13 +5,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from small import STYLES, make_models
+from trainings import tokens_of, train_task
 
 from stillhouse.models.scoring import load_scoring_model
 from stillhouse.spec import ScoringSettings
 from stillhouse.text.tokenizer import load_tokenizer
-from stillhouse.training.online import best_of
-from stillhouse.training.online_scorer import online_scorer
-from stillhouse.training.task import OnlineTask
+from stillhouse.training.online import best_of, online_scorer
+from stillhouse.training.task import OnlineTask, StartModel
 
 LENGTH, ROWS = 24, 16
 
@@ -41,24 +41,19 @@ def made(models, tmp_path_factory):
     ids = [write_rows(path, tokenizer, i, ROWS) for i, path in enumerate(parts)]
     heldout = str(folder / "heldout.parquet")
     pq.write_table(pq.read_table(parts[1]).slice(3, 1), heldout)
-    return ids, OnlineTask(
-        parts=tuple(parts),
-        rows=(ROWS, ROWS),
+    online = OnlineTask(
         candidates=2 * ROWS,
         lanes=4,
         shuffled=5,
-        seed=0,
-        prior=models["prior"],
-        conditional=models["conditional"],
+        prior=StartModel(models["prior"], "p"),
+        conditional=StartModel(models["conditional"], "c"),
         scoring=ScoringSettings(),
-        tokenizer=models["tokenizer"],
-        eos_token=tokenizer.eos_token,
-        heldout=(heldout,),
         hidden={0: np.array([2, 7])},
-        device="cpu",
         gpus=0,
         threads=1,
     )
+    held = tokens_of(heldout)
+    return ids, train_task(tokens_of(*parts), models["tokenizer"], 4, heldout=held, online=online)
 
 
 def test_scores_are_the_difference_of_mean_losses(made, models):

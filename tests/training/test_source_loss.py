@@ -1,9 +1,8 @@
 import numpy as np
 
 from stillhouse.training.batches import TokenSources
-from stillhouse.training.evaluate import SourceLoss
+from stillhouse.training.evaluate import SourceLoss, SourceLossTally
 from stillhouse.training.group import WorkerGroup
-from stillhouse.training.source_loss import SourceLossTally
 
 
 def test_tokens_belong_to_the_owner_of_their_position():

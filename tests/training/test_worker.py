@@ -5,22 +5,38 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
+from architectures import own_nll
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.numpy import load
 from test_stream import LENGTH, write_part
+from trainings import tokens_of, train_task
 
+from stillhouse.actors.scorer import ScorerSettings
 from stillhouse.errors import ArtifactError, DivergedError
-from stillhouse.fingerprint import fingerprint, sha256
-from stillhouse.spec import ModelSettings
+from stillhouse.fingerprint import sha256
+from stillhouse.spec import ScoringSettings
 from stillhouse.storage.artifact import Store
 from stillhouse.storage.commit import check_store
 from stillhouse.storage.filesystem import read_bytes
+from stillhouse.storage.parquet import read_table
+from stillhouse.training.checkpoint import Checkpoints
 from stillhouse.training.fetch import PartReader, read_ahead
-from stillhouse.training.order import NO_SAMPLES, Rows, chain
+from stillhouse.training.order import NO_SAMPLES, chain
+from stillhouse.training.seen import read_seen, trained_rows
 from stillhouse.training.spec import TrainingSettings
-from stillhouse.training.task import TrainTask
-from stillhouse.training.worker import starts_of, streamed_batches, train_worker
+from stillhouse.training.task import StartModel
+from stillhouse.training.worker import (
+    evaluation_steps,
+    starts_of,
+    streamed_batches,
+    train_worker,
+)
 
 STEPS, PART_ROWS = 12, (20, 12)
+OPTIMISATION = set(TrainingSettings.model_fields)
 
 
 @pytest.fixture(scope="module")
@@ -38,32 +54,14 @@ def place(untrained, tmp_path_factory):
 def task(place):
     folder, tokenizer = place
 
-    def make(**changes):
-        learning = {"learning_rate": 1e-2, "global_batch": 8, "lanes": 4, "window": 6}
-        learning |= {"eval_points": 3, "keep_last": 1}
-        settings = TrainingSettings(**(learning | changes))
-        identity = {"train": settings.model_dump(mode="json"), "data": {"sets": 1}}
-        name = fingerprint(identity)
-        return TrainTask(
-            fingerprint=name,
-            checkpoints=fingerprint(["checkpoints", name]),
-            label="small",
-            identity=identity,
-            parts=(str(folder / "0.parquet"), str(folder / "1.parquet")),
-            datasets=(Rows(PART_ROWS),),
-            names=("pool",),
-            heldout=(str(folder / "2.parquet"),),
-            sequence_length=LENGTH,
-            vocab_size=300,
-            tokenizer=tokenizer,
-            eos_token="<|endoftext|>",
-            model=ModelSettings(hidden_size=32, num_layers=1),
-            settings=settings,
-            num_steps=STEPS,
-            checkpoint_every=4,
-            device="cpu",
-            gpus=0,
-        )
+    def make(num_steps=STEPS, **changes):
+        settings = {"lanes": 4, "window": 6, "eval_points": 3, "keep_last": 1}
+        settings |= {"checkpoint_every": 4}
+        learning = {name: changes.pop(name) for name in [*changes] if name in OPTIMISATION}
+        parts = tokens_of(folder / "0.parquet", folder / "1.parquet")
+        held = tokens_of(folder / "2.parquet", name="heldout")
+        options = {"heldout": held, "settings": settings | learning} | changes
+        return train_task(options.pop("data", parts), tokenizer, num_steps, **options)
 
     return make
 
@@ -81,7 +79,7 @@ def run(store, task, stop=None):
         if stop is not None and kind == "point" and content["step"] == stop:
             raise LostError
 
-    fetch = read_ahead(PartReader(task.parts), 8)
+    fetch = read_ahead(PartReader.of(task.data), 8)
     train_worker(store, task, partial(streamed_batches, task, fetch), tell)
     return told
 
@@ -155,9 +153,9 @@ def test_another_spec_under_the_same_name_is_refused(task, tmp_path):
     store = Store(check_store(str(tmp_path / "store")))
     with pytest.raises(LostError):
         run(store, task(), stop=5)
-    mixed = replace(task(seed=1), checkpoints=task().checkpoints)
+    checkpoints = Checkpoints(store, task().checkpoints, task(seed=1).identity)
     with pytest.raises(ArtifactError, match=r"`train.seed` is 0 there and 1 here"):
-        run(store, mixed)
+        checkpoints.load_newest()
 
 
 def test_a_loss_that_explodes_keeps_the_last_good_checkpoint(task, tmp_path):
@@ -170,7 +168,7 @@ def test_a_loss_that_explodes_keeps_the_last_good_checkpoint(task, tmp_path):
 
 def test_tokens_of_another_tokenizer_are_noticed(task, tmp_path):
     store = Store(check_store(str(tmp_path / "store")))
-    small = TrainTask(**{n: getattr(task(), n) for n in TrainTask.__slots__} | {"vocab_size": 200})
+    small = replace(task(), vocab_size=200)
     with pytest.raises(
         ArtifactError, match=r"data set 'pool' has the token id 2\d\d, the tokenizer"
     ):
@@ -185,9 +183,152 @@ def test_nothing_is_read_behind_the_last_step(task, tmp_path):
     def fetch(windows):
         for window in windows:
             asked.append((window.lane, window.epoch, window.index))
-            yield PartReader(task().parts).read(window)
+            yield PartReader.of(task().data).read(window)
 
     train_worker(store, task(), partial(streamed_batches, task(), fetch), lambda *_: None)
     assert len(asked) == len(set(asked))
     assert {epoch for _, epoch, _ in asked} == {0, 1, 2}
     assert Path(store.path("models", task().fingerprint, "manifest.json")).exists()
+
+
+@given(st.integers(1, 200), st.integers(1, 20))
+def test_evaluation_steps(num_steps, points):
+    found = evaluation_steps(num_steps, points)
+    assert max(found) == num_steps and min(found) >= 1
+    assert len(found) <= points
+
+
+def folder_of(store, task):
+    return store.path("models", task.fingerprint)
+
+
+def test_chosen_rows_alone_are_trained_on_and_told(task, tmp_path):
+    """Three rows of each part, for two passes; the model tells them, and its documents."""
+    store = Store(check_store(str(tmp_path / "store")))
+    rows = np.array([1, 4, 9])
+    whole = task().data[0]
+    data = replace(whole, rows=(3, 3), chosen=(rows, rows))
+    some = task(num_steps=6, data=data, lanes=1, global_batch=2, window=100)
+    asked = []
+
+    def source(group):
+        stream = streamed_batches(some, read_ahead(PartReader.of(some.data), 8), group)
+        next_batch = stream.next_batch
+        stream.next_batch = lambda: asked.append(next_batch()) or asked[-1]
+        return stream
+
+    train_worker(store, some, source, lambda *_: None)
+    samples = np.concatenate([batch.samples for batch in asked]).tolist()
+    everything = sorted([part, row] for part in range(2) for row in rows.tolist())
+    assert sorted(samples[:6]) == sorted(samples[6:]) == everything
+    for batch in asked:
+        for (part, row), ids in zip(batch.samples.tolist(), batch.input_ids.tolist(), strict=True):
+            assert ids == pq.read_table(whole.uris[part])["input_ids"][row].as_py()
+    here, beside = trained_rows(folder_of(store, some), whole.digests)
+    assert {k: v.tolist() for k, v in here.items()} == {key: [1, 4, 9] for key in whole.digests}
+    assert beside == {}
+    seen = {k: v.tolist() for k, v in read_seen(folder_of(store, some)).items()}
+    assert seen == {key: [[1, 2], [4, 5], [9, 10]] for key in whole.digests}
+
+
+def test_part_of_a_pass_is_told_exactly(task, tmp_path):
+    store = Store(check_store(str(tmp_path / "store")))
+    short = task(num_steps=2)
+    run(store, short)
+    order, wanted = short.order(), set()
+    for lane in range(4):  # two rows a step of each lane
+        samples = [w.samples()[w.permutation()] for w in order.windows(range(lane, lane + 1), 0, 2)]
+        wanted |= {(part, row) for part, row in np.concatenate(samples)[:4].tolist()}
+    ranges = read_seen(folder_of(store, short))
+    digests = short.data[0].digests
+    found = {
+        (digests.index(file), row)
+        for file, both in ranges.items()
+        for first, last in both.tolist()
+        for row in range(first, last)
+    }
+    assert found == wanted and len(wanted) == 16
+
+
+def test_a_model_to_start_from(task, tmp_path):
+    """Its weights; with its moments it goes on as one training would; or its architecture."""
+    store = Store(check_store(str(tmp_path / "store")))
+    first = task(schedule="constant", warmup=0.0)
+    run(store, first)
+    init = StartModel(folder_of(store, first), "a" * 64)
+    still = {"learning_rate": 1e-30, "num_steps": 1}
+    for start, same in ((init, True), (replace(init, fresh=True), False)):
+        begun = task(init=start, **still)
+        run(store, begun)
+        config = [
+            store.get_manifest("models", t.fingerprint).files["config.json"] for t in (first, begun)
+        ]
+        assert config[0] == config[1]
+        weights = [
+            load(read_bytes(f"{folder_of(store, t)}/model.safetensors")) for t in (first, begun)
+        ]
+        assert same == all(np.allclose(weights[0][n], weights[1][n]) for n in weights[0])
+    steps = {}
+    for moments in (None, first.checkpoints):
+        tuned = task(init=replace(init, moments=moments), schedule="constant", warmup=0.0)
+        told = run(store, tuned)
+        steps[moments] = [p["loss"] for kind, p in told if kind == "point"]
+    assert steps[None][0] == steps[first.checkpoints][0]
+    assert steps[None][1] != steps[first.checkpoints][1]
+    gone = task(init=replace(init, moments="b" * 64))
+    with pytest.raises(ArtifactError, match=r"moments are gone \(`init.optimizer: fresh`\)"):
+        run(store, gone)
+
+
+def test_checkpoints_that_nobody_keeps(task, tmp_path):
+    store = Store(check_store(str(tmp_path / "store")))
+    run(store, task(keep_last=0))
+    assert Checkpoints(store, task(keep_last=0).checkpoints, {}).steps() == []
+    run(store, task(seed=3))
+    assert Checkpoints(store, task(seed=3).checkpoints, {}).steps() != []
+
+
+def test_a_bos_token_stands_before_every_sequence(task, tmp_path):
+    """In training, in what is measured on the way, and in scoring; the parts have none."""
+    from transformers import AutoModelForCausalLM
+
+    store, bos = Store(check_store(str(tmp_path / "store"))), 7
+    begun = task(bos_id=bos)
+    run(store, begun)
+    made = store.get_manifest("models", begun.fingerprint)
+    model = AutoModelForCausalLM.from_pretrained(folder_of(store, begun))
+    tokens = read_table(begun.heldout.uris[0])
+    expected = own_nll(model, np.array(tokens["input_ids"].to_pylist()), before=bos)
+    assert model.config.max_position_embeddings == LENGTH + 1
+    assert made.totals["curve"][-1][1] == pytest.approx(expected.mean(), abs=1e-5)
+    settings = ScorerSettings(
+        kind="causal_lm",
+        path=folder_of(store, begun),
+        tokenizer="",
+        eos_token="",
+        scoring=ScoringSettings(),
+        device="cpu",
+        gpus=0,
+        threads=1,
+        bos_id=bos,
+    )
+    scores = settings.build(store).score(tokens)["value"].to_numpy()
+    np.testing.assert_allclose(scores, expected.mean(1), atol=1e-5)
+
+
+def test_the_name_is_of_what_decides_the_weights(task):
+    base = task()
+    assert base.fingerprint == replace(base, label="x", gpus=1, device="cuda").fingerprint
+    others = [
+        replace(base, role="prior"),
+        replace(base, num_steps=13),
+        replace(base, vocab_size=301, tokenizer_digest="b" * 64),
+        replace(base, init=StartModel("f", "c" * 64)),
+        replace(base, init=StartModel("f", "d" * 64)),
+        replace(base, init=StartModel("f", "d" * 64, fresh=True)),
+        replace(base, bos_id=1),
+        task(seed=1),
+        task(warmup=0.3),
+        task(data=replace(base.data[0], chosen=(np.arange(20), np.arange(12)))),
+    ]
+    assert len({task_.fingerprint for task_ in (base, *others)}) == 11

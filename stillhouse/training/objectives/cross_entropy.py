@@ -5,71 +5,68 @@
 
 Gradients are made in the forward pass, while a chunk's probabilities are at hand, so nothing is
 computed twice:  d objective / d l = [p * (1 + 2 * z_loss * z) - onehot(target)] / tokens.
+With a mask, means are over its tokens, and the gradients of all others are 0.
 What the architecture does to its logits (`stillhouse.models.head`) is in them, and in gradients.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from stillhouse.models.head import Head, LogitRule, head_of, predicting, with_bos
+from stillhouse.models.head import Head, LogitRule, head_of
+from stillhouse.training.objectives import LossValue, ObjectiveFacts
+from stillhouse.training.task import LOSS_MASK
 
 _CHUNK_LOGITS = {"cpu": 1 << 22, "cuda": 1 << 27}  # 16 MB; 512 MB of a GPU
 _MIN_CHUNK = 64
 
 
-class LossValue(NamedTuple):
-    """What a step minimises, and the mean NLL in nats that is reported; both scalars.
+class CrossEntropy:
+    """The loss of language modelling over all T-1 predicted positions, EOS included, or over those
+    that `loss_mask` marks.
 
-    `token_nll` float32 [B, T-1], where the loss has it, is what training losses by source are
-    made of; column t-1 belongs to position t.
+    Args:
+        facts: of the training.
+        z_loss: factor of the mean squared logsumexp.
     """
 
-    objective: Tensor
-    nll: Tensor
-    token_nll: Tensor | None = None
+    signals: ClassVar[tuple[str, ...]] = (LOSS_MASK,)
 
+    def __init__(self, facts: ObjectiveFacts, z_loss: float = 1e-4) -> None:
+        self._facts, self._z_loss = facts, z_loss
 
-@dataclass(frozen=True, slots=True)
-class NextTokenLoss:
-    """The loss of language modelling over all T-1 predicted positions, EOS included.
-
-    `rule` is the model's (`logit_rule`); a `bos_id` stands before every sequence.
-    """
-
-    z_loss: float
-    rule: LogitRule
-    bos_id: int | None = None
-    compiled: bool = False
-    """Whether the chunks' losses and gradients are one graph."""
-
-    def __call__(self, model: PreTrainedModel, input_ids: Tensor) -> LossValue:
-        """input_ids [B, T] on the model's device; under autocast, products take its dtype."""
-        body: Any = model.base_model
-        given = with_bos(input_ids, self.bos_id)
-        hidden = body(input_ids=given, use_cache=False).last_hidden_state
-        hidden = predicting(hidden, input_ids.shape[1])
-        head = head_of(model, self.rule)
+    def __call__(
+        self, model: PreTrainedModel, input_ids: Tensor, signals: Mapping[str, Tensor]
+    ) -> LossValue:
+        """See `Objective`."""
+        facts = self._facts
+        hidden = facts.hidden(model, input_ids)
+        head = head_of(model, facts.rule)
         kind = hidden.device.type
-        learning = torch.is_grad_enabled()
+        mask = signals.get(LOSS_MASK)
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
         with torch.autocast(kind, enabled=False):
             objective, nll, token_nll = _ChunkedCrossEntropy.apply(
                 hidden.to(dtype),
                 head.weight,
                 head.bias,
-                self.rule,
+                facts.rule,
                 input_ids[:, 1:].flatten(),
-                self.z_loss,
-                learning,
-                _compiled_losses() if self.compiled else _losses,
+                None if mask is None else _shares(mask[:, 1:].flatten().float()),
+                self._z_loss,
+                torch.is_grad_enabled(),
+                _compiled_losses() if facts.compiled else _losses,
             )  # pyright: ignore[reportGeneralTypeIssues]
         return LossValue(objective, nll, token_nll.view(len(input_ids), -1))
+
+
+def _shares(mask: Tensor) -> Tensor:
+    """Weights [n] that make a mean over all of n tokens one over those that count."""
+    return mask * (len(mask) / mask.sum().clamp(min=1))
 
 
 class _Losses(NamedTuple):
@@ -87,6 +84,7 @@ def _losses(
     total: int,
     dtype: torch.dtype | None,
     rule: LogitRule,
+    share: Tensor | None,
 ) -> _Losses:
     """Of float32 logits [n, V] and targets [n, 1]; the gradient is that before `rule`.
 
@@ -96,6 +94,7 @@ def _losses(
         total: tokens of all chunks.
         dtype: of the gradient; None for none.
         rule: what made the logits of the product that the gradient goes to.
+        share: [n], of the tokens in the means; None where all count alike.
     """
     target_logit = logits.gather(1, target)
     if torch.compiler.is_compiling():  # one pass over the logits, and no scatter
@@ -114,6 +113,8 @@ def _losses(
         gradient = torch.where(columns == target, gradient - 1 / total, gradient)
     else:
         gradient.scatter_add_(1, target, torch.full_like(nll, -1 / total))
+    if share is not None:
+        gradient = gradient * share[:, None]
     gradient = rule.product_gradient(gradient, logits)
     return _Losses(nll[:, 0], z[:, 0], gradient.to(dtype))
 
@@ -124,8 +125,8 @@ def _compiled_losses() -> Callable[..., _Losses]:
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
-    """hidden [n, H], weight [V, H], bias [V] or None, targets [n] -> objective, NLL (scalars) and
-    NLLs [n].
+    """hidden [n, H], weight [V, H], bias [V] or None, targets [n], shares [n] or None -> objective,
+    NLL (scalars) and NLLs [n].
     """
 
     @staticmethod
@@ -136,6 +137,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         bias: Tensor | None,
         rule: LogitRule,
         targets: Tensor,
+        shares: Tensor | None,
         z_loss: float,
         learning: bool,
         losses_of: Callable[..., _Losses],
@@ -153,10 +155,11 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         for start in range(0, len(hidden), length):
             part = slice(start, start + length)
             logits, target = head.logits(hidden[part]), targets[part, None]
-            losses, z, grad = losses_of(logits, target, z_loss, len(hidden), dtype, rule)
+            share = None if shares is None else shares[part]
+            losses, z, grad = losses_of(logits, target, z_loss, len(hidden), dtype, rule, share)
             token_nll[part] = losses
-            nll += losses.sum()
-            squares += z.square().sum()
+            nll += (losses if share is None else losses * share).sum()
+            squares += (z.square() if share is None else z.square() * share).sum()
             if grad is None:
                 continue
             if bias_grad is not None:
@@ -171,4 +174,4 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, bias = (g if g is None else g * grads[0] for g in ctx.saved_tensors)
-        return hidden, weight, bias, None, None, None, None, None
+        return hidden, weight, bias, None, None, None, None, None, None
