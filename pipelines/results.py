@@ -7,13 +7,14 @@ from statistics import fmean, stdev
 from typing import Any
 
 import stillhouse.report.blocks as b
+from stillhouse import __version__
 from stillhouse.pipelines.context import Context, StepWork
 from stillhouse.report.formatting import words
 from stillhouse.spec import JobSpec, Optimisation
 from stillhouse.storage.filesystem import join
 from stillhouse.storage.run_record import now
 
-_LIBRARIES = ("stillhouse", "ray", "torch", "transformers", "tokenizers", "pyarrow", "numpy")
+_LIBRARIES = ("ray", "torch", "transformers", "tokenizers", "pyarrow", "numpy")
 
 
 def assemble(
@@ -46,7 +47,8 @@ def assemble(
         "warnings": [warning.title for warning in warnings.warnings],
     }
     uris = [b.Fact(words(name), uri) for name, uri in _flat(artifacts)]
-    versions = [b.Fact(name, version(name)) for name in _LIBRARIES]
+    versions = [b.Fact("stillhouse", __version__)]
+    versions += [b.Fact(name, version(name)) for name in _LIBRARIES]
     whole = [
         b.Section("lead", "", [*lead]),
         b.Section("health", "", [warnings]),
@@ -56,7 +58,7 @@ def assemble(
             "provenance",
             "How to repeat it",
             [
-                b.Group([b.Code(spec.to_yaml())], "The spec, with every default"),
+                b.Group([b.Text(spec.to_yaml(), "code")], "The spec, with every default"),
                 b.Group([b.Facts(uris, "list")], f"{len(uris)} artifacts"),
                 b.Group([b.Facts(versions, "list")], "Environment"),
             ],

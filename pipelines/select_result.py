@@ -194,8 +194,7 @@ def _lead(spec: SelectSpec, made: SelectRun, losses: Losses) -> list[b.Block]:
         tiles.append(b.Fact("Held-out loss", decimals(fmean(losses[spec.rule])), beside, main=True))
     return [
         b.Text(story, "story", terminal=True),
-        b.Share(share, "Kept share of the pool"),
-        b.Facts(tiles, terminal=True),
+        b.Facts(tiles, share=share, terminal=True),
     ]
 
 

@@ -17,10 +17,10 @@ Points: TypeAlias = list[tuple[float, float]]
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """A paragraph, marked. With `terminal`, here and below, the terminal shows it too."""
+    """A paragraph, marked, or `code` as it is. With `terminal` the terminal shows it too."""
 
     text: str
-    role: Literal["story", "intro", "note", "cut"] = "intro"
+    role: Literal["story", "intro", "note", "cut", "code"] = "intro"
     terminal: bool = False
     kind: Literal["text"] = "text"
 
@@ -37,21 +37,13 @@ class Fact:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """Facts side by side as large `tiles`, or a `list` of names and addresses."""
+    """Facts as large `tiles`, or a `list`; a bar above them is filled to `share` of its width."""
 
     facts: list[Fact]
     style: Literal["tiles", "list"] = "tiles"
+    share: float | None = None
     terminal: bool = False
     kind: Literal["facts"] = "facts"
-
-
-@dataclass(frozen=True, slots=True)
-class Share:
-    """A bar that is filled to `share` of its width."""
-
-    share: float
-    label: str
-    kind: Literal["share"] = "share"
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,14 +193,6 @@ class Warnings:
 
 
 @dataclass(frozen=True, slots=True)
-class Code:
-    """Text as it is, such as a spec."""
-
-    text: str
-    kind: Literal["code"] = "code"
-
-
-@dataclass(frozen=True, slots=True)
 class Group:
     """Blocks side by side, or (with a `summary`) folded under a line."""
 
@@ -217,8 +201,9 @@ class Group:
     kind: Literal["group"] = "group"
 
 
-_Any = Text | Facts | Share | Table | Curves | Histogram | Cells | Heat | Images | Cards
-Block: TypeAlias = Annotated[_Any | Warnings | Code | Group, Discriminator("kind")]
+_Chart = Curves | Histogram | Cells | Heat
+_Any = Text | Facts | Table | _Chart | Images | Cards | Warnings | Group
+Block: TypeAlias = Annotated[_Any, Discriminator("kind")]
 
 
 @dataclass(frozen=True, slots=True)

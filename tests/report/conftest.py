@@ -62,9 +62,8 @@ def build_result(hostile: str = "") -> b.Result:
     sections = [
         b.Section("lead", "", [
             b.Text("Of 345 M tokens, **43.1 M were kept**.", "story", terminal=True),
-            b.Share(0.125, "Kept share of the pool"),
             b.Facts([b.Fact("Pool", "345 M", f"1.35 M{hostile}"),
-                     b.Fact("Kept", "43.1 M", main=True)], terminal=True),
+                     b.Fact("Kept", "43.1 M", main=True)], share=0.125, terminal=True),
         ]),
         b.Section("health", "", [b.Warnings([warning], "All were checked.")]),
         b.Section("sources", "What was kept", [
@@ -93,7 +92,7 @@ def build_result(hostile: str = "") -> b.Result:
         b.Section("images", "What a network learns from",
                   [b.Images(images, style) for style in ("pairs", "strips", "stages")]),
         b.Section("provenance", "How to repeat it", [
-            b.Group([b.Code(f"job: select{hostile}")], "The spec, with every default"),
+            b.Group([b.Text(f"job: select{hostile}", "code")], "The spec, with every default"),
             b.Group([b.Facts([b.Fact(f"run{hostile}", f"s3://b{hostile}")], "list")], "1 artifact"),
         ]),
     ]  # fmt: skip
