@@ -14,8 +14,8 @@ from stillhouse.storage.run_record import RunRecord
 
 def _steps(spec: DistillSpec) -> list[str]:
     """The steps of a job, in order."""
-    stages = getattr(spec.method, "stages", ())
-    made = ["experts", "distil"] if spec.matching else ["teachers", *stages, "labels"]
+    stages = spec.method.stages
+    made = ["experts", *stages] if spec.matching else ["teachers", *stages, "labels"]
     chosen = set(spec.controls) - {"full"}
     controls = ["controls"] if chosen else []
     tuned = ["tune controls"] if chosen and spec.matching else []

@@ -12,7 +12,6 @@ from stillhouse.distillation.spec import DistillSpec
 from stillhouse.errors import SpecError
 from stillhouse.mixing.spec import MixSpec
 from stillhouse.own_code import code_digest, find_module
-from stillhouse.pipelines.image_inputs import named_code
 from stillhouse.pipelines.train_data import own_objective
 from stillhouse.selection.own import OwnCode, find_code
 from stillhouse.spec import JobSpec, SelectSpec
@@ -79,6 +78,8 @@ def own_code(spec: JobSpec) -> list[OwnCode]:
     if isinstance(spec, SelectSpec) and spec.scorer is not None:
         return [find_code(spec.scorer.import_)]
     if isinstance(spec, DistillSpec):
+        from stillhouse.pipelines.image_inputs import named_code
+
         return named_code(spec)
     if isinstance(spec, MixSpec) and code_digest(spec.policy.name) is not None:
         name = spec.policy.name

@@ -5,7 +5,8 @@ Every stage is tasks with receipts in the store: a run that was killed redoes wh
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
+from math import prod
 from statistics import fmean
 from time import perf_counter
 from typing import Any
@@ -21,7 +22,7 @@ from stillhouse.distillation.decoupled import (
 from stillhouse.distillation.experts import TRAJECTORIES, ExpertTask, resolved
 from stillhouse.distillation.matching import TrajectoryMethod
 from stillhouse.distillation.matching_task import GivenExpert, MatchingTask, run_matching
-from stillhouse.distillation.prepared import IMAGES, ImageHostSettings, Preparation, Teacher
+from stillhouse.distillation.prepared import IMAGES, ImageHostSettings, Teacher
 from stillhouse.distillation.set_tasks import (
     REAL,
     ControlName,
@@ -29,13 +30,14 @@ from stillhouse.distillation.set_tasks import (
     ResultTask,
     SetSource,
     Shown,
+    stored_set,
 )
 from stillhouse.distillation.spec import DistillSpec, ExpertSettings
-from stillhouse.distillation.stored_sets import StoredBytes, hard_label_bytes, read_set
+from stillhouse.distillation.stored_sets import StoredBytes, hard_label_bytes
 from stillhouse.distillation.tasks import LABEL_SEED, SPLITS, ImagesTask
 from stillhouse.errors import ArtifactError, InputError
 from stillhouse.pipelines.context import Context
-from stillhouse.pipelines.evaluation import Control, Do, Evaluator, Tested
+from stillhouse.pipelines.evaluation import Control, Evaluator, Tested
 from stillhouse.pipelines.image_inputs import ImageInputs
 from stillhouse.pipelines.steps import Step, perform
 from stillhouse.pipelines.workers import STEP, group_size, room, run_workers
@@ -88,12 +90,40 @@ class MadeSets:
     starts: tuple[PartRef, ...] = ()
 
 
+class DistillJob:
+    """A distil job at work: what all of its steps share."""
+
+    def __init__(self, ctx: Context, spec: DistillSpec, inputs: ImageInputs) -> None:
+        compute = spec.compute
+        gpus, threads = compute.gpus_of(compute.trainer), compute.threads_per_worker
+        self.ctx, self.spec, self.inputs, self.given = ctx, spec, inputs, inputs.given
+        self.host = ImageHostSettings(self.given, compute.device, gpus, threads, spec.built)
+
+    def do(self, title: str, tasks: Sequence[Task], workers: int = 1) -> list[Receipt]:
+        """The receipts of a step's tasks, done by so many workers."""
+        on = self.ctx.compute.trainer
+        return perform(self.ctx, Step(title, tasks, self.host, workers, on, "images"))
+
+    @cached_property
+    def images(self) -> Manifest:
+        """Read and split once; checked."""
+        self.do("images", [ImagesTask(self.given, self.spec.data)])
+        found = self.ctx.store.get_manifest(IMAGES, self.given.images)
+        check_counts(self.ctx.store, self.spec, found)
+        return found
+
+    @property
+    def num_classes(self) -> int:
+        """Of the images."""
+        return len(self.images.totals["class_names"])
+
+
 @dataclass
 class DistillRun:
     """All that a finished distil job made."""
 
+    job: DistillJob
     images: Manifest
-    host: ImageHostSettings
     made: MadeSets
     chosen: int
     points: list[Point]
@@ -108,37 +138,16 @@ class DistillRun:
         return self.points[self.chosen]
 
 
-def image_steps(ctx: Context, host: ImageHostSettings) -> Do:
-    """Does the tasks of a step: (title, tasks, workers)."""
-
-    def do(title: str, tasks: Sequence[Task], workers: int) -> list[Receipt]:
-        return perform(ctx, Step(title, tasks, host, workers, ctx.compute.trainer, "images"))
-
-    return do
-
-
-def image_host(spec: DistillSpec, inputs: ImageInputs) -> ImageHostSettings:
-    """What the job's workers host."""
-    given = Preparation(inputs.images, spec.preprocessing.zca, inputs.code)
-    compute = spec.compute
-    gpus = compute.gpus_of(compute.trainer)
-    return ImageHostSettings(given, compute.device, gpus, compute.threads_per_worker, spec.built)
-
-
 def run_distill(ctx: Context, spec: DistillSpec, inputs: ImageInputs) -> DistillRun:
     """Images to the tested set. A dry context raises `Unfinished` at the first thing to do."""
-    host = image_host(spec, inputs)
-    given, do = host.given, image_steps(ctx, host)
-    do("images", [ImagesTask(given, spec.data)], 1)
-    images = ctx.store.get_manifest(IMAGES, given.images)
-    check_counts(ctx.store, spec, images)
-    method = spec.method
+    job = DistillJob(ctx, spec, inputs)
+    images, method = job.images, spec.method
     if isinstance(method, TrajectoryMethod):
-        made, learned_by = _matching(ctx, do, spec, method, inputs, host), None
+        made, learned_by = _matching(job, method), None
     else:
         assert isinstance(method, DecoupledMethod)
-        made, learned_by = _decoupled(do, spec, method, given, images), method
-    judge = Evaluator(do, spec, images, given)
+        made, learned_by = _decoupled(job, method), method
+    judge = Evaluator(job.do, spec, images, job.given)
 
     def source(part: PartRef) -> SetSource:
         return SetSource(part, made.label_path, learned_by if made.label_path else None)
@@ -147,12 +156,9 @@ def run_distill(ctx: Context, spec: DistillSpec, inputs: ImageInputs) -> Distill
     compared = judge.compare("choose", along)
     points = [replace(p, validation=a) for p, a in zip(made.points, compared, strict=True)]
     chosen = max(range(len(points)), key=lambda i: (fmean(points[i].validation), -i))
-    best = points[chosen].part
-    path = ctx.store.path(best.path)
-    stored = made.stored or read_set(read_table(path), path).stored
-    controls = _controls(do, spec, images, given, stored)
-    tests, controls = judge.final(along[chosen], controls)
-    return DistillRun(images, host, made, chosen, points, tests, stored, controls)
+    stored = made.stored or stored_set(ctx.store, points[chosen].part).stored
+    tests, controls = judge.final(along[chosen], _controls(job, stored))
+    return DistillRun(job, images, made, chosen, points, tests, stored, controls)
 
 
 def check_counts(store: Store, spec: DistillSpec, images: Manifest) -> None:
@@ -182,48 +188,35 @@ def check_counts(store: Store, spec: DistillSpec, images: Manifest) -> None:
     )
 
 
-def _matching(
-    ctx: Context,
-    do: Do,
-    spec: DistillSpec,
-    method: TrajectoryMethod,
-    inputs: ImageInputs,
-    host: ImageHostSettings,
-) -> MadeSets:
+def _matching(job: DistillJob, method: TrajectoryMethod) -> MadeSets:
+    spec, given, experts = job.spec, job.given, job.inputs.experts
     settings = resolved(spec.experts or ExpertSettings(), method.experts)
-    given, groups = host.given, tuple(spec.preprocessing.augmentation)
+    epochs, groups = settings.epochs, tuple(spec.preprocessing.augmentation)
     losses: tuple[list[float], ...] = ()
-    if inputs.experts:
-        experts = tuple(GivenExpert(name, uri) for uri, name in inputs.experts)
+    if experts:
         epochs = max(load_manifest(experts[0].uri).totals["epochs"])
     else:
         one, keep = settings.model_copy(update={"count": 1}), method.epochs_kept(settings)
         seeds = range(settings.seed, settings.seed + settings.count)
         of_seed = [one.model_copy(update={"seed": seed, "keep": "all"}) for seed in seeds]
         tasks = [ExpertTask(given, spec.network, each, groups, keep) for each in of_seed]
-        receipts = do("experts", tasks, spec.compute.experts)
+        receipts = job.do("experts", tasks, spec.compute.experts)
         losses = tuple(receipt.info["losses"] for receipt in receipts)
-        names = [task.fingerprint for task in tasks]
-        experts = tuple(GivenExpert(n, ctx.store.path(TRAJECTORIES, n)) for n in names)
-        epochs = settings.epochs
+        uris = [job.ctx.store.path(TRAJECTORIES, receipt.task) for receipt in receipts]
+        experts = tuple(GivenExpert(r.task, u) for r, u in zip(receipts, uris, strict=True))
     task = MatchingTask(given, spec.network, method, experts, epochs, groups)
-    receipts = distil(ctx, task, host)
-    made = [receipt for receipt in receipts if receipt.parts]
+    receipts = distil(job.ctx, task, job.host)
+    infos = [(r.parts[0], r.info) for r in receipts if r.parts]
+    points = [
+        Point(i["iteration"], part, tuple(i["losses"]), i["learning_rate"], i["seconds"])
+        for part, i in infos
+    ]
     return MadeSets(
-        tuple(
-            Point(
-                r.info["iteration"],
-                r.parts[0],
-                tuple(r.info["losses"]),
-                r.info["learning_rate"],
-                r.info["seconds"],
-            )
-            for r in made
-        ),
+        tuple(points),
         tuple(expert.name for expert in experts),
         losses,
         diverged=next((r.info["diverged"] for r in receipts if "diverged" in r.info), None),
-        peak_bytes=max((r.info["peak_bytes"] for r in made), default=0) or None,
+        peak_bytes=max((info["peak_bytes"] for _, info in infos), default=0) or None,
     )
 
 
@@ -269,12 +262,11 @@ def _work(store: Store, host: ImageHostSettings, task: MatchingTask, tell: Tell)
     run_matching(host.build(store), task, WorkerGroup.current(), tell)
 
 
-def _decoupled(
-    do: Do, spec: DistillSpec, method: DecoupledMethod, given: Preparation, images: Manifest
-) -> MadeSets:
-    networks, classes = spec.teachers or [], len(images.totals["class_names"])
-    trained = [TeacherTask(given, n, spec.teacher_recipe, seed) for seed, n in enumerate(networks)]
-    receipts = do("teachers", trained, spec.compute.experts)
+def _decoupled(job: DistillJob, method: DecoupledMethod) -> MadeSets:
+    spec, given, classes = job.spec, job.given, job.num_classes
+    recipe, networks = spec.teacher_recipe, spec.teachers or []
+    trained = [TeacherTask(given, network, recipe, seed) for seed, network in enumerate(networks)]
+    receipts = job.do("teachers", trained, spec.compute.experts)
     teachers = tuple(Teacher(task.network, task.fingerprint) for task in trained)
     stages: list[list[Receipt]] = [[]]
     for stage in method.stages:
@@ -283,10 +275,10 @@ def _decoupled(
             UnitTask(given, method, stage, unit, teachers[unit.teacher], before)
             for unit in method.units(stage, len(teachers), classes)
         ]
-        stages.append(do(stage, units, spec.compute.distillers))
+        stages.append(job.do(stage, units, spec.compute.distillers))
     parts = tuple(receipt.parts[0] for receipt in stages[-1])
     assembly = AssemblyTask(given, method, spec.protocol(classes), teachers, parts)
-    (done,) = do("labels", [assembly], 1)
+    (done,) = job.do("labels", [assembly])
     losses = tuple(stages[-1][0].info["losses"])
     seconds = sum(receipt.info["seconds"] for stage in stages for receipt in stage)
     return MadeSets(
@@ -300,20 +292,16 @@ def _decoupled(
     )
 
 
-def _controls(
-    do: Do, spec: DistillSpec, images: Manifest, given: Preparation, stored: StoredBytes
-) -> list[Control]:
+def _controls(job: DistillJob, stored: StoredBytes) -> list[Control]:
     """Real images for the bytes of the set, chosen in each way that is asked for."""
-    names: list[ControlName] = [name for name in spec.controls if name != "full"]
+    names: list[ControlName] = [name for name in job.spec.controls if name != "full"]
     if not names:
         return []
-    shape, classes = images.totals["shape"], len(images.totals["class_names"])
-    one = shape[0] * shape[1] * shape[2] + hard_label_bytes(1, classes)
-    within = max(classes, stored.total // one)
-    count = min(within, classes * images.totals["least_per_class"])
-    seed = spec.method.seed + _CONTROL_SEED
-    tasks = [ControlTask(given, name, count, seed) for name in names]
-    receipts = do("controls", tasks, 1)
+    totals, classes = job.images.totals, job.num_classes
+    one = prod(totals["shape"]) + hard_label_bytes(1, classes)
+    count = min(max(classes, stored.total // one), classes * totals["least_per_class"])
+    seed = job.spec.method.seed + _CONTROL_SEED
+    receipts = job.do("controls", [ControlTask(job.given, name, count, seed) for name in names])
     return [
         Control(name, receipt.parts[0], count * one, count / classes, {})
         for name, receipt in zip(names, receipts, strict=True)
@@ -329,11 +317,11 @@ class Pictures:
     along: dict[int, dict[int, list[bytes]]]
 
 
-def put_result(ctx: Context, spec: DistillSpec, run: DistillRun) -> tuple[Manifest, Pictures]:
+def put_result(run: DistillRun) -> tuple[Manifest, Pictures]:
     """The artifact of the chosen set, and the pictures to look at."""
-    best, made = run.best, run.made
-    protocol = spec.protocol(len(run.images.totals["class_names"]), best.learning_rate)
-    soft = getattr(spec.method, "soft_labels", False)
+    best, made, job = run.best, run.made, run.job
+    spec, store = job.spec, job.ctx.store
+    protocol = spec.protocol(job.num_classes, best.learning_rate)
     totals: dict[str, Any] = {
         "method": spec.method.name,
         "images_per_class": spec.method.images_per_class,
@@ -343,14 +331,14 @@ def put_result(ctx: Context, spec: DistillSpec, run: DistillRun) -> tuple[Manife
         "learning_rate": best.learning_rate,
         "iteration": best.iteration,
         "trained_by": {
-            "labels": getattr(spec.method, "labels", "logits" if soft else "classes"),
+            "labels": spec.method.label_kind,
             "recipe": protocol.recipe.model_dump(mode="json"),
             "augmentation": list(spec.set_augmentation),
             "temperature": protocol.temperature,
             "view_seed": None if made.label_path is None else LABEL_SEED,
         },
     }
-    inputs = {"images": run.host.given.images, "learned_from": list(made.fingerprints)}
+    inputs = {"images": job.given.images, "learned_from": list(made.fingerprints)}
     shown = Shown(
         tuple((point.iteration, point.part) for point in _spread(run)),
         _SHOWN_PER_CLASS,
@@ -358,14 +346,14 @@ def put_result(ctx: Context, spec: DistillSpec, run: DistillRun) -> tuple[Manife
         made.starts,
     )
     settings = spec.method.model_dump(mode="json")
-    task = ResultTask(run.host.given, best.part, made.label_path, inputs, settings, totals, shown)
-    (done,) = image_steps(ctx, run.host)("result", [task], 1)
+    task = ResultTask(job.given, best.part, made.label_path, inputs, settings, totals, shown)
+    (done,) = job.do("result", [task])
     found: dict[int, dict[int, list[bytes]]] = {}
-    for row in read_table(ctx.store.path(done.parts[1].path)).to_pylist():
+    for row in read_table(store.path(done.parts[1].path)).to_pylist():
         found.setdefault(row["point"], {}).setdefault(row["label"], []).append(row["png"])
     along = {point: found[point] for point in sorted(found) if point != REAL}
     pictures = Pictures(found[min(found)], found[best.iteration], along)
-    return ctx.store.get_manifest("distilled", task.fingerprint), pictures
+    return store.get_manifest("distilled", task.fingerprint), pictures
 
 
 def _spread(run: DistillRun) -> Sequence[Point]:

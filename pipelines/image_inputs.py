@@ -5,6 +5,8 @@ from typing import Any
 
 from stillhouse.distillation.image_files import list_source
 from stillhouse.distillation.images import ImageData
+from stillhouse.distillation.matching_task import GivenExpert
+from stillhouse.distillation.prepared import Preparation
 from stillhouse.distillation.spec import DistillSpec
 from stillhouse.errors import ArtifactError, SpecError
 from stillhouse.fingerprint import fingerprint
@@ -19,21 +21,14 @@ IMAGES_VERSION = 3
 
 @dataclass(frozen=True, slots=True)
 class ImageInputs:
-    """A source of images known by content, and given experts by their manifests.
+    """A source of images and the user's own code, known by content; given experts by manifests."""
 
-    Attributes:
-        images: name of the images artifact that it becomes.
-        experts: URI and identity of each given trajectory.
-        code: digests of the user's own networks and method.
-    """
-
-    images: str
-    experts: tuple[tuple[str, str], ...]
-    code: tuple[str, ...] = ()
+    given: Preparation
+    experts: tuple[GivenExpert, ...]
 
     def identity(self) -> list[Any]:
         """As JSON values."""
-        return [self.images, [name for _, name in self.experts], *self.code]
+        return [self.given.images, [expert.name for expert in self.experts], *self.given.code]
 
 
 def list_images(data: ImageData) -> list[FileInfo]:
@@ -64,8 +59,10 @@ def open_images(
     names = [file.name for file in files]
     images = fingerprint(["images", IMAGES_VERSION, asked, names, digests])
     given = [absolute_uri(uri) for uri in (spec.experts and spec.experts.path) or []]
-    experts = tuple((uri, _expert_identity(uri, spec.preprocessing.zca)) for uri in given)
-    return ImageInputs(images, experts, tuple(own.digest for own in named_code(spec)))
+    zca = spec.preprocessing.zca
+    experts = tuple(GivenExpert(_expert_identity(uri, zca), uri) for uri in given)
+    code = tuple(own.digest for own in named_code(spec))
+    return ImageInputs(Preparation(images, zca, code), experts)
 
 
 def _expert_identity(uri: str, zca: bool) -> str:

@@ -42,7 +42,7 @@ def draw_augmentation(
     """Draw a group uniformly and its numbers for `batch_size` images of `image_size` pixels."""
     group = groups[int(torch.randint(len(groups), (), generator=generator))]
     if group in ("crop", "cutout"):
-        shift, side = int(image_size * _CROP + 0.5), _cutout_side(image_size)
+        shift, side = int(image_size * _CROP + 0.5), int(image_size * _CUTOUT + 0.5)
         low, high = (-shift, shift + 1) if group == "crop" else (0, image_size + 1 - side % 2)
         return AugmentDraw(group, torch.randint(low, high, (2, batch_size), generator=generator))
     count = {"color": 3, "flip": 1, "scale": 2, "rotate": 1}[group]
@@ -57,37 +57,34 @@ def draw_augmentation(
 def augment(images: Tensor, draw: AugmentDraw) -> Tensor:
     """Images [B, C, H, W] to augmented ones; differentiable in the images."""
     values = draw.values.to(images.device)
-    if draw.group in ("crop", "cutout"):
-        operate = crop if draw.group == "crop" else cutout
-        return operate(images, values[0], values[1])
-    values = values.to(images.dtype)
+    if values.is_floating_point():
+        values = values.to(images.dtype)
     if draw.group == "color":
         return contrast(saturation(brightness(images, values[0]), values[1]), values[2])
-    if draw.group == "scale":
-        return scale(images, values[0], values[1])
-    return (flip if draw.group == "flip" else rotate)(images, values[0])
+    operate = {"flip": flip, "crop": crop, "cutout": cutout, "scale": scale, "rotate": rotate}
+    return operate[draw.group](images, *values)
 
 
 def brightness(images: Tensor, uniform: Tensor) -> Tensor:
     """x + (u - 0.5)."""
-    return images + (_per_image(uniform) - 0.5)
+    return images + (uniform[:, None, None, None] - 0.5)
 
 
 def saturation(images: Tensor, uniform: Tensor) -> Tensor:
     """Distance to the pixel's mean over channels times 2u."""
     mean = images.mean(1, keepdim=True)
-    return (images - mean) * (2 * _per_image(uniform)) + mean
+    return (images - mean) * (2 * uniform[:, None, None, None]) + mean
 
 
 def contrast(images: Tensor, uniform: Tensor) -> Tensor:
     """Distance to the image's mean times u + 0.5."""
     mean = images.mean((1, 2, 3), keepdim=True)
-    return (images - mean) * (_per_image(uniform) + 0.5) + mean
+    return (images - mean) * (uniform[:, None, None, None] + 0.5) + mean
 
 
 def flip(images: Tensor, uniform: Tensor) -> Tensor:
     """Left to right where u < 0.5."""
-    return torch.where(_per_image(uniform) < 0.5, images.flip(3), images)
+    return torch.where(uniform[:, None, None, None] < 0.5, images.flip(3), images)
 
 
 def crop(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
@@ -106,7 +103,7 @@ def crop(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
 def cutout(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """A square of half the height becomes zero; outside the image it has no effect."""
     height, width = images.shape[2:]
-    side = _cutout_side(height)
+    side = int(height * _CUTOUT + 0.5)
     row = torch.arange(height, device=images.device) - rows[:, None] + side // 2
     column = torch.arange(width, device=images.device) - columns[:, None] + side // 2
     return images * ~_box((row >= 0) & (row < side), (column >= 0) & (column < side))
@@ -135,11 +132,3 @@ def _affine(images: Tensor, entries: list[Tensor]) -> Tensor:
 def _box(rows: Tensor, columns: Tensor) -> Tensor:
     """True where both are: rows [B, H] and columns [B, W] -> [B, 1, H, W]."""
     return (rows[:, :, None] & columns[:, None, :])[:, None]
-
-
-def _per_image(values: Tensor) -> Tensor:
-    return values[:, None, None, None]
-
-
-def _cutout_side(image_size: int) -> int:
-    return int(image_size * _CUTOUT + 0.5)

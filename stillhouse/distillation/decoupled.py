@@ -67,12 +67,21 @@ class ImageUnit:
     teacher: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class UnitWork:
+    """What a unit is made from; `before` are the images of each unit of the stage before."""
+
+    stage: str
+    unit: ImageUnit
+    prepared: Prepared
+    teacher: nn.Module
+    before: Sequence[Tensor]
+
+
 class DecoupledMethod(Method):
     """Images made under trained teachers, without any training in the loop."""
 
     matching: ClassVar[bool] = False
-    stages: ClassVar[tuple[str, ...]] = ("distil",)
-    """Steps, each of units that may read the images of the step before it."""
 
     labels: Literal["classes", "static", "views"] = Field(
         default="static", description="static: the teachers' logits, one vector an image"
@@ -83,34 +92,17 @@ class DecoupledMethod(Method):
     )
 
     def units(self, stage: str, num_teachers: int, num_classes: int) -> list[ImageUnit]:
-        """The units of a stage: by default one for each class.
-
-        Raises:
-            BudgetError: `images_per_class` is too small.
-        """
+        """The units of a stage: by default one for each class."""
         return [ImageUnit(label) for label in range(num_classes)]
 
-    def make(
-        self,
-        stage: str,
-        unit: ImageUnit,
-        prepared: Prepared,
-        teacher: nn.Module,
-        before: Sequence[Tensor],
-    ) -> UnitMade:
-        """The images of a unit, on any device.
-
-        Args:
-            stage: one of `stages`.
-            unit: one of its units.
-            prepared: the real images.
-            teacher: the unit's.
-            before: images of each unit of the stage before it.
-
-        Raises:
-            InputError: a class with too few images. DivergedError: a loss is NaN or infinite.
-        """
+    def make(self, work: UnitWork) -> UnitMade:
+        """The standardised images of a unit [n, C, H, W], on any device, and its losses."""
         raise NotImplementedError
+
+    @property
+    def label_kind(self) -> str:
+        """As `labels`: of images (classes, static), or of views."""
+        return self.labels
 
     def image_labels(self, num_classes: int) -> Tensor:
         """Classes int64 of all images in the order of the last stage's units."""
@@ -149,11 +141,7 @@ class TeacherTask(ImageTask):
     seed: int
 
     def make(self, host: ImageHost) -> Output:
-        """Train it and commit its weights.
-
-        Raises:
-            ModelError: it has no batch norm. DivergedError: its loss is NaN or infinite.
-        """
+        """Train it and commit its weights; ModelError where it has no batch norm."""
         images, labels = host.prepared.train, host.prepared.train_labels
         network = host.prepared.network(self.network, self.seed)
         require_batch_norm(network, f"the teacher {self.network.label}")
@@ -185,9 +173,10 @@ class UnitTask(ImageTask):
 
     def make(self, host: ImageHost) -> Output:
         """Make its images."""
-        prepared, teacher = host.prepared, host.teacher(self.teacher)
         before = [unit_images(host, part) for part in self.before]
-        images, losses = self.method.make(self.stage, self.unit, prepared, teacher, before)
+        teacher = host.teacher(self.teacher)
+        work = UnitWork(self.stage, self.unit, host.prepared, teacher, before)
+        images, losses = self.method.make(work)
         table = pa.table({"values": lists(images.detach().cpu().flatten(1).numpy())})
         return Output((table,), {"images": len(images)}, {"losses": losses})
 

@@ -37,11 +37,9 @@ def fit(
     """Train `network` in place, ending in evaluation mode; the mean loss of every epoch.
 
     Args:
-        network: on the device of the images.
-        images: [N, C, H, W], standardised.
+        network, images: on one device; images [N, C, H, W], standardised.
         objective: maps logits and views to the loss.
-        recipe: optimiser, length, batches, views.
-        seed: of the views.
+        recipe: optimiser, length, batches, views, which are drawn by `seed`.
         augmentation: applied to the views' images after everything else (DSA).
         stored_epochs: the views begin again after so many epochs, as stored labels do.
 

@@ -78,9 +78,7 @@ def train_expert(
     """Train by SGD from the module's own parameters, an epoch each time.
 
     Args:
-        network: on the images' device.
-        images: preprocessed, [N, C, H, W].
-        labels: classes, [N].
+        network, images, labels: on one device; images [N, C, H, W] preprocessed, classes [N].
         settings: `resolved`.
         groups: of DSA, one drawn a batch; none: plain images.
         generator: of the CPU; draws the order and the augmentation.
@@ -174,11 +172,7 @@ class ExpertTask(ImageTask):
     keep: tuple[int, ...]
 
     def make(self, host: ImageHost) -> Output:
-        """Train it and commit its trajectory.
-
-        Raises:
-            DivergedError: its loss is NaN or infinite.
-        """
+        """Train it and commit its trajectory."""
         prepared, seed = host.prepared, self.settings.seed
         network = prepared.flat(self.network, seed)
         generator = torch.Generator().manual_seed(seed)

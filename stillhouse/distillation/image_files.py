@@ -181,11 +181,7 @@ def read_parquet(file: FileInfo, image_column: str, label_column: str) -> Iterat
 
 
 def class_label_names(file: FileInfo, column: str) -> tuple[str, ...] | None:
-    """The names of a `ClassLabel` column, which `datasets` writes into a Parquet schema, if any.
-
-    Raises:
-        BadFileError: not Parquet.
-    """
+    """The names of a `ClassLabel` column, which `datasets` writes into a Parquet schema, if any."""
     try:
         with open_read(file.uri) as stream:
             metadata = pq.read_schema(stream).metadata or {}

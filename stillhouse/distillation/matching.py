@@ -14,7 +14,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from stillhouse.distillation.adjoint import FlatModule
+from stillhouse.distillation.adjoint import FlatModule, Gradients
 from stillhouse.distillation.evaluate import BATCH
 from stillhouse.distillation.method import Method
 from stillhouse.distillation.prepared import Prepared
@@ -24,7 +24,6 @@ from stillhouse.distillation.spec import DistillSpec, ExpertSettings
 from stillhouse.distillation.stored_sets import LabelledSet, rounded_set
 from stillhouse.distillation.trajectory import (
     Match,
-    MatchGradients,
     SyntheticSet,
     draw_batches,
     matching_gradients,
@@ -105,6 +104,11 @@ class TrajectoryMethod(Method):
     def image_decay(self) -> float | None:
         """Of the running average of the images that is kept in place of them; None for no such."""
         return None
+
+    @property
+    def label_kind(self) -> str:
+        """Classes, or logits that are learned."""
+        return "logits" if self.soft_labels else "classes"
 
     @property
     def matched_epochs(self) -> range:
@@ -245,7 +249,7 @@ class Matcher:
         end = method.window_end(self._num_epochs, self.iteration)
         start_epoch = int(torch.randint(method.min_start_epoch, end, (), generator=draws))
         found = self._gradients(start_epoch, self._experts[index])
-        loss, limit = float(found.loss), method.max_loss
+        loss, limit = float(found.objective), method.max_loss
         skipped = limit is not None and not loss <= limit
         if not skipped and not isfinite(loss):
             raise DivergedError(
@@ -261,7 +265,7 @@ class Matcher:
         terms = {step: float(value) for step, value in sorted(found.terms.items())}
         return OuterStep(self.iteration, loss, terms, skipped)
 
-    def _gradients(self, start_epoch: int, expert: Snapshots) -> MatchGradients:
+    def _gradients(self, start_epoch: int, expert: Snapshots) -> Gradients:
         method, images = self._method, self._learned["images"]
         batches = draw_batches(
             len(images),
@@ -273,7 +277,7 @@ class Matcher:
         )
         start = method.start(expert(start_epoch), self._network, self._generator)
         targets = [expert(start_epoch + epochs) for epochs in method.matched_epochs]
-        return matching_gradients(
+        found, _ = matching_gradients(
             self._network,
             self.synthetic,
             [batch.part(self._group.rank, self._group.size) for batch in batches],
@@ -284,11 +288,12 @@ class Matcher:
             first_order=method.first_order,
             all_reduce=self._sum,
         )
+        return found
 
     def _sum(self, tensor: Tensor) -> Tensor:
         return self._group.total(tensor.contiguous().clone())
 
-    def _update(self, found: MatchGradients) -> None:
+    def _update(self, found: Gradients) -> None:
         """SGD with momentum of each learned tensor; images and labels are summed over workers.
 
         The learned rate halves or doubles at most: one steep segment would else turn it negative,
@@ -296,11 +301,11 @@ class Matcher:
         """
         eta, method = self._learned["learning_rate"], self._method
         steps = [
-            ("images", self._sum(found.images), method.image_rate, _OUTER_MOMENTUM),
+            ("images", self._sum(found.leaves[0]), method.image_rate, _OUTER_MOMENTUM),
             ("learning_rate", found.learning_rate, method.step_size_rate, _OUTER_MOMENTUM),
         ]
-        if found.labels is not None:
-            steps.append(("labels", self._sum(found.labels), method.label_rate, _LABEL_MOMENTUM))
+        for labels in found.leaves[1:]:
+            steps.append(("labels", self._sum(labels), method.label_rate, _LABEL_MOMENTUM))
         for name, gradient, rate, momentum in steps:
             self._velocity[name] = momentum * self._velocity[name] + gradient
             self._learned[name] = self._learned[name] - rate * self._velocity[name]

@@ -45,15 +45,7 @@ class GivenExpert:
 
 @dataclass(frozen=True)
 class MatchingTask(ImageTask):
-    """A distillation to run.
-
-    Attributes:
-        network: the student's.
-        method: all its settings.
-        experts: to follow.
-        num_epochs: of each.
-        groups: of DSA.
-    """
+    """A distillation to run: with experts of `num_epochs` each, and DSA's `groups`."""
 
     VERSION: ClassVar[int] = 3
 

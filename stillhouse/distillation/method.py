@@ -38,6 +38,8 @@ class Method(Settings):
     """Whether it follows `experts`; else it asks `teachers`."""
     protocol: ClassVar[ProtocolName] = "p3"
     """How networks are trained on its sets."""
+    stages: ClassVar[tuple[str, ...]] = ("distil",)
+    """The steps in which it makes them."""
 
     name: str = Field(description="a short one, or `package.module:Class` of your own")
     images_per_class: Count = Field(description="the budget, in real images of each class")
@@ -47,6 +49,18 @@ class Method(Settings):
     def patches_per_side(self) -> int:
         """How many patches stand side by side in an image."""
         return 1
+
+    @property
+    def label_kind(self) -> str:
+        """What its sets are labelled with."""
+        return "classes"
+
+    def check_spec(self, spec: Any) -> None:
+        """Refuse a `DistillSpec` that it cannot do.
+
+        Raises:
+            SpecError: naming the keys to change.
+        """
 
 
 def find_method(given: Any) -> Any:

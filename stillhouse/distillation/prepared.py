@@ -184,11 +184,7 @@ class Preparation:
 
 
 def prepare(store: Store, given: Preparation, device: torch.device) -> Prepared:
-    """Read an images artifact and preprocess it on the device.
-
-    Raises:
-        ArtifactError: it, or a part of it, is missing or broken.
-    """
+    """Read an images artifact and preprocess it on the device."""
     manifest = store.get_manifest(IMAGES, given.images)
     shape, names = manifest.totals["shape"], tuple(manifest.totals["class_names"])
     tables = [read_table(store.path(part.path)) for part in manifest.parts]
@@ -220,15 +216,7 @@ class Teacher:
 
 @dataclass(frozen=True, slots=True)
 class ImageHostSettings:
-    """What a worker of a job is built from.
-
-    Attributes:
-        given: the images.
-        device: `compute.device`.
-        gpus: of each worker.
-        threads: of torch; None leaves them as they are.
-        networks: all that the job builds, by key in the spec.
-    """
+    """What a worker of a job is built from; `networks` are all that the job builds, by key."""
 
     given: Preparation
     device: str = "cpu"
@@ -256,22 +244,14 @@ class ImageHost:
 
     @cached_property
     def prepared(self) -> Prepared:
-        """The job's images.
-
-        Raises:
-            ModelError: one of the job's networks cannot be built for them.
-        """
+        """The job's images; ModelError where one of its networks cannot be built for them."""
         asked = self._settings
         found = prepare(self.store, asked.given, choose_device(asked.device, asked.gpus))
         check_networks(asked.networks, found.shape, found.num_classes)
         return found
 
     def teacher(self, teacher: Teacher) -> nn.Module:
-        """A stored teacher on the device: in evaluation mode, its parameters without gradients.
-
-        Raises:
-            ArtifactError: its weights are missing.
-        """
+        """A stored teacher on the device, `frozen`; ArtifactError where its weights are missing."""
         key, uri = teacher.weights, self.store.path("models", teacher.weights, WEIGHTS)
         if key not in self.teachers:
             network = self.prepared.network(teacher.network, 0)
@@ -292,11 +272,6 @@ def check_networks(
     networks: Mapping[str, NetworkSettings], shape: tuple[int, int, int], num_classes: int
 ) -> None:
     """Build every network of a job once, on the CPU: one that cannot be is found before training.
-
-    Args:
-        networks: by key in the spec; batch statistics of those under `teachers` are matched.
-        shape: (C, H, W) of the images.
-        num_classes: of the images.
 
     Raises:
         ModelError: naming the key of the first that cannot, or of a teacher without batch norm.

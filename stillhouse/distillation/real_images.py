@@ -1,6 +1,7 @@
 """Which real images to take: as baselines of equal bytes, and for distillations to start from.
 
-All functions choose rows of the training set. Baselines are random, herding and k-centre; starts
+All functions choose rows of the training set, and raise InputError where a class has too few
+images. Baselines are random, herding and k-centre; starts
 are representative of clusters (AST), or such that an expert gets right (DATM).
 """
 
@@ -20,11 +21,7 @@ _LLOYD_ITERATIONS = 100
 
 
 def random_real(labels: NDArray[np.integer], num_per_class: int, *, seed: int) -> Rows:
-    """Random images of each class, class by class.
-
-    Raises:
-        InputError: a class has fewer images.
-    """
+    """Random images of each class, class by class."""
     rng = np.random.default_rng(seed)
     return np.concatenate(
         [rng.permutation(rows)[:num_per_class] for rows in _by_class(labels, num_per_class)]
@@ -36,9 +33,6 @@ def herding(features: Features, labels: NDArray[np.integer], num_per_class: int)
 
     Features [N, D], a network's or pixels (Welling 2009; iCaRL's form, each image once). Ties fall
     to the first image.
-
-    Raises:
-        InputError: a class has fewer images.
     """
 
     def choose(own: Features) -> list[int]:
@@ -60,9 +54,6 @@ def k_centre(features: Features, labels: NDArray[np.integer], num_per_class: int
 
     Within twice the best covering radius (Gonzalez 1985; Sener and Savarese 2018). Ties fall to the
     first image.
-
-    Raises:
-        InputError: a class has fewer images.
     """
 
     def choose(own: Features) -> list[int]:
@@ -126,10 +117,8 @@ def representative_rows(
     AST's release takes images_per_class // 10 rows for each of 10 centres, which are none for fewer
     than 10 images. Here min(10, images_per_class) centres take turns, each its nearest free row.
 
-    Args:
-        logits: [N, K], of an expert's last epoch on the class's images; N >= images_per_class.
-        images_per_class: how many rows.
-        generator: draws the first centres.
+    Logits [N, K] are of an expert's last epoch on the class's images, N >= images_per_class; the
+    generator draws the first centres.
     """
     centres = k_means(logits, min(NUM_CLUSTERS, images_per_class), generator)
     queues = nearest_rows(logits, centres, len(logits)).tolist()
@@ -173,14 +162,7 @@ def choose_right(
 ) -> Tensor:
     """Random images of each class that an expert gets right, filled up with wrong ones.
 
-    Args:
-        logits: the expert's, [N, K].
-        labels: classes, [N].
-        images_per_class: of each of the K classes, which follow one another.
-        generator: of the CPU.
-
-    Raises:
-        InputError: a class has fewer images.
+    Logits [N, K] are the expert's, labels [N] the classes.
     """
     right = (logits.argmax(1) == labels).cpu()
     chosen: list[Tensor] = []

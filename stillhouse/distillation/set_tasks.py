@@ -65,11 +65,7 @@ class ControlTask(ImageTask):
     seed: int
 
     def make(self, host: ImageHost) -> Output:
-        """Choose them: their own 8 bits, or those of whitened ones.
-
-        Raises:
-            InputError: a class has too few images.
-        """
+        """Choose them: their own 8 bits, or those of whitened ones."""
         prepared = host.prepared
         labels, classes = prepared.train_labels.cpu().numpy(), prepared.num_classes
         each = -(-self.num_images // classes)
@@ -104,15 +100,9 @@ class SetSource:
 
 @dataclass(frozen=True)
 class EvaluationTask(ImageTask):
-    """A fresh network, trained on a set and tested once.
+    """A fresh network, trained on a set by a protocol, and tested once on a part of the images.
 
-    Attributes:
-        source: what it is trained on.
-        network: its architecture.
-        protocol: recipe and temperature.
-        augmentation: DSA groups; none: only the recipe's views.
-        part: what it is tested on.
-        seed: of its weights and order.
+    Without DSA groups (`augmentation`) it sees the recipe's views alone.
     """
 
     source: SetSource
@@ -123,11 +113,7 @@ class EvaluationTask(ImageTask):
     seed: int
 
     def make(self, host: ImageHost) -> Output:
-        """Train and test; the accuracy is in `info`.
-
-        Raises:
-            DivergedError: the training loss is NaN or infinite.
-        """
+        """Train and test; the accuracy is in `info`."""
         prepared, source = host.prepared, self.source
         recipe, temperature = self.protocol.recipe, self.protocol.temperature
         network = prepared.network(self.network, self.seed)
@@ -181,15 +167,10 @@ class Shown:
 
 @dataclass(frozen=True)
 class ResultTask(ImageTask):
-    """A set to deliver.
+    """A set to deliver: the chosen one, with its stored labels of views, if it has such.
 
-    Attributes:
-        part: the chosen set.
-        label_path: of stored labels of views, or None.
-        inputs: what it was made from.
-        settings: of the method.
-        totals: of the run: bytes, learning rate and the like.
-        shown: the sets whose pictures the report shows.
+    `totals` are of the run (bytes, learning rate and the like), `shown` the sets whose pictures the
+    report shows.
     """
 
     part: PartRef

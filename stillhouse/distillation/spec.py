@@ -263,12 +263,10 @@ class DistillSpec(JobSpec):
     @model_validator(mode="after")
     def _family(self) -> "DistillSpec":
         (_check_matching if self.matching else _check_decoupled)(self, self.method.name)
-        check = getattr(self.method, "check_spec", None)
-        if check is not None:
-            try:
-                check(self)
-            except SpecError as error:
-                raise ValueError(str(error)) from None
+        try:
+            self.method.check_spec(self)
+        except SpecError as error:
+            raise ValueError(str(error)) from None
         return self
 
 

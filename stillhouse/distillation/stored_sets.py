@@ -268,11 +268,7 @@ def _padded(rows: pa.Array, before: int, after: int) -> pa.Array:
 
 
 def read_set(table: pa.Table, place: str) -> LabelledSet:
-    """The set in a table of `set_table`.
-
-    Raises:
-        ArtifactError: not such a table.
-    """
+    """The set in a table of `set_table`; ArtifactError where `place` holds another table."""
     metadata = table.schema.metadata or {}
     if _KEY not in metadata:
         raise ArtifactError(f"{place} holds no set of images")

@@ -21,7 +21,16 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from stillhouse.distillation.adjoint import Descent, FlatModule, Run, adjoint, alone, descend
+from stillhouse.distillation.adjoint import (
+    Descent,
+    FlatModule,
+    Gradients,
+    Run,
+    StepLoss,
+    adjoint,
+    alone,
+    descend,
+)
 from stillhouse.distillation.augment import AugmentDraw, augment, draw_augmentation
 from stillhouse.distillation.recipes import Group
 
@@ -107,42 +116,23 @@ def matching_loss(theta: Tensor, start: Tensor, target: Tensor) -> Tensor:
     return (theta - target).square().sum() / (start - target).square().sum()
 
 
-@dataclass(frozen=True, slots=True)
-class InnerLoss:
-    """The student's loss as `Descent` wants it: batch n of a synthetic set, times `scale`."""
+def inner_loss(
+    network: FlatModule,
+    synthetic: SyntheticSet,
+    batches: Sequence[StepImages],
+    scale: float = 1.0,
+) -> StepLoss:
+    """The student's loss at inner step n and theta [P]: of batch n of the set, times `scale`."""
 
-    network: FlatModule
-    synthetic: SyntheticSet
-    batches: Sequence[StepImages]
-    scale: float = 1.0
-
-    def __call__(self, step: int, theta: Tensor) -> Tensor:
-        """The loss of inner step `step` at theta [P]."""
-        batch = self.batches[step]
-        images = self.synthetic.images[batch.rows]
+    def loss(step: int, theta: Tensor) -> Tensor:
+        batch = batches[step]
+        images = synthetic.images[batch.rows]
         if batch.draw is not None:
             images = augment(images, batch.draw)
-        loss = label_loss(self.network(theta, images), self.synthetic.labels[batch.rows])
-        return loss * (self.scale * batch.share)
+        value = label_loss(network(theta, images), synthetic.labels[batch.rows])
+        return value * (scale * batch.share)
 
-
-@dataclass(frozen=True, slots=True)
-class MatchGradients:
-    """The gradients of L (None for classes), and the student's run.
-
-    `terms` maps a match's step to its weighted loss.
-    """
-
-    terms: dict[int, Tensor]
-    images: Tensor
-    labels: Tensor | None
-    learning_rate: Tensor
-    run: Run
-
-    @property
-    def loss(self) -> Tensor:
-        """L, the sum of its terms."""
-        return torch.stack(list(self.terms.values())).sum()
+    return loss
 
 
 def matching_gradients(
@@ -156,8 +146,10 @@ def matching_gradients(
     loss_scale: float = 1.0,
     first_order: bool = False,
     all_reduce: Callable[[Tensor], Tensor] = alone,
-) -> MatchGradients:
-    """The sum of the matching losses and its gradients.
+) -> tuple[Gradients, Run]:
+    """The gradients of the sum of the matching losses, and the student's run.
+
+    Leaves are the images, and labels if they are soft; `terms` maps a match's step to its loss.
 
     Args:
         network: the student.
@@ -175,13 +167,11 @@ def matching_gradients(
     labels = synthetic.labels.detach().requires_grad_(synthetic.soft)
     leaves = [images, labels] if synthetic.soft else [images]
     given = SyntheticSet(images, labels, synthetic.learning_rate)
-    loss = InnerLoss(network, given, batches, loss_scale)
+    loss = inner_loss(network, given, batches, loss_scale)
     descent = Descent(loss, synthetic.learning_rate, momentum, all_reduce)
     run = descend(descent, start, len(batches))
     objective = matching_objective(start, matches)
-    found = adjoint(descent, run.states, objective, leaves, first_order=first_order)
-    soft = found.leaves[1] if synthetic.soft else None
-    return MatchGradients(found.terms, found.leaves[0], soft, found.learning_rate, run)
+    return adjoint(descent, run.states, objective, leaves, first_order=first_order), run
 
 
 def matching_objective(

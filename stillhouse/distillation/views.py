@@ -85,7 +85,8 @@ def mix(
     height, width = images.shape[-2:]
     centre = int(rng.integers(height)), int(rng.integers(width))
     box = cutmix_box((height, width), weight, centre)
-    return cutmix(images, partner, box), partner, 1 - box.area / (height * width)
+    area = (box[2] - box[0]) * (box[3] - box[1])
+    return cutmix(images, partner, box), partner, 1 - area / (height * width)
 
 
 def mixup(images: Tensor, partner: Tensor, weight: float) -> Tensor:
@@ -93,19 +94,8 @@ def mixup(images: Tensor, partner: Tensor, weight: float) -> Tensor:
     return weight * images + (1 - weight) * images[partner.to(images.device)]
 
 
-@dataclass(frozen=True, slots=True)
-class Box:
-    """Half-open rows [top, bottom) and columns [left, right)."""
-
-    top: int
-    left: int
-    bottom: int
-    right: int
-
-    @property
-    def area(self) -> int:
-        """In pixels."""
-        return (self.bottom - self.top) * (self.right - self.left)
+Box = tuple[int, int, int, int]
+"""Half-open rows [top, bottom) and columns [left, right): top, left, bottom, right."""
 
 
 def cutmix_box(size: tuple[int, int], weight: float, centre: tuple[int, int]) -> Box:
@@ -116,13 +106,14 @@ def cutmix_box(size: tuple[int, int], weight: float, centre: tuple[int, int]) ->
     half = [int(side * np.sqrt(1 - weight)) // 2 for side in size]
     low = [max(c - h, 0) for c, h in zip(centre, half, strict=True)]
     high = [min(c + h, side) for c, h, side in zip(centre, half, size, strict=True)]
-    return Box(low[0], low[1], high[0], high[1])
+    return low[0], low[1], high[0], high[1]
 
 
 def cutmix(images: Tensor, partner: Tensor, box: Box) -> Tensor:
     """A copy of the images [B, C, H, W] with the partner's pixels inside the box."""
     mixed = images.clone()
-    inside = (..., slice(box.top, box.bottom), slice(box.left, box.right))
+    top, left, bottom, right = box
+    inside = (..., slice(top, bottom), slice(left, right))
     mixed[inside] = images[partner.to(images.device)][inside]
     return mixed
 

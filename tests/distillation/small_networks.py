@@ -1,6 +1,8 @@
-"""Small networks and images that the tests of the decoupled family share."""
+"""Vectors, small networks and a pair of workers that these tests share."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 
 import numpy as np
 import torch
@@ -82,3 +84,25 @@ PLAIN = Standardisation((0.5,), (0.25,))
 def digits():
     parts = load_images(ImageData(dataset="digits"))
     return parts, fit_standardisation(parts.train)
+
+
+def two_workers(work):
+    """[work(rank, all_reduce) for both ranks], in threads that really exchange their sums."""
+    barrier, given = Barrier(2), {}
+
+    def on(rank):
+        def all_reduce(tensor):
+            given[rank] = tensor
+            barrier.wait(timeout=10)
+            total = given[0] + given[1]
+            barrier.wait(timeout=10)
+            return total
+
+        return work(rank, all_reduce)
+
+    with ThreadPoolExecutor(2) as threads:
+        return list(threads.map(on, range(2)))
+
+
+def relative_error(found, expected):
+    return float((found - expected).norm() / expected.norm())

@@ -4,15 +4,15 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from trajectory_vectors import relative_error, two_workers
+from small_networks import relative_error, two_workers
 from unrolled import unrolled
 
 from stillhouse.distillation.adjoint import Descent, FlatModule, adjoint, descend
 from stillhouse.distillation.trajectory import (
-    InnerLoss,
     Match,
     SyntheticSet,
     draw_batches,
+    inner_loss,
     matching_gradients,
     matching_objective,
 )
@@ -60,20 +60,20 @@ def test_adjoint_is_the_unrolled_gradient(
     if num_steps > 1:
         matches.append(Match(num_steps // 2, start + 0.1 * random(len(start)), 0.5))
 
-    found = matching_gradients(
+    found, run = matching_gradients(
         network, synthetic, batches, start, matches, momentum=momentum, loss_scale=scale
     )
-    loss = InnerLoss(network, synthetic, batches, scale)
+    loss = inner_loss(network, synthetic, batches, scale)
     descent = Descent(loss, synthetic.learning_rate, momentum)
     objective = matching_objective(start, matches)
     leaves = [images, labels] if soft else [images]
     expected = unrolled(descent, start, num_steps, objective, leaves)
     assume(expected.leaves[0].norm() < 1e3)  # a chaotic run has no digits to compare
-    assert found.loss.item() == pytest.approx(expected.objective.item(), rel=1e-10)
-    assert close(found.images, expected.leaves[0])
+    assert found.objective.item() == pytest.approx(expected.objective.item(), rel=1e-10)
+    assert close(found.leaves[0], expected.leaves[0])
     assert close(found.learning_rate, expected.learning_rate)
-    assert not soft or close(found.labels, expected.leaves[1])
-    assert close(adjoint(descent, found.run.states, objective, leaves).start, expected.start)
+    assert not soft or close(found.leaves[1], expected.leaves[1])
+    assert close(adjoint(descent, run.states, objective, leaves).start, expected.start)
 
 
 def quadratic(curvature, pull):
@@ -141,10 +141,10 @@ def workers_problem():
 
 def test_shares_of_the_loss_add_up():
     network, synthetic, batches, theta = workers_problem()
-    whole = InnerLoss(network, synthetic, batches)(0, theta)
+    whole = inner_loss(network, synthetic, batches)(0, theta)
     parts = [[batch.part(rank, 3) for batch in batches] for rank in range(3)]
     assert [len(part[0].rows) for part in parts] == [2, 2, 3]
-    shares = [InnerLoss(network, synthetic, part)(0, theta) for part in parts]
+    shares = [inner_loss(network, synthetic, part)(0, theta) for part in parts]
     assert torch.stack(shares).sum().item() == pytest.approx(whole.item(), rel=1e-6)
 
 
@@ -152,7 +152,7 @@ def test_gradients_of_workers_add_up():
     """Two threads that really exchange their sums, against one worker."""
     network, synthetic, batches, start = workers_problem()
     matches = [Match(3, start + 0.1)]
-    whole = matching_gradients(network, synthetic, batches, start, matches, momentum=0.9)
+    whole, _ = matching_gradients(network, synthetic, batches, start, matches, momentum=0.9)
 
     def work(rank, all_reduce):
         own, synthetic, batches, start = workers_problem()
@@ -161,7 +161,7 @@ def test_gradients_of_workers_add_up():
             own, synthetic, parts, start, matches, momentum=0.9, all_reduce=all_reduce
         )
 
-    first, second = two_workers(work)
-    assert torch.equal(first.run.states[-1], second.run.states[-1])
-    assert relative_error(first.images + second.images, whole.images) < 1e-5
+    (first, run), (second, other) = two_workers(work)
+    assert torch.equal(run.states[-1], other.states[-1])
+    assert relative_error(first.leaves[0] + second.leaves[0], whole.leaves[0]) < 1e-5
     assert relative_error(first.learning_rate, whole.learning_rate) < 1e-5

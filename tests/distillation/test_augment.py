@@ -1,12 +1,12 @@
 import pytest
 import torch
-from trajectory_vectors import load
+from small_networks import tensors
 
 from stillhouse.distillation import augment as dsa
 from stillhouse.distillation.augment import augment, draw_augmentation
 from stillhouse.distillation.recipes import DSA_GROUPS
 
-VECTOR = load("dd_mtt_03_dsa_ops.npz")
+VECTOR = tensors("dd_mtt_03_dsa_ops.npz")
 DRAWS = {
     "brightness": ["brightness"],
     "saturation": ["saturation"],

@@ -161,11 +161,6 @@ def test_segments_without_a_finite_loss_are_skipped_and_leave_no_loss(kitchen):
     assert len(set(part_bytes(kitchen.store, task))) == 1  # nothing was changed
 
 
-def test_an_expert_says_what_it_saw(kitchen):
-    manifest = kitchen.store.get_manifest("trajectories", expert(0).fingerprint)
-    assert (manifest.inputs, manifest.settings["zca"]) == ({"images": IMAGES.images}, False)
-
-
 def test_experts_of_another_network_are_refused(kitchen):
     task = matching(kitchen, mtt(), network=NetworkSettings(depth=2, width=4))
     with pytest.raises(ArtifactError, match=r"features\.0\.weight is \(3, 1, 3, 3\) there"):

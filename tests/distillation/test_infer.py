@@ -8,13 +8,12 @@ from hypothesis import strategies as st
 from small_networks import PLAIN, VECTORS, noise, teacher
 
 from stillhouse.distillation.methods.infer import (
-    CompensatorSettings,
+    Infer,
     compensate,
     compensated_set,
     compensator_budget,
 )
 from stillhouse.distillation.methods.sre2l import matching_loss
-from stillhouse.distillation.stored_sets import expanded_set
 from stillhouse.errors import BudgetError
 
 BUDGETS = json.loads((VECTORS / "dd_infer_04_budget.json").read_text())
@@ -48,7 +47,7 @@ def test_the_budget_is_kept_and_the_smallest_named_is_the_smallest(ipc, teachers
 
 def test_a_compensator_is_shared_and_lowers_the_loss():
     images, labels = 0.1 * noise(3, 1, 8, 8), torch.arange(3)
-    settings = CompensatorSettings(iterations=30, learning_rate=0.1, jitter=0)
+    settings = Infer(name="infer", images_per_class=1, iterations=30, learning_rate=0.1, jitter=0)
 
     def run():
         return compensate(teacher(), images, labels, settings, rng=np.random.default_rng(0))
@@ -82,16 +81,6 @@ def test_expanded_images_are_the_real_ones_then_each_teachers():
     expected = PLAIN.clip(real[k][c] + compensators[m][k][0])
     tolerance = 2 * half_a_level + 0.5 / 127 / 0.25
     torch.testing.assert_close(found, expected, rtol=0, atol=tolerance)
-
-
-def test_stored_bytes_count_shared_compensators_once_and_every_label():
-    _, _, stored = make_set()
-    made = expanded_set(stored, PLAIN.mean, PLAIN.std)
-    assert made.stored.labels == 2 * 3  # the class of each real image
-    stored_bytes = made.with_logits(noise(24, 3)).stored
-    assert stored_bytes.images == 2 * 3 * 64 + 3 * 2 * 64
-    assert stored_bytes.labels == 24 * 3 * 2
-    assert stored_bytes.total == 768 + 144
 
 
 def test_a_compensator_beyond_the_range_of_pixels_loses_nothing():

@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from trajectory_vectors import relative_error, two_workers
+from small_networks import relative_error, two_workers
 
 from stillhouse.distillation.adjoint import FlatModule
 from stillhouse.distillation.experts import resolved, train_expert

@@ -5,10 +5,7 @@ from small_networks import PLAIN, FlatHead, MeanHead, noise, seeded, teacher, te
 
 from stillhouse.distillation.evaluate import label_views, mean_logits
 from stillhouse.distillation.methods.nrr_dd import (
-    CriticalPatchSettings,
-    DistanceSettings,
     NrrDd,
-    RefineSettings,
     activation_map,
     cover,
     critical_patches,
@@ -28,6 +25,12 @@ from stillhouse.models.convnet import ConvNet
 from stillhouse.models.resnet import ResNet18
 
 VECTOR = tensors("dd_nrr_01_from_description.npz")
+
+
+def asked(**settings):
+    return NrrDd(name="nrr_dd", images_per_class=1, **settings)
+
+
 VIEWS = Views(torch.empty(0), torch.arange(6), VECTOR["perm"], VECTOR["lam"].item(), 0, 0)
 
 
@@ -41,16 +44,6 @@ def test_distances_reproduce_the_description(who):
 def test_mask_reproduces_the_description():
     mask = non_critical_mask(VECTOR["cam"], VECTOR["epsilon"].item())
     torch.testing.assert_close(mask, VECTOR["mask"], rtol=1e-5, atol=1e-7)
-
-
-def test_two_distances_pin_down_two_probabilities():
-    log_probs = VECTOR["teacher_logits"].log_softmax(1)
-    d_org, d_aug = distances(VECTOR["teacher_logits"], VECTOR["y"], VIEWS).unbind(1)
-    weight = VIEWS.weight
-    own, other = VECTOR["y"], VECTOR["y"][VIEWS.partners]
-    torch.testing.assert_close(-d_org, log_probs.gather(1, own[:, None])[:, 0])
-    second = -(d_aug - weight * d_org) / (1 - weight)
-    torch.testing.assert_close(second, log_probs.gather(1, other[:, None])[:, 0])
 
 
 NETWORKS = {
@@ -101,7 +94,7 @@ def test_patches_are_the_ones_the_teacher_is_least_sure_of():
     half_right = teacher()
     logits = half_right(own)
     half_right.classifier.bias.data[1] += (logits.amax(1) - logits[:, 1]).median() + 0.01
-    settings = CriticalPatchSettings(num_crops=1, min_scale=1.0)
+    settings = asked(num_crops=1, min_scale=1.0)
     rng = np.random.default_rng(0)
     chosen = critical_patches(half_right, images, labels, 1, 3, settings, rng)
     log_probs = half_right(own).log_softmax(1)
@@ -121,7 +114,7 @@ def test_patches_cover_the_map():
     images, labels = noise(12, 1, 8, 8), torch.zeros(12, dtype=torch.int64)
 
     def made(num_covering):
-        settings = CriticalPatchSettings(factor=2, num_crops=8, num_covering=num_covering)
+        settings = asked(factor=2, num_crops=8, num_covering=num_covering)
         rng = np.random.default_rng(0)
         return critical_patches(teacher(), images, labels, 0, 2, settings, rng)
 
@@ -131,7 +124,7 @@ def test_patches_cover_the_map():
 
 def test_critical_pixels_never_move_and_the_loss_falls():
     images, labels = PLAIN.clip(noise(5, 1, 8, 8)), torch.tensor([0, 1, 2, 0, 1])
-    settings = RefineSettings(iterations=30, learning_rate=0.2, statistics_weight=0.05)
+    settings = asked(iterations=30, learning_rate=0.2, statistics_weight=0.05)
     refined, losses = refine(teacher(), images, labels, settings, PLAIN)
     critical = activation_map(teacher(), images, labels)[:, None] >= settings.epsilon
     assert 0 < critical.float().mean() < 1
@@ -148,14 +141,14 @@ def test_a_refinement_that_diverges_names_the_settings():
     broken = teacher()
     broken.features[1].running_var.fill_(torch.inf)
     with pytest.raises(DivergedError, match=r"step 1 of 200.*method.learning_rate"):
-        refine(broken, noise(2, 1, 8, 8), torch.tensor([0, 1]), RefineSettings(), PLAIN)
+        refine(broken, noise(2, 1, 8, 8), torch.tensor([0, 1]), asked(), PLAIN)
 
 
 @pytest.mark.parametrize("form", ["absolute", "divergence"])
 def test_stored_distances_are_the_teachers_on_the_same_views(form):
     images, labels = noise(5, 1, 8, 8), torch.tensor([0, 1, 2, 0, 1])
     settings, teachers = ViewSettings(mix="cutmix"), [teacher(0), teacher(1)]
-    dbr = NrrDd(name="nrr_dd", images_per_class=1)
+    dbr = asked()
     stored = label_views(
         lambda views: dbr.answer(teachers, labels, views),
         images,
@@ -169,7 +162,7 @@ def test_stored_distances_are_the_teachers_on_the_same_views(form):
         logits = mean_logits(teachers, views.images)
         expected = distances(logits, labels, views)
         torch.testing.assert_close(stored[1, views.span].float(), expected, rtol=1e-3, atol=1e-3)
-        settings_of = DistanceSettings(class_weight=1.0, deviation_weight=10.0, deviation=form)
+        settings_of = asked(class_weight=1.0, deviation_weight=10.0, deviation=form)
         loss = towards_distances(labels, stored, settings_of)(logits, views)
         assert loss.item() == pytest.approx(expected[:, 1].mean().item(), abs=0.02)
 
@@ -180,7 +173,7 @@ def test_deviation_from_the_stored_distances_by_hand():
     half = torch.tensor(2.0).log().item()
     stored = torch.zeros(2, 2, 2)
     stored[1, 0] = torch.tensor([half - 0.5, half + 0.25])
-    settings = DistanceSettings(class_weight=1.0, deviation_weight=2.0, deviation="absolute")
+    settings = asked(class_weight=1.0, deviation_weight=2.0, deviation="absolute")
     loss = towards_distances(labels, stored, settings)(logits, views)
     assert loss.item() == pytest.approx(half + 2 * (0.5 + 0.25) / 2)
 
@@ -190,9 +183,7 @@ def test_divergence_of_class_partner_and_others_by_hand():
     views = Views(torch.empty(0), torch.tensor([0]), torch.tensor([1]), 0.6, 0, 0)
     teacher, student = [0.5, 0.3, 0.15, 0.05], [0.2, 0.4, 0.3, 0.1]
     stored = distances(torch.tensor([teacher]).log(), labels, views)[None]
-    loss = towards_distances(labels, stored, DistanceSettings())(
-        torch.tensor([student]).log(), views
-    )
+    loss = towards_distances(labels, stored, asked())(torch.tensor([student]).log(), views)
     expected = 0.5 * np.log(0.5 / 0.2) + 0.3 * np.log(0.3 / 0.4) + 0.2 * np.log(0.2 / 0.4)
     assert loss.item() == pytest.approx(expected, rel=1e-5)
 

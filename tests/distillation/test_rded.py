@@ -82,10 +82,3 @@ def test_a_class_is_made_of_its_own_images_the_surest_first():
     assert torch.equal(run(3), own[losses.argsort()[:3]])
     with pytest.raises(InputError, match="class 1 has 8 training images, 9 patches"):
         run(9)
-
-
-def test_stitched_classes_have_full_size():
-    labels, images = torch.zeros(9, dtype=torch.int64), noise(9, 1, 8, 8)
-    settings, rng = PatchSettings(factor=2), np.random.default_rng(0)
-    made = sure_patches(teacher(), images, labels, 0, 2, settings, rng)
-    assert made.shape == (2, 1, 8, 8)

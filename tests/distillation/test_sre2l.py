@@ -6,7 +6,7 @@ from torch import nn
 
 from stillhouse.distillation.evaluate import fit, towards_classes
 from stillhouse.distillation.methods.sre2l import (
-    RecoverSettings,
+    Sre2l,
     cosine_rate,
     image_norm,
     matching_loss,
@@ -20,6 +20,10 @@ from stillhouse.distillation.recipes import SQUEEZE, ViewSettings
 from stillhouse.errors import DivergedError, ModelError
 
 VECTOR = tensors("dd_infer_01_compensator_loss.npz")
+
+
+def asked(**settings):
+    return Sre2l(name="sre2l", images_per_class=1, **settings)
 
 
 class Reference(nn.Module):
@@ -113,7 +117,9 @@ def test_recovery_batches_go_through_the_classes_again_and_again():
 
 @pytest.mark.parametrize("more", [{}, {"min_scale": 0.5, "total_variation": 1e-3, "l2": 1e-3}])
 def test_recovered_images_are_pixels_that_the_teacher_knows(more):
-    settings = RecoverSettings(iterations=40, statistics_weight=0.1, jitter=1, **more)
+    settings = Sre2l(
+        name="sre2l", images_per_class=1, iterations=40, statistics_weight=0.1, jitter=1, **more
+    )
     labels = torch.tensor([0, 1, 2, 0])
 
     def run():
@@ -130,7 +136,7 @@ def test_recovered_images_are_pixels_that_the_teacher_knows(more):
 def test_a_recovery_that_diverges_names_the_settings():
     broken = teacher()
     broken.classifier.weight.data.fill_(torch.inf)
-    settings, rng = RecoverSettings(iterations=5), np.random.default_rng(0)
+    settings, rng = asked(iterations=5), np.random.default_rng(0)
     with pytest.raises(DivergedError, match=r"iteration 1 of 5.*method.learning_rate"):
         recover(broken, torch.tensor([0, 1]), (1, 8, 8), settings, PLAIN, rng=rng)
 

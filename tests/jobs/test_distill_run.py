@@ -122,6 +122,7 @@ def test_two_distillers_learn_what_one_does(distilled, tmp_path):
         assert two.learning_rate == pytest.approx(one.learning_rate, rel=1e-5)
 
 
+@pytest.mark.soak
 def test_pruned_sets_are_made_again_for_another_evaluation(distilled, tmp_path):
     store, _ = distilled
     copy = tmp_path / "store"
@@ -149,6 +150,7 @@ class Failing(MatchingTask):
         return super().point(iteration)
 
 
+@pytest.mark.soak
 def test_an_error_in_one_of_two_distillers_is_told_as_it_is(distilled, tmp_path):
     with pytest.raises(RuntimeError, match=r"KeyError: 'in one worker' \(.*:\d+\)"):
         by_two(distilled, tmp_path, Failing, max_attempts=1)

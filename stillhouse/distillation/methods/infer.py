@@ -21,7 +21,13 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from stillhouse.distillation.decoupled import DecoupledMethod, ImageUnit, UnitMade, task_rng
+from stillhouse.distillation.decoupled import (
+    DecoupledMethod,
+    ImageUnit,
+    UnitMade,
+    UnitWork,
+    task_rng,
+)
 from stillhouse.distillation.methods.sre2l import MatchingSettings, matching_loss, minimise, roll
 from stillhouse.distillation.prepared import Prepared, Standardisation
 from stillhouse.distillation.real_images import random_real
@@ -31,16 +37,12 @@ from stillhouse.distillation.stored_sets import UNIT, CompensatedSet, LabelledSe
 from stillhouse.errors import BudgetError, SpecError
 
 
-class CompensatorSettings(MatchingSettings):
-    """How a compensator is fitted."""
-
-    statistics_weight: float = Field(default=1.0, ge=0, description="r_bn: 1 CIFAR, 0.01 ImageNet")
-
-
-class Infer(DecoupledMethod, CompensatorSettings):
+class Infer(DecoupledMethod, MatchingSettings):
     """One compensator for all classes on top of real images (Zhang et al. 2024)."""
 
     protocol: ClassVar[ProtocolName] = "p2"
+
+    statistics_weight: float = Field(default=1.0, ge=0, description="r_bn: 1 CIFAR, 0.01 ImageNet")
 
     def check_spec(self, spec: DistillSpec) -> None:
         """A real image is left beside the compensators.
@@ -59,19 +61,13 @@ class Infer(DecoupledMethod, CompensatorSettings):
         num_real = compensator_budget(self.images_per_class, num_teachers, num_classes)
         return [ImageUnit(k, m) for m in range(num_teachers) for k in range(num_real)]
 
-    def make(
-        self,
-        stage: str,
-        unit: ImageUnit,
-        prepared: Prepared,
-        teacher: nn.Module,
-        before: Sequence[Tensor],
-    ) -> UnitMade:
+    def make(self, work: UnitWork) -> UnitMade:
         """A compensator."""
-        chosen = self._real(prepared, unit.index + 1)[unit.index]
-        classes = torch.arange(prepared.num_classes, device=prepared.device)
+        unit, given = work.unit, work.prepared
+        chosen = self._real(given, unit.index + 1)[unit.index]
+        classes = torch.arange(given.num_classes, device=given.device)
         rng = task_rng(self.seed, unit.teacher, unit.index)
-        return compensate(teacher, chosen, classes, self, rng=rng)
+        return compensate(work.teacher, chosen, classes, self, rng=rng)
 
     def assemble(
         self, prepared: Prepared, made: Sequence[Tensor], num_teachers: int
@@ -93,16 +89,13 @@ def compensate(
     teacher: nn.Module,
     images: Tensor,
     labels: Tensor,
-    settings: CompensatorSettings,
+    settings: MatchingSettings,
     *,
     rng: np.random.Generator,
 ) -> UnitMade:
     """u [1, C, H, W] for one real image of every class [num_classes, C, H, W], and the losses.
 
     The sum is not clipped while u is fitted, so that u is unconstrained.
-
-    Raises:
-        DivergedError: the loss is NaN or infinite.
     """
     compensator = torch.zeros_like(images[:1]).requires_grad_()
 

@@ -17,7 +17,7 @@ a patch's cover is its share of the map's sum; the gradient is that of the sum o
 a step does not depend on the batch size; the deviation, which is the divergence of what the two
 distances pin down (the mean absolute difference lets a teacher's few large distances, which pull
 against the cross-entropy, drown the rest: 3 points less on Fashion-MNIST); all values of
-`RefineSettings` and `DistanceSettings`. On small images a low `min_scale` gives objects cut off,
+`NrrDd`. On small images a low `min_scale` gives objects cut off,
 and the least sure of them teach little.
 """
 
@@ -31,7 +31,13 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from stillhouse.distillation.decoupled import DecoupledMethod, ImageUnit, UnitMade, task_rng
+from stillhouse.distillation.decoupled import (
+    DecoupledMethod,
+    ImageUnit,
+    UnitMade,
+    UnitWork,
+    task_rng,
+)
 from stillhouse.distillation.evaluate import Objective, mean_logits, mixed_cross_entropy
 from stillhouse.distillation.methods.rded import (
     PatchSettings,
@@ -43,52 +49,17 @@ from stillhouse.distillation.methods.rded import (
     sure_patches,
 )
 from stillhouse.distillation.methods.sre2l import matching_loss, recovery_batches
-from stillhouse.distillation.prepared import Prepared, Standardisation
+from stillhouse.distillation.prepared import Standardisation
 from stillhouse.distillation.views import Views
 from stillhouse.errors import DivergedError
-from stillhouse.spec import Count, Settings
+from stillhouse.spec import Count
 
 _LEAST_SHARE = 0.02
 """Of the partner in a view, for its probability to be read out of half-precision distances."""
 _TINY = 1e-6
 
 
-class CriticalPatchSettings(PatchSettings):
-    """How NRR-DD's initial patches are chosen."""
-
-    num_covering: Count = Field(
-        default=2,
-        description="crops of an image that cover most of its map; the least sure is kept",
-    )
-
-
-class RefineSettings(Settings):
-    """How non-critical regions are refined."""
-
-    iterations: Count = 200
-    batch_size: Count = Field(default=100, description="images whose statistics are taken together")
-    learning_rate: Annotated[float, Field(gt=0)] = 0.1
-    statistics_weight: Annotated[float, Field(ge=0)] = Field(default=0.01, description="alpha_bn")
-    epsilon: Annotated[float, Field(gt=0, le=1)] = Field(
-        default=0.5, description="where the map is stronger, pixels are critical and never move"
-    )
-
-
-class DistanceSettings(Settings):
-    """How a student learns from stored distances (DBR): L_S = L_sce + alpha_dbr * L_dbr."""
-
-    class_weight: Annotated[float, Field(ge=0)] = Field(
-        default=0.0, description="of L_sce, the cross-entropy with the mixed classes"
-    )
-    deviation_weight: Annotated[float, Field(gt=0)] = Field(default=1.0, description="alpha_dbr")
-    deviation: Literal["divergence", "absolute"] = Field(
-        default="divergence",
-        description="L_dbr. divergence: of the probabilities that two distances pin down (class, "
-        "partner's class, all others); absolute: mean difference of the distances",
-    )
-
-
-class NrrDd(CriticalPatchSettings, RefineSettings, DistanceSettings, DecoupledMethod):
+class NrrDd(PatchSettings, DecoupledMethod):
     """Critical regions kept, the rest refined; two distances a view (Tran et al. 2025)."""
 
     stages: ClassVar[tuple[str, ...]] = ("patches", "distil")
@@ -100,6 +71,27 @@ class NrrDd(CriticalPatchSettings, RefineSettings, DistanceSettings, DecoupledMe
         default=True, description="start from the patches a teacher is least sure of; else the most"
     )
 
+    num_covering: Count = Field(
+        default=2,
+        description="crops of an image that cover most of its map; the least sure is kept",
+    )
+    iterations: Count = Field(default=200, description="of refinement")
+    batch_size: Count = Field(default=100, description="images whose statistics are taken together")
+    learning_rate: Annotated[float, Field(gt=0)] = 0.1
+    statistics_weight: Annotated[float, Field(ge=0)] = Field(default=0.01, description="alpha_bn")
+    epsilon: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=0.5, description="where the map is stronger, pixels are critical and never move"
+    )
+    class_weight: Annotated[float, Field(ge=0)] = Field(
+        default=0.0, description="of L_sce, the cross-entropy with the mixed classes"
+    )
+    deviation_weight: Annotated[float, Field(gt=0)] = Field(default=1.0, description="alpha_dbr")
+    deviation: Literal["divergence", "absolute"] = Field(
+        default="divergence",
+        description="L_dbr. divergence: of the probabilities that two distances pin down (class, "
+        "partner's class, all others); absolute: mean difference of the distances",
+    )
+
     def units(self, stage: str, num_teachers: int, num_classes: int) -> list[ImageUnit]:
         """Patches class by class, then batches of all classes."""
         if stage == "patches":
@@ -107,25 +99,17 @@ class NrrDd(CriticalPatchSettings, RefineSettings, DistanceSettings, DecoupledMe
         batches = recovery_batches(num_classes, self.images_per_class, self.batch_size)
         return [ImageUnit(index) for index in range(len(batches))]
 
-    def make(
-        self,
-        stage: str,
-        unit: ImageUnit,
-        prepared: Prepared,
-        teacher: nn.Module,
-        before: Sequence[Tensor],
-    ) -> UnitMade:
+    def make(self, work: UnitWork) -> UnitMade:
         """A class's patches, or a refined batch."""
-        if stage == "patches":
+        given, index, count = work.prepared, work.unit.index, self.images_per_class
+        if work.stage == "patches":
             choose = critical_patches if self.least_sure else sure_patches
-            images, labels = prepared.train, prepared.train_labels
-            rng, count = task_rng(self.seed, unit.index), self.images_per_class
-            return choose(teacher, images, labels, unit.index, count, self, rng), []
-        batches = recovery_batches(prepared.num_classes, self.images_per_class, self.batch_size)
-        starts = torch.stack(list(before), 1).flatten(0, 1).split(self.batch_size)
-        labels = batches[unit.index].to(prepared.device)
-        images = starts[unit.index].to(prepared.device)
-        return refine(teacher, images, labels, self, prepared.standardisation)
+            images, labels, rng = given.train, given.train_labels, task_rng(self.seed, index)
+            return choose(work.teacher, images, labels, index, count, self, rng), []
+        labels = recovery_batches(given.num_classes, count, self.batch_size)[index]
+        images = torch.stack(list(work.before), 1).flatten(0, 1).split(self.batch_size)[index]
+        images, labels = images.to(given.device), labels.to(given.device)
+        return refine(work.teacher, images, labels, self, given.standardisation)
 
     def image_labels(self, num_classes: int) -> Tensor:
         """All classes once, then again."""
@@ -193,7 +177,7 @@ def critical_patches(
     labels: Tensor,
     label: int,
     images_per_class: int,
-    settings: CriticalPatchSettings,
+    settings: NrrDd,
     rng: np.random.Generator,
 ) -> Tensor:
     """The initial images of one class [images_per_class, C, H, H], out of real ones [N, C, H, H].
@@ -247,14 +231,10 @@ def refine(
     teacher: nn.Module,
     images: Tensor,
     labels: Tensor,
-    settings: RefineSettings,
+    settings: NrrDd,
     standardisation: Standardisation,
 ) -> tuple[Tensor, list[float]]:
-    """Refined images [B, C, H, W], clipped to the range of pixels, and the loss before each step.
-
-    Raises:
-        DivergedError: the loss is NaN or infinite.
-    """
+    """Refined images [B, C, H, W] in the range of pixels, and the loss before each step."""
     mask = non_critical_mask(activation_map(teacher, images, labels), settings.epsilon)[:, None]
     losses: list[float] = []
     for iteration in range(settings.iterations):
@@ -297,7 +277,7 @@ def pinned_down(found: Tensor, labels: Tensor, views: Views) -> Tensor:
     return cells / cells.sum(1, keepdim=True)
 
 
-def towards_distances(labels: Tensor, stored: Tensor, settings: DistanceSettings) -> Objective:
+def towards_distances(labels: Tensor, stored: Tensor, settings: NrrDd) -> Objective:
     """L_S = L_sce + alpha_dbr * L_dbr: mixed labels' cross-entropy, and the stored distances.
 
     Args:

@@ -5,7 +5,6 @@ the class (zeros around the crop to full size); the best crop of each image, the
 lowest loss, factor x factor of them to an image (Sun et al. 2024, section 4).
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -15,9 +14,8 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from stillhouse.distillation.decoupled import DecoupledMethod, ImageUnit, UnitMade, task_rng
+from stillhouse.distillation.decoupled import DecoupledMethod, UnitMade, UnitWork, task_rng
 from stillhouse.distillation.evaluate import BATCH
-from stillhouse.distillation.prepared import Prepared
 from stillhouse.errors import InputError
 from stillhouse.spec import Count, Settings
 
@@ -41,18 +39,11 @@ class PatchSettings(Settings):
 class Rded(PatchSettings, DecoupledMethod):
     """The most telling patches of real images (Sun et al. 2024)."""
 
-    def make(
-        self,
-        stage: str,
-        unit: ImageUnit,
-        prepared: Prepared,
-        teacher: nn.Module,
-        before: Sequence[Tensor],
-    ) -> UnitMade:
+    def make(self, work: UnitWork) -> UnitMade:
         """The images of a class."""
-        rng, count = task_rng(self.seed, unit.index), self.images_per_class
-        images, labels = prepared.train, prepared.train_labels
-        return sure_patches(teacher, images, labels, unit.index, count, self, rng), []
+        label, given, count = work.unit.index, work.prepared, self.images_per_class
+        images, labels, rng = given.train, given.train_labels, task_rng(self.seed, label)
+        return sure_patches(work.teacher, images, labels, label, count, self, rng), []
 
 
 def sure_patches(

@@ -9,7 +9,7 @@ whole batch: which images are recovered together is part of the method.
 """
 
 import math
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Annotated, Any, ClassVar, NamedTuple
 
@@ -19,8 +19,14 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from stillhouse.distillation.decoupled import DecoupledMethod, ImageUnit, UnitMade, task_rng
-from stillhouse.distillation.prepared import Prepared, Standardisation, batch_norms
+from stillhouse.distillation.decoupled import (
+    DecoupledMethod,
+    ImageUnit,
+    UnitMade,
+    UnitWork,
+    task_rng,
+)
+from stillhouse.distillation.prepared import Standardisation, batch_norms
 from stillhouse.distillation.recipes import ProtocolName
 from stillhouse.distillation.views import resized_crop
 from stillhouse.errors import DivergedError
@@ -43,8 +49,10 @@ class MatchingSettings(Settings):
     )
 
 
-class RecoverSettings(MatchingSettings):
-    """How SRe2L's images are recovered."""
+class Sre2l(DecoupledMethod, MatchingSettings):
+    """Images recovered from a teacher's batch statistics (Yin et al. 2023)."""
+
+    protocol: ClassVar[ProtocolName] = "p2"
 
     batch_size: Count = Field(default=100, description="images whose statistics are taken together")
     min_scale: Annotated[float, Field(gt=0, le=1)] = Field(
@@ -55,30 +63,17 @@ class RecoverSettings(MatchingSettings):
     )
     l2: Annotated[float, Field(ge=0)] = Field(default=0.0, description="weight of the image norm")
 
-
-class Sre2l(DecoupledMethod, RecoverSettings):
-    """Images recovered from a teacher's batch statistics (Yin et al. 2023)."""
-
-    protocol: ClassVar[ProtocolName] = "p2"
-
     def units(self, stage: str, num_teachers: int, num_classes: int) -> list[ImageUnit]:
         """Batches of all classes."""
         batches = recovery_batches(num_classes, self.images_per_class, self.batch_size)
         return [ImageUnit(index) for index in range(len(batches))]
 
-    def make(
-        self,
-        stage: str,
-        unit: ImageUnit,
-        prepared: Prepared,
-        teacher: nn.Module,
-        before: Sequence[Tensor],
-    ) -> UnitMade:
+    def make(self, work: UnitWork) -> UnitMade:
         """Recover a batch."""
-        batches = recovery_batches(prepared.num_classes, self.images_per_class, self.batch_size)
-        labels = batches[unit.index].to(prepared.device)
-        rng = task_rng(self.seed, unit.index)
-        return recover(teacher, labels, prepared.shape, self, prepared.standardisation, rng=rng)
+        given, rng = work.prepared, task_rng(self.seed, work.unit.index)
+        batches = recovery_batches(given.num_classes, self.images_per_class, self.batch_size)
+        labels = batches[work.unit.index].to(given.device)
+        return recover(work.teacher, labels, given.shape, self, given.standardisation, rng=rng)
 
     def image_labels(self, num_classes: int) -> Tensor:
         """All classes once, then again."""
@@ -157,18 +152,12 @@ def recover(
     teacher: nn.Module,
     labels: Tensor,
     shape: tuple[int, int, int],
-    settings: RecoverSettings,
+    settings: Sre2l,
     standardisation: Standardisation,
     *,
     rng: np.random.Generator,
 ) -> UnitMade:
-    """One batch of images [B, *shape], recovered from noise for the labels int64 [B], and losses.
-
-    The images are standardised and lie in the range of pixels; the loss is that of each iteration.
-
-    Raises:
-        DivergedError: the loss is NaN or infinite.
-    """
+    """Images [B, *shape] in the range of pixels, from noise for labels [B]; and all losses."""
     noise = rng.standard_normal((len(labels), *shape), dtype=np.float32)
     images = torch.from_numpy(noise).to(labels.device).requires_grad_()
 
