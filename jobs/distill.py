@@ -87,7 +87,7 @@ class OpenedDistill:
         from stillhouse.report.page import write
 
         made = run_distill(ctx, self.spec, self.inputs)
-        committed = put_result(ctx, self.spec, made)
+        committed = put_result(made)
         return write(distill_result(ctx, self.spec, made, committed, record.uri))
 
     def estimate(self, ctx: Context, *, complete: bool) -> dict[str, dict[str, Any]]:
