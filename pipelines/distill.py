@@ -122,8 +122,8 @@ class DistillJob:
 class DistillRun:
     """All that a finished distil job made."""
 
-    job: DistillJob
     images: Manifest
+    job: DistillJob
     made: MadeSets
     chosen: int
     points: list[Point]
@@ -158,7 +158,7 @@ def run_distill(ctx: Context, spec: DistillSpec, inputs: ImageInputs) -> Distill
     chosen = max(range(len(points)), key=lambda i: (fmean(points[i].validation), -i))
     stored = made.stored or stored_set(ctx.store, points[chosen].part).stored
     tests, controls = judge.final(along[chosen], _controls(job, stored))
-    return DistillRun(job, images, made, chosen, points, tests, stored, controls)
+    return DistillRun(images, job, made, chosen, points, tests, stored, controls)
 
 
 def check_counts(store: Store, spec: DistillSpec, images: Manifest) -> None:
