@@ -6,15 +6,12 @@ follows experts, or a `DecoupledMethod` (`stillhouse.distillation.decoupled`), w
 A spec names it by a short name of `METHODS`, or, if it is the user's own, by `module:Class`.
 """
 
-import os
-import sys
-from importlib import import_module
 from typing import Any, ClassVar
 
 from pydantic import Field
 
 from stillhouse.distillation.recipes import ProtocolName
-from stillhouse.errors import MissingExtraError
+from stillhouse.own_code import import_named
 from stillhouse.spec import Count, Settings
 
 _HERE = "stillhouse.distillation.methods"
@@ -73,19 +70,7 @@ def find_method(given: Any) -> Any:
     if not isinstance(given, dict) or not isinstance(given.get("name"), str):
         return given
     name: str = given["name"]
-    if ":" not in name and name not in METHODS:
-        raise ValueError(
-            f"{name!r} is none of {', '.join(METHODS)}, nor `package.module:Class` of your own"
-        )
-    module, _, wanted = METHODS.get(name, name).partition(":")
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # where workers look as well
-    try:
-        found = getattr(import_module(module), wanted)
-    except (ImportError, AttributeError) as error:
-        if isinstance(error, ImportError) and (missing := MissingExtraError.of(error)):
-            raise missing from error
-        raise ValueError(f"`{name}` cannot be imported: {error}") from error
+    found = import_named(name, METHODS)
     if not (isinstance(found, type) and issubclass(found, Method)):
         raise ValueError(f"`{name}` is no TrajectoryMethod or DecoupledMethod")
     return found.model_validate(given)

@@ -86,7 +86,7 @@ def test_without_flips_no_network_sees_any(tmp_path):
     ("drop", "changes", "said"),
     [
         ([], {"method": {"name": "ast"}}, "`method.images_per_class` is missing"),
-        ([], {"method": {"name": "atm", "images_per_class": 1}}, "'atm'"),
+        ([], {"method": {"name": "atm", "images_per_class": 1}}, "`atm` is none of mtt"),
         (
             [],
             {"method": {"name": "mtt", "images_per_class": 1, "balanced": True}},
