@@ -241,15 +241,14 @@ def _scores(spec: SelectSpec, made: SelectRun, heldout: Moments) -> list[b.Block
         charts.append(b.Cells(shown, edges, tally.pool_losses, tally.kept_losses, cut))
     moments = {"the pool": tally.pieces.y, "held-out target text": heldout}
     rows: list[list[b.Cell]] = []
-    for name, of in moments.items():
-        rows.append([name, of.count, [of.mean, of.std]])
+    rows.extend([name, of.count, [of.mean, of.std]] for name, of in moments.items() if of.count)
     seen = {"seen by the prior": tally.seen, "not seen": tally.unseen}
-    if all(count for count, _ in seen.values()):
+    if told := all(count for count, _ in seen.values()):
         rows.extend([name, count, total / count] for name, (count, total) in seen.items())
     columns = {"Scores of": "text", "count": "compact", "mean": "decimals3"}
     means = b.Table(columns, rows, style="short")
     note = "Target text should score higher than the pool: nothing was trained on what is held out."
-    if len(rows) > len(moments):
+    if told:
         verb = "were not" if made.candidates.exclude_prior_rows else "were"
         note += f" What the prior has seen of the pool {verb} eligible."
     likeness = f"{intro} The higher the score, the more like the target it is."
