@@ -8,9 +8,9 @@ and data sets, and what is fetched ahead.
     stream = TokenStream(order, read_ahead(PartReader(uris), rows), rank=0, num_workers=4)
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -51,42 +51,34 @@ class _Loaded:
         return np.repeat(self.pieces.source[piece], tokens).reshape(-1, length)
 
 
-@dataclass(slots=True)
-class _Rows:
-    """A batch that is being filled."""
+_Taken = tuple[_Loaded, NDArray[np.int64], NDArray[np.int64]]
+"""Rows of a window, and their places in a batch."""
 
-    input_ids: list[NDArray[Any]] = field(default_factory=list[NDArray[Any]])
-    samples: list[NDArray[np.int64]] = field(default_factory=list[NDArray[np.int64]])
-    codes: list[NDArray[np.int32]] = field(default_factory=list[NDArray[np.int32]])
-    places: list[NDArray[np.int64]] = field(default_factory=list[NDArray[np.int64]])
-    signals: list[dict[str, NDArray[np.float32]]] = field(
-        default_factory=list[dict[str, NDArray[np.float32]]]
+
+def _batch(taken: Sequence[_Taken]) -> Batch:
+    """The rows in the order of their places, with the sources that are in it: no more than it has
+    tokens, however many the data have.
+    """
+    names: dict[str, int] = {}
+    codes: list[NDArray[np.int32]] = []
+    for loaded, rows, _ in taken:
+        used, found = np.unique(loaded.token_codes(rows), return_inverse=True)
+        table = [names.setdefault(loaded.names[i], len(names)) for i in used.tolist()]
+        codes.append(np.array(table, np.int32)[found].reshape(len(rows), -1))
+    back = np.argsort(np.concatenate([places for _, _, places in taken]))
+
+    def joined(arrays: Iterable[NDArray[Any]]) -> NDArray[Any]:
+        return np.concatenate(list(arrays))[back]
+
+    return Batch(
+        torch.from_numpy(joined(one.input_ids[rows] for one, rows, _ in taken).astype(np.int64)),
+        joined(one.samples[rows] for one, rows, _ in taken),
+        TokenSources(joined(codes), tuple(names)),
+        {
+            name: torch.from_numpy(joined(one.signals[name][rows] for one, rows, _ in taken))
+            for name in taken[0][0].signals
+        },
     )
-    names: dict[str, int] = field(default_factory=dict[str, int])
-    """The sources in it: no more than it has tokens, however many the data have."""
-
-    def take(self, loaded: _Loaded, rows: NDArray[np.int64], places: NDArray[np.int64]) -> None:
-        """Add rows of a window at their places."""
-        used, codes = np.unique(loaded.token_codes(rows), return_inverse=True)
-        table = [self.names.setdefault(loaded.names[i], len(self.names)) for i in used.tolist()]
-        self.input_ids.append(loaded.input_ids[rows])
-        self.samples.append(loaded.samples[rows])
-        self.codes.append(np.array(table, np.int32)[codes].reshape(len(rows), -1))
-        self.places.append(places)
-        self.signals.append({name: values[rows] for name, values in loaded.signals.items()})
-
-    def batch(self) -> Batch:
-        """The rows in the order of their places."""
-        back = np.argsort(np.concatenate(self.places))
-        ids = np.concatenate(self.input_ids)[back].astype(np.int64)
-        codes = np.concatenate(self.codes)[back]
-        samples = np.concatenate(self.samples)[back]
-        signals = {
-            name: torch.from_numpy(np.concatenate([one[name] for one in self.signals])[back])
-            for name in self.signals[0]
-        }
-        sources = TokenSources(codes, tuple(self.names))
-        return Batch(torch.from_numpy(ids), samples, sources, signals)
 
 
 class TokenStream:
@@ -175,28 +167,22 @@ class TokenStream:
 
     def _assemble(self, step: int) -> Batch:
         width = self._order.rows_per_lane
-        rows = _Rows()
+        taken: list[_Taken] = []
         for i, lane in enumerate(self._lanes):
             datasets, positions = self._order.mixture.draws(lane, step * width, width)
             for dataset in np.unique(datasets).tolist():
                 mine = np.flatnonzero(datasets == dataset)
-                self._take(rows, dataset, lane, positions[mine], i * width + mine)
-        return rows.batch()
+                taken += self._take(dataset, lane, positions[mine], i * width + mine)
+        return _batch(taken)
 
     def _take(
-        self,
-        rows: _Rows,
-        dataset: int,
-        lane: int,
-        positions: NDArray[np.int64],
-        places: NDArray[np.int64],
-    ) -> None:
-        """Take the rows at ascending `positions` of a data set's lane to their `places`."""
+        self, dataset: int, lane: int, positions: NDArray[np.int64], places: NDArray[np.int64]
+    ) -> Iterator[_Taken]:
+        """The rows at ascending `positions` of a data set's lane, with their `places`."""
         while len(positions):
             loaded = self._at(dataset, lane, int(positions[0]))
             here = positions < loaded.window.end
-            found = loaded.order[positions[here] - loaded.window.start]
-            rows.take(loaded, found, places[here])
+            yield loaded, loaded.order[positions[here] - loaded.window.start], places[here]
             positions, places = positions[~here], places[~here]
 
     def _at(self, dataset: int, lane: int, position: int) -> _Loaded:
