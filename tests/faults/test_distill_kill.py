@@ -60,9 +60,10 @@ def undisturbed(ray_cluster, tmp_path_factory):
 
 
 TITLES = {
-    "experts": "ray::PoolWorker.do",
-    "distil": "ray::RayTrainWorker",
-}  # `progress` renames it
+    "experts": ["ray::PoolWorker.do"],
+    "distil": ["ray::RayTrainWorker", "ray::WorkerGroupActor"],
+}
+"""By step, what its workers are called; one alone is the actor of its group."""
 
 
 class Killer(Quiet):
@@ -74,14 +75,13 @@ class Killer(Quiet):
 
     def advance(self, step, done, amount):
         super().advance(step, done, amount)
-        title = TITLES.get(step)
-        if title is None or step in self.killed or (step == "distil" and self.share() < 1.2):
+        if step not in TITLES or step in self.killed or (step == "distil" and self.share() < 1.2):
             return
-        for process in psutil.Process().children(recursive=True):
-            if title in " ".join(process.cmdline()):
-                self.killed[step] = process.pid
-                os.kill(process.pid, signal.SIGKILL)
-                return
+        found = [(p, " ".join(p.cmdline())) for p in psutil.Process().children(recursive=True)]
+        at_work = [p for title in TITLES[step] for p, line in found if title in line]
+        if at_work:
+            self.killed[step] = at_work[0].pid
+            os.kill(at_work[0].pid, signal.SIGKILL)
 
     def share(self):
         """Points of the distillation so far."""
