@@ -49,8 +49,8 @@ def run_mix_job(ctx: Context, spec: MixSpec, inputs: MixInputs, decisions: str) 
     given = {key: StoredModel(model.fingerprint, model.folder) for key, model in placed.items()}
     arms = prepare_arms(ctx, spec, inputs)
     if spec.reference is not None:
-        words = load_tokenizer(arms.tokenizer.path, arms.tokenizer.eos_token)
-        check_vocabulary(words, arms.tokenizer.path, {"policy": spec.reference})
+        tokenizer = load_tokenizer(arms.tokenizer.path, arms.tokenizer.eos_token)
+        check_vocabulary(tokenizer, arms.tokenizer.path, {"policy": spec.reference})
     rules = rules_of(spec, [part.num_rows for part in arms.arms])
     tasks = [
         mix_task(spec, arms, rule, seed, given, decisions) for seed in spec.seeds for rule in rules
@@ -71,7 +71,7 @@ def mix_task(
     decisions: str,
 ) -> MixTask:
     """The run of a rule and a seed."""
-    words = arms.tokenizer
+    tokenizer = arms.tokenizer
     return MixTask(
         rule=rule,
         seed=seed,
@@ -82,10 +82,10 @@ def mix_task(
         arms=tuple(arms.arms),
         target=arms.target,
         num_shots=spec.target.num_shots,
-        tokenizer=words.path,
-        tokenizer_digest=words.digest,
-        eos_token=words.eos_token,
-        bos_id=words.bos_id if spec.model.kind == "decoder" else None,
+        tokenizer=tokenizer.path,
+        tokenizer_digest=tokenizer.digest,
+        eos_token=tokenizer.eos_token,
+        bos_id=tokenizer.bos_id if spec.model.kind == "decoder" else None,
         max_input=spec.max_input_tokens,
         max_target=spec.max_target_tokens,
         train=spec.train,
@@ -110,12 +110,12 @@ def train_mixes(ctx: Context, tasks: Sequence[MixTask]) -> list[Manifest]:
             compute = ctx.compute
             place = compute.device, compute.gpus_of(compute.trainer)
             work = partial(_work, ctx.store, tuple(todo), mixer, place)
-            run_workers(ctx, "mixing", work, _MixProgress(ctx, todo, advance).take)
+            run_workers(ctx, "mixing", work, _MixProgress(ctx, advance).take)
     return [ctx.store.get_manifest("models", name) for name in names]
 
 
 def _work(
-    store: Store, tasks: Sequence[MixTask], mixer: Any, place: tuple[str, float], tell: Any
+    store: Store, tasks: Sequence[MixTask], mixer: Any, place: tuple[str, float], send: Any
 ) -> None:
     """In each worker: one run after another."""
     from stillhouse.mixing.run import run_mix
@@ -126,36 +126,34 @@ def _work(
     for number, task in enumerate(tasks):
         there = store.find_manifest("models", task.fingerprint) is not None
         if not group.gather(there)[0]:
-            say = partial(_tell, tell, number, before) if group.rank == 0 else None
+            first = group.rank == 0
+            report = partial(_report, send, task, number, before) if first else None
             remote: Any = RemoteMixer(mixer, task)
-            run_mix(store, task, remote, device=where, group=group, on_step=say)
-            if group.rank == 0:
-                tell("run", {"label": task.rule.label, "seed": task.seed, "number": number})
+            run_mix(store, task, remote, device=where, group=group, on_step=report)
+            if first:
+                about = {"label": task.rule.label, "seed": task.seed}
+                send("run", about | {"step": before, "done": number + 1})
         before += task.rule.num_steps
 
 
-def _tell(tell: Any, number: int, before: int, step: int) -> None:
-    """Where the job is, in steps over all of its runs."""
-    tell(STEP, {"step": before + step, "run": number, "in_run": step})
+def _report(send: Any, task: MixTask, number: int, before: int, step: int) -> None:
+    """How far the job is: steps of all its runs, and runs that are done."""
+    done = number + 0.999 * step / task.rule.num_steps
+    send(STEP, {"step": before + step, "done": done})
 
 
 class _MixProgress:
     """Moves the progress of the job's step to where the runs are."""
 
-    def __init__(self, ctx: Context, tasks: Sequence[MixTask], advance: Any) -> None:
-        self._ctx, self._tasks, self._advance = ctx, tasks, advance
+    def __init__(self, ctx: Context, advance: Any) -> None:
+        self._ctx, self._advance = ctx, advance
         self._done, self._steps = 0.0, 0
 
     def take(self, kind: str, content: dict[str, Any]) -> None:
-        """Take one of the workers' events."""
-        steps = self._steps
-        if kind == STEP:
-            steps = max(steps, content["step"])
-            share = content["in_run"] / self._tasks[content["run"]].rule.num_steps
-            place = content["run"] + 0.999 * share
-        else:
-            place = content["number"] + 1.0
+        """Take one of the workers' events; a lost worker goes back to its checkpoint."""
+        if kind != STEP:
             self._ctx.listener.note("mix run", content)
-        if place > self._done:
-            self._advance(place - self._done, steps - self._steps)
-            self._done, self._steps = place, steps
+        if content["done"] > self._done:
+            steps = max(self._steps, content["step"])
+            self._advance(content["done"] - self._done, steps - self._steps)
+            self._done, self._steps = content["done"], steps

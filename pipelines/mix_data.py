@@ -167,8 +167,8 @@ def _tokenizer_of(selection: Selection) -> tuple[str, str]:
 def _refuse_target(target: Source, source: Source) -> None:
     mine, theirs = source.asked, target.asked.where
     named = (mine.by in theirs and theirs[mine.by] not in mine.exclude) if mine.by else True
-    apart = any(mine.where.get(key, value) != value for key, value in theirs.items())
-    if {*source.digests} & {*target.digests} and named and not apart:
+    disjoint = any(mine.where.get(key, value) != value for key, value in theirs.items())
+    if {*source.digests} & {*target.digests} and named and not disjoint:
         what = f"value {theirs[mine.by]!r} of `by: {mine.by}`" if mine.by else "its rows"
         raise SpecError(
             f"the target is among the arms: `{source.name}`, {what}: leave it out with `where` or "
@@ -183,11 +183,11 @@ def prepare_arms(ctx: Context, spec: MixSpec, inputs: MixInputs) -> ArmsMade:
         InputError: an arm that is empty or cannot be read, without `skip_bad_arms`.
         SpecError: fewer than two arms, two of one name, or the target among them.
     """
-    words = _tokenizer(ctx, spec, inputs)
-    tasks = [_task(spec, source, words, i == 0) for i, source in enumerate(inputs.usable)]
-    host = TokenizerHost(words.path, words.eos_token)
+    tokenizer = _tokenizer(ctx, spec, inputs)
+    tasks = [_task(spec, source, tokenizer, i == 0) for i, source in enumerate(inputs.usable)]
+    host = TokenizerHost(tokenizer.path, tokenizer.eos_token)
     receipts = perform(ctx, Step("arms", tasks, host))
-    made = ArmsMade(words, _target_part(receipts[0]), skipped=inputs.broken)
+    made = ArmsMade(tokenizer, _target_part(receipts[0]), skipped=inputs.broken)
     for source, receipt in zip(inputs.usable[1:], receipts[1:], strict=True):
         _take_arms(made, spec, source, receipt)
     names = [part.name for part in made.arms]
@@ -201,7 +201,7 @@ def prepare_arms(ctx: Context, spec: MixSpec, inputs: MixInputs) -> ArmsMade:
     return made
 
 
-def _task(spec: MixSpec, source: Source, words: TokenizerRef, is_target: bool) -> SourceTask:
+def _task(spec: MixSpec, source: Source, tokenizer: TokenizerRef, is_target: bool) -> SourceTask:
     digest, folder = source.selection_tokenizer or (None, None)
     return SourceTask(
         name=source.name,
@@ -209,7 +209,7 @@ def _task(spec: MixSpec, source: Source, words: TokenizerRef, is_target: bool) -
         where=source.asked.where,
         by=source.asked.by,
         selection=digest,
-        tokenizer=words.digest,
+        tokenizer=tokenizer.digest,
         max_input=spec.max_input_tokens,
         max_target=spec.max_target_tokens,
         split_text=spec.model.kind == "encoder_decoder",

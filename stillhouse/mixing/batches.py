@@ -1,4 +1,7 @@
-"""Rows of tokens as padded batches for both kinds of models, and their losses in nats.
+"""Micro-batches: which worker takes which, rows as padded batches, and their losses in nats.
+
+The G slots of a step, sorted by arm, are cut into one run for each of N workers. At most N - 1 arms
+then lie on two workers or more, and only for these do gradients have to travel to be compared.
 
     encoder_decoder    encoder reads: input EOS          decoder predicts: target EOS
     decoder            reads: [BOS] input target EOS     predicts: target EOS (plain text: all)
@@ -7,7 +10,8 @@ The shape depends on the batch's own rows alone, so that a micro-batch is the sa
 whichever worker has it.
 """
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -22,6 +26,39 @@ from stillhouse.mixing.arms import Ids, Row
 
 IGNORED = -100
 _MULTIPLE = 8
+
+
+class Slot(NamedTuple):
+    """One micro-batch of a step: its arm, its number in the step, and which of the arm's batches
+    it is.
+    """
+
+    arm: int
+    number: int
+    batch: int
+
+
+def slots_of(arms: Sequence[int], drawn: Mapping[int, int]) -> list[Slot]:
+    """A step's slots in the order of their arms, which were `drawn` so often before the step."""
+    seen, slots = Counter(drawn), list[Slot]()
+    for number, arm in enumerate(arms):
+        slots.append(Slot(arm, number, seen[arm]))
+        seen[arm] += 1
+    return sorted(slots)
+
+
+def share(count: int, rank: int, size: int) -> range:
+    """The run of `count` things that worker `rank` of `size` takes; sizes differ by one at most."""
+    return range(count * rank // size, count * (rank + 1) // size)
+
+
+def spanning(slots: Sequence[Slot], size: int) -> list[int]:
+    """The arms that lie on several workers, ascending."""
+    owners: dict[int, set[int]] = {}
+    for rank in range(size):
+        for i in share(len(slots), rank, size):
+            owners.setdefault(slots[i].arm, set()).add(rank)
+    return sorted(arm for arm, ranks in owners.items() if len(ranks) > 1)
 
 
 class TaskBatch(NamedTuple):

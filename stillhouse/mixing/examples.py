@@ -8,6 +8,7 @@ Two forms, told apart by a file's columns (Parquet) or a row's keys (JSON Lines)
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import pyarrow as pa
@@ -65,7 +66,8 @@ def read_examples(
     if by is not None and by not in where:
         needed.append(by)
     absent, row = set(needed), -1
-    for record in _records(uri, needed):
+    columns = partial(_columns, uri, needed)
+    for record in read_records(uri, columns, text="text", max_chars=_MAX_CHARS):
         row = record.row
         absent -= {key for key in absent if find(record.values, key) is not ABSENT}
         try:
@@ -78,17 +80,13 @@ def read_examples(
         group = labels[by] if by else ""
         if by and record.broken is None and not group:
             yield BadRow(record.row, f"no value of `{by}` (`by`)")
-        else:
-            yield _judge(record, group)
+            continue
+        try:
+            yield _example(record, group)
+        except ValueError as error:
+            yield BadRow(record.row, str(error), group)
     if absent and row >= 0:
         raise InputError(f"{uri}: no row has the key {sorted(absent)} (`where`, `by`)")
-
-
-def _judge(record: Record, group: str) -> Example | BadRow:
-    try:
-        return _example(record, group)
-    except ValueError as error:
-        return BadRow(record.row, str(error), group)
 
 
 def _example(record: Record, group: str) -> Example:
@@ -99,17 +97,14 @@ def _example(record: Record, group: str) -> Example:
     """
     if record.broken is not None:
         raise ValueError(record.broken)
-    values = record.values
+    values, choices = record.values, record.values.get("choices")
     split = label(values.get("split"))
-    if "target" not in values:
-        if values.get("choices") is not None:
-            raise ValueError("`choices` without `target`")
-        return Example("", _text(values, "text"), (), split, group)
-    choices = values.get("choices")
-    if values["target"] is None and choices is not None:
+    if values.get("target") is None and choices is not None:
         raise ValueError("`choices` without `target`")
-    given, target = _text(values, "input"), _text(values, "target")
-    return Example(given, target, _choices(choices, target), split, group)
+    if "target" not in values:
+        return Example("", _text(values, "text"), (), split, group)
+    read, target = _text(values, "input"), _text(values, "target")
+    return Example(read, target, _choices(choices, target), split, group)
 
 
 def _text(values: Mapping[str, Any], name: str) -> str:
@@ -139,13 +134,7 @@ def _choices(choices: Any, target: str) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _records(uri: str, needed: Sequence[str]) -> Iterator[Record]:
-    return read_records(
-        uri, lambda schema: _columns(uri, schema, needed), text="text", max_chars=_MAX_CHARS
-    )
-
-
-def _columns(uri: str, schema: pa.Schema, needed: Sequence[str]) -> list[str]:
+def _columns(uri: str, needed: Sequence[str], schema: pa.Schema) -> list[str]:
     """The columns that are read of a Parquet file."""
     names = schema.names
     missing = [path for path in needed if column_of(schema, path) is None]

@@ -147,10 +147,10 @@ def _selected_texts(uri: str, tokenizer_folder: str) -> Iterator[Example]:
     if "text" in table.column_names:
         yield from (Example("", text) for text in table["text"].to_pylist() if text)
         return
-    words = load_tokenizer(tokenizer_folder)
+    tokenizer = load_tokenizer(tokenizer_folder)
     for ids in token_ids(table):
-        for piece in np.split(ids, np.flatnonzero(ids == words.eos_id)):
-            text = words.decode(piece[piece != words.eos_id])
+        for piece in np.split(ids, np.flatnonzero(ids == tokenizer.eos_id)):
+            text = tokenizer.decode(piece[piece != tokenizer.eos_id])
             if text.strip():
                 yield Example("", text)
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -77,76 +76,76 @@ def run_mix(
         DivergedError: a loss, or too many rewards, were not finite.
         ArtifactError: the checkpoint is of another run.
     """
-    run = _MixRun(store, task, mixer, device, group or WorkerGroup())
+    run = _MixRun(store, task, mixer, device, group or WorkerGroup(), on_step)
     try:
-        run.train(on_step or (lambda step: None))
-        return run.finish()
+        return run.train()
     finally:
-        run.close()
+        run.trainer.close()
+        run.arms.close()
 
 
 class _MixRun:
     def __init__(
-        self, store: Store, task: MixTask, mixer: Mixer, device: torch.device, group: WorkerGroup
+        self,
+        store: Store,
+        task: MixTask,
+        mixer: Mixer,
+        device: torch.device,
+        group: WorkerGroup,
+        on_step: Callable[[int], None] | None,
     ) -> None:
         self._store, self._task, self._mixer = store, task, mixer
-        self._device, self._group = device, group
+        self._device, self._group, self._on_step = device, group, on_step
         self._shots = load_shots(store, task)
-        self._arms = ArmReader(store, task.arms, seed=task.seed)
-        self._trainer = make_trainer(
-            task, start_model(task, device), self._arms, self._shots, mixer, device, group
-        )
-        identity = {"task": task.fingerprint}
-        self._checkpoints = Checkpoints(store, task.fingerprint, identity, keep_last=1)
+        self.arms = ArmReader(store, task.arms, seed=task.seed)
+        model = start_model(task, device)
+        self.trainer = make_trainer(task, model, self.arms, self._shots, mixer, device, group)
         self._seen = _Progress()
 
-    def close(self) -> None:
-        self._trainer.close()
-        self._arms.close()
-
-    def train(self, on_step: Callable[[int], None]) -> None:
-        """From the newest checkpoint, or the beginning, to the last step or the early stop."""
-        patience, seen = self._task.train.patience, self._seen
+    def train(self) -> Manifest:
+        """From the newest checkpoint, or the beginning, to the last step or the early stop; then
+        the best checkpoint is measured on the test split, and the first worker commits it.
+        """
+        task, seen, group, trainer = self._task, self._seen, self._group, self.trainer
+        patience, identity = task.train.patience, {"task": task.fingerprint}
+        checkpoints = Checkpoints(self._store, task.fingerprint, identity, keep_last=1)
         fit(
-            self._trainer,
-            self._checkpoints,
-            self._group,
-            num_steps=self._task.rule.num_steps,
-            checkpoint_every=self._task.train.evaluate_every,
-            on_step=partial(self._after, on_step),
+            trainer,
+            checkpoints,
+            group,
+            num_steps=task.rule.num_steps,
+            checkpoint_every=task.train.evaluate_every,
+            on_step=self._after,
             on_start=self._begin,
             beside={"seen": seen},
             stopped=lambda: patience is not None and seen.since_best >= patience,
         )
-        self._group.gather(None)  # the first worker's checkpoints are there for the others
-
-    def finish(self) -> Manifest:
-        """Measure the best checkpoint on the test split; the first worker commits the model."""
-        seen, task, model = self._seen, self._task, self._trainer.model
-        if seen.best_step != self._trainer.step_number:
-            best = self._checkpoints.load(seen.best_step).snapshot
+        group.gather(None)  # the first worker's checkpoints are there for the others
+        if seen.best_step != trainer.step_number:
+            best, model = checkpoints.load(seen.best_step).snapshot, trainer.model
             put_snapshot(best, model, torch.optim.SGD(model.parameters(), lr=0.0))
         test = self._evaluate(self._shots.test)
-        if self._group.rank == 0:
+        if group.rank == 0:
             self._commit(test)
-        self._group.gather(None)  # the others wait until it is there
+        group.gather(None)  # the others wait until it is there
         return self._store.get_manifest("models", task.fingerprint)
 
     def _begin(self, step: int) -> None:
         if step == 0:
             examples = self._task.rule.policy.first_examples
-            rewards = self._trainer.initial_rewards(examples) if examples else []
+            rewards = self.trainer.initial_rewards(examples) if examples else []
             if self._group.rank == 0:
                 self._mixer.begin(rewards)
 
-    def _after(self, on_step: Callable[[int], None], record: MixRecord) -> float | None:
+    def _after(self, record: MixRecord) -> float | None:
         """The score, after the steps at which it is measured."""
         seen, step = self._seen, record.step
         seen.complaints += record.complaints
         seen.losses.append((record.auxiliary_loss, record.target_loss))
         seen.seconds += record.seconds
         seen.data_wait_s += record.data_wait_s
-        on_step(step)
+        if self._on_step is not None:
+            self._on_step(step)
         last = step == self._task.rule.num_steps
         return self._measure() if last or step % self._task.train.evaluate_every == 0 else None
 
@@ -154,13 +153,13 @@ class _MixRun:
         """The score on the validation half, which decides; test rows are only looked at, for the
         report's curve.
         """
-        seen, number = self._seen, self._trainer.step_number
+        seen, number = self._seen, self.trainer.step_number
         validation = self._evaluate(self._shots.validation)
         heldout = self._evaluate(self._shots.test[:_CURVE_ROWS])
         seen.curve.append(
             {
                 "step": number,
-                "passes": self._trainer.passes,
+                "passes": self.trainer.passes,
                 "validation_nll": validation.nll,
                 "validation_accuracy": validation.accuracy,
                 "heldout_nll": heldout.nll,
@@ -172,7 +171,7 @@ class _MixRun:
         return validation.score
 
     def _evaluate(self, rows: Any) -> Evaluation:
-        trainer = self._trainer
+        trainer = self.trainer
         return evaluate(
             trainer.model, trainer.collate, rows, device=self._device, group=self._group
         )
@@ -183,7 +182,7 @@ class _MixRun:
         files = {n: read_bytes(f"{task.tokenizer}/{n}") for n in TOKENIZER_FILES if n in there}
 
         def save(folder: Path) -> None:
-            save_model(self._trainer.model, folder)
+            save_model(self.trainer.model, folder)
             for name, content in files.items():
                 (folder / name).write_bytes(content)
 
@@ -198,9 +197,9 @@ class _MixRun:
                 "label": f"{rule.label}, seed {task.seed}",
                 "policy": rule.label,
                 "seed": task.seed,
-                "num_steps": self._trainer.step_number,
+                "num_steps": self.trainer.step_number,
                 "best_step": seen.best_step,
-                "gradient_passes": self._trainer.passes,
+                "gradient_passes": self.trainer.passes,
                 "test": asdict(test),
                 "curve": seen.curve,
                 "losses": seen.losses,
@@ -222,18 +221,18 @@ def load_shots(store: Store, task: MixTask) -> Shots:
 
 def start_model(task: MixTask, device: torch.device) -> PreTrainedModel:
     """The model that the run begins with, on its device."""
-    words, encoder_decoder = _tokenizer(task), task.encoder_decoder
+    tokenizer, encoder_decoder = _tokenizer(task), task.encoder_decoder
     if task.init is not None:
         model = load_text_model(task.init.folder, encoder_decoder=encoder_decoder, device=device)
     else:
         model = build_text_model(
             task.model,
             encoder_decoder=encoder_decoder,
-            vocab_size=words.vocab_size,
+            vocab_size=tokenizer.vocab_size,
             num_positions=task.max_input + task.max_target + 1 + int(task.bos_id is not None),
             seed=task.seed,
-            eos_id=words.eos_id,
-            pad_id=_pad_id(words),
+            eos_id=tokenizer.eos_id,
+            pad_id=_pad_id(tokenizer),
         )
         model.to(device)  # pyright: ignore[reportArgumentType]
     if task.train.activation_checkpointing:
@@ -251,7 +250,7 @@ def make_trainer(
     group: WorkerGroup,
 ) -> MixTrainer:
     """The trainer of a task, with its optimiser and DoReMi's reference model."""
-    words, make = _tokenizer(task), make_adafactor
+    tokenizer, make = _tokenizer(task), make_adafactor
     if task.train.optimizer == "adamw":
         make = make_optimizer
     reference = None
@@ -265,7 +264,7 @@ def make_trainer(
         make(model, task.train.optimisation(task.seed)),
         arms,
         shots.train,
-        Collator(task.encoder_decoder, words.eos_id, _pad_id(words), task.bos_id),
+        Collator(task.encoder_decoder, tokenizer.eos_id, _pad_id(tokenizer), task.bos_id),
         mixer,
         device=device,
         group=group,
@@ -277,10 +276,10 @@ def _tokenizer(task: MixTask) -> Tokenizer:
     return load_tokenizer(task.tokenizer, task.eos_token)
 
 
-def _pad_id(words: Tokenizer) -> int:
+def _pad_id(tokenizer: Tokenizer) -> int:
     """The id of padding, which masks keep out of everything: any id will do."""
     for token in (PAD_TOKEN, "<pad>"):
-        found = words.backend.token_to_id(token)
+        found = tokenizer.backend.token_to_id(token)
         if found is not None:
             return found
-    return words.eos_id
+    return tokenizer.eos_id

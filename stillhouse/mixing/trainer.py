@@ -8,14 +8,11 @@
 The target's gradient of `before_step` is that of 1: it belongs to the weights that the arms'
 gradients belong to, and costs nothing. `after_step`, as published, is a second pass at the
 new weights. Both sides of a reward are means over micro-batches.
-
-The G slots of a step, sorted by arm, are cut into one run for each of N workers. At most N - 1 arms
-then lie on two workers or more, and only for these do gradients have to travel to be compared.
 """
 
 import math
 from collections import Counter
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -31,7 +28,7 @@ from transformers import PreTrainedModel
 from stillhouse.errors import DivergedError
 from stillhouse.fingerprint import fingerprint
 from stillhouse.mixing.arms import ArmReader, Row
-from stillhouse.mixing.batches import Collator, token_losses
+from stillhouse.mixing.batches import Collator, Slot, share, slots_of, spanning, token_losses
 from stillhouse.mixing.evaluation import TargetRow
 from stillhouse.mixing.mixer import Draw, Mixer
 from stillhouse.mixing.rewards import (
@@ -53,14 +50,16 @@ _Sums: TypeAlias = tuple[int, int, Tensor]
 """Of one micro-batch: arm, number, and float32 [3]: NLL, tokens, excess."""
 
 
-class Slot(NamedTuple):
-    """One micro-batch of a step: its arm, its number in the step, and which of the arm's batches
-    it is.
+class _Step(NamedTuple):
+    """A step's arms by slot, this worker's slots, the arms that lie on several workers, what a
+    micro-batch's mean loss is multiplied by: of the target, and by arm.
     """
 
-    arm: int
-    number: int
-    batch: int
+    arms: list[int]
+    mine: list[Slot]
+    shared: list[int]
+    scale: float
+    weights: dict[int, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,10 +112,8 @@ class MixTrainer:
         self.model, self._optimizer, self._arms = model, optimizer, arms
         self._target = [row.row for row in target]
         self.collate, self._plan, self._num_steps = collate, task.rule.plan, task.rule.num_steps
-        self._settings, self._micro_batch = (
-            task.train.optimisation(task.seed),
-            task.train.micro_batch,
-        )
+        self._settings = task.train.optimisation(task.seed)
+        self._micro_batch = task.train.micro_batch
         self._mixer, self._device, self._reference = mixer, device, reference
         self._group = group or WorkerGroup()
         self._dtype = choose_dtype(task.train.dtype, device)
@@ -154,47 +151,61 @@ class MixTrainer:
         rate = learning_rate(self.step_number, self._num_steps, self._settings)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
-        slots = slots_of(draw.arms, self.drawn)
-        mine = [slots[i] for i in share(len(slots), self._group.rank, self._group.size)]
-        shared = spanning(slots, self._group.size)
-        self._read_ahead(mine)
+        step = self._open(draw)
         self.model.train()
-        plan, scale = self._plan, 1 / (len(slots) or self._plan.target_batches)
-        weights = {a: scale * (draw.weights[a] if draw.weights else 1.0) for a in {*draw.arms}}
-        parts = {arm: draw.arms.count(arm) * weight for arm, weight in weights.items()}
-        early = plan.by_gradient and plan.target_gradient == "before_step"
-        losses = self._target_pass(plan.target_batches, scale, captured=early)
-        aim = self._aim(plan.target_batches * scale) if early else None
-        rewards: dict[int, float] = {}
-        for arm, run in groupby(mine, key=lambda slot: slot.arm):
-            losses += [self._arm_pass(slot, weights[arm]) for slot in run]
-            if aim is not None and arm not in shared:  # one arm's gradient is held at a time
-                rewards[arm] = self._reward(aim, arm, parts[arm])
-        if aim is not None:
-            rewards |= {a: self._reward(aim, a, parts[a], together=True) for a in shared}
+        losses, rewards, aim = self._passes(step)
         norm = self._update()
-        if plan.by_gradient and aim is None:
-            aim = self._later_aim(scale)
-            own = sorted({slot.arm for slot in mine} - {*shared})
-            rewards = {arm: self._reward(aim, arm, parts[arm]) for arm in own}
-            rewards |= {a: self._reward(aim, a, parts[a], together=True) for a in shared}
-        self.drawn.update(draw.arms)
-        self._read_ahead([Slot(arm, 0, self.drawn[arm]) for arm in {slot.arm for slot in mine}])
-        self.step_number += 1
-        self.passes += plan.passes(len(slots))
+        rewards |= self._later_rewards(step, aim)
+        self._close(step)
         rows, rewards = self._gather(losses, rewards)
-        auxiliary = _mean([row for row in rows if row.arm != TARGET])
-        target = _mean([row for row in rows if row.arm == TARGET])
-        self._check([auxiliary, target], norm, rate)
-        return MixRecord(
-            step=self.step_number,
-            auxiliary_loss=auxiliary,
-            target_loss=target,
-            rewards=rewards,
-            grad_norm=norm,
-            seconds=perf_counter() - started,
-            data_wait_s=self._arms.wait_s - waited,
-        )
+        means = [_mean(rows, of_target=False), _mean(rows, of_target=True)]
+        self._check(means, norm, rate)
+        seconds, waited = perf_counter() - started, self._arms.wait_s - waited
+        return MixRecord(self.step_number, *means, rewards, norm, seconds, waited)
+
+    def _open(self, draw: Draw) -> _Step:
+        slots, size = slots_of(draw.arms, self.drawn), self._group.size
+        mine = [slots[i] for i in share(len(slots), self._group.rank, size)]
+        self._read_ahead(mine)
+        scale = 1 / (len(slots) or self._plan.target_batches)
+        weights = {a: scale * (draw.weights[a] if draw.weights else 1.0) for a in {*draw.arms}}
+        return _Step(draw.arms, mine, spanning(slots, size), scale, weights)
+
+    def _passes(self, step: _Step) -> tuple[list[_Sums], dict[int, float], Aim | None]:
+        """Backward through the target and this worker's slots. With the target's gradient, an arm
+        is rewarded as soon as it is done, so that one arm's gradient is held at a time.
+        """
+        plan = self._plan
+        early = plan.by_gradient and plan.target_gradient == "before_step"
+        losses = self._target_pass(plan.target_batches, step.scale, captured=early)
+        aim = self._aim(plan.target_batches * step.scale) if early else None
+        rewards: dict[int, float] = {}
+        for arm, run in groupby(step.mine, key=lambda slot: slot.arm):
+            losses += [self._arm_pass(slot, step.weights[arm]) for slot in run]
+            if aim is not None and arm not in step.shared:
+                rewards[arm] = self._reward(step, arm, aim)
+        return losses, rewards, aim
+
+    def _later_rewards(self, step: _Step, aim: Aim | None) -> dict[int, float]:
+        """Of arms that lie on several workers, the only ones whose gradients travel; and of all, as
+        published, against the target's gradient at the new weights, by a second pass.
+        """
+        if not self._plan.by_gradient:
+            return {}
+        arms = step.shared
+        if aim is None:
+            arms = [*sorted({slot.arm for slot in step.mine} - {*arms}), *arms]
+            with self._compared_only():
+                self._target_pass(self._plan.target_batches, step.scale, captured=True)
+            self._optimizer.zero_grad(set_to_none=True)
+            aim = self._aim(self._plan.target_batches * step.scale)
+        return {arm: self._reward(step, arm, aim) for arm in arms}
+
+    def _close(self, step: _Step) -> None:
+        self.drawn.update(step.arms)
+        self._read_ahead([Slot(arm, 0, self.drawn[arm]) for arm in {s.arm for s in step.mine}])
+        self.step_number += 1
+        self.passes += self._plan.passes(len(step.arms))
 
     def initial_rewards(self, num_examples: int) -> list[float]:
         """A first reward of each arm at the present weights, from at most so many of its rows.
@@ -297,16 +308,10 @@ class MixTrainer:
     def _aim(self, parts: float) -> Aim:
         return Aim(self._mean_gradient(TARGET, parts, together=True))
 
-    def _later_aim(self, scale: float) -> Aim:
-        """As published: the target's gradient at the new weights, by a second pass."""
-        with self._compared_only():
-            self._target_pass(self._plan.target_batches, scale, captured=True)
-        self._optimizer.zero_grad(set_to_none=True)
-        return self._aim(self._plan.target_batches * scale)
-
-    def _reward(self, aim: Aim, arm: int, parts: float, *, together: bool = False) -> float:
+    def _reward(self, step: _Step, arm: int, aim: Aim) -> float:
         name: Any = self._plan.reward
-        return aim.reward(self._mean_gradient(arm, parts, together=together), name)
+        parts = step.arms.count(arm) * step.weights[arm]
+        return aim.reward(self._mean_gradient(arm, parts, together=arm in step.shared), name)
 
     def _mean_gradient(self, arm: int, parts: float, *, together: bool = False) -> Tensor:
         """The arm's (or the target's) gradients over `parts`: float32[P]; `together` those of all
@@ -373,28 +378,6 @@ class MixTrainer:
                 parameter.requires_grad_(True)
 
 
-def slots_of(arms: Sequence[int], drawn: Mapping[int, int]) -> list[Slot]:
-    """A step's slots in the order of their arms, which were `drawn` so often before the step."""
-    seen, slots = Counter(drawn), list[Slot]()
-    for number, arm in enumerate(arms):
-        slots.append(Slot(arm, number, seen[arm]))
-        seen[arm] += 1
-    return sorted(slots)
-
-
-def share(count: int, rank: int, size: int) -> range:
-    """The run of `count` things that worker `rank` of `size` takes; sizes differ by one at most."""
-    return range(count * rank // size, count * (rank + 1) // size)
-
-
-def spanning(slots: Sequence[Slot], size: int) -> list[int]:
-    """The arms that lie on several workers, ascending."""
-    owners: dict[int, set[int]] = {}
-    for rank in range(size):
-        for i in share(len(slots), rank, size):
-            owners.setdefault(slots[i].arm, set()).add(rank)
-    return sorted(arm for arm, ranks in owners.items() if len(ranks) > 1)
-
-
-def _mean(rows: Sequence[BatchLoss]) -> float | None:
-    return fmean(row.nll / row.tokens for row in rows) if rows else None
+def _mean(rows: Sequence[BatchLoss], *, of_target: bool) -> float | None:
+    means = [row.nll / row.tokens for row in rows if (row.arm == TARGET) == of_target]
+    return fmean(means) if means else None

@@ -23,15 +23,12 @@ def test_parts_have_their_name(capsys):
 
 
 def test_runs_of_a_mix_advance_by_their_steps():
-    told = []
-    note = SimpleNamespace(note=lambda *_: None)
-    runs = [SimpleNamespace(rule=SimpleNamespace(num_steps=n)) for n in (10, 30)]
-    follower = _MixProgress(
-        SimpleNamespace(listener=note), runs, lambda done, amount: told.append((done, amount))
-    )
+    told, noted = [], []
+    ctx = SimpleNamespace(listener=SimpleNamespace(note=lambda *of: noted.append(of)))
+    progress = _MixProgress(ctx, lambda done, amount: told.append((done, amount)))
     for step in (5, 3, 10):  # a lost worker goes back to its checkpoint
-        follower.take(STEP, {"step": step, "run": 0, "in_run": step})
-    follower.take("run", {"label": "ucb1", "seed": 0, "number": 0})
-    follower.take(STEP, {"step": 25, "run": 1, "in_run": 15})
+        progress.take(STEP, {"step": step, "done": 0.0999 * step})
+    progress.take("run", {"label": "ucb1", "seed": 0, "step": 0, "done": 1})
+    progress.take(STEP, {"step": 25, "done": 1.5})
     assert [amount for _, amount in told] == [5, 5, 0, 15]
-    assert round(sum(done for done, _ in told), 2) == 1.5
+    assert round(sum(done for done, _ in told), 2) == 1.5 and len(noted) == 1

@@ -8,7 +8,15 @@ import torch
 
 from stillhouse.errors import InputError
 from stillhouse.mixing.arms import Row
-from stillhouse.mixing.batches import IGNORED, Collator, token_losses
+from stillhouse.mixing.batches import (
+    IGNORED,
+    Collator,
+    Slot,
+    share,
+    slots_of,
+    spanning,
+    token_losses,
+)
 from stillhouse.mixing.evaluation import TargetRow, choose_shots, evaluate, wilson
 from stillhouse.models.causal_lm import save_model
 from stillhouse.models.text_to_text import build_text_model, load_text_model
@@ -128,3 +136,10 @@ def test_shots_are_halved_and_the_test_split_stays_apart():
         choose_shots(rows, splits, num_shots=9, seed=0)
     with pytest.raises(InputError, match="nothing to measure"):
         choose_shots(rows[:8], splits[:8], num_shots=2, seed=0)
+
+
+def test_slots_are_dealt_whole_in_the_order_of_arms():
+    slots = slots_of([4, 2, 4, 9, 2], {4: 10})
+    assert slots == [Slot(2, 1, 0), Slot(2, 4, 1), Slot(4, 0, 10), Slot(4, 2, 11), Slot(9, 3, 0)]
+    assert [list(share(5, rank, 2)) for rank in range(2)] == [[0, 1], [2, 3, 4]]
+    assert spanning(slots, 1) == [] and spanning(slots, 2) == [] and spanning(slots, 3) == [2, 4]

@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from stillhouse.errors import BadFileError, InputError
+from stillhouse.errors import InputError
 from stillhouse.mixing.examples import BadRow, Example, read_examples
 
 
@@ -91,17 +91,6 @@ def test_columns_that_are_not_utf8(tmp_path):
     ]
 
 
-@pytest.mark.parametrize("kind", [pa.large_string(), pa.string_view(), pa.binary(), pa.binary(3)])
-def test_text_columns_of_every_type(tmp_path, kind):
-    column = pa.array([b"cat", b"dog"]).cast(kind) if kind != pa.string_view() else None
-    column = column if column is not None else pa.array(["cat", "dog"], kind)
-    path = table(tmp_path / "a.parquet", input=column, target=column, task=column)
-    assert read(path, by="task") == [
-        Example("cat", "cat", group="cat"),
-        Example("dog", "dog", group="dog"),
-    ]
-
-
 NO_VALUE = "no value of `task` (`by`)"
 
 
@@ -142,18 +131,8 @@ def test_a_key_that_no_row_has(tmp_path):
             read(path, **settings)
 
 
-def test_two_columns_of_one_name(tmp_path):
-    arrays = [pa.array(["a"]), pa.array(["b"]), pa.array(["c"])]
-    twins = pa.Table.from_arrays(arrays, ["input", "target", "target"])
-    pq.write_table(twins, tmp_path / "twins.parquet")
-    with pytest.raises(BadFileError, match=r"twins\.parquet: .* 2 columns are called `target`"):
-        read(tmp_path / "twins.parquet")
-
-
 def test_text_files(tmp_path):
     (tmp_path / "a.txt").write_bytes("café".encode("latin-1"))
     assert read(tmp_path / "a.txt") == [BadRow(0, "invalid UTF-8")]
     (tmp_path / "b.txt").write_bytes("café".encode("utf-16"))
     assert read(tmp_path / "b.txt") == [Example("", "café")]
-    (tmp_path / "c.json").write_bytes(json.dumps([GOOD, {"text": "x"}], indent=1).encode("utf-16"))
-    assert read(tmp_path / "c.json") == [Example("red", "cat"), Example("", "x")]

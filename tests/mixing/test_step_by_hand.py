@@ -19,7 +19,7 @@ from stillhouse.mixing.mixer import Draw, Mixer
 from stillhouse.mixing.policy import StepPlan
 from stillhouse.mixing.run import load_shots, run_mix, start_model
 from stillhouse.mixing.spec import control_policy
-from stillhouse.mixing.trainer import MixTrainer, Slot, share, slots_of, spanning
+from stillhouse.mixing.trainer import MixTrainer
 from stillhouse.mixing.ucb1 import Ucb1
 from stillhouse.text.tokenizer import load_tokenizer
 from stillhouse.training.group import WorkerGroup
@@ -271,6 +271,7 @@ def worker(rank, folder, world):
     dist.destroy_process_group()
 
 
+@pytest.mark.soak
 def test_two_workers_compute_the_same_formulas(world, tmp_path):
     torch.multiprocessing.spawn(worker, (str(tmp_path), world), nprocs=2)
     task = task_of(world)
@@ -286,10 +287,3 @@ def test_two_workers_compute_the_same_formulas(world, tmp_path):
         by_arm = {arm: of["aggregate"] for arm, of in expected.items()}
         assert found["rewards"] == pytest.approx(by_arm, abs=2e-5)
         check_doremi(found["doremi"], expected_doremi, first=rank == 0)
-
-
-def test_slots_are_dealt_whole_in_the_order_of_arms():
-    slots = slots_of([4, 2, 4, 9, 2], {4: 10})
-    assert slots == [Slot(2, 1, 0), Slot(2, 4, 1), Slot(4, 0, 10), Slot(4, 2, 11), Slot(9, 3, 0)]
-    assert [list(share(5, rank, 2)) for rank in range(2)] == [[0, 1], [2, 3, 4]]
-    assert spanning(slots, 1) == [] and spanning(slots, 2) == [] and spanning(slots, 3) == [2, 4]
