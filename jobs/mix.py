@@ -9,14 +9,16 @@ from stillhouse.models.shape import model_uri, read_header
 from stillhouse.pipelines.context import Context
 from stillhouse.pipelines.given import check_tokenizer, model_identity
 from stillhouse.pipelines.mix_data import MixInputs, list_sources, open_sources
+from stillhouse.pipelines.named import resolved
 from stillhouse.storage.artifact import Store
-from stillhouse.storage.filesystem import FileInfo, join
+from stillhouse.storage.filesystem import FileInfo, absolute_uri, join
 from stillhouse.storage.run_record import RunRecord
 from stillhouse.text.tokenizer import tokenizer_identity
 
 
 def list_mix(spec: MixSpec) -> "ListedMix":
     """See `stillhouse.jobs.kinds.list_job`."""
+    spec = resolved(spec, Store(absolute_uri(spec.store)))
     paths = spec.given_paths
     for key, path in paths.items():
         read_header(model_uri(path), f"{key} {path!r}")

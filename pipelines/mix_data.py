@@ -15,6 +15,7 @@ from stillhouse.mixing.preparation import SourceTask
 from stillhouse.mixing.spec import ArmSource, MixSpec
 from stillhouse.pipelines.context import Context
 from stillhouse.pipelines.inputs import list_documents
+from stillhouse.pipelines.named import find_input
 from stillhouse.pipelines.steps import Step, perform
 from stillhouse.pipelines.tokenizer import task_tokenizer
 from stillhouse.pipelines.tokens import TokenizerRef
@@ -22,7 +23,7 @@ from stillhouse.reading.readers import Selection, open_selection
 from stillhouse.spec import TokenizerTraining
 from stillhouse.storage.artifact import Receipt, Store
 from stillhouse.storage.digests import digest_files
-from stillhouse.storage.filesystem import FileInfo, list_names
+from stillhouse.storage.filesystem import FileInfo, absolute_uri, list_names
 from stillhouse.text.tasks import TokenizerHost
 from stillhouse.text.tokenizer import train_tokenizer
 
@@ -108,9 +109,8 @@ def list_sources(spec: MixSpec) -> MixInputs:
 
 def _listed(spec: MixSpec, asked: ArmSource) -> Source:
     if asked.selection is not None:
-        given = asked.selection
-        uri = given if "/" in given or "#" in given else f"{spec.store}/selections/{given}"
-        return Source(asked, selection=open_selection(uri).uri)
+        found = find_input(Store(absolute_uri(spec.store)), asked.selection)
+        return Source(asked, selection=open_selection(found).uri)
     return Source(asked, tuple(list_documents(asked.paths)))
 
 

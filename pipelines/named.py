@@ -15,6 +15,8 @@ S = TypeVar("S", bound=Settings)
 _MADE = {
     "data": ("selection",),
     "init": ("model",),
+    "model": ("model",),
+    "policy": ("model",),
     "prior": ("prior", "model"),
     "conditional": ("conditional", "model"),
     "tokenizer": ("tokenizer",),
@@ -95,7 +97,9 @@ def _of_run(folder: str, what: str) -> str:
         raise ArtifactError(f"{folder}: {known} (see `stillhouse status {folder}`)")
     made = [result["artifacts"].get(key) for key in _MADE[what]]
     found = next((uri for uri in made if uri), None)
+    if found is None and "model" in _MADE[what] and "model_fingerprint" in result:  # the best
+        found = join(folder.rsplit("/", 2)[0], "models", result["model_fingerprint"])
     if found is None:
-        noun = {"data": "selection", "init": "model"}.get(what, what)
+        noun = {"data": "selection", "init": "model", "policy": "model"}.get(what, what)
         raise ArtifactError(f"{folder} is a run of `job: {result['job']}`: it made no {noun}")
     return found

@@ -28,6 +28,7 @@ from stillhouse.mixing.policy import (
 )
 from stillhouse.mixing.static import by_size
 from stillhouse.settings import Share
+from stillhouse.tokenizer_settings import FROM_SETTING
 
 
 class DoReMi(Policy):
@@ -39,6 +40,7 @@ class DoReMi(Policy):
         default=None,
         description="the reference model, trained on the reference weights: a folder or URI",
     )
+    from_: str | None = Field(default=None, alias="from", description=FROM_SETTING)
     eta: Positive = Field(default=1.0, description="step size; 0.1 for small batches")
     smoothing: Share = Field(default=1e-3, description="share spread evenly; as published")
     size_temperature: Annotated[float, Field(ge=0)] = Field(
@@ -87,4 +89,4 @@ class DoReMi(Policy):
 
     def identity(self, seed: int | None = None) -> dict[str, Any]:
         """Without the reference model, which is known by its content."""
-        return self.model_dump(mode="json", exclude={"path"})
+        return self.model_dump(mode="json", exclude={"path", "from_"})

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,11 +13,9 @@ from stillhouse.mixing.evaluation import Evaluation, Shots, choose_shots, evalua
 from stillhouse.mixing.mixer import Mixer
 from stillhouse.mixing.task import MixTask
 from stillhouse.mixing.trainer import MixRecord, MixTrainer
-from stillhouse.models.causal_lm import TOKENIZER_FILES, save_model
+from stillhouse.models.causal_lm import commit_model
 from stillhouse.models.text_to_text import build_text_model, load_text_model
 from stillhouse.storage.artifact import Manifest, Store
-from stillhouse.storage.filesystem import list_names, read_bytes
-from stillhouse.storage.folders import put_folder
 from stillhouse.storage.parquet import read_table
 from stillhouse.text.tokenizer import PAD_TOKEN, Tokenizer, load_tokenizer
 from stillhouse.training.checkpoint import Checkpoints
@@ -178,18 +175,11 @@ class _MixRun:
 
     def _commit(self, test: Evaluation) -> None:
         task, seen, rule = self._task, self._seen, self._task.rule
-        there = list_names(task.tokenizer)
-        files = {n: read_bytes(f"{task.tokenizer}/{n}") for n in TOKENIZER_FILES if n in there}
-
-        def save(folder: Path) -> None:
-            save_model(self.trainer.model, folder)
-            for name, content in files.items():
-                (folder / name).write_bytes(content)
-
-        put_folder(
+        commit_model(
             self._store,
             task.fingerprint,
-            save,
+            self.trainer.model,
+            task.tokenizer,
             inputs={"arms": [part.path for part in task.arms], "target": task.target},
             settings=task.identity,
             totals={

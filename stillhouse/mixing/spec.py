@@ -25,7 +25,7 @@ from stillhouse.spec import (
     TokenizerSettings,
     TokenizerTraining,
 )
-from stillhouse.tokenizer_settings import with_own_tokenizer
+from stillhouse.tokenizer_settings import FROM_SETTING, with_own_tokenizer
 
 Control: TypeAlias = Literal[
     "target_only",
@@ -45,11 +45,22 @@ class ArmSource(Settings):
         default=None, description="files, folders, globs or URIs of task rows or texts"
     )
     selection: str | None = Field(
-        default=None, description="instead: a selection (URI, fingerprint here, or STORE#NAME)"
+        default=None,
+        description="instead: the run (URI) that made a selection, STORE#NAME, or the selection's "
+        "URI or fingerprint; `from` is the same",
     )
     where: dict[str, str] = Field(default={}, description="only rows with these values, by column")
     by: str | None = Field(default=None, description="column whose values are arms of their own")
     exclude: list[str] = Field(default=[], description="with `by`: values that are no arms")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from(cls, content: Any) -> Any:
+        if not isinstance(content, dict) or "from" not in content:
+            return content
+        if "selection" in content:
+            raise ValueError("give either `from` or `selection`: they are the same")
+        return {"selection" if key == "from" else key: value for key, value in content.items()}
 
     @model_validator(mode="after")
     def _one_of(self) -> "ArmSource":
@@ -86,6 +97,7 @@ class MixModel(ModelSettings):
     path: str | None = Field(
         default=None, description="a transformers folder, URI or hub name; sizes are its own then"
     )
+    from_: str | None = Field(default=None, alias="from", description=FROM_SETTING)
     tie_embeddings: bool = Field(
         default=False, description="one matrix for input and output; rewards look at the output's"
     )
@@ -176,11 +188,14 @@ class MixSpec(JobSpec):
             raise ValueError(f"`seeds` {self.seeds} hold one twice")
         if len(set(self.controls)) < len(self.controls):
             raise ValueError(f"`controls` {self.controls} hold one twice")
-        if isinstance(self.policy, DoReMi) and self.policy.path is None:
+        policy = self.policy
+        if isinstance(policy, DoReMi) and (policy.path is None) == (policy.from_ is None):
             raise ValueError(
-                "`policy.path` is missing: DoReMi compares with a reference model, such as the "
-                "model of a run with `policy: {name: static, size_temperature: 0}`"
+                "give either `policy.path` or `policy.from`: DoReMi compares with a reference "
+                "model, such as that of a run with `policy: {name: static, size_temperature: 0}`"
             )
+        if self.model.path is not None and self.model.from_ is not None:
+            raise ValueError("`model`: give either `path` or `from`")
         if self.policy.label in self.controls:
             raise ValueError(f"`{self.policy.label}` is the policy and among the `controls`")
         if not isinstance(self.policy, Replay):  # the passes of a replay are in its log

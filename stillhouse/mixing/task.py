@@ -69,7 +69,7 @@ class MixTask:
             "seed": self.seed,
             "plan": [self.rule.slots, self.rule.num_steps, self.rule.plan.target_batches],
             "train": self.train.model_dump(mode="json"),
-            "model": self.model.model_dump(mode="json", exclude={"path"})
+            "model": self.model.model_dump(mode="json", exclude={"path", "from_"})
             if self.init is None
             else self.init.digest,
             "data": {

@@ -12,6 +12,7 @@ from result_keys import check_keys
 from small import Quiet
 
 from stillhouse.errors import InputError, SpecError
+from stillhouse.jobs.mix import list_mix
 from stillhouse.jobs.run import run_job
 from stillhouse.jobs.status import draw_report
 from stillhouse.mixing.decisions import log_parts, read_decisions
@@ -57,6 +58,14 @@ def test_a_job_mixes_and_reports(done, data):
     changes = {"controls": ["target_only", "uniform"], "tokenizer": {"train": {"vocab_size": 300}}}
     again = run_job(parse(data, **changes), Quiet())
     assert again["status"] == "nothing_to_do" and again["mix"] == done["mix"]
+
+
+def test_a_run_is_a_model_a_reference_and_a_tokenizer(done, data):
+    run = {"from": done["run"]}
+    found = list_mix(parse(data, policy={"name": "doremi"} | run, model=run, tokenizer=run))
+    model = done["artifacts"]["models"]["ucb1"]["0"]
+    assert found.spec.given_paths == {"model": model, "policy": model}
+    assert found.spec.tokenizer.path == done["artifacts"]["tokenizer"]
 
 
 def replay(data, done, workers, log=None, **changes):

@@ -31,6 +31,15 @@ def test_the_contracts_spec_is_one():
     assert MixSpec.model_validate_json(found.model_dump_json()) == found
 
 
+def test_a_source_and_a_reference_take_a_run():
+    run = {"from": "s3://bucket/runs/r"}
+    policy = {"name": "doremi"} | run
+    found = spec(auxiliary=run, policy=policy, tokenizer=run, model=run)
+    assert found.sources[0].selection == found.policy.from_ == found.model.from_ == run["from"]
+    assert found.policy.identity().keys() == {"name", "eta", "smoothing", "size_temperature"}
+    assert MixSpec.model_validate_json(found.model_dump_json()) == found
+
+
 def test_controls_have_the_policys_passes():
     rules = rules_of(spec(controls=["target_only", "uniform", "loss_scaling"]), [40, 4000])
     # the policy's initial pass: 5 batches of the first arm, 125 of the second, 2 of the target
@@ -80,10 +89,11 @@ def test_a_control_of_a_replay_has_room_for_a_draw(tmp_path):
     ("changes", "said"),
     [
         ({"auxiliary": {"path": "a", "selection": "b"}}, "either `path` or `selection`"),
+        ({"auxiliary": {"from": "a", "selection": "b"}}, "they are the same"),
         ({"auxiliary": {"path": "a", "by": "task", "name": "b"}}, "drop `name`"),
         ({"seeds": [1, 1]}, "hold one twice"),
         ({"policy": {"name": "uniform"}}, "is the policy and among the `controls`"),
-        ({"policy": {"name": "doremi"}}, "`policy.path` is missing"),
+        ({"policy": {"name": "doremi"}}, "either `policy.path` or `policy.from`"),
         ({"policy": {"name": "exp3", "sampler": "released"}}, "draws follow the paper"),
         ({"policy": {"name": "odm", "form": "released"}}, "the paper's formula is"),
         ({"policy": {"name": "ucb1", "sampler": ["faithful"]}}, "draws follow the paper"),

@@ -14,7 +14,6 @@ from stillhouse.errors import InputError, SpecError
 from stillhouse.mixing.decisions import Decision, write_decisions
 from stillhouse.mixing.policy import MixFacts, NamedPolicy, invert
 from stillhouse.mixing.rewards import Aim, BatchLoss, clipped_excess, loss_rewards
-from stillhouse.mixing.static import by_alignment, by_size
 
 ADAPTER = TypeAdapter(NamedPolicy)
 G = 3
@@ -113,22 +112,6 @@ def test_inverse_of_the_cumulative_distribution():
     assert drawn == [0, 0, 2, 2, 3, 3]
 
 
-@pytest.mark.parametrize(("label", "share"), [("exp3", 0.35), ("exp3_fast", 0.2), ("ucb1", 0.45)])
-def test_bandits_find_two_good_arms_of_twenty(label, share):
-    good, rng = [0.35] * 2 + [0.05] * 18, np.random.default_rng(0)
-    found = ADAPTER.validate_python(
-        {"name": label} | MAKERS[label] | {"smoothing": 0.1 if label == "ucb1" else 1.0}
-    )
-    state = found.start(facts(20, accumulation=8, rewards=good))
-    late = []
-    for step in range(300):
-        window = [found.play(state, rng.random()) for _ in range(8)]
-        noisy = {arm: good[arm] + 0.15 * rng.standard_normal() for arm in sorted({*window})}
-        found.update(state, noisy)
-        late += window if step >= 225 else []
-    assert np.mean(np.array(late) < 2) > share
-
-
 def test_ucb1_plays_within_a_window_by_counts_alone():
     found = policy("ucb1")
     state = found.start(facts(3, rewards=[0.5, 0.4, -1.0]))
@@ -165,13 +148,6 @@ def test_loss_scaling_draws_alike_and_weighs_by_reward():
     assert found.loss_weights(state, [0]).tolist() == pytest.approx([0.500001, 1e-6, 1.000001])
     found.update(state, {0: 0.1, 1: 0.6})
     assert found.loss_weights(state, [0]).tolist() == pytest.approx([0.300001, 0.200001, 1.000001])
-
-
-def test_mixtures_by_size_and_alignment():
-    assert by_size([1, 4, 16], 0.5).tolist() == pytest.approx([1 / 7, 2 / 7, 4 / 7])
-    assert by_size([1, 4], 0).tolist() == [0.5, 0.5]
-    alignment = [0.0, np.log(2) / 10]
-    assert by_alignment(alignment, 0.1).tolist() == pytest.approx([1 / 3, 2 / 3])
 
 
 @pytest.mark.parametrize(
