@@ -75,8 +75,11 @@ def own_code(spec: JobSpec) -> list[OwnCode]:
     Raises:
         SpecError: it is not here, or is too much.
     """
-    if isinstance(spec, SelectSpec) and spec.scorer is not None:
-        return [find_code(spec.scorer.import_)]
+    if isinstance(spec, SelectSpec):
+        from stillhouse.pipelines.select import rules_of
+
+        scorers = [find_code(spec.scorer.import_)] if spec.scorer is not None else []
+        return [*scorers, *(rule.code for rule in rules_of(spec) if rule.code is not None)]
     if isinstance(spec, DistillSpec):
         from stillhouse.pipelines.image_inputs import named_code
 

@@ -13,12 +13,13 @@ from stillhouse.pipelines.scores import Scores
 from stillhouse.pipelines.steps import run_tasks
 from stillhouse.pipelines.tokens import Tokenised, TokenizerRef
 from stillhouse.selection.quotas import check_others, check_shares, named_shares
-from stillhouse.selection.ranking import Grain, RankedPart, Rule, row_sources, scorers_read
+from stillhouse.selection.ranking import RankedPart, scorers_read
+from stillhouse.selection.rules import NamedRule
 from stillhouse.selection.sources import LabelCounts, Sources
 from stillhouse.spec import SelectSpec
 from stillhouse.storage.artifact import Manifest, Store
-from stillhouse.storage.parquet import open_part
-from stillhouse.text.pieces import read_pieces
+from stillhouse.storage.parquet import read_table
+from stillhouse.text.pieces import Grain
 from stillhouse.text.tasks import UnitFile
 
 _PRIOR_SHARE = 0.02
@@ -43,7 +44,7 @@ class Candidates:
     """Fingerprint of the prior."""
     exclude_prior_rows: bool
 
-    def ranked(self, store: Store, spec: SelectSpec, rule: Rule) -> list[RankedPart]:
+    def ranked(self, store: Store, spec: SelectSpec, rule: NamedRule) -> list[RankedPart]:
         """Every part under a rule, with the losses of prior and conditional for the record."""
         return [
             RankedPart(
@@ -108,7 +109,8 @@ class PoolSources:
         if self._found is None:
             named = frozenset(_named(self._asked.max_share) | _named(self._asked.min_share))
             count = partial(count_labels, self._asked.grain, named)
-            items = [self._ctx.store.path(part.path) for part in self._tokens.parts]
+            units = self._tokens.inputs["units"]
+            items = [self._ctx.store.path(u["labels"]) for u in units if u["labels"] is not None]
             counts = LabelCounts(named)
             for found in run_tasks(self._ctx, count, items):
                 counts.add(
@@ -140,12 +142,8 @@ def _named(shares: object) -> set[str]:
 
 
 def count_labels(grain: Grain, named: frozenset[str], uri: str) -> LabelCounts:
-    """The labels of a token part; a row counts for the source that owns most of its tokens."""
-    with open_part(uri) as part:
-        pieces = read_pieces(part.read(["documents"]))
-    width = len(pieces.sources)
-    tokens = np.bincount(pieces.source, pieces.num_tokens, width).astype(np.int64)
-    rows = np.bincount(row_sources(pieces, grain), minlength=width)
+    """The labels of a unit's token parts; a row counts for the source that owns most of it."""
+    table = read_table(uri, ["label", "tokens", grain])
     found = LabelCounts(named)
-    found.add(zip(pieces.sources, tokens.tolist(), rows.tolist(), strict=True))
+    found.add(zip(*table.to_pydict().values(), strict=True))
     return found

@@ -12,6 +12,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
+from stillhouse.errors import SpecError
 from stillhouse.pipelines.candidates import (
     Candidates,
     PoolSources,
@@ -34,6 +35,7 @@ from stillhouse.pipelines.selection import (
 from stillhouse.pipelines.tokenizer import tokenizer
 from stillhouse.pipelines.tokens import Tokenised, TokenizerRef, tokenise, without_dropped
 from stillhouse.selection.own import find_code
+from stillhouse.selection.rules import NamedRule, find_rule
 from stillhouse.spec import SelectSpec
 from stillhouse.storage.artifact import Manifest
 from stillhouse.text.tokenizer import load_tokenizer
@@ -70,6 +72,8 @@ def run_select(ctx: Context, spec: SelectSpec, inputs: JobInputs) -> SelectRun:
     Raises:
         StillhouseError: whatever a step raises; run again to go on from its finished parts.
     """
+    rules = rules_of(spec)
+    needed = {name for rule in rules for name in rule.scorers}
     given = _given(ctx, spec)
     scanned = scan(ctx, inputs)
     words = tokenizer(ctx, spec, scanned.sources[0])
@@ -81,7 +85,6 @@ def run_select(ctx: Context, spec: SelectSpec, inputs: JobInputs) -> SelectRun:
 
     models = Models(ctx, spec, words, given)
     scoring = PoolScores(ctx, spec, words, pool.manifest, heldout.manifest)
-    controls = spec.train.controls if spec.train else []
     prior = conditional = down = None
     seen: dict[str, NDArray[np.int64]] = {}
     if spec.scorer is not None:
@@ -94,7 +97,7 @@ def run_select(ctx: Context, spec: SelectSpec, inputs: JobInputs) -> SelectRun:
             seen = models.prior_rows(prior, pool.manifest)
             check(sum(map(len, seen.values())))
             conditional = models.conditional(prior, target.manifest)
-            if "rho_down" in controls:
+            if "down" in needed:
                 down = models.down(prior, target.manifest)
         scores = {
             "prior": scoring.losses("prior", prior),
@@ -102,17 +105,17 @@ def run_select(ctx: Context, spec: SelectSpec, inputs: JobInputs) -> SelectRun:
         }
         if down is not None:
             scores["down"] = scoring.losses("down", down)
-    if "dsir" in controls:
+    if "dsir" in needed:
         scores["dsir"] = scoring.dsir(packing[1].tasks)
     contamination = scoring.contamination(packing[2].tasks)
 
     name = prior.folder.removeprefix(f"{ctx.store.uri}/") if prior is not None else ""
     candidates = candidates_of(ctx, spec, pool, scores, contamination, name, seen, sources, words)
-    kept = select(ctx, spec, candidates, rule=spec.rule)
+    kept = select(ctx, spec, candidates, rule=rules[0])
     size = size_of(kept, spec.selection)
     selections: dict[str, Selected] = {spec.rule: kept}
-    for rule in controls:
-        selections[rule] = select(ctx, spec, candidates, rule=rule, size=size)
+    for rule in rules[1:]:
+        selections[rule.name] = select(ctx, spec, candidates, rule=rule, size=size)
     kept_by = {name: made.manifest for name, made in selections.items()}
     targets = models.targets(kept_by, heldout.manifest) if spec.train else {}
     return SelectRun(
@@ -128,6 +131,29 @@ def run_select(ctx: Context, spec: SelectSpec, inputs: JobInputs) -> SelectRun:
         targets=targets,
         trained=models.trained,
     )
+
+
+def rules_of(spec: SelectSpec) -> list[NamedRule]:
+    """The rule of the selection, then those of the controls.
+
+    Raises:
+        SpecError: no such rule, or one that reads what the job has no scorer for.
+    """
+    controls = spec.train.controls if spec.train else []
+    rules = [find_rule("selection.rule", spec.rule)]
+    rules += [find_rule("train.controls", name) for name in controls]
+    absent = {"own"} if spec.scorer is None else {"prior", "conditional", "down"}
+    for rule in rules:
+        if missing := sorted(absent & {*rule.scorers}):
+            raise SpecError(
+                f"the rule `{rule.name}` reads `{missing[0]}`, which this job does not have: "
+                "give `prior` and `conditional`, or a `scorer`, as the rule needs"
+            )
+        if "dsir" in rule.scorers and spec.selection.grain == "documents":
+            raise SpecError(
+                f"the rule `{rule.name}` ranks sequences: use `selection.grain: sequences`"
+            )
+    return rules
 
 
 def _given(ctx: Context, spec: SelectSpec) -> dict[str, ModelRef]:

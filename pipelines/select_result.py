@@ -16,6 +16,7 @@ from stillhouse.pipelines.select_warnings import heldout_scores, select_warnings
 from stillhouse.report.formatting import compact, decimals, percent, signed, words
 from stillhouse.selection.ledger import SourceTally, loss_edges, score_edges
 from stillhouse.selection.moments import Moments
+from stillhouse.selection.rules import find_rule
 from stillhouse.selection.sources import OTHER
 from stillhouse.spec import SelectionSettings, SelectSpec
 from stillhouse.storage.artifact import Manifest
@@ -258,7 +259,7 @@ def _scores(spec: SelectSpec, made: SelectRun, heldout: Moments) -> list[b.Block
 def _examples(ctx: Context, spec: SelectSpec, made: SelectRun) -> list[b.Block]:
     """Texts to look at, with losses, address, and what became of them."""
     tokenizer = load_tokenizer(made.tokenizer.path, made.tokenizer.eos_token)
-    ranked = made.candidates.ranked(ctx.store, spec, spec.rule)
+    ranked = made.candidates.ranked(ctx.store, spec, find_rule("selection.rule", spec.rule))
     blocks: list[b.Block] = []
     for group, title, status in _GROUPS:
         cards: list[b.Card] = []

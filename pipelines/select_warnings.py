@@ -12,7 +12,8 @@ from stillhouse.pipelines.select import SelectRun
 from stillhouse.report import health
 from stillhouse.report.near_duplicates import near_duplicates
 from stillhouse.selection.moments import Moments
-from stillhouse.selection.ranking import SCORERS_OF, RankedPart
+from stillhouse.selection.ranking import RankedPart
+from stillhouse.selection.rules import find_rule
 from stillhouse.selection.statistics import load_arrays
 from stillhouse.spec import SelectSpec
 from stillhouse.storage.parquet import read_table
@@ -64,7 +65,8 @@ def select_warnings(
 
 def heldout_scores(ctx: Context, spec: SelectSpec, made: SelectRun) -> Moments:
     """The finite scores of held-out target text under the rule of the selection."""
-    scored = {name: made.candidates.scores[name].heldout for name in SCORERS_OF[spec.rule]}
+    rule = find_rule("selection.rule", spec.rule)
+    scored = {name: made.candidates.scores[name].heldout for name in rule.scorers}
     found = Moments()
     for index, part in enumerate(made.heldout.manifest.parts):
         member = RankedPart(
@@ -74,7 +76,7 @@ def heldout_scores(ctx: Context, spec: SelectSpec, made: SelectRun) -> Moments:
             contamination=None,
             prior_rows=None,
             exclude_prior_rows=False,
-            rule=spec.rule,
+            rule=rule,
             grain=spec.selection.grain,
             seed=spec.selection.seed,
         )

@@ -3,6 +3,7 @@
 from collections import Counter
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import pyarrow as pa
 
@@ -18,17 +19,16 @@ from stillhouse.selection.ledger import LEDGER_SCHEMA, LOSS_SPAN, SCORE_SPAN, Ta
 from stillhouse.selection.quotas import QuotaCut, cut_to_json, find_quota_cut, named_shares
 from stillhouse.selection.ranking import (
     RULE_VERSION,
-    SCORERS_OF,
     RankedPart,
-    Rule,
-    count_fates,
+    Ranks,
+    RankTask,
     scorers_read,
 )
+from stillhouse.selection.rules import NamedRule
 from stillhouse.selection.writing import (
     Member,
     WriteTask,
     group_parts,
-    look_at,
 )
 from stillhouse.spec import SelectionSettings, SelectSpec
 from stillhouse.storage.artifact import Manifest, Receipt, Store
@@ -36,8 +36,6 @@ from stillhouse.storage.commit import create_or_adopt
 from stillhouse.storage.layout import LAYOUT_VERSION, LEDGER, about
 from stillhouse.storage.parquet import parquet_bytes
 
-_MAIN: set[Rule] = {"color", "own"}
-"""Rules of what a job is for; others are controls."""
 _NOT_ELIGIBLE = {
     "contaminated": "share 13 words with the held-out target (give another `target.heldout`, or "
     "set `selection.exclude_contaminated: false`)",
@@ -68,7 +66,7 @@ def select(
     spec: SelectSpec,
     pool: Candidates,
     *,
-    rule: Rule = "color",
+    rule: NamedRule,
     size: int | None = None,
 ) -> Selected:
     """Rank, cut exactly, and write the kept rows.
@@ -85,20 +83,28 @@ def select(
         BudgetError: more asked than there is, or shares that cannot all hold.
     """
     settings = spec.selection
-    ranked = pool.ranked(ctx.store, spec, rule)
-    name = _identity(ctx.store, pool, settings, rule, size)
+    main = rule.name == spec.rule
+    carried = _carried(pool, settings) if main else ([], False)
+    name = _identity(ctx.store, pool, settings, rule, size, carried)
     found = ctx.store.find_manifest("selections", name)
     groups = found.totals["groups"] if found else 0
-    step = "selection" if rule in _MAIN else f"control {rule}"
+    step = "selection" if main else f"control {rule.name}"
     if found is not None or ctx.dry:
         with ctx.step(step, total=groups or 1, reused=groups):
             assert found is not None  # a dry step without one ends here
         return Selected(found)
+    ranked = pool.ranked(ctx.store, spec, rule)
+    shared = settings.max_share is not None or settings.min_share is not None
+    sources = pool.sources.get() if shared and size is None else None
+    ranking = "rank" if main else f"rank {rule.name}"
+    receipts = perform(ctx, Step(ranking, [RankTask(part, sources) for part in ranked]))
+    ranks = [Ranks(ctx.store.path(receipt.parts[0].path)) for receipt in receipts]
+    looks = [receipt.info for receipt in receipts]
     try:
-        cut = _cut(ctx, ranked, pool, settings, size)
+        cut = _cut(ctx, ranks, pool, settings, size)
     except BudgetError as error:
-        raise _too_few(ctx, ranked, error) from None
-    tasks = _groups(ctx, name, ranked, pool, settings, rule, cut)
+        raise _too_few(looks, error) from None
+    tasks = _groups(ctx, name, ranked, ranks, looks, pool, settings, carried, cut)
     receipts = perform(ctx, Step(step, tasks))
     return Selected(_finish(ctx.store, name, pool, settings, rule, cut, receipts))
 
@@ -110,27 +116,31 @@ def size_of(kept: Selected, settings: SelectionSettings) -> int:
 
 
 def _identity(
-    store: Store, pool: Candidates, settings: SelectionSettings, rule: Rule, size: int | None
+    store: Store,
+    pool: Candidates,
+    settings: SelectionSettings,
+    rule: NamedRule,
+    size: int | None,
+    carried: tuple[list[str], bool],
 ) -> str:
     """Everything that decides which rows are kept and in which order they stand."""
     hidden = pool.prior_rows if pool.exclude_prior_rows else {}
     prior_rows = {sha: sha256(rows.tobytes()) for sha, rows in hidden.items()}
-    asked = settings.model_dump(exclude={"text"})
+    asked = settings.model_dump(exclude={"text", "rule"})
     if settings.threshold_from is not None:
         asked["threshold_from"] = open_selection(
             selection_uri(store, settings.threshold_from)
         ).threshold
-    carried = _carried(pool, settings, rule)
     return fingerprint(
         [
             "selection",
             RULE_VERSION,
             LAYOUT_VERSION,
-            rule,
+            rule.name if rule.code is None else rule.code.digest,
             size,
             asked,
             pool.tokens.fingerprint,
-            {name: pool.scores[name].manifest.fingerprint for name in SCORERS_OF[rule]},
+            {name: pool.scores[name].manifest.fingerprint for name in rule.scorers},
             pool.contamination.manifest.fingerprint if pool.contamination else None,
             sorted(prior_rows.items()),
             *([carried] if any(carried) else []),
@@ -138,16 +148,14 @@ def _identity(
     )
 
 
-def _carried(pool: Candidates, settings: SelectionSettings, rule: Rule) -> tuple[list[str], bool]:
+def _carried(pool: Candidates, settings: SelectionSettings) -> tuple[list[str], bool]:
     """The columns that rows carry, and whether sequences get their text: not those of controls."""
-    if rule not in _MAIN:
-        return [], False
     return pool.source.keep_columns, settings.text and settings.grain == "sequences"
 
 
 def _cut(
     ctx: Context,
-    ranked: list[RankedPart],
+    ranks: list[Ranks],
     pool: Candidates,
     settings: SelectionSettings,
     size: int | None,
@@ -160,13 +168,13 @@ def _cut(
         return threshold_cut(open_selection(uri).threshold)
     if settings.grain == "documents":
         budget = size or _token_budget(pool.tokens, settings)
-        return find_weighted_cut({i: p.weighted for i, p in enumerate(ranked)}, budget, run=run)
+        return find_weighted_cut({i: p.weighted for i, p in enumerate(ranks)}, budget, run=run)
     count = size or _row_budget(pool.tokens, settings)
     if settings.max_share is None and settings.min_share is None:
-        return find_cut(dict(enumerate(ranked)), count, run=run)
+        return find_cut(dict(enumerate(ranks)), count, run=run)
     sources = pool.sources.get()
     return find_quota_cut(
-        {i: partial(part.with_sources, sources) for i, part in enumerate(ranked)},
+        {i: part.with_sources for i, part in enumerate(ranks)},
         count,
         names=sources.labels,
         **named_shares(settings.max_share, settings.min_share, sources),
@@ -174,9 +182,9 @@ def _cut(
     )
 
 
-def _too_few(ctx: Context, ranked: list[RankedPart], error: BudgetError) -> BudgetError:
+def _too_few(looks: list[dict[str, Any]], error: BudgetError) -> BudgetError:
     """Say why rows may not be chosen, where some may not: that is what makes them too few."""
-    fates = sum(run_tasks(ctx, count_fates, ranked), Counter[str]())
+    fates = sum((Counter(look["fates"]) for look in looks), Counter[str]())
     hidden = [
         f"{fates[reason]:,} {said}" for reason, said in _NOT_ELIGIBLE.items() if fates[reason]
     ]
@@ -265,18 +273,19 @@ def _groups(
     ctx: Context,
     name: str,
     ranked: list[RankedPart],
+    ranks: list[Ranks],
+    looks: list[dict[str, Any]],
     pool: Candidates,
     settings: SelectionSettings,
-    rule: Rule,
+    carried: tuple[list[str], bool],
     cut: Cut | QuotaCut,
 ) -> list[WriteTask]:
     """Group the input parts by how many rows each keeps (counted first: scores are small)."""
     sources = pool.sources.get()
-    columns, text = _carried(pool, settings, rule)
-    looks = list(run_tasks(ctx, partial(look_at, cut, sources), list(enumerate(ranked))))
-    kept = [look.num_kept for look in looks]
-    span = join_spans((look.scores for look in looks), SCORE_SPAN)
-    loss_span = join_spans((look.losses for look in looks), LOSS_SPAN)
+    columns, text = carried
+    kept = list(run_tasks(ctx, partial(_num_kept, cut), list(enumerate(ranks))))
+    span = join_spans((look["span"] for look in looks), SCORE_SPAN)
+    loss_span = join_spans((look["loss_span"] for look in looks), LOSS_SPAN)
     if not sum(kept):
         raise BudgetError(f"nothing reaches the threshold {cut.score:g}: lower `min_score`")
     part_rows = max(part.num_rows for part in pool.tokens.parts)
@@ -299,12 +308,20 @@ def _groups(
     ]
 
 
+def _num_kept(cut: Cut | QuotaCut, item: tuple[int, Ranks]) -> int:
+    """Rows that a cut keeps of the part with this index."""
+    index, ranks = item
+    if isinstance(cut, QuotaCut):
+        return int(cut.mask(index, *ranks.with_sources()).sum())
+    return int(cut.mask(index, ranks()).sum())
+
+
 def _finish(
     store: Store,
     name: str,
     pool: Candidates,
     settings: SelectionSettings,
-    rule: Rule,
+    rule: NamedRule,
     cut: Cut | QuotaCut,
     receipts: list[Receipt],
 ) -> Manifest:
@@ -330,7 +347,8 @@ def _finish(
         },
         settings=settings.model_dump()
         | {
-            "rule": rule,
+            "rule": rule.name,
+            "rule_code": rule.code.digest if rule.code else None,
             "prior_rows_excluded": pool.exclude_prior_rows,
             "tokenizer": pool.tokens.settings["tokenizer"],
         },

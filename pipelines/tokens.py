@@ -188,6 +188,7 @@ def _manifest(
                     "scan": task.fingerprint,
                     "dropped": packed.dropped,
                     "parts": len(receipt.parts),
+                    "labels": receipt.info.get("labels"),
                     "files": [
                         {"uri": f.uri, "sha256": f.digest, "rows": f.rows} for f in task.files
                     ],

@@ -65,6 +65,42 @@ def find_module(place: str, name: str, folders: Sequence[str] | None = None) -> 
     return FoundCode(source, _parsed(place, source), files)
 
 
+def find_class(
+    place: str, name: str, methods: Sequence[str], folders: Sequence[str] | None = None
+) -> tuple[FoundCode, ast.ClassDef]:
+    """The code of a class `module:Class`, and what is written of the class itself.
+
+    Raises:
+        SpecError: as `find_module`; no such class, or one without these methods (where it has no
+            base that could have them).
+    """
+    found, wanted = find_module(place, name, folders), name.partition(":")[2]
+    classes = {node.name: node for node in found.tree.body if isinstance(node, ast.ClassDef)}
+    if wanted not in classes:
+        there = ", ".join(sorted(classes)) or "none"
+        raise SpecError(f"`{place}`: no such class in {found.module}; there: {there}")
+    node = classes[wanted]
+    defined = {n.name for n in node.body if isinstance(n, ast.FunctionDef)}
+    missing = [method for method in methods if method not in defined]
+    if missing and not node.bases:
+        raise SpecError(f"`{place}`: the class has no method {', '.join(missing)}")
+    return found, node
+
+
+def literal_of(node: ast.ClassDef, name: str) -> Any:
+    """The value that a class assigns to a name, where it is a literal; else None."""
+    for line in node.body:
+        targets = line.targets if isinstance(line, ast.Assign) else []
+        if isinstance(line, ast.AnnAssign):
+            targets = [line.target]
+        if any(isinstance(target, ast.Name) and target.id == name for target in targets):
+            try:
+                return ast.literal_eval(line.value)  # pyright: ignore
+            except ValueError:
+                return None
+    return None
+
+
 def is_installed(name: str) -> bool:
     """Whether `module:name` belongs to a package that was installed, not to somebody's folder."""
     found = _located(name, None)

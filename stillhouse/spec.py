@@ -4,6 +4,8 @@ A spec is one YAML file. `jobs/spec_file.py` reads it, applies `--set a.b=c` and
 complaints into one line each. Everything below `jobs/` receives these models and reads them.
 """
 
+import re
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -136,6 +138,17 @@ class ScoringSettings(Settings):
     )
 
 
+RULES = ("color", "own", "random", "conditional_only", "dsir", "rho_down")
+CONTROLS = ("random", "conditional_only", "dsir", "rho_down")
+_CLASS = r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*"
+
+
+def _rule_name(name: str, known: Sequence[str]) -> str:
+    if name not in known and not re.fullmatch(_CLASS, name):
+        raise ValueError(f"no rule {name!r}: {', '.join(known)}, or `my_package.module:MyRule`")
+    return name
+
+
 class SelectionSettings(Settings):
     """What is kept. Give exactly one of tau, num_tokens, fraction, min_score, threshold_from."""
 
@@ -149,6 +162,10 @@ class SelectionSettings(Settings):
     threshold_from: str | None = Field(
         default=None,
         description="use its threshold: URI of a selection, a run (URI or id) or STORE#NAME",
+    )
+    rule: str | None = Field(
+        default=None,
+        description="how rows are ranked: `color`, with `scorer` `own`; or yours, `module:Class`",
     )
     grain: Literal["sequences", "documents"] = "sequences"
     text: bool = Field(default=False, description="sequences get a column of their text")
@@ -169,6 +186,11 @@ class SelectionSettings(Settings):
         default=0, description="of the order of rows in the selection and of the controls"
     )
 
+    @field_validator("rule")
+    @classmethod
+    def _known(cls, name: str | None) -> str | None:
+        return None if name is None else _rule_name(name, RULES)
+
     @model_validator(mode="after")
     def _one_of(self) -> "SelectionSettings":
         rules = [self.tau, self.num_tokens, self.fraction, self.min_score, self.threshold_from]
@@ -187,7 +209,6 @@ class SelectionSettings(Settings):
 
 
 _MOVED_PDS = ("pds", "stillhouse.selection.pds:PdsScorer")
-Control = Literal["random", "conditional_only", "dsir", "rho_down"]
 
 
 class TrainSettings(Optimisation):
@@ -197,8 +218,10 @@ class TrainSettings(Optimisation):
     num_tokens: Count | None = Field(
         default=None, description="default: one pass over the selection"
     )
-    controls: list[Control] = Field(
-        default=[], description="selections of equal size by other rules"
+    controls: list[str] = Field(
+        default=[],
+        description="selections of equal size by other rules: `random`, `conditional_only`, "
+        "`dsir`, `rho_down`, or your own, `module:Class`",
     )
     seeds: list[int] | None = Field(
         default=None, description="one training each; default: `seed` alone"
@@ -206,6 +229,11 @@ class TrainSettings(Optimisation):
     eval_points: Count = Field(
         default=10, description="evaluations over the run, the last at the end"
     )
+
+    @field_validator("controls")
+    @classmethod
+    def _known(cls, names: list[str]) -> list[str]:
+        return [_rule_name(name, CONTROLS) for name in names]
 
     @property
     def all_seeds(self) -> list[int]:
@@ -337,6 +365,6 @@ class SelectSpec(JobSpec):
         return self
 
     @property
-    def rule(self) -> Literal["color", "own"]:
+    def rule(self) -> str:
         """What the selection is made by; controls go by other rules."""
-        return "color" if self.scorer is None else "own"
+        return self.selection.rule or ("color" if self.scorer is None else "own")

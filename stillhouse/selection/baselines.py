@@ -68,11 +68,6 @@ def gumbel(keys: NDArray[np.uint64], seed: int) -> NDArray[np.float32]:
     return (-np.log(-np.log(keyed_uniform(keys, seed)))).astype(np.float32)
 
 
-def random_scores(part_fingerprint: str, num_rows: int, seed: int) -> NDArray[np.float32]:
-    """Uniform scores for the control `random`, by (part, row, seed): float32[num_rows]."""
-    return keyed_uniform(row_keys(part_fingerprint, num_rows), seed).astype(np.float32)
-
-
 @lru_cache(maxsize=2**18)
 def _bucket(gram: str, num_buckets: int) -> int:
     return (

@@ -7,16 +7,15 @@ throughout, so that the report never reads the pool again.
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from stillhouse.selection.moments import Moments, PairMoments, moments_by_code
-from stillhouse.selection.ranking import CONTAMINATED, ELIGIBLE, REASONS, PartScores
+from stillhouse.selection.ranking import CONTAMINATED, ELIGIBLE, REASONS, PartScores, Span
 
-Span: TypeAlias = tuple[float, float]
 SCORE_SPAN: Span = (-8.0, 8.0)
 LOSS_SPAN: Span = (0.0, 12.0)
 """Ends of histograms in nats per token where no value says better."""
@@ -122,19 +121,6 @@ def score_edges(span: Span) -> NDArray[np.float64]:
 def loss_edges(span: Span) -> NDArray[np.float64]:
     """The edges of the 48 bins of a histogram of losses, each way."""
     return np.linspace(*span, 49)
-
-
-def data_span(values: NDArray[np.float32]) -> Span | None:
-    """The least and the greatest of the finite values, as far as they are no outliers.
-
-    Further out than once more the width of the middle 99.8 % lies nothing worth a bin.
-    """
-    finite = values[np.isfinite(values)].astype(np.float64)
-    if not finite.size:
-        return None
-    low, high = np.quantile(finite, (0.001, 0.999))
-    width = high - low
-    return max(float(finite.min()), low - width), min(float(finite.max()), high + width)
 
 
 def join_spans(spans: Iterable[Span | None], default: Span) -> Span:

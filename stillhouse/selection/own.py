@@ -6,7 +6,6 @@ carried to the workers as it is: no worker imports anything else by that name, a
 ever read from the store. What it learned is kept in the store as plain arrays.
 """
 
-import ast
 import importlib
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,7 +22,7 @@ from numpy.typing import NDArray
 
 from stillhouse.errors import ScorerError, SpecError
 from stillhouse.fingerprint import fingerprint, sha256
-from stillhouse.own_code import OURS, FoundCode, find_module, is_installed, top_names, top_of
+from stillhouse.own_code import OURS, find_class, find_module, is_installed, top_names, top_of
 from stillhouse.selection.scorers import (
     SCORES_SCHEMA,
     TextScorer,
@@ -66,7 +65,7 @@ class OwnScorer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class OwnCode:
-    """Code of a scorer or network: `name` as in the spec, `files` the sources by path, sorted."""
+    """Code of a user's class: `name` as in the spec, `files` the sources by path, sorted."""
 
     name: str
     files: tuple[tuple[str, bytes], ...]
@@ -80,7 +79,7 @@ class OwnCode:
         """The identity: name and content of every file."""
         return fingerprint([self.name, [[path, sha256(data)] for path, data in self.files]])
 
-    def build(self, settings: Mapping[str, Any]) -> OwnScorer:
+    def build(self, settings: Mapping[str, Any]) -> Any:
         """Import the class from these files alone, and make an object of it.
 
         Raises:
@@ -90,7 +89,7 @@ class OwnCode:
         try:
             return getattr(import_code(self, module), name)(**settings)
         except Exception as error:
-            raise _own_error(self, "cannot be made", error) from error
+            raise failed_in(self, "cannot be made", error) from error
 
 
 class _Finder(MetaPathFinder, InspectLoader):
@@ -170,21 +169,8 @@ def find_code(name: str, folders: Sequence[str] | None = None) -> OwnCode:
     Raises:
         SpecError: no such module or class, a class without the three methods, too much code.
     """
-    place = f"scorer.import: {name}"
-    found = find_module(place, name, folders)
-    _check_class(place, name.partition(":")[2], found)
+    found, _ = find_class(f"scorer.import: {name}", name, METHODS, folders)
     return OwnCode(name, found.files)
-
-
-def _check_class(place: str, wanted: str, found: FoundCode) -> None:
-    classes = {node.name: node for node in found.tree.body if isinstance(node, ast.ClassDef)}
-    if wanted not in classes:
-        there = ", ".join(sorted(classes)) or "none"
-        raise SpecError(f"`{place}`: no such class in {found.module}; there: {there}")
-    methods = {n.name for n in classes[wanted].body if isinstance(n, ast.FunctionDef)}
-    missing = [method for method in METHODS if method not in methods]
-    if missing and not classes[wanted].bases:
-        raise SpecError(f"`{place}`: the class has no method {', '.join(missing)}")
 
 
 def fit(
@@ -198,7 +184,7 @@ def fit(
     try:
         state = dict(scorer.fit(target, pool))
     except Exception as error:
-        raise _own_error(code, "failed in `fit`", error) from error
+        raise failed_in(code, "failed in `fit`", error) from error
     for key, value in state.items():
         if not isinstance(value, np.ndarray) or value.dtype.kind not in "biuf":  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ScorerError(
@@ -230,7 +216,7 @@ class OwnTokenScorer(TextScorer):
         try:
             self._scorer.load(state)
         except Exception as error:
-            raise _own_error(code, "failed in `load`", error) from error
+            raise failed_in(code, "failed in `load`", error) from error
 
     def score(self, tokens: pa.Table) -> pa.Table:
         """One value a sequence; for documents one for each, at all of its pieces."""
@@ -262,7 +248,7 @@ class OwnTokenScorer(TextScorer):
         try:
             values = np.asarray(self._scorer.score(texts), np.float32)
         except Exception as error:
-            raise _own_error(self._code, "failed in `score`", error) from error
+            raise failed_in(self._code, "failed in `score`", error) from error
         if values.shape != (len(texts),):
             raise ScorerError(
                 f"scorer {self._code.name}: `score` returned shape {values.shape} for "
@@ -271,7 +257,7 @@ class OwnTokenScorer(TextScorer):
         return values
 
 
-def _own_error(code: OwnCode, what: str, error: Exception) -> ScorerError:
+def failed_in(code: OwnCode, what: str, error: Exception) -> ScorerError:
     """The user's exception with the last line of the user's code that it came through."""
     place, files, trace = "", {path for path, _ in code.files}, error.__traceback__
     while trace is not None:
@@ -281,4 +267,4 @@ def _own_error(code: OwnCode, what: str, error: Exception) -> ScorerError:
             place = f" ({path}:{trace.tb_lineno})"
         trace = trace.tb_next
     first = (str(error).strip().splitlines() or [""])[0][:300]
-    return ScorerError(f"scorer {code.name} {what}: {type(error).__name__}: {first}{place}")
+    return ScorerError(f"{code.name} {what}: {type(error).__name__}: {first}{place}")

@@ -1,51 +1,45 @@
-"""Rules that rank sequences (or whole documents), and which of them may be chosen at all.
+"""Sequences (or whole documents) under a rule, and which of them may be chosen at all.
 
 Scores lie in the store one artifact a scorer; a `RankedPart` joins those of one token part and
 gives the rule's value, larger is better. What must not be chosen is NaN: a row whose score is NaN,
 that holds a document sharing 13-grams with the held-out text, or that the prior was trained on.
 """
 
-from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from stillhouse.selection.baselines import gumbel, random_scores, row_keys
-from stillhouse.selection.color import color_score
+from stillhouse.selection.baselines import row_keys
+from stillhouse.selection.rules import NamedRule, RankedRows
 from stillhouse.selection.sources import Sources
 from stillhouse.storage.artifact import PartRef, Store
 from stillhouse.storage.parquet import read_table
-from stillhouse.text.pieces import Pieces, read_pieces
+from stillhouse.storage.task import Output, Place, Task
+from stillhouse.text.pieces import Grain, Pieces, read_pieces, row_sources
 
-Rule = Literal["color", "own", "random", "conditional_only", "dsir", "rho_down"]
-Grain = Literal["sequences", "documents"]
 RULE_VERSION = 2
 ELIGIBLE, CONTAMINATED, PRIOR_ROW, NAN = range(4)
 REASONS = ("below the cut", "contaminated", "prior row", "nan")
 """Why a row was not kept, by its code; code 0 is an eligible row that was not good enough."""
-SCORERS_OF: dict[Rule, tuple[str, ...]] = {
-    "color": ("prior", "conditional"),
-    "own": ("own",),
-    "random": (),
-    "conditional_only": ("conditional",),
-    "dsir": ("dsir",),
-    "rho_down": ("prior", "down"),
-}
-
-
+RANKS_SCHEMA = pa.schema(
+    [("value", pa.float32()), ("fate", pa.int8()), ("weight", pa.int32()), ("source", pa.int32())]
+)
+"""Thirteen bytes a row."""
+LOSS_COLUMNS = ("prior", "conditional")
+Span: TypeAlias = tuple[float, float]
 _FOR_THE_RECORD = {"prior", "conditional", "own"}
 
 
-def scorers_read(rule: Rule, scored: Collection[str]) -> list[str]:
+def scorers_read(rule: NamedRule, scored: Collection[str]) -> list[str]:
     """The scorers whose values a ranked part holds: the rule's, and the job's for the record.
 
     `scored`: the scorers that the job ran.
     """
-    return sorted({*SCORERS_OF[rule], *_FOR_THE_RECORD.intersection(scored)})
+    return sorted({*rule.scorers, *_FOR_THE_RECORD.intersection(scored)})
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +62,7 @@ class PartScores:
 
 @dataclass(frozen=True, slots=True)
 class RankedPart:
-    """One token part under one rule; calling it gives its values. Small and picklable.
+    """One token part under one rule. Small and picklable.
 
     Attributes:
         store: where everything lies.
@@ -80,45 +74,30 @@ class RankedPart:
         rule, grain, seed: how to rank.
     """
 
-    store: Store
+    store: Place[Store]
     tokens: PartRef
     scores: dict[str, str]
     contamination: str | None
     prior_rows: NDArray[np.int64] | None
     exclude_prior_rows: bool
-    rule: Rule
+    rule: NamedRule
     grain: Grain
     seed: int
-
-    def __call__(self) -> NDArray[np.float32]:
-        """float32 [n], NaN where a row may not be chosen."""
-        return self.read().value
-
-    def weighted(self) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """Values and tokens of each row, for budgets in tokens."""
-        scores = self.read()
-        return scores.value, scores.weight
-
-    def with_sources(self, sources: Sources) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
-        """Values, and each row's source as a code: the one that owns most of its tokens."""
-        pieces = read_pieces(read_table(self.store.path(self.tokens.path), ["documents"]))
-        codes = sources.codes(pieces.sources)
-        return self.read(pieces).value, codes[row_sources(pieces, self.grain)]
 
     def read(self, pieces: Pieces | None = None) -> PartScores:
         """Join the scores. Documents are summed over their pieces (`pieces` saves a read)."""
         if self.grain == "documents":
             return self._documents(pieces or self._pieces())
         losses = {name: self._values(path) for name, path in self.scores.items()}
-        raw = self._rule(losses, self.tokens.num_rows)
+        length = self.tokens.num_tokens // max(self.tokens.num_rows, 1)
+        weight = np.full(self.tokens.num_rows, length, np.int64)
         seen = np.zeros(self.tokens.num_rows, np.bool_)
         if self.prior_rows is not None:
             seen[self.prior_rows] = True
         fate = self._unless_seen(seen)
         if self.contamination:
             fate[self._values(self.contamination) > 0] = CONTAMINATED
-        length = self.tokens.num_tokens // max(self.tokens.num_rows, 1)
-        return _joined(raw, fate, losses, np.full(len(raw), length, np.int64), seen)
+        return self._joined(fate, losses, weight, seen)
 
     def _unless_seen(self, seen: NDArray[np.bool_]) -> NDArray[np.int8]:
         return np.where(seen & self.exclude_prior_rows, PRIOR_ROW, ELIGIBLE).astype(np.int8)
@@ -135,7 +114,7 @@ class RankedPart:
             flagged = _flat(self._table(self.contamination)["piece_tokens"])
             fate[owners[flagged > 0]] = CONTAMINATED
         weight = np.bincount(owners, pieces.num_tokens, count).astype(np.int64)
-        return _joined(self._rule(losses, count), fate, losses, weight, seen)
+        return self._joined(fate, losses, weight, seen)
 
     def _document_means(
         self, path: str, owners: NDArray[np.int64], count: int
@@ -146,21 +125,18 @@ class RankedPart:
         with np.errstate(invalid="ignore", divide="ignore"):
             return (sums / tokens).astype(np.float32)
 
-    def _rule(self, losses: dict[str, NDArray[np.float32]], count: int) -> NDArray[np.float32]:
-        match self.rule:
-            case "color":
-                return color_score(losses["prior"], losses["conditional"])
-            case "own":
-                return losses["own"].copy()
-            case "rho_down":
-                return color_score(losses["prior"], losses["down"])
-            case "conditional_only":
-                return -losses["conditional"]
-            case "dsir":
-                noise = gumbel(row_keys(self.tokens.sha256, count), self.seed)
-                return losses["dsir"] + noise
-            case "random":
-                return random_scores(self.tokens.sha256, count, self.seed)
+    def _joined(
+        self,
+        fate: NDArray[np.int8],
+        losses: dict[str, NDArray[np.float32]],
+        weight: NDArray[np.int64],
+        seen: NDArray[np.bool_],
+    ) -> PartScores:
+        rows = RankedRows(weight, row_keys(self.tokens.sha256, len(weight)), self.seed)
+        raw = self.rule.values({name: losses[name] for name in self.rule.scorers}, rows)
+        fate[np.isnan(raw)] = NAN
+        value = np.where(fate == ELIGIBLE, raw, np.float32(np.nan))
+        return PartScores(value, raw, fate, losses, weight, seen)
 
     def _pieces(self) -> Pieces:
         return read_pieces(read_table(self.store.path(self.tokens.path), ["documents"]))
@@ -172,42 +148,84 @@ class RankedPart:
         return read_table(self.store.path(path), ["value"])["value"].to_numpy()
 
 
-def count_fates(ranked: RankedPart) -> Counter[str]:
-    """Rows of a part that may be chosen (`eligible`), and the others by reason."""
-    counts = np.bincount(ranked.read().fate, minlength=len(REASONS)).tolist()
-    return Counter(dict(zip(("eligible", *REASONS[1:]), counts, strict=True)))
-
-
 def _flat(column: pa.ChunkedArray) -> NDArray[np.float64]:
     return column.combine_chunks().flatten().to_numpy(zero_copy_only=False).astype(np.float64)
 
 
-def _joined(
-    raw: NDArray[np.float32],
-    fate: NDArray[np.int8],
-    losses: dict[str, NDArray[np.float32]],
-    weight: NDArray[np.int64],
-    seen: NDArray[np.bool_],
-) -> PartScores:
-    fate[np.isnan(raw)] = NAN
-    value = np.where(fate == ELIGIBLE, raw, np.float32(np.nan))
-    return PartScores(value, raw, fate, losses, weight, seen)
+@dataclass(frozen=True)
+class RankTask(Task):
+    """The values of one token part as a small table, which the cut reads instead of tokens.
 
+    `info` counts what became of the rows and has the ends of the values and of the losses.
 
-def row_sources(pieces: Pieces, grain: Grain) -> NDArray[np.int32]:
-    """int32 [n], the index in `pieces.sources` of the source that owns most of a row's tokens.
-
-    A row is a sequence or a document; of equal shares the source that comes first in `sources`.
+    Attributes:
+        ranked: the part under a rule.
+        sources: those that rows are counted for; None where no share is asked for.
     """
-    row = pieces.owners() if grain == "documents" else pieces.sequence
-    count = int(row[-1]) + 1 if len(row) else 0
-    width = len(pieces.sources)
-    if grain == "documents":
-        first = np.searchsorted(row, np.arange(count))
-        return pieces.source[first]
-    key = row * width + pieces.source
-    used, place = np.unique(key, return_inverse=True)
-    tokens = np.bincount(place, pieces.num_tokens)
-    order = np.lexsort((used, -tokens, used // width))
-    firsts = order[np.flatnonzero(np.diff(used[order] // width, prepend=-1))]
-    return (used[firsts] % width).astype(np.int32)
+
+    KIND = "ranks"
+
+    ranked: RankedPart
+    sources: Sources | None
+
+    def run(self, store: Store, host: Any, loaded: Any) -> Output:
+        """One table of `RANKS_SCHEMA`."""
+        ranked, pieces = self.ranked, None
+        if self.sources is not None or ranked.grain == "documents":
+            pieces = read_pieces(read_table(store.path(ranked.tokens.path), ["documents"]))
+        found = ranked.read(pieces)
+        source = np.zeros(len(found.raw), np.int32)
+        if self.sources is not None and pieces is not None:
+            source = self.sources.codes(pieces.sources)[row_sources(pieces, ranked.grain)]
+        weight = found.weight.astype(np.int32)
+        table = pa.Table.from_arrays(
+            [pa.array(column) for column in (found.raw, found.fate, weight, source)],
+            schema=RANKS_SCHEMA,
+        )
+        counts = np.bincount(found.fate, minlength=len(REASONS)).tolist()
+        losses = [found.losses[name] for name in LOSS_COLUMNS if name in found.losses]
+        info = {
+            "fates": dict(zip(("eligible", *REASONS[1:]), counts, strict=True)),
+            "span": data_span(found.raw),
+            "loss_span": data_span(np.concatenate(losses)) if losses else None,
+        }
+        return Output([table], info=info)
+
+
+@dataclass(frozen=True, slots=True)
+class Ranks:
+    """What the cut knows of one part: the table that a `RankTask` made."""
+
+    uri: str
+
+    def __call__(self) -> NDArray[np.float32]:
+        """The rule's values, float32 [n], NaN where a row may not be chosen."""
+        return self._read([])[0]
+
+    def weighted(self) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Values and tokens of each row, for budgets in tokens."""
+        value, weight = self._read(["weight"])
+        return value, weight.astype(np.int64)
+
+    def with_sources(self) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+        """Values, and the code of the source that owns most of each row."""
+        value, source = self._read(["source"])
+        return value, source
+
+    def _read(self, columns: list[str]) -> list[NDArray[Any]]:
+        table = read_table(self.uri, ["value", "fate", *columns])
+        value, fate, *others = (column.to_numpy() for column in table.columns)
+        return [np.where(fate == ELIGIBLE, value, np.float32(np.nan)), *others]
+
+
+def data_span(values: NDArray[np.float32]) -> Span | None:
+    """The least and the greatest of the finite values, as far as they are no outliers.
+
+    Further out than once more the width of the middle 99.8 % lies nothing worth a bin.
+    """
+    finite = values[np.isfinite(values)].astype(np.float64)
+    if not finite.size:
+        return None
+    low, high = np.quantile(finite, (0.001, 0.999))
+    width = high - low
+    return max(float(finite.min()), low - width), min(float(finite.max()), high + width)

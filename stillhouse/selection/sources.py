@@ -39,6 +39,10 @@ class Sources:
         others = bool(labels) and labels[-1] == OTHER
         return cls(tuple(labels[:-1] if others else labels), others)
 
+    def identity(self) -> list[str]:
+        """What decides the codes of rows."""
+        return self.labels
+
     @property
     def labels(self) -> list[str]:
         """What the codes 0, 1, ... stand for."""

@@ -23,14 +23,15 @@ from stillhouse.selection.quotas import (
     find_quota_cut,
     named_shares,
 )
-from stillhouse.selection.ranking import REASONS, PartScores, RankedPart, Rule, scorers_read
+from stillhouse.selection.ranking import REASONS, PartScores, RankedPart, scorers_read
+from stillhouse.selection.rules import NamedRule, find_rule
 from stillhouse.selection.scorers import TOLERANCES
 from stillhouse.selection.sources import Sources
 from stillhouse.storage.artifact import Manifest, Store
 from stillhouse.storage.filesystem import join, list_names
 from stillhouse.storage.layout import LEDGER, PART_LIST
 from stillhouse.storage.parquet import read_table
-from stillhouse.text.pieces import token_ids
+from stillhouse.text.pieces import read_pieces, row_sources, token_ids
 from stillhouse.training.seen import add_rows, file_digests, rows_with, trained_rows
 
 _MAX_PROBLEMS = 50
@@ -93,7 +94,7 @@ class Verifier:
 
     def ranked(self) -> list[RankedPart]:
         """Every part of the pool under the selection's rule."""
-        rule: Rule = self.settings["rule"]
+        rule = self._rule()
         hidden = self._prior_rows()
         return [
             RankedPart(
@@ -109,6 +110,20 @@ class Verifier:
             )
             for i, part in enumerate(self.tokens.parts)
         ]
+
+    def _rule(self) -> NamedRule:
+        """The rule of the selection; code of the user's has to be here as it was then.
+
+        Raises:
+            SpecError: it is not here. ArtifactError: it is other code.
+        """
+        rule, digest = find_rule("rule", self.settings["rule"]), self.settings.get("rule_code")
+        if rule.code is not None and rule.code.digest != digest:
+            raise ArtifactError(
+                f"the rule `{rule.name}` is other code here than the selection was made with: "
+                "verify it where that code is"
+            )
+        return rule
 
     def _prior_rows(self) -> dict[str, NDArray[np.int64]]:
         model = self.selection.manifest.inputs["prior_rows"]
@@ -133,10 +148,11 @@ class Verifier:
         if isinstance(cut, QuotaCut):
             again = self._quota_cut(parts)
         elif self.settings["grain"] == "documents":
-            weighted = {index: part.weighted for index, part in parts.items()}
+            weighted = {index: partial(_weighted, part) for index, part in parts.items()}
             again = find_weighted_cut(weighted, self.selection.num_tokens)
         else:
-            again = find_cut(parts, self.selection.num_rows)
+            values = {index: partial(_values, part) for index, part in parts.items()}
+            again = find_cut(values, self.selection.num_rows)
         self.findings.checked["cuts"] += 1
         if cut_to_json(again) != cut_to_json(cut):
             self.findings.problem(f"the stored scores give the cut {again}, the manifest has {cut}")
@@ -144,7 +160,7 @@ class Verifier:
     def _quota_cut(self, parts: dict[int, RankedPart]) -> QuotaCut:
         sources = self._sources()
         return find_quota_cut(
-            {i: partial(part.with_sources, sources) for i, part in parts.items()},
+            {i: partial(_with_sources, part, sources) for i, part in parts.items()},
             self.selection.num_rows,
             names=sources.labels,
             **named_shares(self.settings["max_share"], self.settings["min_share"], sources),
@@ -175,7 +191,7 @@ class Verifier:
     ) -> NDArray[np.bool_]:
         if isinstance(cut, Cut):
             return cut.mask(index, scores.value)
-        return cut.mask(index, *member.with_sources(self._sources()))
+        return cut.mask(index, *_with_sources(member, self._sources()))
 
     def _kept_rows(self) -> dict[int, pa.Table]:
         tables: dict[int, list[pa.Table]] = {}
@@ -254,6 +270,24 @@ class Verifier:
                 f"`{name}` loss of part {index} row {rows[place]}: stored {values[place]:.5f}, "
                 f"the model gives {again[place]:.5f}"
             )
+
+
+def _values(part: RankedPart) -> NDArray[np.float32]:
+    return part.read().value
+
+
+def _weighted(part: RankedPart) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    scores = part.read()
+    return scores.value, scores.weight
+
+
+def _with_sources(
+    part: RankedPart, sources: Sources
+) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+    """Values, and each row's source as a code: from the tokens, not from what was ranked by."""
+    pieces = read_pieces(read_table(part.store.path(part.tokens.path), ["documents"]))
+    codes = sources.codes(pieces.sources)
+    return part.read(pieces).value, codes[row_sources(pieces, part.grain)]
 
 
 def _loss_function(store: Store, manifest: Manifest) -> Any:

@@ -18,19 +18,17 @@ from stillhouse.data_settings import PoolSource
 from stillhouse.selection.baselines import row_keys
 from stillhouse.selection.budget import Cut
 from stillhouse.selection.carried import with_columns, with_text
-from stillhouse.selection.ledger import OwnedTokens, Span, Tally, data_span, tally_part
+from stillhouse.selection.ledger import OwnedTokens, Tally, tally_part
 from stillhouse.selection.quotas import QuotaCut
-from stillhouse.selection.ranking import Grain, PartScores, RankedPart, row_sources
+from stillhouse.selection.ranking import LOSS_COLUMNS, PartScores, RankedPart, Span
 from stillhouse.selection.sources import Sources
 from stillhouse.storage.artifact import Store
 from stillhouse.storage.parquet import read_table
 from stillhouse.storage.task import Output, Place, Task
 from stillhouse.text.documents import read_rows
 from stillhouse.text.duplicates import keyed_uniform
-from stillhouse.text.pieces import Pieces, read_pieces
+from stillhouse.text.pieces import Grain, Pieces, read_pieces, row_sources
 from stillhouse.text.tasks import UnitFile
-
-LOSS_COLUMNS = ("prior", "conditional")
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,29 +143,6 @@ def group_parts(
 
 def _key(fingerprint: str, seed: int) -> bytes:
     return hashlib.sha256(f"{fingerprint}:{seed}".encode()).digest()
-
-
-@dataclass(frozen=True, slots=True)
-class PartLook:
-    """What is known of a part before it is written: rows to keep, spans of scores and losses."""
-
-    num_kept: int
-    scores: Span | None
-    losses: Span | None
-
-
-def look_at(cut: Cut | QuotaCut, sources: Sources, item: tuple[int, RankedPart]) -> PartLook:
-    """Look at a part (its index and its ranking) through a cut."""
-    index, ranked = item
-    if isinstance(cut, QuotaCut):
-        num_kept = int(cut.mask(index, *ranked.with_sources(sources)).sum())
-    else:
-        num_kept = int(cut.mask(index, ranked()).sum())
-    scores = ranked.read()
-    losses = [scores.losses[name] for name in LOSS_COLUMNS if name in scores.losses]
-    return PartLook(
-        num_kept, data_span(scores.raw), data_span(np.concatenate(losses)) if losses else None
-    )
 
 
 def _mask(

@@ -29,6 +29,7 @@ KINDS = (
     "drops",
     "tokens",
     "scores",
+    "ranks",
     "selections",
     "models",
     "trajectories",

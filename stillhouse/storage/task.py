@@ -91,8 +91,8 @@ class Task:
         raise NotImplementedError
 
     def path(self, number: int) -> str:
-        """Where its part `number` is written, in the store."""
-        return f"{self.KIND}/parts/{fingerprint([self.fingerprint, number])}.parquet"
+        """Where its part `number` is written, in the store; whoever names it names the task."""
+        return f"{self.KIND}/parts/{self.fingerprint}-{number:05d}.parquet"
 
     def tokens_in(self, table: pa.Table) -> int:
         """Tokens in a table that it made."""

@@ -1,7 +1,7 @@
 """Reading token parts: the ids as one array, and the pieces of documents as flat columns."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -9,6 +9,12 @@ from numpy.typing import NDArray
 
 from stillhouse.errors import ArtifactError
 from stillhouse.text.tokenizer import Tokenizer
+
+Grain = Literal["sequences", "documents"]
+LABELLED: tuple[Grain, ...] = ("sequences", "documents")
+LABELS_SCHEMA = pa.schema(
+    [("label", pa.string()), ("tokens", pa.int64())] + [(g, pa.int64()) for g in LABELLED]
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,3 +110,34 @@ def row_texts(
     largest = int(mine[np.argmax(pieces.num_tokens[mine])])
     source = pieces.sources[pieces.source[largest]]
     return tokenizer.decode(tokens), source, pieces.ids[largest].as_py()
+
+
+def row_sources(pieces: Pieces, grain: Grain) -> NDArray[np.int32]:
+    """int32 [n], the index in `pieces.sources` of the source that owns most of a row's tokens.
+
+    A row is a sequence or a document; of equal shares the source that comes first in `sources`.
+    """
+    row = pieces.owners() if grain == "documents" else pieces.sequence
+    count = int(row[-1]) + 1 if len(row) else 0
+    width = len(pieces.sources)
+    if grain == "documents":
+        first = np.searchsorted(row, np.arange(count))
+        return pieces.source[first]
+    key = row * width + pieces.source
+    used, place = np.unique(key, return_inverse=True)
+    tokens = np.bincount(place, pieces.num_tokens)
+    order = np.lexsort((used, -tokens, used // width))
+    firsts = order[np.flatnonzero(np.diff(used[order] // width, prepend=-1))]
+    return (used[firsts] % width).astype(np.int32)
+
+
+def label_table(pieces: Pieces) -> pa.Table:
+    """How much of some sequences each source has: `LABELS_SCHEMA`.
+
+    A row counts for the source that owns most of its tokens.
+    """
+    width = len(pieces.sources)
+    tokens = np.bincount(pieces.source, pieces.num_tokens, width).astype(np.int64)
+    counts = [np.bincount(row_sources(pieces, g), minlength=width) for g in LABELLED]
+    columns = [pa.array(pieces.sources, pa.string()), pa.array(tokens), *map(pa.array, counts)]
+    return pa.Table.from_arrays(columns, schema=LABELS_SCHEMA)

@@ -24,6 +24,7 @@ from stillhouse.storage.task import Output, Place, Task
 from stillhouse.text.documents import DeadLetter, Document, read_documents
 from stillhouse.text.duplicates import document_hash
 from stillhouse.text.packing import Packer, pack, token_dtype, tokens_table
+from stillhouse.text.pieces import LABELS_SCHEMA, label_table, read_pieces
 from stillhouse.text.tokenizer import Tokenizer, load_tokenizer
 
 T = TypeVar("T")
@@ -120,9 +121,10 @@ class TokenizerHost:
 class PackTask(Task):
     """Tokenise a unit and pack it into parts (`stillhouse.text.packing`).
 
-    Counts: documents packed, tokens in sequences, tokens of the remainder and documents wholly in
-    it, and `dropped: REASON`; where the tokenizer may lose text, also its unknown tokens, and how
-    many of some sampled documents it changes.
+    Beside the parts stand the labels of their sources, a row for each part and label
+    (`label_table`). Counts: documents packed, tokens in sequences, tokens of the remainder and
+    documents wholly in it, and `dropped: REASON`; where the tokenizer may lose text, also its
+    unknown tokens, and how many of some sampled documents it changes.
 
     Attributes:
         unit: what is read.
@@ -152,10 +154,13 @@ class PackTask(Task):
 
     def run(self, store: Store, host: Tokenizer, loaded: Any) -> Output:
         """Tokenise and pack, part by part."""
-        counts = Counter[str]()
-        return Output(self._tables(host, counts), counts)
+        counts, named = Counter[str](), dict[str, pa.Table]()
+        return Output(self._tables(host, counts, named), counts, named=named)
 
-    def _tables(self, tokenizer: Tokenizer, counts: Counter[str]) -> Iterator[pa.Table]:
+    def _tables(
+        self, tokenizer: Tokenizer, counts: Counter[str], named: dict[str, pa.Table]
+    ) -> Iterator[pa.Table]:
+        labels = [LABELS_SCHEMA.empty_table()]
         packer = Packer(
             sequence_length=self.sequence_length,
             eos_id=tokenizer.eos_id,
@@ -166,7 +171,9 @@ class PackTask(Task):
         for packed in pack(packer, _tokenised(tokenizer, kept_documents(self, counts), counts)):
             table = tokens_table(packed)
             counts["tokens"] += self.tokens_in(table)
+            labels.append(label_table(read_pieces(table)))
             yield table
+        named["labels"] = pa.concat_tables(labels)
         counts["tokens"] += 0
         counts["remainder_tokens"] = packer.remainder_tokens
         counts["remainder_documents"] = packer.remainder_documents

@@ -114,7 +114,7 @@ def flip(path, place):
     path.write_bytes(data)
 
 
-PROVISIONAL = r"store\.json|(pins|cache|names|selections/receipts)/.*|runs/[^/]+/status\.json"
+PROVISIONAL = r"store\.json|(pins|cache|names|ranks|selections/receipts)/.*|runs/[^/]+/status\.json"
 """What no result rests on: it can be made again, or only says where to find things."""
 OF_A_RUN = {
     "models/*/model.safetensors",
@@ -129,12 +129,13 @@ OF_A_RUN = {
     "runs/*/events-*.jsonl",
     "scans/parts/*-*.parquet",
     "scans/receipts/*.json",
-    "drops/parts/*.parquet",
+    "drops/parts/*-*.parquet",
     "drops/receipts/*.json",
-    "tokens/parts/*.parquet",
+    "tokens/parts/*-*.parquet",
     "tokens/receipts/*.json",
+    "tokens/labels/*.parquet",
     "tokens/*/manifest.json",
-    "scores/parts/*.parquet",
+    "scores/parts/*-*.parquet",
     "scores/receipts/*.json",
     "scores/*/manifest.json",
     "selections/about/*/ledger.parquet",

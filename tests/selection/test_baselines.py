@@ -11,11 +11,11 @@ from stillhouse.selection.baselines import (
     log_ratios,
     ngram_buckets,
     ngram_counts,
-    random_scores,
     row_keys,
 )
 from stillhouse.selection.budget import top_k
 from stillhouse.selection.color import color_score
+from stillhouse.selection.rules import RankedRows, find_rule
 
 VECTOR = json.loads((Path(__file__).parents[1] / "vectors/baselines_01_rho_dsir.json").read_text())
 DSIR, EXPECTED = VECTOR["dsir"]["inputs"], VECTOR["dsir"]["outputs"]
@@ -68,10 +68,15 @@ def test_gumbel_noise_has_the_distribution_of_its_name():
     assert noise.var() == pytest.approx(np.pi**2 / 6, abs=0.05)
 
 
-def test_random_scores_depend_on_part_row_and_seed_only():
-    scores = random_scores("part", 1000, seed=0)
-    assert scores.dtype == np.float32 and scores.min() > 0 and scores.max() <= 1
-    assert np.array_equal(scores[:10], random_scores("part", 10, seed=0))
-    assert scores.mean() == pytest.approx(0.5, abs=0.03)
-    for other in (random_scores("other", 1000, 0), random_scores("part", 1000, 1)):
-        assert abs(np.corrcoef(scores, other)[0, 1]) < 0.1
+def random_values(part, count, seed):
+    rows = RankedRows(np.full(count, 8), row_keys(part, count), seed)
+    return find_rule("train.controls", "random").values({}, rows)
+
+
+def test_random_values_depend_on_part_row_and_seed_only():
+    values = random_values("part", 1000, 0)
+    assert values.dtype == np.float32 and values.min() > 0 and values.max() <= 1
+    assert np.array_equal(values[:10], random_values("part", 10, 0))
+    assert values.mean() == pytest.approx(0.5, abs=0.03)
+    for other in (random_values("other", 1000, 0), random_values("part", 1000, 1)):
+        assert abs(np.corrcoef(values, other)[0, 1]) < 0.1

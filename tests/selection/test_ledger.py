@@ -9,13 +9,19 @@ from hypothesis import strategies as st
 from stillhouse.selection.ledger import (
     OwnedTokens,
     Tally,
-    data_span,
     join_spans,
     nearest,
     score_edges,
     tally_part,
 )
-from stillhouse.selection.ranking import CONTAMINATED, ELIGIBLE, NAN, PRIOR_ROW, PartScores
+from stillhouse.selection.ranking import (
+    CONTAMINATED,
+    ELIGIBLE,
+    NAN,
+    PRIOR_ROW,
+    PartScores,
+    data_span,
+)
 
 ROW = st.tuples(
     st.sampled_from([-2.0, -0.5, 0.0, 0.5, 0.5, 3.0, float("nan")]),

@@ -12,14 +12,17 @@ from stillhouse.selection.ranking import (
     NAN,
     PRIOR_ROW,
     RankedPart,
-    row_sources,
+    Ranks,
+    RankTask,
 )
+from stillhouse.selection.rules import find_rule
 from stillhouse.selection.scorers import SCORES_SCHEMA
 from stillhouse.selection.sources import Sources
 from stillhouse.storage.artifact import Store
+from stillhouse.storage.task import commit
 from stillhouse.text.documents import Document
 from stillhouse.text.packing import Packer, tokens_table
-from stillhouse.text.pieces import read_pieces
+from stillhouse.text.pieces import label_table, read_pieces, row_sources
 
 LENGTH = 8
 
@@ -90,7 +93,9 @@ def part(tmp_path):
             "seed": 0,
         }
         scores = {name: f"{name}.parquet" for name in ("prior", "conditional")}
-        return RankedPart(store=store, tokens=tokens, scores=scores, **(settings | changes))
+        settings |= changes
+        settings["rule"] = find_rule("rule", settings["rule"])
+        return RankedPart(store=store, tokens=tokens, scores=scores, **settings)
 
     return make
 
@@ -131,12 +136,48 @@ def test_other_rules(part):
     np.testing.assert_allclose(
         part(rule="conditional_only").read().value, [-6 / 7, -8 / 7, np.nan], rtol=1e-6
     )
-    random = part(rule="random")
-    assert random().tolist() == random().tolist()
-    assert random().tolist() != part(rule="random", seed=1)().tolist()
+    random = part(rule="random").read().value.tolist()
+    assert random == part(rule="random").read().value.tolist()
+    assert random != part(rule="random", seed=1).read().value.tolist()
 
 
-def test_sources_of_a_part(part):
-    values, sources = part().with_sources(Sources(("b",), others=True))  # `a` is another
-    assert sources.tolist() == [1, 0, 1]  # 6 of a and 2 of b; 8 of b; 2 of b and 6 of a
-    assert np.isnan(values[2])
+@pytest.fixture
+def ranks(part):
+    """The rank table of a part, and its receipt's info."""
+
+    def make(sources=None, **changes):
+        ranked = part(**changes)
+        task = RankTask(ranked, sources)
+        receipt = commit(ranked.store, task, task.run(ranked.store, None, None))
+        return Ranks(ranked.store.path(receipt.parts[0].path)), receipt.info
+
+    return make
+
+
+def test_what_the_cut_reads(ranks):
+    found, info = ranks(Sources(("b",), others=True), contamination="flags.parquet")  # `a`: others
+    np.testing.assert_allclose(found(), [3 / 7, np.nan, np.nan], rtol=1e-6)
+    value, source = found.with_sources()
+    assert source.tolist() == [1, 0, 1]  # 6 of a and 2 of b; 8 of b; 2 of b and 6 of a
+    np.testing.assert_array_equal(value, found())
+    assert found.weighted()[1].tolist() == [8, 8, 8]
+    assert info["fates"] == {"eligible": 1, "contaminated": 1, "prior row": 0, "nan": 1}
+    low, high = info["span"]  # of all finite values, whatever may be chosen
+    assert (low, high) == pytest.approx((3 / 7, 8 / 7))
+    assert info["loss_span"] == pytest.approx((6 / 7, 16 / 7))
+
+
+def test_documents_have_their_tokens_as_weights(ranks):
+    found, _ = ranks(grain="documents")
+    value, weight = found.weighted()
+    np.testing.assert_allclose(value, [1 / 5, 12 / 11, np.nan], rtol=1e-6)
+    assert weight.tolist() == [6, 12, 6]
+
+
+def test_labels_of_a_part():
+    """Three sequences of eight: a owns 6 + 6 tokens and two of them, b 2 + 8 + 2 and one."""
+    pieces = read_pieces(token_table([("a", 5), ("b", 11), ("a", 5)]))
+    assert label_table(pieces).to_pylist() == [
+        {"label": "a", "tokens": 12, "sequences": 2, "documents": 2},
+        {"label": "b", "tokens": 12, "sequences": 1, "documents": 1},
+    ]
