@@ -61,9 +61,8 @@ def undisturbed(ray_cluster, tmp_path_factory):
 
 TITLES = {
     "experts": ["ray::PoolWorker.do"],
-    "distil": ["ray::RayTrainWorker", "ray::WorkerGroupActor"],
+    "distil": ["ray::RayTrainWorker", "ray::WorkerGroupActor"],  # a group of one is its actor
 }
-"""By step, what its workers are called; one alone is the actor of its group."""
 
 
 class Killer(Quiet):
