@@ -74,8 +74,6 @@ class Context:
     run: str = ""
     """Fingerprint of the run, for metrics."""
     failed_at: FailedAt | None = None
-    attempts: Any = None
-    """The run's Attempts actor, made by the first step that streams parts."""
     pool: Any = None
     """The `stillhouse.pipelines.pool.Pool` that small work goes to, once there is some."""
     work: dict[str, StepWork] = field(default_factory=dict)

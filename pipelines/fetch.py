@@ -7,6 +7,7 @@ built in the worker, so it does not matter how many workers there are or were.
 Ray Data takes seconds to start. The first windows do not wait for it: a thread reads them.
 """
 
+import logging
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import chain, islice
@@ -19,7 +20,7 @@ from ray.data import ActorPoolStrategy, DataContext, ExecutionResources
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from stillhouse.actors.window_reader import WindowReader
-from stillhouse.pipelines.flow import as_error, quiet
+from stillhouse.pipelines.pool import as_error
 from stillhouse.training.fetch import Fetch, PartReader, read_ahead
 from stillhouse.training.order import Window
 
@@ -71,8 +72,7 @@ def _streamed(reader: PartReader, windows: Iterator[Window]) -> Iterator[pa.Tabl
 
 def _blocks(reader: PartReader, windows: list[Window]) -> Iterator[pa.Table]:
     """The rows of some windows in order, in blocks as Ray Data likes them."""
-    quiet()
-    context = DataContext.get_current()
+    context = _quiet()
     context.execution_options.preserve_order = True
     context.execution_options.resource_limits = ExecutionResources(object_store_memory=_AHEAD_BYTES)
     rows: list[dict[str, Any]] = [{"window": window} for window in windows]
@@ -86,6 +86,16 @@ def _blocks(reader: PartReader, windows: list[Window]) -> Iterator[pa.Table]:
         scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=True),
     )
     yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1)
+
+
+def _quiet() -> DataContext:
+    """Our own progress is shown instead of Ray Data's; a part that fails is our own error."""
+    for name in [n for n in logging.root.manager.loggerDict if n.startswith("ray.data")]:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    return context
 
 
 def _whole(windows: list[Window], blocks: Iterator[pa.Table]) -> Iterator[pa.Table]:

@@ -8,7 +8,6 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
-from stillhouse.actors.attempts import PREEMPTION_BUDGET
 from stillhouse.actors.worker_group import (
     ENVIRONMENT,
     GroupSize,
@@ -19,7 +18,7 @@ from stillhouse.actors.worker_group import (
 from stillhouse.compute_settings import device_type
 from stillhouse.errors import ClusterError, PartFailedError, StoreUnreachableError
 from stillhouse.pipelines.context import Context
-from stillhouse.pipelines.pool import as_error
+from stillhouse.pipelines.pool import PREEMPTION_BUDGET, as_error
 from stillhouse.spec import ComputeSettings
 
 _POLL_S = 0.25

@@ -224,7 +224,7 @@ def test_import_of_the_library_is_light():
         (upward_imports, "stillhouse/a.py", "import_module('ray.data')"),
         (upward_imports, "stillhouse/text/a.py", "from stillhouse.actors.scorer import Scorer"),
         (upward_imports, "stillhouse/text/a.py", "from ..actors import scorer"),
-        (upward_imports, "actors/a.py", "import stillhouse.pipelines.flow as flow"),
+        (upward_imports, "actors/a.py", "import stillhouse.pipelines.steps as steps"),
         (upward_imports, "pipelines/a.py", "from stillhouse.jobs import cli"),
         (upward_imports, "jobs/a.py", "import tests.conftest"),
         (too_long, "jobs/a.py", "\n" * (MAX_LINES + 1)),
@@ -250,7 +250,7 @@ def test_rule_finds(rule, path, text):
         (
             upward_imports,
             "jobs/a.py",
-            "import ray, stillhouse\nfrom stillhouse.pipelines import flow",
+            "import ray, stillhouse\nfrom stillhouse.pipelines import steps",
         ),
         (upward_imports, "stillhouse/text/a.py", "from . import units\nimport rays"),
         (upward_imports, "tests/a.py", "from jobs import cli\nimport ray"),

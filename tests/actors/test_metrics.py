@@ -9,7 +9,6 @@ from exported import exported_names
 from ray.util.metrics import Gauge
 from small import Quiet
 
-from stillhouse.actors.attempts import Attempts
 from stillhouse.actors.metrics import METRICS
 from stillhouse.pipelines.context import Context
 from stillhouse.spec import ComputeSettings
@@ -46,12 +45,11 @@ def test_nodes_export_what_is_recorded(ray_cluster, tmp_path):
     worker = ray.remote(lambda metrics: metrics.part(2.0, 0.5))
     ray.get(worker.remote(ctx.metrics("score prior")))
     ctx.metrics("scan").dead_letters("pool", 3)
-    attempts = Attempts.remote(3, run)
-    ray.get([attempts.begin.remote(part, "a lost node") for part in ("a", "b", "a")])
+    ctx.metrics("scan").in_flight(2)
+    ctx.metrics("scan").retry("hardware")
 
     wanted = {name for metric in METRICS for name in exported_names(metric)}
     found = scrape(run[:12], wanted)
-    ray.kill(attempts)
     score, scan = ("score", "prior", None, None), ("scan", "", None, None)
     assert found["ray_stillhouse_parts_expected"] == {score: 3, scan: 1}
     assert found["ray_stillhouse_parts_total"] == {score: 2, scan: 1}
@@ -70,8 +68,7 @@ def test_gauges_are_exported_as_long_as_their_run_lasts(ray_cluster, tmp_path):
     """A gauge that Ray is told once tells when a node has dropped what was not told again."""
     run = uuid4().hex
     ctx = Context(Store(str(tmp_path)), ComputeSettings(), Quiet(), run=run)
-    attempts = Attempts.remote(3, run)
-    ray.get(attempts.begin.remote("a", "node"))
+    ctx.metrics("scan").in_flight(1)
     ctx.metrics("scan").dead_letters("pool", 3)
     with ctx.step("score prior", total=5, reused=2) as advance:
         advance(1, 1000)
@@ -83,6 +80,5 @@ def test_gauges_are_exported_as_long_as_their_run_lasts(ray_cluster, tmp_path):
         assert found["ray_stillhouse_parts_expected"] == {("score", "prior", None, None): 3}
         assert found["ray_stillhouse_parts_in_flight"] == {(None,) * 4: 1}
         assert found["ray_stillhouse_dead_letters"] == {(None, None, None, "pool"): 3}
-    ray.kill(attempts)
     ctx.metrics("").forget()
     assert not GAUGES & set(scrape(run[:12], unwanted=GAUGES))

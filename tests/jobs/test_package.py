@@ -47,7 +47,7 @@ def test_it_holds_code_spec_and_versions_and_nothing_else(package):
     assert files >= {
         *(
             "stillhouse/jobs/entry.py",
-            "stillhouse/pipelines/flow.py",
+            "stillhouse/pipelines/steps.py",
             "stillhouse/actors/scorer.py",
         ),
         *("stillhouse/report/style.css", "stillhouse/report/page.html.j2"),
