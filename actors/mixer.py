@@ -25,7 +25,7 @@ class MixerActor:
         """Call a method of the hosted mixer; with `task`, of a new one.
 
         Raises:
-            PolicyError: what is no error of ours, which no new try would mend.
+            PolicyError: the policy raised something that is no error of ours.
         """
         if task is not None:
             self._mixer = Mixer(task)

@@ -158,10 +158,10 @@ class MixTrainer:
         rewards |= self._later_rewards(step, aim)
         self._close(step)
         rows, rewards = self._gather(losses, rewards)
-        means = [_mean(rows, of_target=False), _mean(rows, of_target=True)]
-        self._check(means, norm, rate)
+        auxiliary, target = _mean(rows, of_target=False), _mean(rows, of_target=True)
+        self._check([auxiliary, target], norm, rate)
         seconds, waited = perf_counter() - started, self._arms.wait_s - waited
-        return MixRecord(self.step_number, *means, rewards, norm, seconds, waited)
+        return MixRecord(self.step_number, auxiliary, target, rewards, norm, seconds, waited)
 
     def _open(self, draw: Draw) -> _Step:
         slots, size = slots_of(draw.arms, self.drawn), self._group.size
