@@ -63,7 +63,7 @@ def kill_worker():
     workers = []
     for process in psutil.Process().children(recursive=True):
         with suppress(psutil.Error):
-            if "RayTrainWorker" in "".join(process.cmdline()):
+            if "WorkerGroupActor" in "".join(process.cmdline()):  # a worker alone trains in it
                 workers.append(process)
     os.kill(workers[-1].pid, signal.SIGKILL)
     return workers[-1].pid
