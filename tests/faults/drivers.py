@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
@@ -54,8 +55,25 @@ class Driver:
         return code, json.loads(out.read_text() or "null"), errors.read_text()
 
     def kill(self):
-        """SIGKILL of the driver alone: its Ray has to notice by itself."""
+        """SIGKILL of the driver alone, dead on return: its Ray has to notice by itself.
+
+        The driver is two processes, one that works and its parent, which takes it along.
+        """
+        tasks = Path(f"/proc/{self.process.pid}/task").glob("*/children")
+        mine = [
+            self.process.pid,
+            *(int(pid) for place in tasks for pid in place.read_text().split()),
+        ]
         self.process.send_signal(signal.SIGKILL)
+        while any(_lives(pid) for pid in mine):
+            time.sleep(0.01)
+
+
+def _lives(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 class Bench:
