@@ -60,12 +60,9 @@ class Driver:
         The driver is two processes, one that works and its parent, which takes it along.
         """
         tasks = Path(f"/proc/{self.process.pid}/task").glob("*/children")
-        mine = [
-            self.process.pid,
-            *(int(pid) for place in tasks for pid in place.read_text().split()),
-        ]
+        children = [int(pid) for place in tasks for pid in place.read_text().split()]
         self.process.send_signal(signal.SIGKILL)
-        while any(_lives(pid) for pid in mine):
+        while any(_lives(pid) for pid in [self.process.pid, *children]):
             time.sleep(0.01)
 
 

@@ -108,7 +108,7 @@ def test_killed_at_one_point(bench, expected, point):
 @pytest.mark.parametrize("word", ["PoolWorker", ""])
 @pytest.mark.parametrize("point", ["before a part", "between a part and its receipt"])
 def test_a_lost_worker_costs_the_part_it_held(bench, expected, point, word):
-    """The job goes on by itself; PoolWorker is the one that scores, an empty word means all workers."""
+    """The job goes on by itself; PoolWorker is the one that scores, no word: all of them."""
     store = f"s3://{bench.bucket()}/store"
     wanted, number, then = POINTS[point]
     started, killed = [], []

@@ -59,7 +59,10 @@ def _nothing_half_written(store):
 def _is_progress(line):
     """Steps that went well before, and what Ray says by itself."""
     return line.startswith(
-        ("given models:", "scan:", "tokenizer:", "duplicates:", "tokens:", "[20", "20", "(")
+        (
+            *("given models:", "scan:", "tokenizer:", "duplicates:", "split target:", "tokens:"),
+            *("[20", "20", "("),
+        )
     )
 
 

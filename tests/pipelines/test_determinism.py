@@ -69,7 +69,7 @@ def test_any_number_of_scorers(world, changes, reference, unscored, scorers):
 def scorer_processes():
     """The pool's workers of this test session's own Ray, oldest first."""
     family = psutil.Process().children(recursive=True)
-    mine = [p for p in family if "MapWorker" in "".join(p.cmdline())]
+    mine = [p for p in family if "PoolWorker" in "".join(p.cmdline())]
     return sorted(mine, key=lambda p: p.pid)
 
 
