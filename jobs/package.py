@@ -10,10 +10,10 @@ from zipfile import ZIP_DEFLATED, ZipFile, ZipInfo
 import stillhouse
 from stillhouse.distillation.spec import DistillSpec
 from stillhouse.errors import SpecError
+from stillhouse.mixing.policy import POLICIES
 from stillhouse.mixing.spec import MixSpec
-from stillhouse.own_code import code_digest, find_module
 from stillhouse.pipelines.train_data import own_objective
-from stillhouse.selection.own import OwnCode, find_code
+from stillhouse.selection.own import OwnCode, find_code, find_named
 from stillhouse.spec import JobSpec, SelectSpec
 from stillhouse.training.spec import TrainSpec
 
@@ -84,13 +84,12 @@ def own_code(spec: JobSpec) -> list[OwnCode]:
         from stillhouse.pipelines.image_inputs import named_code
 
         return named_code(spec)
-    if isinstance(spec, MixSpec) and code_digest(spec.policy.name) is not None:
-        name = spec.policy.name
-        return [OwnCode(name, find_module(f"policy.name: {name}", name).files)]
+    code = None
+    if isinstance(spec, MixSpec) and spec.policy.name not in POLICIES:
+        code = find_named(f"policy.name: {spec.policy.name}", spec.policy.name)
     if isinstance(spec, TrainSpec):
         code = own_objective(spec)
-        return [] if code is None else [code]
-    return []
+    return [] if code is None else [code]
 
 
 def requirements(spec: JobSpec) -> list[str]:

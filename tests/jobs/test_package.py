@@ -24,6 +24,7 @@ from stillhouse.jobs.package import (
     version_differences,
     write_package,
 )
+from stillhouse.mixing.spec import MixSpec
 from stillhouse.spec import SelectSpec
 
 ROOT = Path(__file__).parents[2]
@@ -187,3 +188,17 @@ def test_data_are_not_sent(tmp_path):
     check_size({"a": b"x" * MAX_BYTES})
     with pytest.raises(SpecError, match=r"4,000,001 bytes .* file is jobs/b.py .4,000,000 bytes"):
         check_size({"jobs/a.py": b"x", "jobs/b.py": b"x" * MAX_BYTES})
+
+
+@pytest.mark.parametrize(
+    ("policy", "files"),
+    [("exp3", []), ("uniform", []), ("greedy_policy:Greedy", ["greedy_policy.py"])],
+)
+def test_a_policy_of_ours_is_not_sent_apart(monkeypatch, policy, files):
+    monkeypatch.chdir(ROOT / "examples" / "extend")
+    arm = {"path": "arms.parquet", "by": "task"}
+    target = {"path": "target.parquet", "num_shots": 16}
+    spec = MixSpec.model_validate(
+        {"job": "mix", "target": target, "auxiliary": [arm], "policy": {"name": policy}}
+    )
+    assert [path for code in own_code(spec) for path, _ in code.files] == files
