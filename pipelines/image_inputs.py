@@ -8,10 +8,9 @@ from stillhouse.distillation.images import ImageData
 from stillhouse.distillation.matching_task import GivenExpert
 from stillhouse.distillation.prepared import Preparation
 from stillhouse.distillation.spec import DistillSpec
-from stillhouse.errors import ArtifactError, SpecError
+from stillhouse.errors import ArtifactError
 from stillhouse.fingerprint import fingerprint
-from stillhouse.own_code import OURS, find_module, is_installed, top_names, top_of
-from stillhouse.selection.own import OwnCode
+from stillhouse.selection.own import OwnCode, find_named
 from stillhouse.storage.artifact import Store, load_manifest
 from stillhouse.storage.digests import digest_files
 from stillhouse.storage.filesystem import FileInfo, absolute_uri
@@ -84,13 +83,5 @@ def named_code(spec: DistillSpec) -> list[OwnCode]:
     Raises:
         SpecError: it is not here, is too much, or has no such name.
     """
-    found: list[OwnCode] = []
-    for name in spec.own_names:
-        if top_of(name) in OURS or is_installed(name):
-            continue
-        place, wanted = f"factory: {name}", name.partition(":")[2]
-        code = find_module(place, name)
-        if not {wanted, "*"} & top_names(code.tree):
-            raise SpecError(f"`{place}`: no `{wanted}` in {code.module}")
-        found.append(OwnCode(name, code.files))
-    return found
+    found = (find_named(f"factory: {name}", name) for name in spec.own_names)
+    return [code for code in found if code is not None]
