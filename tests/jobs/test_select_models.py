@@ -6,10 +6,10 @@ import signal
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 from safetensors.numpy import load_file
 from small import LEARNING, MODEL, Quiet, parse
+from workers import training_workers
 
 from stillhouse.jobs.run import run_job
 from stillhouse.storage.artifact import Store
@@ -17,19 +17,6 @@ from stillhouse.storage.parquet import read_table
 
 PRIOR = {"model": MODEL, "num_tokens": 12_000, "dtype": "float32", **LEARNING}
 STEPS = round(12_000 // 32 / 8)
-
-
-def workers():
-    found = psutil.Process().children(recursive=True)
-    return [p for p in found if "RayTrainWorker" in command_line(p)]
-
-
-def command_line(process):
-    """Empty for one that has ended."""
-    try:
-        return " ".join(process.cmdline())
-    except (psutil.NoSuchProcess, psutil.ZombieProcess):
-        return ""
 
 
 class Killer(Quiet):
@@ -44,7 +31,7 @@ class Killer(Quiet):
             self.starts.append((content["training"], content["step"], content["workers"]))
         if kind == "train point" and self.at and content["step"] >= self.at:
             self.at = None
-            os.kill(workers()[-1].pid, signal.SIGKILL)
+            os.kill(training_workers()[-1].pid, signal.SIGKILL)
 
 
 def select(world, store, trainers, shown=None, **changes):

@@ -7,13 +7,13 @@ import signal
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from result_keys import check_keys
 from samples import order_digest
 from small import Quiet, rows, write
+from workers import training_workers
 
 from stillhouse import open_selection
 from stillhouse.errors import ArtifactError
@@ -107,19 +107,6 @@ class Killer(Quiet):
             worker = training_workers()[-1]
             self.killed.append(worker.pid)
             os.kill(worker.pid, signal.SIGKILL)
-
-
-def training_workers():
-    found = psutil.Process().children(recursive=True)
-    return [p for p in found if "RayTrainWorker" in command_line(p)]
-
-
-def command_line(process):
-    """Empty for one that has ended."""
-    try:
-        return " ".join(process.cmdline())
-    except (psutil.NoSuchProcess, psutil.ZombieProcess):
-        return ""
 
 
 def test_the_result_is_the_contract(trained, place):
