@@ -110,7 +110,8 @@ def test_scorers_ask_for_what_scorers_need(monkeypatch):
     scorer = {"gpus": 0.25, "accelerator": "L4", "labels": {"pool": "spot"}}
     compute = ComputeSettings(scorers=2, gpus_per_worker=1, scorer=scorer)
     task = SimpleNamespace(online=SimpleNamespace(lanes=1))
-    with online.online_scorers(SimpleNamespace(compute=compute), task) as made:
+    ctx = SimpleNamespace(compute=compute, close_pool=lambda: None)
+    with online.online_scorers(ctx, task) as made:
         assert made[1] == {"CPU": 0, "GPU": 0.25}
     [options] = asked
     assert options["num_gpus"] == 0.25
