@@ -27,7 +27,7 @@ demo: $(INSTALLED)
 	$(BIN)/stillhouse run examples/select.yaml
 
 test: check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadscope
 
 check: $(INSTALLED)
 	$(BIN)/ruff check
