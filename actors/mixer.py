@@ -1,7 +1,7 @@
 """The mixer actor owns the policy and the generator of a mixing run, and writes its log.
 
-The first worker of a training speaks to it; all workers train on what it deals. It comes back
-empty after a loss: the training begins again at its checkpoint, which holds the mixer's state.
+Only the first worker of a training calls it; all workers train on what it draws. It restarts empty
+after a loss: the training goes back to its checkpoint, which holds the mixer's state.
 """
 
 import traceback
@@ -14,7 +14,7 @@ import ray
 from stillhouse.actors.results import get_result
 from stillhouse.errors import PolicyError, StillhouseError
 from stillhouse.mixing.mixer import Mixer
-from stillhouse.mixing.task import MixTask
+from stillhouse.mixing.spec import MixTask
 
 
 @ray.remote(num_cpus=0, max_restarts=-1)
@@ -25,7 +25,7 @@ class MixerActor:
         """Call a method of the hosted mixer; with `task`, of a new one.
 
         Raises:
-            PolicyError: the policy raised something that is no error of ours.
+            PolicyError: the policy raised an error that is not one of Stillhouse's.
         """
         if task is not None:
             self._mixer = Mixer(task)
@@ -42,9 +42,9 @@ class MixerActor:
 
 
 class RemoteMixer:
-    """The mixer of one run on the actor: has the methods of `Mixer`.
+    """The mixer of one run on the actor, with the methods of `Mixer`.
 
-    They raise what the mixer raised, or RayActorError where it is gone.
+    They raise what the mixer raised, or RayActorError if it is gone.
     """
 
     def __init__(self, actor: Any, task: MixTask) -> None:

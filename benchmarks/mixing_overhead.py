@@ -24,15 +24,13 @@ import torch
 from mixing_runs import World, make_world, task_of, write_json
 
 from stillhouse.jobs.cluster import ALLOCATOR
-from stillhouse.mixing.arms import ArmReader
+from stillhouse.mixing.flad import Ucb1
 from stillhouse.mixing.mixer import Mixer
 from stillhouse.mixing.policy import Policy, StepPlan
-from stillhouse.mixing.run import load_shots, make_trainer, start_model
 from stillhouse.mixing.spec import MixModel, MixTraining, Rule
 from stillhouse.mixing.static import Static
-from stillhouse.mixing.ucb1 import Ucb1
+from stillhouse.mixing.trainer import MixTrainer
 from stillhouse.storage.artifact import Store
-from stillhouse.training.group import WorkerGroup
 
 LENGTHS = (64, 16)
 SLOTS, BATCH, SHOTS, ROWS = 8, 8, 32, 400
@@ -64,9 +62,8 @@ class Run:
         rule = Rule(policy.label, policy, plan, SLOTS, 10_000)
         options: dict[str, Any] = {"seed": 0, "train": TRAIN, "model": MODEL, "num_shots": SHOTS}
         task = task_of(made, rule, log_every=10, **options)
-        self.arms = ArmReader(Store(root), task.arms, seed=0)
-        model, shots, mixer = start_model(task, CPU), load_shots(made.store, task), Mixer(task)
-        self.trainer = make_trainer(task, model, self.arms, shots, mixer, CPU, WorkerGroup())
+        mixer = Mixer(task)
+        self.trainer = MixTrainer(Store(root), task, mixer, device=CPU)
         mixer.begin(np.random.default_rng(0).uniform(0.1, 0.3, len(made.arms)).tolist())
 
     def step(self) -> tuple[float, float]:
@@ -122,8 +119,8 @@ def waits(made: World, steps: int) -> dict[str, float]:
     os.environ["AWS_ENDPOINT_URL"] = f"http://{host}:{port}"
     files = s3fs.S3FileSystem()
     files.mkdir("arms")
-    for part in made.arms:
-        files.put(made.store.path(part.path), f"arms/{part.path}")
+    for path in [made.target, *(part.path for part in made.arms)]:
+        files.put(made.store.path(path), f"arms/{path}")
     run = Run(made, *bandit(), "s3://arms")
     took = [run.step() for _ in range(steps)]
     server.stop()
@@ -131,7 +128,7 @@ def waits(made: World, steps: int) -> dict[str, float]:
     return {
         "all": sum(w for _, w in took) / sum(s for s, _ in took),
         "second_half": sum(w for _, w in late) / sum(s for s, _ in late),
-        "opened": len(run.arms.opened),
+        "opened": len(run.trainer.arms.opened),
     }
 
 

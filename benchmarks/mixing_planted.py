@@ -26,11 +26,10 @@ from mixing_runs import World, make_world, options, run_one, task_of, write_json
 from released_samplers import ReleasedExp3, ReleasedUcb1
 
 from stillhouse.mixing.decisions import Decision, log_parts, read_decisions
-from stillhouse.mixing.exp3 import Exp3
+from stillhouse.mixing.flad import Exp3, Ucb1
 from stillhouse.mixing.policy import MixFacts, Policy, State, StepPlan
 from stillhouse.mixing.spec import MixModel, MixTraining, Rule
 from stillhouse.mixing.static import Static
-from stillhouse.mixing.ucb1 import Ucb1
 
 GOOD = ("good_a", "good_b")
 WRONG = ("wrong_a", "wrong_b")

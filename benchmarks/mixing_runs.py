@@ -16,8 +16,7 @@ from stillhouse.mixing.arms import ArmPart
 from stillhouse.mixing.mixer import Mixer
 from stillhouse.mixing.preparation import SourceTask
 from stillhouse.mixing.run import run_mix
-from stillhouse.mixing.spec import MixModel, MixTraining, Rule
-from stillhouse.mixing.task import MixTask, StoredModel
+from stillhouse.mixing.spec import MixModel, MixTask, MixTraining, Rule, StoredModel
 from stillhouse.storage.artifact import Manifest, Store
 from stillhouse.storage.task import commit
 from stillhouse.text.tokenizer import (

@@ -17,11 +17,10 @@ import torch
 from mixing_runs import World, make_world, options, run_one, task_of, write_json
 from released_samplers import ReleasedExp3, ReleasedUcb1
 
-from stillhouse.mixing.exp3 import Exp3
+from stillhouse.mixing.flad import Exp3, Ucb1
 from stillhouse.mixing.policy import Policy, StepPlan
 from stillhouse.mixing.spec import MixModel, MixTraining, Rule, control_policy
 from stillhouse.mixing.static import Uniform
-from stillhouse.mixing.ucb1 import Ucb1
 
 TARGETS = ("copa", "snli", "boolq")
 LENGTHS = (96, 24)

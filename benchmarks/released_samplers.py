@@ -8,9 +8,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from stillhouse.mixing.exp3 import Exp3
+from stillhouse.mixing.flad import Exp3, Ucb1
 from stillhouse.mixing.policy import Distribution, MixFacts, State, invert, softmax
-from stillhouse.mixing.ucb1 import Ucb1
 
 
 class ReleasedExp3(Exp3):

@@ -1,7 +1,11 @@
-"""Write docs/settings.md from the pydantic models: `python docs/make_settings.py`."""
+"""Write docs/settings.md from the pydantic models: `python docs/make_settings.py`.
+
+The page has a chapter for each kind of job: a whole example, then a table for each section of its
+spec, in the order in which a spec mentions them. Sections that several jobs have come last.
+"""
 
 import types
-from importlib import import_module
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -9,39 +13,78 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from stillhouse import compute_settings, data_settings, spec, tokenizer_settings
-from stillhouse.distillation import decoupled, images, matching, method, recipes
-from stillhouse.distillation import spec as distill_spec
-from stillhouse.distillation.method import METHODS
-from stillhouse.mixing import policy as mix_policy
-from stillhouse.mixing import spec as mix_spec
-from stillhouse.selection import own_settings
-from stillhouse.training import spec as train_spec
+from stillhouse.distillation.method import METHODS, Method
+from stillhouse.distillation.spec import DistillSpec
+from stillhouse.mixing.policy import POLICIES, Policy
+from stillhouse.mixing.spec import MixSpec
+from stillhouse.own_code import import_named
+from stillhouse.spec import JobSpec, SelectSpec, Settings
+from stillhouse.training.spec import TrainSpec
 
-_NAMES = {place: name for name, place in mix_policy.POLICIES.items()}
-_POLICIES = dict.fromkeys(import_module(place.partition(":")[0]) for place in _NAMES)
-_METHODS = [import_module(name.partition(":")[0]) for name in METHODS.values()]
-_DISTILLATION = dict.fromkeys(
-    [distill_spec, images, method, matching, decoupled, *_METHODS, recipes]
-)
-MODULES = (
-    spec,
-    data_settings,
-    tokenizer_settings,
-    compute_settings,
-    own_settings,
-    train_spec,
-    mix_spec,
-    mix_policy,
-    *_POLICIES,
-    *_DISTILLATION,
-)
-PAGE = Path(__file__).parent / "settings.md"
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "settings.md"
+JOBS: dict[str, type[JobSpec]] = {
+    "select": SelectSpec,
+    "train": TrainSpec,
+    "mix": MixSpec,
+    "distill": DistillSpec,
+}
+BY_NAME: dict[type[Settings], dict[str, str]] = {Policy: POLICIES, Method: METHODS}
+"""Base classes whose subclasses a section names: short name and place of each."""
+SHORT = {import_named(n, names): n for names in BY_NAME.values() for n in names}
 HEAD = """# Settings
 
-Every key of a spec, made from the settings' classes by `python docs/make_settings.py`. A key that
-is not here is refused. `--set a.b=value` overrides one on the command line.
+Every key of a spec, by job, made from the settings' classes by `python docs/make_settings.py`.
+An unknown key is an error that names the closest known one. `--set a.b=value` overrides a key on
+the command line. Sections that more than one job has are [at the end](#shared-sections).
 """
+
+
+def sections_in(annotation: Any) -> Iterator[type[Settings]]:
+    """The settings classes that a field's type mentions."""
+    if isinstance(annotation, type) and issubclass(annotation, Settings):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from sections_in(inner)
+
+
+def parent_of(model: type[Settings]) -> type[Settings] | None:
+    """The settings class whose keys `model` also has; None for a direct subclass of `Settings`."""
+    parents = (base for base in model.__bases__ if issubclass(base, Settings))
+    parent = next((base for base in parents if base not in (Settings, JobSpec)), None)
+    if parent is not None and parent.__name__.startswith("_"):
+        return parent_of(parent)
+    return parent
+
+
+def walk(model: type[Settings], path: str, found: dict[type[Settings], list[str]]) -> None:
+    """Record every section below `model` with the paths of keys that lead to it."""
+    for name, field in model.model_fields.items():
+        key = f"{path}.{field.alias or name}".lstrip(".")
+        for section in sections_in(field.annotation):
+            paths = found.setdefault(section, [])
+            if key in paths:
+                continue
+            paths.append(key)
+            for short, place in BY_NAME.get(section, {}).items():
+                walk_named(import_named(short, {short: place}), key, found)
+            walk(section, key, found)
+            walk_parents(section, key, found)
+
+
+def walk_named(section: Any, key: str, found: dict[type[Settings], list[str]]) -> None:
+    """Record a policy or method, after the classes whose keys it has too."""
+    walk_parents(section, key, found)
+    if key not in found.setdefault(section, []):
+        found[section].append(key)
+        walk(section, key, found)
+
+
+def walk_parents(section: type[Settings], key: str, found: dict[type[Settings], list[str]]) -> None:
+    parent = parent_of(section)
+    if parent is not None and key not in found.setdefault(parent, []):
+        walk_parents(parent, key, found)
+        found[parent].append(key)
 
 
 def type_text(annotation: Any) -> str:
@@ -71,37 +114,59 @@ def default_text(field: FieldInfo) -> str:
     return f"`{field.default}`" if field.default != {} and field.default != [] else "none"
 
 
-def section(model: type[BaseModel]) -> str:
-    """One table: the keys of a settings class."""
-    is_job = issubclass(model, spec.JobSpec) and model is not spec.JobSpec
-    short = _NAMES.get(f"{model.__module__}:{model.__name__}")
-    rows = [f"| `name` | `{short}` | required | |"] * (short is not None)
-    rows += [
-        f"| `{field.alias or name}` | {type_text(field.annotation)} | {default_text(field)} "
-        f"| {field.description or ''} |"
-        for name, field in model.model_fields.items()
-        if not (is_job and name in spec.JobSpec.model_fields) and not (short and name == "name")
-    ]
-    about = (model.__doc__ or "").strip() + " Besides the keys of JobSpec:" * is_job
-    table = "\n".join(["| key | type | default | |", "|---|---|---|---|", *rows])
-    return f"\n## {model.__name__}\n\n{about}\n\n{table}\n"
+def table(model: type[Settings]) -> str:
+    """The keys of a section that its parent does not have, or has otherwise."""
+    parent = JobSpec if issubclass(model, JobSpec) and model is not JobSpec else parent_of(model)
+    inherited = {} if parent is None else {n: _shown(f) for n, f in parent.model_fields.items()}
+    rows: list[str] = []
+    for name, field in model.model_fields.items():
+        if name == "name" and model in SHORT:
+            rows.append(f"| `name` | `{SHORT[model]}` | required | |")
+        elif inherited.get(name) != _shown(field):
+            key, kind, default, description = field.alias or name, *_shown(field)
+            rows.append(f"| `{key}` | {kind} | {default} | {description} |")
+    lines = ["| key | type | default | |", "|---|---|---|---|", *rows] if rows else []
+    if parent is not None:
+        anchor = "every-job" if parent is JobSpec else parent.__name__.lower()
+        name = "every job" if parent is JobSpec else parent.__name__
+        lines += ["", f"And the keys of [{name}](#{anchor})."]
+    return "\n".join(lines).strip()
+
+
+def _shown(field: FieldInfo) -> tuple[str, str, str]:
+    return type_text(field.annotation), default_text(field), field.description or ""
+
+
+def section(model: type[Settings], paths: list[str]) -> str:
+    """A heading, where a spec has the section, what it is, its keys."""
+    shown = ", ".join(f"`{path}`" for path in dict.fromkeys(paths[:4]))
+    shown += ", ..." if len(paths) > 4 else ""
+    about = (model.__doc__ or "").strip()
+    return f"\n### {model.__name__}\n\nUnder {shown}. {about}\n\n{table(model)}\n"
 
 
 def page() -> str:
-    """The whole page, the job first."""
-    models = [
-        value
-        for module in MODULES
-        for value in vars(module).values()
-        if isinstance(value, type)
-        and issubclass(value, spec.Settings)
-        and value is not spec.Settings
-        and value.__module__ == module.__name__
-        and not value.__name__.startswith("_")
-        and value is not mix_policy.RewardPolicy
-    ]
-    models.sort(key=lambda model: not issubclass(model, spec.JobSpec))
-    return HEAD + "".join(section(model) for model in models)
+    """The whole page."""
+    found: dict[str, dict[type[Settings], list[str]]] = {job: {} for job in JOBS}
+    for job, spec in JOBS.items():
+        walk(spec, "", found[job])
+    users: dict[type[Settings], list[str]] = {}
+    for job in JOBS:
+        for model in found[job]:
+            users.setdefault(model, []).append(job)
+    text = HEAD + f"\n## Every job\n\n{(JobSpec.__doc__ or '').strip()}\n\n{table(JobSpec)}\n"
+    for job, spec in JOBS.items():
+        example = (ROOT / "examples" / f"{job}.yaml").read_text().strip()
+        text += f"\n## job: {job}\n\n{(spec.__doc__ or '').strip()}\n\n"
+        text += f"```yaml\n{example}\n```\n\n{table(spec)}\n"
+        own = {model: paths for model, paths in found[job].items() if users[model] == [job]}
+        text += "".join(section(model, paths) for model, paths in own.items())
+    text += "\n## Shared sections\n"
+    for model, jobs in users.items():
+        if len(jobs) > 1:
+            paths = [path for job in jobs for path in found[job][model]]
+            text += section(model, list(dict.fromkeys(paths)))
+    return text
 
 
 if __name__ == "__main__":

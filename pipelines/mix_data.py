@@ -1,4 +1,4 @@
-"""What a mix job reads: sources of arms and a target, listed, known by content, encoded."""
+"""What a mix job reads: sources of arms and a target, listed, identified by content, encoded."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -9,9 +9,7 @@ from pathlib import PurePosixPath
 
 from stillhouse.errors import InputError, SpecError, StillhouseError
 from stillhouse.mixing.arms import ArmPart
-from stillhouse.mixing.examples import Example, read_examples
-from stillhouse.mixing.mixer import check_arms
-from stillhouse.mixing.preparation import SourceTask
+from stillhouse.mixing.preparation import Example, SourceTask, read_examples
 from stillhouse.mixing.spec import ArmSource, MixSpec
 from stillhouse.pipelines.context import Context
 from stillhouse.pipelines.inputs import list_documents
@@ -32,32 +30,36 @@ _SAMPLE_ROWS = 20_000
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A source of arms, or the target; `broken` says why it cannot be used.
+    """A source of arms, or the target.
 
     Attributes:
-        asked: as the spec has it.
-        files: of a source by path; `selection`: URI of a selection instead.
-        uris, digests: of what holds its rows, in order; once it is opened.
-        selection_tokenizer: digest and folder of the tokenizer of a selection's sequences.
+        settings: its section of the spec.
+        files: of a source by path.
+        selection: the selection instead.
+        broken: why it cannot be used.
+        uris, digests: of the files that hold its rows, in order; known once they are digested.
+        tokenizer_folder: of the tokenizer of a selection's sequences; known then too.
     """
 
-    asked: ArmSource
+    settings: ArmSource
     files: tuple[FileInfo, ...] = ()
-    selection: str | None = None
+    selection: Selection | None = None
     broken: str | None = None
     uris: tuple[str, ...] = ()
     digests: tuple[str, ...] = ()
-    selection_tokenizer: tuple[str, str] | None = None
+    tokenizer_folder: str | None = None
 
     @property
     def name(self) -> str:
-        """Of the arm; of the source where `by` makes several."""
-        return source_name(self.asked)
+        """The arm's name in the spec, or that of its first file or folder."""
+        first = self.settings.selection or self.settings.paths[0]
+        stem = PurePosixPath(first.rstrip("/")).name.split(".")[0].strip("*")
+        return self.settings.name or stem or first
 
 
 @dataclass(frozen=True, slots=True)
 class MixInputs:
-    """Everything that a mix job reads; broken sources of arms too."""
+    """Everything that a mix job reads, broken sources of arms included."""
 
     target: Source
     sources: tuple[Source, ...]
@@ -69,15 +71,18 @@ class MixInputs:
 
     @property
     def broken(self) -> dict[str, str]:
-        """The others, and why."""
+        """The reasons, by source."""
         return {s.name: s.broken for s in self.sources if s.broken is not None}
 
 
 @dataclass(slots=True)
 class ArmsMade:
-    """The prepared arms, the target's part, and what became of rows.
+    """The prepared arms and the target's part.
 
-    `counts`: by arm, rows by what became of them. `skipped`: arms that were left out, and why.
+    Attributes:
+        target: path of its part in the store.
+        counts: rows by outcome, by arm.
+        skipped: arms that were left out, and why.
     """
 
     tokenizer: TokenizerRef
@@ -93,79 +98,59 @@ def list_sources(spec: MixSpec) -> MixInputs:
     Raises:
         InputError: nothing matches; for an arm only without `skip_bad_arms`.
     """
-    target = ArmSource(name="target", path=spec.target.path, where=spec.target.where)
     sources: list[Source] = []
-    for asked in spec.sources:
+    for settings in spec.sources:
         try:
-            sources.append(_listed(spec, asked))
+            sources.append(_list_source(spec, settings))
         except StillhouseError as error:
+            source = Source(settings, broken=str(error))
             if not spec.skip_bad_arms:
                 raise InputError(
-                    f"arm `{source_name(asked)}`: {error}; or set `skip_bad_arms: true`"
+                    f"arm `{source.name}`: {error}; or set `skip_bad_arms: true`"
                 ) from error
-            sources.append(Source(asked, broken=str(error)))
-    return MixInputs(_listed(spec, target), tuple(sources))
+            sources.append(source)
+    target = ArmSource(name="target", path=spec.target.path, where=spec.target.where)
+    return MixInputs(_list_source(spec, target), tuple(sources))
 
 
-def _listed(spec: MixSpec, asked: ArmSource) -> Source:
-    if asked.selection is not None:
-        found = find_input(Store(absolute_uri(spec.store)), asked.selection)
-        return Source(asked, selection=open_selection(found).uri)
-    return Source(asked, tuple(list_documents(asked.paths)))
-
-
-def source_name(asked: ArmSource) -> str:
-    """The name that the spec gives, or that of the first path."""
-    first = asked.selection or asked.paths[0]
-    return asked.name or PurePosixPath(first.rstrip("/")).name.split(".")[0].strip("*") or first
+def _list_source(spec: MixSpec, settings: ArmSource) -> Source:
+    if settings.selection is None:
+        return Source(settings, tuple(list_documents(settings.paths)))
+    folder = find_input(Store(absolute_uri(spec.store)), settings.selection)
+    return Source(settings, selection=open_selection(folder))
 
 
 def open_sources(store: Store, inputs: MixInputs, *, remember: bool) -> MixInputs:
     """Digest all files; unchanged ones are not read.
 
     Raises:
-        SpecError: an arm's files and rows are the target's.
+        SpecError: the target is among the arms, by its files and rows.
     """
     files = list({f.uri: f for source in inputs.usable for f in source.files}.values())
     digests = digest_files(store, files, remember=remember)
     by_uri = {f.uri: d.sha256 for f, d in zip(files, digests, strict=True)}
-    target = _opened(inputs.target, by_uri)
-    sources = [s if s.broken is not None else _opened(s, by_uri) for s in inputs.sources]
+
+    def opened(source: Source) -> Source:
+        if source.selection is None:
+            uris = tuple(file.uri for file in source.files)
+            return replace(source, uris=uris, digests=tuple(by_uri[uri] for uri in uris))
+        parts = source.selection.parts
+        return replace(
+            source,
+            uris=tuple(part.uri for part in parts),
+            digests=tuple(part.sha256 for part in parts),
+            tokenizer_folder=_tokenizer_folder(source.selection),
+        )
+
+    target = opened(inputs.target)
+    sources = tuple(s if s.broken else opened(s) for s in inputs.sources)
     for source in sources:
         _refuse_target(target, source)
-    return MixInputs(target, tuple(sources))
-
-
-def _opened(source: Source, digests: dict[str, str]) -> Source:
-    if source.selection is None:
-        uris = tuple(f.uri for f in source.files)
-        return replace(source, uris=uris, digests=tuple(digests[uri] for uri in uris))
-    selection = Selection(source.selection)
-    return replace(
-        source,
-        uris=tuple(part.uri for part in selection.parts),
-        digests=tuple(part.sha256 for part in selection.parts),
-        selection_tokenizer=_tokenizer_of(selection),
-    )
-
-
-def _tokenizer_of(selection: Selection) -> tuple[str, str]:
-    """Digest and folder of the tokenizer that a selection's sequences were made with.
-
-    Raises:
-        InputError: its store has it no more.
-    """
-    digest = selection.manifest.settings["tokenizer"]["digest"]
-    store = Store(selection.store)
-    for name in list_names(store.path("models")):
-        manifest = store.find_manifest("models", name)
-        if manifest is not None and manifest.totals.get("digest") == digest:
-            return digest, store.path("models", name)
-    raise InputError(f"{selection.uri}: the tokenizer of its sequences is not in its store")
+    return MixInputs(target, sources)
 
 
 def _refuse_target(target: Source, source: Source) -> None:
-    mine, theirs = source.asked, target.asked.where
+    mine, theirs = source.settings, target.settings.where
     named = (mine.by in theirs and theirs[mine.by] not in mine.exclude) if mine.by else True
     disjoint = any(mine.where.get(key, value) != value for key, value in theirs.items())
     if {*source.digests} & {*target.digests} and named and not disjoint:
@@ -176,47 +161,58 @@ def _refuse_target(target: Source, source: Source) -> None:
         )
 
 
+def _tokenizer_digest(selection: Selection) -> str:
+    return selection.manifest.settings["tokenizer"]["digest"]
+
+
+def _tokenizer_folder(selection: Selection) -> str:
+    """The folder of the tokenizer that a selection's sequences were made with.
+
+    Raises:
+        InputError: it is no longer in its store.
+    """
+    store = Store(selection.store)
+    for name in list_names(store.path("models")):
+        manifest = store.find_manifest("models", name)
+        if manifest and manifest.totals.get("digest") == _tokenizer_digest(selection):
+            return store.path("models", name)
+    raise InputError(f"{selection.uri}: the tokenizer of its sequences is not in its store")
+
+
 def prepare_arms(ctx: Context, spec: MixSpec, inputs: MixInputs) -> ArmsMade:
-    """Tokenizer, a part of each arm, and the target's part.
+    """The tokenizer, a part of each arm, and the target's part.
 
     Raises:
         InputError: an arm that is empty or cannot be read, without `skip_bad_arms`.
         SpecError: fewer than two arms, two of one name, or the target among them.
     """
     tokenizer = _tokenizer(ctx, spec, inputs)
-    tasks = [_task(spec, source, tokenizer, i == 0) for i, source in enumerate(inputs.usable)]
+    target, *sources = [_source_task(spec, source, tokenizer) for source in inputs.usable]
+    tasks = [replace(target, is_target=True, max_examples=None), *sources]
     host = TokenizerHost(tokenizer.path, tokenizer.eos_token)
-    receipts = perform(ctx, Step("arms", tasks, host))
-    made = ArmsMade(tokenizer, _target_part(receipts[0]), skipped=inputs.broken)
-    for source, receipt in zip(inputs.usable[1:], receipts[1:], strict=True):
-        _take_arms(made, spec, source, receipt)
-    names = [part.name for part in made.arms]
-    check_arms(names)
-    among = sorted({*spec.target.where.values()} & {*names})
-    if among:
-        raise SpecError(
-            f"the target is among the arms: {among} is a value of `target.where` and the name of "
-            "an arm: leave it out with `exclude`, or give the arm another `name`"
-        )
+    first, *receipts = perform(ctx, Step("arms", tasks, host))
+    made = ArmsMade(tokenizer, _target_part(first), skipped=inputs.broken)
+    for source, receipt in zip(inputs.usable[1:], receipts, strict=True):
+        _add_arms(made, spec, source, receipt)
+    _check_arms([part.name for part in made.arms], spec)
     return made
 
 
-def _task(spec: MixSpec, source: Source, tokenizer: TokenizerRef, is_target: bool) -> SourceTask:
-    digest, folder = source.selection_tokenizer or (None, None)
+def _source_task(spec: MixSpec, source: Source, tokenizer: TokenizerRef) -> SourceTask:
+    selection = source.selection
     return SourceTask(
         name=source.name,
         digests=source.digests,
-        where=source.asked.where,
-        by=source.asked.by,
-        selection=digest,
+        where=source.settings.where,
+        by=source.settings.by,
+        selection=_tokenizer_digest(selection) if selection else None,
         tokenizer=tokenizer.digest,
         max_input=spec.max_input_tokens,
         max_target=spec.max_target_tokens,
         split_text=spec.model.kind == "encoder_decoder",
-        max_examples=None if is_target else spec.max_examples,
-        is_target=is_target,
+        max_examples=spec.max_examples,
         uris=source.uris,
-        selection_folder=folder,
+        selection_folder=source.tokenizer_folder,
     )
 
 
@@ -231,57 +227,69 @@ def _target_part(receipt: Receipt) -> str:
     return receipt.parts[0].path
 
 
-def _take_arms(made: ArmsMade, spec: MixSpec, source: Source, receipt: Receipt) -> None:
-    """Add a source's arms; with `by`, counts under "" are of rows that say no arm."""
+def _add_arms(made: ArmsMade, spec: MixSpec, source: Source, receipt: Receipt) -> None:
+    """Add a source's arms; with `by`, counts under "" are of rows without an arm."""
 
-    def bad(name: str, why: str) -> None:
+    def skip(name: str, why: str) -> None:
         if not spec.skip_bad_arms:
             raise InputError(f"arm `{name}`: {why}; repair it, or set `skip_bad_arms: true`")
         made.skipped[name] = why
 
     if receipt.info["broken"]:
-        bad(source.name, receipt.info["broken"])
+        skip(source.name, receipt.info["broken"])
         return
-    parts, by, found = iter(receipt.parts), source.asked.by, receipt.info["arms"]
-    nowhere = [arm["counts"] for arm in found if by and not arm["name"]]
-    if by and len(found) == len(nowhere):
-        bad(source.name, f"no usable row ({nowhere or 'no rows'})")
-    made.counts |= {f"{source.name} without `{by}`": counts for counts in nowhere}
-    for arm in found:
+    parts, by, arms = iter(receipt.parts), source.settings.by, receipt.info["arms"]
+    without = [arm["counts"] for arm in arms if by and not arm["name"]]
+    if by and len(arms) == len(without):
+        skip(source.name, f"no usable row ({without or 'no rows'})")
+    made.counts |= {f"{source.name} without `{by}`": counts for counts in without}
+    for arm in arms:
         if by and not arm["name"]:
             continue
         part = next(parts) if arm["rows"] else None
-        if arm["name"] in source.asked.exclude:
+        if arm["name"] in source.settings.exclude:
             continue
         if part is None:
-            bad(arm["name"], f"no usable row ({arm['counts'] or 'no rows'})")
+            skip(arm["name"], f"no usable row ({arm['counts'] or 'no rows'})")
             continue
         made.arms.append(ArmPart(arm["name"], part.path, part.num_rows, part.sha256))
         made.counts[arm["name"]] = arm["counts"]
 
 
+def _check_arms(arms: Sequence[str], spec: MixSpec) -> None:
+    if len(arms) < 2:
+        raise SpecError(f"`auxiliary` has {len(arms)} arm(s) {list(arms)}: mixing needs two")
+    twice = sorted(name for name, count in Counter(arms).items() if count > 1)
+    if twice:
+        raise SpecError(f"`auxiliary` has several arms of one name: {twice}; rename them")
+    target = sorted({*spec.target.where.values()} & {*arms})
+    if target:
+        raise SpecError(
+            f"the target is among the arms: {target} is a value of `target.where` and the name of "
+            "an arm: leave it out with `exclude`, or give the arm another `name`"
+        )
+
+
 def _tokenizer(ctx: Context, spec: MixSpec, inputs: MixInputs) -> TokenizerRef:
-    sources = [source for source in inputs.usable if source.selection_tokenizer is None]
-    what: list[object] = [[source.digests, source.asked.where] for source in sources]
-    paths = [str(source.asked.path) for source in sources]
-    reading = [(source.uris, source.asked.where) for source in sources]
-    return task_tokenizer(ctx, spec.tokenizer, what, paths, partial(_train, reading))
+    sources = [source for source in inputs.usable if source.selection is None]
+    what: list[object] = [[source.digests, source.settings.where] for source in sources]
+    paths = [str(source.settings.path) for source in sources]
+    return task_tokenizer(ctx, spec.tokenizer, what, paths, partial(_train_tokenizer, sources))
 
 
-def _train(
-    sources: Sequence[tuple[Sequence[str], dict[str, str]]], settings: TokenizerTraining
-) -> bytes:
+def _train_tokenizer(sources: Sequence[Source], settings: TokenizerTraining) -> bytes:
     """A tokenizer of the first rows of all sources, an equal share of text from each."""
     share = settings.num_bytes // len(sources)
-    texts = (text for uris, where in sources for text in _texts(uris, where, share))
+    texts = (text for source in sources for text in _texts(source, share))
     return train_tokenizer(texts, vocab_size=settings.vocab_size)
 
 
-def _texts(uris: Sequence[str], where: dict[str, str], num_bytes: int) -> Iterator[str]:
+def _texts(source: Source, num_bytes: int) -> Iterator[str]:
     taken = 0
-    for uri in uris:
+    for uri in source.uris:
         try:
-            for item in islice(read_examples(uri, where=where), _SAMPLE_ROWS):
+            examples = read_examples(uri, where=source.settings.where)
+            for item in islice(examples, _SAMPLE_ROWS):
                 if isinstance(item, Example):
                     text = f"{item.input}\n{item.target}".strip()
                     taken += len(text)
@@ -289,11 +297,11 @@ def _texts(uris: Sequence[str], where: dict[str, str], num_bytes: int) -> Iterat
                 if taken > num_bytes:
                     return
         except (StillhouseError, FileNotFoundError):
-            return  # the arm's own preparation says what is wrong with it
+            return  # reported when the arm is prepared
 
 
 def row_fates(made: ArmsMade) -> dict[str, int]:
-    """What became of the arms' rows, over all of them."""
+    """Rows by outcome, over all arms."""
     total: Counter[str] = Counter()
     for counts in made.counts.values():
         total.update(counts)

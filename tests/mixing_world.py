@@ -1,18 +1,23 @@
-"""A small world for mixing: a target that maps words, arms that do the same or something else."""
+"""A small world for mixing: a target that maps words, arms that do the same or something else.
+
+Also a small `job: mix` on it as a spec file's content: three tasks and a selection are its arms.
+"""
 
 import io
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import yaml
 
 from stillhouse.fingerprint import sha256
+from stillhouse.jobs.spec_file import load_spec
 from stillhouse.mixing.arms import ArmPart
 from stillhouse.mixing.policy import StepPlan
 from stillhouse.mixing.preparation import SourceTask
-from stillhouse.mixing.spec import MixModel, MixTraining, Rule
+from stillhouse.mixing.spec import MixModel, MixTask, MixTraining, Rule
 from stillhouse.mixing.static import Uniform
-from stillhouse.mixing.task import MixTask
 from stillhouse.storage.artifact import Manifest, PartRef, Store
 from stillhouse.storage.commit import create
 from stillhouse.storage.folders import put_folder
@@ -44,31 +49,38 @@ def with_choices(rows, split):
     return [r | {"choices": sorted({r["target"], "red", "zzz"}), "split": split} for r in rows]
 
 
+def target_rows():
+    """24 rows to learn from and 20 to test on."""
+    splits = (("train", 24, 7), ("test", 20, 8))
+    return [row for split, *of in splits for row in with_choices(rows_of("good", *of), split)]
+
+
 def write_tokenizer(folder):
     texts = [f"{r['input']} {r['target']}" for k in ARMS for r in rows_of(k, 50, 9)]
-    words = make_tokenizer(train_tokenizer(texts, vocab_size=300), None)
-    save_pretrained(words, str(folder), model_max_length=512)
-    return words
+    tokenizer = make_tokenizer(train_tokenizer(texts, vocab_size=300), None)
+    save_pretrained(tokenizer, str(folder), model_max_length=512)
+    return tokenizer
 
 
-def put_text_selection(store, words, texts, length=16):
+def put_text_selection(store, tokenizer, texts, length=16):
     """A selection of whole sequences of these texts, and the tokenizer of its tokens; its URI."""
     put_folder(
         store,
         "f" * 64,
-        lambda folder: save_pretrained(words, str(folder), model_max_length=512),
+        lambda folder: save_pretrained(tokenizer, str(folder), model_max_length=512),
         inputs={},
         settings={},
-        totals={"role": "tokenizer", "digest": words.digest},
+        totals={"role": "tokenizer", "digest": tokenizer.digest},
     )
-    ids = [i for text in texts for i in [*words.encode_batch([text])[0].tolist(), words.eos_id]]
+    encoded = tokenizer.encode_batch(texts)
+    ids = [i for text in encoded for i in (*text.tolist(), tokenizer.eos_id)]
     kept = np.array(ids[: len(ids) // length * length], np.uint16)
     buffer = io.BytesIO()
     pq.write_table(pa.table({"input_ids": pa.FixedSizeListArray.from_arrays(kept, length)}), buffer)
     path, data = "selections/parts/kept.parquet", buffer.getvalue()
     create(store.path(path), data)
     part = PartRef(path, len(kept) // length, len(kept), len(data), sha256(data))
-    settings = {"tokenizer": {"digest": words.digest}}
+    settings = {"tokenizer": {"digest": tokenizer.digest}}
     store.put_manifest(Manifest("selections", "kept", (part,), {}, settings))
     return store.path("selections", "kept")
 
@@ -90,25 +102,23 @@ def source_task(name, uri, **changes):
     return SourceTask(**values | changes)
 
 
-def prepare(store, words, task):
-    return commit(store, task, task.run(store, words, None))
+def prepare(store, tokenizer, task):
+    return commit(store, task, task.run(store, tokenizer, None))
 
 
 def make_world(folder):
-    """A store with three arms and a target; (store, words, arm parts, target part)."""
+    """A store with three arms and a target, and what makes a `mix_task` of them."""
     (folder / "tokenizer").mkdir(parents=True)
-    words = write_tokenizer(folder / "tokenizer")
+    tokenizer = write_tokenizer(folder / "tokenizer")
     store = Store(str(folder / "store"))
-    parts = []
+    arms = []
     for i, name in enumerate(ARMS):
         uri = write_rows(folder / f"{name}.parquet", rows_of(name, 60, i))
-        (part,) = prepare(store, words, source_task(name, uri)).parts
-        parts.append(ArmPart(name, part.path, part.num_rows, part.sha256))
-    target = with_choices(rows_of("good", 24, 7), "train")
-    target += with_choices(rows_of("good", 20, 8), "test")
-    uri = write_rows(folder / "target.parquet", target)
-    receipt = prepare(store, words, source_task("target", uri, is_target=True))
-    return store, words, parts, receipt.parts[0].path
+        (part,) = prepare(store, tokenizer, source_task(name, uri)).parts
+        arms.append(ArmPart(name, part.path, part.num_rows, part.sha256))
+    uri = write_rows(folder / "target.parquet", target_rows())
+    (part,) = prepare(store, tokenizer, source_task("target", uri, is_target=True)).parts
+    return store, partial(mix_task, folder, store, arms, part.path)
 
 
 def mix_task(folder, store, parts, target, *, policy=None, plan=None, slots=4, steps=12, **changes):
@@ -146,3 +156,65 @@ def mix_task(folder, store, parts, target, *, policy=None, plan=None, slots=4, s
         "log_every": 2,
     }
     return MixTask(**values | changes)
+
+
+def write_data(folder):
+    """Target, arms, a tokenizer, and a store with a selection."""
+    rows = [row | {"task": "ring"} for row in target_rows()]
+    write_rows(folder / "target.parquet", rows)
+    arms = [
+        r | {"task": kind}
+        for i, kind in enumerate(("good", "other", "noise"))
+        for r in rows_of(kind, 40, i)
+    ]
+    arms.append({"input": "red " * 60, "target": "zzz", "task": "noise"})  # longer than the model
+    arms.append({"input": "red", "target": "zzz", "task": None})  # of no arm
+    write_rows(folder / "arms.parquet", arms)
+    (folder / "tokenizer").mkdir()
+    tokenizer = write_tokenizer(folder / "tokenizer")
+    texts = [f"{row['input']} {row['target']}" for row in rows_of("good", 40, 5)]
+    put_text_selection(Store(str(folder / "kept")), tokenizer, texts)
+    return folder
+
+
+def by_task(data):
+    """The source of the three tasks."""
+    return {"path": str(data / "arms.parquet"), "by": "task"}
+
+
+def write_spec(data, name, **changes):
+    """The path of a spec; `changes` are top-level keys, those of `train` are added to it."""
+    train = {
+        "num_steps": 12,
+        "micro_batch": 4,
+        "accumulation": 5,
+        "learning_rate": 1e-3,
+        "optimizer": "adamw",
+        "evaluate_every": 6,
+        "patience": None,
+    }
+    content = {
+        "job": "mix",
+        "store": str(data / "store"),
+        "target": {
+            "path": str(data / "target.parquet"),
+            "where": {"task": "ring"},
+            "num_shots": 16,
+        },
+        "auxiliary": [by_task(data), {"selection": str(data / "kept" / "selections" / "kept")}],
+        "tokenizer": {"path": str(data / "tokenizer")},
+        "model": {"kind": "encoder_decoder", "hidden_size": 32, "num_layers": 1},
+        "policy": {"name": "ucb1", "reward": "aggregate", "initial_examples": 8},
+        "max_input_tokens": 32,
+        "max_target_tokens": 8,
+        "log_every": 5,
+    }
+    content |= changes | {"train": train | changes.get("train", {})}
+    path = data / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return str(path)
+
+
+def parse(data, name="spec", **changes):
+    """A spec as a file's: from YAML."""
+    return load_spec(write_spec(data, name, **changes), [])

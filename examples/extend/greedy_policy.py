@@ -13,7 +13,8 @@ from collections.abc import Mapping
 import numpy as np
 from pydantic import Field
 
-from stillhouse.mixing.policy import Distribution, MixFacts, RewardPolicy, State, normalise
+from stillhouse.mixing.flad import RewardPolicy
+from stillhouse.mixing.policy import Distribution, MixFacts, State, normalise
 
 
 class Greedy(RewardPolicy):

@@ -1,13 +1,11 @@
 """Mixing auxiliary data while the target model trains: policies, rewards, and the training.
 
-Modules, in the order of the flow:
-
-* `spec`: what a job's YAML says, and the runs that it makes. `task`: one run.
-* `examples`, `preparation`, `arms`: rows of tasks and texts, their parts, endless streams of them.
-* `batches`, `evaluation`: batches and their losses; the few-shot target, choices.
-* `policy`, and a file each: `exp3`, `ucb1`, `odm`, `doremi`, `static`, `loss_scaling`, `replay`.
-* `mixer`, `decisions`: who deals arms by a policy, and the log of it.
+* `spec`: a job's settings and the runs it makes. `preparation`: rows of files as token parts.
+* `policy`, and a file for each paper: `flad`, `odm`, `doremi`; `static`; `decisions`: the log and
+  its replay. `mixer`: draws arms by a policy.
+* `arms`, `batches`: rows of arms and of the target, their batches and losses, evaluation.
 * `rewards`, `trainer`, `run`: gradients by arm, a step over all workers, a whole run.
 
-A reward on its way: `trainer` computes it, the actor of `mixer` takes it, the policy learns it.
+The path of a reward: `trainer` computes it, the actor that hosts `mixer` receives it, the policy
+learns it.
 """

@@ -1,12 +1,12 @@
-"""Arms as endless streams of rows: any place in any arm's stream by arithmetic, read ahead.
+"""Arms as endless streams of rows, read from any position and ahead of time.
 
-Row i of epoch e of an arm: its row groups in an order keyed by (seed, arm, epoch), the rows of each
-in an order keyed by the row group too. So a place in the stream, which is the number of the arm's
-rows drawn before, is all there is of state, and it is the same for any number of workers.
+Row i of epoch e of an arm: its row groups are in an order keyed by (seed, arm, epoch), the rows in
+each in an order keyed by the row group too. So the number of an arm's rows drawn before is all the
+state of its stream, and it is the same for any number of workers.
 
-A part is opened when its arm is first drawn. Row groups are kept up to 32 MB over all arms, so
-memory does not grow with the number of arms; footers of a few kB stay. Reading ahead
-goes by place in a stream, never by a guess of draws: nothing that it fetches can be stale.
+A part is opened when its arm is first drawn. Row groups are cached up to 32 MB over all arms, so
+memory does not grow with the number of arms; footers of a few kB stay. Reading ahead goes by
+positions in a stream, never by a guess of draws, so nothing fetched can be stale.
 """
 
 from collections import OrderedDict
@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from stillhouse.fingerprint import fingerprint
 from stillhouse.storage.artifact import Store
 from stillhouse.storage.parquet import open_part
+from stillhouse.storage.task import Place
 
 Ids: TypeAlias = NDArray[np.int32]
 ROW_GROUP = 256
@@ -36,10 +37,10 @@ _THREADS = 4
 
 @dataclass(frozen=True, slots=True)
 class ArmPart:
-    """An arm's rows: its name, the path of its part in the store, its rows, its content."""
+    """An arm's rows: its name, the part that holds them, and their number."""
 
     name: str
-    path: str
+    path: Place[str]
     num_rows: int
     sha256: str = ""
 
@@ -52,10 +53,11 @@ class Row(NamedTuple):
 
 
 _Key: TypeAlias = tuple[int, int]
+"""Arm and row group."""
 
 
 class ArmReader:
-    """Rows of arms, by arm and place in its stream; `seed` is that of the order of rows."""
+    """Rows by arm and position in its stream; `seed` determines the order of rows."""
 
     def __init__(self, store: Store, parts: Sequence[ArmPart], *, seed: int) -> None:
         self.parts, self._seed = list(parts), seed
@@ -71,11 +73,11 @@ class ArmReader:
 
     @property
     def opened(self) -> list[int]:
-        """The arms whose parts have been looked into, ascending."""
+        """The arms whose parts have been opened, ascending."""
         return sorted(self._footers)
 
     def rows(self, arm: int, first: int, count: int) -> list[Row]:
-        """Rows [first, first + count) of an arm's stream; waits where they are not read yet.
+        """Rows [first, first + count) of an arm's stream; waits for those not read yet.
 
         Raises:
             ArtifactError: the part is missing or broken.
@@ -90,23 +92,22 @@ class ArmReader:
                 self._pending[key] = self._threads.submit(self._read, arm, group)
 
     def close(self) -> None:
-        """End the threads."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _addresses(self, arm: int, first: int, count: int) -> Iterator[tuple[int, int]]:
-        """Row group, and row in it, of each place."""
+        """Row group, and row in it, of each position."""
         size = self.parts[arm].num_rows
-        for place in range(first, first + count):
-            epoch, row = divmod(place, size)
+        for position in range(first, first + count):
+            epoch, row = divmod(position, size)
             order, starts = self._order(arm, epoch)
-            at = int(np.searchsorted(starts, row, side="right")) - 1
-            group = int(order[at])
+            place = int(np.searchsorted(starts, row, side="right")) - 1
+            group = int(order[place])
             rng = np.random.default_rng([self._seed, self._keys[arm], epoch, 1 + group])
             shuffled = rng.permutation(min(ROW_GROUP, size - group * ROW_GROUP))
-            yield group, int(shuffled[row - starts[at]])
+            yield group, int(shuffled[row - starts[place]])
 
     def _make_order(self, arm: int, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The epoch's row groups, and the place at which each begins."""
+        """The epoch's row groups in order, and the first row of each."""
         size = self.parts[arm].num_rows
         groups = -(-size // ROW_GROUP)
         order = np.random.default_rng([self._seed, self._keys[arm], epoch]).permutation(groups)
@@ -119,13 +120,13 @@ class ArmReader:
             return self._groups[key][0]
         started = perf_counter()
         pending = self._pending.pop(key, None)
-        read = pending.result() if pending is not None else self._read(*key)
+        rows, num_bytes = self._read(*key) if pending is None else pending.result()
         self.wait_s += perf_counter() - started
-        self._groups[key] = read
-        self._num_bytes += read[1]
+        self._groups[key] = rows, num_bytes
+        self._num_bytes += num_bytes
         while self._num_bytes > _CACHE_BYTES and len(self._groups) > 1:
             self._num_bytes -= self._groups.popitem(last=False)[1][1]
-        return read[0]
+        return rows
 
     def _read(self, arm: int, group: int) -> tuple[list[Row], int]:
         """A row group's rows, and their size in bytes."""

@@ -1,37 +1,41 @@
-"""Micro-batches: which worker takes which, rows as padded batches, and their losses in nats.
+"""Micro-batches: which worker takes which, their losses in nats, and evaluation on the target.
 
-The G slots of a step, sorted by arm, are cut into one run for each of N workers. At most N - 1 arms
-then lie on two workers or more, and only for these do gradients have to travel to be compared.
+The G slots of a step, sorted by arm, are cut into one contiguous range for each of N workers. So at
+most N - 1 arms are shared between workers, and only their gradients have to be communicated.
 
     encoder_decoder    encoder reads: input EOS          decoder predicts: target EOS
     decoder            reads: [BOS] input target EOS     predicts: target EOS (plain text: all)
 
-The shape depends on the batch's own rows alone, so that a micro-batch is the same computation
-whichever worker has it.
+A batch's shape depends on its own rows alone, so that a micro-batch is the same computation on any
+worker. As FLAD evaluates, the choice with the least mean token loss is the answer.
 """
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel
 
+from stillhouse.errors import InputError
 from stillhouse.mixing.arms import Ids, Row
+from stillhouse.training.group import WorkerGroup
 
 IGNORED = -100
 _MULTIPLE = 8
+_BATCH = 32
+_Z = 1.959963984540054  # of 95 %
 
 
 class Slot(NamedTuple):
-    """One micro-batch of a step: its arm, its number in the step, and which of the arm's batches
-    it is.
-    """
+    """One micro-batch of a step; `batch` is its number in the arm's stream."""
 
     arm: int
     number: int
@@ -39,26 +43,24 @@ class Slot(NamedTuple):
 
 
 def slots_of(arms: Sequence[int], drawn: Mapping[int, int]) -> list[Slot]:
-    """A step's slots in the order of their arms, which were `drawn` so often before the step."""
-    seen, slots = Counter(drawn), list[Slot]()
+    """A step's slots sorted by arm; `drawn` has each arm's micro-batches before the step."""
+    position, slots = Counter(drawn), list[Slot]()
     for number, arm in enumerate(arms):
-        slots.append(Slot(arm, number, seen[arm]))
-        seen[arm] += 1
+        slots.append(Slot(arm, number, position[arm]))
+        position[arm] += 1
     return sorted(slots)
 
 
 def share(count: int, rank: int, size: int) -> range:
-    """The run of `count` things that worker `rank` of `size` takes; sizes differ by one at most."""
+    """The part of range(count) that worker `rank` of `size` takes; sizes differ by at most one."""
     return range(count * rank // size, count * (rank + 1) // size)
 
 
-def spanning(slots: Sequence[Slot], size: int) -> list[int]:
-    """The arms that lie on several workers, ascending."""
-    owners: dict[int, set[int]] = {}
-    for rank in range(size):
-        for i in share(len(slots), rank, size):
-            owners.setdefault(slots[i].arm, set()).add(rank)
-    return sorted(arm for arm, ranks in owners.items() if len(ranks) > 1)
+def shared_arms(slots: Sequence[Slot], size: int) -> list[int]:
+    """The arms whose slots are divided between workers, ascending."""
+    ranks = [rank for rank in range(size) for _ in share(len(slots), rank, size)]
+    pairs = {(slot.arm, rank) for slot, rank in zip(slots, ranks, strict=True)}
+    return sorted(arm for arm, count in Counter(arm for arm, _ in pairs).items() if count > 1)
 
 
 class TaskBatch(NamedTuple):
@@ -71,13 +73,12 @@ class TaskBatch(NamedTuple):
     labels: Tensor
 
     def to(self, device: torch.device) -> "TaskBatch":
-        """The batch on a device."""
         return TaskBatch(*(tensor.to(device) for tensor in self))
 
 
 @dataclass(frozen=True, slots=True)
 class Collator:
-    """Makes batches for one kind of model; `bos_id` stands before what a decoder reads."""
+    """Makes batches for one kind of model; `bos_id` is prepended to what a decoder reads."""
 
     encoder_decoder: bool
     eos_id: int
@@ -85,7 +86,6 @@ class Collator:
     bos_id: int | None = None
 
     def __call__(self, rows: Sequence[Row]) -> TaskBatch:
-        """A batch of rows; at least one."""
         eos = np.array([self.eos_id], np.int32)
         targets = [np.concatenate([row.target_ids, eos]) for row in rows]
         if self.encoder_decoder:
@@ -93,10 +93,10 @@ class Collator:
             labels = targets
         else:
             bos = np.array([] if self.bos_id is None else [self.bos_id], np.int32)
-            read = [np.concatenate([bos, row.input_ids]) for row in rows]
-            pairs = list(zip(read, targets, strict=True))
+            prompts = [np.concatenate([bos, row.input_ids]) for row in rows]
+            pairs = list(zip(prompts, targets, strict=True))
             inputs = [np.concatenate(pair) for pair in pairs]
-            labels = [np.concatenate([np.full(len(ids), IGNORED), target]) for ids, target in pairs]
+            labels = [np.concatenate([np.full(len(p), IGNORED), target]) for p, target in pairs]
         mask = [np.ones(len(ids), np.int32) for ids in inputs]
         filled = _padded(inputs, self.pad_id), _padded(mask, 0), _padded(labels, IGNORED)
         return TaskBatch(*map(torch.from_numpy, filled))
@@ -111,10 +111,7 @@ def _padded(rows: Sequence[Ids], value: int) -> NDArray[np.int64]:
 
 
 def token_losses(model: PreTrainedModel, batch: TaskBatch) -> tuple[Tensor, Tensor]:
-    """NLL of each predicted token, 0 elsewhere: float32 [B, T], and the mask bool [B, T].
-
-    Under autocast, products take its dtype.
-    """
+    """NLL of each predicted token, 0 elsewhere: float32 [B, T], and the mask bool [B, T]."""
     network: Any = model
     inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
     labels = batch.labels
@@ -128,3 +125,129 @@ def token_losses(model: PreTrainedModel, batch: TaskBatch) -> tuple[Tensor, Tens
         logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="none"
     )
     return flat.view(labels.shape), labels != IGNORED
+
+
+@dataclass(frozen=True, slots=True)
+class TargetRow:
+    """A row of the target; `choices` in tokens, `answer` the right one's index or -1."""
+
+    row: Row
+    choices: tuple[Ids, ...]
+    answer: int
+
+
+@dataclass(frozen=True, slots=True)
+class Shots:
+    """One seed's rows: half the shots train, half validate; `test` is for measuring only."""
+
+    train: list[TargetRow]
+    validation: list[TargetRow]
+    test: list[TargetRow]
+
+
+def choose_shots(target: pa.Table, *, num_shots: int, seed: int) -> Shots:
+    """Draw `num_shots` rows of a target's part (`TARGET_SCHEMA`) that are not for testing.
+
+    Raises:
+        InputError: no row for testing, or fewer rows than shots.
+    """
+    test: list[TargetRow] = []
+    pool: list[TargetRow] = []
+    for record in target.to_pylist():
+        row = Row(*(np.array(record[name], np.int32) for name in ("input_ids", "target_ids")))
+        choices = tuple(np.array(ids, np.int32) for ids in record["choices"] or ())
+        of_split = test if record["split"] == "test" else pool
+        of_split.append(TargetRow(row, choices, record["answer"]))
+    if not test:
+        raise InputError("`target` has no rows whose column `split` is `test`: nothing to measure")
+    if len(pool) < num_shots:
+        raise InputError(
+            f"`target` has {len(pool)} rows beside those of the split `test`, fewer than "
+            f"`target.num_shots` {num_shots}"
+        )
+    order = np.random.default_rng([seed, 1]).permutation(len(pool))[:num_shots]
+    half = (num_shots + 1) // 2
+    shots = [pool[i] for i in order]
+    return Shots(shots[:half], shots[half:], test)
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """How well a model does on some rows.
+
+    Attributes:
+        nll: mean over the predicted tokens of all targets, in nats.
+        accuracy: share of rows whose best choice is the target; None without choices.
+        interval: Wilson's 95 % interval of the accuracy.
+        chance: accuracy of a guess among each row's choices; None without choices.
+    """
+
+    nll: float
+    accuracy: float | None
+    interval: tuple[float, float] | None
+    num_rows: int
+    chance: float | None = None
+
+    @property
+    def score(self) -> float:
+        """Lower is better: by accuracy where there are choices, ties by loss."""
+        return self.nll - (1e3 * self.accuracy if self.accuracy is not None else 0.0)
+
+
+@torch.no_grad()
+def evaluate(
+    model: PreTrainedModel,
+    collate: Collator,
+    rows: Sequence[TargetRow],
+    *,
+    device: torch.device,
+    group: WorkerGroup,
+) -> Evaluation:
+    """Evaluate in float32; a collective call that deals whole batches to the workers."""
+    variants = [
+        (row_number, choice_number, Row(target.row.input_ids, ids))
+        for row_number, target in enumerate(rows)
+        for choice_number, ids in enumerate(target.choices or (target.row.target_ids,))
+    ]
+    variants.sort(key=lambda v: (len(v[2].input_ids), len(v[2].target_ids), v[0], v[1]))
+    batches = [variants[i : i + _BATCH] for i in range(0, len(variants), _BATCH)]
+    was_training = model.training
+    model.eval()
+    measured: list[tuple[int, int, float, int]] = []  # row, choice, NLL, tokens
+    for batch in batches[group.rank :: group.size]:
+        nll, mask = token_losses(model, collate([row for _, _, row in batch]).to(device))
+        sums = zip(nll.sum(1).tolist(), mask.sum(1).tolist(), strict=True)
+        measured += [(i, c, n, t) for (i, c, _), (n, t) in zip(batch, sums, strict=True)]
+    model.train(was_training)
+    losses: list[list[tuple[float, int]]] = [[] for _ in rows]
+    for i, _, nll, tokens in sorted(item for part in group.gather(measured) for item in part):
+        losses[i].append((nll, tokens))
+    return _summarised(rows, losses)
+
+
+def _summarised(
+    rows: Sequence[TargetRow], losses: Sequence[Sequence[tuple[float, int]]]
+) -> Evaluation:
+    """From NLL and tokens of each row's choices, or of its target where it has none."""
+    own = [of_row[max(row.answer, 0)] for row, of_row in zip(rows, losses, strict=True)]
+    nll = sum(n for n, _ in own) / sum(t for _, t in own)
+    correct = [
+        min(range(len(of_row)), key=lambda c, of_row=of_row: of_row[c][0] / of_row[c][1])
+        == row.answer
+        for row, of_row in zip(rows, losses, strict=True)
+        if row.choices
+    ]
+    if not correct:
+        return Evaluation(nll, None, None, len(rows))
+    total = len(correct)
+    chance = sum(1 / len(row.choices) for row in rows if row.choices) / total
+    interval = wilson(sum(correct), total)
+    return Evaluation(nll, sum(correct) / total, interval, len(rows), chance)
+
+
+def wilson(correct: int, total: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a proportion."""
+    share, z2 = correct / total, _Z**2
+    middle = share + z2 / (2 * total)
+    spread = _Z * math.sqrt(share * (1 - share) / total + z2 / (4 * total**2))
+    return (middle - spread) / (1 + z2 / total), (middle + spread) / (1 + z2 / total)

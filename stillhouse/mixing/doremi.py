@@ -5,9 +5,10 @@
     average = running mean of w, the initial weights being its first term
     loss of a step = sum(u loss) / sum(u) over its micro-batches,  u = w / q of their domains
 
-Three trainings: the reference, the proxy (this policy, sampled by the reference weights q), and the
-final model, which samples by the average. The reference code averages over tokens, of which its
-micro-batches hold equally many.
+It takes three trainings: the reference, the proxy (this policy, sampled by the reference weights
+q), and the final model, which samples by the average. A domain that has not been in a step keeps
+its last lambda, initially 0: the reference code starts at ln(vocabulary), about 10, so that a
+domain missing from the first steps takes all the weight.
 """
 
 from collections.abc import Mapping, Sequence
@@ -48,16 +49,9 @@ class DoReMi(Policy):
     )
 
     def plan(self, target_batches: int) -> StepPlan:
-        """No pass over the target; rewards are excess losses."""
         return StepPlan(0, "excess")
 
     def start(self, facts: MixFacts) -> State:
-        """Reference weights q, weights w, their running mean of so many terms, lambda.
-
-        A domain that a step does not hold keeps its last lambda, at first 0. The reference code
-        starts it at ln(vocabulary), about 10, so that a domain missing from the first steps takes
-        all the weight.
-        """
         q = normalise(by_size(facts.sizes, self.size_temperature))
         mean = {"average": q.copy(), "terms": 1}
         return {"_reference": q, "weights": q.copy(), "excess": np.zeros(len(q)), **mean}
@@ -67,8 +61,8 @@ class DoReMi(Policy):
         return state["_reference"].copy()
 
     def loss_weights(self, state: State, arms: Sequence[int]) -> Distribution:
-        """u = w / q over its mean in the step's micro-batches, whose mean loss is then
-        sum(u loss) / sum(u): float64[K].
+        """u over its mean in the step, so that the mean of the weighted losses is
+        sum(u loss) / sum(u).
         """
         u = state["weights"] / state["_reference"]
         return u / u[list(arms)].mean()
@@ -84,9 +78,9 @@ class DoReMi(Policy):
         state["weights"] = w
 
     def summary(self, state: State, arms: Sequence[str]) -> dict[str, Any]:
-        """`average_weights` by arm, what the final model is to sample by."""
+        """`average_weights` by arm: what the final model should sample by."""
         return {"average_weights": dict(zip(arms, state["average"].tolist(), strict=True))}
 
     def identity(self, seed: int | None = None) -> dict[str, Any]:
-        """Without the reference model, which is known by its content."""
+        """Without the reference model, which is identified by its content."""
         return self.model_dump(mode="json", exclude={"path", "from_"})

@@ -40,23 +40,21 @@ class Odm(Policy):
     @model_validator(mode="before")
     @classmethod
     def _no_form(cls, content: Any) -> Any:
-        return without_removed(content, "form", ("paper",), "the paper's formula is what there is")
+        return without_removed(content, "form", ("paper",), "only the paper's formula is left")
 
     def plan(self, target_batches: int) -> StepPlan:
-        """No pass over the target; rewards are losses."""
         return StepPlan(0, "loss")
 
     def start(self, facts: MixFacts) -> State:
-        """Estimates R of 0; pi by the arms' sizes until warm-up ends; steps."""
+        """R = 0, and pi in proportion to the arms' sizes until warm-up ends."""
         pi = normalise(facts.sizes)
         return {"estimate": np.zeros(len(pi)), "distribution": pi, "step": 0}
 
     def probabilities(self, state: State) -> Distribution:
-        """pi: float64[K]."""
         return state["distribution"].copy()
 
     def update(self, state: State, rewards: Mapping[int, float]) -> None:
-        """Learn the mean losses of the domains that the step held."""
+        """Learn the mean losses of the domains that were in the step."""
         state["step"] += 1
         step, num_arms = state["step"], len(state["estimate"])
         if step <= self.warmup_steps:

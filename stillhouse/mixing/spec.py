@@ -1,4 +1,4 @@
-"""The spec of `job: mix`."""
+"""`job: mix`: its settings, and the runs that it makes (without torch)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,12 +7,12 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import Field, field_validator, model_validator
 
 from stillhouse.errors import SpecError
+from stillhouse.mixing.arms import ArmPart
+from stillhouse.mixing.decisions import Replay
 from stillhouse.mixing.doremi import DoReMi
-from stillhouse.mixing.loss_scaling import LossScaling
+from stillhouse.mixing.flad import LossScaling, Ucb1
 from stillhouse.mixing.policy import NamedPolicy, Policy, StepPlan
-from stillhouse.mixing.replay import Replay
 from stillhouse.mixing.static import Static, TargetOnly, Uniform
-from stillhouse.mixing.ucb1 import Ucb1
 from stillhouse.settings import without_removed
 from stillhouse.spec import (
     Count,
@@ -25,6 +25,7 @@ from stillhouse.spec import (
     TokenizerSettings,
     TokenizerTraining,
 )
+from stillhouse.storage.task import Place, Task
 from stillhouse.tokenizer_settings import FROM_SETTING, with_own_tokenizer
 
 Control: TypeAlias = Literal[
@@ -34,7 +35,7 @@ Control: TypeAlias = Literal[
     "static_alignment",
     "loss_scaling",
 ]
-_SOFTMAX = 0.1
+_STATIC_TEMPERATURE = 0.1
 
 
 class ArmSource(Settings):
@@ -74,7 +75,6 @@ class ArmSource(Settings):
 
     @property
     def paths(self) -> list[str]:
-        """Of files; none of a selection."""
         return [self.path] if isinstance(self.path, str) else self.path or []
 
 
@@ -133,7 +133,7 @@ class MixTraining(Settings):
     )
 
     def optimisation(self, seed: int) -> Optimisation:
-        """The settings in the form that trainers read."""
+        """The same settings as the optimisers take them."""
         shared = {*MixTraining.model_fields} & {*Optimisation.model_fields}
         return Optimisation(**self.model_dump(include=shared), betas=(0.9, 0.999), seed=seed)
 
@@ -160,7 +160,7 @@ class MixSpec(JobSpec):
     policy: NamedPolicy = Ucb1(name="ucb1")
     train: MixTraining = MixTraining()
     controls: list[Control] = Field(
-        default=[], description="runs of as many gradient passes under other rules"
+        default=[], description="baselines: runs of as many gradient passes under other rules"
     )
     seeds: list[int] = Field(
         default=[0], min_length=1, description="each draws its own shots, order and weights"
@@ -184,10 +184,9 @@ class MixSpec(JobSpec):
 
     @model_validator(mode="after")
     def _fits(self) -> "MixSpec":
-        if len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(f"`seeds` {self.seeds} hold one twice")
-        if len(set(self.controls)) < len(self.controls):
-            raise ValueError(f"`controls` {self.controls} hold one twice")
+        for key, values in (("seeds", self.seeds), ("controls", self.controls)):
+            if len({*values}) < len(values):
+                raise ValueError(f"`{key}` {values} hold one twice")
         policy = self.policy
         if isinstance(policy, DoReMi) and (policy.path is None) == (policy.from_ is None):
             raise ValueError(
@@ -196,9 +195,9 @@ class MixSpec(JobSpec):
             )
         if self.model.path is not None and self.model.from_ is not None:
             raise ValueError("`model`: give either `path` or `from`")
-        if self.policy.label in self.controls:
-            raise ValueError(f"`{self.policy.label}` is the policy and among the `controls`")
-        if not isinstance(self.policy, Replay):  # the passes of a replay are in its log
+        if policy.label in self.controls:
+            raise ValueError(f"`{policy.label}` is the policy and among the `controls`")
+        if not isinstance(policy, Replay):  # a replay's passes are known from its log alone
             try:
                 rules_of(self, [])
             except SpecError as error:
@@ -212,24 +211,23 @@ class MixSpec(JobSpec):
 
     @property
     def given_paths(self) -> dict[str, str]:
-        """The models that are given by path, by their keys."""
+        """Paths of the pretrained models, by the section that names them."""
         paths = {"model": self.model.path, "policy": self.reference}
         return {key: path for key, path in paths.items() if path is not None}
 
     @property
     def sources(self) -> list[ArmSource]:
-        """The sources of arms as a list."""
         return self.auxiliary if isinstance(self.auxiliary, list) else [self.auxiliary]
 
     @property
     def target_batches(self) -> int:
-        """M: micro-batches of a target pass."""
+        """Micro-batches of one pass over the target's training half (M)."""
         return -(-((self.target.num_shots + 1) // 2) // self.train.micro_batch)
 
 
 def control_policy(name: Control, policy: Policy) -> Policy:
-    """A control as a policy; it compares the gradients that `policy` does, where it compares."""
-    asked = policy.model_dump(include={"parameters", "initial_examples"})
+    """A control as a policy; where it compares gradients, the same ones as `policy`."""
+    compared = policy.model_dump(include={"parameters", "initial_examples"})
     match name:
         case "target_only":
             return TargetOnly(name="target_only")
@@ -238,17 +236,18 @@ def control_policy(name: Control, policy: Policy) -> Policy:
         case "uniform_with_target_pass":
             return Uniform(name="uniform", target_pass=True)
         case "static_alignment":
-            return Static(name="static", alignment_temperature=_SOFTMAX, target_pass=True, **asked)
+            temperature = {"alignment_temperature": _STATIC_TEMPERATURE, "target_pass": True}
+            return Static(name="static", **temperature, **compared)
         case "loss_scaling":
-            return LossScaling(name="loss_scaling", **asked)
+            return LossScaling(name="loss_scaling", **compared)
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """A policy or control of a job, and how many micro-batches and steps it has.
+    """The policy or a control of a job, and the number and size of its steps.
 
     Attributes:
-        label: what people call it.
+        label: its name in results.
         slots: auxiliary micro-batches a step.
     """
 
@@ -258,25 +257,35 @@ class Rule:
     slots: int
     num_steps: int
 
+    def identity(self) -> list[int]:
+        """Its steps; the policy's identity depends on the seed (`MixTask.decided_by`)."""
+        return [self.slots, self.num_steps, self.plan.target_batches]
+
 
 def rules_of(spec: MixSpec, sizes: Sequence[int]) -> list[Rule]:
-    """The policy, and its controls with as many gradient passes.
+    """The policy and its controls, which get as many gradient passes.
 
-    A control has the policy's passes in every step, and as many steps more as the policy's initial
-    pass over arms of these sizes would have made.
+    Each step of a control has as many passes as one of the policy's, and there are as many more
+    steps as the policy's initial pass over arms of these sizes would have made.
 
     Raises:
-        SpecError: a control would draw nothing.
+        SpecError: a control's steps would have no room for a draw.
     """
     train, batches = spec.train, spec.target_batches
+
+    def initial_passes(policy: Policy) -> int:
+        examples = policy.first_examples
+        passes = sum(-(-min(examples, size) // train.micro_batch) for size in sizes)
+        return passes + batches if examples else 0
+
     plan, slots = spec.policy.plan(batches), train.accumulation
     rules = [Rule(spec.policy.label, spec.policy, plan, slots, train.num_steps)]
     each = plan.passes(slots)
-    budget = each * train.num_steps + _initial_passes(spec, spec.policy, sizes)
+    budget = each * train.num_steps + initial_passes(spec.policy)
     for name in spec.controls:
         policy = control_policy(name, spec.policy)
         plan = policy.plan(batches)
-        steps = max(1, (budget - _initial_passes(spec, policy, sizes)) // each)
+        steps = max(1, (budget - initial_passes(policy)) // each)
         if not policy.draws_arms:
             rules.append(Rule(name, policy, StepPlan(each), 0, steps))
             continue
@@ -291,8 +300,64 @@ def rules_of(spec: MixSpec, sizes: Sequence[int]) -> list[Rule]:
     return rules
 
 
-def _initial_passes(spec: MixSpec, policy: Policy, sizes: Sequence[int]) -> int:
-    if not policy.first_examples:
-        return 0
-    batches = (-(-min(policy.first_examples, n) // spec.train.micro_batch) for n in sizes)
-    return sum(batches) + spec.target_batches
+@dataclass(frozen=True, slots=True)
+class StoredModel:
+    """A pretrained model: a digest of its content, and its folder in the store."""
+
+    digest: str
+    folder: Place[str]
+
+
+@dataclass(frozen=True)
+class MixTask(Task):
+    """One run: a rule and a seed. Makes the model artifact that its fingerprint names.
+
+    Attributes:
+        decided_by: what identifies the rule's policy (`Policy.identity`).
+        model: sizes of a fresh one; its kind alone where `init` is given.
+        init: the model to start from; None for a fresh one.
+        reference: DoReMi's reference model.
+        target: path of the target's part in the store.
+        tokenizer: its folder.
+        max_input, max_target: maximal lengths in tokens, without EOS.
+        log: URI of the folder of the decisions.
+        log_every: steps between two that log the whole distribution.
+    """
+
+    KIND = "models"
+    VERSION = 7
+
+    rule: Rule
+    seed: int
+    decided_by: dict[str, Any]
+    model: MixModel
+    init: StoredModel | None
+    reference: StoredModel | None
+    arms: tuple[ArmPart, ...]
+    target: str
+    num_shots: int
+    tokenizer: Place[str]
+    tokenizer_digest: str
+    eos_token: str
+    bos_id: int | None
+    max_input: int
+    max_target: int
+    train: MixTraining
+    log: Place[str]
+    log_every: Place[int]
+
+    @property
+    def encoder_decoder(self) -> bool:
+        return self.model.kind == "encoder_decoder"
+
+    @property
+    def regime(self) -> dict[str, Any]:
+        """What a replay needs beside the draws, as JSON values."""
+        return {
+            "policy": self.rule.label,
+            "seed": self.seed,
+            "slots": self.rule.slots,
+            "micro_batch": self.train.micro_batch,
+            "target_batches": self.rule.plan.target_batches,
+            "weighted": self.rule.policy.weights_losses,
+        }

@@ -1,4 +1,4 @@
-"""Mixtures that do not change, to compare the bandits with: given, by size, by alignment, none."""
+"""Fixed mixtures, the bandits' baselines: given, by size, by alignment, uniform, target only."""
 
 from typing import Annotated, ClassVar
 
@@ -23,17 +23,26 @@ from stillhouse.settings import Count
 class _Fixed(Policy):
     """One distribution for the whole run."""
 
+    target_pass: bool = Field(
+        default=False, description="every step also holds all of the target's training half"
+    )
+
+    def plan(self, target_batches: int) -> StepPlan:
+        return StepPlan(target_batches if self.target_pass else 0)
+
     def mixture(self, facts: MixFacts) -> ArrayLike:
         """Weights of any scale: [K]."""
         return np.ones(len(facts.arms))
 
     def start(self, facts: MixFacts) -> State:
-        """Nothing in it changes, so nothing is saved."""
         return {"_distribution": normalise(self.mixture(facts))}
 
     def probabilities(self, state: State) -> Distribution:
-        """The mixture: float64[K]."""
         return state["_distribution"].copy()
+
+
+class Uniform(_Fixed):
+    """Every arm with equal probability, FLAD's explore-only baseline."""
 
 
 class Static(_Fixed):
@@ -50,9 +59,6 @@ class Static(_Fixed):
     )
     parameters: str = Field(default="output_head", description="gradients compared for alignment")
     initial_examples: Count = Field(default=1000, description="of each arm for alignment")
-    target_pass: bool = Field(
-        default=False, description="every step also holds all of the target's training half"
-    )
 
     @model_validator(mode="after")
     def _one_of(self) -> "Static":
@@ -67,24 +73,18 @@ class Static(_Fixed):
 
     @property
     def first_examples(self) -> int:
-        """Where the mixture follows from the alignment."""
         return 0 if self.alignment_temperature is None else self.initial_examples
 
     def plan(self, target_batches: int) -> StepPlan:
-        """The target's pass where the spec asks for it; nothing is rewarded."""
         batches = target_batches if self.target_pass else 0
-        return StepPlan(batches, None, "before_step", self.parameters)
+        return StepPlan(batches, parameters=self.parameters)
 
     def mixture(self, facts: MixFacts) -> ArrayLike:
-        """Weights of any scale: [K].
-
-        Raises:
-            SpecError: `weights` name an arm that is not there.
-        """
         if self.size_temperature is not None:
             return by_size(facts.sizes, self.size_temperature)
         if self.alignment_temperature is not None:
-            return by_alignment(facts.initial_rewards, self.alignment_temperature)
+            # FLAD's exploit-only baseline; cosines lie in [-1, 1], so at 1 it is nearly uniform
+            return softmax(np.asarray(facts.initial_rewards) / self.alignment_temperature)
         weights = self.weights or {}
         unknown = sorted({*weights} - {*facts.arms})
         if unknown:
@@ -92,36 +92,21 @@ class Static(_Fixed):
         return [weights.get(arm, 0.0) for arm in facts.arms]
 
 
-class Uniform(_Fixed):
-    """Every arm alike, FLAD's explore-only baseline."""
-
-    target_pass: bool = Field(
-        default=False, description="every step also holds all of the target's training half"
-    )
-
-    def plan(self, target_batches: int) -> StepPlan:
-        """The target's pass where the spec asks for it; nothing is rewarded."""
-        return StepPlan(target_batches if self.target_pass else 0)
-
-
-class TargetOnly(_Fixed):
-    """No arm is drawn: the target's training half alone."""
+class TargetOnly(Policy):
+    """Trains on the target's training half alone."""
 
     draws_arms: ClassVar[bool] = False
 
     def plan(self, target_batches: int) -> StepPlan:
-        """A pass over the target."""
         return StepPlan(target_batches)
+
+    def start(self, facts: MixFacts) -> State:
+        return {}
+
+    def probabilities(self, state: State) -> Distribution:
+        raise AssertionError("no arm is drawn")
 
 
 def by_size(sizes: ArrayLike, temperature: float) -> Distribution:
     """In proportion to sizes ** temperature: 1 as the data lie, 0 uniform: [K] -> float64[K]."""
     return softmax(temperature * np.log(np.asarray(sizes, dtype=np.float64)))
-
-
-def by_alignment(alignment: ArrayLike, temperature: float) -> Distribution:
-    """FLAD's exploit-only baseline: softmax(alignment / temperature): [K] -> float64[K].
-
-    Alignments lie in [-1, 1], so the published temperature of 1 is nearly uniform.
-    """
-    return softmax(np.asarray(alignment, dtype=np.float64) / temperature)

@@ -1,13 +1,13 @@
-"""One optimiser step of mixing: micro-batches of drawn arms, the target, and the arms' rewards.
+"""One optimiser step of mixing: micro-batches of the drawn arms, the target, the arms' rewards.
 
     1. target pass (where the policy has one): all M micro-batches of the target's training half
     2. the step's auxiliary micro-batches, each loss divided by their number G
     3. gradients summed over workers, clipped, optimiser step
     4. rewards: gradient of each arm against the target's, on the named parameters
 
-The target's gradient of `before_step` is that of 1: it belongs to the weights that the arms'
-gradients belong to, and costs nothing. `after_step`, as published, is a second pass at the
-new weights. Both sides of a reward are means over micro-batches.
+With `before_step` the target's gradient is that of 1: it is taken at the same weights as the arms'
+gradients and costs nothing. `after_step`, as published, is a second pass at the new weights. Both
+sides of a reward are means over micro-batches.
 """
 
 import math
@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from statistics import fmean
 from time import perf_counter
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -28,46 +28,49 @@ from transformers import PreTrainedModel
 from stillhouse.errors import DivergedError
 from stillhouse.fingerprint import fingerprint
 from stillhouse.mixing.arms import ArmReader, Row
-from stillhouse.mixing.batches import Collator, Slot, share, slots_of, spanning, token_losses
-from stillhouse.mixing.evaluation import TargetRow
+from stillhouse.mixing.batches import (
+    Collator,
+    Evaluation,
+    Slot,
+    TargetRow,
+    choose_shots,
+    evaluate,
+    share,
+    shared_arms,
+    slots_of,
+    token_losses,
+)
 from stillhouse.mixing.mixer import Draw, Mixer
 from stillhouse.mixing.rewards import (
     TARGET,
-    Aim,
     BatchLoss,
     GradientCapture,
-    clipped_excess,
+    TargetGradient,
     compared_parameters,
     loss_rewards,
 )
-from stillhouse.mixing.task import MixTask
+from stillhouse.mixing.spec import MixTask
 from stillhouse.models.causal_lm import choose_dtype
+from stillhouse.models.text_to_text import build_text_model, load_text_model
+from stillhouse.storage.artifact import Store
+from stillhouse.storage.parquet import read_table
+from stillhouse.text.tokenizer import PAD_TOKEN, load_tokenizer
 from stillhouse.training.group import WorkerGroup
-from stillhouse.training.optimisation import learning_rate
+from stillhouse.training.optimisation import learning_rate, make_adafactor, make_optimizer
 from stillhouse.training.state import Snapshot, put_snapshot, take_snapshot
 
 _Sums: TypeAlias = tuple[int, int, Tensor]
 """Of one micro-batch: arm, number, and float32 [3]: NLL, tokens, excess."""
 
 
-class _Step(NamedTuple):
-    """A step's arms by slot, this worker's slots, the arms that lie on several workers, what a
-    micro-batch's mean loss is multiplied by: of the target, and by arm.
-    """
-
-    arms: list[int]
-    mine: list[Slot]
-    shared: list[int]
-    scale: float
-    weights: dict[int, float]
-
-
 @dataclass(frozen=True, slots=True)
 class MixRecord:
-    """One step of all workers: losses are means over tokens of a micro-batch, then over these.
+    """One step of all workers; losses are means over a micro-batch's tokens, then over these.
 
-    `rewards`: of the arms of the step, not quantised; `complaints`: those that were not learnt, on
-    the first worker. `data_wait_s`: of this worker.
+    Attributes:
+        rewards: by arm of the step, before rounding.
+        data_wait_s: seconds that this worker waited for rows.
+        complaints: rewards that were not finite; on the first worker.
     """
 
     step: int
@@ -81,161 +84,168 @@ class MixRecord:
 
 
 class MixTrainer:
-    """Trains a model in place, a step at a time; each worker has one. For `fit`.
+    """Trains the model of a run, one step at a time, for `fit`; each worker has one.
 
     A micro-batch is the same computation on any worker: its shape depends on its own rows, and
-    dropout is seeded by (seed, step, slot). So runs of different numbers of workers differ by the
-    order of float32 sums alone.
-
-    Args:
-        task: the run.
-        model: float32 weights on `device`, the same on all workers.
-        target: the training half of the shots.
-        mixer: the first worker's deals the arms and learns their rewards.
-        reference: DoReMi's, for rewards by excess loss.
+    dropout is seeded by (seed, step, slot). So runs with different numbers of workers differ only
+    in the order of float32 sums. Only the first worker's mixer is called.
     """
 
     def __init__(
         self,
+        store: Store,
         task: MixTask,
-        model: PreTrainedModel,
-        optimizer: torch.optim.Optimizer,
-        arms: ArmReader,
-        target: Sequence[TargetRow],
-        collate: Collator,
         mixer: Mixer,
         *,
         device: torch.device,
         group: WorkerGroup | None = None,
-        reference: PreTrainedModel | None = None,
     ) -> None:
-        self.model, self._optimizer, self._arms = model, optimizer, arms
-        self._target = [row.row for row in target]
-        self.collate, self._plan, self._num_steps = collate, task.rule.plan, task.rule.num_steps
+        tokenizer = load_tokenizer(task.tokenizer, task.eos_token)
+        ids = map(tokenizer.backend.token_to_id, (PAD_TOKEN, "<pad>"))  # masked: any id will do
+        pad_id = next((i for i in ids if i is not None), tokenizer.eos_id)
+        self.collate = Collator(task.encoder_decoder, tokenizer.eos_id, pad_id, task.bos_id)
+        self.arms = ArmReader(store, task.arms, seed=task.seed)
+        self.shots = choose_shots(
+            read_table(store.path(task.target)), num_shots=task.num_shots, seed=task.seed
+        )
+        self.model = _start_model(task, tokenizer.vocab_size, self.collate, device)
+        self.reference = None
+        if task.reference is not None:
+            self.reference = _load(task, task.reference.folder, device)
+            self.reference.eval().requires_grad_(False)
         self._settings = task.train.optimisation(task.seed)
-        self._micro_batch = task.train.micro_batch
-        self._mixer, self._device, self._reference = mixer, device, reference
+        make = make_optimizer if task.train.optimizer == "adamw" else make_adafactor
+        self.optimizer = make(self.model, self._settings)
+        self._task, self._mixer, self._device = task, mixer, device
+        self._plan, self._micro_batch = task.rule.plan, task.train.micro_batch
         self._group = group or WorkerGroup()
         self._dtype = choose_dtype(task.train.dtype, device)
-        self._parameters = [p for p in model.parameters() if p.requires_grad]
-        self._compared = list(compared_parameters(model, self._plan.parameters).values())
+        self._parameters = [p for p in self.model.parameters() if p.requires_grad]
+        self._compared = list(compared_parameters(self.model, self._plan.parameters).values())
         self._capture = GradientCapture(self._compared)
-        self._dropout = any(isinstance(m, nn.Dropout) and m.p > 0 for m in model.modules())
+        self._dropout = any(isinstance(m, nn.Dropout) and m.p > 0 for m in self.model.modules())
         self.step_number = self.target_drawn = self.passes = 0
         self.drawn: Counter[int] = Counter()
 
     @property
-    def target_pass_batches(self) -> int:
-        """M: micro-batches that hold the target's training half once."""
-        return -(-len(self._target) // self._micro_batch)
+    def _num_target_batches(self) -> int:
+        return -(-len(self.shots.train) // self._micro_batch)
+
+    def begin(self) -> None:
+        """Start the mixer, with the initial rewards where its policy needs them."""
+        examples = self._task.rule.policy.first_examples
+        rewards = self.initial_rewards(examples) if examples else []
+        if self._group.rank == 0:
+            self._mixer.begin(rewards)
 
     def step(self) -> MixRecord:
-        """One optimiser step on what the mixer deals; it learns the rewards.
-
-        Raises:
-            DivergedError: as `train_on`; or too many rewards are not finite.
-        """
+        """One optimiser step on what the mixer draws; the mixer learns the rewards."""
         first = self._group.rank == 0
-        record = self.train_on(self._group.gather(self._mixer.deal() if first else None)[0])
+        record = self.train_on(self._group.gather(self._mixer.draw() if first else None)[0])
         complaints = self._mixer.learn(record.rewards) if first else []
         return replace(record, complaints=complaints)
 
     def train_on(self, draw: Draw) -> MixRecord:
-        """One optimiser step on the micro-batches of the drawn arms, the same on all workers; of
-        none on the target alone.
+        """One optimiser step on the drawn arms, the same on all workers; without arms, on the
+        target alone.
 
         Raises:
-            DivergedError: loss or gradient norm is NaN or infinite.
+            DivergedError: loss or gradient norm is not finite.
         """
-        started, waited = perf_counter(), self._arms.wait_s
-        rate = learning_rate(self.step_number, self._num_steps, self._settings)
-        for group in self._optimizer.param_groups:
+        started, waited = perf_counter(), self.arms.wait_s
+        rate = learning_rate(self.step_number, self._task.rule.num_steps, self._settings)
+        for group in self.optimizer.param_groups:
             group["lr"] = rate
-        step = self._open(draw)
-        self.model.train()
-        losses, rewards, aim = self._passes(step)
-        norm = self._update()
-        rewards |= self._later_rewards(step, aim)
-        self._close(step)
+        losses, rewards, norm = self._optimise(draw)
         rows, rewards = self._gather(losses, rewards)
-        auxiliary, target = _mean(rows, of_target=False), _mean(rows, of_target=True)
-        self._check([auxiliary, target], norm, rate)
-        seconds, waited = perf_counter() - started, self._arms.wait_s - waited
-        return MixRecord(self.step_number, auxiliary, target, rewards, norm, seconds, waited)
+        means: list[float | None] = []
+        for of_target in (False, True):
+            values = [row.nll / row.tokens for row in rows if (row.arm == TARGET) == of_target]
+            means.append(fmean(values) if values else None)
+        if not all(value is None or math.isfinite(value) for value in [*means, norm]):
+            raise DivergedError(
+                f"step {self.step_number}: losses of arms and target {means}, gradient norm "
+                f"{norm} at learning rate {rate:.3g}: lower `train.learning_rate`"
+            )
+        seconds, waited = perf_counter() - started, self.arms.wait_s - waited
+        return MixRecord(self.step_number, *means, rewards, norm, seconds, waited)
 
-    def _open(self, draw: Draw) -> _Step:
-        slots, size = slots_of(draw.arms, self.drawn), self._group.size
-        mine = [slots[i] for i in share(len(slots), self._group.rank, size)]
+    def _optimise(self, draw: Draw) -> tuple[list[_Sums], dict[int, float], float]:
+        """This worker's losses and rewards, and the gradient norm.
+
+        An arm whose target gradient is known and which no other worker has is rewarded as soon as
+        its slots are done, so that only one arm's gradient is kept at a time.
+        """
+        plan, group = self._plan, self._group
+        slots = slots_of(draw.arms, self.drawn)
+        mine = [slots[i] for i in share(len(slots), group.rank, group.size)]
         self._read_ahead(mine)
-        scale = 1 / (len(slots) or self._plan.target_batches)
+        shared = shared_arms(slots, group.size)
+        scale = 1 / (len(slots) or plan.target_batches)
         weights = {a: scale * (draw.weights[a] if draw.weights else 1.0) for a in {*draw.arms}}
-        return _Step(draw.arms, mine, spanning(slots, size), scale, weights)
+        target_weight = plan.target_batches * scale
 
-    def _passes(self, step: _Step) -> tuple[list[_Sums], dict[int, float], Aim | None]:
-        """Backward through the target and this worker's slots. With the target's gradient, an arm
-        is rewarded as soon as it is done, so that one arm's gradient is held at a time.
-        """
-        plan = self._plan
+        def reward(arm: int, target: TargetGradient) -> float:
+            name: Any = plan.reward
+            total = draw.arms.count(arm) * weights[arm]
+            return target.reward(self._mean_gradient(arm, total, summed=arm in shared), name)
+
         early = plan.by_gradient and plan.target_gradient == "before_step"
-        losses = self._target_pass(plan.target_batches, step.scale, captured=early)
-        aim = self._aim(plan.target_batches * step.scale) if early else None
+        self.model.train()
+        losses = self._target_pass(plan.target_batches, scale, captured=early)
+        target = self._target_gradient(target_weight) if early else None
         rewards: dict[int, float] = {}
-        for arm, run in groupby(step.mine, key=lambda slot: slot.arm):
-            losses += [self._arm_pass(slot, step.weights[arm]) for slot in run]
-            if aim is not None and arm not in step.shared:
-                rewards[arm] = self._reward(step, arm, aim)
-        return losses, rewards, aim
-
-    def _later_rewards(self, step: _Step, aim: Aim | None) -> dict[int, float]:
-        """Of arms that lie on several workers, the only ones whose gradients travel; and of all, as
-        published, against the target's gradient at the new weights, by a second pass.
-        """
-        if not self._plan.by_gradient:
-            return {}
-        arms = step.shared
-        if aim is None:
-            arms = [*sorted({slot.arm for slot in step.mine} - {*arms}), *arms]
+        for arm, run in groupby(mine, key=lambda slot: slot.arm):
+            losses += [self._arm_pass(slot, weights[arm]) for slot in run]
+            if target is not None and arm not in shared:
+                rewards[arm] = reward(arm, target)
+        norm = self._update()
+        if plan.by_gradient and not early:
             with self._compared_only():
-                self._target_pass(self._plan.target_batches, step.scale, captured=True)
-            self._optimizer.zero_grad(set_to_none=True)
-            aim = self._aim(self._plan.target_batches * step.scale)
-        return {arm: self._reward(step, arm, aim) for arm in arms}
-
-    def _close(self, step: _Step) -> None:
-        self.drawn.update(step.arms)
-        self._read_ahead([Slot(arm, 0, self.drawn[arm]) for arm in {s.arm for s in step.mine}])
+                self._target_pass(plan.target_batches, scale, captured=True)
+            self.optimizer.zero_grad(set_to_none=True)
+            target = self._target_gradient(target_weight)
+            own = sorted({slot.arm for slot in mine} - {*shared})
+            rewards = {arm: reward(arm, target) for arm in own}
+        if target is not None:
+            rewards |= {arm: reward(arm, target) for arm in shared}
+        self.drawn.update(draw.arms)
+        self._read_ahead([Slot(arm, 0, self.drawn[arm]) for arm in {s.arm for s in mine}])
         self.step_number += 1
-        self.passes += self._plan.passes(len(step.arms))
+        self.passes += plan.passes(len(draw.arms))
+        return losses, rewards, norm
 
     def initial_rewards(self, num_examples: int) -> list[float]:
-        """A first reward of each arm at the present weights, from at most so many of its rows.
+        """Each arm's reward before the first step, from at most `num_examples` of its rows.
 
         Only the compared parameters get gradients, so the backward passes are short.
         """
         size = self._micro_batch
-        counts = [min(num_examples, part.num_rows) for part in self._arms.parts]
+        counts = [min(num_examples, part.num_rows) for part in self.arms.parts]
         batches = [-(-count // size) for count in counts]
         name: Any = self._plan.reward if self._plan.by_gradient else "alignment"
         rewards: dict[int, float] = {}
-        before, self.target_drawn = self.target_drawn, 0
         with self._compared_only():
             self.model.train()
-            self._target_pass(self.target_pass_batches, 1.0, captured=True)
-            aim = self._aim(self.target_pass_batches)
+            self._target_pass(self._num_target_batches, 1.0, captured=True)
+            target = self._target_gradient(self._num_target_batches)
             for arm in share(len(counts), self._group.rank, self._group.size):
                 for i in range(batches[arm]):
-                    rows = self._arms.rows(arm, i * size, min(size, counts[arm] - i * size))
+                    rows = self.arms.rows(arm, i * size, min(size, counts[arm] - i * size))
                     with self._capture.arm(arm), self._seeded(i):
                         self._backward(rows, 1.0)
-                rewards[arm] = aim.reward(self._mean_gradient(arm, batches[arm]), name)
-        self._optimizer.zero_grad(set_to_none=True)
-        self.target_drawn = before
-        self.passes += sum(batches) + self.target_pass_batches
-        found = {arm: r for part in self._group.gather(rewards) for arm, r in part.items()}
-        return [found[arm] for arm in range(len(counts))]
+                rewards[arm] = target.reward(self._mean_gradient(arm, batches[arm]), name)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.target_drawn = 0
+        self.passes += sum(batches) + self._num_target_batches
+        by_arm = {arm: r for part in self._group.gather(rewards) for arm, r in part.items()}
+        return [by_arm[arm] for arm in range(len(counts))]
+
+    def evaluate(self, rows: Sequence[TargetRow]) -> Evaluation:
+        return evaluate(self.model, self.collate, rows, device=self._device, group=self._group)
 
     def snapshot(self) -> Snapshot:
-        """Weights, moments, places in all streams, and the mixer, whose log is written."""
+        """Weights, moments, positions in all streams, and the mixer, whose log is written."""
         first = self._group.rank == 0
         progress = {
             "step": self.step_number,
@@ -244,11 +254,11 @@ class MixTrainer:
             "drawn": sorted(self.drawn.items()),
             "mixer": self._mixer.checkpoint() if first else None,
         }
-        return take_snapshot(self.model, self._optimizer, progress, keep=first)
+        return take_snapshot(self.model, self.optimizer, progress, keep=first)
 
     def restore(self, snapshot: Snapshot) -> None:
-        """Go on from a snapshot of the same run, with any number of workers."""
-        put_snapshot(snapshot, self.model, self._optimizer)
+        """Restore a snapshot of the same run, with any number of workers."""
+        put_snapshot(snapshot, self.model, self.optimizer)
         progress = snapshot.progress
         self.step_number, self.passes = progress["step"], progress["passes"]
         self.target_drawn = progress["target_drawn"]
@@ -257,80 +267,74 @@ class MixTrainer:
             self._mixer.resume(progress["mixer"])
 
     def close(self) -> None:
-        """Remove the hooks."""
         self._capture.close()
+        self.arms.close()
 
     def _read_ahead(self, slots: Sequence[Slot]) -> None:
         for slot in slots:
-            self._arms.ahead(slot.arm, slot.batch * self._micro_batch, self._micro_batch)
+            self.arms.ahead(slot.arm, slot.batch * self._micro_batch, self._micro_batch)
 
     def _target_pass(self, count: int, weight: float, *, captured: bool) -> list[_Sums]:
-        """Backward through this worker's of the target's next `count` micro-batches; `captured`
-        keeps the compared parameters' gradient, to compare arms with.
+        """Backward through this worker's share of the target's next `count` micro-batches;
+        `captured` keeps the gradient of the compared parameters.
         """
         losses: list[_Sums] = []
         for i in share(count, self._group.rank, self._group.size):
-            rows = self._target_rows(self.target_drawn + i)
-            keep = self._capture.arm(TARGET) if captured else nullcontext()
-            with keep, self._seeded(-1 - i):
+            rows = self._target_batch(self.target_drawn + i)
+            capture = self._capture.arm(TARGET) if captured else nullcontext()
+            with capture, self._seeded(-1 - i):
                 losses.append((TARGET, i, self._backward(rows, weight)))
         self.target_drawn += count
         return losses
 
-    def _target_rows(self, batch: int) -> list[Row]:
-        """Micro-batch `batch` of the target's endless stream, shuffled anew in every pass."""
-        epoch, place = divmod(batch, self.target_pass_batches)
+    def _target_batch(self, batch: int) -> list[Row]:
+        """Micro-batch `batch` of the target's endless stream, reshuffled in every pass."""
+        epoch, place = divmod(batch, self._num_target_batches)
         rng = np.random.default_rng([self._settings.seed, 2, epoch])
-        order = rng.permutation(len(self._target))
+        order = rng.permutation(len(self.shots.train))
         rows = order[place * self._micro_batch : (place + 1) * self._micro_batch]
-        return [self._target[i] for i in rows]
+        return [self.shots.train[i].row for i in rows]
 
     def _arm_pass(self, slot: Slot, weight: float) -> _Sums:
-        """Backward through a slot's micro-batch."""
-        rows = self._arms.rows(slot.arm, slot.batch * self._micro_batch, self._micro_batch)
-        keep = self._capture.arm(slot.arm) if self._plan.by_gradient else nullcontext()
-        with keep, self._seeded(slot.number):
+        rows = self.arms.rows(slot.arm, slot.batch * self._micro_batch, self._micro_batch)
+        capture = self._capture.arm(slot.arm) if self._plan.by_gradient else nullcontext()
+        with capture, self._seeded(slot.number):
             return slot.arm, slot.number, self._backward(rows, weight)
 
     def _backward(self, rows: Sequence[Row], weight: float) -> Tensor:
-        """Backward of the micro-batch's mean loss times `weight`. NLL, tokens and excess: [3]."""
+        """Backward of the micro-batch's mean loss times `weight`; its NLL, tokens, excess: [3]."""
         batch = self.collate(rows).to(self._device)
         excess = torch.zeros((), device=self._device)
         with torch.autocast(self._device.type, self._dtype, enabled=self._dtype != torch.float32):
             nll, mask = token_losses(self.model, batch)
-            if self._plan.reward == "excess" and self._reference is not None:
+            if self._plan.reward == "excess" and self.reference is not None:
                 with torch.no_grad():
-                    excess = clipped_excess(nll, token_losses(self._reference, batch)[0])
+                    excess = (nll - token_losses(self.reference, batch)[0]).clamp(min=0).sum()
         total, tokens = nll.sum(1).sum(), mask.sum()
         (total / tokens * weight).backward()
         return torch.stack([total.detach(), tokens.float(), excess])
 
-    def _aim(self, parts: float) -> Aim:
-        return Aim(self._mean_gradient(TARGET, parts, together=True))
+    def _target_gradient(self, total: float) -> TargetGradient:
+        return TargetGradient(self._mean_gradient(TARGET, total, summed=True))
 
-    def _reward(self, step: _Step, arm: int, aim: Aim) -> float:
-        name: Any = self._plan.reward
-        parts = step.arms.count(arm) * step.weights[arm]
-        return aim.reward(self._mean_gradient(arm, parts, together=arm in step.shared), name)
-
-    def _mean_gradient(self, arm: int, parts: float, *, together: bool = False) -> Tensor:
-        """The arm's (or the target's) gradients over `parts`: float32[P]; `together` those of all
-        workers, which have to ask for it together.
+    def _mean_gradient(self, arm: int, weight: float, *, summed: bool = False) -> Tensor:
+        """The captured gradients of an arm or the target over their total weight: float32[P];
+        `summed` over all workers, in a collective call.
         """
         total = self._capture.take(arm)
-        total = self._group.total(total) if together else total
-        return total if parts == 1 else total.div_(parts)
+        total = self._group.total(total) if summed else total
+        return total if weight == 1 else total.div_(weight)
 
     def _update(self) -> float:
-        """Sum of gradients over workers, clipped; the optimiser's step. Returns their norm."""
+        """Sum the gradients over workers, clip, step the optimiser. Returns their norm."""
         if self._group.size > 1:
             for parameter in self._parameters:  # a worker may have had no micro-batch
                 if parameter.grad is None:
                     parameter.grad = torch.zeros_like(parameter)
             self._group.sum_gradients(self._parameters)
         norm = torch.nn.utils.clip_grad_norm_(self._parameters, self._settings.max_grad_norm)
-        self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
         return float(norm)
 
     def _gather(
@@ -345,17 +349,9 @@ class MixTrainer:
             return rows, loss_rewards(rows, self._plan.reward)
         return rows, {arm: r for _, part in gathered for arm, r in sorted(part.items())}
 
-    def _check(self, losses: Sequence[float | None], norm: float, rate: float) -> None:
-        if math.isfinite(norm) and all(x is None or math.isfinite(x) for x in losses):
-            return
-        raise DivergedError(
-            f"step {self.step_number}: losses of arms and target {losses}, gradient norm {norm} "
-            f"at learning rate {rate:.3g}: lower `train.learning_rate`"
-        )
-
     @contextmanager
     def _seeded(self, number: int) -> Generator[None]:
-        """Dropout of this micro-batch, whichever worker has it."""
+        """Seed dropout by the micro-batch, whichever worker has it."""
         if not self._dropout:
             yield
             return
@@ -367,7 +363,7 @@ class MixTrainer:
 
     @contextmanager
     def _compared_only(self) -> Generator[None]:
-        """Gradients of the compared parameters alone."""
+        """Compute gradients for the compared parameters alone."""
         others = {*self._parameters} - {*self._compared}
         for parameter in others:
             parameter.requires_grad_(False)
@@ -378,6 +374,27 @@ class MixTrainer:
                 parameter.requires_grad_(True)
 
 
-def _mean(rows: Sequence[BatchLoss], *, of_target: bool) -> float | None:
-    means = [row.nll / row.tokens for row in rows if (row.arm == TARGET) == of_target]
-    return fmean(means) if means else None
+def _start_model(
+    task: MixTask, vocab_size: int, collate: Collator, device: torch.device
+) -> PreTrainedModel:
+    """The model that a run begins with, on its device."""
+    if task.init is not None:
+        model = _load(task, task.init.folder, device)
+    else:
+        model = build_text_model(
+            task.model,
+            encoder_decoder=task.encoder_decoder,
+            vocab_size=vocab_size,
+            num_positions=task.max_input + task.max_target + 1 + int(task.bos_id is not None),
+            seed=task.seed,
+            eos_id=collate.eos_id,
+            pad_id=collate.pad_id,
+        )
+        model.to(device)  # pyright: ignore[reportArgumentType]
+    if task.train.activation_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    return model
+
+
+def _load(task: MixTask, folder: str, device: torch.device) -> PreTrainedModel:
+    return load_text_model(folder, encoder_decoder=task.encoder_decoder, device=device)

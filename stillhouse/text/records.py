@@ -3,7 +3,7 @@
 One reader for documents and for the rows of tasks. JSON is a value a line, or one array, or
 indented objects one after the other; which of them is seen from its beginning. Memory holds a batch
 of rows, a line or an object. What lies in a row is judged by `documents` and by
-`stillhouse.mixing.examples`; here only files can be bad.
+`stillhouse.mixing.preparation`; here only files can be bad.
 """
 
 import codecs

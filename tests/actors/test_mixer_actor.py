@@ -6,8 +6,8 @@ from mixing_world import mix_task
 from stillhouse.actors.mixer import MixerActor, RemoteMixer
 from stillhouse.errors import InputError, PolicyError
 from stillhouse.mixing.arms import ArmPart
-from stillhouse.mixing.exp3 import Exp3
-from stillhouse.mixing.replay import Replay
+from stillhouse.mixing.decisions import Replay
+from stillhouse.mixing.flad import Exp3
 from stillhouse.storage.artifact import Store
 
 
@@ -17,7 +17,7 @@ def test_errors_keep_their_message(ray_cluster, tmp_path):
     task = mix_task(tmp_path, store, parts, "", policy=Exp3(name="exp3"))
     mixer = RemoteMixer(actor, task)
     mixer.begin([])
-    assert len(mixer.deal().arms) == 4
+    assert len(mixer.draw().arms) == 4
     with pytest.raises(PolicyError, match=r"failed in `smooth` \(.*policy\.py:\d+\): IndexError: "):
         mixer.learn({9: 0.5})  # an arm that is not there
     gone = Replay(name="replay", log=str(tmp_path / "gone"))

@@ -11,7 +11,7 @@ import psutil
 import pytest
 import ray
 from drivers import PATIENCE_S, STILLHOUSE
-from mixing_job import parse, write_data, write_spec
+from mixing_world import parse, write_data, write_spec
 from small import Quiet
 
 from stillhouse.jobs.run import run_job

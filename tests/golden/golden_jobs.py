@@ -24,8 +24,8 @@ import stillhouse
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as pytest does
 
-from mixing_job import write_data
-from mixing_job import write_spec as write_mix_spec
+from mixing_world import write_data
+from mixing_world import write_spec as write_mix_spec
 from small import DIGITS, LEARNING, MODEL, MTT, make_models, make_world, small_spec
 
 STEPS, LENGTH, BATCH = 24, 32, 8

@@ -6,8 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from mixing_job import by_task, parse, write_data, write_spec
-from mixing_world import write_rows
+from mixing_world import by_task, parse, write_data, write_rows, write_spec
 from result_keys import check_keys
 from small import Quiet
 

@@ -3,7 +3,7 @@
 from types import SimpleNamespace
 
 from stillhouse.jobs.progress import Lines, rate
-from stillhouse.pipelines.mix import _MixProgress
+from stillhouse.pipelines.mix import _Progress
 from stillhouse.pipelines.workers import STEP
 
 
@@ -25,7 +25,7 @@ def test_parts_have_their_name(capsys):
 def test_runs_of_a_mix_advance_by_their_steps():
     told, noted = [], []
     ctx = SimpleNamespace(listener=SimpleNamespace(note=lambda *of: noted.append(of)))
-    progress = _MixProgress(ctx, lambda done, amount: told.append((done, amount)))
+    progress = _Progress(ctx, lambda done, amount: told.append((done, amount)))
     for step in (5, 3, 10):  # a lost worker goes back to its checkpoint
         progress.take(STEP, {"step": step, "done": 0.0999 * step})
     progress.take("run", {"label": "ucb1", "seed": 0, "step": 0, "done": 1})

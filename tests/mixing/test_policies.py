@@ -13,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 from stillhouse.errors import InputError, SpecError
 from stillhouse.mixing.decisions import Decision, write_decisions
 from stillhouse.mixing.policy import MixFacts, NamedPolicy, invert
-from stillhouse.mixing.rewards import Aim, BatchLoss, clipped_excess, loss_rewards
+from stillhouse.mixing.rewards import BatchLoss, TargetGradient, loss_rewards
 
 ADAPTER = TypeAdapter(NamedPolicy)
 G = 3
@@ -25,14 +25,8 @@ def policy(name, **keys):
 
 
 def facts(k, accumulation=G, sizes=None, rewards=None):
-    names = [f"arm{i}" for i in range(k)]
-    return MixFacts(
-        names,
-        accumulation,
-        0,
-        sizes or [1] * k,
-        np.linspace(0, 1, k).tolist() if rewards is None else rewards,
-    )
+    rewards = np.linspace(0, 1, k).tolist() if rewards is None else rewards
+    return MixFacts([f"arm{i}" for i in range(k)], accumulation, 0, sizes or [1] * k, rewards)
 
 
 MAKERS = {
@@ -47,29 +41,16 @@ MAKERS = {
 }
 
 
-def made(label, k):
-    """A policy and its state before the first step."""
-    found = ADAPTER.validate_python({"name": label} | MAKERS[label])
-    return found, found.start(facts(k, sizes=list(range(1, k + 1))))
-
-
-def steps(found, state, rng, num_steps, negative=True):
-    """Play steps against a noisy world; the arms that were played."""
-    played = []
-    for _ in range(num_steps):
-        window = [found.play(state, rng.random()) for _ in range(G)]
-        low = -1 if negative else 0
-        found.update(state, {arm: float(rng.uniform(low, 2)) for arm in sorted(set(window))})
-        played += window
-    return played
-
-
 @pytest.mark.parametrize("label", MAKERS)
 @settings(deadline=None, max_examples=25)
 @given(k=st.integers(2, 40), num_steps=st.integers(0, 20), seed=st.integers(0, 99))
-def test_a_distribution_sums_to_one_whatever_is_learnt(label, k, num_steps, seed):
-    (found, state), rng = made(label, k), np.random.default_rng(seed)
-    steps(found, state, rng, num_steps, negative=label not in ("odm", "doremi"))
+def test_a_distribution_sums_to_one_whatever_is_learned(label, k, num_steps, seed):
+    found, rng = policy(**{"name": label} | MAKERS[label]), np.random.default_rng(seed)
+    state = found.start(facts(k, sizes=list(range(1, k + 1))))
+    low = 0 if label in ("odm", "doremi") else -1
+    for _ in range(num_steps):
+        window = {found.play(state, rng.random()) for _ in range(G)}
+        found.update(state, {arm: float(rng.uniform(low, 2)) for arm in sorted(window)})
     pi = found.probabilities(state)
     assert pi.dtype == np.float64 and pi.shape == (k,)
     assert np.all(pi >= 0) and pi.sum() == pytest.approx(1, abs=1e-12)
@@ -81,7 +62,8 @@ def test_a_distribution_sums_to_one_whatever_is_learnt(label, k, num_steps, seed
     rewards=st.lists(st.dictionaries(st.integers(0, 1), st.floats(-50, 50)), max_size=40),
 )
 def test_exp3_never_falls_below_its_floor(k, rewards):
-    found, state = made("exp3", k)
+    found = policy("exp3")
+    state = found.start(facts(k))
     for step, window in enumerate(rewards, start=1):
         found.update(state, window)
         rate = found.exploration_rate(state, step)
@@ -165,7 +147,7 @@ def test_loss_scaling_draws_alike_and_weighs_by_reward():
     ],
 )
 def test_where_a_policy_starts(keys, pi, first_examples):
-    found = ADAPTER.validate_python(keys)
+    found = policy(**keys)
     state = found.start(facts(2, sizes=[1, 3], rewards=[0.0, 0.5]))
     assert found.probabilities(state).tolist() == pytest.approx(pi, abs=1e-6)
     assert found.first_examples == first_examples
@@ -177,6 +159,8 @@ def test_where_a_policy_starts(keys, pi, first_examples):
         ({"name": "exp4"}, "`exp4` is none of exp3, ucb1"),
         ({"name": "ucb1", "speed": 1}, "`ucb1` has no key `speed`; it has name, reward"),
         ({"name": "ucb1", "sampler": "released"}, "draws follow the paper"),
+        ({"name": "ucb1", "sampler": ["faithful"]}, "draws follow the paper"),
+        ({"name": "odm", "form": "released"}, "the paper's formula"),
         ({"name": "exp3", "smoothing": 0}, "smoothing"),
         ({"name": "static"}, "exactly one"),
         ({"name": "static", "weights": {"a": 0}}, "at least one above 0"),
@@ -188,7 +172,7 @@ def test_where_a_policy_starts(keys, pi, first_examples):
 )
 def test_settings_that_are_refused(keys, said):
     with pytest.raises(ValidationError, match=said):
-        ADAPTER.validate_python(keys)
+        policy(**keys)
 
 
 def test_weights_of_an_unknown_arm():
@@ -199,9 +183,8 @@ def test_weights_of_an_unknown_arm():
 def write_log(folder, arms, names, seed=0):
     regime = {"seed": seed, "slots": 4, "micro_batch": 2, "target_batches": 3, "weighted": False}
     rows = [Decision(0, slot, 0.5, arm) for slot, arm in enumerate(arms)]
-    part = write_decisions(rows, names, {**regime, "policy": "ucb1"})
     folder.mkdir(exist_ok=True)
-    (folder / "00000001.parquet").write_bytes(part)
+    (folder / "00000001.parquet").write_bytes(write_decisions(rows, names, regime))
 
 
 def test_replay_plays_the_log_and_stops_at_its_end(tmp_path):
@@ -237,9 +220,8 @@ def test_a_replay_of_a_seed_is_named_by_its_log_alone(tmp_path):
         logs[str(seed)] = str(tmp_path / str(seed))
     run.mkdir(parents=True)
     (run / "spec.yaml").write_text("policy: {name: ucb1}")
-    (run / "result.json").write_text(
-        json.dumps({"job": "mix", "artifacts": {"decisions": {"ucb1": logs}}})
-    )
+    result = {"job": "mix", "artifacts": {"decisions": {"ucb1": logs}}}
+    (run / "result.json").write_text(json.dumps(result))
     found = policy("replay", log=str(run))
     first, both = found.identity(0), found.identity()
     assert len(both["log_sha256"]) == 2 and first["log_sha256"] == both["log_sha256"][:1]
@@ -251,10 +233,6 @@ def vector(name):
     return json.loads((Path(__file__).parents[1] / "vectors" / f"{name}.json").read_text())
 
 
-def cases(name):
-    return vector(name)["cases"]
-
-
 def step_rewards(inputs, step):
     """{arm: reward} of one window, from the vectors' gradients."""
     size = inputs["grad_accumulation"]
@@ -263,19 +241,16 @@ def step_rewards(inputs, step):
     gradients = {}
     for arm, gradient in zip(arms, found, strict=True):
         gradients.setdefault(arm, []).append(gradient)
-    aim = Aim(torch.tensor(inputs["target_grad_per_step"][step]))
+    target = TargetGradient(torch.tensor(inputs["target_grad_per_step"][step]))
     name = REWARDS[inputs["reward"]]
-    return {arm: aim.reward(torch.tensor(g).mean(0), name) for arm, g in gradients.items()}
+    return {arm: target.reward(torch.tensor(g).mean(0), name) for arm, g in gradients.items()}
 
 
-@pytest.mark.parametrize("case", cases("flad_01_rewards"), ids=lambda case: case["description"])
-def test_published_rewards(case):
-    target, arm = (torch.tensor(case["inputs"][key]) for key in ("target_grad", "aux_grad"))
-    got = {key: Aim(target).reward(arm, name) for key, name in REWARDS.items()}
-    assert got == pytest.approx(case["outputs"], rel=0, abs=2e-6)
+def close(got, expected):
+    np.testing.assert_allclose(got, expected, rtol=2e-5, atol=1e-9)
 
 
-@pytest.mark.parametrize("case", cases("flad_02_exp3_trace"))
+@pytest.mark.parametrize("case", vector("flad_02_exp3_trace")["cases"])
 def test_published_exp3(case):
     inputs = case["inputs"]
     found = policy("exp3", smoothing=inputs["beta"], exploration_speed=10)
@@ -289,18 +264,14 @@ def test_published_exp3(case):
         close(found.probabilities(state), expected["probabilities"])
 
 
-def close(got, expected):
-    np.testing.assert_allclose(got, expected, rtol=2e-5, atol=1e-9)
-
-
-@pytest.mark.parametrize("case", cases("flad_03_ucb1_trace"))
+@pytest.mark.parametrize("case", vector("flad_03_ucb1_trace")["cases"])
 def test_published_ucb1(case):
-    inputs, trace = case["inputs"], case["outputs"]["trace"]
+    inputs, (start, *trace) = case["inputs"], case["outputs"]["trace"]
     first, size = inputs["initial_mean_reward"], inputs["grad_accumulation"]
     found = policy("ucb1", smoothing=inputs["beta"])
     state = found.start(facts(len(first), size, rewards=first))
-    compare_ucb1(found, state, trace[0])
-    for number, expected in enumerate(trace[1:], start=1):
+    compare_ucb1(found, state, start)
+    for number, expected in enumerate(trace, start=1):
         state["counts"][expected["drawn_arm"]] += 1
         if number % size == 0:
             found.update(state, step_rewards(inputs, number // size - 1))
@@ -341,16 +312,13 @@ def test_published_odm():
 
 def excess_rows(step):
     """Each sequence as a micro-batch, as a step of the trainer sums it."""
-    rows = []
-    for i, domain in enumerate(step["domain_ids"]):
-        mask = torch.tensor(step["token_mask"][i])
-        excess = torch.tensor(step["excess_loss"][i]) * mask
-        total = float(clipped_excess(excess, torch.zeros_like(excess)))
-        rows.append(BatchLoss(domain, i, 1.0, int(mask.sum()), total))
-    return rows
+    losses = zip(step["domain_ids"], step["token_mask"], step["excess_loss"], strict=True)
+    for i, (domain, mask, excess) in enumerate(losses):
+        clipped = np.maximum(excess, 0) * mask
+        yield BatchLoss(domain, i, 1.0, int(np.sum(mask)), float(clipped.sum()))
 
 
-@pytest.mark.parametrize("case", cases("doremi_01_domain_weights"))
+@pytest.mark.parametrize("case", vector("doremi_01_domain_weights")["cases"])
 def test_published_doremi(case):
     inputs = case["inputs"]
     found = policy("doremi", eta=inputs["eta"], smoothing=inputs["smoothing"], size_temperature=1)
@@ -358,7 +326,7 @@ def test_published_doremi(case):
     state = found.start(facts(len(weights), sizes=weights))
     state["excess"][:] = np.log(inputs["vocab_size"])  # where the published code starts
     for step, expected in zip(inputs["steps"], case["outputs"]["trace"], strict=True):
-        found.update(state, loss_rewards(excess_rows(step), "excess"))
+        found.update(state, loss_rewards(list(excess_rows(step)), "excess"))
         near = {"rtol": 0, "atol": 5e-6}
         np.testing.assert_allclose(state["excess"], expected["perdomain_scores"], **near)
         np.testing.assert_allclose(state["weights"], expected["domain_weights"], **near)

@@ -1,42 +1,62 @@
-"""Rewards from gradients that are kept apart by arm."""
+"""Rewards from gradients that are kept separately by arm."""
+
+import json
+from pathlib import Path
 
 import pytest
 import torch
 
 from stillhouse.errors import ModelError
-from stillhouse.mixing.rewards import Aim, GradientCapture, compared_parameters
+from stillhouse.mixing.rewards import GradientCapture, TargetGradient, compared_parameters
 from stillhouse.models.causal_lm import build_model
 from stillhouse.spec import ModelSettings
 
 VOCAB = 64
 NAMES = ("alignment", "magnitude", "aggregate")
+PUBLISHED = {"cosine": "alignment", "magnitude": "magnitude", "cosine_and_magnitude": "aggregate"}
+VECTORS = Path(__file__).parents[1] / "vectors" / "flad_01_rewards.json"
 ZERO, ONES = torch.zeros(4), torch.ones(4)
 
 
-def test_zero_gradients():
-    assert [Aim(ZERO).reward(ZERO, name) for name in NAMES] == [0, 1, 1.5]
-    assert Aim(ONES).reward(ZERO, "alignment") == 0
-    assert Aim(ONES).reward(ZERO, "magnitude") == pytest.approx(0, abs=1e-8)
+@pytest.mark.parametrize(
+    "case", json.loads(VECTORS.read_text())["cases"], ids=lambda case: case["description"]
+)
+def test_published_rewards(case):
+    target, arm = (torch.tensor(case["inputs"][key]) for key in ("target_grad", "aux_grad"))
+    got = {key: TargetGradient(target).reward(arm, name) for key, name in PUBLISHED.items()}
+    assert got == pytest.approx(case["outputs"], rel=0, abs=2e-6)
 
 
-def test_low_precision_is_accumulated_in_float32():
-    ones = torch.ones(5000, dtype=torch.bfloat16)  # a bfloat16 sum of ones sticks at 256
-    half = torch.cat([torch.ones(2500), torch.zeros(2500)]).bfloat16()
-    assert Aim(ones).reward(half, "alignment") == pytest.approx(0.5**0.5, abs=1e-6)
-    assert Aim(ones).reward(half, "magnitude") == pytest.approx(2 * 0.5**0.5 / 1.5, abs=1e-6)
-
-
-def test_long_gradients_are_summed_in_chunks():
-    """One float32 sum over so many values is off by percents, which magnitudes would show."""
-    ones = torch.full((20_000_000,), 0.1)
-    assert Aim(ones).reward(3 * ones, "alignment") == pytest.approx(1, abs=1e-6)
-    assert Aim(ones).reward(3 * ones, "magnitude") == pytest.approx(0.6, abs=1e-6)
-    assert Aim(ones)._square == pytest.approx(200_000, rel=1e-4)
+@pytest.mark.parametrize(
+    ("target", "arm", "alignment", "magnitude"),
+    [
+        (ZERO, ZERO, 0, 1),
+        (ONES, ZERO, 0, pytest.approx(0, abs=1e-8)),
+        # a bfloat16 sum of ones sticks at 256
+        (
+            torch.ones(5000, dtype=torch.bfloat16),
+            torch.cat([torch.ones(2500), torch.zeros(2500)]).bfloat16(),
+            pytest.approx(0.5**0.5, abs=1e-6),
+            pytest.approx(2 * 0.5**0.5 / 1.5, abs=1e-6),
+        ),
+        # one float32 sum over so many values is off by percents, which magnitudes would show
+        (
+            torch.full((20_000_000,), 0.1),
+            torch.full((20_000_000,), 0.3),
+            pytest.approx(1, abs=1e-6),
+            pytest.approx(0.6, abs=1e-6),
+        ),
+    ],
+    ids=["zeros", "a zero", "bfloat16", "long"],
+)
+def test_zero_long_and_low_precision_gradients(target, arm, alignment, magnitude):
+    found = [TargetGradient(target).reward(arm, name) for name in NAMES]
+    assert found[:2] == [alignment, magnitude]
+    assert found[2] == pytest.approx((1 + found[0]) / 2 + found[1])
 
 
 def small(tie=False):
-    given = {"hidden_size": 32, "num_layers": 1, "tie_embeddings": tie}
-    settings = ModelSettings.model_validate(given)
+    settings = ModelSettings(hidden_size=32, num_layers=1, tie_embeddings=tie)
     return build_model(settings, vocab_size=VOCAB, sequence_length=16, seed=0, eos_id=0)
 
 
@@ -66,6 +86,12 @@ def test_each_arm_gets_its_own_and_training_accumulates(tie):
     torch.testing.assert_close(capture.take(2), alone[1])
     torch.testing.assert_close(weight.grad.flatten(), sum(alone))
     assert not capture.take(7).any()  # it was taken
+    loss(model, data[0]).backward()  # outside an arm nothing is kept
+    assert not capture.take(1).any()
+    capture.close()
+    with capture.arm(1):
+        loss(model, data[0]).backward()
+    assert not capture.take(1).any()
 
 
 def test_a_small_gradient_survives_a_large_one_in_bfloat16():
@@ -82,19 +108,14 @@ def test_a_small_gradient_survives_a_large_one_in_bfloat16():
     assert taken.tolist() == [1, 2, 3] and taken.dtype == torch.float32
 
 
-def test_outside_an_arm_nothing_is_kept():
+def test_parameters_are_found_by_name_and_flattened_in_order():
     model, (ids,) = small(), batches(1)
-    capture = capture_of(model)
-    loss(model, ids).backward()
-    assert not capture.take(1).any()
-    capture.close()
-    with capture.arm(1):
-        loss(model, ids).backward()
-    assert not capture.take(1).any()
-
-
-def test_several_parameters_lie_one_after_the_other():
-    model, (ids,) = small(), batches(1)
+    assert list(compared_parameters(model, "output_head")) == ["lm_head.weight"]
+    assert list(compared_parameters(small(tie=True), "output_head")) == [
+        "model.embed_tokens.weight"
+    ]
+    with pytest.raises(ModelError, match=r"contains 'lm_hed'.*lm_head"):
+        compared_parameters(model, "lm_hed")
     found = compared_parameters(model, "layers.0.mlp")
     assert [name.split(".")[-2] for name in found] == ["gate_proj", "up_proj", "down_proj"]
     capture = GradientCapture(list(found.values()))
@@ -102,11 +123,3 @@ def test_several_parameters_lie_one_after_the_other():
         loss(model, ids).backward()
     expected = torch.cat([parameter.grad.flatten() for parameter in found.values()])
     torch.testing.assert_close(capture.take(0), expected)
-
-
-def test_parameters_by_name():
-    assert list(compared_parameters(small(), "output_head")) == ["lm_head.weight"]
-    tied = compared_parameters(small(tie=True), "output_head")
-    assert list(tied) == ["model.embed_tokens.weight"]
-    with pytest.raises(ModelError, match=r"contains 'lm_hed'.*lm_head"):
-        compared_parameters(small(), "lm_hed")

@@ -7,73 +7,59 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from mixing_world import make_world, mix_task
+from mixing_world import make_world
 from torch.nn.functional import log_softmax
 
 from stillhouse.mixing.arms import ArmReader, Row
-from stillhouse.mixing.batches import Collator
+from stillhouse.mixing.batches import TargetRow
 from stillhouse.mixing.decisions import log_parts, read_decisions
 from stillhouse.mixing.doremi import DoReMi
-from stillhouse.mixing.evaluation import TargetRow
+from stillhouse.mixing.flad import Ucb1
 from stillhouse.mixing.mixer import Draw, Mixer
 from stillhouse.mixing.policy import StepPlan
-from stillhouse.mixing.run import load_shots, run_mix, start_model
+from stillhouse.mixing.run import run_mix
 from stillhouse.mixing.spec import control_policy
 from stillhouse.mixing.trainer import MixTrainer
-from stillhouse.mixing.ucb1 import Ucb1
-from stillhouse.text.tokenizer import load_tokenizer
 from stillhouse.training.group import WorkerGroup
 
 CPU = torch.device("cpu")
 UCB1 = Ucb1(name="ucb1", initial_examples=8)
 NUM_ARMS = 3
+SIZES = (30, 18, 12)
+NUM_STEPS = 3
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("mixing")
-    return folder, *make_world(folder)
+    return make_world(tmp_path_factory.mktemp("mixing"))
 
 
 def task_of(world, **changes):
-    folder, store, _, parts, target = world
-    given = {"max_grad_norm": 0.5, "learning_rate": 0.1} | changes
-    return mix_task(folder, store, parts, target, **given)
+    return world[1](**{"max_grad_norm": 0.5, "learning_rate": 0.1} | changes)
 
 
-def make_trainer(world, task, model, *, plan=None, target=(), mixer=None, **given):
+def make_trainer(world, task, *, plan=None, target=None, mixer=None, group=None):
     """With plain gradient descent."""
-    eos = load_tokenizer(task.tokenizer, task.eos_token).eos_id
     if plan is not None:
         task = replace(task, rule=replace(task.rule, plan=plan))
-    return MixTrainer(
-        task,
-        model,
-        torch.optim.SGD(model.parameters(), lr=0.0),
-        ArmReader(world[1], task.arms, seed=task.seed),
-        target,
-        Collator(True, eos, eos),
-        mixer or Mixer(task),
-        device=CPU,
-        **given,
-    )
-
-
-def new_model(task, seed=None):
-    return start_model(task if seed is None else replace(task, seed=seed), CPU)
+    trainer = MixTrainer(world[0], task, mixer or Mixer(task), device=CPU, group=group)
+    trainer.optimizer = torch.optim.SGD(trainer.model.parameters(), lr=0.0)
+    if target is not None:
+        trainer.shots = replace(trainer.shots, train=target)
+    return trainer
 
 
 def arm_rows(world, task, arm, first, count):
-    return ArmReader(world[1], task.arms, seed=task.seed).rows(arm, first, count)
+    return ArmReader(world[0], task.arms, seed=task.seed).rows(arm, first, count)
 
 
 def token_losses(model, row):
     """NLL of each predicted token of one row, unpadded, EOS included."""
     config = model.config
     answer = [*row.target_ids.tolist(), config.eos_token_id]
-    given = torch.tensor([[*row.input_ids.tolist(), config.eos_token_id]])
+    inputs = torch.tensor([[*row.input_ids.tolist(), config.eos_token_id]])
     shifted = torch.tensor([[config.decoder_start_token_id, *answer[:-1]]])
-    logits = model(input_ids=given, decoder_input_ids=shifted).logits[0]
+    logits = model(input_ids=inputs, decoder_input_ids=shifted).logits[0]
     return torch.stack([-log_softmax(logits[t], -1)[token] for t, token in enumerate(answer)])
 
 
@@ -83,8 +69,7 @@ def mean_loss(model, rows):
 
 def head_gradient(model, losses):
     """Mean of the losses' gradients by the output head, float64."""
-    total = sum(losses) / len(losses)
-    (gradient,) = torch.autograd.grad(total, [model.lm_head.weight])
+    (gradient,) = torch.autograd.grad(sum(losses) / len(losses), [model.lm_head.weight])
     return gradient.double().flatten()
 
 
@@ -93,55 +78,48 @@ def rewards_of(target, arm):
     t, a = float(target.norm()), float(arm.norm())
     cosine = float(target @ arm) / (t * a)
     similarity = 2 * t * a / (t * t + a * a)
-    return {
-        "alignment": cosine,
-        "magnitude": similarity,
-        "aggregate": (1 + cosine) / 2 + similarity,
-    }
+    aggregate = (1 + cosine) / 2 + similarity
+    return {"alignment": cosine, "magnitude": similarity, "aggregate": aggregate}
 
 
 def first_cosines(world, task):
     """Of each arm's first 8 rows and the target's training half, at the start."""
-    model, shots = new_model(task), load_shots(world[1], task)
+    trainer = make_trainer(world, task)
+    model, shots = trainer.model, trainer.shots
     target = head_gradient(model, [mean_loss(model, [row.row for row in shots.train])])
     rows = [arm_rows(world, task, arm, 0, 8) for arm in range(NUM_ARMS)]
     arms = [head_gradient(model, [mean_loss(model, of)]) for of in rows]
-    return [rewards_of(target, arm)["alignment"] for arm in arms]
+    return np.array([rewards_of(target, arm)["alignment"] for arm in arms])
 
 
-def first_decision(task):
-    return read_decisions(log_parts(task.log))[0][0]
+def first_decision(world, **changes):
+    task = task_of(world, steps=1, micro_batch=8, **changes)
+    run_mix(world[0], task, Mixer(task), device=CPU)
+    return task, read_decisions(log_parts(task.log))[0][0]
 
 
 def test_static_alignment_is_a_softmax_of_the_measured_alignments(world):
     policy = control_policy("static_alignment", UCB1)
-    plan = policy.plan(1)
-    task = task_of(world, policy=policy, plan=plan, label="aligned", steps=1, micro_batch=8)
-    run_mix(world[1], task, Mixer(task), device=CPU)
-    cosines = np.array(first_cosines(world, task))
-    expected = np.exp(cosines / 0.1) / np.exp(cosines / 0.1).sum()
-    found = first_decision(task).probabilities
+    task, decision = first_decision(world, policy=policy, plan=policy.plan(1), label="aligned")
+    expected = np.exp(first_cosines(world, task) / 0.1)
+    expected /= expected.sum()
     # alignments are rounded to 1/1024, so log-odds are off by 0.01 at most
-    assert found == pytest.approx(expected.tolist(), rel=0.011)
-    good, _, noise = found
+    assert decision.probabilities == pytest.approx(expected.tolist(), rel=0.011)
+    good, _, noise = decision.probabilities
     assert good > 2 * noise
 
 
 def test_first_rewards_are_rounded_as_all_others(world):
-    task = task_of(
-        world, policy=UCB1, plan=StepPlan(1, "alignment"), label="first", steps=1, micro_batch=8
-    )
-    run_mix(world[1], task, Mixer(task), device=CPU)
+    plan = StepPlan(1, "alignment")
+    task, decision = first_decision(world, policy=UCB1, plan=plan, label="first")
     bonus = np.sqrt(2 * np.log(NUM_ARMS))  # of every arm before the first draw
-    found = (np.array(first_decision(task).indices) - bonus) * 1024
+    found = (np.array(decision.indices) - bonus) * 1024
     np.testing.assert_allclose(found, found.round(), atol=1e-6)
     np.testing.assert_allclose(found / 1024, first_cosines(world, task), atol=0.6 / 1024)
 
 
 def even_target(world, task):
-    """Rows of two tokens each: a mean over micro-batches, however they are dealt, is one over
-    rows.
-    """
+    """Rows of two tokens each: a mean over micro-batches is one over rows."""
     rows = [row for of in range(NUM_ARMS) for row in arm_rows(world, task, of, 20, 3)][:8]
     tokens = np.array([5, 9], np.int32)
     return [TargetRow(Row(row.input_ids, tokens + i), (), -1) for i, row in enumerate(rows)]
@@ -150,24 +128,24 @@ def even_target(world, task):
 def rewards_by_hand(world, task, before, after, target, arms):
     """Arms' gradients at the old weights, the target's at the new ones."""
     found = {}
-    aim = head_gradient(after, [mean_loss(after, [row.row]) for row in target])
+    target = head_gradient(after, [mean_loss(after, [row.row]) for row in target])
     for arm in {*arms}:
         batches = [arm_rows(world, task, arm, 4 * i, 4) for i in range(arms.count(arm))]
-        mine = head_gradient(before, [mean_loss(before, rows) for rows in batches])
-        found[arm] = rewards_of(aim, mine)
+        found[arm] = rewards_of(
+            target, head_gradient(before, [mean_loss(before, rows) for rows in batches])
+        )
     return found
 
 
-@pytest.mark.parametrize("name", ["alignment", "magnitude", "aggregate"])
 @pytest.mark.parametrize("when", ["before_step", "after_step"])
+@pytest.mark.parametrize("name", ["alignment", "magnitude", "aggregate"])
 def test_rewards_compare_with_the_targets_gradient_at_the_named_weights(world, name, when):
     task = task_of(world)
     target, arms = even_target(world, task), [0, 2, 0]
-    model = new_model(task)
-    before = deepcopy(model)
-    trainer = make_trainer(world, task, model, plan=StepPlan(2, name, when), target=target)
+    trainer = make_trainer(world, task, plan=StepPlan(2, name, when), target=target)
+    before = deepcopy(trainer.model)
     found = trainer.train_on(Draw(arms)).rewards
-    after = model if when == "after_step" else before
+    after = trainer.model if when == "after_step" else before
     expected = rewards_by_hand(world, task, before, after, target, arms)
     assert found == pytest.approx({arm: of[name] for arm, of in expected.items()}, abs=2e-5)
     if when == "after_step":  # and the step has moved them further than the tolerance
@@ -175,26 +153,27 @@ def test_rewards_compare_with_the_targets_gradient_at_the_named_weights(world, n
         assert abs(stale[0][name] - expected[0][name]) > 1e-4
 
 
-DOREMI = DoReMi(name="doremi", path="x", size_temperature=1.0)
-SIZES = (30, 18, 12)
-NUM_STEPS = 3
-
-
-def doremi_task(world):
-    task = task_of(world, policy=DOREMI, plan=StepPlan(0, "excess"), label="proxy", steps=9)
+def doremi_trainer(world, group=None):
+    """Its reference has the same shape and the weights of another seed."""
+    policy = DoReMi(name="doremi", path="x", size_temperature=1.0)
+    task = task_of(world, policy=policy, plan=StepPlan(0, "excess"), label="proxy", steps=9, seed=1)
     sized = zip(task.arms, SIZES, strict=True)
-    return replace(task, arms=tuple(replace(part, num_rows=n) for part, n in sized), seed=1)
-
-
-def doremi_by_hand(world, task):
-    """Gradient norms of the first steps, and the weights after them."""
-    model, reference = new_model(task), new_model(task, seed=5)
-    mixer = Mixer(task)  # for its draws alone
+    task = replace(task, arms=tuple(replace(part, num_rows=n) for part, n in sized))
+    mixer = Mixer(task)
     mixer.begin([])
+    trainer = make_trainer(world, task, mixer=mixer, group=group)
+    trainer.reference = make_trainer(world, replace(task, seed=5)).model.eval()
+    return task, mixer, trainer
+
+
+def doremi_by_hand(world):
+    """Gradient norms of the first steps, and weights and output head after them."""
+    task, mixer, trainer = doremi_trainer(world)  # the mixer for its draws alone
+    model, reference = trainer.model, trainer.reference
     q = np.array(SIZES) / sum(SIZES)
     w, excess, drawn, norms = q.copy(), np.zeros(3), [0, 0, 0], []
     for _ in range(NUM_STEPS):
-        arms = mixer.deal().arms
+        arms = mixer.draw().arms
         mixer.learn({})
         u = w / q
         loss, weight = 0.0, 0.0
@@ -205,13 +184,9 @@ def doremi_by_hand(world, task):
             loss = loss + u[arm] * mean_loss(model, rows)
             weight += u[arm]
             with torch.no_grad():
-                over[arm] += [
-                    max(float(mine - theirs), 0.0)
-                    for row in rows
-                    for mine, theirs in zip(
-                        token_losses(model, row), token_losses(reference, row), strict=True
-                    )
-                ]
+                for row in rows:
+                    margins = token_losses(model, row) - token_losses(reference, row)
+                    over[arm] += [max(float(margin), 0.0) for margin in margins]
         gradients = torch.autograd.grad(loss / weight, list(model.parameters()))
         norms.append(float(torch.cat([g.flatten() for g in gradients]).norm()))
         with torch.no_grad():
@@ -225,13 +200,10 @@ def doremi_by_hand(world, task):
 
 
 def doremi_steps(world, group=None):
-    task = doremi_task(world)
-    model, reference, mixer = new_model(task), new_model(task, seed=5).eval(), Mixer(task)
-    trainer = make_trainer(world, task, model, reference=reference, mixer=mixer, group=group)
-    mixer.begin([])
+    _, mixer, trainer = doremi_trainer(world, group)
     norms = [trainer.step().grad_norm for _ in range(NUM_STEPS)]
     weights = mixer.checkpoint()["policy"]["weights"]
-    return norms, weights, model.lm_head.weight.detach()
+    return norms, weights, trainer.model.lm_head.weight.detach()
 
 
 def check_doremi(found, expected, first=True):
@@ -242,7 +214,7 @@ def check_doremi(found, expected, first=True):
 
 
 def test_doremis_loss_is_an_average_weighted_by_u(world):
-    expected = doremi_by_hand(world, doremi_task(world))
+    expected = doremi_by_hand(world)
     assert max(expected[0]) > 0.5  # clipped
     assert max(expected[1]) - min(expected[1]) > 0.05
     check_doremi(doremi_steps(world), expected)
@@ -253,20 +225,17 @@ def worker(rank, folder, world):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=2)
     group = WorkerGroup.current()
-    task = task_of(world, micro_batch=8)
-    shots = load_shots(world[1], task)
     static = control_policy("static_alignment", UCB1).plan(1)
-    trainer = make_trainer(
-        world, task, new_model(task), plan=static, target=shots.train, group=group
-    )
-    first = trainer.initial_rewards(8)
+    first = make_trainer(world, task_of(world, micro_batch=8), plan=static, group=group)
     task = task_of(world)
-    model, target = new_model(task), even_target(world, task)
-    plan = StepPlan(2, "aggregate", "after_step")
-    trainer = make_trainer(world, task, model, plan=plan, target=target, group=group)
-    rewards = trainer.train_on(Draw([0, 2, 0])).rewards
-    found = {"first": first, "rewards": rewards, "after": model.state_dict()}
-    found["doremi"] = doremi_steps(world, group)
+    plan, target = StepPlan(2, "aggregate", "after_step"), even_target(world, task)
+    trainer = make_trainer(world, task, plan=plan, target=target, group=group)
+    found = {
+        "first": first.initial_rewards(8),
+        "rewards": trainer.train_on(Draw([0, 2, 0])).rewards,
+        "after": trainer.model.state_dict(),
+        "doremi": doremi_steps(world, group),
+    }
     torch.save(found, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
@@ -275,14 +244,14 @@ def worker(rank, folder, world):
 def test_two_workers_compute_the_same_formulas(world, tmp_path):
     torch.multiprocessing.spawn(worker, (str(tmp_path), world), nprocs=2)
     task = task_of(world)
-    before, after = new_model(task), new_model(task)
-    expected_doremi = doremi_by_hand(world, doremi_task(world))
+    before = make_trainer(world, task).model
+    after, target = deepcopy(before), even_target(world, task)
+    expected_doremi = doremi_by_hand(world)
     cosines = first_cosines(world, task_of(world, micro_batch=8))
     for rank in range(2):
         found = torch.load(tmp_path / f"{rank}.pt")
         assert found["first"] == pytest.approx(cosines, abs=1e-5)
         after.load_state_dict(found["after"])
-        target = even_target(world, task)
         expected = rewards_by_hand(world, task, before, after, target, [0, 2, 0])
         by_arm = {arm: of["aggregate"] for arm, of in expected.items()}
         assert found["rewards"] == pytest.approx(by_arm, abs=2e-5)

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from mixing_job import parse as mix_spec
-from mixing_job import write_data
+from mixing_world import parse as mix_spec
+from mixing_world import write_data
 from small import LEARNING, MODEL, make_models, make_world, small_spec
 from transformers import AutoModelForCausalLM
 

@@ -4,8 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from stillhouse.mixing.batches import wilson
 from stillhouse.mixing.decisions import Decision
-from stillhouse.mixing.evaluation import wilson
 from stillhouse.pipelines.mix_result import (
     arms_section,
     drawn_section,
