@@ -35,7 +35,7 @@ from PIL import Image
 from processes import in_fresh_process, memory_mb
 
 from stillhouse.distillation.adjoint import Descent, FlatModule, adjoint, descend
-from stillhouse.distillation.trajectory import Match, matching_objective
+from stillhouse.distillation.matching import Match, matching_objective
 from stillhouse.models.convnet import ConvNet
 from stillhouse.models.seeded import initialised
 
@@ -201,12 +201,12 @@ def distil_here(ctx: Any, task: Any, host: Any) -> list[Any]:
     """`stillhouse.pipelines.distill.distil` in this process."""
     from stillhouse.distillation.matching_task import run_matching
 
-    reused = len(ctx.store.finished(task.KIND, task.points))
-    with ctx.step("distil", total=len(task.points), reused=reused, unit="iterations"):
-        if reused < len(task.points):
+    reused = len(ctx.store.finished(task.KIND, task.names))
+    with ctx.step("distil", total=len(task.names), reused=reused, unit="iterations"):
+        if reused < len(task.names):
             run_matching(host.build(ctx.store), task)
-    done = ctx.store.finished(task.KIND, task.points)
-    return [done[name] for name in task.points]
+    done = ctx.store.finished(task.KIND, task.names)
+    return [done[name] for name in task.names]
 
 
 def run_here(folder: Path, data: dict[str, Any], cell: dict[str, Any]) -> tuple[Any, Any]:
@@ -323,10 +323,9 @@ def bare(folder: Path, data: str, num_images: int) -> float:
     """Seconds an expert in one loop of this process."""
     from stillhouse.distillation.experts import ExpertTask, resolved
     from stillhouse.distillation.images import ImageData
-    from stillhouse.distillation.prepared import ImageHostSettings, Preparation
+    from stillhouse.distillation.prepared import ImageHostSettings, ImagesTask, Preparation
     from stillhouse.distillation.recipes import DSA_GROUPS
     from stillhouse.distillation.spec import ExpertSettings, NetworkSettings
-    from stillhouse.distillation.tasks import ImagesTask
     from stillhouse.storage.artifact import Store
 
     given = Preparation("0" * 64, False)

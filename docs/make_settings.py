@@ -13,8 +13,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from stillhouse.distillation.method import METHODS, Method
-from stillhouse.distillation.spec import DistillSpec
+from stillhouse.distillation.spec import METHODS, DistillSpec, Method
 from stillhouse.mixing.policy import POLICIES, Policy
 from stillhouse.mixing.spec import MixSpec
 from stillhouse.own_code import import_named

@@ -1,10 +1,10 @@
-"""The distil job on one page: images -> experts or teachers -> sets -> the best -> tests.
+"""The distil job: images -> experts or teachers -> sets -> the best -> tests.
 
-Every stage is tasks with receipts in the store: a run that was killed redoes what was in flight.
+Every stage is tasks with receipts in the store: a killed run redoes only what was in flight.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from math import prod
 from statistics import fmean
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from stillhouse.distillation.decoupled import (
+    LABEL_SEED,
     AssemblyTask,
     DecoupledMethod,
     TeacherTask,
@@ -22,7 +23,13 @@ from stillhouse.distillation.decoupled import (
 from stillhouse.distillation.experts import TRAJECTORIES, ExpertTask, resolved
 from stillhouse.distillation.matching import TrajectoryMethod
 from stillhouse.distillation.matching_task import GivenExpert, MatchingTask, run_matching
-from stillhouse.distillation.prepared import IMAGES, ImageHostSettings, Teacher
+from stillhouse.distillation.prepared import (
+    IMAGES,
+    SPLITS,
+    ImageHostSettings,
+    ImagesTask,
+    Teacher,
+)
 from stillhouse.distillation.set_tasks import (
     REAL,
     ControlName,
@@ -34,7 +41,6 @@ from stillhouse.distillation.set_tasks import (
 )
 from stillhouse.distillation.spec import DistillSpec, ExpertSettings
 from stillhouse.distillation.stored_sets import StoredBytes, hard_label_bytes
-from stillhouse.distillation.tasks import LABEL_SEED, SPLITS, ImagesTask
 from stillhouse.errors import ArtifactError, InputError
 from stillhouse.pipelines.context import Context
 from stillhouse.pipelines.evaluation import Control, Evaluator, Tested
@@ -48,14 +54,14 @@ from stillhouse.training.group import WorkerGroup
 from stillhouse.training.task import Tell
 
 _CONTROL_SEED = 1_000_000
-"""Away from the method's own: the control is no second look at the images that it began as."""
-_SHOWN_POINTS = 6
+"""Offset of the controls' seed, so that they are not the images that the method starts from."""
+_SHOWN_SNAPSHOTS = 6
 _SHOWN_PER_CLASS = 10
 
 
 @dataclass(frozen=True, slots=True)
-class Point:
-    """A set along the way: after `iteration` updates; `validation` are accuracies by seed."""
+class SetSnapshot:
+    """The set after `iteration` updates; `validation` are accuracies by seed."""
 
     iteration: int
     part: PartRef
@@ -67,20 +73,20 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class MadeSets:
-    """The sets that a method made, before any was chosen.
+    """The sets that a method made.
 
     Attributes:
-        points: the sets; one for the decoupled methods.
+        snapshots: one for decoupled methods.
         fingerprints: of experts or teachers.
-        guide_losses: their training losses, epoch by epoch; none of given experts.
+        guide_losses: their training losses by epoch; none of given experts.
         label_path: of stored labels of views.
-        stored: bytes, where they are not in the set itself.
+        stored: bytes, where the set itself does not say.
         diverged: why it ended early, or None.
-        peak_bytes: memory of the worker that made them, where it was measured.
-        starts: images of the stage before the last one, by unit (NRR-DD's patches, by class).
+        peak_bytes: peak memory of the workers that made them, where it was measured.
+        starts: parts of the stage before the last one, by unit (NRR-DD's patches, by class).
     """
 
-    points: tuple[Point, ...]
+    snapshots: tuple[SetSnapshot, ...]
     fingerprints: tuple[str, ...]
     guide_losses: tuple[list[float], ...] = ()
     label_path: str | None = None
@@ -91,7 +97,7 @@ class MadeSets:
 
 
 class DistillJob:
-    """A distil job at work: what all of its steps share."""
+    """What all steps of a distil job share."""
 
     def __init__(self, ctx: Context, spec: DistillSpec, inputs: ImageInputs) -> None:
         compute = spec.compute
@@ -100,42 +106,44 @@ class DistillJob:
         self.host = ImageHostSettings(self.given, compute.device, gpus, threads, spec.built)
 
     def do(self, title: str, tasks: Sequence[Task], workers: int = 1) -> list[Receipt]:
-        """The receipts of a step's tasks, done by so many workers."""
+        """The receipts of a step's tasks."""
         on = self.ctx.compute.trainer
         return perform(self.ctx, Step(title, tasks, self.host, workers, on, "images"))
 
     @cached_property
     def images(self) -> Manifest:
-        """Read and split once; checked."""
+        """The images artifact, made and checked on first use."""
         self.do("images", [ImagesTask(self.given, self.spec.data)])
-        found = self.ctx.store.get_manifest(IMAGES, self.given.images)
-        check_counts(self.ctx.store, self.spec, found)
-        return found
+        images = self.ctx.store.get_manifest(IMAGES, self.given.images)
+        check_counts(self.ctx.store, self.spec, images)
+        return images
 
     @property
     def num_classes(self) -> int:
-        """Of the images."""
         return len(self.images.totals["class_names"])
 
 
-@dataclass
+@dataclass(frozen=True)
 class DistillRun:
-    """All that a finished distil job made."""
+    """All that a finished distil job made; `tests` by network, the spec's first one first."""
 
     images: Manifest
     job: DistillJob
     made: MadeSets
     chosen: int
-    points: list[Point]
-    tests: dict[str, Tested]
-    """By network, the spec's first one first."""
     stored: StoredBytes
-    controls: list[Control] = field(default_factory=list[Control])
+    tests: dict[str, Tested]
+    controls: Sequence[Control] = ()
 
     @property
-    def best(self) -> Point:
+    def best(self) -> SetSnapshot:
         """The set that was chosen on the validation part."""
-        return self.points[self.chosen]
+        return self.made.snapshots[self.chosen]
+
+    @property
+    def tested(self) -> Tested:
+        """On the network that the set was chosen for."""
+        return next(iter(self.tests.values()))
 
 
 def run_distill(ctx: Context, spec: DistillSpec, inputs: ImageInputs) -> DistillRun:
@@ -146,23 +154,24 @@ def run_distill(ctx: Context, spec: DistillSpec, inputs: ImageInputs) -> Distill
         made, learned_by = _matching(job, method), None
     else:
         assert isinstance(method, DecoupledMethod)
-        made, learned_by = _decoupled(job, method), method
-    judge = Evaluator(job.do, spec, images, job.given)
-
-    def source(part: PartRef) -> SetSource:
-        return SetSource(part, made.label_path, learned_by if made.label_path else None)
-
-    along = [(source(point.part), point.learning_rate) for point in made.points]
-    compared = judge.compare("choose", along)
-    points = [replace(p, validation=a) for p, a in zip(made.points, compared, strict=True)]
-    chosen = max(range(len(points)), key=lambda i: (fmean(points[i].validation), -i))
-    stored = made.stored or stored_set(ctx.store, points[chosen].part).stored
-    tests, controls = judge.final(along[chosen], _controls(job, stored))
-    return DistillRun(images, job, made, chosen, points, tests, stored, controls)
+        made = _decoupled(job, method)
+        learned_by = method if made.label_path else None
+    evaluator = Evaluator(job.do, spec, images, job.given)
+    sets = [
+        (SetSource(one.part, made.label_path, learned_by), one.learning_rate)
+        for one in made.snapshots
+    ]
+    accuracies = evaluator.compare("choose", sets)
+    pairs = zip(made.snapshots, accuracies, strict=True)
+    made = replace(made, snapshots=tuple(replace(one, validation=a) for one, a in pairs))
+    chosen = max(range(len(sets)), key=lambda i: (fmean(accuracies[i]), -i))
+    stored = made.stored or stored_set(ctx.store, made.snapshots[chosen].part).stored
+    tests, controls = evaluator.test(sets[chosen], _controls(job, stored))
+    return DistillRun(images, job, made, chosen, stored, tests, controls)
 
 
 def check_counts(store: Store, spec: DistillSpec, images: Manifest) -> None:
-    """The budget can be had, and every class has as many training images as the method takes.
+    """Refuse a budget that the images cannot fill.
 
     Raises:
         BudgetError: INFER has no room for a real image.
@@ -172,13 +181,13 @@ def check_counts(store: Store, spec: DistillSpec, images: Manifest) -> None:
     if isinstance(method, DecoupledMethod):
         method.units(method.stages[0], len(spec.teachers or []), len(names))
     factor = method.patches_per_side
-    wanted = method.images_per_class * factor**2
-    if images.totals["least_per_class"] >= wanted:
+    needed = method.images_per_class * factor**2
+    if images.totals["least_per_class"] >= needed:
         return
     part = images.parts[SPLITS.index("train")]
     labels = read_table(store.path(part.path), ["label"])["label"].to_numpy()
     counts = np.bincount(labels, minlength=len(names))
-    what, lower = f"{wanted} are needed", "`method.images_per_class`"
+    what, lower = f"{needed} are needed", "`method.images_per_class`"
     if factor > 1:
         what += f" ({factor} x {factor} to an image)"
         lower += " or `method.factor`"
@@ -196,23 +205,28 @@ def _matching(job: DistillJob, method: TrajectoryMethod) -> MadeSets:
     if experts:
         epochs = max(load_manifest(experts[0].uri).totals["epochs"])
     else:
-        one, keep = settings.model_copy(update={"count": 1}), method.epochs_kept(settings)
-        seeds = range(settings.seed, settings.seed + settings.count)
-        of_seed = [one.model_copy(update={"seed": seed, "keep": "all"}) for seed in seeds]
+        keep, seeds = (
+            method.epochs_kept(settings),
+            range(settings.seed, settings.seed + settings.count),
+        )
+        of_seed = [
+            settings.model_copy(update={"count": 1, "keep": "all", "seed": s}) for s in seeds
+        ]
         tasks = [ExpertTask(given, spec.network, each, groups, keep) for each in of_seed]
         receipts = job.do("experts", tasks, spec.compute.experts)
         losses = tuple(receipt.info["losses"] for receipt in receipts)
-        uris = [job.ctx.store.path(TRAJECTORIES, receipt.task) for receipt in receipts]
-        experts = tuple(GivenExpert(r.task, u) for r, u in zip(receipts, uris, strict=True))
+        experts = tuple(
+            GivenExpert(r.task, job.ctx.store.path(TRAJECTORIES, r.task)) for r in receipts
+        )
     task = MatchingTask(given, spec.network, method, experts, epochs, groups)
     receipts = distil(job.ctx, task, job.host)
     infos = [(r.parts[0], r.info) for r in receipts if r.parts]
-    points = [
-        Point(i["iteration"], part, tuple(i["losses"]), i["learning_rate"], i["seconds"])
+    snapshots = [
+        SetSnapshot(i["iteration"], part, tuple(i["losses"]), i["learning_rate"], i["seconds"])
         for part, i in infos
     ]
     return MadeSets(
-        tuple(points),
+        tuple(snapshots),
         tuple(expert.name for expert in experts),
         losses,
         diverged=next((r.info["diverged"] for r in receipts if "diverged" in r.info), None),
@@ -221,33 +235,32 @@ def _matching(job: DistillJob, method: TrajectoryMethod) -> MadeSets:
 
 
 def distil(ctx: Context, task: MatchingTask, host: ImageHostSettings) -> list[Receipt]:
-    """The receipts of a distillation's sets, in order; it is run, or gone on with, if need be.
+    """Run or resume a distillation; the receipts of its sets in order.
 
     Raises:
         DivergedError: nothing was learned. ArtifactError: sets were deleted meanwhile. Any error of
             `run_workers`.
     """
-    names, step = task.points, "distil"
+    names, step = task.names, "distil"
     done, total = ctx.store.finished(task.KIND, names), len(names)
     reached = float(len(done))
     with ctx.step(step, total=total, reused=len(done), unit="iterations") as advance:
         if len(done) < total:
-            ctx.close_pool()  # what it holds is the distillers' for as long as that takes
-            started, every = perf_counter(), task.method.num_iterations / total
+            ctx.close_pool()  # its resources are needed by the distillers
+            started, per_set = perf_counter(), task.method.num_iterations / total
 
-            def hear(kind: str, content: dict[str, Any]) -> None:
+            def on_event(kind: str, content: dict[str, Any]) -> None:
                 nonlocal reached
-                moved = max(content["step"] / every - reached, 0) if kind == STEP else 0
+                moved = max(content["step"] / per_set - reached, 0) if kind == STEP else 0
                 reached += moved
-                advance(moved, moved * every)
+                advance(moved, moved * per_set)
 
             compute = ctx.compute.model_copy(
                 update={"trainers": ctx.compute.distillers, "min_trainers": None}
             )
             what, work = "the distillation", partial(_work, ctx.store, host, task)
-            size = group_size(compute)
-            with room(ctx, size, what, setting="compute.distillers"):
-                run_workers(replace(ctx, compute=compute), what, work, hear)
+            with room(ctx, group_size(compute), what, setting="compute.distillers"):
+                run_workers(replace(ctx, compute=compute), what, work, on_event)
             done = ctx.store.finished(task.KIND, names)
             if len(done) < total:
                 raise ArtifactError(
@@ -265,9 +278,9 @@ def _work(store: Store, host: ImageHostSettings, task: MatchingTask, tell: Tell)
 def _decoupled(job: DistillJob, method: DecoupledMethod) -> MadeSets:
     spec, given, classes = job.spec, job.given, job.num_classes
     recipe, networks = spec.teacher_recipe, spec.teachers or []
-    trained = [TeacherTask(given, network, recipe, seed) for seed, network in enumerate(networks)]
-    receipts = job.do("teachers", trained, spec.compute.experts)
-    teachers = tuple(Teacher(task.network, task.fingerprint) for task in trained)
+    tasks = [TeacherTask(given, network, recipe, seed) for seed, network in enumerate(networks)]
+    trained = job.do("teachers", tasks, spec.compute.experts)
+    teachers = tuple(Teacher(task.network, task.fingerprint) for task in tasks)
     stages: list[list[Receipt]] = [[]]
     for stage in method.stages:
         before = tuple(receipt.parts[0] for receipt in stages[-1])
@@ -282,9 +295,9 @@ def _decoupled(job: DistillJob, method: DecoupledMethod) -> MadeSets:
     losses = tuple(stages[-1][0].info["losses"])
     seconds = sum(receipt.info["seconds"] for stage in stages for receipt in stage)
     return MadeSets(
-        (Point(len(losses), done.parts[0], losses, None, seconds),),
-        tuple(task.fingerprint for task in trained),
-        tuple(receipt.info["losses"] for receipt in receipts),
+        (SetSnapshot(len(losses), done.parts[0], losses, None, seconds),),
+        tuple(task.fingerprint for task in tasks),
+        tuple(receipt.info["losses"] for receipt in trained),
         done.info["label_path"],
         StoredBytes(*done.info["stored"]),
         peak_bytes=max(receipt.info["peak_bytes"] for receipt in stages[-1]) or None,
@@ -293,7 +306,7 @@ def _decoupled(job: DistillJob, method: DecoupledMethod) -> MadeSets:
 
 
 def _controls(job: DistillJob, stored: StoredBytes) -> list[Control]:
-    """Real images for the bytes of the set, chosen in each way that is asked for."""
+    """Real images for the bytes of the set, by each baseline of the spec."""
     names: list[ControlName] = [name for name in job.spec.controls if name != "full"]
     if not names:
         return []
@@ -303,22 +316,26 @@ def _controls(job: DistillJob, stored: StoredBytes) -> list[Control]:
     seed = job.spec.method.seed + _CONTROL_SEED
     receipts = job.do("controls", [ControlTask(job.given, name, count, seed) for name in names])
     return [
-        Control(name, receipt.parts[0], count * one, count / classes, {})
+        Control(name, receipt.parts[0], count * one, count / classes)
         for name, receipt in zip(names, receipts, strict=True)
     ]
 
 
+Pngs = dict[int, list[bytes]]
+"""By class."""
+
+
 @dataclass(frozen=True, slots=True)
 class Pictures:
-    """PNGs by point and class: `starts` the real images, `made` the chosen set, `along` the way."""
+    """Real images, the chosen set, and sets by iteration."""
 
-    starts: dict[int, list[bytes]]
-    made: dict[int, list[bytes]]
-    along: dict[int, dict[int, list[bytes]]]
+    starts: Pngs
+    made: Pngs
+    by_iteration: dict[int, Pngs]
 
 
 def put_result(run: DistillRun) -> tuple[Manifest, Pictures]:
-    """The artifact of the chosen set, and the pictures to look at."""
+    """Commit the artifact of the chosen set; its manifest and pictures."""
     best, made, job = run.best, run.made, run.job
     spec, store = job.spec, job.ctx.store
     protocol = spec.protocol(job.num_classes, best.learning_rate)
@@ -339,25 +356,17 @@ def put_result(run: DistillRun) -> tuple[Manifest, Pictures]:
         },
     }
     inputs = {"images": job.given.images, "learned_from": list(made.fingerprints)}
-    shown = Shown(
-        tuple((point.iteration, point.part) for point in _spread(run)),
-        _SHOWN_PER_CLASS,
-        len(run.points) == 1,
-        made.starts,
-    )
+    # the first, the chosen and the last set, and some evenly between
+    last, count = len(made.snapshots) - 1, min(_SHOWN_SNAPSHOTS, len(made.snapshots))
+    indices = {round(i * last / max(1, count - 1)) for i in range(count)} | {run.chosen}
+    sets = tuple((s.iteration, s.part) for i, s in enumerate(made.snapshots) if i in indices)
+    shown = Shown(sets, _SHOWN_PER_CLASS, last == 0, made.starts)
     settings = spec.method.model_dump(mode="json")
     task = ResultTask(job.given, best.part, made.label_path, inputs, settings, totals, shown)
     (done,) = job.do("result", [task])
-    found: dict[int, dict[int, list[bytes]]] = {}
+    pngs: dict[int, Pngs] = {}
     for row in read_table(store.path(done.parts[1].path)).to_pylist():
-        found.setdefault(row["point"], {}).setdefault(row["label"], []).append(row["png"])
-    along = {point: found[point] for point in sorted(found) if point != REAL}
-    pictures = Pictures(found[min(found)], found[best.iteration], along)
+        pngs.setdefault(row["point"], {}).setdefault(row["label"], []).append(row["png"])
+    by_iteration = {iteration: pngs[iteration] for iteration in sorted(pngs) if iteration != REAL}
+    pictures = Pictures(pngs[min(pngs)], pngs[best.iteration], by_iteration)
     return store.get_manifest("distilled", task.fingerprint), pictures
-
-
-def _spread(run: DistillRun) -> Sequence[Point]:
-    """The first, the chosen and the last point, and some evenly between."""
-    count = min(_SHOWN_POINTS, len(run.points))
-    shown = {round(i * (len(run.points) - 1) / max(1, count - 1)) for i in range(count)}
-    return [run.points[i] for i in sorted({*shown, run.chosen})]

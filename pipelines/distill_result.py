@@ -1,4 +1,4 @@
-"""What a distil job says of its result: its numbers, and the sections of its report."""
+"""The result of a distil job: its numbers, and the sections of its report."""
 
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
@@ -8,13 +8,11 @@ from typing import Any
 
 import stillhouse.report.blocks as b
 from stillhouse.distillation.matching import TrajectoryMethod
-from stillhouse.distillation.method import Method
-from stillhouse.distillation.prepared import IMAGES
-from stillhouse.distillation.spec import DistillSpec
-from stillhouse.distillation.tasks import DEAD_LETTERS
+from stillhouse.distillation.prepared import DEAD_LETTERS, IMAGES
+from stillhouse.distillation.spec import DistillSpec, Method
 from stillhouse.errors import ArtifactError
 from stillhouse.pipelines.context import Context
-from stillhouse.pipelines.distill import DistillRun, Pictures, Point
+from stillhouse.pipelines.distill import DistillRun, Pictures, SetSnapshot
 from stillhouse.pipelines.evaluation import Tested
 from stillhouse.pipelines.results import assemble, cost_numbers, mean_std
 from stillhouse.report.formatting import compact, decimals, percent, words
@@ -37,21 +35,16 @@ def distill_result(
     committed: tuple[Manifest, Pictures],
     run_uri: str,
 ) -> b.Result:
-    """Everything that a distil job says: the object of `run --json`, and the page.
-
-    `committed` is the delivered artifact with the pictures to look at.
-    """
+    """The result of a job; `committed` is the delivered artifact and its pictures."""
     manifest, pictures = committed
-    network, tested = next(iter(made.tests.items()))
-    seconds = max(point.seconds for point in made.points)
-    judged_by = _judged_by(spec, made)
+    seconds = max(one.seconds for one in made.made.snapshots)
+    recipe = spec.protocol(len(_classes(made)), made.best.learning_rate).recipe
+    judged_by = f"{spec.protocol_name}, {recipe.epochs} epochs"
     images = ctx.store.path(IMAGES, made.images.fingerprint)
+    guides = "trajectories" if spec.matching else "models"
     artifacts: dict[str, Any] = {
         "images": images,
-        "learned_from": [
-            ctx.store.path("trajectories" if spec.matching else "models", name)
-            for name in made.made.fingerprints
-        ],
+        "learned_from": [ctx.store.path(guides, name) for name in made.made.fingerprints],
         "distilled": ctx.store.path("distilled", manifest.fingerprint),
     }
     if DEAD_LETTERS in made.images.files:
@@ -63,12 +56,12 @@ def distill_result(
             "images_per_class": spec.method.images_per_class,
             "bytes": made.stored.total,
             "validation_accuracy": fmean(made.best.validation),
-            "test_accuracy": accuracy(tested),
+            "test_accuracy": made.tested.numbers(),
             "networks": _by_network(made.tests),
             "controls": {
                 c.name: {
                     "bytes": c.num_bytes,
-                    "test_accuracy": accuracy(c.tested),
+                    "test_accuracy": c.tested.numbers(),
                     "networks": _by_network(c.tests),
                 }
                 for c in made.controls
@@ -82,10 +75,9 @@ def distill_result(
         "dead_letters": made.images.totals["dead_letters"],
     }
     name = paper_name(spec.method.name)
-    own: list[b.Cell] = [spec.method.images_per_class, made.stored.total]
-    own.append(mean_std(tested.accuracies))
-    others = other_sets(ctx.store, made.images.fingerprint, network, run_uri)
-    others.insert(0, [f"{name}, this one", *own, judged_by, seconds, ""])
+    size = spec.method.images_per_class, made.stored.total, mean_std(made.tested.accuracies)
+    others = other_sets(ctx.store, made.images.fingerprint, next(iter(made.tests)), run_uri)
+    others.insert(0, [f"{name}, this one", *size, judged_by, seconds, ""])
     return assemble(
         ctx,
         spec,
@@ -103,7 +95,7 @@ def distill_result(
             b.Section(
                 "methods",
                 "Against sets of equal bytes",
-                _methods(made, [name, [None, tested.mean], *own, seconds]),
+                _methods(made, [name, [None, made.tested.mean], *size, seconds]),
             ),
             b.Section("others", "Other sets of these images", _others(others)),
             b.Section("networks", "On other networks", _networks(spec, made)),
@@ -111,25 +103,17 @@ def distill_result(
     )
 
 
-def accuracy(tested: Tested) -> dict[str, Any]:
-    """Mean, deviation and number of seeds."""
-    return {"mean": tested.mean, "std": tested.std, "seeds": len(tested.accuracies)}
-
-
 def _by_network(tests: Mapping[str, Tested]) -> dict[str, Any]:
-    return {name: accuracy(tested) for name, tested in tests.items()}
+    return {name: tested.numbers() for name, tested in tests.items()}
 
 
 def paper_name(method: str) -> str:
-    """A method as its paper writes it."""
+    """A method's name as its paper writes it."""
     return {"sre2l": "SRe2L"}.get(method, method.replace("_", "-").upper())
 
 
-def _judged_by(spec: DistillSpec, made: DistillRun) -> str:
-    """How networks were trained on the set."""
-    classes = len(made.images.totals["class_names"])
-    recipe = spec.protocol(classes, made.best.learning_rate).recipe
-    return f"{spec.protocol_name}, {recipe.epochs} epochs"
+def _classes(made: DistillRun) -> list[str]:
+    return made.images.totals["class_names"]
 
 
 def _guides(spec: DistillSpec) -> str:
@@ -137,13 +121,13 @@ def _guides(spec: DistillSpec) -> str:
 
 
 def _lead(made: DistillRun, spec: DistillSpec) -> list[b.Block]:
-    best, tested = made.best, next(iter(made.tests.values()))
-    budget = spec.method.images_per_class * len(made.images.totals["class_names"])
+    best, tested = made.best, made.tested
+    budget = spec.method.images_per_class * len(_classes(made))
     count = best.part.num_rows
     story = f"{compact(made.images.parts[0].num_rows)} images became **{count}**"
     story += f", in the space of {budget}" if count > budget else ""
-    one = best.learning_rate is not None and spec.method.images_per_class == 1
-    story += ", one for each class" if one else ""
+    single = best.learning_rate is not None and spec.method.images_per_class == 1
+    story += ", one for each class" if single else ""
     story += ". A fresh network that sees nothing else is right on "
     story += f"**{percent(tested.mean)}** of the test part"
     seeds = f"{len(tested.accuracies)} fresh networks"
@@ -155,18 +139,16 @@ def _lead(made: DistillRun, spec: DistillSpec) -> list[b.Block]:
         value, each = percent(random.tested.mean), round(random.images_per_class, 1)
         story += f"; with random real images of as many bytes, on {value}"
         noun = "image" if each == 1 else "images"
-        tiles.append(
-            b.Fact("Random real images", value, f"of as many bytes: {each:g} {noun} a class")
-        )
+        note = f"of as many bytes: {each:g} {noun} a class"
+        tiles.append(b.Fact("Random real images", value, note))
     size = f"bytes, {compact(made.stored.labels)} of labels"
     tiles += [
         b.Fact("Validation accuracy", percent(fmean(best.validation)), "what was chosen on"),
         b.Fact("Size", compact(made.stored.total), size),
     ]
     if best.learning_rate is not None:
-        tiles.append(
-            b.Fact("Learning rate", decimals(best.learning_rate, 4), "learned with the images")
-        )
+        rate = decimals(best.learning_rate, 4)
+        tiles.append(b.Fact("Learning rate", rate, "learned with the images"))
     if made.made.peak_bytes:
         memory = decimals(made.made.peak_bytes / 2**20, 0)
         tiles.append(b.Fact("Memory", memory, "MiB at most, of the worker"))
@@ -174,8 +156,8 @@ def _lead(made: DistillRun, spec: DistillSpec) -> list[b.Block]:
 
 
 def _images(spec: DistillSpec, made: DistillRun, pictures: Pictures) -> list[b.Block]:
-    names: list[str] = made.images.totals["class_names"]
-    began = len(made.points) > 1 or bool(made.made.starts)
+    names = _classes(made)
+    from_start = len(made.made.snapshots) > 1 or bool(made.made.starts)
     rows = [
         b.ImageRow(name, _png(pictures.made.get(label, [])), _png(pictures.starts.get(label, [])))
         for label, name in enumerate(names[:_MAX_CLASSES])
@@ -184,12 +166,12 @@ def _images(spec: DistillSpec, made: DistillRun, pictures: Pictures) -> list[b.B
     if single:
         rows = [b.ImageRow(row.name, row.images[:1], row.beside[:1]) for row in rows]
         intro = "Small, a real image of each class; large, the one that was made."
-        if began:
+        if from_start:
             intro = "Small, the real image that each class began as; large, what "
             intro += f"{compact(made.best.iteration)} updates made of it."
     else:
         intro = "Every row a class: [kept: synthetic] large, and the [pool: real] images "
-        intro += f"{'they began as' if began else 'of the class'} beneath"
+        intro += f"{'they began as' if from_start else 'of the class'} beneath"
         shown = len(rows[0].images)
         more = made.best.part.num_rows > shown * len(names)
         intro += f"; the first {shown} of each class." if more else "."
@@ -204,14 +186,14 @@ def _png(images: Sequence[bytes]) -> list[str]:
 
 
 def _stages(made: DistillRun, pictures: Pictures) -> list[b.Block]:
-    kept, classes = made.best.iteration, len(made.images.totals["class_names"])
+    kept, classes = made.best.iteration, len(_classes(made))
     rows = [
         b.ImageRow(
-            f"{compact(point)}{' kept' if point == kept else ''}",
+            f"{compact(iteration)}{' kept' if iteration == kept else ''}",
             _png([images[0] for _, images in sorted(by_class.items())[:10]]),
-            main=point == kept,
+            main=iteration == kept,
         )
-        for point, by_class in pictures.along.items()
+        for iteration, by_class in pictures.by_iteration.items()
     ]
     intro = (
         f"The first image of {'every class' if classes <= 10 else 'ten classes'}, after so many "
@@ -228,28 +210,28 @@ def _progress(spec: DistillSpec, made: DistillRun) -> list[b.Block]:
         caption += "; band: all of them" if len(seeds) > 1 else ""
         charts.append(b.Curves(caption, {name: seeds}, name, x, y, settled_from=0.0))
 
-    losses = [loss for point in made.points for loss in point.losses]
+    snapshots, guide_losses = made.made.snapshots, made.made.guide_losses
+    losses = [loss for one in snapshots for loss in one.losses]
     if len(losses) > 1:
         caption = "Loss of the first of the units that were made one by one"
         if spec.matching:
             caption = "Matching loss: 1 is no progress, 0 is where the expert went"
         add(caption, "synthetic", [smoothed(losses)], "matching loss" if spec.matching else "loss")
-    if len(made.points) > 1:
+    if len(snapshots) > 1:
         seeds = range(len(made.best.validation))
-        curves = [[(float(p.iteration), p.validation[s]) for p in made.points] for s in seeds]
+        curves = [[(float(one.iteration), one.validation[s]) for one in snapshots] for s in seeds]
         add("Accuracy on the validation part", "synthetic", curves, "validation accuracy")
-    if made.made.guide_losses:
-        curves = [[(float(n), x) for n, x in enumerate(of, 1)] for of in made.made.guide_losses]
+    if guide_losses:
+        curves = [[(float(n), x) for n, x in enumerate(of, 1)] for of in guide_losses]
         guides = _guides(spec)
         add(f"Training loss of {len(curves)} {guides}", guides, curves, "loss", "epochs")
     return [b.Group(charts)] if charts else []
 
 
 def smoothed(losses: Sequence[float]) -> b.Points:
-    """At most 200 points (iteration, mean loss of its stretch) of a long list of losses."""
+    """At most 200 points (last iteration, mean loss) of equal stretches."""
     width = max(1, -(-len(losses) // _MOST_POINTS))
-    starts = range(0, len(losses), width)
-    stretches = [(start, losses[start : start + width]) for start in starts]
+    stretches = [(i, losses[i : i + width]) for i in range(0, len(losses), width)]
     return [(float(start + len(part)), fmean(part)) for start, part in stretches]
 
 
@@ -257,8 +239,8 @@ def _methods(made: DistillRun, own: list[b.Cell]) -> list[b.Block]:
     rows = [own]
     for c in made.controls:
         each: b.Cell = round(c.images_per_class, 1) if c.images_per_class else "all"
-        found = [c.tested.mean, None], each, c.num_bytes, mean_std(c.tested.accuracies)
-        rows.append([words(c.name), *found, None])
+        cells = [c.tested.mean, None], each, c.num_bytes, mean_std(c.tested.accuracies)
+        rows.append([words(c.name), *cells, None])
     columns = {"Set": "text", "share": "bars wide", "images a class": "short", "bytes": "compact"}
     columns |= {"accuracy, %": "hundredths", "time to make": "duration wide"}
     intro = (
@@ -266,35 +248,34 @@ def _methods(made: DistillRun, own: list[b.Cell]) -> list[b.Block]:
         "chosen. Bytes are what a set costs to store, labels included."
     )
     note = (
-        f"Mean ± standard deviation over {len(next(iter(made.tests.values())).accuracies)} fresh "
-        "networks. Experts or teachers are not in the time: they serve every method."
+        f"Mean ± standard deviation over {len(made.tested.accuracies)} fresh networks. Experts or "
+        "teachers are not in the time: they serve every method."
     )
     table = b.Table(columns, rows, main=str(own[0]), terminal=True)
     return [b.Text(intro), table, b.Text(note, "note")]
 
 
 def other_sets(store: Store, images: str, network: str, own_run: str) -> list[list[b.Cell]]:
-    """What every other run on `images` made that was evaluated on `network`; a request a run.
+    """The sets of other runs on `images` that were evaluated on `network`; a request a run.
 
-    Rows of method, images a class, bytes, accuracy, how it was evaluated, seconds and run, by
-    images a class and method.
+    Rows of method, images a class, bytes, accuracy, how it was evaluated, seconds and run, sorted
+    by images a class and method.
     """
     runs = store.path("runs")
     rows: list[list[b.Cell]] = []
     for name in list_names(runs):
         try:
             result = None if join(runs, name) == own_run else read_json(runs, f"{name}/result.json")
-        except ArtifactError:  # a broken one is no concern of this job
+        except ArtifactError:  # a broken one does not concern this job
             continue
-        made = (result or {}).get("distill", {})
-        same = result is not None and result["artifacts"].get("images") == store.path(
-            IMAGES, images
-        )
-        if same and "judged_by" in made and network in made["networks"]:
-            tested = made["networks"][network]
-            shown = [tested["mean"], tested["std"] or None]
-            found = paper_name(made["method"]), made["images_per_class"], made["bytes"], shown
-            rows.append([*found, made["judged_by"], made["seconds"], name[:12]])
+        if result is None or result["artifacts"].get("images") != store.path(IMAGES, images):
+            continue
+        other = result.get("distill", {})
+        if "judged_by" in other and network in other["networks"]:
+            tested = other["networks"][network]
+            accuracy = [tested["mean"], tested["std"] or None]
+            cells = [paper_name(other["method"]), other["images_per_class"], other["bytes"]]
+            rows.append([*cells, accuracy, other["judged_by"], other["seconds"], name[:12]])
     return sorted(rows, key=lambda row: (row[1], row[0], row[-1]))  # type: ignore[return-value]
 
 
@@ -310,47 +291,39 @@ def _others(rows: list[list[b.Cell]]) -> list[b.Block]:
 
 
 def _networks(spec: DistillSpec, made: DistillRun) -> list[b.Block]:
-    """The set on every network, beside the controls that were tested on all of them."""
+    """The set on every network, beside the controls."""
     if len(made.tests) < 2:
         return []
-    beside = [c for c in made.controls if len(c.tests) == len(made.tests)]
     columns = {"Network": "text", paper_name(spec.method.name): "hundredths"}
-    columns |= {words(c.name): "hundredths" for c in beside}
+    columns |= {words(c.name): "hundredths" for c in made.controls}
+    tables = [made.tests, *(c.tests for c in made.controls)]
     rows: list[list[b.Cell]] = [
-        [name, *(mean_std(of[name].accuracies) for of in [made.tests, *(c.tests for c in beside)])]
-        for name in made.tests
+        [name, *(mean_std(tests[name].accuracies) for tests in tables)] for name in made.tests
     ]
     labels = ", ".join(n.label for n in spec.teachers or [spec.network])
     intro = f"The same set, {'made with' if spec.matching else 'taught by'} {labels}"
-    intro += f"{', beside the same baselines' if beside else ''}. Accuracies in percent."
+    intro += f"{', beside the same baselines' if made.controls else ''}. Accuracies in percent."
     return [b.Text(intro), b.Table(columns, rows, main=next(iter(made.tests)))]
 
 
-def _of_other_images(spec: DistillSpec, made: DistillRun) -> int:
-    """How many of the given experts were trained on other images than the job's."""
-    given = (spec.experts.path if spec.experts is not None else None) or []
-    own = made.images.fingerprint
-    return sum(load_manifest(uri).inputs.get("images", own) != own for uri in given)
-
-
-def num_skipped(method: Method, points: Sequence[Point]) -> int:
-    """Iterations that changed nothing: a loss above `max_loss`, or not finite (not recorded)."""
+def num_skipped(method: Method, snapshots: Sequence[SetSnapshot]) -> int:
+    """Skipped iterations: those with a loss above `max_loss` or, not recorded, not finite."""
     if not isinstance(method, TrajectoryMethod) or method.max_loss is None:
         return 0
-    losses = chain.from_iterable(point.losses for point in points)
-    return points[-1].iteration - sum(loss <= method.max_loss for loss in losses)
+    losses = chain.from_iterable(one.losses for one in snapshots)
+    return snapshots[-1].iteration - sum(loss <= method.max_loss for loss in losses)
 
 
 def _warnings(spec: DistillSpec, made: DistillRun) -> list[b.Warn]:
-    found: list[b.Warn] = []
-    mean, points = next(iter(made.tests.values())).mean, made.points
+    warnings: list[b.Warn] = []
+    mean, snapshots = made.tested.mean, made.made.snapshots
 
     def warn(title: str, detail: str) -> None:
-        found.append(b.Warn(title, detail))
+        warnings.append(b.Warn(title, detail))
 
     if made.made.diverged is not None:
-        why = made.made.diverged
-        warn("The matching loss diverged; the best set before it was kept.", why)
+        title = "The matching loss diverged; the best set before it was kept."
+        warn(title, made.made.diverged)
     as_good = [c for c in made.controls if c.images_per_class and c.tested.mean >= mean]
     if as_good:
         reached = ", ".join(f"{words(c.name)} {c.tested.mean:.3f}" for c in as_good)
@@ -359,26 +332,28 @@ def _warnings(spec: DistillSpec, made: DistillRun) -> list[b.Warn]:
             f"Test accuracy of {reached}; of the synthetic ones {mean:.3f}: give more "
             f"iterations, other step sizes or better {_guides(spec)}.",
         )
-    skipped, last = num_skipped(spec.method, points), points[-1].iteration
+    skipped, last = num_skipped(spec.method, snapshots), snapshots[-1].iteration
     if skipped > last / 2:
         warn(
             f"{skipped:,} of {last:,} iterations were skipped.",
-            "Their loss lay above `method.max_loss`, or was none: raise it, or lower "
+            "Their loss was above `method.max_loss`, or not finite: raise it, or lower "
             "`method.max_start_epoch`.",
         )
-    if len(points) > 1 and made.best.iteration == 0:
+    if len(snapshots) > 1 and made.best.iteration == 0:
         warn(
             "No set along the way was better than the images it started from.",
             "The real start was kept: lower `method.image_rate`, or give more `experts`.",
         )
-    if made.chosen == len(points) - 1 > 1:
+    if made.chosen == len(snapshots) - 1 > 1:
         warn(
             "The last set was the best: it may not be finished.",
             "Validation accuracy still rose: raise `method.num_iterations`.",
         )
-    if strangers := _of_other_images(spec, made):
+    given = (spec.experts.path if spec.experts is not None else None) or []
+    trained_on = [load_manifest(uri).inputs.get("images") for uri in given]
+    if others := sum(images not in (None, made.images.fingerprint) for images in trained_on):
         warn(
-            f"{strangers} of {len(made.made.fingerprints)} experts saw other images.",
+            f"{others} of {len(given)} experts saw other images.",
             "`experts.path` names trajectories of another data set, split or subset.",
         )
     if unread := made.images.totals["dead_letters"]:
@@ -386,4 +361,4 @@ def _warnings(spec: DistillSpec, made: DistillRun) -> list[b.Warn]:
             f"{unread} images could not be read.",
             "They and the reasons stand in `dead_letters.parquet` of the artifact `images`.",
         )
-    return found
+    return warnings

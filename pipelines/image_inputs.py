@@ -20,18 +20,17 @@ IMAGES_VERSION = 3
 
 @dataclass(frozen=True, slots=True)
 class ImageInputs:
-    """A source of images and the user's own code, known by content; given experts by manifests."""
+    """Images and the user's code, known by content, and given experts."""
 
     given: Preparation
     experts: tuple[GivenExpert, ...]
 
     def identity(self) -> list[Any]:
-        """As JSON values."""
         return [self.given.images, [expert.name for expert in self.experts], *self.given.code]
 
 
 def list_images(data: ImageData) -> list[FileInfo]:
-    """The files of a source; none for a data set that ships with a library.
+    """The files of a source; none for a data set that a library ships.
 
     Raises:
         InputError: nothing matches. SpecError: files of arrays, which are not read.
@@ -45,43 +44,41 @@ def list_images(data: ImageData) -> list[FileInfo]:
 def open_images(
     store: Store, spec: DistillSpec, files: list[FileInfo], *, remember: bool
 ) -> ImageInputs:
-    """Digest the files and look at given experts.
+    """Digest the files and look up given experts.
 
     Raises:
-        ArtifactError: a given expert is not there, or was trained on other kinds of pixels.
-        BadFileError: a file vanished. SpecError: a network's code is not here.
+        ArtifactError: a given expert is missing, or was trained on other kinds of pixels.
+        BadFileError: a file vanished. SpecError: the user's code is not here.
     """
     digests = [d.sha256 for d in digest_files(store, files, remember=remember)] if files else []
-    asked = spec.data.model_dump(mode="json", exclude={"path"})
+    settings = spec.data.model_dump(mode="json", exclude={"path"})
     if isinstance(spec.data.test, str):
-        asked.pop("test")
+        settings.pop("test")
     names = [file.name for file in files]
-    images = fingerprint(["images", IMAGES_VERSION, asked, names, digests])
-    given = [absolute_uri(uri) for uri in (spec.experts and spec.experts.path) or []]
+    images = fingerprint(["images", IMAGES_VERSION, settings, names, digests])
+    uris = [absolute_uri(uri) for uri in (spec.experts and spec.experts.path) or []]
     zca = spec.preprocessing.zca
-    experts = tuple(GivenExpert(_expert_identity(uri, zca), uri) for uri in given)
+    experts = tuple(GivenExpert(_expert_name(uri, zca), uri) for uri in uris)
     code = tuple(own.digest for own in named_code(spec))
     return ImageInputs(Preparation(images, zca, code), experts)
 
 
-def _expert_identity(uri: str, zca: bool) -> str:
-    """Its fingerprint; experts of whitened images teach nothing about others, and say nothing."""
-    found = load_manifest(uri, "trajectories")
-    if found.settings.get("zca", zca) != zca:
+def _expert_name(uri: str, zca: bool) -> str:
+    """A given expert's fingerprint; it must have seen the job's kind of pixels, whitened or not."""
+    manifest = load_manifest(uri, "trajectories")
+    if manifest.settings.get("zca", zca) != zca:
         raise ArtifactError(
             f"{uri} was trained with `preprocessing.zca: {str(not zca).lower()}`, this job has "
             f"{str(zca).lower()}: give the experts' own, or train new ones"
         )
-    return found.fingerprint
+    return manifest.fingerprint
 
 
 def named_code(spec: DistillSpec) -> list[OwnCode]:
-    """The code of networks and methods in a folder of the user's: `submit` sends it.
-
-    Installed packages are known by name alone.
+    """The user's networks and method, as far as they are not installed; `submit` sends them.
 
     Raises:
-        SpecError: it is not here, is too much, or has no such name.
+        SpecError: it is not here, is too large, or has no such name.
     """
     found = (find_named(f"factory: {name}", name) for name in spec.own_names)
     return [code for code in found if code is not None]

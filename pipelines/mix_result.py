@@ -1,4 +1,4 @@
-"""What a mix job says of its result: its numbers, and the sections of its report."""
+"""The result of a mix job: its numbers, and the sections of its report."""
 
 from collections.abc import Mapping, Sequence
 from statistics import fmean
@@ -17,7 +17,7 @@ from stillhouse.pipelines.results import assemble, mean_std, plus_minus
 from stillhouse.report.formatting import words
 
 Runs = Mapping[str, Sequence[Mapping[str, Any]]]
-"""The totals of the trainings of each policy, by seed."""
+"""Totals of the trainings of each policy, by seed."""
 Logs = Sequence[Sequence[Decision]]
 """The decisions of a policy, by seed."""
 _MEASURED = ("gradient_passes", "num_steps", "draws", "decisions_sha256")
@@ -32,7 +32,6 @@ _CHECKED = (
 
 
 def mix_result(ctx: Context, spec: MixSpec, made: MixRun, run_uri: str) -> b.Result:
-    """Everything that a mix job says: the object of `run --json`, and the page."""
     runs = {label: {str(seed): m for seed, m in of.items()} for label, of in made.models.items()}
     totals = {label: [m.totals for m in of.values()] for label, of in made.models.items()}
     main = made.rules[0].label
@@ -101,7 +100,7 @@ def _nll(runs: Sequence[Mapping[str, Any]]) -> list[float]:
 
 
 def _accuracy(runs: Sequence[Mapping[str, Any]]) -> list[float]:
-    """By seed; empty for targets without choices."""
+    """Accuracies by seed; empty for targets without choices."""
     return [one["test"]["accuracy"] for one in runs if one["test"]["accuracy"] is not None]
 
 
@@ -126,7 +125,6 @@ def _lead(spec: MixSpec, main: str, num_arms: int, totals: Runs) -> list[b.Block
 
 
 def policies_section(main: str, totals: Runs) -> list[b.Block]:
-    """Means over the seeds, and every seed."""
     rows, each = list[list[b.Cell]](), list[list[b.Cell]]()
     for label, runs in totals.items():
         accuracy = _accuracy(runs)
@@ -176,7 +174,7 @@ def _losses(main: str, totals: Runs) -> list[b.Block]:
 
 
 def drawn_section(main: str, logs: Mapping[str, Logs], names: Sequence[str]) -> list[b.Block]:
-    """Shares of the arms over the run, of policies whose draws are worth a plot."""
+    """Shares of the arms over the run: the policy, and static alignment."""
     blocks = [
         _heat(label, logs[label], names) for label in logs if label in (main, "static_alignment")
     ]
@@ -201,7 +199,7 @@ def drawn_section(main: str, logs: Mapping[str, Logs], names: Sequence[str]) -> 
 
 
 def _shares(log: Sequence[Decision], num_arms: int, bins: int) -> NDArray[np.float64]:
-    """Mean distribution by bin of steps where one was logged, else the draws' shares: [K, B]."""
+    """Mean logged distribution of each bin of steps, else the shares of draws: [K, B]."""
     found = np.zeros((num_arms, bins))
     logged: dict[int, list[list[float]]] = {}
     for d in log:
@@ -225,7 +223,6 @@ def _heat(label: str, logs: Logs, names: Sequence[str]) -> b.Heat:
 
 
 def _effective(log: Sequence[Decision], num_arms: int) -> b.Points:
-    """Effective number of arms in each stretch of the run."""
     steps = log[-1].step + 1
     bins = min(_ENTROPY_BINS, steps)
     shares = _shares(log, num_arms, bins)
@@ -234,7 +231,7 @@ def _effective(log: Sequence[Decision], num_arms: int) -> b.Points:
 
 
 def _cumulative(logs: Logs, names: Sequence[str]) -> dict[str, list[b.Points]]:
-    """Draws so far of the most drawn arms, at twenty places of the run, by seed."""
+    """Cumulative draws of the most drawn arms at twenty steps of the run, by seed."""
     counts = [np.bincount([d.arm for d in log], minlength=len(names)) for log in logs]
     most = np.argsort(-np.sum(counts, axis=0), kind="stable")[:_MOST_DRAWN]
 
@@ -248,7 +245,7 @@ def _cumulative(logs: Logs, names: Sequence[str]) -> dict[str, list[b.Points]]:
 
 
 def arms_section(logs: Logs, made: MixRun) -> list[b.Block]:
-    """Draws of all seeds, and mean and standard deviation of the rewards, most drawn first."""
+    """Draws over all seeds, and mean and deviation of the rewards, most drawn first."""
     if not logs:
         return []
     arms = made.arms.arms
@@ -293,7 +290,7 @@ def _warnings(totals: Runs, made: MixRun) -> list[b.Warn]:
 
 
 def guessing(main: str, tests: Sequence[Mapping[str, Any]]) -> list[b.Warn]:
-    """Whether the policy's accuracy is that of a guess, by the mean of its seeds' intervals."""
+    """An accuracy within the mean of the seeds' intervals of that of a guess."""
     chance = tests[0]["chance"]
     if chance is None or fmean(test["interval"][0] for test in tests) > chance:
         return []
@@ -304,7 +301,7 @@ def guessing(main: str, tests: Sequence[Mapping[str, Any]]) -> list[b.Warn]:
 
 
 def one_sided(totals: Runs) -> list[b.Warn]:
-    """DoReMi's averaged weights where one arm has nearly all: what small batches do to it."""
+    """DoReMi's averaged weights nearly all on one arm, an effect of small batches."""
     found: list[b.Warn] = []
     for label, runs in totals.items():
         for run in runs:
@@ -319,7 +316,7 @@ def one_sided(totals: Runs) -> list[b.Warn]:
 
 
 def unaffordable(rules: Sequence[Rule]) -> list[b.Warn]:
-    """Baselines whose first pass over the arms left them a single step."""
+    """Baselines whose initial pass over the arms left them a single step."""
     advice = "Its first pass over the arms costs as many gradient passes as all steps of the "
     advice += "policy: raise `train.num_steps`."
     return [

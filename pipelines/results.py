@@ -1,4 +1,4 @@
-"""What the results of all jobs have in common: numbers of the run, cost, and how to repeat it."""
+"""What the results of all jobs have in common: numbers of the run, its cost, how to repeat it."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
@@ -33,9 +33,9 @@ def assemble(
     footer: str = "",
     forward: float | None = None,
 ) -> b.Result:
-    """A job's result from what is its own: `numbers` beside those of every job, and `sections`.
+    """A job's result: its own `numbers` and `sections` and those that all jobs have.
 
-    `cost` stands below the steps' costs; `forward` is the FLOPs a token of the paper's unit.
+    `cost` follows the table of steps; `forward` is the paper's unit in FLOPs a token.
     """
     common = {
         "status": "done",
@@ -49,22 +49,19 @@ def assemble(
     uris = [b.Fact(words(name), uri) for name, uri in _flat(artifacts)]
     versions = [b.Fact("stillhouse", __version__)]
     versions += [b.Fact(name, version(name)) for name in _LIBRARIES]
-    whole = [
+    repeat: list[b.Block] = [
+        b.Group([b.Text(spec.to_yaml(), "code")], "The spec, with every default"),
+        b.Group([b.Facts(uris, "list")], f"{len(uris)} artifacts"),
+        b.Group([b.Facts(versions, "list")], "Environment"),
+    ]
+    page = [
         b.Section("lead", "", [*lead]),
         b.Section("health", "", [warnings]),
         *(section for section in sections if section.blocks),
         b.Section("cost", "What it cost", [_cost(ctx.work, forward), *cost]),
-        b.Section(
-            "provenance",
-            "How to repeat it",
-            [
-                b.Group([b.Text(spec.to_yaml(), "code")], "The spec, with every default"),
-                b.Group([b.Facts(uris, "list")], f"{len(uris)} artifacts"),
-                b.Group([b.Facts(versions, "list")], "Environment"),
-            ],
-        ),
+        b.Section("provenance", "How to repeat it", repeat),
     ]
-    return b.Result(job, spec.name or title, now(), {**common, **numbers}, whole, footer)
+    return b.Result(job, spec.name or title, now(), {**common, **numbers}, page, footer)
 
 
 def cost_numbers(work: Mapping[str, StepWork]) -> dict[str, Any]:
@@ -76,7 +73,7 @@ def cost_numbers(work: Mapping[str, StepWork]) -> dict[str, Any]:
 
 
 def mean_std(values: Sequence[float]) -> list[float | None]:
-    """Mean, and the sample standard deviation (None of a single value): a cell of a table."""
+    """A table's cell of mean and sample standard deviation (None for a single value)."""
     return [fmean(values), stdev(values) if len(values) > 1 else None]
 
 
@@ -87,7 +84,7 @@ def plus_minus(values: Sequence[float], places: int = 3) -> str:
 
 
 def automatic(settings: Optimisation | None) -> bool:
-    """Whether learning rate and batch were chosen by rule."""
+    """Whether both learning rate and batch are `auto`."""
     return settings is not None and settings.learning_rate == settings.global_batch == "auto"
 
 
@@ -105,18 +102,18 @@ _COST = {
 
 
 def _cost(steps: Mapping[str, StepWork], forward: float | None) -> b.Table:
-    """Work by step, and the time that this run took; without columns that would be empty."""
+    """Work of each step, and the time that this run took; empty columns are left out."""
     most = max((step.flops for step in steps.values()), default=0) or 1
 
-    def row(name: str, done: Sequence[StepWork], fresh: Sequence[StepWork]) -> list[b.Cell]:
-        flops = sum(step.flops for step in done)
-        share = flops / most if flops and len(done) == 1 else None
+    def row(name: str, work: Sequence[StepWork], fresh: Sequence[StepWork]) -> list[b.Cell]:
+        flops = sum(step.flops for step in work)
+        share = flops / most if flops and len(work) == 1 else None
         return [
             name,
             [] if share is None else [None, share] if fresh else [share],
-            sum(step.parts for step in done),
-            sum(step.reused for step in done) or None,
-            sum(step.tokens for step in done) or None,
+            sum(step.parts for step in work),
+            sum(step.reused for step in work) or None,
+            sum(step.tokens for step in work) or None,
             flops or None,
             sum(step.seconds for step in fresh) or None,
             sum(step.device_seconds for step in fresh) or None,
@@ -124,10 +121,10 @@ def _cost(steps: Mapping[str, StepWork], forward: float | None) -> b.Table:
         ]
 
     rows, fresh = list[list[b.Cell]](), list[StepWork]()
-    for name, work in steps.items():
-        done = work.parts > 0 and work.reused == work.parts
-        rows.append(row(words(name), [work], [] if done else [work]))
-        fresh += [] if done else [work]
+    for name, step in steps.items():
+        own = [] if step.parts > 0 and step.reused == step.parts else [step]
+        rows.append(row(words(name), [step], own))
+        fresh += own
     totals = [row("This run", fresh, fresh)]
     if len(fresh) < len(steps):
         totals.insert(0, row("Everything", [*steps.values()], []))
@@ -140,10 +137,13 @@ def _cost(steps: Mapping[str, StepWork], forward: float | None) -> b.Table:
 
 
 def _flat(artifacts: Any, name: str = "") -> list[tuple[str, str]]:
-    """Names and URIs; of a list the first one, and how many there are."""
+    """Names and URIs; of a list its first URI, and its length in the name."""
     if isinstance(artifacts, Mapping):
-        found = [_flat(value, f"{name} {key}".strip()) for key, value in artifacts.items()]
-        return [pair for pairs in found for pair in pairs]
+        return [
+            pair
+            for key, value in artifacts.items()
+            for pair in _flat(value, f"{name} {key}".strip())
+        ]
     if isinstance(artifacts, list):
         more = f", the first of {len(artifacts)}" if len(artifacts) > 1 else ""
         return [(name + more, artifacts[0])] if artifacts else []

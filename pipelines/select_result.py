@@ -1,4 +1,4 @@
-"""What a select job says of its result: its numbers, and the sections of its report."""
+"""The result of a select job: its numbers, and the sections of its report."""
 
 from collections.abc import Mapping, Sequence
 from itertools import islice
@@ -27,7 +27,7 @@ from stillhouse.text.tokenizer import load_tokenizer
 Losses = Mapping[str, Sequence[float]]
 """Held-out losses of target models by rule, in the order of seeds."""
 BASELINE = "random"
-"""The rule that every other target model is compared with."""
+"""The rule that target models are compared with."""
 _SHOWN_SOURCES = 12
 _FIRST_LETTERS = 10
 _GROUPS = (
@@ -45,7 +45,6 @@ _PAPER = "Scores: Brandfonbrener, Zhang, Kirsch, Schwarz, Kakade, CoLoR-Filter, 
 
 
 def select_result(ctx: Context, spec: SelectSpec, made: SelectRun, run_uri: str) -> b.Result:
-    """Everything that a select job says: the object of `run --json`, and the page."""
     kept, tally = made.kept, made.kept.tally
     losses = {
         name: [model.totals["curve"][-1][1] for model in models]
@@ -110,7 +109,7 @@ def select_result(ctx: Context, spec: SelectSpec, made: SelectRun, run_uri: str)
 
 
 def gaps_of(losses: Losses, rule: str) -> list[float]:
-    """Losses of a rule minus the baseline's by seed; of their means where seeds have no pairs."""
+    """A rule's losses minus the baseline's by seed; of the means where seeds do not pair up."""
     mine, others = losses.get(rule, ()), losses.get(BASELINE, ())
     if not mine or not others:
         return []
@@ -121,11 +120,10 @@ def gaps_of(losses: Losses, rule: str) -> list[float]:
 
 def rule_text(settings: SelectionSettings) -> str:
     """The size rule as the spec has it, such as `tau = 8`."""
-    for name in ("tau", "num_tokens", "fraction", "min_score", "threshold_from"):
-        value = getattr(settings, name)
-        if value is not None:
-            return f"{name} = {value:g}" if isinstance(value, float | int) else f"{name} = {value}"
-    raise AssertionError("a selection has a rule")
+    names = ("tau", "num_tokens", "fraction", "min_score", "threshold_from")
+    name = next(name for name in names if getattr(settings, name) is not None)
+    value = getattr(settings, name)
+    return f"{name} = {value:g}" if isinstance(value, float | int) else f"{name} = {value}"
 
 
 def _artifacts(ctx: Context, made: SelectRun) -> dict[str, Any]:
@@ -154,7 +152,7 @@ def _artifacts(ctx: Context, made: SelectRun) -> dict[str, Any]:
 
 
 def _trainings(made: SelectRun) -> dict[str, dict[str, Any]]:
-    """The trainings that the job's models come from, in this run or an earlier one."""
+    """Trainings of the job's models, in this run or an earlier one."""
     targets = [model for models in made.targets.values() for model in models]
     return {
         model.totals["label"]: {
@@ -200,16 +198,17 @@ def _lead(spec: SelectSpec, made: SelectRun, losses: Losses) -> list[b.Block]:
 
 
 def _sources(sources: Mapping[str, SourceTally]) -> list[b.Block]:
-    """Shares of all tokens in pool and selection, by kept share downwards, then pool share."""
+    """Shares of all tokens in pool and selection, by descending share of the kept."""
     pool = sum(row.pool_tokens for row in sources.values()) or 1
     kept = sum(row.kept_tokens for row in sources.values()) or 1
     shares = {n: (row.pool_tokens / pool, row.kept_tokens / kept) for n, row in sources.items()}
     widest = max((max(pair) for pair in shares.values()), default=0) or 1
     rows: list[list[b.Cell]] = []
-    for name, (ours, theirs) in shares.items():
-        scores, factor = sources[name].scores, theirs / ours if ours else None
+    for name, (in_pool, in_kept) in shares.items():
+        scores, ratio = sources[name].scores, in_kept / in_pool if in_pool else None
         score: b.Cell = [scores.mean, scores.std] if scores.count else None
-        rows.append([name, [ours / widest, theirs / widest], ours, theirs, factor, score])
+        bars: b.Cell = [in_pool / widest, in_kept / widest]
+        rows.append([name, bars, in_pool, in_kept, ratio, score])
     rows.sort(key=lambda cells: (-cells[3], -cells[2], cells[0]))  # type: ignore[operator]
     other = f" The thousand largest sources are counted one by one, all others as {OTHER}."
     intro = (
@@ -219,8 +218,8 @@ def _sources(sources: Mapping[str, SourceTally]) -> list[b.Block]:
     )
     columns = {"Source": "text", "shares": "bars", "pool": "percent", "kept": "percent"}
     columns |= {"ratio": "ratio", "score": "decimals2"}
-    found = b.Table(columns, rows, shown=_SHOWN_SOURCES, style="stacked", terminal=True)
-    return [b.Text(intro), found] if rows else []
+    table = b.Table(columns, rows, shown=_SHOWN_SOURCES, style="stacked", terminal=True)
+    return [b.Text(intro), table] if rows else []
 
 
 def _scores(spec: SelectSpec, made: SelectRun, heldout: Moments) -> list[b.Block]:
@@ -244,12 +243,13 @@ def _scores(spec: SelectSpec, made: SelectRun, heldout: Moments) -> list[b.Block
     rows: list[list[b.Cell]] = []
     rows.extend([name, of.count, [of.mean, of.std]] for name, of in moments.items() if of.count)
     seen = {"seen by the prior": tally.seen, "not seen": tally.unseen}
-    if told := all(count for count, _ in seen.values()):
+    both_seen = all(count for count, _ in seen.values())
+    if both_seen:
         rows.extend([name, count, total / count] for name, (count, total) in seen.items())
     columns = {"Scores of": "text", "count": "compact", "mean": "decimals3"}
     means = b.Table(columns, rows, style="short")
     note = "Target text should score higher than the pool: nothing was trained on what is held out."
-    if told:
+    if both_seen:
         verb = "were not" if made.candidates.exclude_prior_rows else "were"
         note += f" What the prior has seen of the pool {verb} eligible."
     likeness = f"{intro} The higher the score, the more like the target it is."
@@ -257,7 +257,7 @@ def _scores(spec: SelectSpec, made: SelectRun, heldout: Moments) -> list[b.Block
 
 
 def _examples(ctx: Context, spec: SelectSpec, made: SelectRun) -> list[b.Block]:
-    """Texts to look at, with losses, address, and what became of them."""
+    """Texts around the cut and at both ends, with losses, status and address."""
     tokenizer = load_tokenizer(made.tokenizer.path, made.tokenizer.eos_token)
     ranked = made.candidates.ranked(ctx.store, spec, find_rule("selection.rule", spec.rule))
     blocks: list[b.Block] = []
@@ -286,7 +286,6 @@ def _examples(ctx: Context, spec: SelectSpec, made: SelectRun) -> list[b.Block]:
 
 
 def _targets(rule: str, made: SelectRun, losses: Losses) -> list[b.Block]:
-    """Target models on selections of equal size by different rules."""
     if not losses:
         return []
     curves = {
@@ -325,7 +324,7 @@ def _training(trainings: Mapping[str, Mapping[str, Any]]) -> list[b.Block]:
 
 
 def _drops(made: SelectRun) -> dict[str, tuple[int | None, int | None, int | None]]:
-    """What was never eligible: reason -> documents, sequences and tokens, as far as counted."""
+    """What was not eligible: reason -> documents, sequences and tokens, as far as counted."""
     counts, tally = made.pool.counts, made.kept.tally
     copies = {
         name.removeprefix("dropped: "): (number, None, None)
@@ -363,21 +362,19 @@ def _left_out(
 
 
 def _paper(spec: SelectSpec, made: SelectRun) -> dict[str, float]:
-    """The paper's totals for this job's m, n, tau and L; target training counts as planned."""
+    """The paper's total costs for this job's m, n, tau and L."""
     if made.prior is None:
         return {}
     length = spec.sequence_length
     kept = made.kept.manifest.num_tokens
     tau = made.pool.manifest.num_tokens / kept
     target = spec.train.model if spec.train else spec.prior.model
-    times = 1.0
+    ratio = 1.0
     if target is not None:
         planned = planned_shape(target, made.tokenizer.vocab_size, length)
-        times = planned.flops_per_token(length) / made.prior.shape.flops_per_token(length)
-    return {
-        method: paper_cost(method, made.prior.num_tokens, kept, tau, times).total
-        for method in _PAPER_METHODS
-    }
+        ratio = planned.flops_per_token(length) / made.prior.shape.flops_per_token(length)
+    seen = made.prior.num_tokens
+    return {name: paper_cost(name, seen, kept, tau, ratio).total for name in _PAPER_METHODS}
 
 
 def _paper_cost(paper: Mapping[str, float]) -> list[b.Block]:

@@ -1,4 +1,4 @@
-"""Gathering what the checks of a select job's result look at, from its artifacts."""
+"""The warnings of a select job: the checks of `report.health` on its artifacts."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,7 +10,6 @@ from stillhouse.pipelines.context import Context
 from stillhouse.pipelines.results import automatic
 from stillhouse.pipelines.select import SelectRun
 from stillhouse.report import health
-from stillhouse.report.near_duplicates import near_duplicates
 from stillhouse.selection.moments import Moments
 from stillhouse.selection.ranking import RankedPart
 from stillhouse.selection.rules import find_rule
@@ -31,10 +30,10 @@ def select_warnings(
     trainings: Mapping[str, Mapping[str, Any]],
     heldout: Moments,
 ) -> list[b.Warn]:
-    """All warnings, the gravest kind first; empty if there is nothing to say.
+    """All warnings, the gravest first.
 
-    Counts and sums are over the whole pool; texts, and the prior's loss, of a sample. `gaps` are
-    the target model's losses minus those of the baseline, `heldout` scores of target text.
+    Counts and sums are over the whole pool; texts and the prior's loss are sampled. `gaps` are the
+    target model's losses minus the baseline's, `heldout` scores of target text.
     """
     tally, counts = made.kept.tally, made.pool.counts
     texts = _kept_texts(ctx, made)
@@ -55,7 +54,7 @@ def select_warnings(
         *health.memorised(tally, excluded=made.candidates.exclude_prior_rows),
         *health.one_source(tally.sources),
         *health.ties(tally.ties, made.kept.manifest.num_rows),
-        *health.repeats(near_duplicates(texts), len(texts)),
+        *health.repeats(health.near_duplicates(texts), len(texts)),
         *health.remainder(counts),
         *health.unreadable(made.scanned.sources[0].num_dead, counts["documents"]),
         *health.too_short(*_heldout_texts(ctx, made)),
@@ -64,7 +63,7 @@ def select_warnings(
 
 
 def heldout_scores(ctx: Context, spec: SelectSpec, made: SelectRun) -> Moments:
-    """The finite scores of held-out target text under the rule of the selection."""
+    """The finite scores of held-out target text under the selection's rule."""
     rule = find_rule("selection.rule", spec.rule)
     scored = {name: made.candidates.scores[name].heldout for name in rule.scorers}
     found = Moments()
@@ -86,7 +85,7 @@ def heldout_scores(ctx: Context, spec: SelectSpec, made: SelectRun) -> Moments:
 
 
 def _heldout_texts(ctx: Context, made: SelectRun) -> tuple[int, int]:
-    """How many held-out texts are too short for the search for them in the pool, and of all."""
+    """Number of held-out texts too short to be searched for in the pool, and of all of them."""
     found = made.candidates.contamination
     if found is None:
         return 0, 0
@@ -96,7 +95,7 @@ def _heldout_texts(ctx: Context, made: SelectRun) -> tuple[int, int]:
 
 
 def _prior_loss(ctx: Context, made: SelectRun) -> float | None:
-    """Its mean over the rows of `_SAMPLE_PARTS` parts, evenly spaced over the pool."""
+    """The mean over `_SAMPLE_PARTS` parts, evenly spaced over the pool."""
     prior = made.candidates.scores.get("prior")
     if prior is None:
         return None
@@ -106,7 +105,7 @@ def _prior_loss(ctx: Context, made: SelectRun) -> float | None:
 
 
 def _kept_texts(ctx: Context, made: SelectRun) -> list[str]:
-    """Texts of the first rows of the selection: its rows stand in a random order."""
+    """Texts of the selection's first rows, whose order is random."""
     path = made.kept.manifest.parts[0].path
     rows = read_table(ctx.store.path(path)).slice(0, _SAMPLE_TEXTS)
     if "text" in rows.column_names:

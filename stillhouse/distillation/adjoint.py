@@ -18,7 +18,7 @@ double backward. The recursion is Pontryagin's adjoint equation, which PDS uses 
 (Gu et al. 2024); w = lam where mu = 0.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -33,20 +33,19 @@ Visit = Callable[[int, Tensor, Tensor], None]  # n, theta_n [P] and w [P] of the
 
 
 def alone(tensor: Tensor) -> Tensor:
-    """The sum over one worker: the tensor itself."""
     return tensor
 
 
 @dataclass(frozen=True, slots=True)
 class Descent:
-    """Gradient descent on step losses.
+    """Gradient descent with momentum on step losses.
 
     Attributes:
-        loss: of step n at theta_n; the same value whenever it is called, for it is called twice.
+        loss: of step n at theta_n; deterministic, since it is evaluated twice.
         learning_rate: eta, a scalar tensor.
-        momentum: mu, heavy ball.
-        all_reduce: sums a tensor over the workers, where each one's `loss` is its share of the
-            step's; all workers then hold the same states, and each the gradients of its leaves.
+        momentum: mu (heavy ball).
+        all_reduce: sums a tensor over the workers, when `loss` is one worker's share of the
+            step's loss. All workers then hold the same states; gradients of leaves stay local.
     """
 
     loss: StepLoss
@@ -57,10 +56,7 @@ class Descent:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A run that was made: `states` theta_0..theta_N, each [P], and `losses` [N] before each step.
-
-    With several workers the losses are this worker's shares.
-    """
+    """`states` theta_0..theta_N, each [P], and `losses` [N] before each step (local shares)."""
 
     states: tuple[Tensor, ...]
     losses: Tensor
@@ -68,7 +64,7 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Gradients:
-    """Of J: with respect to each leaf, to eta and to theta_0; `terms` maps n to J_n's value."""
+    """Gradients of J by each leaf, by eta and by theta_0; `terms` maps n to the value of J_n."""
 
     terms: dict[int, Tensor]
     leaves: tuple[Tensor, ...]
@@ -77,12 +73,11 @@ class Gradients:
 
     @property
     def objective(self) -> Tensor:
-        """J."""
         return torch.stack(list(self.terms.values())).sum()
 
 
 def descend(descent: Descent, start: Tensor, num_steps: int) -> Run:
-    """Run `num_steps` from theta_0 = `start` [P], without a graph between the steps."""
+    """Run `num_steps` from theta_0 = `start` [P]; no graph is kept between steps."""
     eta = descent.learning_rate.detach()
     theta, velocity = start.detach(), torch.zeros_like(start)
     states, losses = [theta], list[Tensor]()
@@ -106,39 +101,40 @@ def adjoint(
     first_order: bool = False,
     visit: Visit | None = None,
 ) -> Gradients:
-    """The gradients of J along the run that went through `states`.
+    """The gradients of J along the run through `states` (theta_0..theta_N).
 
     Args:
         descent: as for `descend`.
-        states: theta_0..theta_N of the run.
+        states: of the run.
         objective: J_n by n; it must have a term at N.
         leaves: tensors z that require gradients and that `descent.loss` reads.
-        first_order: leave out the Hessian-vector products, as if no g_n moved with theta_n
-            (TESLA); the gradients are then approximate for N > 1.
-        visit: is shown every step on the way back, with w before it is updated.
+        first_order: leave out the Hessian-vector products (TESLA); approximate for N > 1.
+        visit: called at every backward step, before w is updated.
     """
     eta = descent.learning_rate.detach()
     num_steps = len(states) - 1
     terms: dict[int, Tensor] = {}
-    costate = weight = _outer(objective, num_steps, states[-1], terms)
+    costate = weight = _term_gradient(objective, num_steps, states[-1], terms)
     found = [torch.zeros_like(leaf) for leaf in leaves]
     eta_gradient = torch.zeros_like(eta)
     for step in reversed(range(num_steps)):
         if visit is not None:
             visit(step, states[step], weight)
-        slope, curvature, pulls = _pull_back(descent, step, states[step], weight, leaves)
+        slope, hessian_product, by_leaf = _pull_back(descent, step, states[step], weight, leaves)
         eta_gradient -= slope
-        for total, pull in zip(found, pulls, strict=True):
-            total -= eta * pull
-        costate = costate + _outer(objective, step, states[step], terms)
+        for total, part in zip(found, by_leaf, strict=True):
+            total -= eta * part
+        costate = costate + _term_gradient(objective, step, states[step], terms)
         if not first_order:
-            costate = costate - eta * descent.all_reduce(curvature)
+            costate = costate - eta * descent.all_reduce(hessian_product)
         weight = costate + descent.momentum * weight
     return Gradients(terms, tuple(found), descent.all_reduce(eta_gradient), costate)
 
 
-def _outer(objective: Objective, step: int, theta: Tensor, terms: dict[int, Tensor]) -> Tensor:
-    """dJ_n/dtheta [P], zero where there is no term; notes the term's value."""
+def _term_gradient(
+    objective: Objective, step: int, theta: Tensor, terms: dict[int, Tensor]
+) -> Tensor:
+    """dJ_n/dtheta [P], zero without a term; records the term's value in `terms`."""
     point = theta.detach().requires_grad_()
     value = objective(step, point)
     if value is None:
@@ -149,24 +145,21 @@ def _outer(objective: Objective, step: int, theta: Tensor, terms: dict[int, Tens
 
 def _pull_back(
     descent: Descent, step: int, theta: Tensor, weight: Tensor, leaves: Sequence[Tensor]
-) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
-    """g . w, and its derivatives with respect to theta and to the leaves."""
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """g . w and its derivatives by theta and by each leaf; the graph is freed on return."""
     point = theta.detach().requires_grad_()
-    loss = descent.loss(step, point)
-    (gradient,) = torch.autograd.grad(loss, point, create_graph=True)
-    curvature, *pulls = torch.autograd.grad(
+    (gradient,) = torch.autograd.grad(descent.loss(step, point), point, create_graph=True)
+    hessian_product, *by_leaf = torch.autograd.grad(
         gradient, [point, *leaves], grad_outputs=weight, materialize_grads=True
     )
-    return gradient.detach() @ weight, curvature, tuple(pulls)
+    return gradient.detach() @ weight, hessian_product, by_leaf
 
 
 class FlatModule:
-    """A module as a function of one vector theta [P], which holds its parameters.
+    """A module as a pure function of one vector theta [P] of its parameters.
 
-    Tensors lie in theta in the order of `module.named_parameters()`, each flattened row by row;
-    shared ones once. Buffers are copied for every call, so that no call leaves a trace; one thread
-    at a time may call. Anything random in the module (dropout) must be off, or two calls would be
-    two functions.
+    Parameters are flattened in the order of `module.named_parameters()`, shared ones once. Buffers
+    are copied for every call. The module must not be random (dropout); it is not thread-safe.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -178,25 +171,18 @@ class FlatModule:
 
     @property
     def num_parameters(self) -> int:
-        """P."""
         return sum(self._sizes)
 
     def __call__(self, theta: Tensor, *inputs: Any, **options: Any) -> Any:
-        """What the module returns for these inputs with the parameters theta [P]."""
         values: dict[str, Tensor] = dict(zip(self.names, self.unflatten(theta), strict=True))
         values |= {name: buffer.clone() for name, buffer in self._module.named_buffers()}
         return functional_call(self._module, values, inputs, options)
 
     def unflatten(self, theta: Tensor) -> list[Tensor]:
-        """The parameters in order, as views of theta [P]."""
+        """Views of theta [P], one for each parameter."""
         parts = theta.split(self._sizes)
         return [part.view(shape) for part, shape in zip(parts, self.shapes, strict=True)]
 
     def parameters(self) -> Tensor:
-        """A copy of the module's own parameters [P]."""
-        return flatten(self._module.parameters())
-
-
-def flatten(tensors: Iterable[Tensor]) -> Tensor:
-    """One vector of all the tensors' values, detached from them and their graph."""
-    return torch.cat([tensor.detach().flatten() for tensor in tensors])
+        """A copy of the module's current parameters [P]."""
+        return torch.cat([tensor.detach().flatten() for tensor in self._module.parameters()])

@@ -1,9 +1,8 @@
-"""Decoupled methods: images made under trained teachers, in units that know nothing of one another.
+"""Decoupled methods: images made under trained teachers, in independent units.
 
-A method says which units there are (`units`), makes the images of one (`make`), and puts all of
-them together (`assemble`). A unit draws from its own generator, and its images are a part with a
-receipt of its own, so that any number of workers makes the same set, and a killed run redoes only
-the units in flight.
+A method lists its units (`units`), makes the images of one (`make`), and combines them
+(`assemble`). A unit draws from its own generator and its images are a part with a receipt of their
+own: any number of workers makes the same set, and a killed run redoes the units in flight.
 """
 
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ from pydantic import Field
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from stillhouse.distillation.augment import Views
 from stillhouse.distillation.evaluate import (
     Objective,
     fit,
@@ -25,16 +25,17 @@ from stillhouse.distillation.evaluate import (
     towards_classes,
     towards_stored,
 )
-from stillhouse.distillation.method import Method
 from stillhouse.distillation.prepared import (
     WEIGHTS,
     ImageHost,
+    ImageTask,
     Prepared,
     Teacher,
+    file_part,
     require_batch_norm,
 )
 from stillhouse.distillation.recipes import Protocol, Recipe
-from stillhouse.distillation.spec import NetworkSettings
+from stillhouse.distillation.spec import Method, NetworkSettings
 from stillhouse.distillation.stored_sets import (
     HALF,
     LabelledSet,
@@ -43,8 +44,6 @@ from stillhouse.distillation.stored_sets import (
     pixel_set,
     set_table,
 )
-from stillhouse.distillation.tasks import LABEL_SEED, ImageTask, file_part
-from stillhouse.distillation.views import Views
 from stillhouse.fingerprint import sha256
 from stillhouse.models.networks import state_tensors
 from stillhouse.spec import Count
@@ -55,13 +54,15 @@ from stillhouse.storage.folders import put_folder
 from stillhouse.storage.parquet import read_table
 from stillhouse.storage.task import Output
 
+LABEL_SEED = 0
+"""Seed of the views that stored labels belong to."""
 UnitMade = tuple[Tensor, list[float]]
-"""A unit's images [n, C, H, W], and its losses."""
+"""A unit's images [n, C, H, W] and its losses."""
 
 
 @dataclass(frozen=True, slots=True)
 class ImageUnit:
-    """What is made at once: `index` is its number, such as a class or a batch, under a teacher."""
+    """Images that are made together: `index` numbers a class or a batch, under one teacher."""
 
     index: int
     teacher: int = 0
@@ -79,7 +80,7 @@ class UnitWork:
 
 
 class DecoupledMethod(Method):
-    """Images made under trained teachers, without any training in the loop."""
+    """Images made under trained teachers, without training a student."""
 
     matching: ClassVar[bool] = False
 
@@ -92,7 +93,7 @@ class DecoupledMethod(Method):
     )
 
     def units(self, stage: str, num_teachers: int, num_classes: int) -> list[ImageUnit]:
-        """The units of a stage: by default one for each class."""
+        """The units of a stage, by default one for each class."""
         return [ImageUnit(label) for label in range(num_classes)]
 
     def make(self, work: UnitWork) -> UnitMade:
@@ -101,7 +102,6 @@ class DecoupledMethod(Method):
 
     @property
     def label_kind(self) -> str:
-        """As `labels`: of images (classes, static), or of views."""
         return self.labels
 
     def image_labels(self, num_classes: int) -> Tensor:
@@ -112,27 +112,26 @@ class DecoupledMethod(Method):
         self, prepared: Prepared, made: Sequence[Tensor], num_teachers: int
     ) -> LabelledSet:
         """The set, labelled by classes, of the images of each unit of the last stage."""
-        norm, classes = prepared.standardisation, prepared.num_classes
-        labels = self.image_labels(classes)
-        return pixel_set(torch.cat(list(made)), labels, classes, norm.mean, norm.std)
+        labels, ranges = self.image_labels(prepared.num_classes), prepared.standardisation.ranges
+        return pixel_set(torch.cat(list(made)), labels, prepared.num_classes, ranges)
 
     def answer(self, teachers: Sequence[nn.Module], labels: Tensor, views: Views) -> Tensor:
         """What is stored of the teachers' answers to a batch of views: [B, ...]."""
         return mean_logits(teachers, views.images)
 
     def objective(self, labels: Tensor, stored: Tensor, temperature: float) -> Objective:
-        """How a student learns from stored answers [epochs, N, ...], and the classes [N]."""
+        """How a student learns from stored answers [epochs, N, ...]; classes `labels` [N]."""
         return towards_stored(stored, temperature)
 
 
 def task_rng(*numbers: int) -> np.random.Generator:
-    """The generator of one unit, named by seed and indices."""
+    """The generator of one unit, from the method's seed and the unit's indices."""
     return np.random.default_rng(list(numbers))
 
 
 @dataclass(frozen=True)
 class TeacherTask(ImageTask):
-    """A teacher to train: the artifact `models/<fingerprint>`."""
+    """Trains a teacher: the artifact `models/<fingerprint>`."""
 
     KIND: ClassVar[str] = "models"
 
@@ -141,7 +140,7 @@ class TeacherTask(ImageTask):
     seed: int
 
     def make(self, host: ImageHost) -> Output:
-        """Train it and commit its weights; ModelError where it has no batch norm."""
+        """Train and commit; ModelError where the network has no batch norm."""
         images, labels = host.prepared.train, host.prepared.train_labels
         network = host.prepared.network(self.network, self.seed)
         require_batch_norm(network, f"the teacher {self.network.label}")
@@ -163,7 +162,7 @@ class TeacherTask(ImageTask):
 
 @dataclass(frozen=True)
 class UnitTask(ImageTask):
-    """One unit of a stage of a method; `before` are the parts of the stage before it."""
+    """Makes one unit of a stage; `before` are the parts of the stage before it."""
 
     method: DecoupledMethod
     stage: str
@@ -172,7 +171,6 @@ class UnitTask(ImageTask):
     before: tuple[PartRef, ...]
 
     def make(self, host: ImageHost) -> Output:
-        """Make its images."""
         before = [unit_images(host, part) for part in self.before]
         teacher = host.teacher(self.teacher)
         work = UnitWork(self.stage, self.unit, host.prepared, teacher, before)
@@ -189,7 +187,7 @@ def unit_images(host: ImageHost, part: PartRef) -> Tensor:
 
 @dataclass(frozen=True)
 class AssemblyTask(ImageTask):
-    """Puts the units' images together, labels them and keeps labels of views beside the set."""
+    """Combines and labels the units' images; labels of views are a file beside the set."""
 
     method: DecoupledMethod
     protocol: Protocol
@@ -197,18 +195,18 @@ class AssemblyTask(ImageTask):
     units: tuple[PartRef, ...]
 
     def make(self, host: ImageHost) -> Output:
-        """The set, and in `info` the path of labels of views and the bytes of both."""
+        """The set; `info` has the path of labels of views, and bytes of images and labels."""
         method, prepared = self.method, host.prepared
-        made = [unit_images(host, part) for part in self.units]
         teachers = [host.teacher(teacher) for teacher in self.teachers]
-        given = method.assemble(prepared, made, len(teachers))
-        images, info = given.images.to(prepared.device), dict[str, Any](label_path=None)
+        units = [unit_images(host, part) for part in self.units]
+        made = method.assemble(prepared, units, len(teachers))
+        images, info = made.images.to(prepared.device), dict[str, Any](label_path=None)
         if method.labels == "static":
-            given = given.with_logits(mean_logits(teachers, images))
-        label_bytes, files = given.stored.labels, dict[str, str]()
+            made = made.with_logits(mean_logits(teachers, images))
+        label_bytes, files = made.stored.labels, dict[str, str]()
         if method.labels not in ("classes", "static"):
-            recipe, classes = self.protocol.recipe, given.labels.to(prepared.device)
-            stored = label_views(
+            recipe, classes = self.protocol.recipe, made.labels.to(prepared.device)
+            answers = label_views(
                 lambda views: method.answer(teachers, classes, views),
                 images,
                 recipe.views,
@@ -217,9 +215,9 @@ class AssemblyTask(ImageTask):
                 num_epochs=min(method.label_epochs or recipe.epochs, recipe.epochs),
             )
             path = f"{self.KIND}/parts/{self.fingerprint}.labels.safetensors"
-            data = save({"labels": stored.cpu().contiguous()})
+            data = save({"labels": answers.cpu().contiguous()})
             files[path] = sha256(create_or_adopt(host.store.path(path), data))
             info["label_path"] = path
-            label_bytes += stored.numel() * HALF
-        info["stored"] = [given.stored.images, label_bytes]
-        return Output((set_table(given),), {"images": len(given.images)}, info, files=files)
+            label_bytes += answers.numel() * HALF
+        info["stored"] = [made.stored.images, label_bytes]
+        return Output((set_table(made),), {"images": len(made.images)}, info, files=files)

@@ -1,10 +1,9 @@
-"""Training a network on images that fit in memory: teachers on real ones, students on distilled.
+"""Training a network on images in memory: teachers on real ones, students on distilled ones.
 
-One loop for both: passes over views of the images, an objective, an optimiser, a schedule. An
-`Objective` maps a student's logits [B, C] on a batch of views to a scalar loss: classes, static
-soft labels, or what teachers answered to each view. Of several teachers the logits are averaged
-(INFER). The divergence to soft labels is not scaled by the squared temperature, as SRe2L, RDED and
-INFER have it.
+An `Objective` maps a student's logits [B, C] on a batch of views to a scalar loss: towards classes,
+static soft labels, or the stored answers of teachers to each view. The logits of several teachers
+are averaged (INFER). The divergence from soft labels is not scaled by the squared temperature, as
+in SRe2L, RDED and INFER.
 """
 
 import math
@@ -14,14 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from stillhouse.distillation.augment import Views, epoch_views
 from stillhouse.distillation.recipes import Recipe, ViewSettings
-from stillhouse.distillation.views import Views, epoch_views
 from stillhouse.errors import DivergedError
 
-Augment = Callable[[Tensor], Tensor]
 Objective = Callable[[Tensor, Views], Tensor]
 BATCH = 512
-"""Images that a network is asked about at once."""
+"""Images of a forward pass without gradients."""
 
 
 def fit(
@@ -31,34 +29,35 @@ def fit(
     recipe: Recipe,
     *,
     seed: int,
-    augmentation: Augment | None = None,
+    augmentation: Callable[[Tensor], Tensor] | None = None,
     stored_epochs: int | None = None,
 ) -> list[float]:
     """Train `network` in place, ending in evaluation mode; the mean loss of every epoch.
 
     Args:
-        network, images: on one device; images [N, C, H, W], standardised.
+        network, images: on one device; images [N, C, H, W], preprocessed.
         objective: maps logits and views to the loss.
-        recipe: optimiser, length, batches, views, which are drawn by `seed`.
-        augmentation: applied to the views' images after everything else (DSA).
-        stored_epochs: the views begin again after so many epochs, as stored labels do.
+        recipe: optimiser, length, batches and views.
+        seed: of the views.
+        augmentation: applied to the views' images last (DSA).
+        stored_epochs: the views repeat after so many epochs, as stored labels do.
 
     Raises:
         DivergedError: the loss is NaN or infinite.
     """
     losses: list[float] = []
-    optimiser = make_optimiser(network, recipe)
+    optimiser = _optimiser(network, recipe)
     for epoch in range(recipe.epochs):
         if recipe.schedule == "step" and epoch == drop_epoch(recipe.epochs):
-            optimiser = make_optimiser(network, recipe)
+            optimiser = _optimiser(network, recipe)
         rate = epoch_rate(recipe, epoch)
         for group in optimiser.param_groups:
             group["lr"] = rate
         network.train()
         total = torch.zeros((), device=images.device)
-        again = epoch % (stored_epochs or recipe.epochs)
+        drawn_epoch = epoch % (stored_epochs or recipe.epochs)
         for view in epoch_views(
-            images, recipe.views, batch_size=recipe.batch_size, seed=seed, epoch=again
+            images, recipe.views, batch_size=recipe.batch_size, seed=seed, epoch=drawn_epoch
         ):
             shown = augmentation(view.images) if augmentation else view.images
             loss = objective(network(shown), view)
@@ -76,8 +75,7 @@ def fit(
     return losses
 
 
-def make_optimiser(network: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """A fresh SGD or AdamW for all parameters."""
+def _optimiser(network: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     rate, decay = recipe.learning_rate, recipe.weight_decay
     parameters = list(network.parameters())
     if recipe.optimiser == "sgd":
@@ -103,7 +101,6 @@ def drop_epoch(num_epochs: int) -> int:
 
 @torch.no_grad()
 def accuracy(network: nn.Module, images: Tensor, labels: Tensor) -> float:
-    """The share of images [N, C, H, W] whose largest logit is that of their class."""
     network.eval()
     right = sum(
         (network(batch).argmax(1) == classes).sum()
@@ -114,15 +111,13 @@ def accuracy(network: nn.Module, images: Tensor, labels: Tensor) -> float:
 
 @torch.no_grad()
 def mean_logits(teachers: Sequence[nn.Module], images: Tensor) -> Tensor:
-    """The mean of the teachers' logits on images [N, C, H, W]: [N, num_classes].
-
-    On un-augmented images these are INFER's static labels.
-    """
-    answers = [
-        torch.stack([teacher(batch) for teacher in teachers]).mean(0)
-        for batch in images.split(BATCH)
-    ]
-    return torch.cat(answers)
+    """The mean of the teachers' logits [N, C]; of plain images these are INFER's static labels."""
+    return torch.cat(
+        [
+            torch.stack([teacher(batch) for teacher in teachers]).mean(0)
+            for batch in images.split(BATCH)
+        ]
+    )
 
 
 def soft_loss(logits: Tensor, targets: Tensor, temperature: float) -> Tensor:
@@ -143,15 +138,15 @@ def mixed_cross_entropy(logits: Tensor, labels: Tensor, views: Views) -> Tensor:
     """-sum_c q_c log p_c of each view [B], q = weight * e_y + (1 - weight) * e_partner."""
     log_probs = logits.log_softmax(1)
 
-    def picked(rows: Tensor) -> Tensor:
+    def of_class(rows: Tensor) -> Tensor:
         classes = labels[rows.to(labels.device)].to(log_probs.device)
         return log_probs.gather(1, classes[:, None])[:, 0]
 
-    return views.weight * -picked(views.rows) - (1 - views.weight) * picked(views.partners)
+    return views.weight * -of_class(views.rows) - (1 - views.weight) * of_class(views.partners)
 
 
 def towards_static(label_logits: Tensor, temperature: float) -> Objective:
-    """One vector of logits an image [N, C], mixed as the images are (INFER, static)."""
+    """Soft labels of images, logits [N, C], mixed as the images are (INFER)."""
 
     def objective(logits: Tensor, views: Views) -> Tensor:
         own = label_logits[views.rows.to(label_logits.device)]
@@ -163,7 +158,7 @@ def towards_static(label_logits: Tensor, temperature: float) -> Objective:
 
 
 def towards_stored(view_logits: Tensor, temperature: float) -> Objective:
-    """Stored answers of teachers [epochs, N, C] in the order of the views (FKD)."""
+    """Soft labels of views, logits [epochs, N, C] in the order of the views (FKD)."""
 
     def objective(logits: Tensor, views: Views) -> Tensor:
         return soft_loss(logits, view_logits[views.epoch, views.span].to(logits), temperature)
@@ -180,10 +175,10 @@ def label_views(
     seed: int,
     num_epochs: int,
 ) -> Tensor:
-    """What teachers answer to every view of images [N, C, H, W]: float16 [epochs, N, ...].
+    """The teachers' answers to every view of images [N, C, H, W]: float16 [epochs, N, ...].
 
-    With `mean_logits` it is SRe2L's relabelling (FKD). Which crop, flip and mix a view had is not
-    stored: `epoch_views` draws it again from the same seed, settings and batch size.
+    With `mean_logits` this is SRe2L's relabelling (FKD). Crops, flips and mixtures are not stored:
+    `epoch_views` draws them again from the same seed, settings and batch size.
     """
     epochs = [
         epoch_views(images, settings, batch_size=batch_size, seed=seed, epoch=epoch)

@@ -1,8 +1,8 @@
 """Experts: networks trained on real images, whose parameters are kept after each epoch.
 
-A trajectory is the artifact `trajectories/<fingerprint>`: one safetensors file with a tensor [P] an
-epoch, read by memory map. Its metadata name the network's tensors and their shapes and the SHA-256
-of every snapshot, which is checked when the snapshot is read.
+A trajectory is the artifact `trajectories/<fingerprint>`: a safetensors file with a tensor [P] an
+epoch, read by memory map. Its metadata hold the names and shapes of the network's tensors and the
+SHA-256 of every snapshot, which is checked when the snapshot is read.
 """
 
 import json
@@ -22,10 +22,9 @@ from stillhouse.distillation.adjoint import FlatModule
 from stillhouse.distillation.augment import augment, draw_augmentation
 from stillhouse.distillation.methods.ast import clip_factor, gradient_penalty
 from stillhouse.distillation.methods.ftd import gsam_direction
-from stillhouse.distillation.prepared import ImageHost
+from stillhouse.distillation.prepared import ImageHost, ImageTask, file_part
 from stillhouse.distillation.recipes import Group
 from stillhouse.distillation.spec import ExpertSettings, NetworkSettings
-from stillhouse.distillation.tasks import ImageTask, file_part
 from stillhouse.errors import ArtifactError, DivergedError
 from stillhouse.fingerprint import canonical_json, sha256
 from stillhouse.storage.artifact import Manifest
@@ -37,33 +36,26 @@ from stillhouse.storage.task import Output
 TRAJECTORIES = "trajectories"
 FILE = "trajectory.safetensors"
 _KEY = "trajectory"
-_PLAIN: dict[str, Any] = {
-    "learning_rate": 0.01,
-    "momentum": 0.0,
-    "weight_decay": 0.0,
-    "drop_factor": 0.1,
-}
-_PLAIN_SMOOTHING: dict[str, Any] = {"ramp_epochs": 0, "penalty_weight": 0.0}
 
 
 def resolved(
-    settings: ExpertSettings, own: Literal["plain", "smooth", "flat"] = "plain"
+    settings: ExpertSettings, default: Literal["plain", "smooth", "flat"] = "plain"
 ) -> ExpertSettings:
-    """The settings with what is not given filled in, by `smoothing.kind` or the method's own kind.
+    """The settings with all defaults filled in; `default` is the kind of `smoothing: auto`.
 
-    Plain are MTT's experts, smooth AST's, flat FTD's.
+    Plain experts are MTT's, smooth ones AST's, flat ones FTD's.
     """
-    smoothing = settings.smoothing
-    kind = own if smoothing.kind == "auto" else smoothing.kind
-    values, smooth = dict(_PLAIN), dict(_PLAIN_SMOOTHING)
+    kind = default if settings.smoothing.kind == "auto" else settings.smoothing.kind
+    values = {"learning_rate": 0.01, "momentum": 0.0, "weight_decay": 0.0, "drop_factor": 0.1}
+    smoothing = {"ramp_epochs": 0, "penalty_weight": 0.0}
     if kind == "smooth":
         values = {"learning_rate": 0.003, "momentum": 0.9, "weight_decay": 1e-3, "drop_factor": 0.6}
         values["drop_epoch"] = settings.epochs // 2 + 1
-        smooth = {"ramp_epochs": 10, "penalty_weight": 2.0}
+        smoothing = {"ramp_epochs": 10, "penalty_weight": 2.0}
     if kind == "flat":
-        smooth["rho"] = 0.01
-    smooth |= smoothing.model_dump(exclude_none=True) | {"kind": kind}
-    filled = values | settings.model_dump(exclude_none=True) | {"smoothing": smooth}
+        smoothing["rho"] = 0.01
+    smoothing |= settings.smoothing.model_dump(exclude_none=True) | {"kind": kind}
+    filled = values | settings.model_dump(exclude_none=True) | {"smoothing": smoothing}
     return ExpertSettings.model_validate(filled)
 
 
@@ -75,19 +67,19 @@ def train_expert(
     groups: Sequence[Group],
     generator: torch.Generator,
 ) -> Iterator[tuple[Tensor, float]]:
-    """Train by SGD from the module's own parameters, an epoch each time.
+    """SGD from the module's own parameters.
 
     Args:
         network, images, labels: on one device; images [N, C, H, W] preprocessed, classes [N].
         settings: `resolved`.
         groups: of DSA, one drawn a batch; none: plain images.
-        generator: of the CPU; draws the order and the augmentation.
+        generator: on the CPU; draws the order and the augmentation.
 
     Yields:
-        The parameters [P] after each epoch, and its mean training loss.
+        After each epoch the parameters [P] and the mean training loss.
 
     Raises:
-        DivergedError: an epoch's loss is NaN or infinite.
+        DivergedError: the parameters are no longer finite.
     """
     theta = network.parameters()
     velocity = torch.zeros_like(theta)
@@ -125,16 +117,16 @@ def expert_loss(
     groups: Sequence[Group],
     generator: torch.Generator,
 ) -> Callable[[Tensor], Tensor]:
-    """A batch's training loss as a function of theta [P]; its augmentation is drawn once."""
-    seen = images
+    """A batch's training loss as a function of theta [P], with a fixed augmentation."""
+    augmented = images
     if groups:
         draw = draw_augmentation(groups, len(images), images.shape[2], generator)
-        seen = augment(images, draw)
+        augmented = augment(images, draw)
     factor = clip_factor(epoch, settings.smoothing.ramp_epochs or 0)
     penalty = settings.smoothing.penalty_weight
 
     def loss_at(theta: Tensor) -> Tensor:
-        loss = factor * cross_entropy(network(theta, seen), labels)
+        loss = factor * cross_entropy(network(theta, augmented), labels)
         if not penalty:
             return loss
         return loss + gradient_penalty(lambda inputs: network(theta, inputs), images, penalty)
@@ -145,7 +137,7 @@ def expert_loss(
 def _direction(
     loss_at: Callable[[Tensor], Tensor], theta: Tensor, settings: ExpertSettings
 ) -> tuple[Tensor, Tensor]:
-    """What to step against, and the loss at theta."""
+    """The gradient or GSAM's direction at theta, and the loss there."""
     losses: list[Tensor] = []
 
     def gradient_at(point: Tensor) -> Tensor:
@@ -162,7 +154,7 @@ def _direction(
 
 @dataclass(frozen=True)
 class ExpertTask(ImageTask):
-    """An expert to train; `keep` are the epochs to store, 0 its start, `settings` are resolved."""
+    """Trains an expert; `settings` are resolved, `keep` are the stored epochs (0: the start)."""
 
     KIND: ClassVar[str] = TRAJECTORIES
 
@@ -172,23 +164,23 @@ class ExpertTask(ImageTask):
     keep: tuple[int, ...]
 
     def make(self, host: ImageHost) -> Output:
-        """Train it and commit its trajectory."""
+        """Train and commit the trajectory."""
         prepared, seed = host.prepared, self.settings.seed
         network = prepared.flat(self.network, seed)
         generator = torch.Generator().manual_seed(seed)
-        kept, losses = {0: network.parameters()}, list[float]()
+        snapshots, losses = {0: network.parameters()}, list[float]()
         training = train_expert(
             network, prepared.train, prepared.train_labels, self.settings, self.groups, generator
         )
         for theta, loss in training:
             losses.append(loss)
-            kept[len(losses)] = theta
+            snapshots[len(losses)] = theta
             if len(losses) >= self.keep[-1]:
                 break
-        kept = {epoch: kept[epoch] for epoch in self.keep}
-        data = encode_trajectory(network, kept, self.settings.stored_as)
+        kept = {epoch: snapshots[epoch] for epoch in self.keep}
         path = f"{TRAJECTORIES}/{self.fingerprint}/{FILE}"
-        stands = create_or_adopt(host.store.path(path), data)
+        encoded = encode_trajectory(network, kept, self.settings.stored_as)
+        stored = create_or_adopt(host.store.path(path), encoded)
         host.store.put_manifest(
             Manifest(
                 TRAJECTORIES,
@@ -196,12 +188,12 @@ class ExpertTask(ImageTask):
                 (),
                 {"images": self.given.images},
                 {"network": self.network.model_dump(), "seed": seed, "zca": self.given.zca},
-                {"epochs": list(self.keep), "losses": losses, "bytes": len(stands)},
-                files={FILE: sha256(stands)},
+                {"epochs": list(self.keep), "losses": losses, "bytes": len(stored)},
+                files={FILE: sha256(stored)},
             )
         )
-        counts = {"images": len(prepared.train) * len(losses), "bytes": len(stands)}
-        part = file_part(path, stands, len(kept))
+        counts = {"images": len(prepared.train) * len(losses), "bytes": len(stored)}
+        part = file_part(path, stored, len(kept))
         return Output(counts=counts, info={"losses": losses}, parts=(part,))
 
 
@@ -210,16 +202,13 @@ def encode_trajectory(
     snapshots: Mapping[int, Tensor],
     dtype: Literal["float32", "bfloat16"] = "float32",
 ) -> bytes:
-    """The file's bytes for snapshots [P] by epoch; the same snapshots give the same bytes."""
+    """The file of snapshots [P] by epoch; deterministic."""
     stored = {
         str(epoch): snapshots[epoch].detach().to("cpu", getattr(torch, dtype)).contiguous().clone()
         for epoch in sorted(snapshots)
     }
-    about = {
-        "names": network.names,
-        "shapes": network.shapes,
-        "sha256": {epoch: _digest(row) for epoch, row in stored.items()},
-    }
+    digests = {epoch: _digest(row) for epoch, row in stored.items()}
+    about = {"names": network.names, "shapes": network.shapes, "sha256": digests}
     return save(stored, {_KEY: canonical_json(about).decode()})
 
 
@@ -228,10 +217,10 @@ def _digest(row: Tensor) -> str:
 
 
 class Trajectory:
-    """An open file of snapshots of `network`; `place` is what messages call it.
+    """An open file of snapshots of `network`; messages call it `place`.
 
     Raises:
-        ArtifactError: no trajectory, cut short, or one of another network.
+        ArtifactError: no trajectory, a truncated one, or one of another network.
     """
 
     def __init__(self, path: Path, network: FlatModule, place: str | None = None) -> None:
@@ -245,14 +234,14 @@ class Trajectory:
             ) from error
         self._sha256: dict[int, str] = {int(n): digest for n, digest in about["sha256"].items()}
         self.epochs = tuple(sorted(self._sha256))
-        own = dict(zip(network.names, network.shapes, strict=True))
+        expected = dict(zip(network.names, network.shapes, strict=True))
         stored = {n: tuple(s) for n, s in zip(about["names"], about["shapes"], strict=True)}
-        for name in [*stored, *own]:
-            if stored.get(name) != own.get(name):
+        for name in [*stored, *expected]:
+            if stored.get(name) != expected.get(name):
                 raise ArtifactError(
                     f"{self.place} is of another network: {name} is {stored.get(name, 'absent')} "
-                    f"there and {own.get(name, 'absent')} in `network`: give the experts' own, or "
-                    "train new ones"
+                    f"there and {expected.get(name, 'absent')} in `network`: give the experts' "
+                    "own, or train new ones"
                 )
         if tuple(stored) != network.names:
             raise ArtifactError(
@@ -263,22 +252,22 @@ class Trajectory:
         """The parameters after `epoch` epochs: float32 [P], a copy.
 
         Raises:
-            ArtifactError: the epoch is not stored, or its bytes are not those that were written.
+            ArtifactError: the epoch is not stored, or its checksum is wrong.
         """
         self.require([epoch])
         row: Tensor = self._file.get_tensor(str(epoch))
         if _digest(row) != self._sha256[epoch]:
             raise ArtifactError(
-                f"{self.place}: epoch {epoch} is not what was written (checksum): delete the file "
-                "and run again, the expert is then trained anew"
+                f"{self.place}: the checksum of epoch {epoch} is wrong: delete the file and run "
+                "again, the expert is then trained anew"
             )
         return row.to(torch.float32, copy=True)
 
     def require(self, epochs: Iterable[int]) -> None:
-        """Refuse a trajectory that lacks one of some epochs.
+        """Refuse a trajectory without all of some epochs.
 
         Raises:
-            ArtifactError: naming the first one, and those that are stored.
+            ArtifactError: naming the first missing epoch, and those that are stored.
         """
         missing = next((epoch for epoch in epochs if epoch not in self._sha256), None)
         if missing is not None:
@@ -300,15 +289,15 @@ def _ranges(epochs: Sequence[int]) -> str:
 def open_trajectories(
     uris: Sequence[str], network: FlatModule, opened: ExitStack
 ) -> list[Trajectory]:
-    """Those at some URIs, mapped from local disk; copies of remote ones live as long as `opened`.
+    """Trajectories, mapped from local disk; copies of remote ones live as long as `opened`.
 
     Raises:
-        ArtifactError: one is not there, or as `Trajectory`.
+        ArtifactError: one is missing, or as `Trajectory`.
     """
-    found: list[Trajectory] = []
+    trajectories: list[Trajectory] = []
     for uri in uris:
         path = Path(opened.enter_context(local_folder(uri, (FILE,)))) / FILE
         if not path.exists():
             raise ArtifactError(f"{uri} holds no {FILE}: it is no expert's trajectory")
-        found.append(Trajectory(path, network, join(uri, FILE)))
-    return found
+        trajectories.append(Trajectory(path, network, join(uri, FILE)))
+    return trajectories

@@ -1,7 +1,7 @@
-"""Raw images and labels out of files: encoded images, and Parquet that holds such.
+"""Reading labelled images from image files and from Parquet files with encoded images.
 
-An image that cannot be decoded becomes a `DeadImage` with its place and reason. Images are uint8
-arrays [C, H, W] with 1 or 3 channels.
+Images are uint8 arrays [C, H, W] with 1 or 3 channels. One that cannot be decoded becomes a
+`DeadImage` with its place and the reason.
 """
 
 import io
@@ -43,7 +43,7 @@ _BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error,
 
 @dataclass(frozen=True, slots=True)
 class DeadImage:
-    """One image that was left out: file (relative name), row in it, reason."""
+    """An image that was left out: file (relative name), row in it, reason."""
 
     file: str
     row: int
@@ -52,7 +52,7 @@ class DeadImage:
 
 @dataclass(frozen=True, slots=True)
 class RawImage:
-    """One decoded image with its label as the file spells it, and where it came from."""
+    """A decoded image, its label as the file spells it, and where it came from."""
 
     pixels: Pixels
     label: Label
@@ -67,16 +67,16 @@ def list_source(path: str) -> list[FileInfo]:
     """The image and Parquet files of a folder, glob or file.
 
     Raises:
-        InputError: there are none. SpecError: there are NumPy archives or IDX files instead.
+        InputError: there are none. SpecError: NumPy archives or IDX files in their place.
     """
     try:
-        found = list_files([path], SUFFIXES)
+        files = list_files([path], SUFFIXES)
     except InputError:
         with suppress(InputError):
             _refuse_arrays(list_files([path], _ARRAYS))
         raise
-    _refuse_arrays(found)
-    return found
+    _refuse_arrays(files)
+    return files
 
 
 def _refuse_arrays(files: Sequence[FileInfo]) -> None:
@@ -89,12 +89,12 @@ def _refuse_arrays(files: Sequence[FileInfo]) -> None:
 
 
 def decode_image(data: bytes) -> NDArray[np.uint8]:
-    """An encoded image as uint8 [C, H, W]: one channel for grey, three for everything else.
+    """An encoded image as uint8 [C, H, W], one channel for grey and three for all others.
 
-    Turned upright where its EXIF data say so; what is transparent shows a white background.
+    EXIF rotation is applied; transparent pixels are blended with white.
 
     Raises:
-        ValueError: not an image, truncated, too large, or more than 8 bits a channel.
+        ValueError: no image, truncated, too large, or more than 8 bits a channel.
     """
     from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -108,7 +108,7 @@ def decode_image(data: bytes) -> NDArray[np.uint8]:
                 white = Image.new("RGBA", upright.size, "white")
                 upright = Image.alpha_composite(white, upright.convert("RGBA"))
             array = np.asarray(upright.convert("L" if grey else "RGB"), np.uint8)
-    except UnidentifiedImageError as error:  # its own words hold an address of memory
+    except UnidentifiedImageError as error:  # its message holds a memory address
         raise ValueError("cannot decode the image: no known format") from error
     except (*_BROKEN, Image.DecompressionBombError) as error:
         raise ValueError(f"cannot decode the image: {error}") from error
@@ -116,10 +116,10 @@ def decode_image(data: bytes) -> NDArray[np.uint8]:
 
 
 def read_folder(files: Sequence[FileInfo]) -> Iterator[Record]:
-    """Image files, one each; the label is the name of the folder that an image lies in.
+    """Decodes image files; the label is the name of an image's folder.
 
     Raises:
-        InputError: an image in no folder, a class in two places, a folder without images.
+        InputError: an image outside a folder, two folders of one name, a folder without images.
     """
     folders = {file.uri.rpartition("/")[0]: file for file in files}
     by_class: dict[str, str] = {}
@@ -135,13 +135,13 @@ def read_folder(files: Sequence[FileInfo]) -> Iterator[Record]:
                 "put their images together, or name one branch in `data.path`"
             )
     for parent in sorted({folder.rpartition("/")[0] for folder in folders}):
-        _check_folders(parent, [file.uri for file in files])
+        _refuse_empty_classes(parent, [file.uri for file in files])
     for file in files:
         yield _decoded(read_bytes(file.uri), file.name.split("/")[-2], file.name, 0)
 
 
-def _check_folders(parent: str, images: Sequence[str]) -> None:
-    """No folder beside those of classes is without images: its class would just vanish."""
+def _refuse_empty_classes(parent: str, images: Sequence[str]) -> None:
+    """Every folder beside those of classes must hold an image, or its class would vanish."""
     filled = {
         uri[len(parent) + 1 :].split("/")[0] for uri in images if uri.startswith(f"{parent}/")
     }
@@ -158,9 +158,7 @@ def _check_folders(parent: str, images: Sequence[str]) -> None:
 
 
 def read_parquet(file: FileInfo, image_column: str, label_column: str) -> Iterator[Record]:
-    """Rows of a Parquet file as `datasets` writes them: encoded images, labels of any kind.
-
-    An image is `struct<bytes, path>` or plain bytes.
+    """Decodes the rows of a Parquet file; an image is `struct<bytes, path>` or plain bytes.
 
     Raises:
         InputError: a column is missing or holds no encoded images. BadFileError: not Parquet.
@@ -181,7 +179,7 @@ def read_parquet(file: FileInfo, image_column: str, label_column: str) -> Iterat
 
 
 def class_label_names(file: FileInfo, column: str) -> tuple[str, ...] | None:
-    """The names of a `ClassLabel` column, which `datasets` writes into a Parquet schema, if any."""
+    """The names of a `ClassLabel` column, which `datasets` writes into the Parquet schema."""
     try:
         with open_read(file.uri) as stream:
             metadata = pq.read_schema(stream).metadata or {}
@@ -193,7 +191,7 @@ def class_label_names(file: FileInfo, column: str) -> tuple[str, ...] | None:
 
 
 def resize(pixels: Pixels, size: tuple[int, int]) -> Pixels:
-    """[C, H, W] at another (height, width), bicubic with antialiasing; the same array if equal."""
+    """[C, H, W] resized to (height, width), bicubic with antialiasing."""
     from PIL import Image
 
     if pixels.shape[1:] == size:

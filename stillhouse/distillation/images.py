@@ -1,10 +1,10 @@
-"""Data in: a training, a validation and a test set of labelled images, checked before any work.
+"""Training, validation and test sets of labelled images, read and checked.
 
-Image folders (`<class>/<image>`), Parquet with an image column, and scikit-learn's digits; local
-or any fsspec URI. Where the source has a test part (`train/` and `test/` folders,
-`test-*.parquet`) it is the test set, else a share is held out. A validation part beside a test
-part (`val/`, `valid-*.parquet`) is the validation set, else it is split from the training data,
-class by class; everything is chosen on it, and the test set is touched once.
+Sources are image folders (`<class>/<image>`), Parquet with an image column, and scikit-learn's
+digits; local or any fsspec URI. A test part of the source (`train/` and `test/` folders,
+`test-*.parquet`) is the test set, else a share is held out. A validation part beside a test part
+(`val/`, `valid-*.parquet`) is the validation set, else it is split from the training images class
+by class. Everything is chosen on the validation set; the test set is used once.
 """
 
 import re
@@ -45,7 +45,7 @@ _Names = tuple[str, ...]
 
 
 class ImageData(Settings):
-    """Labelled images: files, or a data set that ships with a library."""
+    """Labelled images: files, or a data set that a library ships."""
 
     path: str | None = Field(default=None, description="an image folder or Parquet; any fsspec URI")
     dataset: Literal["digits"] | None = Field(
@@ -88,8 +88,8 @@ class ImageSet:
     Attributes:
         images: uint8 [N, C, H, W].
         labels: int64 [N], indices into `class_names`.
-        class_names: in label order; every class has an image in the training set.
-        dead_letters: the images that could not be read.
+        class_names: in label order; the training set has an image of every class.
+        dead_letters: images that could not be read.
     """
 
     images: Pixels
@@ -107,17 +107,16 @@ class ImageSet:
         return len(self.labels)
 
     def pixels(self) -> NDArray[np.float32]:
-        """All images as float32 in [0, 1]."""
+        """float32 in [0, 1]."""
         return self.images.astype(np.float32) / np.float32(255)
 
     def take(self, rows: NDArray[np.integer]) -> "ImageSet":
-        """The images of some rows, in their order."""
         return replace(self, images=self.images[rows], labels=self.labels[rows])
 
 
 @dataclass(frozen=True, slots=True)
 class ImageSplits:
-    """What is trained on, what is chosen on, and what is measured once."""
+    """The sets that are trained on, chosen on and, once, measured on."""
 
     train: ImageSet
     validation: ImageSet
@@ -142,7 +141,7 @@ def load_images(data: ImageData) -> ImageSplits:
     if validation is None:
         train, validation = split(train, data.validation, seed=data.seed + 1, key="data.validation")
         validation = replace(validation, dead_letters=())
-    train, validation, test = _alike(train, validation, test)
+    train, validation, test = _of_one_shape(train, validation, test)
     if data.num_images is not None and data.num_images < len(train):
         kept = data.num_images / len(train)
         _, train = split(train, kept, seed=data.seed + 2, key="data.num_images")
@@ -150,11 +149,10 @@ def load_images(data: ImageData) -> ImageSplits:
 
 
 def split(images: ImageSet, share: float, *, seed: int, key: str) -> tuple[ImageSet, ImageSet]:
-    """(rest, part): the part has `share` of every class, at least one image, drawn by the seed.
+    """(rest, part): `share` of every class, at least one image, drawn by the seed, is the part.
 
     Raises:
-        InputError: a class with one image, which cannot stand on both sides; `key` names the
-            setting that asked.
+        InputError: a class has a single image; the message names the setting `key`.
     """
     rng = np.random.default_rng(seed)
     chosen = np.zeros(len(images), bool)
@@ -169,8 +167,8 @@ def split(images: ImageSet, share: float, *, seed: int, key: str) -> tuple[Image
     return images.take(np.flatnonzero(~chosen)), images.take(np.flatnonzero(chosen))
 
 
-def _alike(train: ImageSet, validation: ImageSet, test: ImageSet) -> list[ImageSet]:
-    """All in colour where one is, which they have to be of one size for."""
+def _of_one_shape(train: ImageSet, validation: ImageSet, test: ImageSet) -> list[ImageSet]:
+    """The sets, all in colour if one is; InputError where sizes differ."""
     for name, other in (("validation", validation), ("test", test)):
         if other.shape[1:] != train.shape[1:]:
             sizes = [f"{height}x{width}" for _, height, width in (train.shape, other.shape)]
@@ -183,40 +181,39 @@ def _alike(train: ImageSet, validation: ImageSet, test: ImageSet) -> list[ImageS
 
 
 def _digits() -> ImageSet:
-    """Grey 8x8 images of 17 levels, as 8 bits."""
+    """8x8 grey images; their 17 levels are scaled to 8 bits."""
     try:
         from sklearn.datasets import load_digits
-    except ImportError as error:
-        raise InputError("`dataset: digits` needs scikit-learn: install it, or set `path`") from (
-            error
-        )
+    except ImportError:
+        raise InputError(
+            "`dataset: digits` needs scikit-learn: install it, or set `path`"
+        ) from None
     digits: Any = load_digits()
     pixels = np.rint(digits.images[:, None] * (255 / 16)).astype(np.uint8)
     return image_set(pixels, digits.target)
 
 
 def _from_files(data: ImageData) -> tuple[ImageSet, ImageSet | None, ImageSet | None]:
-    """The training set; a test set and a validation set where the source has them."""
+    """The training set, and the test and validation sets that the source has."""
     assert data.path is not None
-    files, chosen_on = list_source(data.path), list[FileInfo]()
+    train_files, validation_files = list_source(data.path), list[FileInfo]()
     if isinstance(data.test, str):
         test_files = list_source(data.test)
     else:
-        files, test_files, chosen_on = _parts(files)
-    train = _read(files, data, data.path)
-    names = train.class_names
-    held = [
-        _read(found, data, f"the {part} part of {data.path}", names) if found else None
-        for part, found in (("validation", chosen_on), ("test", test_files))
-    ]
-    return train, held[1], held[0]
+        train_files, test_files, validation_files = _by_part(train_files)
+    train = _read(train_files, data, data.path)
+    test, validation = (
+        _read(files, data, f"the {part} part of {data.path}", train.class_names) if files else None
+        for part, files in (("test", test_files), ("validation", validation_files))
+    )
+    return train, test, validation
 
 
-def _parts(files: Sequence[FileInfo]) -> tuple[list[FileInfo], list[FileInfo], list[FileInfo]]:
-    """Training, test and validation files by their names; a validation part may be the test."""
+def _by_part(files: Sequence[FileInfo]) -> tuple[list[FileInfo], list[FileInfo], list[FileInfo]]:
+    """Training, test and validation files by name; a validation part alone is the test part."""
     parts: dict[str, list[FileInfo]] = {}
     for file in files:
-        parts.setdefault(_part(file.name), []).append(file)
+        parts.setdefault(_part_of(file.name), []).append(file)
     validation, test = parts.get("validation", []), parts.get("test", [])
     train = parts.get("train") or parts.get("", [])
     if not train:
@@ -224,17 +221,17 @@ def _parts(files: Sequence[FileInfo]) -> tuple[list[FileInfo], list[FileInfo], l
     return (train, test, validation) if test else (train, validation, [])
 
 
-def _part(name: str) -> str:
-    """ "train", "test", "validation" or "": of an image the first folder, if a class is in it."""
+def _part_of(name: str) -> str:
+    """ "train", "test", "validation" or "". An image's is its first folder above the class."""
     image = name.lower().endswith(IMAGE_SUFFIXES)
     words = name.lower().split("/")[:-2][:1] if image else re.split(r"[/_.-]", name.lower())
     return next((part for part, names in _PARTS.items() if names & set(words)), "")
 
 
 def _read(
-    files: Sequence[FileInfo], data: ImageData, place: str, of_training: _Names | None = None
+    files: Sequence[FileInfo], data: ImageData, place: str, train_classes: _Names | None = None
 ) -> ImageSet:
-    """What the files hold; `of_training` are the classes of the training set, once it is read."""
+    """The images of the files; `train_classes` are None for the training set itself."""
     kinds = {file.name.lower().endswith(IMAGE_SUFFIXES): file.uri for file in files}
     if len(kinds) > 1:
         raise InputError(
@@ -247,50 +244,43 @@ def _read(
     else:
         columns = data.image_column, data.label_column
         records = chain.from_iterable(read_parquet(file, *columns) for file in files)
-        found = {class_label_names(file, data.label_column): file.uri for file in files}
-        if len(found) > 1:
+        by_names = {class_label_names(file, data.label_column): file.uri for file in files}
+        if len(by_names) > 1:
             raise InputError(
                 f"the classes of column {data.label_column!r} differ between "
-                f"{' and '.join(found.values())}"
+                f"{' and '.join(by_names.values())}"
             )
-        names = next(iter(found))
-    images, dead = _sorted_out(records, data)
+        names = next(iter(by_names))
+    images: list[RawImage] = []
+    dead: list[DeadImage] = []
+    for record in records:
+        dead.append(record) if isinstance(record, DeadImage) else images.append(record)
+    _check_dead(data, len(images), dead)
     return image_set(
-        _one_size(images, data.image_size),
+        _stacked(images, data.image_size),
         [image.label for image in images],
-        class_names=of_training or names,
-        complete=of_training is None,
+        class_names=train_classes or names,
+        complete=train_classes is None,
         place=place,
         dead_letters=dead,
     )
 
 
-def _sorted_out(
-    records: Iterable[Record], data: ImageData
-) -> tuple[list[RawImage], list[DeadImage]]:
-    """Usable images and dead ones, which are not too many."""
-    images: list[RawImage] = []
-    dead: list[DeadImage] = []
-    for record in records:
-        if isinstance(record, DeadImage):
-            dead.append(record)
-        else:
-            images.append(record)
-    limit, count = data.max_bad_rows, len(images) + len(dead)
+def _check_dead(data: ImageData, num_usable: int, dead: Sequence[DeadImage]) -> None:
+    limit, count = data.max_bad_rows, num_usable + len(dead)
     allowed = limit * count if limit < 1 else limit
     first = "; ".join(f"{d.file} row {d.row}: {d.reason}" for d in dead[:3])
-    if not images:
+    if not num_usable:
         raise InputError(f"{data.path!r} holds no usable image. {first}")
     if len(dead) > allowed:
         raise InputError(
             f"{len(dead)} of {count} images of {data.path!r} cannot be used, "
             f"`max_bad_rows` allows {allowed:g}. First ones: {first}"
         )
-    return images, dead
 
 
-def _one_size(images: Sequence[RawImage], side: int | None) -> Pixels:
-    """Images of one square size, resized to `side`; all become colour where one is."""
+def _stacked(images: Sequence[RawImage], side: int | None) -> Pixels:
+    """Square images of one size, resized to `side`, all in colour if one is."""
     channels = max(len(image.pixels) for image in images)
     pixels = [np.broadcast_to(i.pixels, (channels, *i.pixels.shape[1:])) for i in images]
     if side:
@@ -318,18 +308,18 @@ def image_set(
     place: str = "the arrays",
     dead_letters: Sequence[DeadImage] = (),
 ) -> ImageSet:
-    """Arrays as an `ImageSet` with checked labels.
+    """Arrays as an `ImageSet`; labels are checked.
 
     Args:
         images: uint8 [N, C, H, W].
-        labels: [N], integers from 0 or names; integers are indices into `class_names` if given.
-        class_names: fixes the classes and their order; a test set's are its training set's.
-        complete: whether every class must have an image; a test set need not.
-        place: where they come from, for the messages.
-        dead_letters: carried along.
+        labels: [N], names or integers from 0 (indices into `class_names`).
+        class_names: fixes the classes and their order.
+        complete: whether every class must have an image; not in a test set.
+        place: where they come from, for messages.
+        dead_letters: stored with the set.
 
     Raises:
-        InputError: labels out of range or of two kinds, one class, an empty class.
+        InputError: labels out of range or of mixed types, a single class, an empty class.
     """
     values = np.asarray(labels).tolist()
     names = tuple(class_names) if class_names is not None else _class_names(values, place)
@@ -351,7 +341,7 @@ def image_set(
 
 
 def _class_names(labels: Sequence[Any], place: str) -> _Names:
-    """Numbers count from 0; names are sorted, by value if all of them are numbers."""
+    """Integers count from 0; names are sorted, numerically if all are numbers."""
     distinct = set(labels)
     if all(isinstance(label, int) for label in distinct):
         if max(distinct, default=0) >= max(len(labels), 1):

@@ -1,4 +1,4 @@
-"""What a worker of a distillation holds: the job's images on its device, preprocessed; teachers.
+"""The images of a job in the store, and what its workers hold: preprocessed images and teachers.
 
 Images are standardised (mean and deviation a channel) or whitened by ZCA, as trajectory matching
 uses it:
@@ -11,42 +11,48 @@ synthetic images must both be whitened, or neither.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
+from time import perf_counter
+from typing import ClassVar
 
 import numpy as np
+import pyarrow as pa
 import torch
 from safetensors.torch import load
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd  # pyright: ignore[reportPrivateUsage]
 
 from stillhouse.distillation.adjoint import FlatModule
-from stillhouse.distillation.images import ImageSet
+from stillhouse.distillation.images import ImageData, ImageSet, load_images
 from stillhouse.distillation.spec import NetworkSettings
-from stillhouse.distillation.stored_sets import flat_values
+from stillhouse.distillation.stored_sets import LEVELS, Ranges, flat_values, lists
 from stillhouse.errors import ArtifactError, ModelError
-from stillhouse.models.device import choose_device
+from stillhouse.fingerprint import sha256
+from stillhouse.models.device import choose_device, peak_bytes, reset_peak
 from stillhouse.models.networks import build_network
-from stillhouse.storage.artifact import Store
+from stillhouse.storage.artifact import Manifest, PartRef, Store
+from stillhouse.storage.commit import create_or_adopt
 from stillhouse.storage.filesystem import read_bytes
-from stillhouse.storage.parquet import read_table
+from stillhouse.storage.parquet import parquet_bytes, read_table
+from stillhouse.storage.task import Output, Task
 
 IMAGES = "images"
-"""Kind of the artifact of a job's images: parts of training, validation and test images."""
+SPLITS = ("train", "validation", "test")
+DEAD_LETTERS = "dead_letters.parquet"
 WEIGHTS = "weights.safetensors"
-_SMALLEST_STD = 1 / 255  # of a channel that never changes
+_SMALLEST_STD = 1 / 255  # of a constant channel
 _ZCA_EPS = 0.1
 
 
 @dataclass(frozen=True, slots=True)
 class Standardisation:
-    """Per channel (pixel - mean) / std, pixels in [0, 1]; one number a channel."""
+    """(pixel - mean) / std of each channel, pixels in [0, 1]."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
     def apply(self, pixels: Tensor) -> Tensor:
-        """Pixels [..., C, H, W] in [0, 1] -> what a network is given."""
         mean, std = self._tensors(pixels)
         return (pixels - mean) / std
 
@@ -56,26 +62,31 @@ class Standardisation:
         return images * std + mean
 
     def clip(self, images: Tensor) -> Tensor:
-        """Standardised images [..., C, H, W] moved into the range of pixels."""
+        """Standardised images [..., C, H, W], clipped to the range of pixels."""
         mean, std = self._tensors(images)
         return torch.minimum(torch.maximum(images, -mean / std), (1 - mean) / std)
 
     def to_bytes(self, images: Tensor) -> Tensor:
-        """Standardised images as uint8 pixels, rounded: what is stored."""
+        """Standardised images as rounded uint8 pixels."""
         return (self.pixels(images) * 255).round().clamp(0, 255).to(torch.uint8)
 
+    @property
+    def ranges(self) -> Ranges:
+        """Standardised value of level 0 and step of a level, for pixels of 8 bits."""
+        return tuple((-m / s, 1 / (LEVELS * s)) for m, s in zip(self.mean, self.std, strict=True))
+
     def tensors(self) -> dict[str, Tensor]:
-        """As it is stored with a set."""
         return {"mean": torch.tensor(self.mean), "std": torch.tensor(self.std)}
 
-    def _tensors(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        shape = (-1, 1, 1)
-        mean = torch.tensor(self.mean, dtype=like.dtype, device=like.device).view(shape)
-        return mean, torch.tensor(self.std, dtype=like.dtype, device=like.device).view(shape)
+    def _tensors(self, like: Tensor) -> list[Tensor]:
+        return [
+            torch.tensor(values, dtype=like.dtype, device=like.device).view(-1, 1, 1)
+            for values in (self.mean, self.std)
+        ]
 
 
 def fit_standardisation(images: ImageSet) -> Standardisation:
-    """Mean and biased standard deviation of each channel over all pixels of the training images."""
+    """Mean and biased standard deviation of each channel over all pixels."""
     channels = [images.images[:, channel] for channel in range(images.shape[0])]
     means = [float(values.mean(dtype=np.float64)) / 255 for values in channels]
     stds = [float(values.std(dtype=np.float64)) / 255 for values in channels]
@@ -91,38 +102,35 @@ class Zca:
     inverse: Tensor
 
     def apply(self, pixels: Tensor) -> Tensor:
-        """Images [N, C, H, W] with pixels in [0, 1] to whitened ones."""
         return ((pixels.flatten(1) - self.mean) @ self.matrix).view_as(pixels)
 
     def pixels(self, images: Tensor) -> Tensor:
-        """Whitened images [N, C, H, W] back to pixels, to be looked at."""
+        """The inverse of `apply`."""
         mean, inverse = self.mean.to(images), self.inverse.to(images)
         return (images.flatten(1) @ inverse + mean).view_as(images)
 
     def tensors(self) -> dict[str, Tensor]:
-        """As it is stored with a set."""
         return {"mean": self.mean, "matrix": self.matrix, "inverse": self.inverse}
 
 
 def fit_zca(images: Tensor, eps: float = _ZCA_EPS) -> Zca:
-    """The whitening of images [N, C, H, W]. Decomposed in float64: O(N D^2 + D^3)."""
+    """The whitening of images [N, C, H, W], decomposed in float64: O(N D^2 + D^3)."""
     rows = images.flatten(1).double()
     mean = rows.mean(0)
     values, vectors = torch.linalg.eigh((rows - mean).T @ (rows - mean) / (len(rows) - 1))
     spread = (values.clamp(min=0) + eps).sqrt()
-    matrix = (vectors / spread) @ vectors.T
-    inverse = (vectors * spread) @ vectors.T
+    matrix, inverse = (vectors / spread) @ vectors.T, (vectors * spread) @ vectors.T
     return Zca(mean.to(images.dtype), matrix.to(images.dtype), inverse.to(images.dtype))
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """Images preprocessed as networks see them, labels, and the way back to pixels.
+    """Preprocessed images on a device.
 
     Attributes:
-        train, validation, test: float32 [N, C, H, W] and classes int64 [N], on the device.
+        train, validation, test: float32 [N, C, H, W] and classes int64 [N].
         standardisation: of the training images.
-        zca: instead of it, or None.
+        zca: applied instead of it, or None.
         class_names: in label order.
     """
 
@@ -137,7 +145,6 @@ class Prepared:
 
     @property
     def num_classes(self) -> int:
-        """How many classes there are."""
         return len(self.class_names)
 
     @property
@@ -148,7 +155,6 @@ class Prepared:
 
     @property
     def preprocessing(self) -> Standardisation | Zca:
-        """What turned pixels into images, and turns them back."""
         return self.zca or self.standardisation
 
     def network(self, settings: NetworkSettings, seed: int) -> nn.Module:
@@ -156,27 +162,24 @@ class Prepared:
         return build_network(settings, self.shape, self.num_classes, seed).to(self.device)
 
     def flat(self, settings: NetworkSettings, seed: int) -> FlatModule:
-        """The same as a function of one vector of parameters.
+        """A fresh network as a function of its parameters.
 
         Raises:
-            ModelError: it has dropout, so that two calls would be two functions.
+            ModelError: it has dropout, so that it is not a function.
         """
         network = self.network(settings, seed)
         for name, module in network.named_modules():
             if isinstance(module, _DropoutNd) and module.p > 0:
                 raise ModelError(
-                    f"{settings.label} drops out at random ({name}): a trajectory is walked twice "
-                    "and has to be the same; build it without dropout (`network.options`)"
+                    f"{settings.label} drops out at random ({name}): trajectory matching needs a "
+                    "deterministic network; build it without dropout (`network.options`)"
                 )
         return FlatModule(network)
 
 
 @dataclass(frozen=True, slots=True)
 class Preparation:
-    """What a job's images are: name of their artifact, whitened or not, and the user's own code.
-
-    Part of every task's identity; `code` holds digests.
-    """
+    """What identifies a job's images: artifact, whitening, and digests of the user's own code."""
 
     images: str
     zca: bool
@@ -188,27 +191,22 @@ def prepare(store: Store, given: Preparation, device: torch.device) -> Prepared:
     manifest = store.get_manifest(IMAGES, given.images)
     shape, names = manifest.totals["shape"], tuple(manifest.totals["class_names"])
     tables = [read_table(store.path(part.path)) for part in manifest.parts]
-    sets = [
-        ImageSet(
-            flat_values(table, "pixels").reshape(-1, *shape),
-            table["label"].to_numpy().astype(np.int64),
-            names,
-        )
-        for table in tables
-    ]
+    arrays = [flat_values(table, "pixels").reshape(-1, *shape) for table in tables]
+    labels = [table["label"].to_numpy().astype(np.int64) for table in tables]
+    sets = [ImageSet(*both, names) for both in zip(arrays, labels, strict=True)]
     standardisation = fit_standardisation(sets[0])
     zca = fit_zca(torch.from_numpy(sets[0].pixels())) if given.zca else None
-    seen = [(zca or standardisation).apply(torch.from_numpy(one.pixels())) for one in sets]
+    images = [(zca or standardisation).apply(torch.from_numpy(one.pixels())) for one in sets]
     train, validation, test = (
-        (images.to(device), torch.from_numpy(one.labels).to(device))
-        for images, one in zip(seen, sets, strict=True)
+        (pixels.to(device), torch.from_numpy(one.labels).to(device))
+        for pixels, one in zip(images, sets, strict=True)
     )
     return Prepared(*train, validation, test, standardisation, zca, names, device)
 
 
 @dataclass(frozen=True, slots=True)
 class Teacher:
-    """A trained network: what it is, and the name of its weights in the store."""
+    """A trained network: its settings, and the name of its weights in the store."""
 
     network: NetworkSettings
     weights: str
@@ -216,7 +214,7 @@ class Teacher:
 
 @dataclass(frozen=True, slots=True)
 class ImageHostSettings:
-    """What a worker of a job is built from; `networks` are all that the job builds, by key."""
+    """What a worker's host is built from; `networks` are all that the job builds, by key."""
 
     given: Preparation
     device: str = "cpu"
@@ -225,15 +223,11 @@ class ImageHostSettings:
     networks: Mapping[str, NetworkSettings] = field(default_factory=dict[str, NetworkSettings])
 
     def build(self, store: Store) -> "ImageHost":
-        """In the worker."""
         return ImageHost(store, self)
 
 
 class ImageHost:
-    """Hosts the prepared images of a job and its teachers, loaded with the first task to need them.
-
-    Whoever has other images in memory, or teachers of no store, sets them.
-    """
+    """A worker's prepared images and teachers, each loaded on first use."""
 
     def __init__(self, store: Store, settings: ImageHostSettings) -> None:
         self.store = store
@@ -245,13 +239,15 @@ class ImageHost:
     @cached_property
     def prepared(self) -> Prepared:
         """The job's images; ModelError where one of its networks cannot be built for them."""
-        asked = self._settings
-        found = prepare(self.store, asked.given, choose_device(asked.device, asked.gpus))
-        check_networks(asked.networks, found.shape, found.num_classes)
-        return found
+        settings = self._settings
+        prepared = prepare(
+            self.store, settings.given, choose_device(settings.device, settings.gpus)
+        )
+        check_networks(settings.networks, prepared.shape, prepared.num_classes)
+        return prepared
 
     def teacher(self, teacher: Teacher) -> nn.Module:
-        """A stored teacher on the device, `frozen`; ArtifactError where its weights are missing."""
+        """A stored teacher, frozen, on the device; ArtifactError where its weights are missing."""
         key, uri = teacher.weights, self.store.path("models", teacher.weights, WEIGHTS)
         if key not in self.teachers:
             network = self.prepared.network(teacher.network, 0)
@@ -264,17 +260,17 @@ class ImageHost:
 
 
 def frozen(network: nn.Module) -> nn.Module:
-    """The same network in evaluation mode, its parameters without gradients: a teacher."""
+    """The network in evaluation mode, without gradients of its parameters."""
     return network.eval().requires_grad_(False)
 
 
 def check_networks(
     networks: Mapping[str, NetworkSettings], shape: tuple[int, int, int], num_classes: int
 ) -> None:
-    """Build every network of a job once, on the CPU: one that cannot be is found before training.
+    """Build every network once on the CPU, so that a failure comes before any training.
 
     Raises:
-        ModelError: naming the key of the first that cannot, or of a teacher without batch norm.
+        ModelError: a network cannot be built, or a teacher has no batch norm; names its key.
     """
     for key, settings in networks.items():
         try:
@@ -286,18 +282,96 @@ def check_networks(
 
 
 def batch_norms(network: nn.Module) -> list[nn.BatchNorm2d]:
-    """Its batch norm layers with running statistics, in the order of its modules."""
-    modules = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
-    return [layer for layer in modules if layer.running_mean is not None]
+    """The batch norm layers with running statistics, in the order of modules."""
+    layers = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    return [layer for layer in layers if layer.running_mean is not None]
 
 
 def require_batch_norm(network: nn.Module, place: str) -> None:
-    """The network has batch norm layers with running statistics.
-
-    Raises:
-        ModelError: it has none; `place` names the teacher.
-    """
+    """Refuse a teacher without running statistics; ModelError names its `place`."""
     if not batch_norms(network):
         raise ModelError(
             f"{place} has no batch statistics to match: give a network with `norm: batch`"
         )
+
+
+@dataclass(frozen=True)
+class ImageTask(Task):
+    """Work on a job's prepared images (`given`); a subclass is a frozen dataclass with `make`."""
+
+    KIND: ClassVar[str] = "distilled"
+
+    given: Preparation
+
+    def make(self, host: ImageHost) -> Output:
+        raise NotImplementedError
+
+    def run(self, store: Store, host: ImageHost, loaded: object = None) -> Output:
+        """`make`, with the seconds and the peak memory that it took in `info`."""
+        device = host.prepared.device
+        reset_peak(device)
+        started = perf_counter()
+        made = self.make(host)
+        took = {"seconds": perf_counter() - started, "peak_bytes": peak_bytes(device)}
+        return replace(made, info={**made.info, **took})
+
+
+def file_part(path: str, data: bytes, num_rows: int) -> PartRef:
+    """A file as a part of a receipt, so that the task is done again if the file is deleted."""
+    return PartRef(path, num_rows, 0, len(data), sha256(data))
+
+
+@dataclass(frozen=True)
+class ImagesTask(ImageTask):
+    """Reads, checks and splits a source: the artifact `images/<fingerprint>`.
+
+    It is named by the files' content and the settings that read them. Its three parts (train,
+    validation, test) have a row an image: `pixels` fixed_size_list<uint8, C*H*W>, `label` int32.
+    Images that could not be read are listed in `dead_letters.parquet` (file, row, reason).
+    """
+
+    KIND: ClassVar[str] = IMAGES
+
+    data: ImageData
+
+    @property
+    def fingerprint(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.given.images
+
+    def run(self, store: Store, host: ImageHost, loaded: object = None) -> Output:
+        """Commit the artifact.
+
+        Raises:
+            InputError: as `load_images`.
+        """
+        name, splits = self.fingerprint, load_images(self.data)
+        sets = [splits.train, splits.validation, splits.test]
+        parts = [
+            store.put_part(
+                f"{IMAGES}/parts/{name}-{split}.parquet", images_table(one), num_tokens=0
+            )
+            for split, one in zip(SPLITS, sets, strict=True)
+        ]
+        letters = [asdict(letter) for one in sets for letter in one.dead_letters]
+        files: dict[str, str] = {}
+        if letters:
+            table = parquet_bytes(pa.Table.from_pylist(letters))
+            stored = create_or_adopt(store.path(IMAGES, name, DEAD_LETTERS), table)
+            files[DEAD_LETTERS] = sha256(stored)
+        totals = {
+            "shape": list(splits.train.shape),
+            "class_names": list(splits.train.class_names),
+            "least_per_class": int(np.bincount(splits.train.labels).min()),
+            "dead_letters": len(letters),
+        }
+        settings = self.data.model_dump(mode="json", exclude={"path"})
+        manifest = store.put_manifest(
+            Manifest(IMAGES, name, tuple(parts), {}, settings, totals, {}, files)
+        )
+        return Output(counts={"images": manifest.num_rows}, parts=manifest.parts)
+
+
+def images_table(images: ImageSet) -> pa.Table:
+    """The rows of a part of an images artifact."""
+    pixels = lists(images.images.reshape(len(images), -1))
+    return pa.table({"pixels": pixels, "label": pa.array(images.labels.astype(np.int32))})

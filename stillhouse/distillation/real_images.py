@@ -1,8 +1,8 @@
-"""Which real images to take: as baselines of equal bytes, and for distillations to start from.
+"""Choosing real images: for baselines of equal bytes, and to start distillations from.
 
-All functions choose rows of the training set, and raise InputError where a class has too few
-images. Baselines are random, herding and k-centre; starts
-are representative of clusters (AST), or such that an expert gets right (DATM).
+Baselines are random, herding and k-centre; starts are representative of clusters (AST), or such
+that an expert classifies correctly (DATM). All functions return rows of the training set, class by
+class, and raise InputError where a class has too few images.
 """
 
 from collections.abc import Callable
@@ -16,12 +16,11 @@ from stillhouse.errors import InputError
 
 Rows = NDArray[np.int64]
 Features = NDArray[np.floating]
-NUM_CLUSTERS = 10  # of a class's images, from which the representative ones are taken
+NUM_CLUSTERS = 10
 _LLOYD_ITERATIONS = 100
 
 
 def random_real(labels: NDArray[np.integer], num_per_class: int, *, seed: int) -> Rows:
-    """Random images of each class, class by class."""
     rng = np.random.default_rng(seed)
     return np.concatenate(
         [rng.permutation(rows)[:num_per_class] for rows in _by_class(labels, num_per_class)]
@@ -31,39 +30,39 @@ def random_real(labels: NDArray[np.integer], num_per_class: int, *, seed: int) -
 def herding(features: Features, labels: NDArray[np.integer], num_per_class: int) -> Rows:
     """Greedily, the images that keep the mean of the chosen nearest to the class's mean.
 
-    Features [N, D], a network's or pixels (Welling 2009; iCaRL's form, each image once). Ties fall
-    to the first image.
+    Features [N, D] are a network's or pixels (Welling 2009; iCaRL's form, each image once). Ties
+    go to the first image.
     """
 
     def choose(own: Features) -> list[int]:
         mean, total = own.mean(0), np.zeros(own.shape[1])
         free = np.ones(len(own), bool)
-        picked: list[int] = []
+        chosen: list[int] = []
         for count in range(1, num_per_class + 1):
             distance = np.square((total + own) / count - mean).sum(1)
-            picked.append(int(np.where(free, distance, np.inf).argmin()))
-            free[picked[-1]] = False
-            total += own[picked[-1]]
-        return picked
+            chosen.append(int(np.where(free, distance, np.inf).argmin()))
+            free[chosen[-1]] = False
+            total += own[chosen[-1]]
+        return chosen
 
     return _of_each_class(choose, features, labels, num_per_class)
 
 
 def k_centre(features: Features, labels: NDArray[np.integer], num_per_class: int) -> Rows:
-    """Greedily, the image farthest from all chosen of its class; first the one nearest the mean.
+    """Greedily, the image farthest from all chosen of its class, first the one nearest the mean.
 
-    Within twice the best covering radius (Gonzalez 1985; Sener and Savarese 2018). Ties fall to the
+    Within twice the best covering radius (Gonzalez 1985; Sener and Savarese 2018). Ties go to the
     first image.
     """
 
     def choose(own: Features) -> list[int]:
-        picked = [int(np.square(own - own.mean(0)).sum(1).argmin())]
-        distance = np.square(own - own[picked[0]]).sum(1)
-        while len(picked) < num_per_class:
-            distance[picked] = -1  # copies of a chosen image are still worth more than itself
-            picked.append(int(distance.argmax()))
-            distance = np.minimum(distance, np.square(own - own[picked[-1]]).sum(1))
-        return picked
+        chosen = [int(np.square(own - own.mean(0)).sum(1).argmin())]
+        distance = np.square(own - own[chosen[0]]).sum(1)
+        while len(chosen) < num_per_class:
+            distance[chosen] = -1  # a copy of a chosen image still comes before the image itself
+            chosen.append(int(distance.argmax()))
+            distance = np.minimum(distance, np.square(own - own[chosen[-1]]).sum(1))
+        return chosen
 
     return _of_each_class(choose, features, labels, num_per_class)
 
@@ -74,26 +73,26 @@ def _of_each_class(
     labels: NDArray[np.integer],
     num_per_class: int,
 ) -> Rows:
-    groups = _by_class(labels, num_per_class)
-    return np.concatenate([rows[choose(features[rows].astype(np.float64))] for rows in groups])
+    classes = _by_class(labels, num_per_class)
+    return np.concatenate([rows[choose(features[rows].astype(np.float64))] for rows in classes])
 
 
 def _by_class(labels: NDArray[np.integer], num_per_class: int) -> list[Rows]:
-    groups = [np.flatnonzero(labels == label) for label in range(int(labels.max()) + 1)]
-    for label, rows in enumerate(groups):
+    classes = [np.flatnonzero(labels == label) for label in range(int(labels.max()) + 1)]
+    for label, rows in enumerate(classes):
         if len(rows) < num_per_class:
             raise InputError(
                 f"class {label} has {len(rows)} training images, {num_per_class} are needed: lower "
                 "`method.images_per_class`"
             )
-    return groups
+    return classes
 
 
 def without_last(by_class: Rows, num_images: int, seed: int) -> Rows:
-    """`num_images` of rows [num_classes, n]: classes drawn by lot do without their last one."""
-    lot = np.random.default_rng(seed).permutation(len(by_class))
+    """`num_images` of rows [num_classes, n]; randomly drawn classes lose their last row."""
+    order = np.random.default_rng(seed).permutation(len(by_class))
     kept = np.ones(by_class.shape, bool)
-    kept[lot[: by_class.size - num_images], -1] = False
+    kept[order[: by_class.size - num_images], -1] = False
     return by_class[kept]
 
 
@@ -102,40 +101,27 @@ def representative(
 ) -> Tensor:
     """`representative_rows` of each class; logits [N, K] of an expert's last epoch, labels [N]."""
     chosen: list[Tensor] = []
-    for rows in _by_class(labels.cpu().numpy(), num_per_class):
-        own = torch.from_numpy(rows)
-        picked = representative_rows(logits[own.to(logits.device)].cpu(), num_per_class, generator)
-        chosen.append(own[picked])
+    for rows in map(torch.from_numpy, _by_class(labels.cpu().numpy(), num_per_class)):
+        of_class = logits[rows.to(logits.device)].cpu()
+        chosen.append(rows[representative_rows(of_class, num_per_class, generator)])
     return torch.cat(chosen)
 
 
 def representative_rows(
     logits: Tensor, images_per_class: int, generator: torch.Generator
 ) -> Tensor:
-    """Rows of one class's images to start from: different, near the centres of its clusters.
+    """Distinct rows of one class's logits [N, K], near the centres of its clusters.
 
-    AST's release takes images_per_class // 10 rows for each of 10 centres, which are none for fewer
-    than 10 images. Here min(10, images_per_class) centres take turns, each its nearest free row.
-
-    Logits [N, K] are of an expert's last epoch on the class's images, N >= images_per_class; the
-    generator draws the first centres.
+    AST's release takes images_per_class // 10 rows for each of 10 centres: none below 10 images.
+    Here min(10, images_per_class) centres take turns, each its nearest free row.
     """
     centres = k_means(logits, min(NUM_CLUSTERS, images_per_class), generator)
-    queues = nearest_rows(logits, centres, len(logits)).tolist()
-    taken: dict[int, None] = {}  # in the order they were taken
-    while len(taken) < images_per_class:
-        for queue in queues[: images_per_class - len(taken)]:
-            taken[next(row for row in queue if row not in taken)] = None
-    return torch.tensor(list(taken))
-
-
-def nearest_rows(features: Tensor, centres: Tensor, per_centre: int) -> Tensor:
-    """Rows of features [N, K] nearest to each of the centres [J, K]: int64 [J, per_centre].
-
-    Euclidean distance, nearest first, ties by row; one row may serve several centres.
-    """
-    distances = torch.cdist(centres, features)
-    return distances.argsort(dim=1, stable=True)[:, :per_centre]
+    nearest = torch.cdist(centres, logits).argsort(dim=1, stable=True).tolist()
+    chosen: dict[int, None] = {}  # ordered
+    while len(chosen) < images_per_class:
+        for rows in nearest[: images_per_class - len(chosen)]:
+            chosen[next(row for row in rows if row not in chosen)] = None
+    return torch.tensor(list(chosen))
 
 
 def k_means(features: Tensor, num_clusters: int, generator: torch.Generator) -> Tensor:
@@ -160,10 +146,7 @@ def k_means(features: Tensor, num_clusters: int, generator: torch.Generator) -> 
 def choose_right(
     logits: Tensor, labels: Tensor, images_per_class: int, generator: torch.Generator
 ) -> Tensor:
-    """Random images of each class that an expert gets right, filled up with wrong ones.
-
-    Logits [N, K] are the expert's, labels [N] the classes.
-    """
+    """Random images of each class, first those that an expert's logits [N, K] get right."""
     right = (logits.argmax(1) == labels).cpu()
     chosen: list[Tensor] = []
     for rows in map(torch.from_numpy, _by_class(labels.cpu().numpy(), images_per_class)):

@@ -1,9 +1,9 @@
-"""How networks are trained on small sets of images: settings, and the published protocols.
+"""How networks are trained on small sets of images: settings and the published protocols.
 
-Three protocols: `p1` (MTT and what follows it), `p2` (SRe2L and INFER on CIFAR), `p3` (RDED). Each
-is a recipe and a temperature of soft labels. Their authors also choose on the test set, the best
-distillation step or epoch; here the test set is touched once, after the last epoch. Figures of
-different protocols do not compare.
+A protocol is a recipe and a temperature of soft labels: `p1` is that of MTT and its successors,
+`p2` that of SRe2L and INFER on CIFAR, `p3` RDED's. The papers also choose the best step or epoch
+on the test set; here the test set is used once, after the last epoch. Accuracies under different
+protocols are not comparable.
 """
 
 from dataclasses import dataclass
@@ -15,12 +15,12 @@ from stillhouse.spec import Count, Settings
 
 Group = Literal["color", "crop", "cutout", "flip", "scale", "rotate"]
 DSA_GROUPS: tuple[Group, ...] = ("color", "crop", "cutout", "flip", "scale", "rotate")
-"""Of differentiable Siamese augmentation, one of which is drawn for a batch."""
+"""Groups of DSA (`augment.draw_augmentation`)."""
 ProtocolName = Literal["p1", "p2", "p3"]
 
 
 class ViewSettings(Settings):
-    """How the images of a batch are changed, each step of training."""
+    """How the images of a batch are augmented."""
 
     crop: Literal["none", "pad", "resized"] = Field(
         default="pad",
@@ -58,7 +58,6 @@ class Recipe(Settings):
     views: ViewSettings = ViewSettings()
 
     def without_flips(self) -> "Recipe":
-        """The same, for images whose mirror image is another thing."""
         return self.model_copy(update={"views": self.views.model_copy(update={"flip": False})})
 
 
@@ -70,13 +69,13 @@ SQUEEZE = Recipe(
     batch_size=128,
     views=ViewSettings(mix="none"),
 )
-"""The teachers of SRe2L on CIFAR."""
+"""SRe2L's teachers on CIFAR."""
 FULL = Recipe(epochs=30, batch_size=128, views=ViewSettings(mix="none", flip=False))
-"""On all real images."""
+"""Training on all real images."""
 
 
 def _over(base: Recipe) -> BeforeValidator:
-    """Keys that are not given, of the views as well, are those of `base`, not of a bare recipe."""
+    """Keys that a spec leaves out, those of `views` included, are taken from `base`."""
 
     def filled(given: Any) -> Any:
         if not isinstance(given, dict):
@@ -95,7 +94,7 @@ FullRecipe = Annotated[Recipe, _over(FULL)]
 
 @dataclass(frozen=True, slots=True)
 class Protocol:
-    """How a network is trained: `temperature` is of soft labels."""
+    """A recipe, and the temperature of soft labels."""
 
     recipe: Recipe
     temperature: float
@@ -109,14 +108,14 @@ def published(
     learning_rate: float | None = None,
     factor: int = 1,
 ) -> Protocol:
-    """A protocol for a set of so many images and classes, as published.
+    """A published protocol for a set.
 
     Args:
-        name: p1, p2 or p3.
-        images_per_class: decides p3's batch, as does `num_classes`.
+        name: of the protocol.
+        images_per_class: with `num_classes`, decides p3's batch size.
         num_classes: of the set.
-        learning_rate: p1: the one that was learned with the set; default 0.01.
-        factor: p3: patches along a side of RDED's images.
+        learning_rate: p1: learned with the set; default 0.01.
+        factor: p3: patches along a side of an image.
     """
     if name == "p1":
         recipe = Recipe(
@@ -132,9 +131,9 @@ def published(
     if name == "p2":
         return Protocol(Recipe(epochs=400, batch_size=128), 30.0)
     batch = 10 if images_per_class < 10 else 50 if images_per_class < 50 else 100
+    batch *= 2 if num_classes >= 100 else 1
     views = ViewSettings(
         crop="resized", min_scale=1 / factor, mix="cutmix", mix_beta=1.0, patches=factor
     )
-    batch *= 2 if num_classes >= 100 else 1
     recipe = Recipe(epochs=300, batch_size=batch, schedule="half_cosine", views=views)
     return Protocol(recipe, 20.0)

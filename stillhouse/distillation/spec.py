@@ -1,11 +1,16 @@
-"""`job: distill`: the settings of a dataset distillation, checked before any work."""
+"""`job: distill`: the settings of a dataset distillation, checked before any work.
 
-from typing import Annotated, Any, Literal
+A method is one file: a settings class whose keys are those of `method` in a spec, with the
+functions that workers call. It is a `TrajectoryMethod` (`stillhouse.distillation.matching`), which
+follows experts, or a `DecoupledMethod` (`stillhouse.distillation.decoupled`), which uses teachers.
+A spec names it by a short name of `METHODS` or, if it is the user's own, by `module:Class`.
+"""
+
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 
 from stillhouse.distillation.images import ImageData
-from stillhouse.distillation.method import METHODS, Method, find_method
 from stillhouse.distillation.recipes import (
     DSA_GROUPS,
     FULL,
@@ -19,7 +24,21 @@ from stillhouse.distillation.recipes import (
     published,
 )
 from stillhouse.errors import SpecError
+from stillhouse.own_code import import_named
 from stillhouse.spec import Count, JobSpec, Settings
+
+_HERE = "stillhouse.distillation.methods"
+METHODS = {
+    "mtt": f"{_HERE}.mtt:Mtt",
+    "tesla": f"{_HERE}.mtt:Tesla",
+    "ftd": f"{_HERE}.ftd:Ftd",
+    "datm": f"{_HERE}.datm:Datm",
+    "ast": f"{_HERE}.ast:Ast",
+    "sre2l": f"{_HERE}.sre2l:Sre2l",
+    "infer": f"{_HERE}.infer:Infer",
+    "rded": f"{_HERE}.rded:Rded",
+    "nrr_dd": f"{_HERE}.nrr_dd:NrrDd",
+}
 
 _Positive = Annotated[float, Field(gt=0)]
 _Decay = Annotated[float, Field(ge=0)]
@@ -67,13 +86,13 @@ class NetworkSettings(Settings):
 
     @property
     def batch_norm(self) -> bool:
-        """Whether it has batch norm; of a factory nobody knows before it is called."""
-        own = "batch" if self.name == "resnet18" else "instance"
-        return self.factory is None and (self.norm or own) == "batch"
+        """Whether it has batch norm; False for a factory, which is not called here."""
+        default = "batch" if self.name == "resnet18" else "instance"
+        return self.factory is None and (self.norm or default) == "batch"
 
     @property
     def label(self) -> str:
-        """How people call it, `convnet-3, width 32`; different networks have different ones."""
+        """A name that differs between different networks, such as `convnet-3, width 32`."""
         if self.factory is not None:
             options = [f"{name} {value}" for name, value in sorted(self.options.items())]
             return ", ".join([self.factory, *options])
@@ -84,7 +103,7 @@ class NetworkSettings(Settings):
 
 
 class Preprocessing(Settings):
-    """What networks see of the pixels; the same for experts, students and evaluation."""
+    """What is done to pixels; the same for experts, students and evaluation."""
 
     zca: bool = Field(default=False, description="whiten; else mean and deviation a channel")
     augmentation: list[Group] = Field(
@@ -95,7 +114,7 @@ class Preprocessing(Settings):
 
 
 class Smoothing(Settings):
-    """What holds an expert back so that a short student can follow."""
+    """What smooths an expert's trajectory, so that a short student can follow it."""
 
     kind: Literal["auto", "plain", "smooth", "flat"] = Field(
         default="auto",
@@ -113,7 +132,7 @@ class Smoothing(Settings):
 
 
 class ExpertSettings(Settings):
-    """The networks whose trajectories are matched; what is not given is by `smoothing.kind`."""
+    """The networks whose trajectories are matched; `smoothing.kind` decides the defaults."""
 
     count: Count = Field(default=100, description="experts, each with its own seed")
     epochs: Count = 50
@@ -135,19 +154,15 @@ class ExpertSettings(Settings):
     )
     stored_as: Literal["float32", "bfloat16"] = "float32"
     path: list[str] | None = Field(
-        default=None, description="trajectories made before, URIs of their artifacts"
+        default=None,
+        min_length=1,
+        description="trajectories made before, URIs of their artifacts",
     )
     seed: int = 0
 
-    @model_validator(mode="after")
-    def _given_or_trained(self) -> "ExpertSettings":
-        if self.path is not None and not self.path:
-            raise ValueError("`path` names no trajectory")
-        return self
-
 
 class EvaluateSettings(Settings):
-    """How good the set is: fresh networks trained on it, tested once on the test part."""
+    """Evaluation of the set: fresh networks are trained on it and tested once."""
 
     networks: list[NetworkSettings] = Field(
         default=[], description="several give the cross-architecture table; default `network`"
@@ -170,8 +185,53 @@ class EvaluateSettings(Settings):
     )
 
 
+class Method(Settings):
+    """Settings and behaviour of a distillation method."""
+
+    matching: ClassVar[bool]
+    """True: it follows `experts`. False: it uses `teachers`."""
+    protocol: ClassVar[ProtocolName] = "p3"
+    """How networks are trained on its sets."""
+    stages: ClassVar[tuple[str, ...]] = ("distil",)
+    """The steps in which it makes images."""
+
+    name: str = Field(description="a short one, or `package.module:Class` of your own")
+    images_per_class: Count = Field(description="the budget, in real images of each class")
+    seed: int = Field(default=0, description="of start images, draws and noise")
+
+    @property
+    def patches_per_side(self) -> int:
+        return 1
+
+    @property
+    def label_kind(self) -> str:
+        return "classes"
+
+    def check_spec(self, spec: Any) -> None:
+        """Refuse a `DistillSpec` that the method cannot run.
+
+        Raises:
+            SpecError: naming the keys to change.
+        """
+
+
+def find_method(section: Any) -> Any:
+    """The spec's section `method`, validated by the class that its `name` names.
+
+    Raises:
+        ValueError: no such method. MissingExtraError: PyTorch is not installed.
+        ValidationError: a key is missing, unknown or wrong.
+    """
+    if not isinstance(section, dict) or not isinstance(section.get("name"), str):
+        return section
+    found = import_named(section["name"], METHODS)
+    if not (isinstance(found, type) and issubclass(found, Method)):
+        raise ValueError(f"`{section['name']}` is no TrajectoryMethod or DecoupledMethod")
+    return found.model_validate(section)
+
+
 class DistillSpec(JobSpec):
-    """`job: distill`: a data set of images becomes a small synthetic one."""
+    """`job: distill`: a small synthetic set is made of a data set of images."""
 
     job: Literal["distill"]
     data: ImageData
@@ -198,30 +258,28 @@ class DistillSpec(JobSpec):
 
     @property
     def num_actors(self) -> int:
-        """How many may be at work at once."""
         return max(self.compute.experts, self.compute.distillers, self.compute.evaluators)
 
     @property
     def matching(self) -> bool:
-        """Whether the method matches trajectories."""
         return self.method.matching
 
     @property
     def networks(self) -> list[NetworkSettings]:
-        """What the set is evaluated on."""
+        """The networks that the set is evaluated on."""
         return self.evaluate.networks or [self.network]
 
     @property
     def built(self) -> dict[str, NetworkSettings]:
-        """Every network that the job builds, by its key."""
+        """Every network that the job builds, by its key in the spec."""
         evaluated = {f"evaluate.networks.{i}": n for i, n in enumerate(self.evaluate.networks)}
-        own = {"network": self.network} if self.matching or not evaluated else {}
+        student = {"network": self.network} if self.matching or not evaluated else {}
         teachers = {f"teachers.{i}": n for i, n in enumerate(self.teachers or [])}
-        return own | evaluated | teachers
+        return student | evaluated | teachers
 
     @property
     def own_names(self) -> list[str]:
-        """Code that it names, networks and a method, each once, as `package.module:name`."""
+        """The user's networks and method, each once, as `package.module:name`."""
         named = [self.network, *(self.teachers or []), *self.evaluate.networks]
         names = {n.factory for n in named if n.factory} | {self.method.name}
         return sorted(name for name in names if ":" in name)
@@ -233,17 +291,15 @@ class DistillSpec(JobSpec):
 
     @property
     def teacher_recipe(self) -> Recipe:
-        """`squeeze`, without flips where there are none."""
         return self.squeeze if self.flips else self.squeeze.without_flips()
 
     @property
     def protocol_name(self) -> ProtocolName:
-        """The protocol that was named, else the one that the method's family trains by."""
         named = self.evaluate.protocol
         return self.method.protocol if named == "own" else named
 
     def protocol(self, num_classes: int, learning_rate: float | None = None) -> Protocol:
-        """How networks are trained on the set, or on one of that learned rate."""
+        """How networks are trained on a set, with its learned rate where it has one."""
         found = published(
             self.protocol_name,
             images_per_class=self.method.images_per_class,
@@ -257,13 +313,13 @@ class DistillSpec(JobSpec):
 
     @property
     def set_augmentation(self) -> tuple[Group, ...]:
-        """DSA's groups belong to p1 alone; the others have views."""
+        """DSA groups that networks see in training on a set; only p1 uses DSA."""
         return tuple(self.preprocessing.augmentation) if self.protocol_name == "p1" else ()
 
     @model_validator(mode="after")
-    def _family(self) -> "DistillSpec":
-        (_check_matching if self.matching else _check_decoupled)(self, self.method.name)
+    def _check_method(self) -> "DistillSpec":
         try:
+            (_check_matching if self.matching else _check_decoupled)(self, self.method.name)
             self.method.check_spec(self)
         except SpecError as error:
             raise ValueError(str(error)) from None
@@ -272,25 +328,25 @@ class DistillSpec(JobSpec):
 
 def _check_matching(spec: DistillSpec, name: str) -> None:
     if spec.teachers is not None:
-        raise ValueError(f"`method: {name}` matches trajectories: `experts`, no `teachers`")
+        raise SpecError(f"`method: {name}` matches trajectories: `experts`, no `teachers`")
     if spec.squeeze != SQUEEZE:
-        raise ValueError(f"`squeeze` trains `teachers`, `method: {name}` has none: leave it out")
+        raise SpecError(f"`squeeze` trains `teachers`, `method: {name}` has none: leave it out")
     if spec.network.batch_norm and spec.compute.distillers > 1:
-        raise ValueError(
-            "`compute.distillers` above 1 splits batches, whose statistics `network` takes "
-            "as a whole: one distiller, or a `norm` other than batch"
+        raise SpecError(
+            "`compute.distillers` above 1 splits batches, but `network` takes batch statistics: "
+            "set one distiller, or a `norm` other than batch"
         )
 
 
 def _check_decoupled(spec: DistillSpec, name: str) -> None:
     if spec.experts is not None:
-        raise ValueError(f"`method: {name}` learns from `teachers`, not from `experts`")
+        raise SpecError(f"`method: {name}` learns from `teachers`, not from `experts`")
     if not spec.teachers:
-        raise ValueError(f"`method: {name}` needs `teachers`, networks with batch norm")
+        raise SpecError(f"`method: {name}` needs `teachers`, networks with batch norm")
     if spec.preprocessing.zca:
-        raise ValueError(f"`method: {name}` works on plain pixels: `preprocessing.zca` off")
+        raise SpecError(f"`method: {name}` works on plain pixels: `preprocessing.zca` off")
     for i, teacher in enumerate(spec.teachers):
         if teacher.factory is None and not teacher.batch_norm:
-            raise ValueError(
+            raise SpecError(
                 f"`teachers.{i}` has no batch statistics to match: give it `norm: batch`"
             )

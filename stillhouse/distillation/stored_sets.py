@@ -1,20 +1,20 @@
-"""Sets of labelled images as Parquet, and what they cost to store.
+"""Sets of labelled images as Parquet, and the bytes that they cost to store.
 
-A row is an image: `values` (what a network sees, float32, or codes of 8 bits with a range for each
+A row is an image: `values` (the network's input in float32, or 8-bit codes with a range for each
 channel in the schema's metadata), `label`, `label_logits` where labels are soft, and in results a
 PNG `image` to look at, which `datasets` decodes.
 
-INFER's sets hold real images and compensators apart, which are added when they are read: a row for
-each real image (index by index, each class by class) and after them one for each compensator
-(teacher by teacher). What a row is not is null in it:
+INFER's sets are factored into real images and compensators, which are added when they are read: a
+row for each real image (index by index, each class by class), then one for each compensator
+(teacher by teacher). Cells that a row has no value for are null:
 
 | row | `label` | `values` | `compensator` | `label_logits` |
 |---|---|---|---|---|
-| a real image | its class | 8-bit levels | | of itself, then of itself and each teacher's u |
+| a real image | its class | 8-bit levels | | of itself, then of its sum with each teacher's u |
 | a compensator | | | int8, in 1/127 of the pixel range | |
 
 Bytes are counted uncompressed, in the precision that is stored. Views of a set (crops, flips,
-mixing) are drawn again from their seed and cost nothing; what a teacher said of them does.
+mixtures) are drawn again from their seed and cost nothing; the teachers' answers to them do.
 """
 
 import io
@@ -33,16 +33,16 @@ from stillhouse.errors import ArtifactError
 
 PREPROCESSING = "preprocessing.safetensors"
 LABELS = "labels.safetensors"
-"""Beside the manifest of a result: what turns pixels into images; stored labels of views."""
+"""Files beside the manifest of a result: the preprocessing, and stored labels of views."""
 _KEY = b"stillhouse"
-_LEVELS = 255
+LEVELS = 255
 UNIT = 127
-"""A compensator of so much changes a pixel by its whole range."""
+"""A compensator of this value changes a pixel by its whole range."""
 HALF = 2
 """Bytes of a float16 label value."""
-RATE_BYTES = 4
-"""A learned learning rate."""
+_RATE_BYTES = 4
 Ranges = tuple[tuple[float, float], ...]
+"""(value of level 0, step of a level) of each channel."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,6 @@ class StoredBytes:
 
     @property
     def total(self) -> int:
-        """Both."""
         return self.images + self.labels
 
 
@@ -65,10 +64,10 @@ def hard_label_bytes(num_images: int, num_classes: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class CompensatedSet:
-    """What INFER stores, in the precision that is stored.
+    """What INFER stores.
 
     Attributes:
-        real: uint8 [K, num_classes, C, H, W], an image of each class, class by class.
+        real: uint8 [K, num_classes, C, H, W], an image of each class for each index.
         compensators: int8 [M, K, C, H, W] in 1/127 of the pixel range.
     """
 
@@ -77,12 +76,10 @@ class CompensatedSet:
 
     @property
     def num_real(self) -> int:
-        """Real images in all."""
         return self.real.shape[0] * self.real.shape[1]
 
     @property
     def num_bytes(self) -> int:
-        """Of all images: a byte a value."""
         return self.real.numel() + self.compensators.numel()
 
     @property
@@ -94,32 +91,29 @@ class CompensatedSet:
     def expand(self) -> Tensor:
         """uint8 [(M + 1) * K * num_classes, C, H, W]: the real images, then the sums by teacher.
 
-        No sum lies midway between two levels (255 u / 127 never does): every machine rounds alike.
+        No sum lies midway between two levels (255 u / 127 never does): rounding is unambiguous.
         """
-        shifts = self.compensators[:, :, None].float() * (_LEVELS / UNIT)
-        sums = (self.real.float() + shifts).round().clamp(0, _LEVELS).to(torch.uint8)
+        shifts = self.compensators[:, :, None].float() * (LEVELS / UNIT)
+        sums = (self.real.float() + shifts).round().clamp(0, LEVELS).to(torch.uint8)
         return torch.cat([self.real[None], sums]).flatten(0, 2)
 
     def pictures(self) -> Tensor:
-        """The compensators to look at, [M * K, C, H, W] in [0, 1]: grey where they change nothing.
-
-        Half as strong as they are.
-        """
+        """The compensators as pictures [M * K, C, H, W] in [0, 1], halved; grey is no change."""
         return self.compensators.flatten(0, 1).float() / (2 * UNIT) + 0.5
 
 
 @dataclass(frozen=True, slots=True)
 class LabelledSet:
-    """A set as a network is trained on it; all on the CPU.
+    """A set as a network is trained on it; on the CPU.
 
     Attributes:
-        images: preprocessed float32 [N, C, H, W], rounded to what is stored.
-        labels: classes int64 [N].
+        images: preprocessed float32 [N, C, H, W], as rounded by storing.
+        labels: classes int64 [N]; of synthetic images the classes that they began as.
         label_logits: soft labels float32 [N, num_classes], or None.
         learning_rate: learned with the images, or None.
-        ranges: per channel (least value, step of a level) where `values` are codes of 8 bits.
+        ranges: of 8-bit `values`, or None.
         stored: what the set costs to store.
-        apart: what is stored of INFER's images; None where the images themselves are.
+        factored: what is stored in place of INFER's images, or None.
     """
 
     images: Tensor
@@ -128,7 +122,7 @@ class LabelledSet:
     learning_rate: float | None
     ranges: Ranges | None
     stored: StoredBytes
-    apart: CompensatedSet | None = None
+    factored: CompensatedSet | None = None
 
     def with_logits(self, label_logits: Tensor) -> "LabelledSet":
         """The same images with soft labels [N, num_classes], rounded to float16."""
@@ -145,60 +139,42 @@ def rounded_set(
     learning_rate: float | None = None,
     levels: bool = True,
 ) -> LabelledSet:
-    """Images [N, C, H, W] rounded to 256 levels between each channel's extremes, or as they are.
-
-    `labels` int64 [N] name the classes that the images began as.
-    """
+    """Images [N, C, H, W] rounded to 256 levels between each channel's extremes, or as they are."""
     images, ranges = images.detach().cpu().float(), None
     if levels:
         low, high = images.amin((0, 2, 3)), images.amax((0, 2, 3))
-        steps = ((high - low) / _LEVELS).clamp(min=1e-12)
+        steps = ((high - low) / LEVELS).clamp(min=1e-12)
         ranges = tuple(zip(low.tolist(), steps.tolist(), strict=True))
         images = decode(encode(images, ranges), ranges)
-    extra = RATE_BYTES * (learning_rate is not None) + 8 * images.shape[1] * levels
+    extra = _RATE_BYTES * (learning_rate is not None) + 8 * images.shape[1] * levels
     stored = StoredBytes(
         images.numel() * (1 if levels else 4) + extra, hard_label_bytes(len(images), num_classes)
     )
     return LabelledSet(images, labels.cpu(), None, learning_rate, ranges, stored)
 
 
-def pixel_set(
-    images: Tensor,
-    labels: Tensor,
-    num_classes: int,
-    mean: Sequence[float],
-    std: Sequence[float],
-) -> LabelledSet:
-    """Standardised images whose pixels are 8 bits already: the levels are the pixels' own."""
-    ranges = _pixel_ranges(mean, std)
+def pixel_set(images: Tensor, labels: Tensor, num_classes: int, ranges: Ranges) -> LabelledSet:
+    """Standardised images rounded to pixels of 8 bits (`Standardisation.ranges`)."""
     images = decode(encode(images.detach().cpu().float(), ranges), ranges)
     stored = StoredBytes(images.numel(), hard_label_bytes(len(images), num_classes))
     return LabelledSet(images, labels.cpu(), None, None, ranges, stored)
 
 
-def expanded_set(apart: CompensatedSet, mean: Sequence[float], std: Sequence[float]) -> LabelledSet:
-    """INFER's expanded images and their classes, for the bytes of what is stored of them.
-
-    Labels are the classes of the real images, which the sums share.
-    """
-    ranges = _pixel_ranges(mean, std)
-    stored = StoredBytes(apart.num_bytes, hard_label_bytes(apart.num_real, apart.real.shape[1]))
-    images = decode(apart.expand(), ranges)
-    return LabelledSet(images, apart.labels, None, None, ranges, stored, apart)
-
-
-def _pixel_ranges(mean: Sequence[float], std: Sequence[float]) -> Ranges:
-    return tuple((-m / s, 1 / (_LEVELS * s)) for m, s in zip(mean, std, strict=True))
+def expanded_set(factored: CompensatedSet, ranges: Ranges) -> LabelledSet:
+    """INFER's expanded images; the sums share the labels of their real images."""
+    labels = hard_label_bytes(factored.num_real, factored.real.shape[1])
+    stored = StoredBytes(factored.num_bytes, labels)
+    images = decode(factored.expand(), ranges)
+    return LabelledSet(images, factored.labels, None, None, ranges, stored, factored)
 
 
 def encode(images: Tensor, ranges: Ranges) -> Tensor:
     """uint8 levels of images [N, C, H, W]."""
     low, step = torch.tensor(ranges)[:, :, None, None].unbind(1)
-    return ((images - low) / step).round().clamp(0, _LEVELS).to(torch.uint8)
+    return ((images - low) / step).round().clamp(0, LEVELS).to(torch.uint8)
 
 
 def decode(codes: Tensor, ranges: Ranges) -> Tensor:
-    """Images of levels."""
     low, step = torch.tensor(ranges)[:, :, None, None].unbind(1)
     return low + codes.float() * step
 
@@ -206,69 +182,58 @@ def decode(codes: Tensor, ranges: Ranges) -> Tensor:
 def set_table(
     given: LabelledSet, pngs: Sequence[bytes] | None = None, class_names: Sequence[str] = ()
 ) -> pa.Table:
-    """The rows of a set; with `pngs` as `datasets` reads them, with an Image and class names."""
-    columns, features = (_columns if given.apart is None else _columns_apart)(given)
+    """The rows of a set; with `pngs` an `image` column and names for `datasets`."""
+    factored = given.factored
+    columns = _columns(given) if factored is None else _factored_columns(given, factored)
     header: dict[str, Any] = {
         "shape": list(given.images.shape[1:]),
         "learning_rate": given.learning_rate,
         "ranges": given.ranges,
         "stored": [given.stored.images, given.stored.labels],
     }
-    if given.apart is not None:
-        header["teachers"] = len(given.apart.compensators)
+    if factored is not None:
+        header["teachers"] = len(factored.compensators)
     metadata = {_KEY: json.dumps(header).encode()}
     if pngs is not None:
+        features = {name: _feature(column.type) for name, column in columns.items()}
+        label = {"names": list(class_names), "_type": "ClassLabel"}
+        features |= {"image": {"_type": "Image"}, "label": label}
         entries = [{"bytes": png, "path": f"{row:06d}.png"} for row, png in enumerate(pngs)]
         kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
         columns = {"image": pa.array(entries, kind)} | columns
-        label = {"names": list(class_names), "_type": "ClassLabel"}
-        described = {"image": {"_type": "Image"}, "label": label} | features
-        metadata[b"huggingface"] = json.dumps({"info": {"features": described}}).encode()
+        metadata[b"huggingface"] = json.dumps({"info": {"features": features}}).encode()
     return pa.table(columns).replace_schema_metadata(metadata)
 
 
-_Columns = tuple[dict[str, pa.Array], dict[str, Any]]
-"""Columns, and the lists among them as `datasets` describes them."""
-
-
-def _columns(given: LabelledSet) -> _Columns:
+def _columns(given: LabelledSet) -> dict[str, pa.Array]:
     values = given.images if given.ranges is None else encode(given.images, given.ranges)
-    columns = {
-        "label": pa.array(given.labels.numpy()),
-        "values": lists(values.flatten(1).numpy()),
-    }
-    dtype = "float32" if given.ranges is None else "uint8"
-    features = {"values": _feature(dtype, given.images[0].numel())}
+    columns = {"label": pa.array(given.labels.numpy()), "values": lists(values.flatten(1).numpy())}
     if given.label_logits is not None:
         columns["label_logits"] = lists(given.label_logits.numpy())
-        features["label_logits"] = _feature("float32", given.label_logits.shape[1])
-    return columns, features
+    return columns
 
 
-def _columns_apart(given: LabelledSet) -> _Columns:
-    assert given.apart is not None
-    apart, logits = given.apart, given.label_logits
-    shared = apart.compensators.flatten(0, 1).flatten(1)
-    num_real, num_shared, length = apart.num_real, len(shared), shared.shape[1]
+def _factored_columns(given: LabelledSet, factored: CompensatedSet) -> dict[str, pa.Array]:
+    logits, num_real = given.label_logits, factored.num_real
+    compensators = factored.compensators.flatten(0, 1).flatten(1)
+
+    def of_real(cells: pa.Array) -> pa.Array:
+        return pa.concat_arrays([cells, pa.nulls(len(compensators), cells.type)])
+
+    column = lists(compensators.numpy())
     columns = {
-        "label": _padded(pa.array(apart.labels[:num_real].numpy()), 0, num_shared),
-        "values": _padded(lists(apart.real.flatten(0, 1).flatten(1).numpy()), 0, num_shared),
-        "compensator": _padded(lists(shared.numpy()), num_real, 0),
+        "label": of_real(pa.array(factored.labels[:num_real].numpy())),
+        "values": of_real(lists(factored.real.flatten(0, 1).flatten(1).numpy())),
+        "compensator": pa.concat_arrays([pa.nulls(num_real, column.type), column]),
     }
-    features = {"values": _feature("uint8", length), "compensator": _feature("int8", length)}
     if logits is not None:
         by_image = logits.view(-1, num_real, logits.shape[1]).transpose(0, 1)
-        columns["label_logits"] = _padded(lists(by_image.half().numpy()), 0, num_shared)
-        features["label_logits"] = _feature("float16", *by_image.shape[1:])
-    return columns, features
-
-
-def _padded(rows: pa.Array, before: int, after: int) -> pa.Array:
-    return pa.concat_arrays([pa.nulls(before, rows.type), rows, pa.nulls(after, rows.type)])
+        columns["label_logits"] = of_real(lists(by_image.half().numpy()))
+    return columns
 
 
 def read_set(table: pa.Table, place: str) -> LabelledSet:
-    """The set in a table of `set_table`; ArtifactError where `place` holds another table."""
+    """The set in a table of `set_table`; ArtifactError names the `place` of any other table."""
     metadata = table.schema.metadata or {}
     if _KEY not in metadata:
         raise ArtifactError(f"{place} holds no set of images")
@@ -281,15 +246,16 @@ def read_set(table: pa.Table, place: str) -> LabelledSet:
         logits = torch.from_numpy(flat_values(table, "label_logits")).float()
     values = torch.from_numpy(flat_values(table, "values"))
     if "teachers" in header:
-        shared = torch.from_numpy(flat_values(table, "compensator"))
-        shared = shared.reshape(header["teachers"], -1, *shape)
-        apart = CompensatedSet(values.reshape(shared.shape[1], -1, *shape), shared)
+        compensators = torch.from_numpy(flat_values(table, "compensator"))
+        compensators = compensators.reshape(header["teachers"], -1, *shape)
+        real = values.reshape(compensators.shape[1], -1, *shape)
+        factored = CompensatedSet(real, compensators)
         if logits is not None:
-            by_image = logits.reshape(apart.num_real, len(shared) + 1, -1)
+            by_image = logits.reshape(factored.num_real, len(compensators) + 1, -1)
             logits = by_image.transpose(0, 1).flatten(0, 1)
-        stored = StoredBytes(apart.num_bytes, stored.labels)
-        images = decode(apart.expand(), ranges)
-        return LabelledSet(images, apart.labels, logits, None, ranges, stored, apart)
+        stored = StoredBytes(factored.num_bytes, stored.labels)
+        images = decode(factored.expand(), ranges)
+        return LabelledSet(images, factored.labels, logits, None, ranges, stored, factored)
     rows = values.reshape(-1, *shape)
     return LabelledSet(
         rows if ranges is None else decode(rows, ranges),
@@ -302,7 +268,7 @@ def read_set(table: pa.Table, place: str) -> LabelledSet:
 
 
 def lists(rows: NDArray[Any]) -> pa.Array:
-    """Rows [N, a, b, ...] as lists of fixed sizes, one within the other."""
+    """Rows [N, a, b, ...] as nested lists of fixed size."""
     found = pa.array(np.ascontiguousarray(rows).ravel())
     for length in reversed(rows.shape[1:]):
         found = pa.FixedSizeListArray.from_arrays(found, length)
@@ -310,23 +276,23 @@ def lists(rows: NDArray[Any]) -> pa.Array:
 
 
 def flat_values(table: pa.Table, name: str) -> NDArray[Any]:
-    """All values of a column of `lists`, flat; a row that is null has none."""
+    """All values of a column of `lists`, flat; null rows have none."""
     found = table[name].combine_chunks()
     while pa.types.is_fixed_size_list(found.type):
         found = found.flatten()
     return np.array(found)
 
 
-def _feature(dtype: str, *lengths: int) -> dict[str, Any]:
-    """The type of such a column in the words of `datasets`."""
-    found: dict[str, Any] = {"dtype": dtype, "_type": "Value"}
-    for length in reversed(lengths):
-        found = {"feature": found, "length": length, "_type": "List"}
-    return found
+def _feature(kind: pa.DataType) -> dict[str, Any]:
+    """A column's type in the format of `datasets`."""
+    if pa.types.is_fixed_size_list(kind):
+        return {"feature": _feature(kind.value_type), "length": kind.list_size, "_type": "List"}
+    name = {"float": "float32", "halffloat": "float16"}.get(str(kind), str(kind))
+    return {"dtype": name, "_type": "Value"}
 
 
 def png_bytes(pixels: Tensor) -> list[bytes]:
-    """PNGs of images [N, C, H, W] with pixels in [0, 1] (clipped), C 1 or 3."""
+    """PNGs of images [N, C, H, W] in [0, 1] (clipped), C 1 or 3."""
     from PIL import Image
 
     levels = (pixels * 255).round().clamp(0, 255).to(torch.uint8).cpu().numpy()

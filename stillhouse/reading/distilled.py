@@ -64,7 +64,7 @@ class Distilled(Artifact):
 
         `recipe` (`recipes.Recipe`), DSA groups `augmentation`, kind of `labels`, `temperature` of
         soft ones, and with labels of views the seed that draws the views again
-        (`views.epoch_views`). Empty of a set that was made before this was kept.
+        (`augment.epoch_views`). Empty of a set that was made before this was kept.
         """
         return dict(self.manifest.totals.get("trained_by", {}))
 

@@ -1,7 +1,7 @@
-"""What a job says of its result, as blocks that the page and the terminal render and JSON stores.
+"""The result of a job as blocks, which the page and the terminal render and JSON stores.
 
-A *marked* text is prose of ours: `**words**` stand out, words between backticks are code, and
-`[pool: words]` carry the colour of `pool`, `kept`, `cut` or `restart`. Everything else is plain.
+A *marked* text is our own prose: `**words**` are emphasised, words between backticks are code, and
+`[pool: words]` have the colour of `pool`, `kept`, `cut` or `restart`. All other texts are plain.
 """
 
 from dataclasses import dataclass, field
@@ -11,13 +11,13 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import Discriminator, TypeAdapter
 
 Cell: TypeAlias = str | int | float | list[float | None] | None
-"""A value; several, such as a mean and a standard deviation, as a list."""
+"""A value, or a mean and its standard deviation, or the shares of bars."""
 Points: TypeAlias = list[tuple[float, float]]
 
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """A paragraph, marked, or `code` as it is. With `terminal` the terminal shows it too."""
+    """A marked paragraph, or plain `code`. `terminal`: the terminal shows it, too."""
 
     text: str
     role: Literal["story", "intro", "note", "cut", "code"] = "intro"
@@ -27,7 +27,7 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class Fact:
-    """A name, its value, and what else there is to say of it."""
+    """A name, its value, and a remark."""
 
     name: str
     value: str
@@ -37,7 +37,7 @@ class Fact:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """Facts as large `tiles`, or a `list`; a bar above them is filled to `share` of its width."""
+    """Facts as large `tiles` or a `list`, below a bar that is filled to `share` of its width."""
 
     facts: list[Fact]
     style: Literal["tiles", "list"] = "tiles"
@@ -51,13 +51,13 @@ class Table:
     """Rows of cells, the first of which names the row.
 
     Attributes:
-        columns: title -> how its cells are shown: `text`, `bars`, or a function of `formatting`
-            for numbers, and `wide` behind it where a narrow page leaves the column out.
-        rows: of as many cells.
-        main: rows of this name stand out.
-        totals: the last rows.
-        shown: how many rows are open, the others folded.
-        style: `stacked` rows have two lines where the page is narrow.
+        columns: title -> format of its cells: `text`, `bars` or a key of `formatting.FORMATS`,
+            followed by `wide` if narrow pages leave the column out.
+        rows: a cell for each column.
+        main: rows of this name are highlighted.
+        totals: rows at the foot.
+        shown: rows beyond this number are folded.
+        style: `stacked` rows take two lines on narrow pages.
     """
 
     columns: dict[str, str]
@@ -73,15 +73,15 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Curves:
-    """Curves: the mean over the seeds, and a band from the least to the greatest.
+    """Means over the seeds, with a band from the least to the greatest.
 
     Attributes:
         caption: marked.
         curves: name -> points (x, y) of each seed.
-        main: the name that stands out.
-        settled_from: the axis fits what lies behind this share of the way.
-        marks: places of vertical marks.
-        num_named: how many other curves have their names; the rest are faint.
+        main: the highlighted name.
+        settled_from: the y axis fits the points from this share of the x axis on.
+        marks: x of vertical marks.
+        num_named: how many other curves are named; the rest are faint.
     """
 
     caption: str
@@ -134,7 +134,7 @@ class Heat:
 
 @dataclass(frozen=True, slots=True)
 class ImageRow:
-    """Pictures (base64 PNG) under one name, and smaller ones beside them."""
+    """Pictures (base64 PNG) under a name, with smaller ones beside them."""
 
     name: str
     images: list[str]
@@ -144,9 +144,9 @@ class ImageRow:
 
 @dataclass(frozen=True, slots=True)
 class Images:
-    """Pictures in `pairs`, in `strips` under each other, or the same ones at several `stages`.
+    """Pictures in `pairs`, in `strips` below each other, or the same ones at several `stages`.
 
-    `labels`: what they are, and the smaller ones, for who cannot see them.
+    `labels` are alternative texts of the pictures and of the smaller ones.
     """
 
     rows: list[ImageRow]
@@ -157,7 +157,7 @@ class Images:
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """A text to read: its beginning, and the whole with its facts when it is opened."""
+    """A text that opens from its beginning to the whole with its facts."""
 
     head: str
     source: str
@@ -177,7 +177,7 @@ class Cards:
 
 @dataclass(frozen=True, slots=True)
 class Warn:
-    """A reason to doubt a result, marked: what was seen; what it means and what to do."""
+    """A reason to doubt a result, marked: what was seen, and what it means and what to do."""
 
     title: str
     detail: str = ""
@@ -185,7 +185,7 @@ class Warn:
 
 @dataclass(frozen=True, slots=True)
 class Warnings:
-    """What to look at first; `checked` says what was, where there is nothing."""
+    """What to look at first; without warnings, `checked` says what was checked."""
 
     warnings: list[Warn]
     checked: str = ""
@@ -194,7 +194,7 @@ class Warnings:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Blocks side by side, or (with a `summary`) folded under a line."""
+    """Blocks side by side or, with a `summary`, folded under it."""
 
     blocks: "list[Block]"
     summary: str = ""
@@ -208,7 +208,7 @@ Block: TypeAlias = Annotated[_Any, Discriminator("kind")]
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """Blocks under a title; `name` is the anchor."""
+    """Blocks under a title; `name` is the page's anchor."""
 
     name: str
     title: str
@@ -217,7 +217,7 @@ class Section:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a job made: `numbers` for programs, `sections` for people.
+    """The result of a job: `numbers` for programs, `sections` for people.
 
     Attributes:
         job: its kind.
@@ -225,7 +225,7 @@ class Result:
         created: ISO 8601.
         numbers: the object of `run --json`; `artifacts` in it are URIs.
         sections: the page from top to bottom.
-        footer: the small print.
+        footer: of the page.
     """
 
     job: str
@@ -236,18 +236,18 @@ class Result:
     footer: str = ""
 
     def find(self, section: str, kind: str) -> list[Any]:
-        """Every block of a kind in a section, in its groups too."""
+        """Every block of a kind in a section and its groups."""
         blocks = next((one.blocks for one in self.sections if one.name == section), [])
-        inner = [in_it for one in blocks if isinstance(one, Group) for in_it in one.blocks]
-        return [one for one in [*blocks, *inner] if one.kind == kind]
+        grouped = [block for one in blocks if isinstance(one, Group) for block in one.blocks]
+        return [one for one in [*blocks, *grouped] if one.kind == kind]
 
     def to_json(self) -> bytes:
-        """UTF-8 JSON; numbers that JSON has not are null."""
+        """UTF-8 JSON; NaN and infinities become null."""
         return _adapter().dump_json(self, indent=1)
 
     @staticmethod
     def from_json(document: bytes) -> "Result":
-        """What `to_json` wrote; ValueError where `document` is something else."""
+        """The inverse of `to_json`; ValueError for any other document."""
         return _adapter().validate_json(document)
 
 

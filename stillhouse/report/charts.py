@@ -1,10 +1,13 @@
 """The charts of blocks as inline SVG, with ticks and labels as HTML around it.
 
-Marks are drawn in a square of 1000 x 1000 units that the page stretches over the plot's box;
-ticks and labels are placed in percent, so that text keeps its size on a phone. Colours are
-classes of the style sheet: `pool`, `kept` and those of lines.
+Marks are drawn in a square of 1000 x 1000 units that the page stretches over the plot's box; ticks
+and labels are placed in percent, so that text keeps its size on a phone. Colours are classes of the
+style sheet.
 """
 
+import base64
+import struct
+import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -13,7 +16,7 @@ from statistics import fmean
 
 from markupsafe import Markup
 
-from stillhouse.report.blocks import Cells, Curves, Histogram, Points
+from stillhouse.report.blocks import Cells, Curves, Heat, Histogram, Points
 from stillhouse.report.formatting import NARROW, compact, decimals, minus, visible, words
 
 SIZE = 1000
@@ -24,7 +27,11 @@ LABEL_GAP = 6.0
 """Least distance of two labels at the right, in percent of the plot's height."""
 NUM_PATTERNS = 8
 FAINT = "faint"
-"""Lines that are drawn without a name: there are more than can be told apart."""
+"""Style of lines without a name."""
+_COPPER = (179, 98, 42)
+_LINE_PX = 10
+_HEAT_PX = 900
+"""Height of a heat map at which rows become thinner than a line of text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,15 +46,13 @@ class Axis:
         return (value - self.low) / (self.high - self.low)
 
     def x(self, value: float) -> int:
-        """Horizontal coordinate of `value`."""
         return round(SIZE * self.unit(value))
 
     def y(self, value: float) -> int:
-        """Vertical coordinate of `value`, upwards."""
         return SIZE - self.x(value)
 
     def ticks(self, at_most: int) -> list[float]:
-        """Round values inside the axis, at most `at_most` of them, a step of 1, 2 or 5 x 10^n."""
+        """At most `at_most` round values inside the axis, in steps of 1, 2 or 5 x 10^n."""
         span = self.high - self.low
         steps = (base * 10.0**power for power in range(-12, 16) for base in (1, 2, 5))
         step = next(step for step in steps if span / step <= at_most - 1)
@@ -55,39 +60,33 @@ class Axis:
         return [index * step for index in range(first, last + 1)]
 
 
-@dataclass(frozen=True, slots=True)
-class Frame:
-    """The box around a chart: its two axes with their titles."""
-
-    across: Axis
-    up: Axis
-    x_title: str
-    y_title: str
-
-    def draw(self, marks: Markup, labels: Markup, description: str, kind: str = "") -> Markup:
-        """The whole chart: gridlines, `marks`, ticks, titles and further `labels`."""
-        x_ticks, y_ticks = self.across.ticks(7), self.up.ticks(6)
-        grid = Markup("").join(
-            _line("grid", [(0, self.up.y(tick)), (SIZE, self.up.y(tick))]) for tick in y_ticks
-        )
-        svg = Markup(
-            '<svg viewBox="0 0 {0} {0}" preserveAspectRatio="none" role="img" aria-label="{1}">'
-            "{2}{3}</svg>"
-        ).format(SIZE, visible(description), grid, marks)
-        ticks = _ticks("x", "left", self.across, x_ticks, 0)
-        ticks += _ticks("y", "top", self.up, y_ticks, 100)
-        titles = Markup('<span class="yt">{}</span><span class="xt">{}</span>').format(
-            self.y_title, self.x_title
-        )
-        return Markup('<div class="plot {}">{}{}{}{}</div>').format(
-            kind, svg, ticks, titles, labels
-        )
+def _plot(
+    across: Axis,
+    up: Axis,
+    titles: tuple[str, str],
+    marks: Markup,
+    labels: Markup,
+    description: str,
+    kind: str = "",
+) -> Markup:
+    """A chart: gridlines, `marks`, ticks, titles of x and y, and further `labels`."""
+    x_ticks, y_ticks = across.ticks(7), up.ticks(6)
+    grid = Markup("").join(_line("grid", [(0, up.y(t)), (SIZE, up.y(t))]) for t in y_ticks)
+    svg = Markup(
+        '<svg viewBox="0 0 {0} {0}" preserveAspectRatio="none" role="img" aria-label="{1}">'
+        "{2}{3}</svg>"
+    ).format(SIZE, visible(description), grid, marks)
+    ticks = _ticks("x", "left", across, x_ticks, 0) + _ticks("y", "top", up, y_ticks, 100)
+    return Markup(
+        '<div class="plot {}">{}{}<span class="yt">{}</span><span class="xt">{}</span>{}</div>'
+    ).format(kind, svg, ticks, titles[1], titles[0], labels)
 
 
 def histogram(data: Histogram) -> Markup:
-    """Sequences by score: the pool as a grey area, the kept ones over it, the cut as a line."""
+    """Sequences by score: the pool in grey, the kept ones over it, the cut as a line."""
     first, last = _core(data.pool)
-    width = _bins_in_one(last + 1 - first, sum(data.pool))
+    # at least twice the cube root of the values as bins (Rice)
+    width = max(1, int((last + 1 - first) / max(2 * sum(data.pool) ** (1 / 3), 1)))
     edges = [*data.edges[first : last + 1 : width], data.edges[last + 1]]
     pool, kept = (
         [sum(counts[i : min(i + width, last + 1)]) for i in range(first, last + 1, width)]
@@ -105,8 +104,9 @@ def histogram(data: Histogram) -> Markup:
         )
     outside = sum(data.pool) - sum(pool)
     note = f"; {compact(outside)} further out are not drawn" if outside else ""
-    frame = Frame(across, up, f"score{data.unit}{note}", "sequences")
-    return frame.draw(marks, labels, "Histogram of scores over the pool and the selection")
+    description = "Histogram of scores over the pool and the selection"
+    titles = f"score{data.unit}{note}", "sequences"
+    return _plot(across, up, titles, marks, labels, description)
 
 
 def cells(data: Cells) -> Markup:
@@ -121,13 +121,14 @@ def cells(data: Cells) -> Markup:
     marks += _line("even", [(across.x(x), up.y(x)) for x in ends])
     if data.cut is not None:
         marks += _line("cut", [(across.x(x), up.y(x - data.cut)) for x in ends])
-    frame = Frame(across, up, "prior loss, nats per token; dotted: no change", "conditional loss")
-    return frame.draw(marks, Markup(""), "Sequences by prior and conditional loss")
+    titles = "prior loss, nats per token; dotted: no change", "conditional loss"
+    description = "Sequences by prior and conditional loss"
+    return _plot(across, up, titles, marks, Markup(""), description)
 
 
 def curves(data: Curves) -> Markup:
-    """Means over the seeds with bands, the main one on top, and the names at their ends."""
-    groups = {name: _by_place(seeds) for name, seeds in data.curves.items()}
+    """Means over the seeds with bands, the main one on top, and names at their right ends."""
+    groups = {name: _by_x(seeds) for name, seeds in data.curves.items()}
     end = max(x for group in groups.values() for x in group)
     across = Axis(0, max(end, 1))
     settled = [
@@ -137,9 +138,11 @@ def curves(data: Curves) -> Markup:
         if x >= data.settled_from * end or x == max(group)
         for value in values
     ]
-    up = _padded(min(settled), max(settled))
+    low, high = min(settled), max(settled)
+    margin = 0.06 * (high - low) or 0.5
+    up = Axis(low - margin, high + margin)
     if data.from_zero:
-        up = Axis(0, 1.06 * max(*settled, 1e-9))
+        up = Axis(0, 1.06 * max(high, 1e-9))
     others = [name for name in groups if name != data.main]
     most = min(data.num_named, NUM_PATTERNS)
     styles = {name: f"dash{i}" if i < most else FAINT for i, name in enumerate(others)}
@@ -151,9 +154,51 @@ def curves(data: Curves) -> Markup:
     for name in sorted(groups, key=lambda name: layers[name]):
         marks += _curve(styles[name], groups[name], across, up)
     finals = {name: fmean(group[max(group)]) for name, group in groups.items()}
-    frame = Frame(across, up, data.x_title, data.y_title)
     labels = _end_labels(finals, styles, up)
-    return frame.draw(marks, labels, f"{data.y_title} over {data.x_title}".capitalize(), "curves")
+    description = f"{data.y_title} over {data.x_title}".capitalize()
+    return _plot(across, up, (data.x_title, data.y_title), marks, labels, description, "curves")
+
+
+def heat(data: Heat) -> Markup:
+    """Rows of names over time as a small image, a pixel a cell, which the page stretches.
+
+    Darker is a larger share, on a root scale up to the largest one. All rows are named where they
+    are as high as a line of text, every n-th where there are more.
+    """
+    count = len(data.names)
+    height = max(4.0, min(16.0, _HEAT_PX / count))
+    every = max(1, -(-_LINE_PX // int(height)))
+    most = max(max(row) for row in data.shares) or 1.0
+    names = Markup("").join(
+        Markup('<bdi style="top:{:.3f}%" title="{}">{}</bdi>').format(
+            100 * (i + 0.5) / count, visible(name), visible(name)
+        )
+        for i, name in enumerate(data.names)
+        if i % every == 0
+    )
+    rows = [[max(0.0, share / most) ** 0.5 for share in row] for row in data.shares]
+    image = base64.b64encode(_png(rows)).decode()
+    return Markup(
+        '<div class="heat" style="height:{}px"><div class="names">{}</div>'
+        '<img alt="Shares of {} over {} steps" src="data:image/png;base64,{}"></div>'
+        '<p class="steps"><span>step 1</span><span>{:,}</span></p>'
+        '<p class="scale"><span>0</span><i></i><span>{:.1%} of the draws</span>'
+        "<span>uniform: {:.1%}</span></p>"
+    ).format(round(height * count), names, count, data.num_steps, image, data.num_steps, most,
+             1 / count)  # fmt: skip
+
+
+def _png(rows: Sequence[Sequence[float]]) -> bytes:
+    """Cells in [0, 1] as the opacity of copper (RGBA), for any background."""
+    pixels = b"".join(
+        b"\0" + b"".join(bytes((*_COPPER, round(255 * cell))) for cell in row) for row in rows
+    )
+    header = struct.pack(">IIBBBBB", len(rows[0]), len(rows), 8, 6, 0, 0, 0)
+    chunks = (b"IHDR", header), (b"IDAT", zlib.compress(pixels, 9)), (b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in chunks
+    )
 
 
 def _ticks(kind: str, side: str, axis: Axis, values: list[float], origin: int) -> Markup:
@@ -175,17 +220,12 @@ def _tick_text(value: float, step: float) -> str:
 
 
 def _core(counts: Sequence[int]) -> tuple[int, int]:
-    """First and last bin once at most a share `TAIL` of the counts is cut off at either end."""
+    """First and last bin when at most a share `TAIL` of the counts is cut off at either end."""
     total = sum(counts)
     sums = list(accumulate(counts))
     first = next((i for i, seen in enumerate(sums) if seen > TAIL * total), 0)
     last = next((i for i, seen in enumerate(sums) if seen >= (1 - TAIL) * total), len(counts) - 1)
     return first, max(first, last)
-
-
-def _bins_in_one(num_bins: int, total: int) -> int:
-    """How many bins to draw as one: at least twice the cube root of the values stay (Rice)."""
-    return max(1, int(num_bins / max(2 * total ** (1 / 3), 1)))
 
 
 def _area(style: str, x: Axis, y: Axis, edges: Sequence[float], counts: Sequence[int]) -> Markup:
@@ -195,22 +235,21 @@ def _area(style: str, x: Axis, y: Axis, edges: Sequence[float], counts: Sequence
 
 
 def _line(style: str, points: Iterable[tuple[int, int]]) -> Markup:
-    """A path through points of the square."""
     path = "L".join(f"{x} {y}" for x, y in points)
     return Markup('<path class="{}" d="M{}"/>').format(style, path)
 
 
 def _cells(data: Cells, shown: Iterable[tuple[int, int]], across: Axis, up: Axis) -> Markup:
-    """One path for each colour and level: the root of the count over its colour's greatest."""
+    """A path for each colour and level: the root of the count over its colour's greatest."""
     counts: defaultdict[str, list[tuple[int, int, int]]] = defaultdict(list)
     for x, y in shown:
         if data.pool[x][y]:
             style = "kept" if 2 * data.kept[x][y] >= data.pool[x][y] else "pool"
             counts[style].append((data.pool[x][y], x, y))
     paths: defaultdict[tuple[str, int], str] = defaultdict(str)
-    for style, found in counts.items():
-        most = max(count for count, _, _ in found)
-        for count, x, y in found:
+    for style, of_style in counts.items():
+        most = max(count for count, _, _ in of_style)
+        for count, x, y in of_style:
             left, right = across.x(data.edges[x]), across.x(data.edges[x + 1])
             bottom, top = up.y(data.edges[y]), up.y(data.edges[y + 1])
             level = max(1, round(LEVELS * (count / most) ** 0.5))
@@ -223,11 +262,11 @@ def _cells(data: Cells, shown: Iterable[tuple[int, int]], across: Axis, up: Axis
     )
 
 
-def _by_place(seeds: Sequence[Points]) -> dict[float, list[float]]:
+def _by_x(seeds: Sequence[Points]) -> dict[float, list[float]]:
     """x -> the values of all seeds there."""
-    group: dict[float, list[float]] = {}
+    group: defaultdict[float, list[float]] = defaultdict(list)
     for x, value in (point for points in seeds for point in points):
-        group.setdefault(x, []).append(value)
+        group[x].append(value)
     return group
 
 
@@ -238,8 +277,7 @@ def _curve(style: str, group: dict[float, list[float]], across: Axis, up: Axis) 
         above = [(across.x(x), up.y(max(values))) for x, values in points]
         below = [(across.x(x), up.y(min(values))) for x, values in reversed(points)]
         marks += _line(f"band {style}", above + below)
-    middle = [(across.x(x), up.y(fmean(values))) for x, values in points]
-    return marks + _line(f"line {style}", middle)
+    return marks + _line(f"line {style}", [(across.x(x), up.y(fmean(v))) for x, v in points])
 
 
 def _end_labels(finals: dict[str, float], styles: dict[str, str], up: Axis) -> Markup:
@@ -266,9 +304,3 @@ def _spread_out(places: list[float]) -> list[float]:
         spread[index] = min(spread[index], limit)
         limit = spread[index] - LABEL_GAP
     return spread
-
-
-def _padded(low: float, high: float) -> Axis:
-    """An axis with a little room at both ends."""
-    margin = 0.06 * (high - low) or 0.5
-    return Axis(low - margin, high + margin)

@@ -1,4 +1,4 @@
-"""Numbers, marked texts and foreign texts as people read them."""
+"""Formats of numbers, marked texts and texts of users."""
 
 import re
 from collections.abc import Callable
@@ -15,29 +15,27 @@ NARROW = "\u202f"
 DASH = "–"
 _UNCARRIED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]")
 MARKS = re.compile(r"\*\*(.+?)\*\*|`([^`]+)`|\[(pool|kept|cut|restart): ([^]]+)\]")
-"""Of a marked text: what stands out, code, a key of a chart and its words."""
+"""Emphasis, code, and words in the colour of a key, in a marked text."""
 
 
 def visible(value: Any) -> Any:
-    """`value` with the characters that HTML or UTF-8 cannot carry made visible, if it is a text.
+    """A text with the characters that HTML or UTF-8 cannot carry made visible; others unchanged.
 
-    C0 controls become their pictures (U+2400 ff.), C1 controls, lone surrogates and
-    noncharacters U+FFFD. Direction controls stay: each text is isolated by its element.
+    C0 controls become their pictures (U+2400 ff.); C1 controls, lone surrogates and noncharacters
+    become U+FFFD. Direction controls stay: each text is isolated by its element.
     """
-    if type(value) is not str:
-        return value
-    return _UNCARRIED.sub(_sign, value)
 
+    def sign(match: re.Match[str]) -> str:
+        code = ord(match[0])
+        if code == 0x0D:
+            return ""
+        return chr(0x2400 + code) if code < 0x20 else "\u2421" if code == 0x7F else "\ufffd"
 
-def _sign(match: re.Match[str]) -> str:
-    code = ord(match[0])
-    if code == 0x0D:
-        return ""
-    return chr(0x2400 + code) if code < 0x20 else "\u2421" if code == 0x7F else "\ufffd"
+    return _UNCARRIED.sub(sign, value) if type(value) is str else value
 
 
 def marked(text: str) -> Markup:
-    """A marked text as HTML, escaped."""
+    """A marked text as escaped HTML."""
 
     def element(match: re.Match[str]) -> str:
         strong, code, key, words = match.groups()
@@ -49,22 +47,18 @@ def marked(text: str) -> Markup:
 
 
 def words(name: str) -> str:
-    """An identifier as people read it."""
     return name.replace("_", " ")
 
 
 def minus(text: str) -> str:
-    """A number's text with the typographic minus."""
     return text.replace("-", "−")
 
 
 def decimals(value: float | None, places: int = 3) -> str:
-    """`value` with fixed decimals; a dash for None."""
     return DASH if value is None else minus(f"{value:.{places}f}")
 
 
 def signed(value: float | None, places: int = 3) -> str:
-    """`value` with its sign and fixed decimals; a dash for None."""
     return DASH if value is None else minus(f"{value:+.{places}f}")
 
 
@@ -140,11 +134,11 @@ FORMATS: dict[str, Callable[[Any], str]] = {
     "signed": signed,
     **{f"decimals{n}": partial(decimals, places=n) for n in (2, 3, 4)},
 }
-"""How a column of a table may show its cells."""
+"""Formats of a table's columns."""
 
 
 def cell(value: Cell, form: str) -> tuple[str, str]:
-    """A cell's text and, of a mean, its `± standard deviation` where there is one."""
+    """A cell's text and, of a mean, `± standard deviation` if there is one."""
     if isinstance(value, list):
         mean, deviation = value
         how = "decimals3" if form == "signed" else form

@@ -1,12 +1,16 @@
-"""Reasons to doubt a selection, found in numbers alone: each check gives its warnings.
+"""Checks of a selection's numbers; each yields its warnings.
 
-Every warning says what was seen, what it means, and what to do. Thresholds stand beside their
-checks; they mark where a person should look, not where a selection is wrong.
+A warning says what was seen, what it means, and what to do. The thresholds mark where a person
+should look, not where a selection is wrong.
 """
 
 import math
+import re
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from statistics import fmean, stdev
+from zlib import crc32
 
 from stillhouse.report.blocks import Warn
 from stillhouse.report.formatting import compact, decimals, percent, signed
@@ -15,12 +19,11 @@ from stillhouse.selection.ledger import SourceTally, Tally
 from stillhouse.selection.moments import Moments
 from stillhouse.selection.sources import OTHER
 
+SHINGLE_WORDS = 5
+
 
 def no_better_than_random(gaps: Sequence[float]) -> Iterator[Warn]:
-    """A loss not below that of random data, or not by two standard errors over the seeds.
-
-    `gaps` are the differences by seed; none where there is nothing to compare.
-    """
+    """A loss not below random data's by two standard errors; `gaps` are differences by seed."""
     if not gaps:
         return
     noise = 2 * stdev(gaps) / len(gaps) ** 0.5 if len(gaps) > 1 else 0.0
@@ -37,9 +40,9 @@ def no_better_than_random(gaps: Sequence[float]) -> Iterator[Warn]:
 
 
 def target_scores(found: Moments, pool: Moments, *, absolute: bool) -> Iterator[Warn]:
-    """Held-out target text must score above the pool: what the score is for.
+    """Held-out target text that does not score above the pool.
 
-    Where it is `absolute`, a loss of the prior minus one of the conditional, also above 0.
+    `absolute` scores (the prior's loss minus the conditional's) must also be above 0.
     """
     if not found.count or not pool.count:
         return
@@ -64,7 +67,7 @@ def target_scores(found: Moments, pool: Moments, *, absolute: bool) -> Iterator[
 
 
 def knows_nothing(prior_loss: float | None, vocab_size: int) -> Iterator[Warn]:
-    """A prior whose loss is at least 0.97 of that of guessing every token."""
+    """A prior with at least 0.97 of the loss of guessing every token."""
     if prior_loss is not None and prior_loss > 0.97 * math.log(vocab_size):
         guessing = f"guessing one of {vocab_size:,} tokens costs {math.log(vocab_size):.2f}"
         yield Warn(
@@ -76,7 +79,7 @@ def knows_nothing(prior_loss: float | None, vocab_size: int) -> Iterator[Warn]:
 
 
 def lost_text(counts: Mapping[str, int]) -> Iterator[Warn]:
-    """More than 1 % unknown tokens, or of the sampled documents that do not come back."""
+    """More than 1 % of unknown tokens, or of sampled documents that encoding changes."""
     total = counts["tokens"] + counts["remainder_tokens"]
     if counts["unknown_tokens"] > 0.01 * total:
         yield Warn(
@@ -96,7 +99,6 @@ def lost_text(counts: Mapping[str, int]) -> Iterator[Warn]:
 
 
 def nan_scores(num_nan: int, num_scored: int) -> Iterator[Warn]:
-    """Any score that is not a number."""
     if num_nan > 0:
         yield Warn(
             f"{compact(num_nan)} scores are not numbers ({percent(num_nan / num_scored)})",
@@ -106,7 +108,7 @@ def nan_scores(num_nan: int, num_scored: int) -> Iterator[Warn]:
 
 
 def near_constant(sources: Mapping[str, SourceTally], spread: float) -> Iterator[Warn]:
-    """Sources above 1 % of the pool whose scores vary less than 5 % of the whole pool's."""
+    """Sources above 1 % of the pool whose scores spread less than 5 % of the pool's."""
     pool = sum(row.pool_tokens for row in sources.values())
     for name, row in sources.items():
         large = row.pool_tokens > 0.01 * pool and row.pool_rows > 1 and name != OTHER
@@ -120,7 +122,7 @@ def near_constant(sources: Mapping[str, SourceTally], spread: float) -> Iterator
 
 
 def mostly_length(name: str, correlation: float) -> Iterator[Warn]:
-    """A correlation above 0.6 between the score and a measure of length or fragmentation."""
+    """A correlation above 0.6 between the score and a measure of length."""
     if abs(correlation) > 0.6:
         yield Warn(
             f"The score follows {name}",
@@ -131,7 +133,7 @@ def mostly_length(name: str, correlation: float) -> Iterator[Warn]:
 
 
 def memorised(tally: Tally, *, excluded: bool) -> Iterator[Warn]:
-    """Means of seen and unseen sequences further apart than a tenth of the spread, and noise."""
+    """Seen and unseen sequences whose means differ by more than a tenth of the spread and noise."""
     (num_seen, seen), (num_unseen, unseen) = tally.seen, tally.unseen
     if not num_seen or not num_unseen:
         return
@@ -151,7 +153,7 @@ def memorised(tally: Tally, *, excluded: bool) -> Iterator[Warn]:
 
 
 def one_source(sources: Mapping[str, SourceTally]) -> Iterator[Warn]:
-    """One of several sources with more than 90 % of the kept tokens."""
+    """A source with more than 90 % of the kept tokens."""
     kept = sum(row.kept_tokens for row in sources.values())
     for name, row in sources.items() if len(sources) > 1 else ():
         if row.kept_tokens > 0.9 * kept and name != OTHER:
@@ -163,7 +165,7 @@ def one_source(sources: Mapping[str, SourceTally]) -> Iterator[Warn]:
 
 
 def ties(num_tied: int, num_kept: int) -> Iterator[Warn]:
-    """More scores equal to the threshold than 1 % of the kept."""
+    """More ties at the threshold than 1 % of the kept."""
     if num_tied > max(1, 0.01 * num_kept):
         yield Warn(
             f"{compact(num_tied)} sequences tie at the cut",
@@ -173,7 +175,7 @@ def ties(num_tied: int, num_kept: int) -> Iterator[Warn]:
 
 
 def repeats(num_repeats: int, num_texts: int) -> Iterator[Warn]:
-    """More than 1 % near-duplicates in a sample of the kept."""
+    """More than 1 % of near-duplicates in a sample of the kept."""
     if num_repeats > 0.01 * num_texts:
         yield Warn(
             f"{percent(num_repeats / num_texts)} of a sample of the kept are near-duplicates",
@@ -196,7 +198,7 @@ def remainder(counts: Mapping[str, int]) -> Iterator[Warn]:
 
 
 def unreadable(num_dead_letters: int, num_documents: int) -> Iterator[Warn]:
-    """More than one input row in a thousand that could not be read."""
+    """More than a thousandth of the input rows could not be read."""
     total = num_dead_letters + num_documents
     if num_dead_letters > 0.001 * total:
         yield Warn(
@@ -221,7 +223,7 @@ def too_short(num_short: int, num_heldout: int) -> Iterator[Warn]:
 def unfinished(late_falls: Iterable[tuple[str, float | None, bool]]) -> Iterator[Warn]:
     """Trainings whose loss fell by more than 0.06 nats in the last tenth of the steps.
 
-    Of each its name, that fall, and whether `auto` chose its learning rate and batch.
+    `late_falls` are (name, that fall, whether `auto` chose learning rate and batch).
     """
     falls = {name: (fall, auto) for name, fall, auto in late_falls if fall and fall > 0.06}
     if falls:
@@ -235,3 +237,35 @@ def unfinished(late_falls: Iterable[tuple[str, float | None, bool]]) -> Iterator
             "`global_batch` (more steps) or a higher `learning_rate`"
             + ("." if auto else "; `auto` chooses both."),
         )
+
+
+def near_duplicates(texts: Sequence[str]) -> int:
+    """Number of texts with a Jaccard similarity of at least 4/5 to an earlier one.
+
+    Texts are sets of 5-word shingles; only texts that are no repeats themselves are compared with.
+    Two sets of such similarity share one of their rarest shingles: of a set of n, one of the first
+    n - ceil(4n/5) + 1 in a common order (prefix filtering: Chaudhuri, Ganti, Kaushik, ICDE 2006).
+    Only those are looked up.
+    """
+    sets = [shingles(text) for text in texts]
+    counts = Counter(chain.from_iterable(sets))
+    holders: defaultdict[int, list[frozenset[int]]] = defaultdict(list)
+    repeats = 0
+    for mine in sets:
+        rarest = sorted(mine, key=lambda shingle: (counts[shingle], shingle))
+        prefix = rarest[: len(mine) - -(-4 * len(mine) // 5) + 1]
+        others = chain.from_iterable(holders[shingle] for shingle in prefix)
+        if any(5 * len(mine & other) >= 4 * len(mine | other) for other in others):
+            repeats += 1
+            continue
+        for shingle in prefix:
+            holders[shingle].append(mine)
+    return repeats
+
+
+def shingles(text: str) -> frozenset[int]:
+    """Hashes of all runs of 5 lower-case words, or of the whole text if it has fewer."""
+    words = re.findall(r"\w+", text.lower())
+    last = max(1, len(words) - SHINGLE_WORDS + 1) if words else 0
+    runs = (" ".join(words[start : start + SHINGLE_WORDS]) for start in range(last))
+    return frozenset(crc32(run.encode("utf-8", "replace")) for run in runs)

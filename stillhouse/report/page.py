@@ -1,7 +1,7 @@
-"""One self-contained HTML page from a result: no script, no network.
+"""A result as one self-contained HTML page: no script, no network.
 
-Texts come from the wild: jinja2 escapes every value, characters that HTML cannot carry are made
-visible first, and the page's own policy forbids it to load or run anything.
+jinja2 escapes every value, characters that HTML cannot carry are made visible first, and the
+page's Content-Security-Policy forbids loading or running anything.
 """
 
 from functools import cache
@@ -13,8 +13,6 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from stillhouse.errors import ArtifactError
 from stillhouse.report import charts, formatting
 from stillhouse.report.blocks import Result
-from stillhouse.report.formatting import cell
-from stillhouse.report.heat import heat
 from stillhouse.storage.commit import replace
 from stillhouse.storage.filesystem import join, read_bytes
 
@@ -22,20 +20,19 @@ CHARTS = {
     "curves": charts.curves,
     "histogram": charts.histogram,
     "cells": charts.cells,
-    "heat": heat,
+    "heat": charts.heat,
 }
-"""By kind of block: what draws it."""
 
 
 def write(result: Result) -> dict[str, Any]:
-    """Write `report.json` and `report.html` beside the run's record; the numbers."""
+    """Write `report.json` and `report.html` beside the run's record; returns the numbers."""
     replace(join(result.numbers["run"], "report.json"), result.to_json())
     draw(result, result.numbers["run"])
     return result.numbers
 
 
 def draw(result: Result, run_uri: str) -> str:
-    """Write `report.html`; its URI."""
+    """Write `report.html`; returns its URI."""
     page = join(run_uri, "report.html")
     replace(page, render(result).encode("utf-8", "replace"))
     return page
@@ -57,14 +54,12 @@ def read(run_uri: str) -> Result:
 
 
 def render(result: Result) -> str:
-    """The page, as text to be written in UTF-8."""
-    template = environment().get_template("page.html.j2")
-    return template.render(result=result, charts=CHARTS, as_text=cell)
+    template = _environment().get_template("page.html.j2")
+    return template.render(result=result, charts=CHARTS, as_text=formatting.cell)
 
 
 @cache
-def environment() -> Environment:
-    """The page's template; every value is escaped."""
+def _environment() -> Environment:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,

@@ -1,4 +1,4 @@
-"""The terminal: what users and data wrote is shown, never obeyed; and a result's main blocks."""
+"""Output on a terminal: safe against control characters in texts; the main blocks of a result."""
 
 import unicodedata
 from typing import Any
@@ -12,11 +12,11 @@ from stillhouse.report.formatting import MARKS, cell
 
 _SHOWN = "\n\t"
 _TURNING = "\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
-"""What makes text run the other way."""
+"""Controls of text direction."""
 
 
 def plain(text: str) -> str:
-    r"""The text with what would steer a terminal spelled out: `\x1b`, `\u202e`."""
+    r"""The text with control characters escaped: `\x1b`, `\u202e`."""
     if text.isprintable():
         return text
     return "".join(
@@ -28,32 +28,29 @@ def plain(text: str) -> str:
 
 
 def styled(*parts: str | tuple[str, str]) -> RichText:
-    """A line of plain texts, some as (text, style)."""
+    """A line of texts, escaped by `plain`, some as (text, style)."""
     return RichText.assemble(
         *(plain(one) if isinstance(one, str) else (plain(one[0]), one[1]) for one in parts)
     )
 
 
 class Terminal(Console):
-    """A console for which a string is plain text, in tables too: styles come from `styled`."""
+    """A console that escapes strings, in tables too; styles come from `styled`."""
 
     def __init__(self, *, stderr: bool = False) -> None:
         super().__init__(stderr=stderr, highlight=False, markup=False, emoji=False)
 
     def render_str(self, text: str, **options: Any) -> RichText:
-        """The text as it is, whatever it holds."""
         return super().render_str(plain(text), **options)
 
     def on_broken_pipe(self) -> None:
-        """As for `print`: whoever called finds out."""
         raise BrokenPipeError
 
     def say(self, *parts: str | tuple[str, str]) -> None:
-        """A line that is not broken, so that what it names can be copied."""
+        """A line without wrapping, so that paths in it can be copied."""
         self.print(styled(*parts), soft_wrap=True)
 
     def show(self, result: Result) -> None:
-        """The blocks that are meant for a terminal."""
         for section in result.sections:
             for block in section.blocks:
                 for one in block.blocks if isinstance(block, Group) else [block]:
@@ -61,7 +58,6 @@ class Terminal(Console):
                         self.block(one, section.title)
 
     def block(self, block: Block, title: str = "") -> None:
-        """A text, facts or a table, whose title is its caption if it has one."""
         if isinstance(block, Text):
             self.print(_unmarked(block.text))
         elif isinstance(block, Facts):
@@ -76,7 +72,7 @@ class Terminal(Console):
 
 
 def _table(block: Table, title: str) -> RichTable:
-    """Without its bars; rows that the page folds are counted."""
+    """The table without bars; rows that the page folds are only counted."""
     table = RichTable(title=block.caption or title or None, title_justify="left")
     forms = {n: form.split()[0] for n, form in enumerate(block.columns.values())}
     forms = {n: form for n, form in forms.items() if form != "bars"}
@@ -92,7 +88,7 @@ def _table(block: Table, title: str) -> RichTable:
 
 
 def _unmarked(text: str) -> RichText:
-    """A marked text with what stands out in bold."""
+    """A marked text with its emphasis in bold."""
     parts: list[str | tuple[str, str]] = []
     end = 0
     for match in MARKS.finditer(text):

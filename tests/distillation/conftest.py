@@ -4,7 +4,7 @@ import pytest
 from stages import IMAGES, do, expert, host_of
 
 from stillhouse.distillation.images import ImageData
-from stillhouse.distillation.tasks import ImagesTask
+from stillhouse.distillation.prepared import ImagesTask
 
 
 @pytest.fixture(scope="module")

@@ -48,8 +48,8 @@ def do(host, task):
 
 
 def sets(store, task):
-    done = store.finished("distilled", task.points)
-    return [done[point] for point in task.points if point in done]
+    done = store.finished("distilled", task.names)
+    return [done[name] for name in task.names if name in done]
 
 
 def part_bytes(store, task):

@@ -8,7 +8,7 @@ from small_networks import relative_error, two_workers
 from unrolled import unrolled
 
 from stillhouse.distillation.adjoint import Descent, FlatModule, adjoint, descend
-from stillhouse.distillation.trajectory import (
+from stillhouse.distillation.matching import (
     Match,
     SyntheticSet,
     draw_batches,

@@ -6,6 +6,7 @@ from small_networks import VECTORS, relative_error, tensors
 
 from stillhouse.distillation.adjoint import FlatModule
 from stillhouse.distillation.experts import expert_loss, resolved, train_expert
+from stillhouse.distillation.matching import StepImages, SyntheticSet, matching_gradients
 from stillhouse.distillation.methods.ast import (
     Ast,
     balance_factor,
@@ -14,7 +15,6 @@ from stillhouse.distillation.methods.ast import (
     perturb,
 )
 from stillhouse.distillation.spec import ExpertSettings, Smoothing
-from stillhouse.distillation.trajectory import StepImages, SyntheticSet, matching_gradients
 from stillhouse.models.convnet import ConvNet
 
 MODULE = ConvNet(num_channels=3, image_size=16, num_classes=4, depth=2, width=4)

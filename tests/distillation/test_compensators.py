@@ -38,8 +38,8 @@ def test_sums_are_those_of_pixels_rounded_when_they_were_standardised():
     pixels = both.real.float() / 255
     sums = (pixels + both.compensators.float()[:, :, None] / 127).clamp(0, 1)
     images = PLAIN.apply(torch.cat([pixels[None], sums]).flatten(0, 2))
-    expected = pixel_set(images, both.labels, 1, PLAIN.mean, PLAIN.std)
-    made = expanded_set(both, PLAIN.mean, PLAIN.std)
+    expected = pixel_set(images, both.labels, 1, PLAIN.ranges)
+    made = expanded_set(both, PLAIN.ranges)
     assert torch.equal(made.images, expected.images)
     assert made.ranges == expected.ranges
 
@@ -49,7 +49,7 @@ def small_set(labels):
     generator = torch.Generator().manual_seed(0)
     real = torch.randint(0, 256, (2, 3, 1, 2, 2), generator=generator).to(torch.uint8)
     shifts = torch.randint(-127, 128, (2, 2, 1, 2, 2), generator=generator).to(torch.int8)
-    made = expanded_set(CompensatedSet(real, shifts), PLAIN.mean, PLAIN.std)
+    made = expanded_set(CompensatedSet(real, shifts), PLAIN.ranges)
     return made.with_logits(5 * noise(18, 3)) if labels == "static" else made
 
 

@@ -133,9 +133,9 @@ def test_infer_stores_its_parts_and_refuses_too_small_a_budget(host):
     assert found.stored.images == 2 * 3 * 64 + 2 * 2 * 64
     assert found.stored.labels == 18 * 3 * 2 and found.images.shape == (18, 1, 8, 8)
     originals = {tuple(image.flatten().tolist()) for image in PLAIN.to_bytes(NOISE)}
-    kept = found.apart.real.flatten(0, 1).flatten(1).tolist()
+    kept = found.factored.real.flatten(0, 1).flatten(1).tolist()
     assert all(tuple(image) in originals for image in kept)
-    assert torch.equal(PLAIN.to_bytes(found.images), found.apart.expand())
+    assert torch.equal(PLAIN.to_bytes(found.images), found.factored.expand())
     hard = made(host, method("infer", images_per_class=4))
     assert hard.stored.labels == 6  # the class of each real image
     with pytest.raises(BudgetError, match="at least 2 are needed"):
@@ -202,7 +202,7 @@ def test_rows_of_infer_are_read_by_datasets(kitchen, tmp_path):
     real = torch.zeros(1, 10, 1, 8, 8, dtype=torch.uint8)
     apart = CompensatedSet(real, torch.ones(2, 1, 1, 8, 8, dtype=torch.int8))
     norm, path = host.prepared.standardisation, "distilled/parts/one.parquet"
-    given = expanded_set(apart, norm.mean, norm.std).with_logits(torch.zeros(30, 10))
+    given = expanded_set(apart, norm.ranges).with_logits(torch.zeros(30, 10))
     part = host.store.put_part(path, set_table(given), num_tokens=0)
     task = ResultTask(IMAGES, part, None, {}, {}, {"bytes": 1})
     do(host, task)

@@ -30,7 +30,7 @@ from stillhouse.distillation.matching_task import require_no_batch_norm, run_mat
 from stillhouse.distillation.methods.ast import Ast
 from stillhouse.distillation.methods.datm import Datm
 from stillhouse.distillation.methods.mtt import Mtt
-from stillhouse.distillation.prepared import Preparation
+from stillhouse.distillation.prepared import DEAD_LETTERS, ImagesTask, Preparation
 from stillhouse.distillation.recipes import Recipe
 from stillhouse.distillation.set_tasks import (
     ControlTask,
@@ -42,7 +42,6 @@ from stillhouse.distillation.set_tasks import (
     stored_set,
 )
 from stillhouse.distillation.spec import ExpertSettings, NetworkSettings
-from stillhouse.distillation.tasks import DEAD_LETTERS, ImagesTask
 from stillhouse.errors import ArtifactError, DivergedError, ModelError, SpecError
 from stillhouse.models.device import peak_bytes
 from stillhouse.storage.artifact import Store
@@ -136,7 +135,7 @@ def test_sets_that_were_deleted_are_made_again(kitchen, tmp_path, kind, iteratio
     host, task = elsewhere(kitchen, tmp_path), matching(kitchen, mtt())
     run(host, task)
     before, folder = part_bytes(host.store, task), tmp_path / "distilled" / kind
-    (gone,) = folder.glob(f"{task.point(iteration)}.*")
+    (gone,) = folder.glob(f"{task.name_after(iteration)}.*")
     gone.unlink()
     done = run(host, task)
     assert part_bytes(host.store, task) == before

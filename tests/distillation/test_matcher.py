@@ -8,13 +8,13 @@ from small_networks import relative_error, two_workers
 
 from stillhouse.distillation.adjoint import FlatModule
 from stillhouse.distillation.experts import resolved, train_expert
-from stillhouse.distillation.matching import Matcher, TrajectoryMethod
+from stillhouse.distillation.matching import SyntheticSet, TrajectoryMethod
+from stillhouse.distillation.matching_task import Matcher
 from stillhouse.distillation.methods.ast import Ast
 from stillhouse.distillation.methods.datm import Datm
 from stillhouse.distillation.methods.ftd import Ftd
 from stillhouse.distillation.methods.mtt import Mtt
 from stillhouse.distillation.spec import ExpertSettings
-from stillhouse.distillation.trajectory import SyntheticSet
 from stillhouse.errors import DivergedError, SpecError
 from stillhouse.models.convnet import ConvNet
 from stillhouse.models.seeded import initialised

@@ -3,6 +3,7 @@ import pytest
 import torch
 from small_networks import PLAIN, FlatHead, MeanHead, noise, seeded, teacher, tensors
 
+from stillhouse.distillation.augment import Views, epoch_views
 from stillhouse.distillation.evaluate import label_views, mean_logits
 from stillhouse.distillation.methods.nrr_dd import (
     NrrDd,
@@ -11,7 +12,6 @@ from stillhouse.distillation.methods.nrr_dd import (
     critical_patches,
     distances,
     doubt_score,
-    non_critical_mask,
     pinned_down,
     refine,
     relevance,
@@ -19,7 +19,6 @@ from stillhouse.distillation.methods.nrr_dd import (
 )
 from stillhouse.distillation.prepared import frozen
 from stillhouse.distillation.recipes import ViewSettings
-from stillhouse.distillation.views import Views, epoch_views
 from stillhouse.errors import DivergedError
 from stillhouse.models.convnet import ConvNet
 from stillhouse.models.resnet import ResNet18
@@ -39,11 +38,6 @@ def test_distances_reproduce_the_description(who):
     found = distances(VECTOR[f"{who}_logits"], VECTOR["y"], VIEWS)
     expected = torch.stack([VECTOR[f"d_{who}_org"], VECTOR[f"d_{who}_aug"]], 1)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
-
-
-def test_mask_reproduces_the_description():
-    mask = non_critical_mask(VECTOR["cam"], VECTOR["epsilon"].item())
-    torch.testing.assert_close(mask, VECTOR["mask"], rtol=1e-5, atol=1e-7)
 
 
 NETWORKS = {

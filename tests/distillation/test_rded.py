@@ -8,7 +8,7 @@ from stillhouse.distillation.methods.rded import (
     PatchSettings,
     centred,
     draw_crops,
-    score_patches,
+    patch_log_probs,
     select_patches,
     stitch,
     sure_patches,
@@ -25,7 +25,7 @@ class Flat(nn.Module):
 
 def test_select_and_stitch_reproduce_the_reference():
     crops = VECTOR["crops"]
-    scores = score_patches(Flat(), crops, VECTOR["label"].item(), 8)
+    scores = -patch_log_probs(Flat(), crops, 8)[..., VECTOR["label"].item()]
     torch.testing.assert_close(scores, VECTOR["scores"].T, rtol=1e-5, atol=1e-5)
     assert scores.argmin(1).tolist() == VECTOR["best_crop"].tolist()
     assert scores.amin(1).argsort()[:4].tolist() == VECTOR["order"].tolist()
@@ -57,14 +57,14 @@ def test_ties_fall_to_the_first_crop_and_image():
 def test_crops_are_parts_of_their_images(factor):
     images = torch.arange(64.0).view(1, 1, 8, 8).repeat(20, 1, 1, 1)
     settings = PatchSettings(factor=factor, num_crops=6, min_scale=0.1)
-    crops = draw_crops(images, settings, np.random.default_rng(0))
+    patches, boxes = draw_crops(images, settings, np.random.default_rng(0))
     side = 8 // factor
-    assert crops.patches.shape == (20, 6, 1, side, side)
-    top, left, length = crops.boxes.unbind(-1)
+    assert patches.shape == (20, 6, 1, side, side)
+    top, left, length = boxes.unbind(-1)
     assert torch.all((top >= 0) & (left >= 0) & (length >= 1))
     assert torch.all((top + length <= 8) & (left + length <= 8))
     centre = (top + (length - 1) / 2) * 8 + left + (length - 1) / 2
-    torch.testing.assert_close(crops.patches.mean((2, 3, 4)), centre, rtol=0, atol=0.5)
+    torch.testing.assert_close(patches.mean((2, 3, 4)), centre, rtol=0, atol=0.5)
     assert len(set(length.flatten().tolist())) > 3
 
 

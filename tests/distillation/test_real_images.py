@@ -6,18 +6,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stillhouse.distillation.matching import label_logits
+from stillhouse.distillation.matching import label_loss
+from stillhouse.distillation.matching_task import label_logits
 from stillhouse.distillation.real_images import (
     choose_right,
     herding,
     k_centre,
     k_means,
-    nearest_rows,
     random_real,
     representative_rows,
     without_last,
 )
-from stillhouse.distillation.trajectory import label_loss
 from stillhouse.errors import InputError
 
 LABELS = np.array([0, 1, 0, 1, 0, 1, 0])
@@ -120,12 +119,6 @@ def test_soft_cross_entropy_by_hand():
     loss = label_loss(logits, torch.zeros(1, 2))
     assert loss.item() == pytest.approx(0.8369882)
     assert label_loss(logits, torch.tensor([0])).item() == pytest.approx(0.2876821)
-
-
-def test_rows_nearest_to_each_centre():
-    features = torch.tensor([[0.0], [1.0], [10.0], [11.0], [4.0]])
-    centres = torch.tensor([[10.4], [0.4]])
-    assert nearest_rows(features, centres, 2).tolist() == [[2, 3], [0, 1]]
 
 
 def test_k_means_finds_groups_apart():

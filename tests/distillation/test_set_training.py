@@ -7,6 +7,7 @@ import pytest
 import torch
 from small_networks import FlatHead, digits, noise, seeded, teacher, tensors, towards_teachers
 
+from stillhouse.distillation.augment import Views, mixup
 from stillhouse.distillation.evaluate import (
     accuracy,
     epoch_rate,
@@ -20,7 +21,6 @@ from stillhouse.distillation.evaluate import (
     towards_stored,
 )
 from stillhouse.distillation.recipes import Recipe, ViewSettings, published
-from stillhouse.distillation.views import Views, mixup
 from stillhouse.errors import DivergedError
 
 VECTOR = tensors("dd_infer_03_static_label.npz")

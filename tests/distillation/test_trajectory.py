@@ -4,7 +4,7 @@ from small_networks import relative_error, tensors
 from torch.nn.functional import cross_entropy
 
 from stillhouse.distillation.adjoint import FlatModule
-from stillhouse.distillation.trajectory import Match, StepImages, SyntheticSet, matching_gradients
+from stillhouse.distillation.matching import Match, StepImages, SyntheticSet, matching_gradients
 from stillhouse.models.convnet import ConvNet
 
 NETWORK = FlatModule(ConvNet(num_channels=3, image_size=16, num_classes=4, depth=2, width=4))

@@ -142,12 +142,12 @@ def test_pruned_sets_are_made_again_for_another_evaluation(distilled, tmp_path):
 class Failing(MatchingTask):
     """Raises an error of its own in one of two workers, when the other waits for it."""
 
-    def point(self, iteration):
+    def name_after(self, iteration):
         import torch.distributed as dist
 
         if dist.is_initialized() and dist.get_rank() == 1:
             raise KeyError("in one worker")
-        return super().point(iteration)
+        return super().name_after(iteration)
 
 
 @pytest.mark.soak

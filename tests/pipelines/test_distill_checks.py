@@ -5,9 +5,8 @@ import pytest
 from torch import nn
 
 from stillhouse.distillation.images import ImageSet
-from stillhouse.distillation.prepared import check_networks
+from stillhouse.distillation.prepared import check_networks, images_table
 from stillhouse.distillation.spec import DistillSpec
-from stillhouse.distillation.tasks import images_table
 from stillhouse.errors import BudgetError, InputError, ModelError
 from stillhouse.pipelines.distill import check_counts
 from stillhouse.storage.artifact import Manifest, Store

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -10,7 +11,7 @@ from stillhouse.distillation.spec import DistillSpec
 from stillhouse.distillation.stored_sets import StoredBytes
 from stillhouse.pipelines import evaluation
 from stillhouse.pipelines.context import Context
-from stillhouse.pipelines.distill import DistillRun, MadeSets, Pictures, Point
+from stillhouse.pipelines.distill import DistillRun, MadeSets, Pictures, SetSnapshot
 from stillhouse.pipelines.distill_result import distill_result, other_sets, smoothed
 from stillhouse.report.page import render
 from stillhouse.spec import ComputeSettings
@@ -25,7 +26,7 @@ METHODS = {
 
 
 def accuracies(*values):
-    return evaluation.Tested("net", values, 1.0)
+    return evaluation.Tested(values)
 
 
 @pytest.fixture
@@ -42,8 +43,8 @@ def result_of(tmp_path):
         )
         part = PartRef("p", num_images, 0, 1, "0" * 64)
         points = [
-            Point(0, part, (), None, 3.0, (0.5, 0.6)),
-            Point(40, part, (5.0, 4.0), None, 3.0, (0.6, 0.8)),
+            SetSnapshot(0, part, (), None, 3.0, (0.5, 0.6)),
+            SetSnapshot(40, part, (5.0, 4.0), None, 3.0, (0.6, 0.8)),
         ]
         points = points if method == "mtt" else points[1:]
         names = ["<script>", "cat"]
@@ -66,15 +67,13 @@ def result_of(tmp_path):
             SimpleNamespace(),
             MadeSets(tuple(points), ("e" * 64,)),
             len(points) - 1 and chosen,
-            points,
-            tests,
             StoredBytes(652, 10),
+            tests,
             controls,
         )
-        for name, value in changes.items():
-            setattr(made, name, value)
+        made = replace(made, **changes)
         png = {label: [b"\x89PNG"] * shown for label in range(2)}
-        pictures = Pictures(png, png, {p.iteration: png for p in points})
+        pictures = Pictures(png, png, {one.iteration: png for one in points})
         ctx = Context(Store(str(tmp_path)), ComputeSettings(), SimpleNamespace())
         manifest = SimpleNamespace(fingerprint="d" * 64)
         return distill_result(ctx, spec, made, (manifest, pictures), f"{tmp_path}/runs/own")

@@ -4,10 +4,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from stillhouse.distillation.prepared import ImageHostSettings, Preparation
+from stillhouse.distillation.prepared import ImageHostSettings, ImagesTask, Preparation
 from stillhouse.distillation.set_tasks import ControlTask, SetSource
 from stillhouse.distillation.spec import DistillSpec
-from stillhouse.distillation.tasks import ImagesTask
 from stillhouse.pipelines.evaluation import Control, Evaluator
 from stillhouse.storage.artifact import Store
 from stillhouse.storage.task import commit
@@ -75,28 +74,27 @@ def judged(part):
 
 def test_set_and_controls_are_tested_on_every_network(kitchen):
     store, (first, second, _) = kitchen
-    judge, here = evaluator(store, spec(store))
-    tests, controls = judge.final(judged(first), [Control("random_real", second, 130, 1, {})])
+    evaluator_, here = evaluator(store, spec(store))
+    tests, controls = evaluator_.test(judged(first), [Control("random_real", second, 130, 1)])
     labels = ["convnet-2, width 3", "convnet-2, width 5"]
     assert list(tests) == labels
     assert [control.name for control in controls] == ["random_real", "full"]
     assert [list(control.tests) for control in controls] == [labels, labels]
-    assert [control.tested.network for control in controls] == labels[:1] * 2
     assert len(here.done["evaluate"]) == 3 * 2 * 2  # sets, networks, seeds
     assert {task.part for task in here.done["evaluate"]} == {"test"}
     wide = {task.fingerprint for task in here.done["evaluate"] if task.network.width == 5}
     again, here = evaluator(store, spec(store))
-    assert again.final(judged(second), [])[1][0].tests == controls[1].tests
+    assert again.test(judged(second), [])[1][0].tests == controls[1].tests
     assert "evaluate" not in here.done and len(wide) == 6
 
 
 @pytest.mark.parametrize("protocol", ["own", "p2", "p3"])
 def test_sets_are_compared_on_the_validation_part_alone(kitchen, protocol):
     store, parts = kitchen
-    judge, here = evaluator(store, spec(store, [], protocol))
-    accuracies = judge.compare("choose", [judged(part) for part in parts])
+    evaluator_, here = evaluator(store, spec(store, [], protocol))
+    accuracies = evaluator_.compare("choose", [judged(part) for part in parts])
     assert [len(by_seed) for by_seed in accuracies] == [3, 3, 3]
-    judge.final(judged(parts[2]), [])
+    evaluator_.test(judged(parts[2]), [])
     assert {task.part for task in here.done["choose"]} == {"validation"}
     tested = {(task.part, task.source.part) for task in here.done["evaluate"]}
     assert tested == {("test", parts[2])}

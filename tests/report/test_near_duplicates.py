@@ -1,6 +1,6 @@
 import random
 
-from stillhouse.report.near_duplicates import near_duplicates, shingles
+from stillhouse.report.health import near_duplicates, shingles
 
 
 def sentence(start: int, num_words: int = 60) -> str:

@@ -16,8 +16,7 @@ from pydantic import Field
 from torch import Tensor
 
 from stillhouse.distillation.adjoint import FlatModule
-from stillhouse.distillation.matching import StartFrom, TrajectoryMethod
-from stillhouse.distillation.trajectory import Match
+from stillhouse.distillation.matching import Match, StartFrom, TrajectoryMethod
 
 
 class Ast(TrajectoryMethod):
@@ -34,18 +33,15 @@ class Ast(TrajectoryMethod):
 
     @property
     def matched_epochs(self) -> range:
-        """All of the segment's with `intermediate`."""
         return range(1 if self.intermediate else self.expert_epochs, self.expert_epochs + 1)
 
     def start(self, theta: Tensor, network: FlatModule, generator: torch.Generator) -> Tensor:
-        """The expert's parameters, a little beside."""
         if not self.perturbed:
             return theta
         noise = torch.randn(len(theta), generator=generator).to(theta)
         return perturb(theta, network.shapes, noise)
 
     def loss_scale(self, start_epoch: int, num_epochs: int) -> float:
-        """Balances early and late segments."""
         return balance_factor(start_epoch, self.window_end(num_epochs)) if self.balanced else 1.0
 
     def matches(self, targets: Sequence[Tensor]) -> tuple[Match, ...]:
@@ -59,9 +55,9 @@ class Ast(TrajectoryMethod):
 
 
 def balance_factor(start_epoch: int, max_start_epoch: int) -> float:
-    """Times the student's loss: with h = max_start_epoch // 2, log_5(t - h + 8) from t = h on.
+    """Factor of the student's loss, which damps early segments with their large gradients.
 
-    Before it 1 / log_5(h - t + 8): early segments, of large gradients, are damped.
+    With h = max_start_epoch // 2: log_5(t - h + 8) from t = h on, 1 / log_5(h - t + 8) before.
     """
     late = start_epoch - max_start_epoch // 2
     factor = log(abs(late) + 8, 5)
@@ -71,10 +67,10 @@ def balance_factor(start_epoch: int, max_start_epoch: int) -> float:
 def perturb(
     theta: Tensor, shapes: Sequence[Sequence[int]], noise: Tensor, alpha: float = 1.0
 ) -> Tensor:
-    """The start [P] with its convolution weights moved: W + alpha (D / ||D||_F) W elementwise.
+    """theta [P] with convolution weights moved to W + alpha (D / ||D||_F) W elementwise.
 
-    `shapes` are those of the parameters in theta, `noise` [P] holds D ~ N(0, 1); what belongs to
-    other than four-dimensional tensors is not read.
+    `shapes` are those of the parameters in theta; `noise` [P] holds D ~ N(0, 1) and is read only
+    for four-dimensional tensors.
     """
     sizes = [torch.Size(shape).numel() for shape in shapes]
     moved: list[Tensor] = []
@@ -84,7 +80,7 @@ def perturb(
 
 
 def clip_factor(epoch: int, ramp_epochs: int = 10) -> float:
-    """Times the expert's cross-entropy in `epoch` (from 0): 0.50, 0.55, ..., 0.95, then 1."""
+    """Factor of the expert's cross-entropy in `epoch` (from 0): 0.50, 0.55, ..., 0.95, then 1."""
     return min(1.0, 0.5 + 0.5 * epoch / ramp_epochs) if ramp_epochs else 1.0
 
 
@@ -93,8 +89,7 @@ def gradient_penalty(
 ) -> Tensor:
     """weight * mean over n, h, w of (||g||_c - 1)^2, g = d(sum of all logits)/d images [B,C,H,W].
 
-    The norm runs over the channels of a pixel. Keeps its graph: differentiate it again for the
-    parameters that `network` uses.
+    The norm is over the channels of a pixel. The graph is kept for the parameters' gradient.
     """
     inputs = images.detach().requires_grad_()
     (gradient,) = torch.autograd.grad(network(inputs).sum(), inputs, create_graph=True)

@@ -1,9 +1,9 @@
-"""DATM: difficulty by a window of start epochs that grows, and learned soft labels.
+"""DATM: difficulty set by a window of start epochs that grows, and learned soft labels.
 
 Guo et al. 2024: early epochs teach what is easy, late ones what is hard. Start epochs are drawn
 uniformly below an end that moves linearly from `first_max_start_epoch` to `max_start_epoch`. The
-set starts from images that an expert of a late epoch gets right, and an image's label from the
-logits that the experts which get it right give on average.
+set starts from images that an expert of a late epoch classifies correctly; the first label of an
+image is the mean of the logits of the experts that classify it correctly.
 """
 
 from typing import Annotated, ClassVar, Literal
@@ -16,7 +16,7 @@ from stillhouse.spec import Count
 
 
 class Datm(TrajectoryMethod):
-    """Difficulty by window, and learned soft labels (Guo et al. 2024)."""
+    """A growing window of start epochs, and learned soft labels (Guo et al. 2024)."""
 
     experts: ClassVar[Literal["plain", "smooth", "flat"]] = "flat"
     num_steps: Count = 80
@@ -32,23 +32,14 @@ class Datm(TrajectoryMethod):
     )
 
     def window_end(self, num_epochs: int, iteration: int | None = None) -> int:
-        """As of all methods; before `growth_iterations` on the way to it."""
         last = super().window_end(num_epochs)
         growth = self.growth_iterations or max(1, self.num_iterations // 3)
         if iteration is None or iteration >= growth:
             return last
-        first = self._first_end(last)
+        first = self.first_max_start_epoch or max(self.min_start_epoch + 1, last // 2)
         return first + (last - first) * iteration // growth
 
-    def _first_end(self, last: int) -> int:
-        return self.first_max_start_epoch or max(self.min_start_epoch + 1, last // 2)
-
     def check_window(self, num_epochs: int) -> None:
-        """As of all methods; the first window's end lies between the start and the last end.
-
-        Raises:
-            SpecError: it does not.
-        """
         last = self.window_end(num_epochs)
         first = self.first_max_start_epoch
         if first is not None and not self.min_start_epoch < first <= last:

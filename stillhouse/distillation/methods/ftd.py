@@ -1,11 +1,10 @@
 """FTD: experts whose trajectory runs through flat regions, and averaged images (Du et al. 2023).
 
-An expert takes GSAM steps. At theta with gradient g the loss is looked at where it is worst nearby,
-theta + e; the part of g that is orthogonal to the gradient g' there is what sharpens, and is
-stepped against:
+An expert takes GSAM steps, scaled to each weight's size. At theta with gradient g, the loss is
+looked at where it is worst nearby, theta + e, with gradient g' there. The part of g orthogonal to
+g' makes the loss sharp, and is stepped against:
 
-    e = rho g / ||g||,                        plain
-    e = rho theta^2 g / || |theta| g ||,      adaptive: relative to each weight's size
+    e = rho theta^2 g / || |theta| g ||
     direction = g' - alpha (g - (g . g'/||g'||) g'/||g'||)
 """
 
@@ -31,24 +30,15 @@ class Ftd(TrajectoryMethod):
 
     @property
     def image_decay(self) -> float:
-        """`image_average`."""
         return self.image_average
 
 
 def gsam_direction(
-    gradient_at: Callable[[Tensor], Tensor],
-    theta: Tensor,
-    *,
-    rho: float = 0.01,
-    alpha: float = 0.4,
-    adaptive: bool = True,
+    gradient_at: Callable[[Tensor], Tensor], theta: Tensor, *, rho: float, alpha: float
 ) -> Tensor:
-    """What an optimiser takes in place of the gradient at theta [P]; calls `gradient_at` twice."""
+    """What replaces the gradient at theta [P]; calls `gradient_at` twice."""
     gradient = gradient_at(theta)
-    if adaptive:
-        step = theta.square() * gradient * (rho / ((theta.abs() * gradient).norm() + _EPS))
-    else:
-        step = gradient * (rho / (gradient.norm() + _EPS))
+    step = theta.square() * gradient * (rho / ((theta.abs() * gradient).norm() + _EPS))
     worst = gradient_at(theta + step)
     unit = worst / (worst.norm() + _EPS)
     return worst - alpha * (gradient - torch.dot(gradient, unit) * unit)

@@ -8,9 +8,9 @@ all classes in one batch, u starting at 0. The set is {x_{c,k}} and {x_{c,k} + u
 images per class for the storage of K (1 + M / C) (Zhang et al. 2024). Labels are static: the mean
 of the teachers' logits on each image.
 
-Ours: what is stored. x is kept in 8 bits, u in 8 bits as multiples of 1/127 of the pixel range
-between -1 and 1; more than that range x + u, clipped to pixels, cannot show. Only stored apart do
-they save anything.
+Our choice: x is stored in 8 bits, u in 8 bits as multiples of 1/127 of the pixel range between -1
+and 1; a larger u has no effect on x + u clipped to pixels. The saving exists only because x and u
+are stored apart.
 """
 
 from collections.abc import Sequence
@@ -45,11 +45,6 @@ class Infer(DecoupledMethod, MatchingSettings):
     statistics_weight: float = Field(default=1.0, ge=0, description="r_bn: 1 CIFAR, 0.01 ImageNet")
 
     def check_spec(self, spec: DistillSpec) -> None:
-        """A real image is left beside the compensators.
-
-        Raises:
-            SpecError: it is not.
-        """
         if self.images_per_class < 2:
             raise SpecError(
                 "`method.images_per_class: 1` leaves INFER no real image beside its compensators: "
@@ -57,29 +52,28 @@ class Infer(DecoupledMethod, MatchingSettings):
             )
 
     def units(self, stage: str, num_teachers: int, num_classes: int) -> list[ImageUnit]:
-        """One for each teacher and index, teacher by teacher."""
+        """One for each index of each teacher."""
         num_real = compensator_budget(self.images_per_class, num_teachers, num_classes)
         return [ImageUnit(k, m) for m in range(num_teachers) for k in range(num_real)]
 
     def make(self, work: UnitWork) -> UnitMade:
         """A compensator."""
-        unit, given = work.unit, work.prepared
-        chosen = self._real(given, unit.index + 1)[unit.index]
-        classes = torch.arange(given.num_classes, device=given.device)
+        unit, prepared = work.unit, work.prepared
+        images = self._real(prepared, unit.index + 1)[unit.index]
+        classes = torch.arange(prepared.num_classes, device=prepared.device)
         rng = task_rng(self.seed, unit.teacher, unit.index)
-        return compensate(work.teacher, chosen, classes, self, rng=rng)
+        return compensate(work.teacher, images, classes, self, rng=rng)
 
     def assemble(
         self, prepared: Prepared, made: Sequence[Tensor], num_teachers: int
     ) -> LabelledSet:
-        """Real images and compensators, in what is stored of them."""
         num_real, norm = len(made) // num_teachers, prepared.standardisation
         real = [images.cpu() for images in self._real(prepared, num_real)]
         by_teacher = [made[m * num_real : (m + 1) * num_real] for m in range(num_teachers)]
-        return expanded_set(compensated_set(real, by_teacher, norm), norm.mean, norm.std)
+        return expanded_set(compensated_set(real, by_teacher, norm), norm.ranges)
 
     def _real(self, prepared: Prepared, num_real: int) -> list[Tensor]:
-        """The K random real images of every class: K tensors [num_classes, C, H, W]."""
+        """K random real images of every class: K tensors [num_classes, C, H, W]."""
         rows = random_real(prepared.train_labels.cpu().numpy(), num_real, seed=self.seed)
         by_index = torch.from_numpy(rows).view(prepared.num_classes, num_real).T
         return [prepared.train[index.to(prepared.device)] for index in by_index]
@@ -93,15 +87,15 @@ def compensate(
     *,
     rng: np.random.Generator,
 ) -> UnitMade:
-    """u [1, C, H, W] for one real image of every class [num_classes, C, H, W], and the losses.
+    """u [1, C, H, W] for a real image of every class [num_classes, C, H, W], and the losses.
 
-    The sum is not clipped while u is fitted, so that u is unconstrained.
+    x + u is not clipped while u is fitted.
     """
     compensator = torch.zeros_like(images[:1]).requires_grad_()
 
     def loss() -> Tensor:
         compensated = roll(images + compensator, settings.jitter, rng)
-        return matching_loss(teacher, compensated, labels, settings.statistics_weight).total
+        return matching_loss(teacher, compensated, labels, settings.statistics_weight)
 
     losses = minimise(compensator, loss, settings)
     return compensator.detach(), losses
@@ -112,7 +106,7 @@ def compensated_set(
     compensators: Sequence[Sequence[Tensor]],
     standardisation: Standardisation,
 ) -> CompensatedSet:
-    """Round what was fitted to what is stored.
+    """Images and compensators, rounded as they are stored.
 
     Args:
         real: K standardised tensors [num_classes, C, H, W].
@@ -128,12 +122,10 @@ def compensated_set(
 
 
 def compensator_budget(images_per_class: int, num_teachers: int, num_classes: int) -> int:
-    """INFER's K = floor(IPC / (1 + M / C)), in whole numbers: real images per class.
-
-    Each of M teachers gives a compensator for each k, shared by all C classes.
+    """INFER's K = floor(IPC / (1 + M / C)) in integers: real images per class.
 
     Raises:
-        BudgetError: K would be 0; names the smallest number of images per class that is enough.
+        BudgetError: K would be 0; names the smallest sufficient number of images per class.
     """
     num_real = images_per_class * num_classes // (num_classes + num_teachers)
     if num_real < 1:

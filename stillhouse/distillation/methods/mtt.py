@@ -1,8 +1,4 @@
-"""MTT and TESLA: trajectory matching as it was published, and at half the cost of a step.
-
-MTT (Cazenavette et al. 2022) is what `TrajectoryMethod` does. TESLA (Cui et al. 2023) leaves out
-how the student moves with earlier images (`stillhouse.distillation.trajectory`).
-"""
+"""MTT and TESLA: trajectory matching as published, and at half the cost of a step."""
 
 from typing import ClassVar
 

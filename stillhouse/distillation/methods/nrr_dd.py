@@ -2,23 +2,23 @@
 
 No reference code exists; this follows second-hand descriptions of Tran et al. (CVPR 2025):
 
-* initial images: patches that cover what the teacher looks at (class activation map), and of those,
+* initial images: patches that cover what the teacher looks at (class activation map) and of those,
   opposite to RDED, the ones it is LEAST sure of, stitched together;
 * refinement: x <- x - M * lr * grad_x (CE + alpha_bn * L_bn) with M = max(0, epsilon - CAM), so
   that pixels under a strong map never move;
 * distance-based representative (DBR): of a teacher's answer to a view only d_org = CE(p, e_y) and
   d_aug = CE(p, w e_y + (1 - w) e_y') are stored, and a student is trained with its cross-entropy on
-  the mixed label plus its deviation from both. They pin down exactly p_y and p_y'.
+  the mixed label plus its deviation from both. They determine exactly p_y and p_y'.
 
-Ours, where the descriptions are silent: the map (positive part of activation times gradient at the
-last spatial layer, divided by its maximum; of a linear head this is the class activation map),
-taken once before refinement; patches that the teacher gets wrong come after all that it gets right;
-a patch's cover is its share of the map's sum; the gradient is that of the sum over images, so that
-a step does not depend on the batch size; the deviation, which is the divergence of what the two
-distances pin down (the mean absolute difference lets a teacher's few large distances, which pull
-against the cross-entropy, drown the rest: 3 points less on Fashion-MNIST); all values of
-`NrrDd`. On small images a low `min_scale` gives objects cut off,
-and the least sure of them teach little.
+Our choices, where the descriptions are silent: the map (positive part of activation times gradient
+at the last spatial layer, divided by its maximum; the class activation map of a linear head), taken
+once before refinement; patches that the teacher gets wrong come after all that it gets right; a
+patch's cover is its share of the map's sum; the gradient is that of the sum over images, so that a
+step does not depend on the batch size; the deviation, which is the divergence of the probabilities
+that the two distances determine (with the mean absolute difference a teacher's few large distances,
+which pull against the cross-entropy, dominate: 3 points less on Fashion-MNIST); all values of
+`NrrDd`. On small images a low `min_scale` cuts objects off, and the patches that the teacher is
+least sure of teach little.
 """
 
 from collections.abc import Generator, Sequence
@@ -31,6 +31,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
+from stillhouse.distillation.augment import Views
 from stillhouse.distillation.decoupled import (
     DecoupledMethod,
     ImageUnit,
@@ -50,12 +51,11 @@ from stillhouse.distillation.methods.rded import (
 )
 from stillhouse.distillation.methods.sre2l import matching_loss, recovery_batches
 from stillhouse.distillation.prepared import Standardisation
-from stillhouse.distillation.views import Views
 from stillhouse.errors import DivergedError
 from stillhouse.spec import Count
 
 _LEAST_SHARE = 0.02
-"""Of the partner in a view, for its probability to be read out of half-precision distances."""
+"""Share of the partner in a view from which half-precision distances tell its probability."""
 _TINY = 1e-6
 
 
@@ -101,36 +101,35 @@ class NrrDd(PatchSettings, DecoupledMethod):
 
     def make(self, work: UnitWork) -> UnitMade:
         """A class's patches, or a refined batch."""
-        given, index, count = work.prepared, work.unit.index, self.images_per_class
+        prepared, index, count = work.prepared, work.unit.index, self.images_per_class
         if work.stage == "patches":
             choose = critical_patches if self.least_sure else sure_patches
-            images, labels, rng = given.train, given.train_labels, task_rng(self.seed, index)
-            return choose(work.teacher, images, labels, index, count, self, rng), []
-        labels = recovery_batches(given.num_classes, count, self.batch_size)[index]
+            rng = task_rng(self.seed, index)
+            real = prepared.train, prepared.train_labels
+            return choose(work.teacher, *real, index, count, self, rng), []
+        labels = recovery_batches(prepared.num_classes, count, self.batch_size)[index]
         images = torch.stack(list(work.before), 1).flatten(0, 1).split(self.batch_size)[index]
-        images, labels = images.to(given.device), labels.to(given.device)
-        return refine(work.teacher, images, labels, self, given.standardisation)
+        images, labels = images.to(prepared.device), labels.to(prepared.device)
+        return refine(work.teacher, images, labels, self, prepared.standardisation)
 
     def image_labels(self, num_classes: int) -> Tensor:
-        """All classes once, then again."""
         return torch.arange(num_classes).repeat(self.images_per_class)
 
     def answer(self, teachers: Sequence[nn.Module], labels: Tensor, views: Views) -> Tensor:
-        """DBR: the teachers' two distances on every view, [B, 2]."""
+        """The teachers' two distances on every view [B, 2], or their logits."""
         logits = mean_logits(teachers, views.images)
         return distances(logits, labels, views) if self.labels == "distances" else logits
 
     def objective(self, labels: Tensor, stored: Tensor, temperature: float) -> Objective:
-        """As `towards_distances`, where these are stored."""
         if self.labels == "distances":
             return towards_distances(labels, stored, self)
         return super().objective(labels, stored, temperature)
 
 
 def activation_map(teacher: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-    """How much each place speaks for the class: [B, C, H, W] -> [B, H, W] in [0, 1].
+    """How much each pixel speaks for the class: [B, C, H, W] -> [B, H, W] in [0, 1].
 
-    Of networks whose last spatial layer is read by a linear classifier, flattened or averaged.
+    For networks whose last spatial layer is read by a linear classifier, flattened or averaged.
     All 0 where nothing speaks for the class.
     """
     places = relevance(teacher, images, labels).clamp(min=0)
@@ -142,9 +141,9 @@ def activation_map(teacher: nn.Module, images: Tensor, labels: Tensor) -> Tensor
 
 
 def relevance(teacher: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-    """The class's logit parted among the places of the last spatial layer: [B, h, w].
+    """The class's logit distributed over the places of the last spatial layer: [B, h, w].
 
-    Activation times gradient, summed over channels. Under a linear classifier the places sum to
+    Activation times gradient, summed over channels; under a linear classifier the places sum to
     the logit less its bias.
     """
     with _spatial_outputs(teacher) as outputs:
@@ -156,7 +155,7 @@ def relevance(teacher: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
 
 @contextmanager
 def _spatial_outputs(network: nn.Module) -> Generator[list[Tensor]]:
-    """Collects the modules' outputs [B, C, h, w] of more than one place, in order."""
+    """Collects the modules' outputs [B, C, h, w] with more than one place, in order."""
     outputs: list[Tensor] = []
 
     def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
@@ -187,21 +186,20 @@ def critical_patches(
     """
     count = images_per_class * settings.factor**2
     real = images[draw_candidates(labels, label, settings, count, rng).to(images.device)]
-    crops = draw_crops(real, settings, rng)
+    patches, boxes = draw_crops(real, settings, rng)
     side = images.shape[-1]
     maps = activation_map(teacher, real, torch.full((len(real),), label, device=images.device))
-    covering = cover(maps, crops.boxes).topk(min(settings.num_covering, settings.num_crops)).indices
-    rows = torch.arange(len(real))[:, None]
-    patches = crops.patches[rows, covering]
+    covering = cover(maps, boxes).topk(min(settings.num_covering, settings.num_crops)).indices
+    patches = patches[torch.arange(len(real))[:, None], covering]
     scores = doubt_score(patch_log_probs(teacher, patches, side), label)
     return stitch(select_patches(patches, scores, count), settings.factor, side)
 
 
 def doubt_score(log_probs: Tensor, label: int) -> Tensor:
-    """Lowest for the patch to take first: log_probs [..., num_classes] -> [...].
+    """Scores [...] of patches by log_probs [..., num_classes]; the lowest is taken first.
 
-    Of the patches that the teacher gets right the least sure comes first; those that it gets wrong
-    follow, the likeliest first.
+    Patches that the teacher gets right come first, least sure first; then those that it gets
+    wrong, likeliest first.
     """
     own = log_probs[..., label]
     return torch.where(log_probs.argmax(-1) == label, own, -own)
@@ -213,18 +211,9 @@ def cover(maps: Tensor, boxes: Tensor) -> Tensor:
     rows = torch.arange(len(maps))[:, None]
     top, left, side = boxes.unbind(-1)
     bottom, right = top + side, left + side
-    inside = (
-        sums[rows, bottom, right]
-        - sums[rows, top, right]
-        - sums[rows, bottom, left]
-        + sums[rows, top, left]
-    )
+    upper = sums[rows, bottom, right] - sums[rows, top, right]
+    inside = upper - sums[rows, bottom, left] + sums[rows, top, left]
     return inside / sums[:, -1:, -1].clamp(min=torch.finfo(sums.dtype).tiny)
-
-
-def non_critical_mask(maps: Tensor, epsilon: float) -> Tensor:
-    """max(0, epsilon - map): how freely each pixel moves."""
-    return (epsilon - maps).clamp(min=0)
 
 
 def refine(
@@ -233,13 +222,17 @@ def refine(
     labels: Tensor,
     settings: NrrDd,
     standardisation: Standardisation,
-) -> tuple[Tensor, list[float]]:
-    """Refined images [B, C, H, W] in the range of pixels, and the loss before each step."""
-    mask = non_critical_mask(activation_map(teacher, images, labels), settings.epsilon)[:, None]
+) -> UnitMade:
+    """Refined images [B, C, H, W] in the range of pixels, and the loss before each step.
+
+    Raises:
+        DivergedError: a loss is not finite.
+    """
+    mask = (settings.epsilon - activation_map(teacher, images, labels)).clamp(min=0)[:, None]
     losses: list[float] = []
     for iteration in range(settings.iterations):
         images = images.detach().requires_grad_()
-        loss = matching_loss(teacher, images, labels, settings.statistics_weight).total
+        loss = matching_loss(teacher, images, labels, settings.statistics_weight)
         losses.append(loss.item())
         if not np.isfinite(losses[-1]):
             raise DivergedError(
@@ -253,26 +246,23 @@ def refine(
 
 
 def distances(logits: Tensor, labels: Tensor, views: Views) -> Tensor:
-    """(d_org, d_aug) of each view: logits [B, C], labels int64 of the set's images -> [B, 2].
-
-    Cross-entropies of the prediction with the image's class and with the mixed label, in nats.
-    """
+    """(d_org, d_aug) of each view in nats: logits [B, C], labels int64 of the set -> [B, 2]."""
     classes = labels[views.rows.to(labels.device)].to(logits.device)
     original = functional.cross_entropy(logits, classes, reduction="none")
     return torch.stack([original, mixed_cross_entropy(logits, labels, views)], 1)
 
 
-def pinned_down(found: Tensor, labels: Tensor, views: Views) -> Tensor:
-    """What two distances [B, 2] say of a prediction, all of it: probabilities [B, 3], sums 1.
+def pinned_down(measured: Tensor, labels: Tensor, views: Views) -> Tensor:
+    """The probabilities [B, 3] that two distances [B, 2] determine; they sum to 1.
 
-    Of the image's class, of its partner's class, of all others. Where both classes are one, or
-    almost nothing of the partner was mixed in, the second is 0 and belongs to the others.
+    Of the image's class, its partner's class, and all others. Where both classes are the same or
+    almost nothing of the partner was mixed in, the second is 0 and counted among the others.
     """
     own, other = (labels[rows.to(labels.device)] for rows in (views.rows, views.partners))
     share = max(1 - views.weight, _LEAST_SHARE)
-    known = ((own != other) & (1 - views.weight >= _LEAST_SHARE)).to(found.device)
-    log_other = (views.weight * found[:, 0] - found[:, 1]) / share
-    p_own, p_other = (-found[:, 0]).exp(), log_other.masked_fill(~known, -torch.inf).exp()
+    known = ((own != other) & (1 - views.weight >= _LEAST_SHARE)).to(measured.device)
+    log_other = (views.weight * measured[:, 0] - measured[:, 1]) / share
+    p_own, p_other = (-measured[:, 0]).exp(), log_other.masked_fill(~known, -torch.inf).exp()
     cells = torch.stack([p_own, p_other, 1 - p_own - p_other], 1).clamp(min=0)
     return cells / cells.sum(1, keepdim=True)
 
@@ -280,22 +270,19 @@ def pinned_down(found: Tensor, labels: Tensor, views: Views) -> Tensor:
 def towards_distances(labels: Tensor, stored: Tensor, settings: NrrDd) -> Objective:
     """L_S = L_sce + alpha_dbr * L_dbr: mixed labels' cross-entropy, and the stored distances.
 
-    Args:
-        labels: int64 [N].
-        stored: [epochs, N, 2] of `distance_labels`, in the order of the views.
-        settings: form and weights of the terms.
+    Labels int64 [N]; `stored` [epochs, N, 2] are distances in the order of the views.
     """
 
     def objective(logits: Tensor, views: Views) -> Tensor:
         own = distances(logits, labels, views)
-        told = stored[views.epoch, views.span].to(own)
+        target = stored[views.epoch, views.span].to(own)
         if settings.deviation == "absolute":
-            apart = (own - told).abs().mean()
+            deviation = (own - target).abs().mean()
         else:
-            teacher, student = (pinned_down(one, labels, views) for one in (told, own))
-            apart = functional.kl_div(
+            teacher, student = (pinned_down(one, labels, views) for one in (target, own))
+            deviation = functional.kl_div(
                 student.clamp(min=_TINY).log(), teacher, reduction="batchmean"
             )
-        return settings.class_weight * own[:, 1].mean() + settings.deviation_weight * apart
+        return settings.class_weight * own[:, 1].mean() + settings.deviation_weight * deviation
 
     return objective

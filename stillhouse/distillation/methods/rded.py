@@ -1,11 +1,10 @@
-"""RDED: no optimisation, the most telling patches of real images stitched together.
+"""RDED: no optimisation; the patches of real images that a teacher is surest of, stitched together.
 
-Per class: some random square crops of each real image, scored by the teacher's cross-entropy with
-the class (zeros around the crop to full size); the best crop of each image, then the images of
-lowest loss, factor x factor of them to an image (Sun et al. 2024, section 4).
+Per class: random square crops of each real image, scored by the teacher's cross-entropy with the
+class (padded with zeros to full size); the best crop of each image, then the images of lowest
+loss, factor x factor of them to an image (Sun et al. 2024, section 4).
 """
 
-from dataclasses import dataclass
 from typing import Annotated
 
 import numpy as np
@@ -32,17 +31,16 @@ class PatchSettings(Settings):
 
     @property
     def patches_per_side(self) -> int:
-        """`factor`."""
         return self.factor
 
 
 class Rded(PatchSettings, DecoupledMethod):
-    """The most telling patches of real images (Sun et al. 2024)."""
+    """The patches of real images that a teacher is surest of (Sun et al. 2024)."""
 
     def make(self, work: UnitWork) -> UnitMade:
         """The images of a class."""
-        label, given, count = work.unit.index, work.prepared, self.images_per_class
-        images, labels, rng = given.train, given.train_labels, task_rng(self.seed, label)
+        label, prepared, count = work.unit.index, work.prepared, self.images_per_class
+        images, labels, rng = prepared.train, prepared.train_labels, task_rng(self.seed, label)
         return sure_patches(work.teacher, images, labels, label, count, self, rng), []
 
 
@@ -62,23 +60,10 @@ def sure_patches(
     """
     count = images_per_class * settings.factor**2
     rows = draw_candidates(labels, label, settings, count, rng).to(images.device)
-    crops = draw_crops(images[rows], settings, rng)
+    patches, _ = draw_crops(images[rows], settings, rng)
     side = images.shape[-1]
-    scores = score_patches(teacher, crops.patches, label, side)
-    return stitch(select_patches(crops.patches, scores, count), settings.factor, side)
-
-
-@dataclass(frozen=True, slots=True)
-class Crops:
-    """num_crops crops of each of n images.
-
-    Attributes:
-        patches: [n, num_crops, C, h, w].
-        boxes: int64 [n, num_crops, 3], each (top, left, side) in its image.
-    """
-
-    patches: Tensor
-    boxes: Tensor
+    losses = -patch_log_probs(teacher, patches, side)[..., label]
+    return stitch(select_patches(patches, losses, count), settings.factor, side)
 
 
 def draw_candidates(
@@ -99,8 +84,14 @@ def draw_candidates(
     return torch.from_numpy(rng.permutation(rows)[:wanted])
 
 
-def draw_crops(images: Tensor, settings: PatchSettings, rng: np.random.Generator) -> Crops:
-    """Random square crops of images [n, C, H, H], brought to H // factor, antialiased."""
+def draw_crops(
+    images: Tensor, settings: PatchSettings, rng: np.random.Generator
+) -> tuple[Tensor, Tensor]:
+    """Random square crops of images [n, C, H, H], resized to H // factor with antialiasing.
+
+    Returns patches [n, num_crops, C, h, w] and their boxes int64 [n, num_crops, 3], each (top,
+    left, side) in its image.
+    """
     count, side = len(images), images.shape[-1]
     shape = (count, settings.num_crops)
     sides = np.rint(side * np.sqrt(rng.uniform(settings.min_scale, 1, shape))).clip(1, side)
@@ -112,7 +103,7 @@ def draw_crops(images: Tensor, settings: PatchSettings, rng: np.random.Generator
         for image, of_image in zip(images, boxes.tolist(), strict=True)
         for top, left, length in of_image
     ]
-    return Crops(torch.stack(patches).unflatten(0, shape), boxes)
+    return torch.stack(patches).unflatten(0, shape), boxes
 
 
 def _resized(patch: Tensor, side: int) -> Tensor:
@@ -124,29 +115,24 @@ def _resized(patch: Tensor, side: int) -> Tensor:
 
 
 def centred(patches: Tensor, side: int) -> Tensor:
-    """Patches [..., h, w] in the middle of zeros [..., side, side]."""
+    """Patches [..., h, w] padded with zeros to [..., side, side]."""
     height, width = patches.shape[-2:]
     top, left = (side - height) // 2, (side - width) // 2
     return functional.pad(patches, [left, side - width - left, top, side - height - top])
 
 
-def score_patches(teacher: nn.Module, patches: Tensor, label: int, side: int) -> Tensor:
-    """The teacher's cross-entropy with one class: [n, num_crops, C, h, w] -> [n, num_crops]."""
-    return -patch_log_probs(teacher, patches, side)[..., label]
-
-
 @torch.no_grad()
 def patch_log_probs(teacher: nn.Module, patches: Tensor, side: int) -> Tensor:
-    """Log-probabilities of patches amid zeros: [n, num_crops, C, h, w] -> [n, num_crops, K]."""
+    """Log-probabilities of padded patches: [n, num_crops, C, h, w] -> [n, num_crops, K]."""
     padded = centred(patches.flatten(0, 1), side)
     logits = torch.cat([teacher(batch) for batch in padded.split(BATCH)])
     return logits.log_softmax(1).unflatten(0, patches.shape[:2])
 
 
 def select_patches(patches: Tensor, scores: Tensor, count: int) -> Tensor:
-    """The `count` images of lowest score with their best crop, lowest first: [count, C, h, w].
+    """The best crop of the `count` images of lowest score, lowest first: [count, C, h, w].
 
-    Scores [n, num_crops]; ties fall to the first crop and the first image.
+    Scores [n, num_crops]; ties go to the first crop and the first image.
     """
     best = torch.from_numpy(scores.cpu().numpy().argmin(1)).to(patches.device)
     rows = torch.arange(len(patches), device=patches.device)
@@ -157,8 +143,8 @@ def select_patches(patches: Tensor, scores: Tensor, count: int) -> Tensor:
 def stitch(patches: Tensor, factor: int, side: int) -> Tensor:
     """factor^2 * n patches [.., C, h, w] -> n images [n, C, side, side].
 
-    Image i has patch k * n + i as its k-th tile, row by row; where factor does not divide the side,
-    the first rows and columns of tiles are one pixel larger (nearest neighbour).
+    Tile k of image i, row by row, is patch k * n + i. Where factor does not divide the side, the
+    first rows and columns of tiles are one pixel larger (nearest neighbour).
     """
     if factor == 1:
         return patches

@@ -4,14 +4,14 @@
 
 mean_l and var_l (biased) are taken per channel over batch and space of the input of batch norm
 layer l, mu_l and sigma2_l are its running statistics, w is 10 for the first layer and 1 for the
-others (Yin et al. 2023, section 3; the term is DeepInversion's). It depends on the moments of the
+others (Yin et al. 2023, section 3; the term is DeepInversion's). L depends on the moments of the
 whole batch: which images are recovered together is part of the method.
 """
 
 import math
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from typing import Annotated, Any, ClassVar, NamedTuple
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
+from stillhouse.distillation.augment import resized_crop
 from stillhouse.distillation.decoupled import (
     DecoupledMethod,
     ImageUnit,
@@ -28,7 +29,6 @@ from stillhouse.distillation.decoupled import (
 )
 from stillhouse.distillation.prepared import Standardisation, batch_norms
 from stillhouse.distillation.recipes import ProtocolName
-from stillhouse.distillation.views import resized_crop
 from stillhouse.errors import DivergedError
 from stillhouse.spec import Count, Settings
 
@@ -64,78 +64,59 @@ class Sre2l(DecoupledMethod, MatchingSettings):
     l2: Annotated[float, Field(ge=0)] = Field(default=0.0, description="weight of the image norm")
 
     def units(self, stage: str, num_teachers: int, num_classes: int) -> list[ImageUnit]:
-        """Batches of all classes."""
         batches = recovery_batches(num_classes, self.images_per_class, self.batch_size)
         return [ImageUnit(index) for index in range(len(batches))]
 
     def make(self, work: UnitWork) -> UnitMade:
         """Recover a batch."""
-        given, rng = work.prepared, task_rng(self.seed, work.unit.index)
-        batches = recovery_batches(given.num_classes, self.images_per_class, self.batch_size)
-        labels = batches[work.unit.index].to(given.device)
-        return recover(work.teacher, labels, given.shape, self, given.standardisation, rng=rng)
+        prepared, rng = work.prepared, task_rng(self.seed, work.unit.index)
+        batches = recovery_batches(prepared.num_classes, self.images_per_class, self.batch_size)
+        labels = batches[work.unit.index].to(prepared.device)
+        norm = prepared.standardisation
+        return recover(work.teacher, labels, prepared.shape, self, norm, rng=rng)
 
     def image_labels(self, num_classes: int) -> Tensor:
-        """All classes once, then again."""
         return torch.arange(num_classes).repeat(self.images_per_class)
-
-
-class MatchingLoss(NamedTuple):
-    """The loss of images under a teacher, and what it consists of."""
-
-    total: Tensor
-    cross_entropy: Tensor
-    statistics: Tensor
-    layers: list[Tensor]
-    """||mean - mu|| + ||var - sigma2|| of each layer, unweighted."""
-    logits: Tensor
 
 
 def matching_loss(
     teacher: nn.Module, images: Tensor, labels: Tensor, statistics_weight: float
-) -> MatchingLoss:
-    """The module's L on images [B, C, H, W] as they are; the teacher is in evaluation mode."""
-    with _input_statistics(teacher) as layers:
-        logits = teacher(images)
-    statistics = sum(layers[1:], layers[0] * _FIRST_LAYER)
-    cross_entropy = functional.cross_entropy(logits, labels)
-    total = cross_entropy + statistics_weight * statistics
-    return MatchingLoss(total, cross_entropy, statistics, layers, logits)
+) -> Tensor:
+    """L of images [B, C, H, W] without augmentation; the teacher is in evaluation mode."""
+    with _statistics_terms(teacher) as layers:
+        cross_entropy = functional.cross_entropy(teacher(images), labels)
+    return cross_entropy + statistics_weight * sum(layers[1:], layers[0] * _FIRST_LAYER)
 
 
 @contextmanager
-def _input_statistics(network: nn.Module) -> Generator[list[Tensor]]:
-    """Collects each batch norm layer's term, in the order of the forward pass."""
-    found: list[Tensor] = []
+def _statistics_terms(network: nn.Module) -> Generator[list[Tensor]]:
+    """Collects ||mean - mu|| + ||var - sigma2|| of each layer in a forward pass."""
+    terms: list[Tensor] = []
 
     def measure(module: nn.Module, inputs: tuple[Any, ...]) -> None:
         values: Tensor = inputs[0]
         layer: Any = module
         mean = values.mean((0, 2, 3)) - layer.running_mean
         var = values.var((0, 2, 3), correction=0) - layer.running_var
-        found.append(mean.norm() + var.norm())
+        terms.append(mean.norm() + var.norm())
 
     handles = [layer.register_forward_pre_hook(measure) for layer in batch_norms(network)]
     try:
-        yield found
+        yield terms
     finally:
         for handle in handles:
             handle.remove()
 
 
-def total_variation(images: Tensor) -> tuple[Tensor, Tensor]:
-    """Of the differences to the neighbours in four directions: mean absolutes, Frobenius norms.
-
-    Each is summed over the directions; SRe2L's prior is the second.
-    """
+def total_variation(images: Tensor) -> Tensor:
+    """SRe2L's smoothness prior: norms of the differences to four neighbours, summed."""
     differences = [
         images[..., :-1] - images[..., 1:],
         images[..., :-1, :] - images[..., 1:, :],
         images[..., 1:, :-1] - images[..., :-1, 1:],
         images[..., :-1, :-1] - images[..., 1:, 1:],
     ]
-    means = torch.stack([d.abs().mean() for d in differences]).sum()
-    return means, torch.stack([d.norm() for d in differences]).sum()
+    return torch.stack([d.norm() for d in differences]).sum()
 
 
 def image_norm(images: Tensor) -> Tensor:
@@ -144,7 +125,7 @@ def image_norm(images: Tensor) -> Tensor:
 
 
 def recovery_batches(num_classes: int, images_per_class: int, batch_size: int) -> list[Tensor]:
-    """Labels int64 of each batch: all classes once, then again, cut every `batch_size` images."""
+    """Labels int64 of each batch: all classes in turn, repeated, cut every `batch_size` images."""
     return list(torch.arange(num_classes).repeat(images_per_class).split(batch_size))
 
 
@@ -166,9 +147,9 @@ def recover(
         if settings.min_scale < 1:
             shown = _crop_together(images, settings.min_scale, rng)
         shown = roll(shown, settings.jitter, rng)
-        total = matching_loss(teacher, shown, labels, settings.statistics_weight).total
+        total = matching_loss(teacher, shown, labels, settings.statistics_weight)
         if settings.total_variation:
-            total = total + settings.total_variation * total_variation(shown)[1]
+            total = total + settings.total_variation * total_variation(shown)
         return total + settings.l2 * image_norm(shown) if settings.l2 else total
 
     def clip() -> None:
@@ -185,7 +166,7 @@ def minimise(
     *,
     after_step: Callable[[], None] | None = None,
 ) -> list[float]:
-    """Adam (betas 0.5 and 0.9) on one tensor in place, its rate a cosine to 0; all losses.
+    """Adam (betas 0.5 and 0.9) on one tensor in place, with a cosine rate to 0; all losses.
 
     Raises:
         DivergedError: a loss is NaN or infinite.
@@ -211,18 +192,17 @@ def minimise(
 
 
 def cosine_rate(peak: float, step: int, num_steps: int) -> float:
-    """peak * (1 + cos(pi * step / num_steps)) / 2, no warm-up."""
     return 0.5 * peak * (1 + math.cos(math.pi * step / num_steps))
 
 
 def roll(images: Tensor, jitter: int, rng: np.random.Generator) -> Tensor:
-    """All images moved in a circle by the same 0 to `jitter` pixels, drawn for each direction."""
+    """All images rolled by the same random 0 to `jitter` pixels in each direction."""
     shift = rng.integers(0, jitter + 1, 2).tolist()
     return images.roll(shift, dims=(2, 3)) if any(shift) else images
 
 
 def _crop_together(images: Tensor, min_scale: float, rng: np.random.Generator) -> Tensor:
-    """One random crop, and one flip or none, for the whole batch: channels carry the batch."""
+    """One random crop and flip for the whole batch, which is folded into channels."""
     folded = images.reshape(1, -1, *images.shape[2:])
     cropped = resized_crop(folded, min_scale, rng).reshape(images.shape)
     return cropped.flip(-1) if rng.random() < 0.5 else cropped
