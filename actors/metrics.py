@@ -1,8 +1,8 @@
-"""What a job's processes export for Prometheus, by `ray.util.metrics`: every name, unit and label.
+"""Metrics that a job exports for Prometheus by `ray.util.metrics`.
 
 Ray writes `ray_` before a name and `_total` behind a counter's; each node serves its own at
-`http://NODE:MetricsExportPort/metrics`. Reused parts count nowhere. A step's name is cut in two
-for its labels: `score prior` is the step `score` of the model `prior`.
+`http://NODE:MetricsExportPort/metrics`. Reused parts are not counted. A step's name is split for
+its labels: `score prior` is the step `score` of the model `prior`.
 """
 
 import sys
@@ -11,21 +11,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from time import sleep
-from typing import TYPE_CHECKING, Literal
-
-if TYPE_CHECKING:
-    from ray.util.metrics import Counter, Gauge, Histogram
+from typing import Any, Literal
 
 _STEP = ("run", "step", "model")
 _BOUNDARIES = [0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0]
 _RUN_DIGITS = 12
 _REPEAT_S = 1.0
-"""Ray's least interval between two exports; its default is ten times that."""
+"""Ray's shortest interval between two exports."""
 
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """How a metric is declared."""
+    """Declaration of a metric."""
 
     kind: Literal["counter", "gauge", "histogram"]
     labels: tuple[str, ...]
@@ -50,40 +47,36 @@ METRICS = {
 
 @dataclass(frozen=True, slots=True)
 class StepMetrics:
-    """Records for one step of a run; small and picklable. Without Ray nothing is recorded."""
+    """Records metrics of one step of a run, where Ray is running; picklable."""
 
     run: str
     step: str = ""
 
     def expect(self, parts: float) -> None:
-        """The step has so many parts to do."""
         _gauges.set("stillhouse_parts_expected", self._labels(), parts)
 
     def advance(self, parts: float, tokens: float) -> None:
-        """More is done; a training that starts again takes nothing back."""
         _add("stillhouse_parts", self._labels(), parts)
         _add("stillhouse_tokens", self._labels(), tokens)
 
     def part(self, seconds: float, waited_s: float) -> None:
-        """A worker is through with a part: how long it took, and waited for data in this."""
+        """A worker finished a part, and waited `waited_s` for its data."""
         if _has_ray():
-            _histogram("stillhouse_part_seconds").observe(seconds, dict(self._labels()))
+            _metric("stillhouse_part_seconds").observe(seconds, dict(self._labels()))
         _add("stillhouse_data_wait_seconds", self._labels(), waited_s)
 
     def in_flight(self, parts: int) -> None:
-        """So many parts are being worked on."""
         _gauges.set("stillhouse_parts_in_flight", self._run(), parts)
 
     def retry(self, reason: str) -> None:
-        """A part is begun again: `program` or `hardware`."""
+        """A part is repeated; `reason` is `program` or `hardware`."""
         _add("stillhouse_retries", self._run() | {"reason": reason}, 1)
 
     def dead_letters(self, source: str, rows: int) -> None:
-        """So many rows of a data source cannot be used."""
         _gauges.set("stillhouse_dead_letters", self._run() | {"source": source}, rows)
 
     def forget(self) -> None:
-        """The run has ended: its gauges disappear from what nodes export."""
+        """Stop exporting the gauges of the run, which has ended."""
         _gauges.forget(self._run()["run"])
 
     def _run(self) -> dict[str, str]:
@@ -95,19 +88,18 @@ class StepMetrics:
 
 
 def _has_ray() -> bool:
-    """Whether this process is part of a Ray; it is not imported for the question."""
     return "ray" in sys.modules and sys.modules["ray"].is_initialized()
 
 
 def _add(name: str, labels: Mapping[str, str], amount: float) -> None:
     if amount > 0 and _has_ray():
-        _counter(name).inc(float(amount), dict(labels))
+        _metric(name).inc(float(amount), dict(labels))
 
 
 class _Gauges:
-    """The gauges of this process, recorded again and again while their runs last.
+    """The gauges of this process, recorded every second while their runs last.
 
-    A node drops a gauge from its export 20 seconds after the last recording, whatever its value.
+    A node drops a gauge from its export 20 seconds after it was last recorded.
     """
 
     def __init__(self) -> None:
@@ -116,7 +108,6 @@ class _Gauges:
         self._thread: threading.Thread | None = None
 
     def set(self, name: str, labels: Mapping[str, str], value: float) -> None:
-        """Record a value, now and from now on."""
         if not _has_ray():
             return
         with self._lock:
@@ -124,10 +115,9 @@ class _Gauges:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._repeat, daemon=True)
                 self._thread.start()
-        _gauge(name).set(float(value), dict(labels))
+        _metric(name).set(float(value), dict(labels))
 
     def forget(self, run: str) -> None:
-        """Record a run's values no more."""
         with self._lock:
             self._values = {k: v for k, v in self._values.items() if ("run", run) not in k[1]}
 
@@ -140,28 +130,17 @@ class _Gauges:
                     return
                 values = list(self._values.items())
             for (name, labels), value in values:
-                _gauge(name).set(value, dict(labels))
+                _metric(name).set(value, dict(labels))
 
 
 _gauges = _Gauges()
 
 
 @cache
-def _counter(name: str) -> "Counter":
-    from ray.util.metrics import Counter
+def _metric(name: str) -> Any:
+    from ray.util import metrics
 
-    return Counter(name, METRICS[name].about, METRICS[name].labels)
-
-
-@cache
-def _gauge(name: str) -> "Gauge":
-    from ray.util.metrics import Gauge
-
-    return Gauge(name, METRICS[name].about, METRICS[name].labels)
-
-
-@cache
-def _histogram(name: str) -> "Histogram":
-    from ray.util.metrics import Histogram
-
-    return Histogram(name, METRICS[name].about, _BOUNDARIES, METRICS[name].labels)
+    kind, about, labels = METRICS[name].kind, METRICS[name].about, METRICS[name].labels
+    if kind == "histogram":
+        return metrics.Histogram(name, about, _BOUNDARIES, labels)
+    return (metrics.Counter if kind == "counter" else metrics.Gauge)(name, about, labels)

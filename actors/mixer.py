@@ -11,7 +11,7 @@ from typing import Any
 
 import ray
 
-from stillhouse.actors.results import get_result
+from stillhouse.actors.pool_worker import get_result
 from stillhouse.errors import PolicyError, StillhouseError
 from stillhouse.mixing.mixer import Mixer
 from stillhouse.mixing.spec import MixTask

@@ -1,4 +1,4 @@
-"""The worker of a pool: does one task while it reads for the next and writes the last.
+"""The worker of a pool: runs one task while it reads for the next and writes the previous one.
 
 It keeps one host, such as a model on its device, from task to task and from step to step. A task
 carries names and URIs, never data: the worker reads and writes the store.
@@ -13,6 +13,7 @@ from time import perf_counter
 from typing import Any, Protocol
 
 import ray
+from ray.exceptions import RayTaskError
 
 from stillhouse.errors import StillhouseError, StoreUnreachableError
 from stillhouse.storage.artifact import Store
@@ -20,35 +21,33 @@ from stillhouse.storage.task import Task, commit
 
 
 class HostSettings(Protocol):
-    """What a host is built from: small plain values that can be compared."""
+    """Settings that a worker builds its host from; they are compared to reuse the host."""
 
-    def build(self, store: Store) -> Any:
-        """Build it, in the worker."""
-        ...
+    def build(self, store: Store) -> Any: ...
 
 
 @dataclass(frozen=True, slots=True)
 class FailedCall:
-    """Why something could not be done: the error's class and message, and the node's address."""
+    """An error of a call: its class and message, and the node's address."""
 
     kind: str
     message: str
     node: str
 
     @property
-    def elsewhere(self) -> bool:
-        """Whether another node, or a later time, may do better."""
+    def retryable(self) -> bool:
+        """Whether another node, or a later time, may succeed."""
         return self.kind == StoreUnreachableError.__name__
 
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """What a worker says of one thing it did.
+    """The end of a call.
 
     Attributes:
         value: the result, or a `FailedCall`.
-        seconds: that the worker worked.
-        waited_s: that it waited for data before.
+        seconds: of work.
+        waited_s: for data, before.
     """
 
     value: Any
@@ -58,10 +57,10 @@ class Done:
 
 @ray.remote
 class PoolWorker:
-    """Does tasks. Two are called at a time: one works while the other reads or writes.
+    """Runs tasks. Two are called at a time: one runs while the other reads or writes.
 
-    Ray neither restarts a lost worker nor repeats its calls: the pool does both, and knows which
-    of them was the task's fault.
+    Ray neither restarts a lost worker nor repeats its calls: the pool does, because it knows
+    whether the task was at fault.
     """
 
     def __init__(self, store: Store) -> None:
@@ -72,18 +71,17 @@ class PoolWorker:
         self._host: Any = None
 
     def node(self) -> str:
-        """The id of the node that it runs on; answers once it runs."""
+        """The id of its node; answered once it runs."""
         return ray.get_runtime_context().get_node_id()
 
     def do(self, task: Task, settings: HostSettings | None, again: bool) -> Done:
-        """Do a task, unless it was finished before (`again`: somebody began it)."""
+        """Run a task; if it was begun before (`again`), only if it has no receipt."""
         try:
             return self._do(task, settings, again)
         except Exception as error:
             return Done(_failure(error))
 
     def call(self, function: Callable[[Any], Any], item: Any) -> Done:
-        """`function(item)`."""
         started = perf_counter()
         try:
             return Done(function(item), perf_counter() - started)
@@ -99,20 +97,16 @@ class PoolWorker:
         with self._working:
             begun = perf_counter()
             waited = begun - max(called, self._free_since)
-            made = task.run(self._store, self._hosted(settings), loaded)
-            if not isinstance(made.tables, list | tuple):  # the work is in making them
+            if settings is not None and settings != self._settings:
+                self._settings = self._host = None  # two models may not fit
+                self._host = settings.build(self._store)
+                self._settings = settings
+            made = task.run(self._store, self._host, loaded)
+            if not isinstance(made.tables, list | tuple):  # a generator: writing is the work
                 receipt = commit(self._store, task, made)
             seconds = perf_counter() - begun
             self._free_since = begun + seconds
         return Done(receipt or commit(self._store, task, made), seconds, waited)
-
-    def _hosted(self, settings: HostSettings | None) -> Any:
-        """The host, built with the first task that needs it: not to load is that task's error."""
-        if settings is not None and settings != self._settings:
-            self._settings = self._host = None  # two models may not fit
-            self._host = settings.build(self._store)
-            self._settings = settings
-        return self._host
 
 
 def _failure(error: Exception) -> FailedCall:
@@ -122,14 +116,28 @@ def _failure(error: Exception) -> FailedCall:
     if isinstance(error, ImportError):
         return FailedCall("ClusterError", cannot_import(str(error)), node)
     if type(error).__name__ in {"AcceleratorError", "CudaError"}:
-        os._exit(1)  # nothing works in this process any more: only a new one helps
+        os._exit(1)  # CUDA does not recover in this process: a new one is needed
     return FailedCall("Exception", "".join(traceback.format_exception(error)), node)
 
 
 def cannot_import(reason: str) -> str:
-    """What to say where a worker lacks code."""
+    """The message for a worker that lacks code."""
     return (
         f"a worker cannot be started: {' '.join(reason.split())}. The nodes of `compute.address` "
         "need this package as the driver has it: install it there, or let `stillhouse submit` send "
         "the job's code"
     )
+
+
+def get_result(references: Any) -> Any:
+    """`ray.get`, but an error of ours is raised as it was, without Ray's frames around it.
+
+    What `ray.get` raises is also an instance of the cause's class, but without its attributes:
+    only its `cause` can be relied on.
+    """
+    try:
+        return ray.get(references)
+    except RayTaskError as error:
+        if isinstance(error.cause, StillhouseError):
+            raise error.cause from None
+        raise

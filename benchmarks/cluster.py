@@ -4,7 +4,7 @@
 
 FOLDER is on local disk. Stages:
 
-* driver: 100,000 parts through `stillhouse.pipelines.steps.perform` on workers that are done with
+* driver: 100,000 parts through `stillhouse.pipelines.context.perform` on workers that are done with
   each at once: parts a second, the driver's memory and CPU time.
 * records: the store's side of 100,000 parts: receipts found again, a manifest written and read.
 * nothing: a finished, published job on S3 (moto behind a proxy that counts) run again by the
@@ -140,8 +140,7 @@ def way_driver(options: argparse.Namespace) -> dict[str, Any]:
 
     from stillhouse.jobs.progress import Lines
     from stillhouse.jobs.recorder import Recorder
-    from stillhouse.pipelines.context import Context
-    from stillhouse.pipelines.steps import Step, perform
+    from stillhouse.pipelines.context import Context, Step, perform
     from stillhouse.spec import ComputeSettings
     from stillhouse.storage.run_record import RunRecord
 

@@ -173,8 +173,7 @@ def way_score(options: argparse.Namespace) -> dict[str, Any]:
     """Score all of its parts as a worker does: one is scored while the next one is read."""
     import torch
 
-    from stillhouse.actors.scorer import ScorerSettings
-    from stillhouse.selection.scorers import ScoreTask
+    from stillhouse.selection.scorers import LanguageModelHost, ScoreTask
     from stillhouse.spec import ScoringSettings
     from stillhouse.storage.artifact import PartRef, Store
     from stillhouse.storage.task import commit
@@ -187,10 +186,8 @@ def way_score(options: argparse.Namespace) -> dict[str, Any]:
     parts = [
         PartRef(f"tokens/parts/{p.name}", pq.read_metadata(p).num_rows, 0, 0, p.stem) for p in paths
     ]
-    settings = ScorerSettings(
-        "causal_lm", str(place / "prior"), "", "", ScoringSettings(), "cpu", 0.0, 1
-    )
-    scorer = settings.build(store)
+    host = LanguageModelHost(str(place / "prior"), ScoringSettings(), "cpu", 0.0, 1)
+    scorer = host.build(store)
     before = memory_mb("VmRSS")
     tasks = [ScoreTask("s" * 64, part) for part in parts]
     with ThreadPoolExecutor(1) as reader:

@@ -42,7 +42,7 @@ from stillhouse.pipelines.inputs import list_job_inputs, open_job_inputs
 from stillhouse.pipelines.models import ModelRef, Models
 from stillhouse.pipelines.scan import scan
 from stillhouse.pipelines.scores import PoolScores, Scores
-from stillhouse.pipelines.tokenizer import tokenizer
+from stillhouse.pipelines.tokenizer import scanned_tokenizer
 from stillhouse.pipelines.tokens import TokenizerRef, tokenise, without_dropped
 from stillhouse.selection.budget import top_k
 from stillhouse.selection.color import color_score
@@ -152,7 +152,7 @@ def prepare(folder: Path, num_tokens: int, clock: Clock) -> tuple[Prepared, Cont
     spec = make_spec(folder)
     ctx = Context(Store(spec.store), spec.compute, clock)
     scans = scan(ctx, open_job_inputs(ctx.store, spec, list_job_inputs(spec))).sources
-    words = tokenizer(ctx, spec, scans[0])
+    words = scanned_tokenizer(ctx, spec.tokenizer, spec.pool.paths, scans[:1])
     pool, target, _ = tokenise(
         ctx, spec.sequence_length, without_dropped(ctx, spec, scans, words), words
     )

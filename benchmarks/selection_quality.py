@@ -38,12 +38,12 @@ from stillhouse.pipelines.models import Models
 from stillhouse.pipelines.select import run_select
 from stillhouse.pipelines.selection import select
 from stillhouse.selection.color import color_score
-from stillhouse.selection.ranking import row_sources
+from stillhouse.selection.rules import find_rule
 from stillhouse.spec import SelectSpec
 from stillhouse.storage.artifact import Store, load_manifest
 from stillhouse.storage.filesystem import use_options
 from stillhouse.storage.parquet import read_table
-from stillhouse.text.pieces import read_pieces
+from stillhouse.text.pieces import read_pieces, row_sources
 
 MIXTURE = ("books", "arxiv_abstracts")
 TARGETS: dict[str, tuple[str, ...]] = {
@@ -281,7 +281,7 @@ def run_flops(bench: Bench, target: str, done: dict[str, Any]) -> dict[str, Any]
     )
     longer = bench.spec(target, TAU[target], seeds=seeds, num_tokens=tokens)
     size = min(eligible, tokens // LENGTH)
-    rows = select(ctx, longer, made.candidates, rule="random", size=size).manifest
+    rows = select(ctx, made.candidates, find_rule("rule", "random"), size).manifest
     models = Models(ctx, longer, made.tokenizer, {})
     trained = models.targets({"random": rows}, made.heldout.manifest)["random"][0]
     color = done["losses"]["heldout_nll"]["color"]["by_seed"][0]

@@ -7,9 +7,8 @@ from stillhouse.jobs.costs import parts_row, speeds_of
 from stillhouse.mixing.spec import MixSpec
 from stillhouse.models.shape import model_uri, read_header
 from stillhouse.pipelines.context import Context
-from stillhouse.pipelines.given import check_tokenizer, model_identity
+from stillhouse.pipelines.given import check_tokenizer, model_identity, resolved
 from stillhouse.pipelines.mix_data import MixInputs, list_sources, open_sources
-from stillhouse.pipelines.named import resolved
 from stillhouse.storage.artifact import Store
 from stillhouse.storage.filesystem import FileInfo, absolute_uri, join
 from stillhouse.storage.run_record import RunRecord

@@ -14,6 +14,7 @@ from stillhouse.mixing.policy import POLICIES
 from stillhouse.mixing.spec import MixSpec
 from stillhouse.pipelines.train_data import own_objective
 from stillhouse.selection.own import OwnCode, find_code, find_named
+from stillhouse.selection.rules import rules_of
 from stillhouse.spec import JobSpec, SelectSpec
 from stillhouse.training.spec import TrainSpec
 
@@ -76,8 +77,6 @@ def own_code(spec: JobSpec) -> list[OwnCode]:
         SpecError: it is not here, or is too much.
     """
     if isinstance(spec, SelectSpec):
-        from stillhouse.pipelines.select import rules_of
-
         scorers = [find_code(spec.scorer.import_)] if spec.scorer is not None else []
         return [*scorers, *(rule.code for rule in rules_of(spec) if rule.code is not None)]
     if isinstance(spec, DistillSpec):

@@ -4,9 +4,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from stillhouse.pipelines.context import Context
-from stillhouse.pipelines.given import check_given, given_identity
+from stillhouse.pipelines.given import check_given, given_identity, resolved
 from stillhouse.pipelines.inputs import JobInputs, Listing, list_job_inputs, open_job_inputs
-from stillhouse.pipelines.named import resolved
 from stillhouse.selection.carried import check_columns
 from stillhouse.spec import SelectSpec
 from stillhouse.storage.artifact import Store

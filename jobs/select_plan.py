@@ -9,8 +9,8 @@ from stillhouse.jobs.costs import Estimate, cost_row, speeds_of
 from stillhouse.models.shape import planned_shape
 from stillhouse.pipelines.context import Context, StepWork, Unfinished
 from stillhouse.pipelines.inputs import Inputs, JobInputs, guess_bytes, scan_tasks
-from stillhouse.pipelines.packed import packed_units
 from stillhouse.pipelines.scan import Scan
+from stillhouse.pipelines.tokens import packed_units
 from stillhouse.spec import ModelSettings, SelectionSettings, SelectSpec, TokenizerTraining
 from stillhouse.text.tokenizer import load_tokenizer
 
@@ -58,12 +58,13 @@ def _look_on(
         What was found by step; tokens of that part of the pool; the rest of the pool.
     """
     from stillhouse.pipelines.select import run_select
-    from stillhouse.pipelines.tokenizer import tokenizer
+    from stillhouse.pipelines.tokenizer import scanned_tokenizer
 
     look = Context(ctx.store, ctx.compute, ctx.listener, dry=True)
     tasks = scan_tasks(inputs.pool)
     try:
-        words = tokenizer(look, spec, Scan("pool", inputs.pool, tasks, []))
+        scans = [Scan("pool", inputs.pool, tasks, [])]
+        words = scanned_tokenizer(look, spec.tokenizer, spec.pool.paths, scans)
     except Unfinished:
         return {}, 0.0, inputs.pool
     found = packed_units(ctx.store, words, spec.sequence_length, inputs.pool.part_tokens)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from stillhouse.pipelines.context import Context
-from stillhouse.pipelines.named import resolved
+from stillhouse.pipelines.given import resolved
 from stillhouse.pipelines.train_data import Listing, TrainInputs, list_data, open_data
 from stillhouse.storage.artifact import Store
 from stillhouse.storage.filesystem import FileInfo, absolute_uri

@@ -109,16 +109,11 @@ def _compare(survey: Survey, large_bytes: int) -> list[str]:
 
 
 def _check_selection(uri: str, sample: int, survey: Survey, problems: list[str]) -> int:
-    """Joins, cut, fates and a sample of losses; the seed of the sample."""
+    """Add what `Verifier` finds; the seed of the sample of losses."""
     seed = secrets.randbelow(2**31)
-    verifier = Verifier(open_selection(uri))
-    verifier.check_parts()
-    verifier.check_joins()
-    verifier.check_cut()
-    verifier.check_fates()
-    verifier.check_losses(sample, seed)
-    survey.checked.update(verifier.findings.checked)
-    problems += verifier.findings.problems
+    findings = Verifier(open_selection(uri)).check(sample, seed)
+    survey.checked.update(findings.checked)
+    problems += findings.problems
     return seed
 
 

@@ -1,4 +1,4 @@
-"""Objects of a store against their sha256: in threads here, or as Ray tasks."""
+"""Compare the objects of a store with their sha256, in threads or as Ray tasks."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,13 +11,14 @@ _IN_FLIGHT = 256
 
 
 def compare_here(checks: Sequence[Check]) -> list[str]:
-    """What is wrong, a sentence each, in the order of `checks`."""
+    """The problems, a sentence each, in the order of `checks`."""
     with ThreadPoolExecutor(_THREADS) as threads:
-        return [said for found in threads.map(differing, _batches(checks, 8)) for said in found]
+        batches = threads.map(differing, _batches(checks, 8))
+        return [problem for problems in batches for problem in problems]
 
 
 def compare_in_tasks(checks: Sequence[Check]) -> list[str]:
-    """The same on the cluster that this process is connected to."""
+    """As `compare_here`, on the cluster that this process is connected to."""
     import ray
 
     remote = ray.remote(num_cpus=1)(differing)
@@ -27,7 +28,7 @@ def compare_in_tasks(checks: Sequence[Check]) -> list[str]:
         if len(waiting) >= _IN_FLIGHT:
             problems += ray.get(waiting.pop(0))
         waiting.append(remote.remote(batch))
-    return problems + [said for found in ray.get(waiting) for said in found]
+    return problems + [problem for batch in ray.get(waiting) for problem in batch]
 
 
 def _batches(checks: Sequence[Check], size: int) -> Iterator[Sequence[Check]]:

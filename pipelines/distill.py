@@ -42,10 +42,9 @@ from stillhouse.distillation.set_tasks import (
 from stillhouse.distillation.spec import DistillSpec, ExpertSettings
 from stillhouse.distillation.stored_sets import StoredBytes, hard_label_bytes
 from stillhouse.errors import ArtifactError, InputError
-from stillhouse.pipelines.context import Context
+from stillhouse.pipelines.context import Context, Step, perform
 from stillhouse.pipelines.evaluation import Control, Evaluator, Tested
 from stillhouse.pipelines.image_inputs import ImageInputs
-from stillhouse.pipelines.steps import Step, perform
 from stillhouse.pipelines.workers import STEP, group_size, room, run_workers
 from stillhouse.storage.artifact import Manifest, PartRef, Receipt, Store, load_manifest
 from stillhouse.storage.parquet import read_table

@@ -1,10 +1,9 @@
-"""Fetching a worker's windows with Ray Data, ahead of the training, inside that worker.
+"""Prefetching a training worker's windows with Ray Data, inside that worker.
 
-A dataset of window descriptors goes through one reader beside the worker; `preserve_order` and the
-bound on the object store's share keep it in order and in step with the training. The dataset is
-built in the worker, so it does not matter how many workers there are or were.
-
-Ray Data takes seconds to start. The first windows do not wait for it: a thread reads them.
+A dataset of window descriptors is mapped by one reader actor; `preserve_order` and a bound on the
+object store keep it in order and not too far ahead. The dataset is built in the worker, so that it
+does not depend on the number of workers. Ray Data takes seconds to start: until then a thread reads
+the first windows.
 """
 
 import logging
@@ -33,9 +32,7 @@ _AHEAD_BYTES = 256 << 20
 def stream_windows(reader: PartReader, *, direct: int) -> Fetch:
     """A `Fetch` in which Ray Data reads all windows but the first `direct` ones.
 
-    Args:
-        reader: of all parts; it is copied to where Ray Data reads them.
-        direct: as many as a worker needs at once when it starts: one a lane and data set.
+    `direct` is the number that a worker needs to start: one for each lane and data set.
     """
 
     def fetch(windows: Iterator[Window]) -> Iterator[pa.Table]:
@@ -49,7 +46,7 @@ def stream_windows(reader: PartReader, *, direct: int) -> Fetch:
 
 
 def _one_ahead(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
-    """The same tables; a thread asks for the next one from the beginning on."""
+    """The same tables, the next one always requested by a thread, starting now."""
     thread = ThreadPoolExecutor(1, "ray-data")
     waiting: Future[pa.Table | None] = thread.submit(next, tables, None)
 
@@ -71,8 +68,12 @@ def _streamed(reader: PartReader, windows: Iterator[Window]) -> Iterator[pa.Tabl
 
 
 def _blocks(reader: PartReader, windows: list[Window]) -> Iterator[pa.Table]:
-    """The rows of some windows in order, in blocks as Ray Data likes them."""
-    context = _quiet()
+    """The rows of some windows in order, in blocks of Ray Data's choice."""
+    for name in [n for n in logging.root.manager.loggerDict if n.startswith("ray.data")]:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
     context.execution_options.preserve_order = True
     context.execution_options.resource_limits = ExecutionResources(object_store_memory=_AHEAD_BYTES)
     rows: list[dict[str, Any]] = [{"window": window} for window in windows]
@@ -88,18 +89,8 @@ def _blocks(reader: PartReader, windows: list[Window]) -> Iterator[pa.Table]:
     yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1)
 
 
-def _quiet() -> DataContext:
-    """Our own progress is shown instead of Ray Data's; a part that fails is our own error."""
-    for name in [n for n in logging.root.manager.loggerDict if n.startswith("ray.data")]:
-        logging.getLogger(name).setLevel(logging.ERROR)
-    context = DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    return context
-
-
 def _whole(windows: list[Window], blocks: Iterator[pa.Table]) -> Iterator[pa.Table]:
-    """A table for each window, whatever the blocks."""
+    """The rows of blocks as one table for each window."""
     held: list[pa.Table] = []
     num_rows = 0
     for window in windows:
@@ -114,10 +105,10 @@ def _whole(windows: list[Window], blocks: Iterator[pa.Table]) -> Iterator[pa.Tab
 
 
 def _checked(block: pa.Table) -> pa.Table:
-    """The block without the columns of errors, which Ray Data may have joined to its neighbours'.
+    """The block without columns of errors, which Ray Data adds when it joins it to such a block.
 
     Raises:
-        StillhouseError: what a reader met.
+        StillhouseError: an error of the reader.
     """
     if "error" not in block.column_names:
         return block

@@ -1,15 +1,17 @@
-"""What a spec names and does not make: models, a tokenizer, a selection.
+"""What a spec names and does not make: runs and artifacts (`from:`), models, a tokenizer.
 
-They are looked at before any work, where only small files are read and nothing is written. A given
-model is then inspected in a Ray task (the driver imports neither torch nor transformers) and put
-into the store once, where every worker finds it: a hub's cache or a folder is on one machine.
+They are checked before any work, where only small files are read and nothing is written. A given
+model is then inspected on a worker (the driver imports neither torch nor transformers) and copied
+into the store once, where every worker finds it: a hub's cache or a folder is on one machine only.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
+from typing import TypeVar
 
-from stillhouse.errors import ModelError, SpecError
+from stillhouse.errors import ArtifactError, ModelError, SpecError
 from stillhouse.fingerprint import fingerprint
 from stillhouse.models.shape import (
     INDEX,
@@ -19,16 +21,19 @@ from stillhouse.models.shape import (
     planned_sizes,
     read_header,
 )
-from stillhouse.pipelines.context import Context
-from stillhouse.pipelines.named import find_input
+from stillhouse.pipelines.context import Context, run_tasks
 from stillhouse.reading.readers import open_selection
 from stillhouse.selection.own import find_code
+from stillhouse.selection.rules import rules_of
+from stillhouse.settings import Settings
 from stillhouse.spec import ModelSettings, SelectSpec, TokenizerSettings
+from stillhouse.storage import names
 from stillhouse.storage.artifact import Manifest, Store
 from stillhouse.storage.digests import digest_files
-from stillhouse.storage.filesystem import absolute_uri, list_files, list_names
+from stillhouse.storage.filesystem import absolute_uri, exists, join, list_files, list_names
 from stillhouse.storage.folders import copy_folder
-from stillhouse.storage.layout import MANIFEST
+from stillhouse.storage.layout import MANIFEST, artifact_names
+from stillhouse.storage.run_record import read_json
 from stillhouse.text.tokenizer import (
     Tokenizer,
     has_tokenizer,
@@ -40,11 +45,106 @@ from stillhouse.training.seen import SEEN
 from stillhouse.training.task import TRAINED_ON
 
 INSPECT_VERSION = 2
+S = TypeVar("S", bound=Settings)
+_ARTIFACTS_OF_RUNS = {
+    "data": ("selection",),
+    "init": ("model",),
+    "model": ("model",),
+    "policy": ("model",),
+    "prior": ("prior", "model"),
+    "conditional": ("conditional", "model"),
+    "tokenizer": ("tokenizer",),
+}
+"""By the section with `from`: which of a run's artifacts it takes, the first that exists."""
+_KINDS = ("runs", "selections", "tokens", "models")
+_ID = re.compile(r"[0-9a-f]{8,64}")
+
+
+def resolved(spec: S, store: Store, section: str = "data") -> S:
+    """The spec with what each `from` names, as a `path` where the section has one."""
+    changes: dict[str, object] = {}
+    for name in type(spec).model_fields:
+        value, inner = getattr(spec, name), name if name in _ARTIFACTS_OF_RUNS else section
+        if isinstance(value, Settings):
+            made: object = resolved(value, store, inner)
+        elif isinstance(value, list) and any(isinstance(one, Settings) for one in value):
+            made = [resolved(one, store, inner) for one in value]
+        else:
+            continue
+        changes |= {name: made} if made != value else {}
+    name = getattr(spec, "from_", None)
+    if name is not None:
+        uri = find_input(store, name, section)
+        has_path = "path" in type(spec).model_fields
+        changes |= {"path": uri, "from_": None} if has_path else {"from_": uri}
+    return spec.model_copy(update=changes) if changes else spec
+
+
+def find_input(store: Store, name: str, section: str = "data") -> str:
+    """The folder of an artifact.
+
+    Args:
+        store: of the job; ids are looked for in it.
+        name: a run's URI or id, STORE#NAME (#NAME of this store), or an artifact's URI or id; ids
+            may be shortened to eight characters.
+        section: the section of the spec that names it.
+
+    Raises:
+        ArtifactError: nothing of that name, or a run that is not finished or made no such thing.
+        SpecError: an ambiguous id.
+    """
+    place, mark, published_name = name.rpartition("#")
+    if mark and "/" not in published_name:
+        place = absolute_uri(place) if place else store.uri
+        published = names.current(place, published_name)
+        if published is None:
+            raise ArtifactError(f"nothing is published under {published_name!r} in {place}")
+        return join(place, published.kind, published.selection)
+    folder = absolute_uri(name)
+    if _ID.fullmatch(name) and not exists(folder):
+        folder = _by_id(store, name)
+    return _made_by(folder, section) if folder.rsplit("/", 2)[-2] == "runs" else folder
+
+
+def _by_id(store: Store, prefix: str) -> str:
+    found = [
+        store.path(kind, name)
+        for kind in _KINDS
+        for name in artifact_names(store.path(kind))
+        if name.startswith(prefix)
+    ]
+    if not found:
+        raise ArtifactError(f"no run and no artifact of {store.uri} has an id that begins {prefix}")
+    if len(found) > 1:
+        raise SpecError(f"{prefix!r} may be any of {', '.join(found)}: give more characters")
+    return found[0]
+
+
+def _made_by(run: str, section: str) -> str:
+    """The artifact that a section takes of a run."""
+    result = read_json(run, "result.json")
+    if result is None:
+        known = "the run is not finished" if exists(join(run, "spec.yaml")) else "no run"
+        raise ArtifactError(f"{run}: {known} (see `stillhouse status {run}`)")
+    made = [result["artifacts"].get(key) for key in _ARTIFACTS_OF_RUNS[section]]
+    found = next((uri for uri in made if uri), None)
+    if found is None and "model" in _ARTIFACTS_OF_RUNS[section] and "model_fingerprint" in result:
+        found = join(run.rsplit("/", 2)[0], "models", result["model_fingerprint"])  # the best
+    if found is None:
+        noun = {"data": "selection", "init": "model", "policy": "model"}.get(section, section)
+        raise ArtifactError(f"{run} is a run of `job: {result['job']}`: it made no {noun}")
+    return found
 
 
 @dataclass(frozen=True, slots=True)
 class ModelRef:
-    """A model: its identity, where it lies, its sizes, and on how many tokens it was trained."""
+    """A model in the store.
+
+    Attributes:
+        num_tokens: that it was trained on.
+        trained_here: whether this job trained it.
+        made_here: whether a training of this or another job made it.
+    """
 
     fingerprint: str
     folder: str
@@ -52,20 +152,20 @@ class ModelRef:
     num_tokens: int = 0
     trained_here: bool = False
     made_here: bool = False
-    """Whether a training of this or another job of a store made it."""
 
 
 def check_given(spec: SelectSpec) -> None:
-    """Refuse given things that are not there.
+    """Refuse what cannot be found or does not fit together, before anything is written.
 
     Raises:
         ModelError: no model or tokenizer at its path, or a model to train that cannot be built.
-            ArtifactError: no selection at `threshold_from`. SpecError: no such scorer.
+        ArtifactError: no selection at `threshold_from`.
+        SpecError: no such scorer or rule.
     """
     paths = given_paths(spec)
     for key, path in paths.items():
-        read_header(model_uri(path), _called(key, path))
-    vocab_size = 0  # of a tokenizer that is still to be trained nothing is known
+        read_header(model_uri(path), f"{key} {path!r}")
+    vocab_size = 0  # unknown, where the tokenizer is still to be trained
     if spec.tokenizer.path is not None:
         vocab_size = check_tokenizer(spec.tokenizer, paths).vocab_size
     fresh = [] if spec.prior.path is not None or spec.scorer is not None else [spec.prior.model]
@@ -74,14 +174,13 @@ def check_given(spec: SelectSpec) -> None:
         planned_sizes(model or ModelSettings(), vocab_size, spec.sequence_length)
     if spec.scorer is not None:
         find_code(spec.scorer.import_)
+    rules_of(spec)
     if spec.selection.threshold_from is not None:
-        open_selection(
-            selection_uri(Store(absolute_uri(spec.store)), spec.selection.threshold_from)
-        )
+        open_selection(find_input(Store(absolute_uri(spec.store)), spec.selection.threshold_from))
 
 
 def check_tokenizer(asked: TokenizerSettings, models: Mapping[str, str]) -> Tokenizer:
-    """A spec's tokenizer, which has to be that of the models that are given by path.
+    """The tokenizer at `asked.path`, which has to be that of the models given by path.
 
     Raises:
         SpecError: the models have none beside them, and the spec names no other.
@@ -93,14 +192,14 @@ def check_tokenizer(asked: TokenizerSettings, models: Mapping[str, str]) -> Toke
             f"the model {path!r} has no tokenizer beside it: set `tokenizer.path` to the one that "
             "it was trained with"
         )
-    made = load_tokenizer(path, asked.eos_token)
-    made.bos_id(asked.bos)
-    check_vocabulary(made, path, models)
-    return made
+    tokenizer = load_tokenizer(path, asked.eos_token)
+    tokenizer.bos_id(asked.bos)
+    check_vocabulary(tokenizer, path, models)
+    return tokenizer
 
 
-def check_vocabulary(made: Tokenizer, path: str, models: Mapping[str, str]) -> None:
-    """Refuse a tokenizer of other pieces, ids or merges than the one beside a model.
+def check_vocabulary(tokenizer: Tokenizer, path: str, models: Mapping[str, str]) -> None:
+    """Refuse a tokenizer whose pieces, ids or merges differ from those beside a model.
 
     Raises:
         ModelError: naming both, and how many ids they have.
@@ -109,13 +208,13 @@ def check_vocabulary(made: Tokenizer, path: str, models: Mapping[str, str]) -> N
         folder = model_uri(model)
         if model == path or "tokenizer.json" not in list_names(folder):
             continue
-        own = load_vocabulary(folder)
-        if own != made.vocabulary:
+        vocabulary = load_vocabulary(folder)
+        if vocabulary != tokenizer.vocabulary:
             raise ModelError(
-                f"the tokenizer {path!r} is not the one beside {_called(key, model)}: pieces, ids "
-                f"or merges differ ({made.vocab_size} ids, the model's {own.size}), so that the "
-                "model would read other text than was written. Leave `tokenizer` out to use the "
-                "model's own; two models have to share one"
+                f"the tokenizer {path!r} is not the one beside {key} {model!r}: pieces, ids or "
+                f"merges differ ({tokenizer.vocab_size} ids, the model's {vocabulary.size}), so "
+                "that the model would read other text than was written. Leave `tokenizer` out to "
+                "use the model's own; two models have to share one"
             )
 
 
@@ -125,20 +224,16 @@ def given_paths(spec: SelectSpec) -> dict[str, str]:
     return {key: path for key, path in paths.items() if path is not None}
 
 
-def _called(key: str, path: str) -> str:
-    return f"{key} {path!r}"
-
-
 @dataclass(frozen=True, slots=True)
 class Needs:
-    """What given models have to be.
+    """Requirements of given models.
 
     Attributes:
         vocab_size: of the tokenizer; 0 where it is still to be trained.
         num_positions: tokens that they read at once.
-        encoder_decoder: text-to-text models, else models that can be scored with.
-        comparable: one's losses are subtracted from the other's: on the same tokens, in the same
-            context.
+        encoder_decoder: text-to-text models; else models that can score.
+        comparable: the losses of one are subtracted from those of the other, so that both need the
+            same vocabulary and context.
     """
 
     vocab_size: int = 0
@@ -146,12 +241,27 @@ class Needs:
     encoder_decoder: bool = False
     comparable: bool = False
 
+    def check(self, paths: Mapping[str, str], shapes: Mapping[str, ModelShape]) -> None:
+        for key, path in paths.items():
+            shapes[key].check(f"{key} {path!r}", self.vocab_size, self.num_positions)
+        if not self.comparable or len(paths) != 2:
+            return
+        prior, conditional = (shapes[key] for key in paths)
+        for name, mine, other in (
+            ("a vocabulary", conditional.vocab_size, prior.vocab_size),
+            ("a context", conditional.max_positions, prior.max_positions),
+        ):
+            if mine != other:
+                raise ModelError(
+                    f"the conditional has {name} of {mine} tokens, the prior of {other}: their "
+                    "losses cannot be compared (`conditional.path`)"
+                )
+
 
 def given_models(ctx: Context, paths: Mapping[str, str], needs: Needs) -> dict[str, ModelRef]:
-    """Inspect models and put them into the store; those that are there already are found.
+    """Inspect models and put them into the store, unless they are there.
 
     Args:
-        ctx: the run.
         paths: folder, URI or hub name of each, by its key in the spec.
         needs: checked before anything is written.
 
@@ -164,27 +274,24 @@ def given_models(ctx: Context, paths: Mapping[str, str], needs: Needs) -> dict[s
     folders = {key: model_uri(path) for key, path in paths.items()}
     contents = {k: model_identity(store, f, remember=not ctx.dry) for k, f in folders.items()}
     kind = [INSPECT_VERSION, needs.encoder_decoder]
-    names = {key: fingerprint(["given model", kind, made]) for key, made in contents.items()}
-    found = {key: store.find_manifest("models", name) for key, name in names.items()}
-    there = {key: manifest for key, manifest in found.items() if manifest is not None}
-    total, reused = len(paths), len(there)
+    ids = {key: fingerprint(["given model", kind, made]) for key, made in contents.items()}
+    found = {key: store.find_manifest("models", name) for key, name in ids.items()}
+    manifests = {key: manifest for key, manifest in found.items() if manifest is not None}
+    total, reused = len(paths), len(manifests)
     with ctx.step("given models", total=total, reused=reused, unit="models") as advance:
-        todo = {key: path for key, path in paths.items() if key not in there}
-        headers = {key: read_header(folders[key], _called(key, path)) for key, path in todo.items()}
-        shapes = {key: ModelShape(**made.totals["shape"]) for key, made in there.items()}
+        todo = {key: path for key, path in paths.items() if key not in manifests}
+        headers = {key: read_header(folders[key], f"{key} {path!r}") for key, path in todo.items()}
+        shapes = {key: ModelShape(**made.totals["shape"]) for key, made in manifests.items()}
         if headers:
-            from stillhouse.pipelines.steps import run_tasks  # Ray, where there is something to do
-
-            work = partial(_inspect, needs.encoder_decoder)
-            shapes |= next(run_tasks(ctx, work, [headers]))
-        _check(paths, shapes, needs)
+            shapes |= next(run_tasks(ctx, partial(_inspect, needs.encoder_decoder), [headers]))
+        needs.check(paths, shapes)
         for key, path in todo.items():
-            there[key] = _put(store, names[key], folders[key], path, shapes[key])
+            manifests[key] = _put(store, ids[key], folders[key], path, shapes[key])
             advance(1, 1)
     return {
         key: ModelRef(
             contents[key],
-            store.path(there[key].inputs["folder"]),
+            store.path(manifests[key].inputs["folder"]),
             shapes[key],
             made_here=MANIFEST in list_names(folders[key]),
         )
@@ -195,32 +302,17 @@ def given_models(ctx: Context, paths: Mapping[str, str], needs: Needs) -> dict[s
 def _inspect(encoder_decoder: bool, headers: dict[str, ModelHeader]) -> dict[str, ModelShape]:
     from stillhouse.models.inspection import inspect_model
 
-    return {
-        key: inspect_model(header, encoder_decoder=encoder_decoder)
-        for key, header in headers.items()
-    }
-
-
-def _check(paths: Mapping[str, str], shapes: Mapping[str, ModelShape], needs: Needs) -> None:
-    for key, path in paths.items():
-        shapes[key].check(_called(key, path), needs.vocab_size, needs.num_positions)
-    if needs.comparable and len(paths) == 2:
-        prior, conditional = (shapes[key] for key in paths)
-        for name, mine, theirs in (
-            ("a vocabulary", conditional.vocab_size, prior.vocab_size),
-            ("a context", conditional.max_positions, prior.max_positions),
-        ):
-            if mine != theirs:
-                raise ModelError(
-                    f"the conditional has {name} of {mine} tokens, the prior of {theirs}: their "
-                    "losses cannot be compared (`conditional.path`)"
-                )
+    return {k: inspect_model(h, encoder_decoder=encoder_decoder) for k, h in headers.items()}
 
 
 def _put(store: Store, name: str, folder: str, path: str, shape: ModelShape) -> Manifest:
-    """A model of this very store stays where it is."""
+    """Copy a model into the store; one of this very store stays where it is."""
     inside = folder.startswith(f"{store.uri}/")
-    files = [f for f in list_names(folder) if _belongs(f)]
+    files = [
+        file
+        for file in list_names(folder)
+        if file in {"config.json", INDEX, TRAINED_ON, SEEN} or file.endswith(".safetensors")
+    ]
     return copy_folder(
         store,
         name,
@@ -232,15 +324,10 @@ def _put(store: Store, name: str, folder: str, path: str, shape: ModelShape) -> 
     )
 
 
-def _belongs(name: str) -> bool:
-    """Files of a model: configuration, weights, and what it was trained on."""
-    return name in {"config.json", INDEX, TRAINED_ON, SEEN} or name.endswith(".safetensors")
-
-
 def given_identity(store: Store, spec: SelectSpec, *, remember: bool) -> list[str | None]:
-    """What the given things hold, for the identity of a run: their content, not their paths.
+    """The content of what is given, for the identity of a run.
 
-    Models, tokenizer, selection, and the code of a scorer.
+    Models, tokenizer, selection, and the code of a scorer and of rules.
     """
     models = [
         None if path is None else model_identity(store, model_uri(path), remember=remember)
@@ -252,28 +339,24 @@ def given_identity(store: Store, spec: SelectSpec, *, remember: bool) -> list[st
         None if tokenizer is None else tokenizer_identity(tokenizer, spec.tokenizer.eos_token),
         None
         if threshold is None
-        else open_selection(selection_uri(store, threshold)).manifest.fingerprint,
+        else open_selection(find_input(store, threshold)).manifest.fingerprint,
         None if spec.scorer is None else find_code(spec.scorer.import_).digest,
+        *[rule.code.digest for rule in rules_of(spec) if rule.code is not None],
     ]
 
 
 def model_identity(store: Store, folder: str, *, remember: bool) -> str:
-    """The fingerprint of a given model: names and content of its configuration and weights."""
+    """The identity of a model in a folder: `weights_digest` of its files."""
     files = list_files([folder], ("config.json", ".safetensors"))
     digests = digest_files(store, files, remember=remember)
     return weights_digest({f.name: d.sha256 for f, d in zip(files, digests, strict=True)})
 
 
 def weights_digest(files: Mapping[str, str]) -> str:
-    """The identity of a model, trained here or given: its configuration and weights, by file.
+    """The identity of a model: its configuration and weights, by the digests of its files.
 
-    What is made with a model is named by it, so that the results of two trainings never mix, not
-    even of one training whose sums were added up in another order.
+    What is made with a model is named by it, so that the results of two trainings never mix, even
+    where the same training summed in another order.
     """
     kept = {n: d for n, d in files.items() if n == "config.json" or n.endswith(".safetensors")}
     return fingerprint(["given", sorted(kept.items())])
-
-
-def selection_uri(store: Store, given: str) -> str:
-    """Where a selection lies: as `find_input`."""
-    return find_input(store, given)

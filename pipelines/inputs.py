@@ -1,4 +1,4 @@
-"""What goes in: the listing of a data source, its content digests, and the units of work."""
+"""Inputs of a job: the files of its data sources, their content digests, and the units of work."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -21,12 +21,12 @@ _NO_PARTITION = "__HIVE_DEFAULT_PARTITION__"
 _BYTES_PER_TOKEN = 4
 _PARTS = 64
 _PACKED_SIZE = {".parquet": 2.5, ".gz": 3.5, ".zst": 3.5, ".bz2": 4.0, ".xz": 4.0}
-"""Bytes of text in a stored byte, roughly."""
+"""Bytes of text for each stored byte, roughly."""
 
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """The files of one data source in sorted order, and the units they are worked on in."""
+    """The files of one data source, sorted, and the units of work that they are cut into."""
 
     source: DataSource
     files: tuple[InputFile, ...]
@@ -35,18 +35,17 @@ class Inputs:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of all files as stored."""
         return sum(file.size_bytes for file in self.files)
 
     def identity(self) -> str:
-        """Fingerprint of content and of the settings that decide what is read from it."""
+        """Fingerprint of the content and of how it is read."""
         return fingerprint([self.source.identity(), [f.identity() for f in self.files]])
 
 
 def list_source(source: DataSource) -> list[FileInfo]:
     """The files of a data source, sorted.
 
-    In a folder with Parquet or JSON Lines, plain text is not data: a README.md, a licence. It is
+    Plain text in a folder with Parquet or JSON Lines (a README.md, a licence) is not data. It is
     read where a folder holds nothing else, and where a path or glob names it.
 
     Raises:
@@ -62,7 +61,7 @@ def list_source(source: DataSource) -> list[FileInfo]:
 
 
 def list_documents(paths: Sequence[str]) -> list[FileInfo]:
-    """The files of any format, as `list_source`."""
+    """Files of any format, as `list_source` with `format: auto`."""
     return list_files(paths, listed_suffixes("parquet", "jsonl"), otherwise=listed_suffixes("text"))
 
 
@@ -74,9 +73,9 @@ def open_inputs(
     *,
     remember: bool = True,
 ) -> Inputs:
-    """Digest the listed files of a data source (from the cache where they are unchanged).
+    """Digest the listed files of a data source (cached where they are unchanged).
 
-    `asked` is the spec's `part_tokens`; with `remember`, what `auto` became stays in the store.
+    `asked` is the spec's `part_tokens`; with `remember`, the value of `auto` is pinned.
     """
     if asked == "auto":
         part_tokens = _pinned_part_tokens(store, source, found, remember=remember)
@@ -102,9 +101,9 @@ def open_inputs(
 def _pinned_part_tokens(
     store: Store, source: DataSource, found: list[FileInfo], *, remember: bool
 ) -> int:
-    """What `part_tokens: auto` was when this store first saw the paths, or becomes now.
+    """The value of `part_tokens: auto`, decided by the first listing of the paths in this store.
 
-    Parts that are finished stay whatever is added: the first listing decides.
+    So finished parts stay valid, whatever is added.
     """
     folder = store.path("pins", fingerprint(["part tokens", source.paths]))
     numbers = numbered.versions(folder)
@@ -118,13 +117,13 @@ def _pinned_part_tokens(
 
 
 def auto_part_tokens(num_bytes: float) -> int:
-    """A power of two from 2**17 to 2**24 tokens, by which the text is about 64 parts."""
+    """A power of two from 2**17 to 2**24 tokens that makes about 64 parts of the text."""
     wanted = num_bytes / _BYTES_PER_TOKEN / _PARTS
     return 2 ** min(max(round(math.log2(max(wanted, 1))), 17), 24)
 
 
 def guess_bytes(files: Iterable[FileInfo | InputFile]) -> float:
-    """Bytes of text in files, roughly."""
+    """Uncompressed bytes of text, roughly."""
     total = 0.0
     for file in files:
         factor = [f for end, f in _PACKED_SIZE.items() if file.uri.lower().endswith(end)]
@@ -142,7 +141,6 @@ def _folder_label(uri: str, key: str) -> str | None:
 
 
 def scan_tasks(inputs: Inputs) -> list[ScanTask]:
-    """A task for each unit; equal units (copies of files) have one name."""
     return [
         ScanTask(
             tuple(
@@ -158,21 +156,19 @@ def scan_tasks(inputs: Inputs) -> list[ScanTask]:
 
 @dataclass(frozen=True, slots=True)
 class JobInputs:
-    """All that a select job reads from outside its store."""
+    """The data sources of a select job; `heldout` where it has files of its own."""
 
     pool: Inputs
     target: Inputs
     heldout: Inputs | None
-    """Where the held-out part has files of its own."""
 
     def identity(self) -> list[str | None]:
-        """Fingerprints of all inputs."""
         return [x.identity() if x else None for x in (self.pool, self.target, self.heldout)]
 
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """The files that a select job reads, before a byte of them is read."""
+    """The files that a select job reads."""
 
     pool: list[FileInfo]
     target: list[FileInfo]
@@ -180,7 +176,7 @@ class Listing:
 
 
 def list_job_inputs(spec: SelectSpec) -> Listing:
-    """List all data sources of a job; needs no store.
+    """List all data sources of a job.
 
     Raises:
         InputError: a path matches nothing.
@@ -196,7 +192,7 @@ def list_job_inputs(spec: SelectSpec) -> Listing:
 def open_job_inputs(
     store: Store, spec: SelectSpec, listed: Listing, *, remember: bool = True
 ) -> JobInputs:
-    """The inputs of a select job; what their digests are is remembered in the store."""
+    """Digest all data sources of a job; `remember` the digests in the store."""
     heldout, size = spec.target.heldout, spec.part_tokens
     return JobInputs(
         open_inputs(store, spec.pool, listed.pool, size, remember=remember),

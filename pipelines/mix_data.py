@@ -11,10 +11,9 @@ from stillhouse.errors import InputError, SpecError, StillhouseError
 from stillhouse.mixing.arms import ArmPart
 from stillhouse.mixing.preparation import Example, SourceTask, read_examples
 from stillhouse.mixing.spec import ArmSource, MixSpec
-from stillhouse.pipelines.context import Context
+from stillhouse.pipelines.context import Context, Step, perform
+from stillhouse.pipelines.given import find_input
 from stillhouse.pipelines.inputs import list_documents
-from stillhouse.pipelines.named import find_input
-from stillhouse.pipelines.steps import Step, perform
 from stillhouse.pipelines.tokenizer import task_tokenizer
 from stillhouse.pipelines.tokens import TokenizerRef
 from stillhouse.reading.readers import Selection, open_selection

@@ -7,10 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stillhouse.models.shape import ModelShape, planned_shape
-from stillhouse.pipelines.context import Context
+from stillhouse.pipelines.context import Context, pinned, run_tasks
 from stillhouse.pipelines.given import ModelRef, weights_digest
-from stillhouse.pipelines.pins import pinned
-from stillhouse.pipelines.steps import run_tasks
 from stillhouse.pipelines.tokens import TokenizerRef
 from stillhouse.pipelines.training import train_models
 from stillhouse.pipelines.workers import Gang

@@ -6,7 +6,7 @@ from typing import Any
 
 import ray
 
-from stillhouse.actors.results import get_result
+from stillhouse.actors.pool_worker import get_result
 from stillhouse.actors.window_scorer import OnlineScorer
 from stillhouse.pipelines.context import Context
 from stillhouse.pipelines.placement import actor_options

@@ -1,4 +1,4 @@
-"""Which nodes a job's actors may run on, and whether the cluster has or can start any."""
+"""Where a job's actors may run, and whether the cluster has or can start such nodes."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ _GROUP = "ray.io/node-group"
 
 
 def actor_options(compute: ComputeSettings, worker: WorkerSettings) -> dict[str, Any]:
-    """Ray's options for an actor of this kind: its resources, accelerator and nodes' labels."""
+    """Ray's options for an actor: resources, accelerator, and a selector of node labels."""
     options: dict[str, Any] = {**compute.resources(compute.gpus_of(worker))}
     if worker.accelerator is not None:
         options["accelerator_type"] = worker.accelerator
@@ -25,20 +25,18 @@ def actor_options(compute: ComputeSettings, worker: WorkerSettings) -> dict[str,
 
 
 def num_cpus() -> float:
-    """CPUs of the cluster."""
     return ray.cluster_resources().get("CPU", 1)
 
 
 @dataclass(frozen=True, slots=True)
 class NodeType:
-    """A node that is there, or that the autoscaler can start: its resources and labels."""
+    """Resources and labels of a node that is alive, or that the autoscaler can start."""
 
     name: str
     resources: Mapping[str, float]
     labels: Mapping[str, str]
 
     def holds(self, need: Mapping[str, float], labels: Mapping[str, str]) -> bool:
-        """Whether an empty node of this kind has all of it."""
         enough = all(self.resources.get(k, 0) + _EPSILON >= n for k, n in need.items())
         return enough and all(_matches(self.labels.get(k), value) for k, value in labels.items())
 
@@ -54,20 +52,20 @@ class NodeType:
 
 
 def _matches(found: str | None, wanted: str) -> bool:
-    """One value of a label selector: `x`, `!x`, `in(x,y)` or `!in(x,y)`, as Ray has them."""
+    """Match one value of Ray's label selectors: `x`, `!x`, `in(x,y)` or `!in(x,y)`."""
     negated, value = wanted.startswith("!"), wanted.removeprefix("!")
     names = value[3:-1].split(",") if value.startswith("in(") else [value]
     return (found in [name.strip() for name in names]) != negated
 
 
 def check_placement(compute: ComputeSettings, say: Callable[[str], object]) -> None:
-    """Refuse a job whose actors no node can ever hold; without this Ray would wait for ever.
+    """Refuse a job whose actors no node can ever hold; Ray would wait for ever.
 
-    Where an autoscaler may start nodes, of kinds that Ray does not tell, one that holds the actor
-    is asked for, and waited for up to `compute.wait_s` seconds; `say` is told so.
+    Where an autoscaler may start nodes of unknown kinds, one that holds the actor is requested and
+    waited for up to `compute.wait_s` seconds; `say` gets a message about it.
 
     Raises:
-        ClusterError: naming what is asked and what exists.
+        ClusterError: naming what is needed and what exists.
     """
     for key, worker in (("scorer", compute.scorer), ("trainer", compute.trainer)):
         options = actor_options(compute, worker)
@@ -94,7 +92,7 @@ def check_placement(compute: ComputeSettings, say: Callable[[str], object]) -> N
 
 
 def can_grow() -> bool:
-    """Whether something may start nodes: version 2 of the autoscaler, or who groups the nodes."""
+    """Whether nodes may be added: by the autoscaler (v2), or by what labelled the node groups."""
     from ray.autoscaler.v2.utils import is_autoscaler_v2
 
     grouped = any(_GROUP in (node.get("Labels") or {}) for node in ray.nodes())
@@ -102,35 +100,26 @@ def can_grow() -> bool:
 
 
 def _comes(options: Mapping[str, Any], wait_s: float) -> bool:
-    """Whether a task that does nothing, with an actor's needs, finds a node in time."""
-    probe: Any = ray.remote(**options)(_nothing).remote()
+    """Whether a task with an actor's resources finds a node in time."""
+    probe: Any = ray.remote(**options)(int).remote()
     ready = bool(ray.wait([probe], timeout=wait_s)[0])
     if not ready:
         ray.cancel(probe, force=True)
     return ready
 
 
-def _nothing() -> None:
-    pass
-
-
 def node_types() -> list[NodeType]:
-    """The nodes that are alive, and what the autoscaler may start."""
+    """The nodes that are alive, and the autoscaler's node groups, where it reports them."""
+    from ray._private.state import state  # there is no public call
+
     alive = [
         NodeType("node", node["Resources"], node.get("Labels") or {})
         for node in ray.nodes()
         if node["Alive"]
     ]
-    return alive + _startable()
-
-
-def _startable() -> list[NodeType]:
-    """The autoscaler's node groups, where it reports them; few do, and Ray has no public call."""
-    from ray._private.state import state
-
     config = state.get_cluster_config()
     groups: list[Any] = list(config.node_group_configs) if config is not None else []
-    return [
+    return alive + [
         NodeType(str(group.name), dict(group.resources), dict(group.labels))
         for group in groups
         if group.max_count != 0

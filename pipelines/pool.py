@@ -1,9 +1,9 @@
-"""Pools of workers: actors of one size that are kept from step to step, for any kind of task.
+"""Pools of workers: equal actors that are kept from step to step, for any kind of task.
 
 A pool starts to work with the first actor that the cluster has room for and grows to its width as
-more nodes come; actors that still wait for a node are what an autoscaler sees. A lost actor is
-replaced. What was lost with it is done again, within one budget for a task that kills its
-workers, one for lost nodes, and one for a store that cannot be reached.
+more nodes come; actors that wait for a node are what an autoscaler sees. A lost actor is replaced
+and its calls are made again, within separate budgets for a task that kills its workers, for lost
+nodes, and for a store that cannot be reached.
 """
 
 from collections import Counter, deque
@@ -23,18 +23,19 @@ from stillhouse.storage.artifact import Store
 PREEMPTION_BUDGET = 100
 """Nodes that may be lost under one task."""
 STORAGE_BUDGET = 5
-"""How often a task may find the store out of reach, for as long as `retries` try each time."""
-_IN_A_ROW = 40
-"""So many such tasks without a finished one between them: the store is gone for all."""
+"""Failures to reach the store that a task may have, each after all `retries`."""
+_STORAGE_FAILURES_IN_A_ROW = 40
+"""Of different tasks, with none finished in between: the store is gone for all."""
 _NODE_DIED = "node has died"
 """What Ray says of an actor that was lost with its node, before it lists the node as dead."""
 _CALLS = 2
 """Of one worker at a time: it reads for the second while it works on the first."""
+Note = Callable[[str, dict[str, Any]], None]
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One call of a worker's method; `name` is the task's, for errors."""
+    """One call of a worker's method; `name` is the task's."""
 
     name: str
     method: str
@@ -42,7 +43,7 @@ class Call:
 
 
 class TaskFailed(Exception):
-    """A call ended with an error of its own; `error` is what to raise, `node` where it was."""
+    """A call failed for good with `error`, on `node` where that is known."""
 
     def __init__(self, name: str, error: Exception, node: str | None) -> None:
         super().__init__(name)
@@ -51,32 +52,32 @@ class TaskFailed(Exception):
 
 @dataclass(eq=False)
 class _Worker:
-    """An actor, and the calls that it has; `node` is known once it runs."""
+    """An actor and its calls.
+
+    Attributes:
+        starting: the answer to its first call; None once it runs.
+        node: that it runs on; None until then.
+        alone: its call may have killed a worker, and gets no other one beside it.
+    """
 
     actor: Any
     starting: Any
     node: str | None = None
     calls: dict[Any, Call] = field(default_factory=dict[Any, Call])
     alone: bool = False
-    """Whether its call may have killed a worker, and gets no other beside it."""
 
 
 class Pool:
     """Actors with equal resources.
 
     Args:
-        store: where tasks read and write.
-        options: Ray's, of each actor.
+        options: Ray's options of each actor.
         max_attempts: deaths of workers that one task may cause.
-        note: told why calls wait.
+        note: receives the reason where calls wait.
     """
 
     def __init__(
-        self,
-        store: Store,
-        options: Mapping[str, Any],
-        max_attempts: int,
-        note: Callable[[str, dict[str, Any]], None],
+        self, store: Store, options: Mapping[str, Any], max_attempts: int, note: Note
     ) -> None:
         self.options = options
         self._store, self._max_attempts, self._note = store, max_attempts, note
@@ -88,8 +89,7 @@ class Pool:
     ) -> Generator[tuple[Call, Done]]:
         """Make all calls on up to `width` actors; yields each with its result as it comes.
 
-        Calls may be added while it runs. Whoever stops asking has to `close` the pool: calls may
-        be at work.
+        Calls may be added while it runs. If the generator is not exhausted, `close` the pool.
 
         Raises:
             TaskFailed: a call raised, kept killing its worker, or cannot reach the store.
@@ -99,7 +99,9 @@ class Pool:
         width = min(width, len(calls))
         while state.unfinished:
             while len(self._workers) < width:
-                self._workers.append(self._start())
+                actor: Any = PoolWorker
+                actor = actor.options(max_concurrency=_CALLS, **self.options).remote(self._store)
+                self._workers.append(_Worker(actor, actor.node.remote()))
             for worker, call in state.assign(self._workers[:width]):
                 method = getattr(worker.actor, call.method)
                 again = (state.begun[call.name] > 1,) if call.method == "do" else ()
@@ -107,23 +109,17 @@ class Pool:
             yield from self._collect(state)
 
     @property
-    def at_work(self) -> bool:
-        """Whether a worker has a call that nobody waits for any more, or `run` waits for."""
+    def busy(self) -> bool:
         return any(worker.calls for worker in self._workers)
 
     def close(self) -> None:
-        """Terminate the actors: others need their place, or the job is done."""
+        """Terminate the actors."""
         for worker in self._workers:
             ray.kill(worker.actor)
         self._workers = []
 
-    def _start(self) -> _Worker:
-        maker: Any = PoolWorker
-        actor = maker.options(max_concurrency=_CALLS, **self.options).remote(self._store)
-        return _Worker(actor, actor.node.remote())
-
     def _collect(self, state: "_OpenCalls") -> Iterator[tuple[Call, Done]]:
-        """Wait for something to end, then take all that has."""
+        """Wait for a call to end, then take the results of all that have ended."""
         owners = {ref: worker for worker in self._workers for ref in worker.calls}
         owners |= {worker.starting: worker for worker in self._workers if worker.starting}
         ray.wait(list(owners), num_returns=1)
@@ -133,22 +129,25 @@ class Pool:
             if worker not in self._workers:
                 continue  # lost with another one of its calls
             try:
-                found = ray.get(reference)
+                result = ray.get(reference)
             except (RayActorError, OutOfMemoryError) as error:
                 self._lost(worker, error, state)
-            except RayTaskError as error:  # its arguments cannot be read there
+            except RayTaskError as error:  # the worker cannot unpickle the arguments
                 name = worker.calls[reference].name if reference in worker.calls else "worker"
-                raise TaskFailed(name, _of_task(error), None) from None
+                cause: Exception = error
+                if isinstance(error.cause, ImportError):
+                    cause = ClusterError(cannot_import(str(error.cause)))
+                raise TaskFailed(name, cause, None) from None
             else:
                 if reference == worker.starting:
-                    worker.starting, worker.node = None, found
+                    worker.starting, worker.node = None, result
                     continue
                 call = worker.calls.pop(reference)
-                if state.take(call, found):
-                    yield call, found
+                if state.take(call, result):
+                    yield call, result
 
     def _lost(self, worker: _Worker, error: Exception, state: "_OpenCalls") -> None:
-        """Replace an actor; what it had is done again, unless it could not even be started."""
+        """Drop an actor and make its calls again, unless it could not even be started."""
         if isinstance(error, RayActorError) and error.actor_init_failed:
             lines = [line.strip() for line in str(error).splitlines() if line.strip()]
             raise ClusterError(cannot_import(lines[-1])) from None
@@ -157,19 +156,16 @@ class Pool:
         self._never_ran += worker.node is None
         if self._never_ran > PREEMPTION_BUDGET:
             raise ClusterError(f"workers die before they run: {str(error).splitlines()[0]}")
-        node_lives = _NODE_DIED not in str(error) and worker.node in _alive_nodes()
+        alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+        node_lives = _NODE_DIED not in str(error) and worker.node in alive
         state.lose(list(worker.calls.values()), node_lives=node_lives)
 
 
 class _OpenCalls:
-    """The calls of one step that are not finished: what to do next, and what was lost how often."""
+    """The unfinished calls of one step: which to make next, and how often each was lost."""
 
     def __init__(
-        self,
-        queue: deque[Call],
-        max_attempts: int,
-        metrics: StepMetrics,
-        note: Callable[[str, dict[str, Any]], None],
+        self, queue: deque[Call], max_attempts: int, metrics: StepMetrics, note: Note
     ) -> None:
         self._queue, self._max_attempts = queue, max_attempts
         self._metrics, self._note = metrics, note
@@ -183,13 +179,12 @@ class _OpenCalls:
 
     @property
     def unfinished(self) -> bool:
-        """Whether calls wait or are at work."""
         return bool(self._open or self._queue or self._suspects)
 
     def assign(self, workers: Sequence[_Worker]) -> Iterator[tuple[_Worker, Call]]:
-        """Who makes which call now: first one each, then a second one to read ahead for.
+        """Calls to make now: first one for each worker, then a second one to read ahead for.
 
-        The last calls are not queued behind others: an idle worker may come for them.
+        The last calls are not queued behind others: another worker will be idle before.
         """
         running = [worker for worker in workers if worker.node is not None]
         for worker in running:
@@ -197,23 +192,23 @@ class _OpenCalls:
                 worker.alone = bool(self._suspects)
                 queue = self._suspects or self._queue
                 if queue:
-                    yield self._next(worker, queue)
+                    yield worker, self._next(queue)
         for worker in running:
             if len(worker.calls) == 1 and not worker.alone and len(self._queue) > len(running):
-                yield self._next(worker, self._queue)
+                yield worker, self._next(self._queue)
         self._metrics.in_flight(self._open)
 
-    def _next(self, worker: _Worker, queue: deque[Call]) -> tuple[_Worker, Call]:
+    def _next(self, queue: deque[Call]) -> Call:
         call = queue.popleft()
         self.begun[call.name] += 1
         self._open += 1
-        return worker, call
+        return call
 
     def take(self, call: Call, done: Done) -> bool:
-        """Whether a call is finished; else it is made again.
+        """Whether a call succeeded; if not, it is made again.
 
         Raises:
-            TaskFailed: it never will be.
+            TaskFailed: it failed for good.
         """
         self._open -= 1
         self._metrics.in_flight(self._open)
@@ -224,8 +219,11 @@ class _OpenCalls:
         failure = done.value
         self._in_a_row += 1
         self._unreached[call.name] += 1
-        final = self._in_a_row >= _IN_A_ROW or self._unreached[call.name] >= STORAGE_BUDGET
-        if final or not failure.elsewhere:
+        final = (
+            self._in_a_row >= _STORAGE_FAILURES_IN_A_ROW
+            or self._unreached[call.name] >= STORAGE_BUDGET
+        )
+        if final or not failure.retryable:
             raise TaskFailed(call.name, as_error(failure.kind, failure.message), failure.node)
         self._metrics.retry("hardware")
         self._note("waiting", {"message": f"{failure.node}: {failure.message}"})
@@ -233,10 +231,10 @@ class _OpenCalls:
         return False
 
     def lose(self, calls: list[Call], *, node_lives: bool) -> None:
-        """Calls whose worker died are made again; alone, where it is not known which was at fault.
+        """Make the calls of a dead worker again; alone, where either may have killed it.
 
         Raises:
-            TaskFailed: one that has cost too many workers.
+            TaskFailed: one of them has cost too many workers.
         """
         self._open -= len(calls)
         for call in calls:
@@ -244,31 +242,21 @@ class _OpenCalls:
             if not node_lives:
                 self._preempted[call.name] += 1
                 if self._preempted[call.name] >= PREEMPTION_BUDGET:
-                    self._give_up(call, f"lost its node {PREEMPTION_BUDGET} times")
+                    raise _given_up(call, f"lost its node {PREEMPTION_BUDGET} times")
                 self._queue.appendleft(call)
                 continue
             if len(calls) == 1:
                 self._killed[call.name] += 1
                 if self._killed[call.name] >= self._max_attempts:
-                    self._give_up(call, f"killed its worker {self._killed[call.name]} times")
+                    raise _given_up(call, f"killed its worker {self._killed[call.name]} times")
             self._suspects.append(call)
 
-    def _give_up(self, call: Call, reason: str) -> None:
-        raise TaskFailed(call.name, PartFailedError(f"part {call.name} {reason}"), None)
+
+def _given_up(call: Call, reason: str) -> TaskFailed:
+    return TaskFailed(call.name, PartFailedError(f"part {call.name} {reason}"), None)
 
 
 def as_error(name: str, message: str) -> Exception:
-    """An error that was raised elsewhere: one of our own by its class's name."""
+    """An error of another process: the class of ours that has this name, or a RuntimeError."""
     kind = getattr(errors, name, None)
     return kind(message) if kind is not None else RuntimeError(message)
-
-
-def _of_task(error: RayTaskError) -> Exception:
-    """What to raise for an error of a call that Ray, not the worker, reports."""
-    if isinstance(error.cause, ImportError):
-        return ClusterError(cannot_import(str(error.cause)))
-    return error
-
-
-def _alive_nodes() -> set[str]:
-    return {node["NodeID"] for node in ray.nodes() if node["Alive"]}

@@ -1,7 +1,7 @@
-"""Documents hashed and counted; rows that cannot be used set aside, as an artifact of their own.
+"""Documents hashed and counted; unusable rows become an artifact of their own, the dead letters.
 
-A unit's bad rows lie under the unit's name, with the file's number in the unit. The artifact of a
-job's bad rows brings them together with the files' URIs: it says on its own what to mend.
+The unusable rows of a unit are stored under the unit's name, with the number of the file in the
+unit. The artifact of a job collects them with the files' URIs, to be fixed.
 """
 
 from collections import Counter
@@ -14,9 +14,8 @@ import pyarrow as pa
 
 from stillhouse.errors import InputError
 from stillhouse.fingerprint import fingerprint
-from stillhouse.pipelines.context import Context
+from stillhouse.pipelines.context import Context, Step, perform
 from stillhouse.pipelines.inputs import Inputs, JobInputs, scan_tasks
-from stillhouse.pipelines.steps import Step, perform
 from stillhouse.storage.artifact import Manifest, PartRef, Receipt, Store
 from stillhouse.storage.layout import LAYOUT_VERSION
 from stillhouse.storage.parquet import read_table
@@ -46,7 +45,7 @@ class Scan:
 
     @property
     def counts(self) -> Counter[str]:
-        """Documents, chars and dead letters by reason, over all units."""
+        """Documents, chars and `dead: REASON`, over all units."""
         total: Counter[str] = Counter()
         for receipt in self.receipts:
             total.update(receipt.counts)
@@ -54,19 +53,17 @@ class Scan:
 
     @property
     def dead_by_reason(self) -> dict[str, int]:
-        """Rows that could not be used, counted by why."""
         found = sorted(self.counts.items())
         return {k.removeprefix("dead: "): n for k, n in found if k.startswith("dead: ")}
 
     @property
     def num_dead(self) -> int:
-        """Rows that could not be used."""
         return sum(self.dead_by_reason.values())
 
 
 @dataclass(frozen=True, slots=True)
 class Scanned:
-    """All data sources of a job, and their bad rows (None where there are none)."""
+    """All data sources of a job, and their dead letters, if any."""
 
     sources: list[Scan]
     dead_letters: Manifest | None
@@ -85,7 +82,7 @@ def scan(ctx: Context, inputs: JobInputs) -> Scanned:
 
 
 def scan_sources(ctx: Context, named: Mapping[str, Inputs]) -> Scanned:
-    """Hash every document of some data sources, by their keys in the spec.
+    """Hash every document of data sources, given by their keys in the spec.
 
     Raises:
         InputError: more bad rows than `max_bad_rows` allows, or no usable document at all.
@@ -98,7 +95,7 @@ def scan_sources(ctx: Context, named: Mapping[str, Inputs]) -> Scanned:
     for name, source in named.items():
         scans.append(Scan(name, source, tasks[name], receipts[: len(tasks[name])]))
         receipts = receipts[len(tasks[name]) :]
-    letters = None if ctx.dry else put_dead_letters(ctx.store, scans)
+    letters = None if ctx.dry else _put_dead_letters(ctx.store, scans)
     for scanned in scans:
         ctx.metrics("scan").dead_letters(scanned.name, scanned.num_dead)
         _check_rows(ctx.store, scanned, letters)
@@ -106,7 +103,6 @@ def scan_sources(ctx: Context, named: Mapping[str, Inputs]) -> Scanned:
 
 
 def dead_letters_uri(ctx: Context, scanned: Scanned) -> str | None:
-    """Where the job's bad rows lie."""
     letters = scanned.dead_letters
     return ctx.store.path(DEAD_LETTERS, letters.fingerprint) if letters else None
 
@@ -136,15 +132,15 @@ def _check_rows(store: Store, scanned: Scan, letters: Manifest | None) -> None:
 
 
 def dead_letters(store: Store, scanned: Scan) -> Iterator[dict[str, Any]]:
-    """The rows of a source that cannot be used: input, file, row (-1: all), reason, preview."""
+    """The unusable rows of a source: input, file, row (-1: all), reason, preview."""
     for task, receipt in zip(scanned.tasks, scanned.receipts, strict=True):
         if path := receipt.info.get("dead_letters"):
             for row in read_table(store.path(path)).to_pylist():
                 yield row | {"input": scanned.name, "file": task.files[row["file"]].uri}
 
 
-def put_dead_letters(store: Store, scans: Sequence[Scan]) -> Manifest | None:
-    """The artifact of all bad rows of a job; None where there are none."""
+def _put_dead_letters(store: Store, scans: Sequence[Scan]) -> Manifest | None:
+    """The dead letters of a job; None without any."""
     bad = [scanned for scanned in scans if scanned.num_dead]
     if not bad:
         return None

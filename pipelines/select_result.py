@@ -14,10 +14,9 @@ from stillhouse.pipelines.scan import dead_letters, dead_letters_uri
 from stillhouse.pipelines.select import SelectRun
 from stillhouse.pipelines.select_warnings import heldout_scores, select_warnings
 from stillhouse.report.formatting import compact, decimals, percent, signed, words
-from stillhouse.selection.ledger import SourceTally, loss_edges, score_edges
-from stillhouse.selection.moments import Moments
+from stillhouse.selection.ledger import Moments, SourceTally, loss_edges, score_edges
+from stillhouse.selection.quotas import OTHER
 from stillhouse.selection.rules import find_rule
-from stillhouse.selection.sources import OTHER
 from stillhouse.spec import SelectionSettings, SelectSpec
 from stillhouse.storage.artifact import Manifest
 from stillhouse.storage.parquet import read_table
@@ -259,7 +258,7 @@ def _scores(spec: SelectSpec, made: SelectRun, heldout: Moments) -> list[b.Block
 def _examples(ctx: Context, spec: SelectSpec, made: SelectRun) -> list[b.Block]:
     """Texts around the cut and at both ends, with losses, status and address."""
     tokenizer = load_tokenizer(made.tokenizer.path, made.tokenizer.eos_token)
-    ranked = made.candidates.ranked(ctx.store, spec, find_rule("selection.rule", spec.rule))
+    ranked = made.candidates.ranked(find_rule("selection.rule", spec.rule))
     blocks: list[b.Block] = []
     for group, title, status in _GROUPS:
         cards: list[b.Card] = []

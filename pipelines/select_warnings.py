@@ -10,10 +10,10 @@ from stillhouse.pipelines.context import Context
 from stillhouse.pipelines.results import automatic
 from stillhouse.pipelines.select import SelectRun
 from stillhouse.report import health
-from stillhouse.selection.moments import Moments
+from stillhouse.selection.ledger import Moments
 from stillhouse.selection.ranking import RankedPart
 from stillhouse.selection.rules import find_rule
-from stillhouse.selection.statistics import load_arrays
+from stillhouse.selection.scorers import load_arrays
 from stillhouse.spec import SelectSpec
 from stillhouse.storage.parquet import read_table
 from stillhouse.text.tokenizer import load_tokenizer

@@ -5,13 +5,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from stillhouse.errors import InputError
+from stillhouse.errors import ArtifactError, InputError
 from stillhouse.fingerprint import fingerprint
-from stillhouse.pipelines.context import Context
+from stillhouse.pipelines.context import Context, Step, perform
 from stillhouse.pipelines.scan import Scan
-from stillhouse.pipelines.steps import Step, perform
 from stillhouse.spec import SelectSpec
 from stillhouse.storage.artifact import Manifest, Receipt, Store
+from stillhouse.storage.filesystem import list_names
 from stillhouse.text.drops import DOCUMENTS_A_RANGE, DuplicatesTask, SplitTask, add_digests
 from stillhouse.text.tasks import PackTask, TokenizerHost, UnitFile
 
@@ -20,36 +20,38 @@ NO_DROPS: tuple[Receipt, ...] = ()
 
 @dataclass(frozen=True, slots=True)
 class Tokenised:
-    """A tokens artifact and what its making counted."""
+    """A tokens artifact, what was counted, and the raw files of each part's unit."""
 
     manifest: Manifest
     counts: Counter[str]
     files: list[tuple[UnitFile, ...]]
-    """The raw files of each part's unit, where they lie now."""
 
 
 @dataclass(frozen=True, slots=True)
 class TokenizerRef:
-    """Where the tokenizer lies, and its identity."""
+    """A tokenizer in the store.
+
+    Attributes:
+        bos_id: stands before every sequence that is scored or trained on; not in stored tokens.
+    """
 
     path: str
     eos_token: str
     digest: str
     vocab_size: int
     bos_id: int | None = None
-    """Stands before every sequence that is scored or trained on; not in stored tokens."""
 
     @property
     def num_extra(self) -> int:
-        """Positions that a model needs beside those of a sequence."""
+        """Positions that a model needs in addition to those of a sequence."""
         return int(self.bos_id is not None)
 
     def extra_identity(self) -> list[object]:
-        """What to name things by that were read behind BOS; nothing where they were not."""
+        """Added to the identity of what is computed with BOS before the sequences."""
         return [] if self.bos_id is None else [["bos", self.bos_id]]
 
     def described(self) -> dict[str, Any]:
-        """As stored tokens tell it, which no BOS is among."""
+        """As in the manifest of tokens."""
         return {k: v for k, v in asdict(self).items() if k != "bos_id"} | {"path": None}
 
 
@@ -92,7 +94,7 @@ def without_dropped(
 
 
 def _duplicates(ctx: Context, step: str, scanned: Scan, spec: SelectSpec) -> list[Receipt]:
-    """Find the later copies of a text, one hash range a task; nothing without `deduplicate`."""
+    """Find later copies of a text, one range of hashes a task; nothing without `deduplicate`."""
     if not spec.deduplicate:
         return []
     num_ranges = -(-scanned.counts["documents"] // DOCUMENTS_A_RANGE)
@@ -102,7 +104,7 @@ def _duplicates(ctx: Context, step: str, scanned: Scan, spec: SelectSpec) -> lis
 
 
 def _split_target(ctx: Context, scanned: Scan, spec: SelectSpec) -> list[Receipt]:
-    """Cut the target in a training and a held-out side by groups of duplicates."""
+    """Split the target into a training and a held-out side, duplicates on the same side."""
     share, scans = spec.target.heldout, tuple(scanned.receipts)
     assert isinstance(share, float)
     tasks = [SplitTask(scans, share, spec.deduplicate, held_out) for held_out in (False, True)]
@@ -116,7 +118,7 @@ def pack_tasks(
     tokenizer: TokenizerRef,
     sequence_length: int,
 ) -> list[PackTask]:
-    """A packing task for each unit, which knows what of it is left out."""
+    """A packing task for each unit, with what is left out of it."""
     return [
         PackTask(
             unit=unit,
@@ -143,7 +145,7 @@ def tokenise(
     tokenizer: TokenizerRef,
     names: Sequence[str] = ("pool", "target", "target.heldout"),
 ) -> list[Tokenised]:
-    """Tokenise and pack several sources in one stream; `names` are their keys in the spec.
+    """Tokenise and pack several sources in one step; `names` are their keys in the spec.
 
     Raises:
         InputError: a source whose documents are together shorter than one sequence.
@@ -212,3 +214,41 @@ def _manifest(
         for _ in receipt.parts
     ]
     return Tokenised(store.put_manifest(manifest), counts, files)
+
+
+@dataclass(frozen=True, slots=True)
+class PackedUnit:
+    """What was left out of a unit (a digest), and how many tokens it has."""
+
+    dropped: str
+    num_tokens: int
+
+
+def packed_units(
+    store: Store, tokenizer: TokenizerRef, sequence_length: int, part_tokens: int
+) -> dict[str, PackedUnit]:
+    """The units in the store that were packed with a tokenizer, by the fingerprint of their scan.
+
+    What a unit drops depends on the other units; if it was packed several times, any will do.
+    """
+    part_rows = max(1, part_tokens // sequence_length)
+    found: dict[str, PackedUnit] = {}
+    for name in sorted(set(list_names(store.path("tokens"))) - {"parts", "receipts"}):
+        try:
+            manifest = store.get_manifest("tokens", name)
+        except ArtifactError:  # being written, or of another version
+            continue
+        if manifest.settings["sequence_length"] != sequence_length:
+            continue
+        made_with = manifest.settings["tokenizer"]
+        if (made_with["digest"], made_with["eos_token"]) != (tokenizer.digest, tokenizer.eos_token):
+            continue
+        parts = list(manifest.parts)
+        for unit in manifest.inputs["units"]:
+            mine, parts = parts[: unit["parts"]], parts[unit["parts"] :]
+            rows = [part.num_rows for part in mine]
+            whole = all(n >= part_rows for n in rows[:-1])  # a part ends with a document
+            if whole and max(rows, default=0) < 2 * part_rows:
+                tokens = sum(part.num_tokens for part in mine)
+                found[unit["scan"]] = PackedUnit(unit["dropped"], tokens)
+    return found

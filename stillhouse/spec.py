@@ -4,8 +4,6 @@ A spec is one YAML file. `jobs/spec_file.py` reads it, applies `--set a.b=c` and
 complaints into one line each. Everything below `jobs/` receives these models and reads them.
 """
 
-import re
-from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -138,17 +136,6 @@ class ScoringSettings(Settings):
     )
 
 
-RULES = ("color", "own", "random", "conditional_only", "dsir", "rho_down")
-CONTROLS = ("random", "conditional_only", "dsir", "rho_down")
-_CLASS = r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*"
-
-
-def _rule_name(name: str, known: Sequence[str]) -> str:
-    if name not in known and not re.fullmatch(_CLASS, name):
-        raise ValueError(f"no rule {name!r}: {', '.join(known)}, or `my_package.module:MyRule`")
-    return name
-
-
 class SelectionSettings(Settings):
     """What is kept. Give exactly one of tau, num_tokens, fraction, min_score, threshold_from."""
 
@@ -185,11 +172,6 @@ class SelectionSettings(Settings):
     seed: int = Field(
         default=0, description="of the order of rows in the selection and of the controls"
     )
-
-    @field_validator("rule")
-    @classmethod
-    def _known(cls, name: str | None) -> str | None:
-        return None if name is None else _rule_name(name, RULES)
 
     @model_validator(mode="after")
     def _one_of(self) -> "SelectionSettings":
@@ -229,11 +211,6 @@ class TrainSettings(Optimisation):
     eval_points: Count = Field(
         default=10, description="evaluations over the run, the last at the end"
     )
-
-    @field_validator("controls")
-    @classmethod
-    def _known(cls, names: list[str]) -> list[str]:
-        return [_rule_name(name, CONTROLS) for name in names]
 
     @property
     def all_seeds(self) -> list[int]:
@@ -344,18 +321,6 @@ class SelectSpec(JobSpec):
                 '`scorer: {import: "pds_scorer:PdsScorer"}`'
             )
         return named
-
-    @model_validator(mode="after")
-    def _controls_fit(self) -> "SelectSpec":
-        controls = self.train.controls if self.train else []
-        if "dsir" in controls and self.selection.grain == "documents":
-            raise ValueError(
-                "the control `dsir` ranks sequences: use `selection.grain: sequences`, or drop it"
-            )
-        models = [name for name in ("conditional_only", "rho_down") if name in controls]
-        if self.scorer is not None and models:
-            raise ValueError(f"the control `{models[0]}` needs the models that `scorer` replaces")
-        return self
 
     @model_validator(mode="after")
     def _one_scorer(self) -> "SelectSpec":

@@ -15,9 +15,8 @@ from zlib import crc32
 from stillhouse.report.blocks import Warn
 from stillhouse.report.formatting import compact, decimals, percent, signed
 from stillhouse.selection.contamination import NUM_WORDS
-from stillhouse.selection.ledger import SourceTally, Tally
-from stillhouse.selection.moments import Moments
-from stillhouse.selection.sources import OTHER
+from stillhouse.selection.ledger import Moments, SourceTally, Tally
+from stillhouse.selection.quotas import OTHER
 
 SHINGLE_WORDS = 5
 

@@ -34,14 +34,14 @@ _BLOCK = 2**17  # rows whose keys stay in the cache
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """The last kept row. `part` None (and `row` 0) keeps every row that has `score` itself."""
+    """The last kept row. With `part` None every row of at least `score` is kept."""
 
     score: float
     part: PartName
     row: int
 
-    def mask(self, part: PartName, scores: ArrayLike) -> NDArray[np.bool_]:
-        """Which rows of `part` are kept: float32[n] -> bool[n]."""
+    def mask(self, part: PartName, scores: ArrayLike, sources: Any = None) -> NDArray[np.bool_]:
+        """Which rows of `part` are kept: float32[n] -> bool[n]; `sources` are for a `QuotaCut`."""
         values = np.asarray(scores, dtype=np.float32)
         if self.part is None or part < self.part:
             return values >= self.score
@@ -52,16 +52,14 @@ class Cut:
 
 
 def threshold_cut(score: float) -> Cut:
-    """The cut that keeps every row of at least `score`."""
     return Cut(score, None, 0)
 
 
 def find_cut(parts: Mapping[PartName, Callable[[], Scores]], k: int, *, run: Run = map) -> Cut:
     """The cut that keeps exactly the `k` best of all rows.
 
-    `parts` maps names to functions that load float32[n]. `run` stands in for the built-in `map`
-    (results in the order of the items) and may spread the loading over processes; then the
-    functions have to be picklable.
+    `parts` maps names to functions that load float32[n]. `run` works like the built-in `map`; it
+    may spread the loading over processes, to which the functions are then pickled.
 
     Raises:
         BudgetError: `k` is not between 1 and the number of rows that are not NaN.
@@ -78,8 +76,8 @@ def find_weighted_cut(
 ) -> Cut:
     """The cut that keeps the longest prefix of the order whose weights sum to at most `budget`.
 
-    Like `find_cut`, with functions that load (scores float32[n], weights int64[n], all >= 1): the
-    documents that a budget of tokens pays for. A part's weights may sum to 2**53.
+    Like `find_cut`, with functions that load (scores float32[n], weights int64[n], all >= 1), such
+    as the tokens of documents. A part's weights may sum to 2**53.
 
     Raises:
         BudgetError: `budget` is not between 1 and the sum of all weights of rows that are not NaN,
@@ -96,11 +94,10 @@ def find_weighted_cut(
 
 
 def _at_most(total: int) -> str:
-    """What can be asked for, if anything can."""
     if total == 0:
-        return ": none may be chosen"
+        return ": none is eligible"
     return (
-        f" that may be chosen: set `selection.tau`, `num_tokens` or `fraction` so that at least 1 "
+        f" that are eligible: set `selection.tau`, `num_tokens` or `fraction` so that at least 1 "
         f"and at most {total:,} are kept"
     )
 
@@ -132,7 +129,7 @@ class _Histogram:
 
 
 class _Search:
-    """One search over parts in ascending order of their names."""
+    """A search over parts in ascending order of their names."""
 
     def __init__(self, names: Sequence[PartName], loads: Sequence[Load], run: Run) -> None:
         self._names, self._loads, self._run = names, loads, run
@@ -142,8 +139,8 @@ class _Search:
     def cut(self, budget: int) -> Cut:
         """The last row of the longest prefix within `budget`, which is at most the total.
 
-        Where the weight reaches `budget` inside a row, and that row is the first one looked at,
-        the prefix ends in another bucket: a second search for its now known weight finds it.
+        If the weight reaches `budget` inside the first row of a bucket, the prefix ends in an
+        earlier bucket: a second search for the weight above finds it.
         """
         found = self._locate(budget)
         if found == 0:
@@ -154,7 +151,7 @@ class _Search:
         return found if isinstance(found, Cut) else self.cut(found)
 
     def _locate(self, budget: int) -> Cut | int:
-        """The cut, or the weight above the rows looked at if not even the first of them fits."""
+        """The cut, or the weight above the bucket if not even its first row fits."""
         upper, num_rows, above = self._upper.reach(budget)
         if num_rows <= MAX_CANDIDATES:
             return self._among_candidates(upper, budget, above)
@@ -191,7 +188,7 @@ def _unweighted(load: Callable[[], Scores]) -> tuple[Scores, None]:
 
 
 def _keys(scores: Scores) -> NDArray[np.uint32]:
-    """uint32 that sort like the scores; NaN gets 0, which is below -inf's."""
+    """uint32 that sort like the scores; NaN gets 0, below -inf."""
     bits = (scores + np.float32(0)).view(np.int32)  # -0.0 + 0.0 is 0.0
     keys = (bits ^ ((bits >> 31) | np.int32(-(2**31)))).view(np.uint32)
     keys[np.isnan(scores)] = 0
@@ -213,7 +210,7 @@ def _blocks(load: Load) -> Iterator[tuple[int, NDArray[np.uint32], Weights | Non
 
 
 def _histogram(blocks: Iterable[tuple[NDArray[np.integer], Weights | None]]) -> _Histogram:
-    """Digits in [0, 2**16) with their weights, counted; sparse, as it may cross processes."""
+    """Counts of digits in [0, 2**16) and sums of their weights; sparse, to be sent cheaply."""
     rows = weight = np.zeros(2**16, dtype=np.int64)
     for digits, weights in blocks:
         rows = rows + np.bincount(digits, minlength=2**16)

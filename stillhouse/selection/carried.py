@@ -1,10 +1,9 @@
-"""What a selection's rows carry beside tokens and scores: columns of the pool's documents
-(`pool.keep_columns`), and the text of sequences (`selection.text`).
+"""Columns that a selection's rows carry beside tokens and scores: `pool.keep_columns`, and `text`.
 
-Columns are neither packed nor scored. They are read again from the raw files, of kept documents
-only, so that to name other columns makes nothing but the selection again. All values are text:
-strings as they are, numbers, booleans and dates as they are written, lists and objects as JSON.
-A sequence has pieces of several documents: each of its `documents` carries its own values.
+Columns are neither packed nor scored. They are read again from the raw files, for kept documents
+only, so that naming other columns makes nothing but the selection again. All values are text:
+strings as they are, numbers, booleans and dates as written, lists and objects as JSON. A sequence
+has pieces of several documents: each of its `documents` carries its own values.
 """
 
 import json
@@ -22,7 +21,7 @@ from stillhouse.errors import BadFileError, SpecError
 from stillhouse.text.pieces import token_ids
 from stillhouse.text.records import Choose, Record, read_records
 from stillhouse.text.tasks import UnitFile
-from stillhouse.text.tokenizer import Tokenizer, load_tokenizer
+from stillhouse.text.tokenizer import load_tokenizer
 from stillhouse.text.values import (
     ABSENT,
     as_text,
@@ -33,24 +32,23 @@ from stillhouse.text.values import (
     label,
 )
 
-LOOKED_AT = 1000
-"""Rows of a file without a schema that are looked at for a key."""
+_ROWS_SEARCHED = 1000
+"""Rows in which a key is looked for, in a file without a schema."""
 _SHOWN_CHARS = 300
 _OF_ROWS = "input_ids documents text id source num_tokens raw_file raw_row score part row"
 _OF_PIECES = "start end file prior_nll conditional_nll"
 _TAKEN = {*_OF_ROWS.split(), *_OF_PIECES.split()}
-"""Names that rows, or the documents in them, have anyway."""
+"""Columns of a selection's rows, and fields of the documents in them."""
 
 
 def check_columns(pool: PoolSource, uris: Sequence[str]) -> None:
-    """Refuse columns that no file of the pool has (without a schema: none of its first rows), and
-    names that a selection has for something else.
+    """Refuse columns that no file of the pool has, and names that a selection uses already.
 
-    As many files are opened as it takes to find every column once. Those that cannot be read are
-    left to the scan.
+    Files are opened until every column was found once. A file without a schema is searched at its
+    beginning. Files that cannot be read are left to the scan.
 
     Raises:
-        SpecError: naming the columns, and what there is instead.
+        SpecError: naming the columns, and those that exist.
     """
     for i, name in enumerate(pool.keep_columns):
         if name in _TAKEN or name in pool.keep_columns[:i]:
@@ -62,20 +60,20 @@ def check_columns(pool: PoolSource, uris: Sequence[str]) -> None:
         if not missing:
             return
         try:
-            found = _look_for(missing, uri, pool, seen)
+            found = _paths_in(missing, uri, pool, seen)
         except BadFileError:
             continue
         missing = [name for name in missing if name not in found]
     if missing:
-        names, there = ", ".join(f"`{name}`" for name in missing), ", ".join(seen)
+        names, existing = ", ".join(f"`{name}`" for name in missing), ", ".join(seen)
         raise SpecError(
             f"`pool.keep_columns`: nothing in {pool.path!r} has {names}; there are: "
-            f"{there[:_SHOWN_CHARS] or 'no columns (plain text)'}"
+            f"{existing[:_SHOWN_CHARS] or 'no columns (plain text)'}"
         )
 
 
-def _look_for(wanted: Sequence[str], uri: str, pool: PoolSource, seen: dict[str, None]) -> set[str]:
-    """Those of the wanted paths that a file has; all that it has is added to `seen`."""
+def _paths_in(wanted: Sequence[str], uri: str, pool: PoolSource, seen: dict[str, None]) -> set[str]:
+    """The wanted paths that a file has; all its paths are added to `seen`."""
     schemas: list[pa.Schema] = []
 
     def choose(schema: pa.Schema) -> list[str]:
@@ -83,7 +81,7 @@ def _look_for(wanted: Sequence[str], uri: str, pool: PoolSource, seen: dict[str,
         return []
 
     found: set[str] = set()
-    for record in islice(_records(uri, pool, choose, range(LOOKED_AT)), LOOKED_AT):
+    for record in islice(_records(uri, pool, choose, range(_ROWS_SEARCHED)), _ROWS_SEARCHED):
         if schemas or len(found) == len(wanted):
             break
         seen.update(dict.fromkeys(key_paths(record.values)))
@@ -106,15 +104,10 @@ def _records(uri: str, pool: PoolSource, choose: Choose, wanted: Sequence[int]) 
 
 
 def with_columns(table: pa.Table, files: Sequence[UnitFile], pool: PoolSource) -> pa.Table:
-    """A selection's rows with `pool.keep_columns`.
+    """A selection's rows with `pool.keep_columns`, read from the raw files of their unit.
 
     Rows that are documents (`raw_file`, `raw_row`) get a column each, rows that are sequences a
     field each in the structs of `documents`.
-
-    Args:
-        table: the rows.
-        files: of the unit that they come from, by number.
-        pool: the raw files' settings.
     """
     if "raw_file" in table.column_names:
         file, row = table["raw_file"].to_numpy(), table["raw_row"].to_numpy()
@@ -135,26 +128,25 @@ def with_columns(table: pa.Table, files: Sequence[UnitFile], pool: PoolSource) -
 def _columns(
     file: NDArray[np.int32], row: NDArray[np.int64], files: Sequence[UnitFile], pool: PoolSource
 ) -> dict[str, pa.Array]:
-    """The named columns of the documents at (file, row), of which some may be the same."""
+    """The named columns of the documents at (file, row), which may repeat."""
+    names = pool.keep_columns
+
+    def choose(schema: pa.Schema) -> list[str]:
+        return [name for name in names if column_of(schema, name) is not None]
+
     found: dict[tuple[int, int], list[str | None]] = {}
     for index in np.unique(file).tolist():
         wanted = np.unique(row[file == index]).tolist()
-        for record in _records(files[index].uri, pool, _present(pool.keep_columns), wanted):
-            values = (find(record.values, name) for name in pool.keep_columns)
-            found[index, record.row] = [_as_written(value) for value in values]
+        for record in _records(files[index].uri, pool, choose, wanted):
+            found[index, record.row] = [_as_written(find(record.values, name)) for name in names]
     rows = [found[place] for place in zip(file.tolist(), row.tolist(), strict=True)]
     return {
-        name: pa.array([values[i] for values in rows], pa.string())
-        for i, name in enumerate(pool.keep_columns)
+        name: pa.array([values[i] for values in rows], pa.string()) for i, name in enumerate(names)
     }
 
 
-def _present(names: Sequence[str]) -> Choose:
-    return lambda schema: [name for name in names if column_of(schema, name) is not None]
-
-
 def _as_written(value: Any) -> str | None:
-    """A value as text; None for null, NaN and where there is none."""
+    """A value as text; None for null, NaN and no value."""
     value = as_text(value)
     if isinstance(value, str):
         return value.encode(errors="replace").decode()
@@ -163,13 +155,10 @@ def _as_written(value: Any) -> str | None:
     return label(value) or None
 
 
+_cached_tokenizer = lru_cache(maxsize=2)(load_tokenizer)
+
+
 def with_text(table: pa.Table, tokenizer: str, eos_token: str | None) -> pa.Table:
-    """Sequences with their `text`: all of their tokens decoded, the EOS between documents too."""
-    words = _tokenizer(tokenizer, eos_token)
-    texts = [words.decode(ids) for ids in token_ids(table)]
-    return table.append_column("text", pa.array(texts, pa.string()))
-
-
-@lru_cache(maxsize=2)
-def _tokenizer(path: str, eos_token: str | None) -> Tokenizer:
-    return load_tokenizer(path, eos_token)
+    """Sequences with their `text`: all of their tokens decoded, including EOS."""
+    decode = _cached_tokenizer(tokenizer, eos_token).decode
+    return table.append_column("text", pa.array(map(decode, token_ids(table)), pa.string()))

@@ -11,7 +11,18 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
+
+from stillhouse.selection.scorers import (
+    Arrays,
+    FitTask,
+    TextScorer,
+    document_tokens,
+    piece_scores,
+)
+from stillhouse.storage.artifact import Store
+from stillhouse.text.pieces import read_pieces, token_ids
 
 NUM_WORDS = 13
 MIN_WORDS = 8
@@ -38,7 +49,7 @@ def word_ngrams(text: str, n: int = NUM_WORDS) -> NDArray[np.uint64]:
 
 @dataclass(frozen=True, slots=True)
 class NgramIndex:
-    """The n-grams of a collection of texts: `hashes` uint64, sorted, unique; 8 bytes each.
+    """The n-grams of a collection of texts: `hashes` uint64, sorted, unique.
 
     Of its `num_texts`, `num_short` have fewer than n words: they are never found inside others.
     """
@@ -50,7 +61,6 @@ class NgramIndex:
 
     @classmethod
     def from_texts(cls, texts: Iterable[str], n: int = NUM_WORDS) -> "NgramIndex":
-        """The index of all n-grams of `texts`."""
         grams = [np.zeros(0, dtype=np.uint64)]
         num_short = 0
         for text in texts:
@@ -59,12 +69,45 @@ class NgramIndex:
         return cls(np.unique(np.concatenate(grams)), n, len(grams) - 1, num_short)
 
     def hits(self, text: str) -> int:
-        """How many different n-grams of `text` the index has."""
+        """How many different n-grams of `text` are in the index."""
         if not len(self.hashes):
             return 0
         grams = np.unique(word_ngrams(text, self.n))
         nearest = np.searchsorted(self.hashes, grams).clip(max=len(self.hashes) - 1)
         return int((self.hashes[nearest] == grams).sum())
+
+
+@dataclass(frozen=True)
+class NgramsTask(FitTask):
+    """The word 13-grams of held-out documents, as the tokenizer gives their text back."""
+
+    VERSION = 2
+
+    def fit(self, store: Store) -> Arrays:
+        """`values`, the hashes; `texts`, how many there are and how many of them are short."""
+        tokenizer = self.load_tokenizer()
+        texts = (tokenizer.decode(tokenizer.encode_batch([text])[0]) for text in self.texts())
+        index = NgramIndex.from_texts(texts)
+        return {"values": index.hashes, "texts": np.array([index.num_texts, index.num_short])}
+
+
+class ContaminationScorer(TextScorer):
+    """1 where a sequence holds a document that shares word 13-grams with held-out text, else 0."""
+
+    def score(self, tokens: pa.Table) -> pa.Table:
+        """All pieces of a document in the part are read as one text.
+
+        `piece_tokens` holds the tokens of the pieces whose document is contaminated, else 0.
+        """
+        index = NgramIndex(self.arrays["values"])
+        pieces = read_pieces(tokens)
+        values = np.zeros(tokens.num_rows, np.float32)
+        flagged = np.zeros(len(pieces.start), np.int32)
+        for first, last, ids in document_tokens(token_ids(tokens), pieces):
+            if index.hits(self.tokenizer.decode(ids)):
+                values[pieces.sequence[first:last]] = 1.0
+                flagged[first:last] = pieces.num_tokens[first:last]
+        return piece_scores(values, pieces, None, flagged)
 
 
 @lru_cache(maxsize=2**17)

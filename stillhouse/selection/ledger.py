@@ -1,24 +1,29 @@
-"""What became of the rows: counts by reason for every input part, and the figures of the report.
+"""The ledger (how many rows of each part were kept or dropped, and why) and the report's figures.
 
-A `Tally` is gathered where a part's rows are written, added up over parts, and is plain numbers
-throughout, so that the report never reads the pool again.
+A `Tally` is made where a part's rows are written and added up over parts. It is plain numbers, so
+that the report never reads the pool again.
 """
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field
+from functools import cache
+from math import sqrt
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+from pydantic import TypeAdapter
 
-from stillhouse.selection.moments import Moments, PairMoments, moments_by_code
 from stillhouse.selection.ranking import CONTAMINATED, ELIGIBLE, REASONS, PartScores, Span
 
+Floats = NDArray[np.float64]
+Example = tuple[float, int, int]
+"""Score, part and row."""
 SCORE_SPAN: Span = (-8.0, 8.0)
 LOSS_SPAN: Span = (0.0, 12.0)
-"""Ends of histograms in nats per token where no value says better."""
+"""Default ends of the histograms, in nats per token."""
 NUM_EXAMPLES = 3
 LEDGER_SCHEMA = pa.schema(
     [("part", pa.int32()), ("path", pa.string()), ("rows", pa.int64()), ("kept", pa.int64())]
@@ -27,9 +32,83 @@ LEDGER_SCHEMA = pa.schema(
 )
 
 
+_SUMMED = ("pool_scores", "kept_scores", "pool_losses", "kept_losses", "seen", "unseen")
+
+
+@dataclass(slots=True)
+class Moments:
+    """Count, mean, and sum of squared deviations from the mean, of finite values.
+
+    They add up over parts without the cancellation of sums of squares (Chan, Golub, LeVeque, 1983).
+    """
+
+    count: int = 0
+    mean: float = 0.0
+    squares: float = 0.0
+
+    @classmethod
+    def of(cls, values: Floats) -> "Moments":
+        if not len(values):
+            return cls()
+        mean = float(values.mean())
+        return cls(len(values), mean, float(((values - mean) ** 2).sum()))
+
+    def add(self, other: "Moments") -> None:
+        count = self.count + other.count
+        if not other.count:
+            return
+        gap, share = other.mean - self.mean, other.count / count
+        self.squares += other.squares + gap**2 * self.count * share
+        self.mean += gap * share
+        self.count = count
+
+    @property
+    def std(self) -> float:
+        """The standard deviation (of the population); 0 without values."""
+        return sqrt(self.squares / self.count) if self.count else 0.0
+
+
+@dataclass(slots=True)
+class PairMoments:
+    """Moments of pairs (x, y), and the sum of the products of their deviations."""
+
+    x: Moments = field(default_factory=Moments)
+    y: Moments = field(default_factory=Moments)
+    products: float = 0.0
+
+    @classmethod
+    def of(cls, x: Floats, y: Floats) -> "PairMoments":
+        found = cls(Moments.of(x), Moments.of(y))
+        found.products = float(((x - found.x.mean) * (y - found.y.mean)).sum())
+        return found
+
+    def add(self, other: "PairMoments") -> None:
+        if other.x.count:
+            share = other.x.count / (self.x.count + other.x.count)
+            gaps = (other.x.mean - self.x.mean) * (other.y.mean - self.y.mean)
+            self.products += other.products + gaps * self.x.count * share
+        self.x.add(other.x)
+        self.y.add(other.y)
+
+    @property
+    def correlation(self) -> float:
+        """Pearson's coefficient; 0 where one side is constant."""
+        spread = sqrt(self.x.squares) * sqrt(self.y.squares)
+        return self.products / spread if spread > 0 else 0.0
+
+
+def moments_by_code(codes: NDArray[np.int32], values: Floats, num_codes: int) -> list[Moments]:
+    counts = np.bincount(codes, minlength=num_codes)
+    means = np.bincount(codes, values, num_codes) / np.maximum(counts, 1)
+    squares = np.bincount(codes, (values - means[codes]) ** 2, num_codes)
+    return [
+        Moments(int(n), float(m), float(s)) for n, m, s in zip(counts, means, squares, strict=True)
+    ]
+
+
 @dataclass(slots=True)
 class SourceTally:
-    """One source's share; scores are those of rows of which it owns most tokens."""
+    """Counts of one source, and the scores of the rows of which it owns most tokens."""
 
     pool_tokens: int = 0
     kept_tokens: int = 0
@@ -38,7 +117,6 @@ class SourceTally:
     scores: Moments = field(default_factory=Moments)
 
     def add(self, other: "SourceTally") -> None:
-        """Add another part's share."""
         self.pool_tokens += other.pool_tokens
         self.kept_tokens += other.kept_tokens
         self.pool_rows += other.pool_rows
@@ -48,7 +126,7 @@ class SourceTally:
 
 @dataclass(slots=True)
 class Tally:
-    """Sums over any number of parts."""
+    """Counts and sums over any number of parts."""
 
     sources: dict[str, SourceTally] = field(default_factory=dict)
     fates: Counter[str] = field(default_factory=Counter)
@@ -56,7 +134,7 @@ class Tally:
     span: Span = SCORE_SPAN
     """Ends of the score histograms."""
     loss_span: Span = LOSS_SPAN
-    """Ends of the histograms of losses, both of them."""
+    """Ends of the histogram of losses, in both directions."""
     pool_scores: list[int] = field(default_factory=list)
     kept_scores: list[int] = field(default_factory=list)
     pool_losses: list[list[int]] = field(default_factory=list)
@@ -65,46 +143,29 @@ class Tally:
     """Rows the prior was trained on, and the sum of their scores."""
     unseen: list[float] = field(default_factory=lambda: [0.0, 0.0])
     pieces: PairMoments = field(default_factory=PairMoments)
-    """Of all finite scores: x the number of pieces of a row, y its score."""
+    """x the number of pieces of a row, y its score, where that is finite."""
     ties: int = 0
     rows: list[dict[str, Any]] = field(default_factory=list)
     """The ledger: one row a part."""
-    examples: dict[str, list[tuple[float, int, int]]] = field(default_factory=dict)
-    """By group (best, above, below, worst): score, part, row."""
+    examples: dict[str, list[Example]] = field(default_factory=dict)
+    """By group: best, above, below, worst."""
 
     def to_json(self) -> dict[str, Any]:
-        """As a JSON object."""
-        content = {f.name: getattr(self, f.name) for f in fields(self)}
-        content["sources"] = {name: asdict(source) for name, source in self.sources.items()}
-        content["pieces"] = asdict(self.pieces)
-        return content | {"fates": dict(self.fates), "fate_tokens": dict(self.fate_tokens)}
+        return _tally_type().dump_python(self, mode="json")
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> "Tally":
-        """The inverse of `to_json`."""
-        made = cls(**content)
-        made.sources = {
-            name: SourceTally(**s | {"scores": Moments(**s["scores"])})
-            for name, s in content["sources"].items()
-        }
-        pairs = content["pieces"]
-        made.pieces = PairMoments(Moments(**pairs["x"]), Moments(**pairs["y"]), pairs["products"])
-        made.fates, made.fate_tokens = Counter(content["fates"]), Counter(content["fate_tokens"])
-        made.span = (made.span[0], made.span[1])
-        made.loss_span = (made.loss_span[0], made.loss_span[1])
-        made.examples = {g: [tuple(e) for e in found] for g, found in content["examples"].items()}  # type: ignore[misc]
-        return made
+        return _tally_type().validate_python(content)
 
     def add(self, other: "Tally") -> None:
-        """Add another part's sums to these."""
         for name, theirs in other.sources.items():
             self.sources.setdefault(name, SourceTally()).add(theirs)
         self.fates.update(other.fates)
         self.fate_tokens.update(other.fate_tokens)
-        for name in ("pool_scores", "kept_scores", "pool_losses", "kept_losses"):
-            setattr(self, name, _sum(getattr(self, name), getattr(other, name)))
-        for name in ("seen", "unseen"):
-            setattr(self, name, _sum(getattr(self, name), getattr(other, name)))
+        for name in _SUMMED:
+            mine, theirs = getattr(self, name), getattr(other, name)
+            both = (np.array(mine) + np.array(theirs)).tolist() if mine and theirs else []
+            setattr(self, name, both or mine or theirs)
         self.pieces.add(other.pieces)
         self.ties += other.ties
         self.span, self.loss_span = other.span, other.loss_span
@@ -113,18 +174,21 @@ class Tally:
             self.examples[group] = nearest(group, self.examples.get(group, []) + found)
 
 
+@cache
+def _tally_type() -> TypeAdapter[Tally]:
+    return TypeAdapter(Tally)
+
+
 def score_edges(span: Span) -> NDArray[np.float64]:
-    """The edges of the 320 bins of a score histogram."""
     return np.linspace(*span, 321)
 
 
 def loss_edges(span: Span) -> NDArray[np.float64]:
-    """The edges of the 48 bins of a histogram of losses, each way."""
     return np.linspace(*span, 49)
 
 
 def join_spans(spans: Iterable[Span | None], default: Span) -> Span:
-    """The span of all parts; `default` where there is none, a width of 1 around a single value."""
+    """The union of the parts' spans; `default` without any, a width of 1 around a single value."""
     found = [span for span in spans if span is not None]
     if not found:
         return default
@@ -132,30 +196,21 @@ def join_spans(spans: Iterable[Span | None], default: Span) -> Span:
     return (low, high) if high > low else (low - 0.5, high + 0.5)
 
 
-def nearest(
-    group: str, found: list[tuple[float, int, int]], count: int = NUM_EXAMPLES
-) -> list[tuple[float, int, int]]:
-    """The examples that a group wants: the highest of `best` and `below`, else the lowest."""
+def nearest(group: str, found: list[Example], count: int = NUM_EXAMPLES) -> list[Example]:
+    """The examples that represent a group: the highest of `best` and `below`, else the lowest."""
     highest = group in {"best", "below"}
     return sorted(found, key=lambda e: (-e[0] if highest else e[0], e[1], e[2]))[:count]
 
 
-def _sum(mine: list[Any], theirs: list[Any]) -> list[Any]:
-    if not mine or not theirs:
-        return mine or theirs
-    return (np.array(mine) + np.array(theirs)).tolist()
-
-
 @dataclass(frozen=True, slots=True)
 class OwnedTokens:
-    """Whose the tokens of n rows are; sources are codes, those of `labels`.
+    """The sources of the tokens of n rows in p pieces of documents; sources index `labels`.
 
     Attributes:
         row_source: int [n], the source that owns most of a row.
-        piece_row: int [p], the row that each piece of a document lies in.
-        piece_source: int [p], its source.
-        piece_tokens: int [p], its tokens.
-        labels: of the codes.
+        piece_row: int [p], the row that each piece lies in.
+        piece_source: int [p].
+        piece_tokens: int [p].
     """
 
     row_source: NDArray[np.int32]
@@ -171,7 +226,6 @@ def _sources(
     kept: NDArray[np.bool_],
     usable: NDArray[np.bool_],
 ) -> dict[str, SourceTally]:
-    """The share of each source that has a token: arrays over pieces or sources, never both."""
     count = len(owned.labels)
     pool_tokens = np.bincount(owned.piece_source, owned.piece_tokens, count)
     kept_pieces = kept[owned.piece_row]
@@ -208,11 +262,9 @@ def tally_part(
 
     Args:
         part, path: the part's index and path.
-        scores: its joined scores.
         kept: bool [n].
         threshold: the score of the worst kept row.
-        owned: whose the rows' tokens are.
-        span, loss_span: ends of the histograms; what lies outside counts in the last bins.
+        span, loss_span: ends of the histograms; values outside count in the outermost bins.
     """
     tally = Tally(span=span, loss_span=loss_span)
     fate = np.where(kept, -1, scores.fate)
@@ -256,10 +308,8 @@ def _distributions(
     tally.unseen = [float(unseen.sum()), float(scores.raw[unseen].sum(dtype=np.float64))]
 
 
-def _examples(
-    part: int, scores: PartScores, kept: NDArray[np.bool_]
-) -> dict[str, list[tuple[float, int, int]]]:
-    found: dict[str, list[tuple[float, int, int]]] = {}
+def _examples(part: int, scores: PartScores, kept: NDArray[np.bool_]) -> dict[str, list[Example]]:
+    found: dict[str, list[Example]] = {}
     kept = kept & np.isfinite(scores.raw)
     below = (scores.fate == ELIGIBLE) & ~kept & np.isfinite(scores.raw)
     for group, mask in (("best", kept), ("above", kept), ("below", below), ("worst", below)):

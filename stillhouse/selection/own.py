@@ -1,9 +1,9 @@
-"""Scorers of others: a class that a spec names, fitted once, loaded in every worker, asked there.
+"""A user's own scorer: a class that a spec names, fitted once, and loaded in every worker.
 
-A spec says `scorer: {import: "my_pkg.module:MyScorer"}`. The class has three methods, those of
-`OwnScorer`; it sees texts and gives numbers. Its code is found here, named by its content, and
-carried to the workers as it is: no worker imports anything else by that name, and nothing of it is
-ever read from the store. What it learned is kept in the store as plain arrays.
+A spec says `scorer: {import: "my_pkg.module:MyScorer"}`. The class has the three methods of
+`OwnScorer`: it gets texts and returns numbers. Its code is found without running it, identified by
+its content, and sent to the workers as it is: they import it from what was sent and from nowhere
+else, and it is never read from the store. What it learned is kept in the store as plain arrays.
 """
 
 import importlib
@@ -24,20 +24,22 @@ from stillhouse.errors import ScorerError, SpecError
 from stillhouse.fingerprint import fingerprint, sha256
 from stillhouse.own_code import OURS, find_class, find_module, is_installed, top_names, top_of
 from stillhouse.selection.scorers import (
-    SCORES_SCHEMA,
+    Arrays,
+    FitTask,
     TextScorer,
     document_tokens,
+    piece_scores,
     plain_scores,
 )
-from stillhouse.text.pieces import read_pieces, token_ids
+from stillhouse.storage.artifact import PartRef, Store
+from stillhouse.text.pieces import Grain, read_pieces, token_ids
 from stillhouse.text.tokenizer import Tokenizer
 
-METHODS = ("fit", "load", "score")
 _BATCH = 1024
 
 
 class OwnScorer(Protocol):
-    """What a class has to have to be a scorer; it is made as `MyScorer(**scorer.settings)`."""
+    """The methods of a scorer; it is made as `MyScorer(**scorer.settings)`."""
 
     def fit(self, target: Iterable[str], pool: Iterable[str]) -> Mapping[str, NDArray[Any]]:
         """Learn from texts, once a job.
@@ -47,40 +49,38 @@ class OwnScorer(Protocol):
             pool: texts of random sequences of the pool, about `scorer.num_tokens` tokens.
 
         Returns:
-            All that `load` needs, as named arrays; they are kept in the store.
+            All that `load` needs, as named arrays of numbers; they are kept in the store.
         """
         ...
 
     def load(self, state: Mapping[str, NDArray[Any]]) -> None:
-        """Take over what `fit` returned; called once in every worker, on a fresh object."""
+        """Restore what `fit` returned; called once in every worker, on a new object."""
         ...
 
     def score(self, texts: list[str]) -> NDArray[Any]:
-        """Values [n] of n texts, larger is better; the same for a text whatever stands beside it.
+        """Values [n] of n texts, larger is better; NaN excludes a text.
 
-        NaN leaves a text out.
+        A text's value must not depend on the other texts of the list.
         """
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class OwnCode:
-    """Code of a user's class: `name` as in the spec, `files` the sources by path, sorted."""
+    """A user's code: `module:Class` as in the spec, and the sources by path, sorted."""
 
     name: str
     files: tuple[tuple[str, bytes], ...]
 
     def identity(self) -> str:
-        """The digest."""
         return self.digest
 
     @property
     def digest(self) -> str:
-        """The identity: name and content of every file."""
         return fingerprint([self.name, [[path, sha256(data)] for path, data in self.files]])
 
     def build(self, settings: Mapping[str, Any]) -> Any:
-        """Import the class from these files alone, and make an object of it.
+        """Import the class from these files alone, and instantiate it.
 
         Raises:
             ScorerError: whatever the code raised.
@@ -93,7 +93,7 @@ class OwnCode:
 
 
 class _Finder(MetaPathFinder, InspectLoader):
-    """Imports from an `OwnCode`; nothing is written to a disk."""
+    """Imports modules from an `OwnCode`, without writing them to disk."""
 
     def __init__(self, code: OwnCode) -> None:
         self.code = code
@@ -102,18 +102,15 @@ class _Finder(MetaPathFinder, InspectLoader):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """The module among the files, or None for all others."""
         if self._file(fullname) is None:
             return None
         return spec_from_loader(fullname, self, is_package=self.is_package(fullname))
 
     def is_package(self, fullname: str) -> bool:
-        """Whether files lie below it."""
         return any(path.startswith(_folder(fullname)) for path in self._sources)
 
     def get_source(self, fullname: str) -> str:
-        """Its text; of a folder without `__init__.py`, nothing."""
-        return self._sources.get(self._file(fullname) or "", "")
+        return self._sources.get(self._file(fullname) or "", "")  # a folder may lack __init__.py
 
     def _file(self, fullname: str) -> str | None:
         if self.is_package(fullname):
@@ -127,7 +124,7 @@ def _folder(fullname: str) -> str:
 
 
 def import_code(code: OwnCode, module: str) -> ModuleType:
-    """The module as `code` has it, also where another version of it was imported before."""
+    """Import a module of `code`, even if another version of it was imported before."""
     first = sys.meta_path[0]
     if not isinstance(first, _Finder) or first.code != code:
         sys.meta_path[:] = [f for f in sys.meta_path if not isinstance(f, _Finder)]
@@ -139,8 +136,9 @@ def import_code(code: OwnCode, module: str) -> ModuleType:
 
 
 def find_named(place: str, name: str) -> OwnCode | None:
-    """The code of `module:name` in a folder of the user's, found without running it; None where it
-    is ours or of an installed package, which workers import themselves.
+    """Find the user's code of `module:name`, without running it.
+
+    None if it belongs to Stillhouse or an installed package, which workers import themselves.
 
     Args:
         place: key and value in the spec, for messages.
@@ -157,19 +155,15 @@ def find_named(place: str, name: str) -> OwnCode | None:
     return OwnCode(name, found.files)
 
 
-def find_code(name: str, folders: Sequence[str] | None = None) -> OwnCode:
-    """Find and check the code of `module:Class` without running it.
+def find_code(name: str) -> OwnCode:
+    """Find and check the code of a scorer `module:Class`, without running it.
 
-    A module at the top is sent alone, of a package all Python files.
-
-    Args:
-        name: as in the spec.
-        folders: where to look; default the working directory, then Python's path.
+    A top-level module is sent alone; of a package all Python files are sent.
 
     Raises:
         SpecError: no such module or class, a class without the three methods, too much code.
     """
-    found, _ = find_class(f"scorer.import: {name}", name, METHODS, folders)
+    found, _ = find_class(f"scorer.import: {name}", name, ("fit", "load", "score"))
     return OwnCode(name, found.files)
 
 
@@ -179,7 +173,7 @@ def fit(
     """What the scorer learns, checked to be plain arrays.
 
     Raises:
-        ScorerError: whatever the code raised, or something else than named arrays of numbers.
+        ScorerError: whatever the code raised, or a result that is not named arrays of numbers.
     """
     try:
         state = dict(scorer.fit(target, pool))
@@ -194,51 +188,61 @@ def fit(
     return {str(key): np.ascontiguousarray(value) for key, value in state.items()}
 
 
-class OwnTokenScorer(TextScorer):
-    """A user's scorer over token parts: texts of sequences, or of whole documents.
+@dataclass(frozen=True)
+class OwnFitTask(FitTask):
+    """Fit a user's scorer on the target's documents and `num_rows` random sequences."""
 
-    `state` is what `fit` returned, `grain` what the selection chooses.
+    code: OwnCode
+    settings: dict[str, Any]
+    pip: tuple[str, ...]
+    pool: tuple[PartRef, ...]
+    num_rows: int
+
+    def fit(self, store: Store) -> Arrays:
+        pool = self.sampled_texts(store, self.pool, self.num_rows)
+        return fit(self.code, self.code.build(self.settings), self.texts(), pool)
+
+
+class OwnTokenScorer(TextScorer):
+    """A user's scorer over token parts: it gets the texts of sequences, or of whole documents.
+
+    Args:
+        arrays: what `fit` returned.
+        grain: what the selection chooses.
 
     Raises:
-        ScorerError: whatever the code raised, or not one number for each text.
+        ScorerError: whatever the code raised, or a result that is not one number for each text.
     """
 
     def __init__(
         self,
+        arrays: Arrays,
+        tokenizer: Tokenizer,
         code: OwnCode,
         settings: Mapping[str, Any],
-        state: Mapping[str, NDArray[Any]],
-        tokenizer: Tokenizer,
-        grain: str,
+        grain: Grain,
     ) -> None:
-        self._code, self._tokenizer, self._grain = code, tokenizer, grain
+        super().__init__(arrays, tokenizer)
+        self._code, self._grain = code, grain
         self._scorer = code.build(settings)
         try:
-            self._scorer.load(state)
+            self._scorer.load(arrays)
         except Exception as error:
             raise failed_in(code, "failed in `load`", error) from error
 
     def score(self, tokens: pa.Table) -> pa.Table:
-        """One value a sequence; for documents one for each, at all of its pieces."""
+        """One value a sequence; for documents, each document's value at all of its pieces."""
         ids = token_ids(tokens)
         if self._grain == "sequences":
-            return plain_scores(self._values([self._tokenizer.decode(row) for row in ids]))
+            return plain_scores(self._values([self.tokenizer.decode(row) for row in ids]))
         pieces = read_pieces(tokens)
-        found = list(document_tokens(ids, pieces))
-        values = self._values([self._tokenizer.decode(owned) for _, _, owned in found])
-        by_piece = np.repeat(values, [last - first for first, last, _ in found])
+        documents = list(document_tokens(ids, pieces))
+        values = self._values([self.tokenizer.decode(own_ids) for _, _, own_ids in documents])
+        by_piece = np.repeat(values, [last - first for first, last, _ in documents])
         sums = (by_piece * pieces.num_tokens).astype(np.float32)
         weights = np.bincount(pieces.sequence, pieces.num_tokens, len(ids))
         means = np.bincount(pieces.sequence, sums, len(ids)) / np.maximum(weights, 1)
-        offsets = pa.array(pieces.offsets, pa.int32())
-        return pa.Table.from_arrays(
-            [
-                pa.array(means.astype(np.float32)),
-                pa.ListArray.from_arrays(offsets, pa.array(sums)),
-                pa.ListArray.from_arrays(offsets, pa.array(pieces.num_tokens.astype(np.int32))),
-            ],
-            schema=SCORES_SCHEMA,
-        )
+        return piece_scores(means.astype(np.float32), pieces, sums, pieces.num_tokens)
 
     def _values(self, texts: list[str]) -> NDArray[np.float32]:
         batches = [texts[start : start + _BATCH] for start in range(0, len(texts), _BATCH)]
@@ -258,7 +262,7 @@ class OwnTokenScorer(TextScorer):
 
 
 def failed_in(code: OwnCode, what: str, error: Exception) -> ScorerError:
-    """The user's exception with the last line of the user's code that it came through."""
+    """The user's exception, with the last line of the user's code in its traceback."""
     place, files, trace = "", {path for path, _ in code.files}, error.__traceback__
     while trace is not None:
         module = trace.tb_frame.f_globals.get("__name__", "")

@@ -1,10 +1,11 @@
-"""Sequences (or whole documents) under a rule, and which of them may be chosen at all.
+"""The values of sequences (or whole documents) under a rule, and whether they are eligible.
 
-Scores lie in the store one artifact a scorer; a `RankedPart` joins those of one token part and
-gives the rule's value, larger is better. What must not be chosen is NaN: a row whose score is NaN,
-that holds a document sharing 13-grams with the held-out text, or that the prior was trained on.
+Scores lie in the store as one artifact for each scorer; a `RankedPart` joins those of one token
+part and computes the rule's value, larger is better. Not eligible is a row without a value (NaN),
+one that holds a document that shares 13-grams with held-out text, or one the prior was trained on.
 """
 
+import hashlib
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -13,9 +14,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from stillhouse.selection.baselines import row_keys
+from stillhouse.selection.quotas import Sources
 from stillhouse.selection.rules import NamedRule, RankedRows
-from stillhouse.selection.sources import Sources
 from stillhouse.storage.artifact import PartRef, Store
 from stillhouse.storage.parquet import read_table
 from stillhouse.storage.task import Output, Place, Task
@@ -24,40 +24,47 @@ from stillhouse.text.pieces import Grain, Pieces, read_pieces, row_sources
 RULE_VERSION = 2
 ELIGIBLE, CONTAMINATED, PRIOR_ROW, NAN = range(4)
 REASONS = ("below the cut", "contaminated", "prior row", "nan")
-"""Why a row was not kept, by its code; code 0 is an eligible row that was not good enough."""
+"""Why a row was not kept, by its status; status 0 is an eligible row that was not good enough."""
 RANKS_SCHEMA = pa.schema(
     [("value", pa.float32()), ("fate", pa.int8()), ("weight", pa.int32()), ("source", pa.int32())]
 )
-"""Thirteen bytes a row."""
 LOSS_COLUMNS = ("prior", "conditional")
 Span: TypeAlias = tuple[float, float]
-_FOR_THE_RECORD = {"prior", "conditional", "own"}
 
 
-def scorers_read(rule: NamedRule, scored: Collection[str]) -> list[str]:
-    """The scorers whose values a ranked part holds: the rule's, and the job's for the record.
+def scorers_read(rule: NamedRule, available: Collection[str]) -> list[str]:
+    """The scorers whose values a ranked part holds: the rule's, and those for the record."""
+    return sorted({*rule.scorers, *{"prior", "conditional", "own"}.intersection(available)})
 
-    `scored`: the scorers that the job ran.
-    """
-    return sorted({*rule.scorers, *_FOR_THE_RECORD.intersection(scored)})
+
+def row_keys(part_fingerprint: str, num_rows: int) -> NDArray[np.uint64]:
+    """A key for each row of a part, by what the part holds, not where it lies: uint64[num_rows]."""
+    start = int.from_bytes(hashlib.sha256(part_fingerprint.encode()).digest()[:8], "big")
+    return np.uint64(start) + np.arange(num_rows, dtype=np.uint64)
 
 
 @dataclass(frozen=True, slots=True)
 class PartScores:
-    """The joined values of one part's n rows."""
+    """The joined scores of one part's n rows.
 
-    value: NDArray[np.float32]
-    """The rule's value; NaN where the row is not eligible."""
+    Attributes:
+        raw: float32 [n], the rule's value, eligible or not.
+        fate: int8 [n], ELIGIBLE, CONTAMINATED, PRIOR_ROW or NAN.
+        losses: float32 [n] of each scorer.
+        weight: int64 [n], tokens.
+        seen: bool [n], whether the prior was trained on (a part of) the row.
+    """
+
     raw: NDArray[np.float32]
-    """The rule's value whatever the eligibility."""
     fate: NDArray[np.int8]
-    """ELIGIBLE, CONTAMINATED, PRIOR_ROW or NAN."""
     losses: dict[str, NDArray[np.float32]]
-    """What each scorer said, by name."""
     weight: NDArray[np.int64]
-    """Tokens of each row."""
     seen: NDArray[np.bool_]
-    """Whether the prior was trained on (a part of) the row."""
+
+    @property
+    def value(self) -> NDArray[np.float32]:
+        """The rule's value, NaN where a row is not eligible."""
+        return np.where(self.fate == ELIGIBLE, self.raw, np.float32(np.nan))
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,13 +72,10 @@ class RankedPart:
     """One token part under one rule. Small and picklable.
 
     Attributes:
-        store: where everything lies.
-        tokens: the part.
-        scores: path of the scores part of each scorer that the rule or the report reads.
+        scores: path of the part's scores by each scorer that the rule or the report reads.
         contamination: path of the contamination scores; None to allow such rows.
         prior_rows: rows that the prior was trained on, ascending; None where there are none.
-        exclude_prior_rows: whether these may not be chosen.
-        rule, grain, seed: how to rank.
+        exclude_prior_rows: whether these are not eligible.
     """
 
     store: Place[Store]
@@ -84,68 +88,51 @@ class RankedPart:
     grain: Grain
     seed: int
 
+    def pieces(self) -> Pieces:
+        return read_pieces(self._read(self.tokens.path, "documents"))
+
     def read(self, pieces: Pieces | None = None) -> PartScores:
         """Join the scores. Documents are summed over their pieces (`pieces` saves a read)."""
+        prior_rows = np.zeros(0, np.int64) if self.prior_rows is None else self.prior_rows
+        flagged = np.zeros(0, np.int64)
         if self.grain == "documents":
-            return self._documents(pieces or self._pieces())
-        losses = {name: self._values(path) for name, path in self.scores.items()}
-        length = self.tokens.num_tokens // max(self.tokens.num_rows, 1)
-        weight = np.full(self.tokens.num_rows, length, np.int64)
-        seen = np.zeros(self.tokens.num_rows, np.bool_)
-        if self.prior_rows is not None:
-            seen[self.prior_rows] = True
-        fate = self._unless_seen(seen)
-        if self.contamination:
-            fate[self._values(self.contamination) > 0] = CONTAMINATED
-        return self._joined(fate, losses, weight, seen)
-
-    def _unless_seen(self, seen: NDArray[np.bool_]) -> NDArray[np.int8]:
-        return np.where(seen & self.exclude_prior_rows, PRIOR_ROW, ELIGIBLE).astype(np.int8)
-
-    def _documents(self, pieces: Pieces) -> PartScores:
-        owners = pieces.owners()
-        count = int(owners[-1]) + 1 if len(owners) else 0
-        losses = {n: self._document_means(p, owners, count) for n, p in self.scores.items()}
+            pieces = pieces or self.pieces()
+            owners = pieces.owners()
+            count = int(owners[-1]) + 1 if len(owners) else 0
+            weight = np.bincount(owners, pieces.num_tokens, count).astype(np.int64)
+            losses = {n: self._document_means(p, owners, count) for n, p in self.scores.items()}
+            prior_rows = owners[np.isin(pieces.sequence, prior_rows)]
+            if self.contamination:
+                flags = self._read(self.contamination, "piece_tokens")["piece_tokens"]
+                flagged = owners[_flat(flags) > 0]
+        else:
+            count = self.tokens.num_rows
+            weight = np.full(count, self.tokens.num_tokens // max(count, 1), np.int64)
+            losses = {name: self._values(path) for name, path in self.scores.items()}
+            if self.contamination:
+                flagged = np.flatnonzero(self._values(self.contamination) > 0)
         seen = np.zeros(count, np.bool_)
-        if self.prior_rows is not None:
-            seen[owners[np.isin(pieces.sequence, self.prior_rows)]] = True
-        fate = self._unless_seen(seen)
-        if self.contamination:
-            flagged = _flat(self._table(self.contamination)["piece_tokens"])
-            fate[owners[flagged > 0]] = CONTAMINATED
-        weight = np.bincount(owners, pieces.num_tokens, count).astype(np.int64)
-        return self._joined(fate, losses, weight, seen)
+        seen[prior_rows] = True
+        fate = np.where(seen & self.exclude_prior_rows, PRIOR_ROW, ELIGIBLE).astype(np.int8)
+        fate[flagged] = CONTAMINATED
+        rows = RankedRows(weight, row_keys(self.tokens.sha256, count), self.seed)
+        raw = self.rule.values({name: losses[name] for name in self.rule.scorers}, rows)
+        fate[np.isnan(raw)] = NAN
+        return PartScores(raw, fate, losses, weight, seen)
 
     def _document_means(
         self, path: str, owners: NDArray[np.int64], count: int
     ) -> NDArray[np.float32]:
-        table = self._table(path)
-        sums = np.bincount(owners, _flat(table["piece_nll_sum"]), count)
-        tokens = np.bincount(owners, _flat(table["piece_tokens"]), count)
+        table = self._read(path, "piece_nll_sum", "piece_tokens")
+        sums, tokens = (np.bincount(owners, _flat(column), count) for column in table.columns)
         with np.errstate(invalid="ignore", divide="ignore"):
             return (sums / tokens).astype(np.float32)
 
-    def _joined(
-        self,
-        fate: NDArray[np.int8],
-        losses: dict[str, NDArray[np.float32]],
-        weight: NDArray[np.int64],
-        seen: NDArray[np.bool_],
-    ) -> PartScores:
-        rows = RankedRows(weight, row_keys(self.tokens.sha256, len(weight)), self.seed)
-        raw = self.rule.values({name: losses[name] for name in self.rule.scorers}, rows)
-        fate[np.isnan(raw)] = NAN
-        value = np.where(fate == ELIGIBLE, raw, np.float32(np.nan))
-        return PartScores(value, raw, fate, losses, weight, seen)
-
-    def _pieces(self) -> Pieces:
-        return read_pieces(read_table(self.store.path(self.tokens.path), ["documents"]))
-
-    def _table(self, path: str) -> pa.Table:
-        return read_table(self.store.path(path))
-
     def _values(self, path: str) -> NDArray[np.float32]:
-        return read_table(self.store.path(path), ["value"])["value"].to_numpy()
+        return self._read(path, "value")["value"].to_numpy()
+
+    def _read(self, path: str, *columns: str) -> pa.Table:
+        return read_table(self.store.path(path), list(columns))
 
 
 def _flat(column: pa.ChunkedArray) -> NDArray[np.float64]:
@@ -154,12 +141,11 @@ def _flat(column: pa.ChunkedArray) -> NDArray[np.float64]:
 
 @dataclass(frozen=True)
 class RankTask(Task):
-    """The values of one token part as a small table, which the cut reads instead of tokens.
+    """Makes the values of one token part a small table, which the cut reads instead of tokens.
 
-    `info` counts what became of the rows and has the ends of the values and of the losses.
+    `info` counts the rows by status and has the spans of the values and of the losses.
 
     Attributes:
-        ranked: the part under a rule.
         sources: those that rows are counted for; None where no share is asked for.
     """
 
@@ -170,23 +156,21 @@ class RankTask(Task):
 
     def run(self, store: Store, host: Any, loaded: Any) -> Output:
         """One table of `RANKS_SCHEMA`."""
-        ranked, pieces = self.ranked, None
-        if self.sources is not None or ranked.grain == "documents":
-            pieces = read_pieces(read_table(store.path(ranked.tokens.path), ["documents"]))
-        found = ranked.read(pieces)
-        source = np.zeros(len(found.raw), np.int32)
-        if self.sources is not None and pieces is not None:
+        ranked = self.ranked
+        if self.sources is None:
+            scores = ranked.read()
+            source = np.zeros(len(scores.raw), np.int32)
+        else:
+            pieces = ranked.pieces()
+            scores = ranked.read(pieces)
             source = self.sources.codes(pieces.sources)[row_sources(pieces, ranked.grain)]
-        weight = found.weight.astype(np.int32)
-        table = pa.Table.from_arrays(
-            [pa.array(column) for column in (found.raw, found.fate, weight, source)],
-            schema=RANKS_SCHEMA,
-        )
-        counts = np.bincount(found.fate, minlength=len(REASONS)).tolist()
-        losses = [found.losses[name] for name in LOSS_COLUMNS if name in found.losses]
+        columns = (scores.raw, scores.fate, scores.weight.astype(np.int32), source)
+        table = pa.Table.from_arrays([pa.array(c) for c in columns], schema=RANKS_SCHEMA)
+        counts = np.bincount(scores.fate, minlength=len(REASONS)).tolist()
+        losses = [scores.losses[name] for name in LOSS_COLUMNS if name in scores.losses]
         info = {
             "fates": dict(zip(("eligible", *REASONS[1:]), counts, strict=True)),
-            "span": data_span(found.raw),
+            "span": data_span(scores.raw),
             "loss_span": data_span(np.concatenate(losses)) if losses else None,
         }
         return Output([table], info=info)
@@ -194,34 +178,34 @@ class RankTask(Task):
 
 @dataclass(frozen=True, slots=True)
 class Ranks:
-    """What the cut knows of one part: the table that a `RankTask` made."""
+    """The table of a `RankTask`, as the cut reads it."""
 
     uri: str
 
     def __call__(self) -> NDArray[np.float32]:
-        """The rule's values, float32 [n], NaN where a row may not be chosen."""
-        return self._read([])[0]
+        """The rule's values, float32 [n], NaN where a row is not eligible."""
+        return self._read()[0]
 
     def weighted(self) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """Values and tokens of each row, for budgets in tokens."""
-        value, weight = self._read(["weight"])
+        """Values, and the number of tokens of each row."""
+        value, weight = self._read("weight")
         return value, weight.astype(np.int64)
 
     def with_sources(self) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
         """Values, and the code of the source that owns most of each row."""
-        value, source = self._read(["source"])
+        value, source = self._read("source")
         return value, source
 
-    def _read(self, columns: list[str]) -> list[NDArray[Any]]:
+    def _read(self, *columns: str) -> list[NDArray[Any]]:
         table = read_table(self.uri, ["value", "fate", *columns])
         value, fate, *others = (column.to_numpy() for column in table.columns)
         return [np.where(fate == ELIGIBLE, value, np.float32(np.nan)), *others]
 
 
 def data_span(values: NDArray[np.float32]) -> Span | None:
-    """The least and the greatest of the finite values, as far as they are no outliers.
+    """The smallest and largest finite value, without outliers.
 
-    Further out than once more the width of the middle 99.8 % lies nothing worth a bin.
+    The span extends at most the width of the middle 99.8 % of values beyond that on either side.
     """
     finite = values[np.isfinite(values)].astype(np.float64)
     if not finite.size:

@@ -1,7 +1,7 @@
-"""Ranking rules: what a row is worth, from what the scorers said of it. Larger is better.
+"""Ranking rules: the value of a row, from the scores that it got. Larger is better.
 
 A spec names one for the selection (`selection.rule`) and others to compare with (`train.controls`),
-by a short name or as `my_package.module:MyRule`. A user's class is the same thing as ours: no
+by a short name or as `my_package.module:MyRule`. A user's class looks like the built-in ones: no
 arguments, `scorers` and `values`.
 """
 
@@ -14,16 +14,17 @@ from numpy.typing import NDArray
 
 from stillhouse.errors import ScorerError, SpecError
 from stillhouse.own_code import find_class, literal_of
-from stillhouse.selection.baselines import gumbel
 from stillhouse.selection.color import color_score
+from stillhouse.selection.dsir import gumbel
 from stillhouse.selection.own import OwnCode, failed_in
+from stillhouse.spec import SelectSpec
 from stillhouse.text.duplicates import keyed_uniform
 
 Values: TypeAlias = NDArray[np.float32]
 """One number a row: float32 [n]."""
 SCORERS = ("prior", "conditional", "down", "own", "dsir")
-"""What a rule may read: mean losses under three models in nats a token, a user's scorer, DSIR's
-log weights."""
+"""What a rule may read: mean losses under three models in nats per token, the values of a user's
+scorer, DSIR's log weights."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +33,7 @@ class RankedRows:
 
     Attributes:
         num_tokens: int64 [n].
-        keys: uint64 [n], by content: for draws that are the same everywhere.
+        keys: uint64 [n], a hash of the part's content and the row: for reproducible draws.
         seed: `selection.seed`, for such draws.
     """
 
@@ -42,80 +43,73 @@ class RankedRows:
 
 
 class RankingRule(Protocol):
-    """What a class has to have to be a rule."""
+    """What a ranking rule has."""
 
     @property
     def scorers(self) -> Sequence[str]:
-        """Names among `SCORERS`: those whose values it reads. A class attribute, written out."""
+        """Names from `SCORERS` whose values it reads; a class attribute with a literal value."""
         ...
 
     def values(self, scores: Mapping[str, Values], rows: RankedRows) -> Values:
-        """Values [n], larger is better; NaN leaves a row out.
+        """Values [n], larger is better; NaN excludes a row.
 
         Args:
             scores: float32 [n] of each scorer that the rule names.
-            rows: what is ranked.
         """
         ...
 
 
 class Color:
-    """CoLoR-Filter: how much the loss drops from the prior to the conditional."""
+    """CoLoR-Filter: S_prior - S_conditional."""
 
     scorers = ("prior", "conditional")
 
     def values(self, scores: Mapping[str, Values], rows: RankedRows) -> Values:
-        """S_prior - S_conditional."""
         return color_score(scores["prior"], scores["conditional"])
 
 
 class OwnValue:
-    """What a user's scorer says."""
+    """The values of a user's scorer."""
 
     scorers = ("own",)
 
     def values(self, scores: Mapping[str, Values], rows: RankedRows) -> Values:
-        """Its values."""
         return scores["own"].copy()
 
 
 class RandomDraw:
-    """Any rows."""
+    """Uniform, by content and seed."""
 
     scorers = ()
 
     def values(self, scores: Mapping[str, Values], rows: RankedRows) -> Values:
-        """Uniform, by content and seed."""
         return keyed_uniform(rows.keys, rows.seed).astype(np.float32)
 
 
 class ConditionalOnly:
-    """What the conditional finds likely."""
+    """-S_conditional: what the conditional finds likely."""
 
     scorers = ("conditional",)
 
     def values(self, scores: Mapping[str, Values], rows: RankedRows) -> Values:
-        """-S_conditional."""
         return -scores["conditional"]
 
 
 class RhoDown:
-    """RHO-LOSS (Mindermann et al. 2022), with a model trained on the target alone."""
+    """RHO-LOSS (Mindermann et al. 2022): S_prior - S_down, which saw the target alone."""
 
     scorers = ("prior", "down")
 
     def values(self, scores: Mapping[str, Values], rows: RankedRows) -> Values:
-        """S_prior - S_down."""
         return color_score(scores["prior"], scores["down"])
 
 
 class DsirDraw:
-    """DSIR (Xie et al. 2023): a draw by importance weights, without replacement."""
+    """DSIR (Xie et al. 2023): log weights with Gumbel noise, a draw without replacement."""
 
     scorers = ("dsir",)
 
     def values(self, scores: Mapping[str, Values], rows: RankedRows) -> Values:
-        """Log weights with Gumbel noise."""
         return scores["dsir"] + gumbel(rows.keys, rows.seed)
 
 
@@ -131,7 +125,7 @@ RULES: dict[str, RankingRule] = {
 
 @dataclass(frozen=True, slots=True)
 class NamedRule:
-    """A rule by its name in the spec; `code` of one that is not ours."""
+    """A rule by its name in the spec; `code` of a user's rule."""
 
     name: str
     scorers: tuple[str, ...]
@@ -141,7 +135,7 @@ class NamedRule:
         """As `RankingRule.values`.
 
         Raises:
-            ScorerError: what a user's rule raised, or values that are not one number a row.
+            ScorerError: a user's rule raised an error, or did not return one number for each row.
         """
         if self.code is None:
             return RULES[self.name].values(scores, rows)
@@ -159,17 +153,22 @@ class NamedRule:
 
 
 def find_rule(place: str, name: str) -> NamedRule:
-    """The rule of this name; code of the user's is found and looked at, not run.
+    """The rule of this name; a user's code is found and checked without running it.
 
     Args:
         place: key in the spec, for messages.
-        name: as there.
+        name: its value.
 
     Raises:
-        SpecError: no such rule, or one that reads a scorer which nobody knows.
+        SpecError: no such rule, or a rule that reads an unknown scorer.
     """
     if name in RULES:
         return NamedRule(name, tuple(RULES[name].scorers))
+    if ":" not in name:
+        raise SpecError(
+            f"`{place}: {name}`: no such rule; there are {', '.join(RULES)}, and your own as "
+            "`my_package.module:MyRule`"
+        )
     found, node = find_class(f"{place}: {name}", name, ("values",))
     scorers = literal_of(node, "scorers")
     if not isinstance(scorers, tuple | list) or not {*scorers} <= {*SCORERS}:
@@ -178,3 +177,31 @@ def find_rule(place: str, name: str) -> NamedRule:
             f"{', '.join(SCORERS)}"
         )
     return NamedRule(name, tuple(scorers), OwnCode(name, found.files))
+
+
+def rules_of(spec: SelectSpec) -> list[NamedRule]:
+    """The rule of the selection, then those of the controls.
+
+    Raises:
+        SpecError: no such rule, one that reads a scorer that the job does not have, or one rule
+            twice.
+    """
+    controls = spec.train.controls if spec.train else []
+    rules = [find_rule("selection.rule", spec.rule)]
+    rules += [find_rule("train.controls", name) for name in controls]
+    absent = {"own"} if spec.scorer is None else {"prior", "conditional", "down"}
+    for i, rule in enumerate(rules):
+        if rule in rules[:i]:
+            raise SpecError(
+                f"`train.controls: {rule.name}`: the selection or another control has this rule"
+            )
+        if missing := sorted(absent & {*rule.scorers}):
+            raise SpecError(
+                f"the rule `{rule.name}` reads `{missing[0]}`, which this job does not have: "
+                "give `prior` and `conditional`, or a `scorer`, as the rule needs"
+            )
+        if "dsir" in rule.scorers and spec.selection.grain == "documents":
+            raise SpecError(
+                f"the rule `{rule.name}` ranks sequences: use `selection.grain: sequences`"
+            )
+    return rules

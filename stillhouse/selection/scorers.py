@@ -1,28 +1,35 @@
-"""Scorers: one value for each sequence of a token part, stored apart and joined at the selection.
+"""Scorers: one value for each sequence of a token part, stored apart and joined by the ranking.
 
-A scorer says what its values mean (`unit`) and is named by the fingerprint of all that they depend
-on. Language models also give the NLL of every document's piece, so that numbers per source and per
-document are right for packed sequences too.
+A language model also gives the loss of every document's piece, so that numbers per source and per
+document are right for packed sequences too. All others see decoded text; what they learn from the
+target and the pool is fitted once and kept in the store like a model, as named arrays.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from stillhouse.selection.baselines import log_importance
-from stillhouse.selection.color import TokenLosses, piece_sums
-from stillhouse.selection.contamination import NgramIndex
-from stillhouse.storage.artifact import PartRef, Store, libraries
+from stillhouse.selection.color import piece_sums
+from stillhouse.selection.sampling import sample_rows
+from stillhouse.spec import ScoringSettings
+from stillhouse.storage.artifact import Manifest, PartRef, Store, libraries
+from stillhouse.storage.filesystem import join, read_bytes
+from stillhouse.storage.folders import put_folder
 from stillhouse.storage.parquet import read_table
-from stillhouse.storage.task import Output, Task
+from stillhouse.storage.task import Output, Place, Task
 from stillhouse.text.pieces import Pieces, read_pieces, token_ids
-from stillhouse.text.tokenizer import Tokenizer
+from stillhouse.text.tasks import PackTask, kept_documents
+from stillhouse.text.tokenizer import Tokenizer, load_tokenizer
 
+if TYPE_CHECKING:
+    from stillhouse.models.scoring import ScoringModel
+
+Arrays = Mapping[str, NDArray[Any]]
 SCORES_SCHEMA = pa.schema(
     [
         ("value", pa.float32()),
@@ -30,34 +37,20 @@ SCORES_SCHEMA = pa.schema(
         ("piece_tokens", pa.list_(pa.int32())),
     ]
 )
+TOLERANCES = {"bfloat16": 2e-2, "float32": 1e-4}
+"""Of mean losses that were made with other libraries, on other devices, or in other batches."""
+_ARRAYS_FILE = "statistics.safetensors"
 
 
 class Scorer(Protocol):
-    """Maps a token part to scores: one row for each of its rows, in order."""
+    """Maps a token part to scores."""
 
     def score(self, tokens: pa.Table) -> pa.Table:
-        """A table of `SCORES_SCHEMA`."""
+        """A table of `SCORES_SCHEMA`: one row for each row of the part, in order."""
         ...
 
     def made_by(self) -> dict[str, Any]:
-        """What equal bytes are promised for: device, dtype, sequences a pass, and libraries."""
-        ...
-
-
-class TextScorer:
-    """What scorers without a model share."""
-
-    def made_by(self) -> dict[str, Any]:
-        """The libraries."""
-        return libraries()
-
-
-class ScoringLosses(TokenLosses, Protocol):
-    """A language model that scores parts."""
-
-    @property
-    def micro_batch(self) -> int | None:
-        """Sequences that are scored at once, once some were scored."""
+        """What the scores depend on up to rounding: libraries, device, dtype, micro-batch."""
         ...
 
 
@@ -65,11 +58,10 @@ class ScoringLosses(TokenLosses, Protocol):
 class ScoreTask(Task):
     """Score one token part. Counts are tokens, and rows whose value is NaN.
 
-    Scores of a language model that another worker wrote first may stand where they agree.
+    If another worker wrote the part first, its scores are kept where they agree up to rounding.
 
     Attributes:
         scorer: fingerprint of all that its values depend on.
-        part: the token part.
     """
 
     KIND = "scores"
@@ -79,15 +71,12 @@ class ScoreTask(Task):
     part: PartRef
 
     def load(self, store: Store) -> pa.Table:
-        """The tokens."""
         return read_table(store.path(self.part.path))
 
     def tokens_in(self, table: pa.Table) -> int:
-        """Those that were scored."""
         return self.part.num_tokens
 
     def run(self, store: Store, host: Scorer, loaded: pa.Table) -> Output:
-        """One table."""
         scores = host.score(loaded)
         if scores.num_rows != self.part.num_rows:
             raise AssertionError(f"{scores.num_rows} scores for {self.part.num_rows} rows")
@@ -103,68 +92,132 @@ class ScoreTask(Task):
 class LanguageModelScorer:
     """Mean NLL in nats over the T-1 predicted positions; lower is likelier."""
 
-    model: ScoringLosses
+    model: "ScoringModel"
     device: str = ""
-    """Its name."""
     dtype: str = ""
 
     def made_by(self) -> dict[str, Any]:
-        """What its losses depend on, up to rounding."""
         made = {"device": self.device, "dtype": self.dtype, "micro_batch": self.model.micro_batch}
         return made | libraries()
 
     def score(self, tokens: pa.Table) -> pa.Table:
-        """Values and, for each piece, NLL sum and number of predicted tokens."""
         losses = self.model.token_nll(token_ids(tokens))
         pieces = read_pieces(tokens)
         sums, counts = piece_sums(losses, pieces.sequence, pieces.start, pieces.end)
-        offsets = pa.array(pieces.offsets, pa.int32())
-        return pa.Table.from_arrays(
-            [
-                pa.array(losses.mean(axis=1, dtype=np.float64).astype(np.float32)),
-                pa.ListArray.from_arrays(offsets, pa.array(sums)),
-                pa.ListArray.from_arrays(offsets, pa.array(counts)),
-            ],
-            schema=SCORES_SCHEMA,
+        values = losses.mean(axis=1, dtype=np.float64).astype(np.float32)
+        return piece_scores(values, pieces, sums, counts)
+
+
+@dataclass(frozen=True, slots=True)
+class LanguageModelHost:
+    """Loads a causal language model as a scorer, in the worker."""
+
+    folder: str
+    scoring: ScoringSettings
+    device: str
+    gpus: float
+    threads: int
+    bos_id: int | None = None
+
+    def build(self, store: Store) -> LanguageModelScorer:
+        from stillhouse.models.causal_lm import choose_device, choose_dtype
+        from stillhouse.models.device import device_name
+        from stillhouse.models.scoring import load_scoring_model
+
+        device = choose_device(self.device, self.gpus)
+        model = load_scoring_model(
+            self.folder,
+            self.scoring,
+            device=self.device,
+            gpus=self.gpus,
+            threads=self.threads,
+            bos_id=self.bos_id,
         )
+        dtype = str(choose_dtype(self.scoring.dtype, device)).removeprefix("torch.")
+        return LanguageModelScorer(model, device_name(device), dtype)
+
+
+@dataclass(frozen=True)
+class FitTask(Task):
+    """Fits a scorer of text; the model artifact that holds its arrays is named by the task.
+
+    Attributes:
+        documents: the tasks that pack the documents it is fitted on.
+        tokenizer: folder of the tokenizer, which the packing tasks identify.
+    """
+
+    KIND = "models"
+
+    documents: tuple[PackTask, ...]
+    tokenizer: Place[str]
+    eos_token: Place[str]
+
+    def fit(self, store: Store) -> Arrays:
+        raise NotImplementedError
+
+    def texts(self) -> Iterator[str]:
+        """Texts of the documents that the tasks pack, in order."""
+        for task in self.documents:
+            yield from (document.text for document in kept_documents(task))
+
+    def load_tokenizer(self) -> Tokenizer:
+        return load_tokenizer(self.tokenizer, self.eos_token)
+
+    def sampled_texts(self, store: Store, parts: Sequence[PartRef], num_rows: int) -> Iterator[str]:
+        """Texts of `num_rows` random sequences of some token parts."""
+        tokenizer = self.load_tokenizer()
+        for index, rows in sample_rows(parts, num_rows, 0):
+            ids = token_ids(read_table(store.path(parts[index].path), ["input_ids"]))
+            yield from (tokenizer.decode(row) for row in ids[rows])
+
+
+class TextScorer:
+    """Base of the scorers of text; a subclass takes fitted arrays and a tokenizer first."""
+
+    def __init__(self, arrays: Arrays, tokenizer: Tokenizer) -> None:
+        self.arrays, self.tokenizer = arrays, tokenizer
+
+    def made_by(self) -> dict[str, Any]:
+        return libraries()
+
+    def score(self, tokens: pa.Table) -> pa.Table:
+        raise NotImplementedError
 
 
 @dataclass(frozen=True, slots=True)
-class DsirScorer(TextScorer):
-    """Log importance weight of a sequence's text (DSIR); larger is more like the target."""
+class TextScorerHost:
+    """Builds a scorer of text in the worker, from the fitted arrays in `folder`."""
 
-    log_ratios: NDArray[np.float64]
-    tokenizer: Tokenizer
+    scorer: type[TextScorer]
+    folder: str
+    tokenizer: str
+    eos_token: str
+    arguments: tuple[Any, ...] = ()
 
-    def score(self, tokens: pa.Table) -> pa.Table:
-        """One sum over hashed n-grams a sequence."""
-        values = [
-            log_importance(self.tokenizer.decode(ids), self.log_ratios) for ids in token_ids(tokens)
-        ]
-        return plain_scores(np.array(values, np.float32))
+    def build(self, store: Store) -> TextScorer:
+        tokenizer = load_tokenizer(self.tokenizer, self.eos_token)
+        return self.scorer(load_arrays(self.folder), tokenizer, *self.arguments)
 
 
-@dataclass(frozen=True, slots=True)
-class ContaminationScorer(TextScorer):
-    """1 where a sequence holds a document that shares word 13-grams with held-out text, else 0."""
+def put_arrays(store: Store, name: str, role: str, arrays: Arrays) -> Manifest:
+    """Keep fitted arrays as the model artifact `name`."""
+    from safetensors.numpy import save
 
-    index: NgramIndex
-    tokenizer: Tokenizer
+    content = save(dict(sorted(arrays.items())))
+    return put_folder(
+        store,
+        name,
+        lambda folder: (folder / _ARRAYS_FILE).write_bytes(content),
+        inputs={},
+        settings={},
+        totals={"role": role},
+    )
 
-    def score(self, tokens: pa.Table) -> pa.Table:
-        """Documents are judged whole: all their pieces in the part are read as one text.
 
-        `piece_tokens` holds the tokens of the pieces whose document is contaminated, else 0.
-        """
-        pieces = read_pieces(tokens)
-        values = np.zeros(tokens.num_rows, np.float32)
-        flagged = np.zeros(len(pieces.start), np.int32)
-        for first, last, ids in document_tokens(token_ids(tokens), pieces):
-            if self.index.hits(self.tokenizer.decode(ids)):
-                values[pieces.sequence[first:last]] = 1.0
-                flagged[first:last] = pieces.num_tokens[first:last]
-        lists = pa.ListArray.from_arrays(pa.array(pieces.offsets, pa.int32()), pa.array(flagged))
-        return plain_scores(values).set_column(2, SCORES_SCHEMA.field(2), lists)
+def load_arrays(folder: str) -> dict[str, NDArray[Any]]:
+    from safetensors.numpy import load
+
+    return load(read_bytes(join(folder, _ARRAYS_FILE)))
 
 
 def document_tokens(
@@ -186,8 +239,21 @@ def plain_scores(values: NDArray[np.float32]) -> pa.Table:
     return pa.Table.from_arrays([pa.array(values, pa.float32()), *nothing], schema=SCORES_SCHEMA)
 
 
-TOLERANCES = {"bfloat16": 2e-2, "float32": 1e-4}
-"""Of mean losses that were made with other libraries, on other devices, or in other batches."""
+def piece_scores(
+    values: NDArray[np.float32],
+    pieces: Pieces,
+    sums: NDArray[np.float32] | None,
+    counts: NDArray[np.integer],
+) -> pa.Table:
+    """A scores table with the sum (none: null) and the number of tokens of each piece."""
+    offsets = pa.array(pieces.offsets, pa.int32())
+    lists = [
+        pa.nulls(len(values), SCORES_SCHEMA.field(1).type)
+        if sums is None
+        else pa.ListArray.from_arrays(offsets, pa.array(sums)),
+        pa.ListArray.from_arrays(offsets, pa.array(counts.astype(np.int32))),
+    ]
+    return pa.Table.from_arrays([pa.array(values, pa.float32()), *lists], schema=SCORES_SCHEMA)
 
 
 def agree(scores: pa.Table, others: pa.Table, tolerance: float) -> bool:
@@ -202,7 +268,6 @@ def agree(scores: pa.Table, others: pa.Table, tolerance: float) -> bool:
 
 
 def _numbers(column: pa.ChunkedArray) -> NDArray[Any]:
-    """The numbers of a column, or in its lists."""
     array = column.combine_chunks()
     values = array.flatten() if pa.types.is_list(array.type) else array
     return values.to_numpy(zero_copy_only=False)

@@ -1,8 +1,8 @@
 """Writing a selection: each output part takes a keyed group of input parts and keeps their rows.
 
 The groups come from a keyed permutation of all input parts, the rows of a group are ordered by a
-keyed hash of their address. So every input part is read once, a group is the grain of retry, rows
-near each other come from all over the pool, and nothing depends on how many workers there are.
+keyed hash of their address. So every input part is read once, a group is the unit of retry, rows
+near each other come from all over the pool, and nothing depends on the number of workers.
 """
 
 import hashlib
@@ -15,43 +15,44 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from stillhouse.data_settings import PoolSource
-from stillhouse.selection.baselines import row_keys
 from stillhouse.selection.budget import Cut
 from stillhouse.selection.carried import with_columns, with_text
 from stillhouse.selection.ledger import OwnedTokens, Tally, tally_part
-from stillhouse.selection.quotas import QuotaCut
-from stillhouse.selection.ranking import LOSS_COLUMNS, PartScores, RankedPart, Span
-from stillhouse.selection.sources import Sources
+from stillhouse.selection.quotas import QuotaCut, Sources
+from stillhouse.selection.ranking import LOSS_COLUMNS, PartScores, RankedPart, Span, row_keys
 from stillhouse.storage.artifact import Store
 from stillhouse.storage.parquet import read_table
 from stillhouse.storage.task import Output, Place, Task
 from stillhouse.text.documents import read_rows
 from stillhouse.text.duplicates import keyed_uniform
-from stillhouse.text.pieces import Grain, Pieces, read_pieces, row_sources
+from stillhouse.text.pieces import Pieces, read_pieces, row_sources
 from stillhouse.text.tasks import UnitFile
 
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One input part of a group: its index in the pool, and how its rows are ranked."""
+    """One input part of a group.
+
+    Attributes:
+        index: of the part in the pool.
+        files: raw files of its unit, which documents are read from.
+    """
 
     index: int
     ranked: RankedPart
     files: tuple[UnitFile, ...]
-    """The raw files of its unit: where documents are fetched from."""
 
 
 @dataclass(frozen=True)
 class WriteTask(Task):
     """Write one part of a selection: keep and order the rows of a group of input parts.
 
-    The receipt carries the group's tally. Named by the selection, which names all that decides its
-    rows, and by the ends of the tally's histograms.
+    The receipt carries the group's tally.
 
     Attributes:
-        selection: fingerprint of the selection.
+        selection: fingerprint of the selection, which covers all that decides its rows.
         number: of the part.
-        span, loss_span: ends of the histograms of scores and of losses.
+        span, loss_span: ends of the tally's histograms.
         tokenizer: folder and EOS, where sequences get their text.
     """
 
@@ -64,18 +65,15 @@ class WriteTask(Task):
     loss_span: Span
     members: Place[tuple[Member, ...]]
     cut: Place[Cut | QuotaCut]
-    threshold: Place[float]
     sources: Place[Sources]
     source: Place[PoolSource]
     tokenizer: Place[tuple[str, str | None] | None]
     seed: Place[int]
 
     def path(self, number: int) -> str:
-        """In the folder that readers are given."""
         return f"selections/{self.selection}/part-{self.number:05d}.parquet"
 
     def run(self, store: Store, host: Any, loaded: Any) -> Output:
-        """One table; counts are its tokens."""
         tally = Tally()
         tables: list[pa.Table] = []
         order: list[NDArray[np.float64]] = []
@@ -84,35 +82,62 @@ class WriteTask(Task):
             tokens = read_table(store.path(ranked.tokens.path))
             pieces = read_pieces(tokens)
             scores = ranked.read(pieces)
-            source = row_sources(pieces, ranked.grain)
-            owned = _owned(self.sources, pieces, source, ranked.grain)
-            kept = _mask(self.cut, member.index, scores, owned.row_source)
-            tally.add(
-                tally_part(
-                    member.index,
-                    ranked.tokens.path,
-                    scores,
-                    kept,
-                    self.threshold,
-                    owned=owned,
-                    span=self.span,
-                    loss_span=self.loss_span,
-                )
+            codes = self.sources.codes(pieces.sources)
+            owned = OwnedTokens(
+                row_source=codes[row_sources(pieces, ranked.grain)],
+                piece_row=pieces.owners() if ranked.grain == "documents" else pieces.sequence,
+                piece_source=codes[pieces.source],
+                piece_tokens=pieces.num_tokens,
+                labels=self.sources.labels,
             )
+            kept = self.cut.mask(member.index, scores.value, owned.row_source)
+            part = tally_part(
+                member.index,
+                ranked.tokens.path,
+                scores,
+                kept,
+                self.cut.score,
+                owned=owned,
+                span=self.span,
+                loss_span=self.loss_span,
+            )
+            tally.add(part)
             rows = np.flatnonzero(kept)
-            tables.append(_rows(member, tokens, pieces, scores, rows, self))
-            keys = row_keys(ranked.tokens.sha256, len(kept))[rows]
-            order.append(keyed_uniform(keys, self.seed))
+            tables.append(self._rows(member, tokens, pieces, scores, rows))
+            order.append(keyed_uniform(row_keys(ranked.tokens.sha256, len(kept))[rows], self.seed))
         table = pa.concat_tables(tables)
         table = table.take(pa.array(np.argsort(np.concatenate(order), kind="stable")))
         counts = {"tokens": tally.fate_tokens["kept"]}
         return Output([table], counts, {"tally": tally.to_json()})
 
     def tokens_in(self, table: pa.Table) -> int:
-        """Of its sequences, or of its documents."""
         if "num_tokens" in table.column_names:
             return int(table["num_tokens"].to_numpy().sum())
         return table.num_rows * table.schema.field("input_ids").type.list_size
+
+    def _rows(
+        self,
+        member: Member,
+        tokens: pa.Table,
+        pieces: Pieces,
+        scores: PartScores,
+        rows: NDArray[np.int64],
+    ) -> pa.Table:
+        """The kept rows with their score, the losses, and their address in the pool."""
+        if member.ranked.grain == "documents":
+            table = _documents(member, pieces, rows, self.source)
+        else:
+            table = tokens.take(pa.array(rows))
+            if self.tokenizer is not None:
+                table = with_text(table, *self.tokenizer)
+        if self.source.keep_columns:
+            table = with_columns(table, member.files, self.source)
+        table = table.append_column("score", pa.array(scores.raw[rows]))
+        for name in LOSS_COLUMNS:
+            if name in scores.losses:
+                table = table.append_column(f"{name}_nll", pa.array(scores.losses[name][rows]))
+        part = pa.array(np.full(len(rows), member.index, np.int32))
+        return table.append_column("part", part).append_column("row", pa.array(rows, pa.int64()))
 
 
 def group_parts(
@@ -124,15 +149,17 @@ def group_parts(
         fingerprints: of the input parts, in order.
         kept_rows: how many rows of each are kept.
         part_rows: rows an output part should have.
-        seed: of the permutation.
 
     Returns:
         Indices of the input parts of each group.
     """
-    order = sorted(range(len(fingerprints)), key=lambda i: _key(fingerprints[i], seed))
+
+    def key(index: int) -> bytes:
+        return hashlib.sha256(f"{fingerprints[index]}:{seed}".encode()).digest()
+
     groups: list[list[int]] = [[]]
     filled = 0
-    for index in order:
+    for index in sorted(range(len(fingerprints)), key=key):
         if groups[-1] and filled + kept_rows[index] > part_rows:
             groups.append([])
             filled = 0
@@ -141,61 +168,10 @@ def group_parts(
     return groups
 
 
-def _key(fingerprint: str, seed: int) -> bytes:
-    return hashlib.sha256(f"{fingerprint}:{seed}".encode()).digest()
-
-
-def _mask(
-    cut: Cut | QuotaCut, index: int, scores: PartScores, row_source: NDArray[np.int32]
-) -> NDArray[np.bool_]:
-    if isinstance(cut, Cut):
-        return cut.mask(index, scores.value)
-    return cut.mask(index, scores.value, row_source)
-
-
-def _owned(
-    sources: Sources, pieces: Pieces, row_source: NDArray[np.int32], grain: Grain
-) -> OwnedTokens:
-    """Whose the tokens are, `row_source` being the part's own numbers of its sources."""
-    codes = sources.codes(pieces.sources)
-    return OwnedTokens(
-        row_source=codes[row_source],
-        piece_row=pieces.owners() if grain == "documents" else pieces.sequence,
-        piece_source=codes[pieces.source],
-        piece_tokens=pieces.num_tokens,
-        labels=sources.labels,
-    )
-
-
-def _rows(
-    member: Member,
-    tokens: pa.Table,
-    pieces: Pieces,
-    scores: PartScores,
-    rows: NDArray[np.int64],
-    task: WriteTask,
-) -> pa.Table:
-    """The kept rows with their score, the losses, and their address in the pool."""
-    if member.ranked.grain == "documents":
-        table = _documents(member, pieces, rows, task.source)
-    else:
-        table = tokens.take(pa.array(rows))
-        if task.tokenizer is not None:
-            table = with_text(table, *task.tokenizer)
-    if task.source.keep_columns:
-        table = with_columns(table, member.files, task.source)
-    table = table.append_column("score", pa.array(scores.raw[rows]))
-    for name in LOSS_COLUMNS:
-        if name in scores.losses:
-            table = table.append_column(f"{name}_nll", pa.array(scores.losses[name][rows]))
-    part = pa.array(np.full(len(rows), member.index, np.int32))
-    return table.append_column("part", part).append_column("row", pa.array(rows, pa.int64()))
-
-
 def _documents(
     member: Member, pieces: Pieces, rows: NDArray[np.int64], source: PoolSource
 ) -> pa.Table:
-    """Whole documents, their text read again from the raw files."""
+    """Whole documents; their text is read again from the raw files."""
     owners = pieces.owners()
     first = np.searchsorted(owners, rows)
     tokens = np.bincount(owners, pieces.num_tokens)[rows].astype(np.int64)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stillhouse.selection.color import TokenLosses, piece_sums
-from stillhouse.selection.sources import MAX_SOURCES, OTHER
+from stillhouse.selection.quotas import MAX_SOURCES, OTHER
 from stillhouse.text.pieces import Pieces
 from stillhouse.training.batches import TokenSources
 from stillhouse.training.group import WorkerGroup

@@ -18,7 +18,6 @@ from stillhouse.spec import SelectSpec
 EXAMPLES = Path(__file__).parents[2] / "examples"
 sys.path.insert(0, str(EXAMPLES))
 pds_scorer = import_module("pds_scorer")
-sys.path.remove(str(EXAMPLES))
 PdsRun, PdsScorer = pds_scorer.PdsRun, pds_scorer.PdsScorer
 SMALL = {"hidden_size": 16, "num_layers": 1, "window": 16, "num_warmup": 30, "num_target": 8}
 LOW, HIGH = "abcdefgh", "stuvwxyz"
@@ -34,7 +33,7 @@ TARGET, POOL = texts(LOW, 20, 0), texts(LOW, 20, 1) + texts(HIGH, 20, 2)
 
 @pytest.fixture(scope="module")
 def scorer():
-    code = find_code("pds_scorer:PdsScorer", [EXAMPLES])
+    code = find_code("pds_scorer:PdsScorer")
     learned = code.build({**SMALL, "num_steps": 10, "every": 5})
     state = fit(code, learned, TARGET, POOL)
     fresh = code.build({**SMALL, "num_steps": 10, "every": 5})

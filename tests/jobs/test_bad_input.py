@@ -91,6 +91,19 @@ SPECS = {
         },
         "`dsir` ranks sequences",
     ),
+    "no such rule": (
+        {"selection": {"tau": 2, "rule": "colour"}},
+        "`selection.rule: colour`: no such rule; there are color, own, random,",
+    ),
+    "no such control": (
+        {"train": {"controls": ["random", "rando"]}},
+        "`train.controls: rando`: no such rule",
+    ),
+    "one rule twice": (
+        {"train": {"controls": ["color"]}},
+        "`train.controls: color`: the selection or another control has this rule",
+    ),
+    "a rule of a scorer": ({"selection": {"tau": 2, "rule": "own"}}, "rule `own` reads `own`"),
 }
 
 

@@ -244,7 +244,7 @@ def test_a_kept_rows_score(selection, problems):
 
 def test_a_stored_score_of_a_row_that_was_not_kept(selection, problems):
     """With its checksum made good everywhere: the cut is not the one of these scores."""
-    part = Verifier(open_selection(str(selection))).ranked()[0]
+    part = Verifier(open_selection(str(selection))).ranked[0]
     scores = part.read()
     threshold = manifest_of(selection)["totals"]["threshold"]
     row = int(np.flatnonzero((scores.fate == ELIGIBLE) & (scores.value < threshold))[0])

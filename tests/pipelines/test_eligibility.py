@@ -110,7 +110,7 @@ def test_verify_agrees(made):
 
 
 def test_what_is_allowed_is_kept(made, given, broken, tmp_path):
-    """With everything switched off the copies stand in the pool and the leak may be chosen."""
+    """With everything switched off the copies are in the pool and the leak is eligible."""
     folder = tmp_path / "world"
     root = made["run"].rsplit("/", 3)[0]
     shutil.copytree(root, folder)
@@ -127,7 +127,7 @@ def test_what_is_allowed_is_kept(made, given, broken, tmp_path):
 
 
 def test_a_pool_that_is_all_contaminated(ray_cluster, untrained, tmp_path, reports):
-    """The pool is the held-out text: nothing may be chosen, and the message says why."""
+    """The pool is the held-out text: nothing is eligible, and the message says why."""
     found = [row | {"text": f"{HELD} {row['text']}"} for row in rows(1, 12, ["sea"])]
     write(tmp_path / "pool" / "a.parquet", found)
     write(tmp_path / "target" / "t.parquet", rows(3, 20, ["sea"]))
@@ -138,6 +138,6 @@ def test_a_pool_that_is_all_contaminated(ray_cluster, untrained, tmp_path, repor
     assert code == 2
     scored = next((tmp_path / "store" / "scores").glob("*/manifest.json")).parent
     count = sum(part.num_rows for part in open_artifact(str(scored)).parts)
-    assert f"0 of {count} rows may be chosen: {count} share 13 words with the" in said["error"]
+    assert f"0 of {count} rows are eligible: {count} share 13 words with the" in said["error"]
     assert "`selection.exclude_contaminated: false`" in said["error"]
-    assert f"cannot keep {count // 2} of 0 rows: none may be chosen" in said["error"]
+    assert f"cannot keep {count // 2} of 0 rows: none is eligible" in said["error"]

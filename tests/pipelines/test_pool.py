@@ -13,9 +13,8 @@ from ray import cloudpickle
 from small import Quiet
 
 from stillhouse.errors import ClusterError, InputError, PartFailedError, StoreUnreachableError
-from stillhouse.pipelines.context import Context, Unfinished
+from stillhouse.pipelines.context import Context, Step, Unfinished, perform, run_tasks
 from stillhouse.pipelines.pool import STORAGE_BUDGET
-from stillhouse.pipelines.steps import Step, perform, run_tasks
 from stillhouse.spec import ComputeSettings
 from stillhouse.storage.artifact import Store
 from stillhouse.storage.parquet import read_table

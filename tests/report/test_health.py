@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 
 from stillhouse.report import health
-from stillhouse.selection.ledger import SourceTally, Tally
-from stillhouse.selection.moments import Moments, PairMoments
-from stillhouse.selection.sources import OTHER
+from stillhouse.selection.ledger import Moments, PairMoments, SourceTally, Tally
+from stillhouse.selection.quotas import OTHER
 
 COUNTS = Counter(tokens=9950, remainder_tokens=50, documents=99_950, sampled_documents=1000)
 

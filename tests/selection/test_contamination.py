@@ -17,12 +17,10 @@ def test_number_of_grams_by_length(num_words, num_grams):
     assert grams.dtype == np.uint64 and len(grams) == num_grams == len(set(grams.tolist()))
 
 
-def test_case_and_punctuation_make_no_difference_but_order_does():
-    text = "One two, three: four five six seven eight"
-    same = "one TWO three four -- five six seven (eight)"
-    swapped = "two one three four five six seven eight"
-    assert word_ngrams(text).tolist() == word_ngrams(same).tolist()
-    assert word_ngrams(text).tolist() != word_ngrams(swapped).tolist()
+def test_case_and_punctuation_do_not_matter_but_order_does():
+    text = word_ngrams("One two, three: four five six seven eight").tolist()
+    assert text == word_ngrams("one TWO three four -- five six seven (eight)").tolist()
+    assert text != word_ngrams("two one three four five six seven eight").tolist()
 
 
 def test_hits_count_the_different_shared_grams():

@@ -1,4 +1,3 @@
-from collections import Counter
 from dataclasses import asdict
 
 import numpy as np
@@ -7,9 +6,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stillhouse.selection.ledger import (
+    Moments,
     OwnedTokens,
+    PairMoments,
     Tally,
     join_spans,
+    moments_by_code,
     nearest,
     score_edges,
     tally_part,
@@ -35,19 +37,12 @@ def tally_of(part, rows, threshold=0.5):
     raw = np.array([row[0] for row in rows], np.float32)
     fate = np.array([row[1] for row in rows], np.int8)
     fate[np.isnan(raw)] = NAN
-    value = np.where(fate == ELIGIBLE, raw, np.float32(np.nan))
     source = np.array([row[2] for row in rows], np.int32)
     losses = {"prior": raw + 4, "conditional": np.full(len(rows), 4, np.float32)}
     weight, seen = np.full(len(rows), 8, np.int64), fate == PRIOR_ROW
-    scores = PartScores(value, raw, fate, losses, weight, seen)
-    return tally_part(
-        part,
-        f"part-{part}",
-        scores,
-        value >= threshold,
-        threshold,
-        owned=owned_by(source),
-    )
+    scores = PartScores(raw, fate, losses, weight, seen)
+    kept = scores.value >= threshold
+    return tally_part(part, f"part-{part}", scores, kept, threshold, owned=owned_by(source))
 
 
 def owned_by(source):
@@ -87,7 +82,7 @@ def test_tally_of_four_rows():
         }
     ]
     assert (tally.sources["a"].pool_tokens, tally.sources["a"].kept_tokens) == (16, 8)
-    assert tally.sources["b"].scores.mean == 9.0  # scores are told of rows that may not be chosen
+    assert tally.sources["b"].scores.mean == 9.0  # of ineligible rows too
     assert tally.sources["c"].scores.count == 0
     assert tally.examples["best"] == [(3.0, 0, 0)]
     assert tally.examples["below"] == [(0.0, 0, 1)]
@@ -115,11 +110,6 @@ def test_parts_add_up_to_the_whole(parts):
     for group, found in whole.examples.items():
         assert [score for score, _, _ in total.examples[group]] == [score for score, _, _ in found]
     assert sum(row["rows"] for row in total.rows) == sum(map(len, parts))
-
-
-def test_every_row_has_one_fate():
-    tally = tally_of(0, [(0.5, fate, 0) for fate in (ELIGIBLE, CONTAMINATED, PRIOR_ROW)])
-    assert tally.fates == Counter({"kept": 1, "contaminated": 1, "prior row": 1})
 
 
 def test_nearest_takes_ties_by_address():
@@ -166,3 +156,31 @@ def test_spread_of_a_pool_whose_parts_are_sorted_by_source():
     late = np.concatenate(parts[2:]).astype(np.float32).astype(np.float64)
     assert total.sources["c"].scores.std == pytest.approx(np.std(late), rel=1e-9)
     assert total.sources["c"].scores.mean == pytest.approx(np.mean(late), rel=1e-9)
+
+
+values = st.floats(-100, 100, width=32)
+blocks = st.lists(st.lists(st.tuples(values, values), max_size=6), min_size=1, max_size=6)
+
+
+@given(blocks, st.sampled_from([0.0, 1e7]))
+def test_moments_of_blocks_add_up(found, offset):
+    """With an offset of 1e7 plain sums of squares would keep two digits."""
+    arrays = [np.array(block, np.float64).reshape(-1, 2) + offset for block in found]
+    total = PairMoments()
+    for block in arrays:
+        total.add(PairMoments.of(block[:, 0], block[:, 1]))
+    x, y = np.concatenate(arrays).T
+    assert total.x.count == total.y.count == len(x)
+    if not len(x):
+        assert total == PairMoments() and total.x.std == total.correlation == 0
+        return
+    assert total.y.mean == pytest.approx(np.mean(y), abs=1e-6)
+    assert total.y.std == pytest.approx(np.std(y), abs=1e-6)
+    deviations = (x - np.mean(x)) * (y - np.mean(y))
+    assert total.products == pytest.approx(np.sum(deviations), abs=1e-3)
+
+
+def test_moments_by_code():
+    codes = np.array([2, 0, 2, 2, 0], np.int32)
+    found = moments_by_code(codes, np.array([1.0, 5.0, 2.0, 6.0, 7.0]), 4)
+    assert found == [Moments(2, 6.0, 2.0), Moments(), Moments(3, 3.0, 14.0), Moments()]

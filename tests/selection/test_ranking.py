@@ -1,4 +1,5 @@
 from collections import Counter
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -6,6 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stillhouse.fingerprint import fingerprint
+from stillhouse.selection.quotas import Sources
 from stillhouse.selection.ranking import (
     CONTAMINATED,
     ELIGIBLE,
@@ -17,7 +20,7 @@ from stillhouse.selection.ranking import (
 )
 from stillhouse.selection.rules import find_rule
 from stillhouse.selection.scorers import SCORES_SCHEMA
-from stillhouse.selection.sources import Sources
+from stillhouse.selection.writing import group_parts
 from stillhouse.storage.artifact import Store
 from stillhouse.storage.task import commit
 from stillhouse.text.documents import Document
@@ -61,41 +64,29 @@ def test_row_sources_against_counting(documents):
 def part(tmp_path):
     """Three sequences of eight tokens: documents 0 (a: 6), 1 (b: 12), 2 (a: 6)."""
     store = Store(str(tmp_path))
-    table = token_table([("a", 5), ("b", 11), ("a", 5)])
-    tokens = store.put_part("tokens/parts/t.parquet", table, num_tokens=24)
-    pieces = read_pieces(table)
-    for name, sums in (
-        ("prior", [[5, 4], [16], [4, 10]]),
-        ("conditional", [[4, 2], [8], [2, np.nan]]),
-    ):
-        counts = [[5, 2], [7], [2, 5]]
-        scores = pa.table(
-            {
-                "value": [sum(s) / 7 for s in sums],
-                "piece_nll_sum": sums,
-                "piece_tokens": counts,
-            },
-            schema=SCORES_SCHEMA,
-        )
-        store.put_part(f"{name}.parquet", scores, num_tokens=24)
-    flags = {"value": [0.0, 1.0, 1.0], "piece_nll_sum": [None] * 3}
-    flags["piece_tokens"] = [[0, 2], [8], [2, 0]]
-    store.put_part("flags.parquet", pa.table(flags, schema=SCORES_SCHEMA), num_tokens=24)
-    assert pieces.owners().tolist() == [0, 1, 1, 1, 2]
+    tokens = store.put_part(
+        "tokens/parts/t.parquet", token_table([("a", 5), ("b", 11), ("a", 5)]), num_tokens=24
+    )
+    values = {
+        "prior": ([9 / 7, 16 / 7, 2.0], [[5, 4], [16], [4, 10]], [[5, 2], [7], [2, 5]]),
+        "conditional": ([6 / 7, 8 / 7, np.nan], [[4, 2], [8], [2, np.nan]], [[5, 2], [7], [2, 5]]),
+        "flags": ([0.0, 1.0, 1.0], [None] * 3, [[0, 2], [8], [2, 0]]),
+    }
+    for name, columns in values.items():
+        table = pa.table(dict(zip(SCORES_SCHEMA.names, columns, strict=True)), SCORES_SCHEMA)
+        store.put_part(f"{name}.parquet", table, num_tokens=24)
 
-    def make(**changes):
+    def make(rule="color", **changes):
         settings = {
             "contamination": None,
             "prior_rows": None,
             "exclude_prior_rows": True,
-            "rule": "color",
             "grain": "sequences",
             "seed": 0,
         }
         scores = {name: f"{name}.parquet" for name in ("prior", "conditional")}
-        settings |= changes
-        settings["rule"] = find_rule("rule", settings["rule"])
-        return RankedPart(store=store, tokens=tokens, scores=scores, **settings)
+        named = {"store": store, "tokens": tokens, "scores": scores}
+        return RankedPart(**named, **settings | changes, rule=find_rule("rule", rule))
 
     return make
 
@@ -107,7 +98,7 @@ def test_sequences(part):
     assert found.weight.tolist() == [8, 8, 8]
 
 
-def test_rows_that_may_not_be_chosen_keep_their_score(part):
+def test_ineligible_rows_keep_their_score(part):
     found = part(contamination="flags.parquet", prior_rows=np.array([0, 1])).read()
     assert np.isnan(found.value).all()
     np.testing.assert_allclose(found.raw[:2], [3 / 7, 8 / 7], rtol=1e-6)
@@ -125,7 +116,7 @@ def test_documents_are_sums_over_their_pieces(part):
     assert found.weight.tolist() == [6, 12, 6]
 
 
-def test_documents_are_judged_by_all_their_sequences(part):
+def test_documents_are_ineligible_if_one_of_their_sequences_is(part):
     found = part(grain="documents", contamination="flags.parquet").read()
     assert found.fate.tolist() == [ELIGIBLE, CONTAMINATED, NAN]
     found = part(grain="documents", prior_rows=np.array([0])).read()
@@ -161,17 +152,11 @@ def test_what_the_cut_reads(ranks):
     assert source.tolist() == [1, 0, 1]  # 6 of a and 2 of b; 8 of b; 2 of b and 6 of a
     np.testing.assert_array_equal(value, found())
     assert found.weighted()[1].tolist() == [8, 8, 8]
+    assert ranks(grain="documents")[0].weighted()[1].tolist() == [6, 12, 6]
     assert info["fates"] == {"eligible": 1, "contaminated": 1, "prior row": 0, "nan": 1}
-    low, high = info["span"]  # of all finite values, whatever may be chosen
+    low, high = info["span"]  # of all finite values, eligible or not
     assert (low, high) == pytest.approx((3 / 7, 8 / 7))
     assert info["loss_span"] == pytest.approx((6 / 7, 16 / 7))
-
-
-def test_documents_have_their_tokens_as_weights(ranks):
-    found, _ = ranks(grain="documents")
-    value, weight = found.weighted()
-    np.testing.assert_allclose(value, [1 / 5, 12 / 11, np.nan], rtol=1e-6)
-    assert weight.tolist() == [6, 12, 6]
 
 
 def test_labels_of_a_part():
@@ -181,3 +166,24 @@ def test_labels_of_a_part():
         {"label": "a", "tokens": 12, "sequences": 2, "documents": 2},
         {"label": "b", "tokens": 12, "sequences": 1, "documents": 1},
     ]
+
+
+@given(st.lists(st.integers(0, 50), min_size=1, max_size=20), st.integers(1, 60), st.integers(0, 3))
+def test_groups_hold_every_part_once(kept, part_rows, seed):
+    names = [fingerprint(i) for i in range(len(kept))]
+    groups = group_parts(names, kept, part_rows, seed)
+    assert sorted(index for group in groups for index in group) == list(range(len(kept)))
+    for group in groups:
+        assert len(group) == 1 or sum(kept[i] for i in group) <= part_rows
+    for group, following in pairwise(groups):
+        assert sum(kept[i] for i in group) + kept[following[0]] > part_rows
+
+
+def test_order_is_keyed_by_content_and_seed():
+    names = [fingerprint(i) for i in range(12)]
+    first = group_parts(names, [1] * 12, 100, 0)
+    assert first == group_parts(names, [1] * 12, 100, 0)
+    assert first != group_parts(names, [1] * 12, 100, 1)
+    backwards = group_parts(names[::-1], [1] * 12, 100, 0)
+    assert [names[::-1][i] for i in backwards[0]] == [names[i] for i in first[0]]
+    assert first != [list(range(12))]

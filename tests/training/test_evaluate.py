@@ -5,7 +5,7 @@ import torch
 
 from stillhouse.models.causal_lm import build_model
 from stillhouse.models.scoring import ScoringModel
-from stillhouse.selection.sources import OTHER
+from stillhouse.selection.quotas import OTHER
 from stillhouse.spec import ModelSettings
 from stillhouse.text.pieces import Pieces
 from stillhouse.training.evaluate import SourceLoss, measure, told_apart

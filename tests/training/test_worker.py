@@ -14,9 +14,9 @@ from safetensors.numpy import load
 from test_stream import LENGTH, write_part
 from trainings import tokens_of, train_task
 
-from stillhouse.actors.scorer import ScorerSettings
 from stillhouse.errors import ArtifactError, DivergedError
 from stillhouse.fingerprint import sha256
+from stillhouse.selection.scorers import LanguageModelHost
 from stillhouse.spec import ScoringSettings
 from stillhouse.storage.artifact import Store
 from stillhouse.storage.commit import check_store
@@ -301,18 +301,8 @@ def test_a_bos_token_stands_before_every_sequence(task, tmp_path):
     expected = own_nll(model, np.array(tokens["input_ids"].to_pylist()), before=bos)
     assert model.config.max_position_embeddings == LENGTH + 1
     assert made.totals["curve"][-1][1] == pytest.approx(expected.mean(), abs=1e-5)
-    settings = ScorerSettings(
-        kind="causal_lm",
-        path=folder_of(store, begun),
-        tokenizer="",
-        eos_token="",
-        scoring=ScoringSettings(),
-        device="cpu",
-        gpus=0,
-        threads=1,
-        bos_id=bos,
-    )
-    scores = settings.build(store).score(tokens)["value"].to_numpy()
+    host = LanguageModelHost(folder_of(store, begun), ScoringSettings(), "cpu", 0, 1, bos)
+    scores = host.build(store).score(tokens)["value"].to_numpy()
     np.testing.assert_allclose(scores, expected.mean(1), atol=1e-5)
 
 

@@ -4,53 +4,39 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stillhouse.selection.baselines import (
-    dsir_tokens,
+from stillhouse.selection.dsir import (
     gumbel,
     log_importance,
     log_ratios,
     ngram_buckets,
     ngram_counts,
-    row_keys,
 )
-from stillhouse.selection.budget import top_k
-from stillhouse.selection.color import color_score
+from stillhouse.selection.ranking import row_keys
 from stillhouse.selection.rules import RankedRows, find_rule
 
-VECTOR = json.loads((Path(__file__).parents[1] / "vectors/baselines_01_rho_dsir.json").read_text())
-DSIR, EXPECTED = VECTOR["dsir"]["inputs"], VECTOR["dsir"]["outputs"]
+VECTORS = Path(__file__).parents[1] / "vectors"
+DSIR = json.loads((VECTORS / "baselines_01_rho_dsir.json").read_text())["dsir"]
+TEXTS, EXPECTED = DSIR["inputs"], DSIR["outputs"]
 
 
-@pytest.mark.parametrize("case", VECTOR["rho_loss"]["cases"])
-def test_rho_reproduces_the_reference(case):
-    inputs, outputs = case["inputs"], case["outputs"]
-    losses = (np.float32(inputs[name]) for name in ("model_loss", "irreducible_loss"))
-    kept = top_k({"": color_score(*losses)}, k=inputs["select"])[""]
-    assert np.flatnonzero(kept).tolist() == sorted(outputs["selected"])
-
-
-def test_dsir_tokens_and_buckets_reproduce_the_reference():
-    assert dsir_tokens(DSIR["raw_texts"][0]) == EXPECTED["tokens_of_first"]
-    lengths = [len(dsir_tokens(text)) for text in DSIR["raw_texts"]]
+def test_tokens_buckets_and_counts_reproduce_the_reference():
+    lengths = [(len(ngram_buckets(text)) + 1) // 2 for text in TEXTS["raw_texts"]]
     assert lengths == EXPECTED["raw_token_length_estimate"]
     for num_buckets, key in ((64, "bucket_of"), (10_000, "bucket_of_10000")):
         for gram, bucket in EXPECTED[key].items():
             assert ngram_buckets(gram, num_buckets)[-1] == bucket
-
-
-def test_dsir_counts_reproduce_the_reference():
     for side in ("raw", "target"):
-        counts = [ngram_counts(text, 64).tolist() for text in DSIR[f"{side}_texts"]]
+        counts = [ngram_counts(text, 64).tolist() for text in TEXTS[f"{side}_texts"]]
         assert counts == EXPECTED[f"{side}_counts"]
 
 
 @pytest.mark.parametrize("case", EXPECTED["importance"])
-def test_dsir_weights_reproduce_the_reference(case):
+def test_weights_reproduce_the_reference(case):
     target, raw = (
-        sum(ngram_counts(text, 64) for text in DSIR[f"{side}_texts"]) for side in ("target", "raw")
+        sum(ngram_counts(text, 64) for text in TEXTS[f"{side}_texts"]) for side in ("target", "raw")
     )
     ratios = log_ratios(target, raw, case["laplace_smoothing"])
-    weights = [log_importance(text, ratios) for text in DSIR["raw_texts"]]
+    weights = [log_importance(text, ratios) for text in TEXTS["raw_texts"]]
     np.testing.assert_allclose(weights, case["log_importance_weights"], rtol=0, atol=1e-9)
     assert np.argsort(-np.array(weights)).tolist() == case["rank_best_to_worst"]
 
@@ -61,7 +47,7 @@ def test_texts_without_words_weigh_nothing():
     assert len(ngram_buckets("\ud800 x")) == 3
 
 
-def test_gumbel_noise_has_the_distribution_of_its_name():
+def test_noise_is_gumbel_distributed():
     noise = gumbel(row_keys("part", 50_000), seed=3)
     assert noise.dtype == np.float32 and np.isfinite(noise).all()
     assert noise.mean() == pytest.approx(0.5772, abs=0.02)
