@@ -1,8 +1,9 @@
-"""What a node really exports, read as Prometheus reads it."""
+"""The metrics that a node exports, read as Prometheus reads them."""
 
 import re
 from uuid import uuid4
 
+import pytest
 import ray
 import requests
 from exported import exported_names
@@ -16,9 +17,8 @@ from stillhouse.storage.artifact import Store
 
 
 def scrape(run, wanted=frozenset(), unwanted=frozenset()):
-    """The samples of a run as {name: {labels: value}}, once the `wanted` names are among them.
-
-    And once none of the `unwanted` is.
+    """The samples of a run as {name: {labels: value}}, once all `wanted` names are among them and
+    none of the `unwanted`.
     """
     node = ray.nodes()[0]
     url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
@@ -64,8 +64,9 @@ def test_nodes_export_what_is_recorded(ray_cluster, tmp_path):
 GAUGES = {f"ray_{name}" for name, metric in METRICS.items() if metric.kind == "gauge"}
 
 
+@pytest.mark.soak
 def test_gauges_are_exported_as_long_as_their_run_lasts(ray_cluster, tmp_path):
-    """A gauge that Ray is told once tells when a node has dropped what was not told again."""
+    """A gauge that is set only once shows when a node has dropped it."""
     run = uuid4().hex
     ctx = Context(Store(str(tmp_path)), ComputeSettings(), Quiet(), run=run)
     ctx.metrics("scan").in_flight(1)

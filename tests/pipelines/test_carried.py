@@ -1,4 +1,4 @@
-"""What kept rows carry of the pool's documents, against the input files and a tokenizer alone."""
+"""Columns and text that kept rows carry, against the input files and the tokenizer alone."""
 
 import json
 from pathlib import Path
@@ -162,8 +162,8 @@ def test_the_setting_makes_the_selection_again_and_nothing_else(tmp_path, untrai
         (["url", "url"], "has `url` already, or it is named twice"),
     ],
 )
-@pytest.mark.parametrize("name", ["a.parquet", "a.jsonl"])
-def test_refused_before_anything_is_read(tmp_path, untrained, reports, columns, said, name):
+@pytest.mark.parametrize(("name", "verb"), [("a.parquet", "run"), ("a.jsonl", "plan")])
+def test_refused_before_anything_is_read(tmp_path, untrained, reports, columns, said, name, verb):
     (tmp_path / "pool").mkdir()
     table = pa.Table.from_pylist(documents(5))
     if name == "a.parquet":
@@ -173,8 +173,7 @@ def test_refused_before_anything_is_read(tmp_path, untrained, reports, columns, 
         (tmp_path / "pool" / name).write_text(lines)
     write(tmp_path / "target" / "t.parquet", rows(2, 30, ["sea"], prefix="t"))
     pool = {"path": str(tmp_path / "pool"), "keep_columns": columns}
-    for verb in ("run", "plan"):
-        code, found = reports(verb, write_spec(tmp_path, **untrained, pool=pool))
-        assert code == 2
-        assert "keep_columns" in found["error"] and said in found["error"]
+    code, found = reports(verb, write_spec(tmp_path, **untrained, pool=pool))
+    assert code == 2
+    assert "keep_columns" in found["error"] and said in found["error"]
     assert not (tmp_path / "store" / "scans").exists()

@@ -1,4 +1,4 @@
-"""Models that cannot select: swapped, or alike. The job says so first; by construction."""
+"""Models that cannot select because they are swapped or alike: the job warns of it first."""
 
 import pytest
 from small import LEARNING, MODEL, Quiet, parse
@@ -12,25 +12,15 @@ NO_BETTER = "The selection is no better than random data"
 TITLES = {NO_HIGHER, NO_BETTER, "The conditional does not know the target better than the prior"}
 
 
-@pytest.fixture
-def run(ray_cluster, world, tmp_path):
-    """Runs the small job with given models: its result."""
-
-    def call(models, **changes):
-        return run_job(parse(world, store=str(tmp_path), **models, **changes), Quiet())
-
-    return call
+def test_models_the_right_way_round(finished):
+    assert TITLES.isdisjoint(finished["warnings"])
 
 
-def test_models_the_right_way_round(run, given):
-    assert TITLES.isdisjoint(run(given)["warnings"])
-
-
-def test_swapped_models(run, given, capsys):
-    """What the target gains least from is kept: worse than random, and the score says so."""
+def test_swapped_models(ray_cluster, world, given, tmp_path, capsys):
+    """They keep what the target gains least from, which is worse than random."""
     swapped = given | {"prior": given["conditional"], "conditional": given["prior"]}
     train = {"model": MODEL, "controls": ["random"], **LEARNING}
-    result = run(swapped, train=train)
+    result = run_job(parse(world, store=str(tmp_path), train=train, **swapped), Quiet())
     assert result["target"]["color"]["heldout_nll"] > result["target"]["random"]["heldout_nll"]
     assert result["warnings"][:2] == [NO_BETTER, NO_HIGHER]
     report = read(result["run"])
@@ -43,5 +33,6 @@ def test_swapped_models(run, given, capsys):
 
 
 @pytest.mark.soak
-def test_two_random_models(run, untrained):
-    assert NO_HIGHER in run(untrained)["warnings"]
+def test_two_random_models(ray_cluster, world, untrained, tmp_path):
+    result = run_job(parse(world, store=str(tmp_path), **untrained), Quiet())
+    assert NO_HIGHER in result["warnings"]

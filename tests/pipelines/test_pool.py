@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from threading import Thread
 
 import pyarrow as pa
 import pytest
@@ -47,7 +48,7 @@ class Thing(Task):
             raise ZeroDivisionError("who divides?")
         if self.name == "lacks":
             import h7_lacking  # noqa: F401  # pyright: ignore
-        if self.name == "unreachable" or (self.name == "slow store" and tries < 3):
+        if self.name.startswith("unreachable") or (self.name == "slow store" and tries < 3):
             raise StoreUnreachableError(f"writing {self.name} failed")
         if self.name.startswith("wait"):
             until(lambda: Path(self.folder, "go").exists())
@@ -113,11 +114,11 @@ def stream(ray_cluster, tmp_path):
         ctx.close_pool()
 
 
-def test_in_order_and_found_again(stream):
+def test_results_come_in_order_and_are_found_again(stream):
     names = ["c", "a", "b", "a"]
     assert stream(*names, workers=2) == names
     assert stream.ctx.listener.steps == [("things", 4, 1)]  # the second "a" is the first
-    assert stream("d", *names, dry=False) == ["d", *names]
+    assert stream("d", *names) == ["d", *names]
     work = stream.ctx.work["things"]
     assert (work.parts, work.reused) == (5, 4)
     assert work.device_seconds > 0
@@ -128,6 +129,8 @@ def test_a_dry_run_stops_where_there_is_something_to_do(stream):
     with pytest.raises(Unfinished, match="things"):
         stream("a", dry=True)
     assert list(stream.store.finished("things", [Thing("a", "").fingerprint])) == []
+    with pytest.raises(Unfinished):
+        list(run_tasks(stream.ctx, str, [1]))
 
 
 def test_workers_and_hosts_are_kept_from_step_to_step(stream):
@@ -143,13 +146,10 @@ def test_workers_and_hosts_are_kept_from_step_to_step(stream):
 def test_a_worker_reads_for_the_next_task_while_it_works(stream):
     """The first task ends only when another one was read for: alone it would wait for ever."""
     ctx = Context(stream.store, ComputeSettings(), Noting())
-    go = stream.folder / "go"
 
     def watch():
         until(lambda: any((stream.folder / f"{n}-loaded").exists() for n in "ab"))
-        go.touch()
-
-    from threading import Thread
+        (stream.folder / "go").touch()
 
     thread = Thread(target=watch)
     thread.start()
@@ -175,23 +175,21 @@ def test_more_workers_than_the_cluster_has_room_for(stream):
     assert stream("a", "b", "c", workers=3, cpus=3) == ["a", "b", "c"]
 
 
-def test_a_tasks_own_error_keeps_its_type(stream):
-    with pytest.raises(InputError, match=r"^bad is bad$"):
-        stream("a", "bad")
+@pytest.mark.parametrize(
+    ("name", "error", "message"),
+    [
+        ("bad", InputError, r"^bad is bad$"),
+        ("bug", RuntimeError, r"(?s)in run.*ZeroDivisionError: who divides"),
+        ("lacks", ClusterError, r"^[^\n]*No module named 'h7_lacking'.*`compute.address`[^\n]*$"),
+    ],
+)
+def test_errors_of_tasks(stream, name, error, message):
+    """Our own keep their type, others bring their traceback, missing code is told in a line."""
+    with pytest.raises(error, match=message):
+        stream("a", name)
 
 
-def test_an_unexpected_error_brings_its_traceback(stream):
-    with pytest.raises(RuntimeError, match=r"(?s)in run.*ZeroDivisionError: who divides"):
-        stream("bug")
-
-
-def test_a_package_that_workers_lack_is_named_in_a_line(stream):
-    with pytest.raises(ClusterError, match=r"No module named 'h7_lacking'.*`compute.address`") as e:
-        stream("lacks")
-    assert "\n" not in str(e.value)
-
-
-def test_a_task_that_cannot_reach_the_store_goes_back_into_the_queue(stream):
+def test_a_task_that_cannot_reach_the_store_is_tried_again(stream):
     assert stream("a", "slow store", "b", attempts=1) == ["a", "slow store", "b"]
     assert [kind for kind, _ in stream.ctx.listener.noted] == ["waiting", "waiting"]
     assert "writing slow store failed" in stream.ctx.listener.noted[0][1]
@@ -206,50 +204,27 @@ def test_it_is_given_up_in_the_end_and_said_where(stream):
     assert stream.ctx.failed_at.node
 
 
-def test_where_no_task_reaches_the_store_not_all_of_them_are_tried(ray_cluster, tmp_path):
-    ctx = Context(Store(str(tmp_path)), ComputeSettings(), Noting())
+def test_if_no_task_reaches_the_store_not_all_of_them_are_tried(stream):
     with pytest.raises(StoreUnreachableError):
-        perform(ctx, Step("things", [Unreachable(i, str(tmp_path)) for i in range(300)], None, 1))
-    assert 40 <= len(list(tmp_path.glob("begun-*"))) < 50
+        stream(*(f"unreachable {i}" for i in range(300)))
+    assert 40 <= len(list(stream.folder.glob("unreachable*-begun"))) < 50
 
 
-@dataclass(frozen=True)
-class Unreachable(Task):
-    KIND = "things"
-    number: int
-    folder: Place[str]
-
-    def run(self, store, host, loaded):
-        Path(self.folder, f"begun-{self.number}").touch()
-        raise StoreUnreachableError("no answer")
-
-
-def test_small_functions_keep_the_order(stream):
-    ctx = Context(stream.store, ComputeSettings(), Quiet())
-    assert list(run_tasks(ctx, str, range(6), in_flight=2)) == ["0", "1", "2", "3", "4", "5"]
-    assert list(run_tasks(ctx, str, [])) == []
-    ctx.close_pool()
-
-
-def test_a_dry_run_does_no_small_work(stream):
-    ctx = Context(stream.store, ComputeSettings(), Quiet(), dry=True)
-    with pytest.raises(Unfinished):
-        list(run_tasks(ctx, str, [1]))
-
-
-def _unreached_twice(store, item):
+def unreached_twice(folder, item):
     """Fails for the first two calls of each item, as files tell."""
     for attempt in range(2):
         try:
-            open(f"{store}/{item}-{attempt}", "x").close()
+            open(f"{folder}/{item}-{attempt}", "x").close()
         except FileExistsError:
             continue
         raise StoreUnreachableError(f"reading {item} failed")
     return item * 10
 
 
-def test_small_functions_are_called_again_too(ray_cluster, tmp_path):
+def test_small_functions_keep_the_order_and_are_called_again(ray_cluster, tmp_path):
     ctx = Context(Store(str(tmp_path)), ComputeSettings(), Noting())
-    assert list(run_tasks(ctx, partial(_unreached_twice, str(tmp_path)), [1, 2, 3])) == [10, 20, 30]
+    assert list(run_tasks(ctx, str, range(6), in_flight=2)) == ["0", "1", "2", "3", "4", "5"]
+    assert list(run_tasks(ctx, str, [])) == []
+    assert list(run_tasks(ctx, partial(unreached_twice, str(tmp_path)), [1, 2, 3])) == [10, 20, 30]
     assert len(ctx.listener.noted) == 6
     ctx.close_pool()

@@ -32,24 +32,18 @@ def to_do(result):
     }
 
 
-def test_a_renamed_folder_has_nothing_to_do(moved, finished):
-    result = run_job(parse(moved, train=ALL), Quiet())
+def test_another_folder_name_or_width_has_nothing_to_do(moved, finished):
+    result = run_job(parse(moved, train=ALL, name="again", compute={"scorers": 7}), Quiet())
     assert result["status"] == "nothing_to_do"
     assert result["artifacts"] == finished["artifacts"]
 
 
-def test_widths_and_names_have_nothing_to_do(moved):
-    result = run_job(parse(moved, train=ALL, name="again", compute={"scorers": 7}), Quiet())
-    assert result["status"] == "nothing_to_do"
-
-
 def test_another_tau_only_selects(moved):
-    """Also of a renamed folder: nothing is trained or scored."""
     assert set(to_do(run_job(parse(moved, selection={"tau": 11.5}), Quiet()))) == {"selection"}
 
 
 def test_documents_are_read_from_where_they_are_now(moved, world, finished, tmp_path):
-    """The store was moved away from the raw files that its manifests name."""
+    """The raw files are no longer where the store's manifests say."""
     folder = tmp_path / "world"
     shutil.copytree(moved, folder)
     tokens = Path(folder / "store" / "tokens")
@@ -100,7 +94,7 @@ def kept_rows(result):
 
 
 def test_with_a_fixed_threshold_a_selection_only_grows(moved, finished):
-    """One shard more: one is tokenised, scored once with each model, nothing is trained."""
+    """A new shard is tokenised and scored by each model; nothing is trained."""
     selection = {"min_score": finished["selection"]["threshold"]}
     before = run_job(parse(moved, selection=selection), Quiet())
     write_shard(moved, 8, per_shard=20)
@@ -116,7 +110,7 @@ def test_with_a_fixed_threshold_a_selection_only_grows(moved, finished):
 
 
 def test_a_refreshed_pin_trains_on_all_shards(moved):
-    """The pool grew: `first` keeps the prior, `refresh` trains another, whose scores are to do."""
+    """The pool grew: `first` keeps the prior, `refresh` trains another one and scores anew."""
     write_shard(moved, 7, per_shard=20)
     kept = plan_job(parse(moved, selection={"tau": 10}))["steps"]
     assert kept["train prior"]["seconds"] == 0
