@@ -85,10 +85,7 @@ SPECS = {
         "add up to more than 1",
     ),
     "dsir of documents": (
-        {
-            "selection": {"tau": 2, "grain": "documents"},
-            "train": {"controls": ["dsir"]},
-        },
+        {"selection": {"tau": 2, "grain": "documents"}, "train": {"controls": ["dsir"]}},
         "`dsir` ranks sequences",
     ),
     "no such rule": (
