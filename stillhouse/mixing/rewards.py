@@ -9,15 +9,13 @@ GA does not see a gradient's scale, GMS does: give it means on both sides, not s
 numbers of micro-batches.
 
 The gradients are those of a few named parameters, kept separately by arm while training
-accumulates as usual. A hook on each parameter sees the gradient of one backward pass before it is
-added to `.grad`, so an arm's gradient is never a difference of accumulated ones, which loses its
-digits in bfloat16. Under DDP the hook runs before the reduction and sees this worker's gradient.
+accumulates as usual. Each backward pass is captured before it is added to what was accumulated: a
+difference of accumulated gradients would lose its digits in bfloat16.
 """
 
 import math
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -100,52 +98,36 @@ def compared_parameters(model: PreTrainedModel, part: str) -> dict[str, nn.Param
 class GradientCapture:
     """Sums each arm's gradients of some parameters in float32, until they are taken.
 
-    Memory: 4 bytes a value for each arm not taken yet. `close` removes the hooks.
+    Memory: 4 bytes a value for each arm not taken yet.
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
         self._parameters = list(parameters)
-        self._sums: dict[int, list[Tensor | None]] = {}
-        self._arm: int | None = None
-        self._hooks = [
-            parameter.register_hook(partial(self._add, index=index))
-            for index, parameter in enumerate(self._parameters)
-        ]
+        self._sums: dict[int, list[Tensor]] = {}
 
     @contextmanager
     def arm(self, arm: int) -> Generator[None, None, None]:
-        """Credit the one backward pass inside to this arm."""
-        self._sums.setdefault(arm, [None] * len(self._parameters))
-        self._arm = arm
-        try:
-            yield
-        finally:
-            self._arm = None
+        """Credit the one backward pass inside to this arm, and accumulate it as usual."""
+        accumulated = [parameter.grad for parameter in self._parameters]
+        for parameter in self._parameters:
+            parameter.grad = None
+        yield
+        sums = self._sums.setdefault(arm, [])
+        for i, (parameter, earlier) in enumerate(zip(self._parameters, accumulated, strict=True)):
+            gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            if i < len(sums):
+                sums[i] += gradient.flatten()
+            else:
+                sums.append(gradient.flatten().to(torch.float32, copy=True))
+            parameter.grad = gradient if earlier is None else earlier.add_(gradient)
 
     def take(self, arm: int) -> Tensor:
         """Remove and return the sum of an arm's gradients: float32[P], the parameters flattened
         one after another; zeros for an arm without a backward pass.
         """
-        sums = self._sums.pop(arm, None) or [None] * len(self._parameters)
-        parts = [
-            torch.zeros(parameter.numel(), device=parameter.device) if total is None else total
-            for parameter, total in zip(self._parameters, sums, strict=True)
-        ]
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-    def close(self) -> None:
-        for hook in self._hooks:
-            hook.remove()
-
-    def _add(self, gradient: Tensor, index: int) -> None:
-        if self._arm is None:
-            return
-        flat, sums = gradient.detach().flatten(), self._sums[self._arm]
-        total = sums[index]
-        if total is None:
-            sums[index] = flat.to(torch.float32, copy=True)
-        else:
-            total += flat
+        zeros = (torch.zeros(p.numel(), device=p.device) for p in self._parameters)
+        sums = self._sums.pop(arm, None) or list(zeros)
+        return sums[0] if len(sums) == 1 else torch.cat(sums)
 
 
 class BatchLoss(NamedTuple):

@@ -126,7 +126,7 @@ def run_mix(
             _commit(store, task, trainer, totals)
         group.gather(None)  # wait until the model is committed
     finally:
-        trainer.close()
+        trainer.arms.close()
     return store.get_manifest("models", task.fingerprint)
 
 

@@ -201,8 +201,7 @@ class MixTrainer:
                 rewards[arm] = reward(arm, target)
         norm = self._update()
         if plan.by_gradient and not early:
-            with self._compared_only():
-                self._target_pass(plan.target_batches, scale, captured=True)
+            self._target_pass(plan.target_batches, scale, captured=True, only=self._compared)
             self.optimizer.zero_grad(set_to_none=True)
             target = self._target_gradient(target_weight)
             own = sorted({slot.arm for slot in mine} - {*shared})
@@ -225,16 +224,15 @@ class MixTrainer:
         batches = [-(-count // size) for count in counts]
         name: Any = self._plan.reward if self._plan.by_gradient else "alignment"
         rewards: dict[int, float] = {}
-        with self._compared_only():
-            self.model.train()
-            self._target_pass(self._num_target_batches, 1.0, captured=True)
-            target = self._target_gradient(self._num_target_batches)
-            for arm in share(len(counts), self._group.rank, self._group.size):
-                for i in range(batches[arm]):
-                    rows = self.arms.rows(arm, i * size, min(size, counts[arm] - i * size))
-                    with self._capture.arm(arm), self._seeded(i):
-                        self._backward(rows, 1.0)
-                rewards[arm] = target.reward(self._mean_gradient(arm, batches[arm]), name)
+        self.model.train()
+        self._target_pass(self._num_target_batches, 1.0, captured=True, only=self._compared)
+        target = self._target_gradient(self._num_target_batches)
+        for arm in share(len(counts), self._group.rank, self._group.size):
+            for i in range(batches[arm]):
+                rows = self.arms.rows(arm, i * size, min(size, counts[arm] - i * size))
+                with self._capture.arm(arm), self._seeded(i):
+                    self._backward(rows, 1.0, self._compared)
+            rewards[arm] = target.reward(self._mean_gradient(arm, batches[arm]), name)
         self.optimizer.zero_grad(set_to_none=True)
         self.target_drawn = 0
         self.passes += sum(batches) + self._num_target_batches
@@ -266,15 +264,18 @@ class MixTrainer:
         if self._group.rank == 0:
             self._mixer.resume(progress["mixer"])
 
-    def close(self) -> None:
-        self._capture.close()
-        self.arms.close()
-
     def _read_ahead(self, slots: Sequence[Slot]) -> None:
         for slot in slots:
             self.arms.ahead(slot.arm, slot.batch * self._micro_batch, self._micro_batch)
 
-    def _target_pass(self, count: int, weight: float, *, captured: bool) -> list[_Sums]:
+    def _target_pass(
+        self,
+        count: int,
+        weight: float,
+        *,
+        captured: bool,
+        only: Sequence[nn.Parameter] | None = None,
+    ) -> list[_Sums]:
         """Backward through this worker's share of the target's next `count` micro-batches;
         `captured` keeps the gradient of the compared parameters.
         """
@@ -283,7 +284,7 @@ class MixTrainer:
             rows = self._target_batch(self.target_drawn + i)
             capture = self._capture.arm(TARGET) if captured else nullcontext()
             with capture, self._seeded(-1 - i):
-                losses.append((TARGET, i, self._backward(rows, weight)))
+                losses.append((TARGET, i, self._backward(rows, weight, only)))
         self.target_drawn += count
         return losses
 
@@ -301,8 +302,12 @@ class MixTrainer:
         with capture, self._seeded(slot.number):
             return slot.arm, slot.number, self._backward(rows, weight)
 
-    def _backward(self, rows: Sequence[Row], weight: float) -> Tensor:
-        """Backward of the micro-batch's mean loss times `weight`; its NLL, tokens, excess: [3]."""
+    def _backward(
+        self, rows: Sequence[Row], weight: float, only: Sequence[nn.Parameter] | None = None
+    ) -> Tensor:
+        """Backward of the micro-batch's mean loss times `weight`, to all parameters or `only`
+        some; its NLL, tokens, excess: [3].
+        """
         batch = self.collate(rows).to(self._device)
         excess = torch.zeros((), device=self._device)
         with torch.autocast(self._device.type, self._dtype, enabled=self._dtype != torch.float32):
@@ -311,7 +316,7 @@ class MixTrainer:
                 with torch.no_grad():
                     excess = (nll - token_losses(self.reference, batch)[0]).clamp(min=0).sum()
         total, tokens = nll.sum(1).sum(), mask.sum()
-        (total / tokens * weight).backward()
+        (total / tokens * weight).backward(inputs=only)
         return torch.stack([total.detach(), tokens.float(), excess])
 
     def _target_gradient(self, total: float) -> TargetGradient:
@@ -360,18 +365,6 @@ class MixTrainer:
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(int(key[:15], 16))
             yield
-
-    @contextmanager
-    def _compared_only(self) -> Generator[None]:
-        """Compute gradients for the compared parameters alone."""
-        others = {*self._parameters} - {*self._compared}
-        for parameter in others:
-            parameter.requires_grad_(False)
-        try:
-            yield
-        finally:
-            for parameter in others:
-                parameter.requires_grad_(True)
 
 
 def _start_model(
