@@ -30,7 +30,12 @@ JOBS: dict[str, type[JobSpec]] = {
 }
 BY_NAME: dict[type[Settings], dict[str, str]] = {Policy: POLICIES, Method: METHODS}
 """Base classes whose subclasses a section names: short name and place of each."""
-SHORT = {import_named(n, names): n for names in BY_NAME.values() for n in names}
+SHORT = {
+    import_named(name, names): (base.__name__.lower(), name)
+    for base, names in BY_NAME.items()
+    for name in names
+}
+"""The key and the short name of each policy and method."""
 HEAD = """# Settings
 
 Every key of a spec, by job, made from the settings' classes by `python docs/make_settings.py`.
@@ -86,6 +91,17 @@ def walk_parents(section: type[Settings], key: str, found: dict[type[Settings], 
         found[parent].append(key)
 
 
+def title(model: type[BaseModel]) -> str:
+    """Its heading: the class, or `policy: ucb1`."""
+    return ": ".join(SHORT[model]) if model in SHORT else model.__name__
+
+
+def link(model: type[BaseModel]) -> str:
+    if model is JobSpec:
+        return "[every job](#every-job)"
+    return f"[{title(model)}](#{title(model).lower().replace(': ', '-')})"
+
+
 def type_text(annotation: Any) -> str:
     """How a field's type reads: `int`, `one of a, b`, a link to another section."""
     origin = get_origin(annotation)
@@ -100,7 +116,7 @@ def type_text(annotation: Any) -> str:
         inside = [type_text(part) for part in get_args(annotation) if part is not ...]
         return f"{origin.__name__} of {', '.join(inside)}"
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return f"[{annotation.__name__}](#{annotation.__name__.lower()})"
+        return link(annotation)
     return getattr(annotation, "__name__", str(annotation))
 
 
@@ -120,15 +136,16 @@ def table(model: type[Settings]) -> str:
     rows: list[str] = []
     for name, field in model.model_fields.items():
         if name == "name" and model in SHORT:
-            rows.append(f"| `name` | `{SHORT[model]}` | required | |")
-        elif inherited.get(name) != _shown(field):
+            continue  # it is in the heading
+        if inherited.get(name) != _shown(field):
             key, kind, default, description = field.alias or name, *_shown(field)
             rows.append(f"| `{key}` | {kind} | {default} | {description} |")
     lines = ["| key | type | default | |", "|---|---|---|---|", *rows] if rows else []
-    if parent is not None:
-        anchor = "every-job" if parent is JobSpec else parent.__name__.lower()
-        name = "every job" if parent is JobSpec else parent.__name__
-        lines += ["", f"And the keys of [{name}](#{anchor})."]
+    if parent is not None and parent is not Policy:  # which has a name alone
+        lines += [
+            "",
+            f"And the keys of {link(parent)}." if rows else f"The keys of {link(parent)}.",
+        ]
     return "\n".join(lines).strip()
 
 
@@ -140,8 +157,8 @@ def section(model: type[Settings], paths: list[str]) -> str:
     """A heading, where a spec has the section, what it is, its keys."""
     shown = ", ".join(f"`{path}`" for path in dict.fromkeys(paths[:4]))
     shown += ", ..." if len(paths) > 4 else ""
-    about = (model.__doc__ or "").strip()
-    return f"\n### {model.__name__}\n\nUnder {shown}. {about}\n\n{table(model)}\n"
+    where = "" if model in SHORT else f"Under {shown}. "
+    return f"\n### {title(model)}\n\n{where}{(model.__doc__ or '').strip()}\n\n{table(model)}\n"
 
 
 def page() -> str:

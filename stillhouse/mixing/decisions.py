@@ -150,7 +150,7 @@ def _logs_by_seed(uri: str) -> dict[int, str]:
 
 
 class Replay(Policy):
-    """The decisions of an earlier run once more."""
+    """Replays the decisions of an earlier run."""
 
     log: str = Field(description="a run (URI), or the folder of one seed's decisions")
 

@@ -43,7 +43,7 @@ class DoReMi(Policy):
     )
     from_: str | None = Field(default=None, alias="from", description=FROM_SETTING)
     eta: Positive = Field(default=1.0, description="step size; 0.1 for small batches")
-    smoothing: Share = Field(default=1e-3, description="share spread evenly; as published")
+    smoothing: Share = Field(default=1e-3, description="share that is spread evenly; as published")
     size_temperature: Annotated[float, Field(ge=0)] = Field(
         default=0.0, description="reference weights are sizes ** this; 0: uniform, as published"
     )

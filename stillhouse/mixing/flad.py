@@ -47,19 +47,19 @@ class RewardPolicy(Policy):
     """Rewards arms by how similar their gradients are to the target's."""
 
     reward: RewardName = Field(
-        default="alignment", description="alignment: the cosine, as published; sees no scale"
+        default="alignment", description="alignment: the cosine, as published; ignores scale"
     )
     parameters: str = Field(
         default="output_head",
-        description="gradients compared: output_head, as published, or a part of parameters' names",
+        description="whose gradients are compared: output_head, as published, or a part of names",
     )
     target_gradient: Literal["before_step", "after_step"] = Field(
         default="before_step",
-        description="before_step: same weights as the arms' and no second pass; after_step: as "
-        "published",
+        description="weights at which it is taken: before_step costs no second pass, after_step is "
+        "as published",
     )
     initial_examples: Count = Field(
-        default=1000, description="of each arm for the first rewards, as published"
+        default=1000, description="rows of each arm for the first rewards, as published"
     )
 
     @model_validator(mode="before")
@@ -79,14 +79,15 @@ class Exp3(RewardPolicy):
     """EXP3-FLAD: draws by exponential weights with a floor of exploration."""
 
     smoothing: Smoothing = Field(
-        default=1.0, description="of rewards; 1, as published, keeps only the last"
+        default=1.0,
+        description="weight of a new reward in the average; 1, as published: the last alone",
     )
     exploration_speed: Positive | None = Field(
         default=None,
-        description="rounds a micro-batch counts as; default 1, the paper's formula (its code: 10)",
+        description="rounds that a micro-batch counts as; default 1 (the published code: 10)",
     )
     initial_pass: bool = Field(
-        default=False, description="first rewards from a pass over the arms; as published: none"
+        default=False, description="measure first rewards by a pass over the arms; published: no"
     )
 
     @property
@@ -128,7 +129,7 @@ class Ucb1(RewardPolicy):
     """UCB1-FLAD: plays the arm with the highest upper confidence bound."""
 
     smoothing: Smoothing = Field(
-        default=0.1, description="of rewards, which drift while the model learns; as published"
+        default=0.1, description="weight of a new reward in the moving average; as published"
     )
 
     def start(self, facts: MixFacts) -> State:
@@ -161,7 +162,7 @@ class LossScaling(RewardPolicy):
 
     weights_losses: ClassVar[bool] = True
 
-    smoothing: Smoothing = Field(default=0.1, description="of rewards")
+    smoothing: Smoothing = Field(default=0.1, description="weight of a new reward in the average")
 
     def start(self, facts: MixFacts) -> State:
         return {"mean_reward": np.array(facts.initial_rewards, dtype=np.float64)}

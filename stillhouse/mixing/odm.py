@@ -30,11 +30,11 @@ from stillhouse.settings import Share, without_removed
 
 
 class Odm(Policy):
-    """Online Data Mixing: the reward is the arm's training loss in nats, no target is needed."""
+    """Online Data Mixing: the reward is the arm's training loss; needs no target."""
 
-    smoothing: Share = Field(default=0.9, description="how much of the old estimate stays")
+    smoothing: Share = Field(default=0.9, description="weight of the old estimate in the average")
     warmup_steps: Annotated[int, Field(ge=0)] = Field(
-        default=0, description="steps at the arms' sizes before learning; published: 2,000"
+        default=0, description="steps that draw by the arms' sizes; published: 2,000"
     )
 
     @model_validator(mode="before")

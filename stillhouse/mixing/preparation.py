@@ -86,7 +86,7 @@ def read_examples(
     Raises:
         InputError: a missing column. BadFileError: the file cannot be read.
     """
-    needed = list(dict.fromkeys([*where, *([by] if by else [])]))
+    needed = [*where] if by is None or by in where else [*where, by]
     absent, row = {*needed}, -1
     columns = partial(_columns, uri, needed)
     for record in read_records(uri, columns, text="text", max_chars=_MAX_CHARS):

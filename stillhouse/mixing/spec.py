@@ -41,18 +41,20 @@ _STATIC_TEMPERATURE = 0.1
 class ArmSource(Settings):
     """Auxiliary data: one arm, or with `by` one for each value of a column."""
 
-    name: str | None = Field(default=None, description="of the arm; default: of its file or folder")
+    name: str | None = Field(
+        default=None, description="of the arm; default: the file's or folder's"
+    )
     path: str | list[str] | None = Field(
         default=None, description="files, folders, globs or URIs of task rows or texts"
     )
     selection: str | None = Field(
         default=None,
-        description="instead: the run (URI) that made a selection, STORE#NAME, or the selection's "
-        "URI or fingerprint; `from` is the same",
+        description="instead of `path`: the run (URI) that made a selection, STORE#NAME, or the "
+        "selection's URI or fingerprint; `from` means the same",
     )
     where: dict[str, str] = Field(default={}, description="only rows with these values, by column")
-    by: str | None = Field(default=None, description="column whose values are arms of their own")
-    exclude: list[str] = Field(default=[], description="with `by`: values that are no arms")
+    by: str | None = Field(default=None, description="column: each of its values becomes an arm")
+    exclude: list[str] = Field(default=[], description="with `by`: values to leave out")
 
     @model_validator(mode="before")
     @classmethod
@@ -84,7 +86,8 @@ class TargetTask(Settings):
     path: str | list[str] = Field(description="files, folders, globs or URIs of task rows")
     where: dict[str, str] = Field(default={}, description="only rows with these values, by column")
     num_shots: Annotated[int, Field(ge=2)] = Field(
-        default=32, description="half train, half decide when to stop; published: 20 to 70"
+        default=32,
+        description="half for training, half to decide when to stop; published: 20 to 70",
     )
 
 
@@ -95,18 +98,18 @@ class MixModel(ModelSettings):
         default="encoder_decoder", description="encoder_decoder: T5, as published"
     )
     path: str | None = Field(
-        default=None, description="a transformers folder, URI or hub name; sizes are its own then"
+        default=None, description="a transformers folder, URI or hub name, which has its own sizes"
     )
     from_: str | None = Field(default=None, alias="from", description=FROM_SETTING)
     tie_embeddings: bool = Field(
-        default=False, description="one matrix for input and output; rewards look at the output's"
+        default=False, description="one matrix for input and output embeddings"
     )
 
 
 class MixTraining(Settings):
     """How the target model is trained."""
 
-    num_steps: Count = Field(default=10_000, description="at most; published: 10,000")
+    num_steps: Count = Field(default=10_000, description="maximum; published: 10,000")
     micro_batch: Count = Field(default=8, description="rows of a micro-batch, all of one arm")
     accumulation: Count = Field(
         default=16, description="auxiliary micro-batches a step; published: 16 for 3B models"
@@ -115,7 +118,7 @@ class MixTraining(Settings):
         default="adafactor", description="adafactor: as published, without a first moment"
     )
     learning_rate: Annotated[float, Field(gt=0)] = Field(
-        default=1e-4, description="as published for pre-trained models; fresh small ones want 1e-3"
+        default=1e-4, description="as published for pretrained models; 1e-3 suits small fresh ones"
     )
     schedule: Literal["constant", "cosine", "wsd"] = "constant"
     warmup: Share = Field(default=0.01, description="share of the steps")
@@ -126,10 +129,10 @@ class MixTraining(Settings):
         default=False, description="less memory for a third more work"
     )
     evaluate_every: Count = Field(
-        default=100, description="steps between measurements, which are also the checkpoints"
+        default=100, description="steps between evaluations, which are also the checkpoints"
     )
     patience: Count | None = Field(
-        default=10, description="measurements without a better one that end a run"
+        default=10, description="stop after so many evaluations without improvement; null: never"
     )
 
     def optimisation(self, seed: int) -> Optimisation:
@@ -146,28 +149,26 @@ class MixSpec(JobSpec):
     auxiliary: ArmSource | list[ArmSource]
     tokenizer: TokenizerSettings = Field(
         default=TokenizerSettings(train=TokenizerTraining()),
-        description="default: that of a model given by path, else one trained on the rows",
+        description="default: that of a pretrained model, or one trained on the rows",
     )
     max_input_tokens: Count = Field(default=512, description="longer inputs are cut, and counted")
     max_target_tokens: Count = Field(default=128, description="longer targets are cut, and counted")
     max_examples: Count | None = Field(
-        default=10_000, description="of each arm, the first ones, as published; null for all"
+        default=10_000, description="the first rows of each arm, as published; null for all"
     )
     skip_bad_arms: bool = Field(
-        default=False, description="go on without arms that are empty or cannot be read"
+        default=False, description="leave out arms that are empty or cannot be read"
     )
     model: MixModel = MixModel()
     policy: NamedPolicy = Ucb1(name="ucb1")
     train: MixTraining = MixTraining()
     controls: list[Control] = Field(
-        default=[], description="baselines: runs of as many gradient passes under other rules"
+        default=[], description="baselines: other rules with as many gradient passes"
     )
     seeds: list[int] = Field(
-        default=[0], min_length=1, description="each draws its own shots, order and weights"
+        default=[0], min_length=1, description="each has its own shots, order and initial weights"
     )
-    log_every: Count = Field(
-        default=10, description="steps between two that log the whole distribution"
-    )
+    log_every: Count = Field(default=10, description="steps between logs of the whole distribution")
 
     @model_validator(mode="before")
     @classmethod
@@ -321,7 +322,7 @@ class MixTask(Task):
         tokenizer: its folder.
         max_input, max_target: maximal lengths in tokens, without EOS.
         log: URI of the folder of the decisions.
-        log_every: steps between two that log the whole distribution.
+        log_every: steps between logs of the whole distribution.
     """
 
     KIND = "models"

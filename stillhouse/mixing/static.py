@@ -24,7 +24,7 @@ class _Fixed(Policy):
     """One distribution for the whole run."""
 
     target_pass: bool = Field(
-        default=False, description="every step also holds all of the target's training half"
+        default=False, description="every step also trains on the target's training half"
     )
 
     def plan(self, target_batches: int) -> StepPlan:
@@ -46,19 +46,19 @@ class Uniform(_Fixed):
 
 
 class Static(_Fixed):
-    """One mixture for the whole run. Give exactly one of the three."""
+    """One mixture for the whole run: one of `weights` and the two temperatures."""
 
     weights: dict[str, Annotated[float, Field(ge=0)]] | None = Field(
-        default=None, description="by arm, any scale; arms left out are not drawn"
+        default=None, description="by arm, at any scale; others are not drawn"
     )
     size_temperature: Annotated[float, Field(ge=0)] | None = Field(
-        default=None, description="sizes ** this: 1 as the data lie, 0 uniform"
+        default=None, description="sizes ** this: 1 in proportion to sizes, 0 uniform"
     )
     alignment_temperature: Positive | None = Field(
         default=None, description="softmax of the initial alignment / this; published: 1"
     )
-    parameters: str = Field(default="output_head", description="gradients compared for alignment")
-    initial_examples: Count = Field(default=1000, description="of each arm for alignment")
+    parameters: str = Field(default="output_head", description="whose gradients are compared")
+    initial_examples: Count = Field(default=1000, description="rows of each arm for the alignment")
 
     @model_validator(mode="after")
     def _one_of(self) -> "Static":
@@ -108,5 +108,5 @@ class TargetOnly(Policy):
 
 
 def by_size(sizes: ArrayLike, temperature: float) -> Distribution:
-    """In proportion to sizes ** temperature: 1 as the data lie, 0 uniform: [K] -> float64[K]."""
+    """In proportion to sizes ** temperature (0: uniform): [K] -> float64[K]."""
     return softmax(temperature * np.log(np.asarray(sizes, dtype=np.float64)))

@@ -158,17 +158,14 @@ class MixTrainer:
             group["lr"] = rate
         losses, rewards, norm = self._optimise(draw)
         rows, rewards = self._gather(losses, rewards)
-        means: list[float | None] = []
-        for of_target in (False, True):
-            values = [row.nll / row.tokens for row in rows if (row.arm == TARGET) == of_target]
-            means.append(fmean(values) if values else None)
-        if not all(value is None or math.isfinite(value) for value in [*means, norm]):
+        auxiliary, target = _mean_loss(rows, of_target=False), _mean_loss(rows, of_target=True)
+        if not all(value is None or math.isfinite(value) for value in (auxiliary, target, norm)):
             raise DivergedError(
-                f"step {self.step_number}: losses of arms and target {means}, gradient norm "
-                f"{norm} at learning rate {rate:.3g}: lower `train.learning_rate`"
+                f"step {self.step_number}: losses of arms and target {[auxiliary, target]}, "
+                f"gradient norm {norm} at learning rate {rate:.3g}: lower `train.learning_rate`"
             )
         seconds, waited = perf_counter() - started, self.arms.wait_s - waited
-        return MixRecord(self.step_number, *means, rewards, norm, seconds, waited)
+        return MixRecord(self.step_number, auxiliary, target, rewards, norm, seconds, waited)
 
     def _optimise(self, draw: Draw) -> tuple[list[_Sums], dict[int, float], float]:
         """This worker's losses and rewards, and the gradient norm.
@@ -391,3 +388,8 @@ def _start_model(
 
 def _load(task: MixTask, folder: str, device: torch.device) -> PreTrainedModel:
     return load_text_model(folder, encoder_decoder=task.encoder_decoder, device=device)
+
+
+def _mean_loss(rows: Sequence[BatchLoss], *, of_target: bool) -> float | None:
+    means = [row.nll / row.tokens for row in rows if (row.arm == TARGET) == of_target]
+    return fmean(means) if means else None
