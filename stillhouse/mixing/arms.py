@@ -46,10 +46,14 @@ class ArmPart:
 
 
 class Row(NamedTuple):
-    """A row in tokens: int32 [n] input, int32 [m] target."""
+    """A row in tokens: int32 [n] input, int32 [m] target; a target's row may have choices, of which
+    `answer` is the right one's index.
+    """
 
     input_ids: Ids
     target_ids: Ids
+    choices: tuple[Ids, ...] = ()
+    answer: int = -1
 
 
 _Key: TypeAlias = tuple[int, int]

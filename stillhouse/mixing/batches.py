@@ -14,7 +14,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -28,6 +28,7 @@ from stillhouse.errors import InputError
 from stillhouse.mixing.arms import Ids, Row
 from stillhouse.training.group import WorkerGroup
 
+TaskBatch: TypeAlias = dict[str, Tensor]
 IGNORED = -100
 _MULTIPLE = 8
 _BATCH = 32
@@ -63,29 +64,21 @@ def shared_arms(slots: Sequence[Slot], size: int) -> list[int]:
     return sorted(arm for arm, count in Counter(arm for arm, _ in pairs).items() if count > 1)
 
 
-class TaskBatch(NamedTuple):
-    """`input_ids`, `attention_mask`: int64 [B, S]; `labels`: int64 [B, T], -100 where nothing is
-    predicted. For a decoder T = S, and labels[b, t] is the token at t, predicted from before it.
-    """
-
-    input_ids: Tensor
-    attention_mask: Tensor
-    labels: Tensor
-
-    def to(self, device: torch.device) -> "TaskBatch":
-        return TaskBatch(*(tensor.to(device) for tensor in self))
-
-
 @dataclass(frozen=True, slots=True)
 class Collator:
-    """Makes batches for one kind of model; `bos_id` is prepended to what a decoder reads."""
+    """Makes batches for one kind of model; `bos_id` is prepended to what a decoder reads.
+
+    A batch is `input_ids`, `attention_mask`: int64 [B, S]; `labels`: int64 [B, T], -100 where
+    nothing is predicted. For a decoder T = S, and labels[b, t] is the token at t, predicted from
+    before it.
+    """
 
     encoder_decoder: bool
     eos_id: int
     pad_id: int
     bos_id: int | None = None
 
-    def __call__(self, rows: Sequence[Row]) -> TaskBatch:
+    def __call__(self, rows: Sequence[Row], device: torch.device | None = None) -> TaskBatch:
         eos = np.array([self.eos_id], np.int32)
         targets = [np.concatenate([row.target_ids, eos]) for row in rows]
         if self.encoder_decoder:
@@ -98,8 +91,12 @@ class Collator:
             inputs = [np.concatenate(pair) for pair in pairs]
             labels = [np.concatenate([np.full(len(p), IGNORED), target]) for p, target in pairs]
         mask = [np.ones(len(ids), np.int32) for ids in inputs]
-        filled = _padded(inputs, self.pad_id), _padded(mask, 0), _padded(labels, IGNORED)
-        return TaskBatch(*map(torch.from_numpy, filled))
+        batch = {
+            "input_ids": _padded(inputs, self.pad_id),
+            "attention_mask": _padded(mask, 0),
+            "labels": _padded(labels, IGNORED),
+        }
+        return {name: torch.from_numpy(ids).to(device) for name, ids in batch.items()}
 
 
 def _padded(rows: Sequence[Ids], value: int) -> NDArray[np.int64]:
@@ -113,8 +110,8 @@ def _padded(rows: Sequence[Ids], value: int) -> NDArray[np.int64]:
 def token_losses(model: PreTrainedModel, batch: TaskBatch) -> tuple[Tensor, Tensor]:
     """NLL of each predicted token, 0 elsewhere: float32 [B, T], and the mask bool [B, T]."""
     network: Any = model
-    inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
-    labels = batch.labels
+    inputs = {name: ids for name, ids in batch.items() if name != "labels"}
+    labels = batch["labels"]
     if model.config.is_encoder_decoder:
         shifted = network.prepare_decoder_input_ids_from_labels(labels=labels)
         logits = network(**inputs, decoder_input_ids=shifted, use_cache=False).logits
@@ -128,21 +125,12 @@ def token_losses(model: PreTrainedModel, batch: TaskBatch) -> tuple[Tensor, Tens
 
 
 @dataclass(frozen=True, slots=True)
-class TargetRow:
-    """A row of the target; `choices` in tokens, `answer` the right one's index or -1."""
-
-    row: Row
-    choices: tuple[Ids, ...]
-    answer: int
-
-
-@dataclass(frozen=True, slots=True)
 class Shots:
     """One seed's rows: half the shots train, half validate; `test` is for measuring only."""
 
-    train: list[TargetRow]
-    validation: list[TargetRow]
-    test: list[TargetRow]
+    train: list[Row]
+    validation: list[Row]
+    test: list[Row]
 
 
 def choose_shots(target: pa.Table, *, num_shots: int, seed: int) -> Shots:
@@ -151,13 +139,13 @@ def choose_shots(target: pa.Table, *, num_shots: int, seed: int) -> Shots:
     Raises:
         InputError: no row for testing, or fewer rows than shots.
     """
-    test: list[TargetRow] = []
-    pool: list[TargetRow] = []
+    test: list[Row] = []
+    pool: list[Row] = []
     for record in target.to_pylist():
-        row = Row(*(np.array(record[name], np.int32) for name in ("input_ids", "target_ids")))
-        choices = tuple(np.array(ids, np.int32) for ids in record["choices"] or ())
+        ids = [np.array(record[name], np.int32) for name in ("input_ids", "target_ids")]
+        choices = tuple(np.array(choice, np.int32) for choice in record["choices"] or ())
         of_split = test if record["split"] == "test" else pool
-        of_split.append(TargetRow(row, choices, record["answer"]))
+        of_split.append(Row(*ids, choices, record["answer"]))
     if not test:
         raise InputError("`target` has no rows whose column `split` is `test`: nothing to measure")
     if len(pool) < num_shots:
@@ -198,16 +186,16 @@ class Evaluation:
 def evaluate(
     model: PreTrainedModel,
     collate: Collator,
-    rows: Sequence[TargetRow],
+    rows: Sequence[Row],
     *,
     device: torch.device,
     group: WorkerGroup,
 ) -> Evaluation:
     """Evaluate in float32; a collective call that deals whole batches to the workers."""
     variants = [
-        (row_number, choice_number, Row(target.row.input_ids, ids))
-        for row_number, target in enumerate(rows)
-        for choice_number, ids in enumerate(target.choices or (target.row.target_ids,))
+        (row_number, choice_number, Row(row.input_ids, ids))
+        for row_number, row in enumerate(rows)
+        for choice_number, ids in enumerate(row.choices or (row.target_ids,))
     ]
     variants.sort(key=lambda v: (len(v[2].input_ids), len(v[2].target_ids), v[0], v[1]))
     batches = [variants[i : i + _BATCH] for i in range(0, len(variants), _BATCH)]
@@ -215,7 +203,7 @@ def evaluate(
     model.eval()
     measured: list[tuple[int, int, float, int]] = []  # row, choice, NLL, tokens
     for batch in batches[group.rank :: group.size]:
-        nll, mask = token_losses(model, collate([row for _, _, row in batch]).to(device))
+        nll, mask = token_losses(model, collate([row for _, _, row in batch], device))
         sums = zip(nll.sum(1).tolist(), mask.sum(1).tolist(), strict=True)
         measured += [(i, c, n, t) for (i, c, _), (n, t) in zip(batch, sums, strict=True)]
     model.train(was_training)
@@ -225,9 +213,7 @@ def evaluate(
     return _summarised(rows, losses)
 
 
-def _summarised(
-    rows: Sequence[TargetRow], losses: Sequence[Sequence[tuple[float, int]]]
-) -> Evaluation:
+def _summarised(rows: Sequence[Row], losses: Sequence[Sequence[tuple[float, int]]]) -> Evaluation:
     """From NLL and tokens of each row's choices, or of its target where it has none."""
     own = [of_row[max(row.answer, 0)] for row, of_row in zip(rows, losses, strict=True)]
     nll = sum(n for n, _ in own) / sum(t for _, t in own)

@@ -32,7 +32,6 @@ from stillhouse.mixing.batches import (
     Collator,
     Evaluation,
     Slot,
-    TargetRow,
     choose_shots,
     evaluate,
     share,
@@ -236,7 +235,7 @@ class MixTrainer:
         by_arm = {arm: r for part in self._group.gather(rewards) for arm, r in part.items()}
         return [by_arm[arm] for arm in range(len(counts))]
 
-    def evaluate(self, rows: Sequence[TargetRow]) -> Evaluation:
+    def evaluate(self, rows: Sequence[Row]) -> Evaluation:
         return evaluate(self.model, self.collate, rows, device=self._device, group=self._group)
 
     def snapshot(self) -> Snapshot:
@@ -291,7 +290,7 @@ class MixTrainer:
         rng = np.random.default_rng([self._settings.seed, 2, epoch])
         order = rng.permutation(len(self.shots.train))
         rows = order[place * self._micro_batch : (place + 1) * self._micro_batch]
-        return [self.shots.train[i].row for i in rows]
+        return [self.shots.train[i] for i in rows]
 
     def _arm_pass(self, slot: Slot, weight: float) -> _Sums:
         rows = self.arms.rows(slot.arm, slot.batch * self._micro_batch, self._micro_batch)
@@ -305,7 +304,7 @@ class MixTrainer:
         """Backward of the micro-batch's mean loss times `weight`, to all parameters or `only`
         some; its NLL, tokens, excess: [3].
         """
-        batch = self.collate(rows).to(self._device)
+        batch = self.collate(rows, self._device)
         excess = torch.zeros((), device=self._device)
         with torch.autocast(self._device.type, self._dtype, enabled=self._dtype != torch.float32):
             nll, mask = token_losses(self.model, batch)

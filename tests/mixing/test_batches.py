@@ -13,7 +13,6 @@ from stillhouse.mixing.batches import (
     IGNORED,
     Collator,
     Slot,
-    TargetRow,
     choose_shots,
     evaluate,
     share,
@@ -50,20 +49,20 @@ def make(encoder_decoder, tie=False):
     )
 
 
-def row(inputs, targets):
-    return Row(np.array(inputs, np.int32), np.array(targets, np.int32))
+def row(inputs, targets, choices=(), answer=-1):
+    return Row(np.array(inputs, np.int32), np.array(targets, np.int32), choices, answer)
 
 
 def test_batches_of_both_kinds():
     rows = [row([5, 6, 7], [8]), row([9], [10, 11])]
     both = Collator(True, EOS, PAD)(rows)
-    assert both.input_ids[:, :4].tolist() == [[5, 6, 7, 0], [9, 0, 1, 1]]
-    assert both.attention_mask.sum(1).tolist() == [4, 2]
-    assert both.labels[:, :3].tolist() == [[8, 0, IGNORED], [10, 11, 0]]
+    assert both["input_ids"][:, :4].tolist() == [[5, 6, 7, 0], [9, 0, 1, 1]]
+    assert both["attention_mask"].sum(1).tolist() == [4, 2]
+    assert both["labels"][:, :3].tolist() == [[8, 0, IGNORED], [10, 11, 0]]
     one = Collator(False, EOS, PAD)(rows)
-    assert one.input_ids[:, :5].tolist() == [[5, 6, 7, 8, 0], [9, 10, 11, 0, 1]]
-    assert one.labels[0, :5].tolist() == [IGNORED, IGNORED, IGNORED, 8, 0]
-    assert one.input_ids.shape[1] == 8
+    assert one["input_ids"][:, :5].tolist() == [[5, 6, 7, 8, 0], [9, 10, 11, 0, 1]]
+    assert one["labels"][0, :5].tolist() == [IGNORED, IGNORED, IGNORED, 8, 0]
+    assert one["input_ids"].shape[1] == 8
 
 
 def test_slots_are_divided_whole_in_the_order_of_arms():
@@ -85,7 +84,7 @@ def test_the_encoder_decoders_loss_is_the_models_own():
     model, rows = make(True), [row([5, 6], [8, 9]), row([7], [3])]
     batch = Collator(True, EOS, PAD)(rows)
     with torch.no_grad():
-        own = model(**batch._asdict()).loss
+        own = model(**batch).loss
     assert float(nll(model, *rows).sum()) / 5 == pytest.approx(float(own), rel=1e-6)
 
 
@@ -111,13 +110,13 @@ def test_the_choice_with_the_least_mean_loss_wins(encoder_decoder):
     options = (np.array([8], np.int32), np.array([9, 10, 11], np.int32))
     means = [float(nll(model, row([5, 6], ids))) / (len(ids) + 1) for ids in options]
     best = int(np.argmin(means))
-    rows = [TargetRow(row([5, 6], options[a]), options, a) for a in (best, 1 - best, best)]
+    rows = [row([5, 6], options[a], options, a) for a in (best, 1 - best, best)]
     found = measure(*rows)
     assert found.accuracy == pytest.approx(2 / 3) and found.num_rows == 3
     assert found.interval == pytest.approx(wilson(2, 3)) and found.chance == 0.5
-    third = TargetRow(row([5, 6], [8]), (*options, np.array([12], np.int32)), 0)
+    third = row([5, 6], [8], (*options, np.array([12], np.int32)), 0)
     assert measure(*rows, third).chance == pytest.approx((3 / 2 + 1 / 3) / 4)
-    free = measure(TargetRow(row([5, 6], [8]), (), -1))
+    free = measure(row([5, 6], [8]))
     assert free.accuracy is None and free.chance is None and free.nll == free.score
 
 
@@ -132,10 +131,10 @@ def test_shots_are_halved_and_the_test_split_is_kept_out():
     target = pa.Table.from_pylist(rows, schema=TARGET_SCHEMA)
     shots = choose_shots(target, num_shots=5, seed=0)
     assert (len(shots.train), len(shots.validation), len(shots.test)) == (3, 2, 4)
-    seen = [int(r.row.input_ids[0]) for r in shots.train + shots.validation]
+    seen = [int(r.input_ids[0]) for r in shots.train + shots.validation]
     assert len({*seen}) == 5 and max(seen) < 8
     other = choose_shots(target, num_shots=5, seed=1)
-    assert seen != [int(r.row.input_ids[0]) for r in other.train + other.validation]
+    assert seen != [int(r.input_ids[0]) for r in other.train + other.validation]
     with pytest.raises(InputError, match=r"8 rows .* fewer than `target\.num_shots` 9"):
         choose_shots(target, num_shots=9, seed=0)
     with pytest.raises(InputError, match="nothing to measure"):

@@ -11,7 +11,6 @@ from mixing_world import make_world
 from torch.nn.functional import log_softmax
 
 from stillhouse.mixing.arms import ArmReader, Row
-from stillhouse.mixing.batches import TargetRow
 from stillhouse.mixing.decisions import log_parts, read_decisions
 from stillhouse.mixing.doremi import DoReMi
 from stillhouse.mixing.flad import Ucb1
@@ -86,7 +85,7 @@ def first_cosines(world, task):
     """Of each arm's first 8 rows and the target's training half, at the start."""
     trainer = make_trainer(world, task)
     model, shots = trainer.model, trainer.shots
-    target = head_gradient(model, [mean_loss(model, [row.row for row in shots.train])])
+    target = head_gradient(model, [mean_loss(model, shots.train)])
     rows = [arm_rows(world, task, arm, 0, 8) for arm in range(NUM_ARMS)]
     arms = [head_gradient(model, [mean_loss(model, of)]) for of in rows]
     return np.array([rewards_of(target, arm)["alignment"] for arm in arms])
@@ -122,13 +121,13 @@ def even_target(world, task):
     """Rows of two tokens each: a mean over micro-batches is one over rows."""
     rows = [row for of in range(NUM_ARMS) for row in arm_rows(world, task, of, 20, 3)][:8]
     tokens = np.array([5, 9], np.int32)
-    return [TargetRow(Row(row.input_ids, tokens + i), (), -1) for i, row in enumerate(rows)]
+    return [Row(row.input_ids, tokens + i) for i, row in enumerate(rows)]
 
 
 def rewards_by_hand(world, task, before, after, target, arms):
     """Arms' gradients at the old weights, the target's at the new ones."""
     found = {}
-    target = head_gradient(after, [mean_loss(after, [row.row]) for row in target])
+    target = head_gradient(after, [mean_loss(after, [row]) for row in target])
     for arm in {*arms}:
         batches = [arm_rows(world, task, arm, 4 * i, 4) for i in range(arms.count(arm))]
         found[arm] = rewards_of(
