@@ -12,7 +12,7 @@ from typing import Any
 import ray
 
 from stillhouse.actors.pool_worker import get_result
-from stillhouse.errors import PolicyError, StillhouseError
+from stillhouse.errors import CustomCodeError, StillhouseError
 from stillhouse.mixing.mixer import Mixer
 from stillhouse.mixing.spec import MixTask
 
@@ -25,7 +25,7 @@ class MixerActor:
         """Call a method of the hosted mixer; with `task`, of a new one.
 
         Raises:
-            PolicyError: the policy raised an error that is not one of Stillhouse's.
+            CustomCodeError: the policy raised an error that is not one of Stillhouse's.
         """
         if task is not None:
             self._mixer = Mixer(task)
@@ -35,7 +35,7 @@ class MixerActor:
             raise
         except Exception as error:
             last = traceback.extract_tb(error.__traceback__)[-1]
-            raise PolicyError(
+            raise CustomCodeError(
                 f"the policy failed in `{last.name}` ({last.filename}:{last.lineno}): "
                 f"{type(error).__name__}: {error}"
             ) from None

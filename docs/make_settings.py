@@ -13,10 +13,10 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from stillhouse.custom_code import import_named
 from stillhouse.distillation.spec import METHODS, DistillSpec, Method
 from stillhouse.mixing.policy import POLICIES, Policy
 from stillhouse.mixing.spec import MixSpec
-from stillhouse.own_code import import_named
 from stillhouse.spec import JobSpec, SelectSpec, Settings
 from stillhouse.training.spec import TrainSpec
 

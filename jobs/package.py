@@ -8,12 +8,14 @@ from pathlib import Path
 from zipfile import ZIP_DEFLATED, ZipFile, ZipInfo
 
 import stillhouse
+from stillhouse.custom_code import CustomCode, find_named
+from stillhouse.data_settings import reader_code
 from stillhouse.distillation.spec import DistillSpec
 from stillhouse.errors import SpecError
 from stillhouse.mixing.policy import POLICIES
 from stillhouse.mixing.spec import MixSpec
 from stillhouse.pipelines.train_data import own_objective
-from stillhouse.selection.own import OwnCode, find_code, find_named
+from stillhouse.selection.own import find_code
 from stillhouse.selection.rules import rules_of
 from stillhouse.spec import JobSpec, SelectSpec
 from stillhouse.training.spec import TrainSpec
@@ -70,25 +72,25 @@ def write_package(path: Path, spec: JobSpec) -> int:
     return path.stat().st_size
 
 
-def own_code(spec: JobSpec) -> list[OwnCode]:
-    """The code of a scorer, of networks or of a policy that are not ours, where the job has such.
+def own_code(spec: JobSpec) -> list[CustomCode]:
+    """The code of readers, a scorer, networks, a policy or an objective of the user's.
 
     Raises:
         SpecError: it is not here, or is too much.
     """
+    code: list[CustomCode | None] = [*reader_code(spec)]
     if isinstance(spec, SelectSpec):
-        scorers = [find_code(spec.scorer.import_)] if spec.scorer is not None else []
-        return [*scorers, *(rule.code for rule in rules_of(spec) if rule.code is not None)]
+        code += [find_code(spec.scorer.import_)] if spec.scorer is not None else []
+        code += [rule.code for rule in rules_of(spec)]
     if isinstance(spec, DistillSpec):
         from stillhouse.pipelines.image_inputs import named_code
 
-        return named_code(spec)
-    code = None
+        code += named_code(spec)
     if isinstance(spec, MixSpec) and spec.policy.name not in POLICIES:
-        code = find_named(f"policy.name: {spec.policy.name}", spec.policy.name)
+        code.append(find_named("policy.name", spec.policy.name))
     if isinstance(spec, TrainSpec):
-        code = own_objective(spec)
-    return [] if code is None else [code]
+        code.append(own_objective(spec))
+    return [one for one in code if one is not None]
 
 
 def requirements(spec: JobSpec) -> list[str]:

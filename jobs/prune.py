@@ -9,9 +9,11 @@ from typing import Any
 from stillhouse.errors import ArtifactError
 from stillhouse.storage.commit import MARKER
 from stillhouse.storage.filesystem import absolute_uri, exists, join
-from stillhouse.storage.pruning import LEASE_S, promise, take_back
 from stillhouse.storage.reachability import (
+    LEASE_S,
     StoredObject,
+    announce_prune,
+    end_prune,
     list_objects,
     references,
     remove,
@@ -21,7 +23,7 @@ from stillhouse.storage.run_record import read_json
 
 _BATCH = 500
 _REMOVING_S = LEASE_S / 2
-"""A batch that takes longer than this is continued under a new promise."""
+"""A batch that takes longer than this is continued under a new lease."""
 
 
 def prune_store(uri: str, *, grace_hours: float, yes: bool) -> dict[str, Any]:
@@ -30,7 +32,7 @@ def prune_store(uri: str, *, grace_hours: float, yes: bool) -> dict[str, Any]:
     A run at work may reuse any finished task, also one that only a dead run needed. So while a
     run is live (its status says running and was updated within the grace period) only
     temporaries go; it is looked for runs again before every few hundred removals, and a run that
-    starts waits for their end (`stillhouse.storage.pruning`). Nothing younger than the grace
+    starts waits for their end (`stillhouse.storage.reachability`). Nothing younger than the grace
     period is ever removed.
 
     Args:
@@ -83,14 +85,14 @@ def look(store: str, before: float) -> StoreWalk:
 def remove_found(store: str, found: StoreWalk, before: float) -> list[StoredObject]:
     """Remove in order until a run starts; what was removed.
 
-    A run may have begun, reused what the walk saw as needless, and ended before the promise. So
-    where roots are not those of the walk any more, it is done again, under the promise.
+    A run may have begun, reused what the walk found unused, and ended before the prune was
+    announced. So where the roots have changed, the walk is repeated after the announcement.
     """
     removed: list[StoredObject] = []
     left = list(found.gone)
     try:
         while left:
-            promise(store)
+            announce_prune(store)
             until = time.monotonic() + _REMOVING_S
             if live_runs(store, list_objects(join(store, "runs")), before, prefix=""):
                 left = [item for item in left if item.is_temporary]
@@ -104,7 +106,7 @@ def remove_found(store: str, found: StoreWalk, before: float) -> list[StoredObje
             removed += done
             left = [item for item in left[:_BATCH] if item not in done] + left[_BATCH:]
     finally:
-        take_back(store)
+        end_prune(store)
     return removed
 
 

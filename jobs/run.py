@@ -17,9 +17,8 @@ from stillhouse.jobs.recorder import Recorder
 from stillhouse.pipelines.context import Context, FailedAt, Listener
 from stillhouse.storage.artifact import Store
 from stillhouse.storage.commit import check_store
-from stillhouse.storage.filesystem import use_options
+from stillhouse.storage.filesystem import remember_options, use_options
 from stillhouse.storage.run_record import RunRecord, now, read_json
-from stillhouse.storage.store_options import remember_options
 from stillhouse.training.recipe import RECIPE_VERSION
 
 RUN_VERSION = 1

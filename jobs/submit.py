@@ -16,8 +16,7 @@ from stillhouse.jobs.publish import check_name
 from stillhouse.jobs.ray_jobs import Cluster
 from stillhouse.storage.artifact import Store
 from stillhouse.storage.commit import check_store
-from stillhouse.storage.filesystem import use_options
-from stillhouse.storage.store_options import remember_options
+from stillhouse.storage.filesystem import remember_options, use_options
 
 _ENTRYPOINT = "-m stillhouse.jobs.entry"
 _VERSION = 1

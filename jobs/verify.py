@@ -13,12 +13,11 @@ from stillhouse.spec import ComputeSettings
 from stillhouse.storage import names
 from stillhouse.storage.artifact import load_manifest
 from stillhouse.storage.commit import MARKER
-from stillhouse.storage.filesystem import absolute_uri, exists, join, use_options
+from stillhouse.storage.filesystem import absolute_uri, exists, join, known_options, use_options
 from stillhouse.storage.integrity import Survey, survey_result, survey_store
 from stillhouse.storage.layout import MANIFEST, PART_LIST
 from stillhouse.storage.parquet import read_table
 from stillhouse.storage.run_record import read_json
-from stillhouse.storage.store_options import known_options
 
 _LARGE_BYTES = 8 << 30
 _MAX_PROBLEMS = 50

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+from stillhouse.custom_code import CustomCode, find_named
 from stillhouse.distillation.image_files import list_source
 from stillhouse.distillation.images import ImageData
 from stillhouse.distillation.matching_task import GivenExpert
@@ -10,7 +11,6 @@ from stillhouse.distillation.prepared import Preparation
 from stillhouse.distillation.spec import DistillSpec
 from stillhouse.errors import ArtifactError
 from stillhouse.fingerprint import fingerprint
-from stillhouse.selection.own import OwnCode, find_named
 from stillhouse.storage.artifact import Store, load_manifest
 from stillhouse.storage.digests import digest_files
 from stillhouse.storage.filesystem import FileInfo, absolute_uri
@@ -74,11 +74,11 @@ def _expert_name(uri: str, zca: bool) -> str:
     return manifest.fingerprint
 
 
-def named_code(spec: DistillSpec) -> list[OwnCode]:
+def named_code(spec: DistillSpec) -> list[CustomCode]:
     """The user's networks and method, as far as they are not installed; `submit` sends them.
 
     Raises:
         SpecError: it is not here, is too large, or has no such name.
     """
-    found = (find_named(f"factory: {name}", name) for name in spec.own_names)
+    found = (find_named("factory", name) for name in spec.own_names)
     return [code for code in found if code is not None]

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from urllib.parse import unquote
 
+from stillhouse.custom_code import CustomCode
 from stillhouse.data_settings import DataSource, PartTokens
 from stillhouse.errors import InputError
 from stillhouse.fingerprint import fingerprint
@@ -14,8 +15,7 @@ from stillhouse.storage.artifact import Store
 from stillhouse.storage.digests import digest_files
 from stillhouse.storage.filesystem import FileInfo, list_files
 from stillhouse.text.formats import listed_suffixes
-from stillhouse.text.tasks import ScanTask, UnitFile
-from stillhouse.text.units import InputFile, Unit, group_units
+from stillhouse.text.tasks import InputFile, ScanTask, Unit, UnitFile, group_units
 
 _NO_PARTITION = "__HIVE_DEFAULT_PARTITION__"
 _BYTES_PER_TOKEN = 4
@@ -51,17 +51,16 @@ def list_source(source: DataSource) -> list[FileInfo]:
     Raises:
         InputError: nothing matches, or all files are empty.
     """
-    if source.format == "auto":
-        found = list_documents(source.paths)
-    else:
-        found = list_files(source.paths, listed_suffixes(source.format))
+    found = list_documents(source.paths, source.reader)
     if not any(info.size_bytes for info in found):
         raise InputError(f"all files of {source.path!r} are empty")
     return found
 
 
-def list_documents(paths: Sequence[str]) -> list[FileInfo]:
-    """Files of any format, as `list_source` with `format: auto`."""
+def list_documents(paths: Sequence[str], reader: str | CustomCode = "auto") -> list[FileInfo]:
+    """The files of a format or for a reader of the user's; of any format with `auto`."""
+    if reader != "auto":
+        return list_files(paths, listed_suffixes(reader))
     return list_files(paths, listed_suffixes("parquet", "jsonl"), otherwise=listed_suffixes("text"))
 
 
@@ -83,13 +82,14 @@ def open_inputs(
         part_tokens = asked
     digests = digest_files(store, found, remember=remember)
     unit_bytes = part_tokens * _BYTES_PER_TOKEN
+    has_ranges = not isinstance(source.reader, CustomCode)  # whose rows need not be a file's rows
     files = tuple(
         InputFile(
             info.uri,
             info.name,
             info.size_bytes,
             digest.sha256,
-            digest.row_group_rows if info.size_bytes > unit_bytes else None,
+            digest.row_group_rows if has_ranges and info.size_bytes > unit_bytes else None,
             _folder_label(info.uri, source.columns.source or "source"),
         )
         for info, digest in zip(found, digests, strict=True)

@@ -108,13 +108,14 @@ def list_sources(spec: MixSpec) -> MixInputs:
                     f"arm `{source.name}`: {error}; or set `skip_bad_arms: true`"
                 ) from error
             sources.append(source)
-    target = ArmSource(name="target", path=spec.target.path, where=spec.target.where)
+    shared = spec.target.model_dump(include={"path", "where", "format"})
+    target = ArmSource(name="target", **shared)
     return MixInputs(_list_source(spec, target), tuple(sources))
 
 
 def _list_source(spec: MixSpec, settings: ArmSource) -> Source:
     if settings.selection is None:
-        return Source(settings, tuple(list_documents(settings.paths)))
+        return Source(settings, tuple(list_documents(settings.paths, settings.reader)))
     folder = find_input(Store(absolute_uri(spec.store)), settings.selection)
     return Source(settings, selection=open_selection(folder))
 
@@ -210,6 +211,7 @@ def _source_task(spec: MixSpec, source: Source, tokenizer: TokenizerRef) -> Sour
         max_target=spec.max_target_tokens,
         split_text=spec.model.kind == "encoder_decoder",
         max_examples=spec.max_examples,
+        reader=source.settings.reader,
         uris=source.uris,
         selection_folder=source.tokenizer_folder,
     )
@@ -271,7 +273,10 @@ def _check_arms(arms: Sequence[str], spec: MixSpec) -> None:
 
 def _tokenizer(ctx: Context, spec: MixSpec, inputs: MixInputs) -> TokenizerRef:
     sources = [source for source in inputs.usable if source.selection is None]
-    what: list[object] = [[source.digests, source.settings.where] for source in sources]
+    what: list[object] = [
+        [source.digests, source.settings.where, *source.settings.reader_digest]
+        for source in sources
+    ]
     paths = [str(source.settings.path) for source in sources]
     return task_tokenizer(ctx, spec.tokenizer, what, paths, partial(_train_tokenizer, sources))
 
@@ -287,7 +292,8 @@ def _texts(source: Source, num_bytes: int) -> Iterator[str]:
     taken = 0
     for uri in source.uris:
         try:
-            examples = read_examples(uri, where=source.settings.where)
+            settings = source.settings
+            examples = read_examples(uri, where=settings.where, reader=settings.reader)
             for item in islice(examples, _SAMPLE_ROWS):
                 if isinstance(item, Example):
                     text = f"{item.input}\n{item.target}".strip()

@@ -4,13 +4,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
+from stillhouse.custom_code import CustomCode
 from stillhouse.fingerprint import fingerprint
 from stillhouse.pipelines.context import Context, Step, perform, pinned, run_tasks
 from stillhouse.pipelines.models import ModelRef
 from stillhouse.pipelines.tokens import TokenizerRef
 from stillhouse.selection.contamination import ContaminationScorer, NgramsTask
 from stillhouse.selection.dsir import DsirScorer, DsirTask
-from stillhouse.selection.own import OwnCode, OwnFitTask, OwnTokenScorer
+from stillhouse.selection.own import OwnFitTask, OwnTokenScorer
 from stillhouse.selection.scorers import (
     Arrays,
     FitTask,
@@ -90,11 +91,11 @@ class PoolScores:
         host = self._host(DsirScorer, task.fingerprint)
         return self._score("score dsir", "dsir", task.fingerprint, host)
 
-    def own(self, code: OwnCode, target: Sequence[PackTask]) -> Scores:
+    def own(self, code: CustomCode, target: Sequence[PackTask]) -> Scores:
         """Values of a user's scorer, fitted on the target and a random part of the pool.
 
         Raises:
-            ScorerError: whatever its code raised.
+            CustomCodeError: whatever its code raised.
         """
         asked, spec = self._spec.scorer, self._spec
         assert asked is not None

@@ -12,7 +12,7 @@ from stillhouse.pipelines.scan import Scan
 from stillhouse.spec import SelectSpec
 from stillhouse.storage.artifact import Manifest, Receipt, Store
 from stillhouse.storage.filesystem import list_names
-from stillhouse.text.drops import DOCUMENTS_A_RANGE, DuplicatesTask, SplitTask, add_digests
+from stillhouse.text.duplicates import DOCUMENTS_A_RANGE, DuplicatesTask, SplitTask, add_digests
 from stillhouse.text.tasks import PackTask, TokenizerHost, UnitFile
 
 NO_DROPS: tuple[Receipt, ...] = ()

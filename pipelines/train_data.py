@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any
 
+from stillhouse.custom_code import CustomCode, find_named
 from stillhouse.data_settings import DataSource
 from stillhouse.errors import ArtifactError, InputError, ModelError, SpecError
 from stillhouse.models.shape import model_uri, read_header
 from stillhouse.pipelines.given import check_vocabulary, model_identity
 from stillhouse.pipelines.inputs import Inputs, list_source, open_inputs
 from stillhouse.reading.readers import Artifact
-from stillhouse.selection.own import OwnCode, find_named
 from stillhouse.storage.artifact import Store, load_manifest
 from stillhouse.storage.digests import digest_files
 from stillhouse.storage.filesystem import (
@@ -77,7 +77,7 @@ class TrainInputs:
     sets: dict[str, TokenSet | TextSet]
     tokenizer: TokenizerSeen | None
     models: tuple[str, ...] = ()
-    code: OwnCode | None = None
+    code: CustomCode | None = None
 
     @property
     def datasets(self) -> list[TokenSet | TextSet]:
@@ -146,14 +146,14 @@ def open_data(store: Store, spec: TrainSpec, listing: Listing, *, remember: bool
     return TrainInputs(sets, tokenizer, models, own_objective(spec))
 
 
-def own_objective(spec: TrainSpec) -> OwnCode | None:
+def own_objective(spec: TrainSpec) -> CustomCode | None:
     """The code of an objective in a folder of the user's.
 
     Raises:
         SpecError: as `find_named`.
     """
     name = spec.train.objective.name
-    return None if name in OBJECTIVES else find_named(f"train.objective.name: {name}", name)
+    return None if name in OBJECTIVES else find_named("train.objective.name", name)
 
 
 def _models(store: Store, spec: TrainSpec, remember: bool) -> tuple[str, ...]:
@@ -218,7 +218,7 @@ class _Opener:
         if folder is not None:
             return self._artifact(key, item, Artifact(folder))
         name = item.source or PurePosixPath(item.paths[0].rstrip("/")).stem.strip("*") or key
-        length = token_length(files[0].uri)
+        length = None if ":" in item.format else token_length(files[0].uri)
         if length is None:
             columns = prompt_columns(item, files[0].uri)
             return self._texts(name, item, item.model_copy(update={"columns": columns}), files)

@@ -17,13 +17,12 @@ __all__ = [
 if TYPE_CHECKING:
     from stillhouse.errors import StillhouseError
     from stillhouse.jobs.api import plan, run
-    from stillhouse.reading.distilled import open_distilled
-    from stillhouse.reading.readers import open_artifact, open_selection
+    from stillhouse.reading.readers import open_artifact, open_distilled, open_selection
 
 _MODULES = {
     "StillhouseError": "errors",
     "open_artifact": "reading.readers",
-    "open_distilled": "reading.distilled",
+    "open_distilled": "reading.readers",
     "open_selection": "reading.readers",
     "plan": "jobs.api",
     "run": "jobs.api",

@@ -1,4 +1,4 @@
-"""The settings of `compute:`: where a job runs, how wide, and on what kind of nodes."""
+"""The section `compute:` of specs: where a job runs, and with how many workers and GPUs."""
 
 from typing import Annotated, Any, Literal
 
@@ -8,7 +8,7 @@ from stillhouse.settings import Count, Settings
 
 
 class WorkerSettings(Settings):
-    """What one kind of actor needs of the node that it runs on."""
+    """Requirements of one kind of actor on its node."""
 
     gpus: Annotated[float, Field(ge=0)] | None = Field(
         default=None, description="of each; a fraction shares one; default `gpus_per_worker`"
@@ -23,7 +23,7 @@ class WorkerSettings(Settings):
 
 
 class ComputeSettings(Settings):
-    """Where and how wide it runs. Never part of any identity."""
+    """Where the job runs and how wide; never part of any identity."""
 
     address: str | None = Field(
         default=None, description="of a Ray cluster; default RAY_ADDRESS, or local"
@@ -70,19 +70,18 @@ class ComputeSettings(Settings):
         return value
 
     def gpus_of(self, worker: WorkerSettings) -> float:
-        """GPUs of each actor of this kind."""
         return self.gpus_per_worker if worker.gpus is None else worker.gpus
 
     def resources(self, gpus: float) -> dict[str, float]:
-        """Ray's options for an actor with so many GPUs; without one it has `cpus_per_worker`."""
+        """Ray's options for an actor; one without GPUs has `cpus_per_worker`."""
         return {"num_cpus": 0 if gpus else self.cpus_per_worker, "num_gpus": gpus}
 
 
 def device_type(device: str, gpus: float) -> Literal["cpu", "cuda"]:
-    """`compute.device` with `auto` resolved: cuda where GPUs were asked for, else cpu."""
+    """`compute.device` with `auto` resolved: cuda if GPUs are requested, else cpu."""
     return "cuda" if device == "cuda" or (device == "auto" and gpus > 0) else "cpu"
 
 
 def group_backend(device: str, gpus: float) -> Literal["gloo", "nccl"]:
-    """What sums over workers of a type of device; NCCL takes no two of them on one GPU."""
+    """The backend of torch.distributed; NCCL does not work with two workers on one GPU."""
     return "nccl" if device == "cuda" and gpus >= 1 else "gloo"

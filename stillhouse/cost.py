@@ -1,4 +1,4 @@
-"""What a selection costs by the paper's accounting.
+"""The cost of a selection by the accounting of the paper.
 
 The paper's unit is one auxiliary model's forward pass over one token; backward is two forwards.
 """
@@ -31,7 +31,6 @@ class PaperCost:
 
     @property
     def total(self) -> float:
-        """The sum of all four."""
         return self.prior + self.serial + self.parallel + self.training
 
 

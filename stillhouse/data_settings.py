@@ -1,16 +1,20 @@
-"""The settings of documents: where they are, how they are read and cut."""
+"""Settings of documents and tokenizers."""
 
-from typing import Annotated, Any, Literal, TypeAlias
+import re
+from functools import cached_property
+from typing import Annotated, Any, Literal, TypeAlias, cast
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
+from stillhouse.custom_code import CLASS_PATTERN, CustomCode, find_class
 from stillhouse.settings import Count, Settings
 
 PartTokens: TypeAlias = Count | Literal["auto"]
+FORMATS = ("auto", "parquet", "jsonl", "text")
 
 
 class ColumnNames(Settings):
-    """Which columns (Parquet) or keys (JSON) hold what; `a.b` is the key `b` of the object `a`."""
+    """Names of columns (Parquet) or keys (JSON); `a.b` is the key `b` of the object `a`."""
 
     text: str = Field(default="text", description="the document's text")
     id: str | None = Field(
@@ -26,16 +30,46 @@ class ColumnNames(Settings):
     )
 
 
-class DataSource(Settings):
-    """Documents in files: Parquet, JSON (a value a line, one array, or indented) or plain text.
+class FileFormat(Settings):
+    """How files are read: Parquet, JSON (a value a line, one array, or indented) or plain text, or
+    by a class of the user's.
 
     JSON and text may be compressed (gz, zst, bz2, xz) and in UTF-8, UTF-16 or UTF-32.
     """
 
-    path: str | list[str] = Field(description="a file, folder, glob or fsspec URI, or several")
-    format: Literal["auto", "parquet", "jsonl", "text"] = Field(
-        default="auto", description="auto: by the files' suffixes"
+    format: str = Field(
+        default="auto",
+        description="`parquet`, `jsonl`, `text` or your own `my_pkg.module:MyReader`; auto: by the "
+        "files' suffixes",
     )
+
+    @field_validator("format")
+    @classmethod
+    def _known_format(cls, name: str) -> str:
+        if name not in FORMATS and re.fullmatch(CLASS_PATTERN, name) is None:
+            known = ", ".join(FORMATS)
+            raise ValueError(f"{name!r} is none of {known}, nor `my_pkg.module:MyReader`")
+        return name
+
+    @cached_property
+    def reader(self) -> str | CustomCode:
+        """The name of a built-in format, or the code of the user's reader.
+
+        Raises:
+            SpecError: no such class, or one without `read` (`find_class`).
+        """
+        return find_class("format", self.format, ("read",)) if ":" in self.format else self.format
+
+    @property
+    def reader_digest(self) -> list[str]:
+        """What identifies a reader of the user's; empty for built-in formats."""
+        return [self.reader.digest] if isinstance(self.reader, CustomCode) else []
+
+
+class DataSource(FileFormat):
+    """Documents in files."""
+
+    path: str | list[str] = Field(description="a file, folder, glob or fsspec URI, or several")
     columns: ColumnNames = ColumnNames()
     source: str | None = Field(default=None, description="one label for all rows that have none")
     max_bad_rows: Annotated[float, Field(ge=0)] = Field(
@@ -60,16 +94,15 @@ class DataSource(Settings):
         made = self.model_dump(include=read)
         if self.columns.prompt is None:
             del made["columns"]["prompt"]
-        return made
+        return made | ({"reader": self.reader_digest} if self.reader_digest else {})
 
     @property
     def paths(self) -> list[str]:
-        """The paths as a list."""
         return [self.path] if isinstance(self.path, str) else self.path
 
 
 class PoolSource(DataSource):
-    """The documents to choose from, and what of them the kept rows carry along."""
+    """The documents to select from, and the columns that kept rows carry along."""
 
     keep_columns: list[str] = Field(
         default=[], description="columns that the kept rows carry, as text; `a.b` as in `columns`"
@@ -77,9 +110,99 @@ class PoolSource(DataSource):
 
 
 class TargetSource(DataSource):
-    """The domain to become good at, with the part that is only measured on."""
+    """The target domain, with the held-out part that is only measured on."""
 
     heldout: Annotated[float, Field(gt=0.0, lt=1.0)] | DataSource = Field(
         default=0.1,
         description="share of documents held out by groups of duplicates, or files of their own",
     )
+
+
+def reader_code(settings: Settings) -> list[CustomCode]:
+    """The code of all readers of the user's that a spec names."""
+    found: list[CustomCode] = []
+    if isinstance(settings, FileFormat) and isinstance(settings.reader, CustomCode):
+        found.append(settings.reader)
+    for name in type(settings).model_fields:
+        value = getattr(settings, name)
+        for section in value if isinstance(value, list) else [value]:
+            found += reader_code(section) if isinstance(section, Settings) else []
+    return found
+
+
+BOS_SETTING = (
+    "a BOS token stands before every sequence that is scored or trained on (stored tokens do not "
+    "change); auto: where the tokenizer's own post-processor or configuration puts one"
+)
+
+
+FROM_SETTING = "instead of `path`: a run (URI or id), STORE#NAME, or an artifact's URI"
+
+
+class TokenizerTraining(Settings):
+    """A byte-level BPE trained on a random part of the pool."""
+
+    vocab_size: Annotated[int, Field(ge=260, le=1_000_000)] = 8192
+    num_bytes: Count = Field(
+        default=20_000_000, description="text to train on; more changes little"
+    )
+
+
+class TokenizerSettings(Settings):
+    """A tokenizer: trained, or loaded from a folder, URI or hub name."""
+
+    train: TokenizerTraining | None = None
+    path: str | None = None
+    from_: str | None = Field(default=None, alias="from", description=FROM_SETTING)
+    eos_token: str | None = Field(
+        default=None, description="stands between documents; default: its own"
+    )
+    bos: Literal["auto"] | bool = Field(default="auto", description=BOS_SETTING)
+    pin: Literal["first", "refresh"] = Field(
+        default="first", description="first: a trained one is kept when shards are added"
+    )
+
+    @model_validator(mode="after")
+    def _one_of(self) -> "TokenizerSettings":
+        if sum(one is not None for one in (self.train, self.path, self.from_)) != 1:
+            raise ValueError("give either `train`, `path` or `from`")
+        if self.bos is True and self.train is not None:
+            raise ValueError("`bos: true` goes with `path`: a trained tokenizer has no BOS")
+        return self
+
+
+def with_own_tokenizer(content: Any, keys: tuple[str, ...]) -> Any:
+    """The spec with the tokenizer of the models that it names, unless it names a tokenizer.
+
+    Args:
+        content: the spec, not validated yet.
+        keys: of the sections that may name a model by `path` or `from`; the first that does counts.
+
+    Raises:
+        ValueError: a tokenizer is to be trained, whose tokens the named model does not know.
+    """
+    if not isinstance(content, dict):
+        return content
+    spec = cast(dict[str, Any], content)
+    given = [
+        (key, name, path)
+        for key in keys
+        for name in ("path", "from")
+        if (path := _key_of(spec.get(key), name))
+    ]
+    asked = spec.get("tokenizer")
+    if not given or isinstance(asked, str) or _key_of(asked, "path") or _key_of(asked, "from"):
+        return spec
+    key, name, path = given[0]
+    if _key_of(asked, "train") is not None:
+        raise ValueError(
+            f"`tokenizer.train` beside `{key}.{name}`: that model knows only the tokens of its own "
+            "tokenizer: leave `tokenizer` out to use it, or give a copy by `tokenizer.path`"
+        )
+    return spec | {"tokenizer": {name: path} | (asked or {})}
+
+
+def _key_of(section: Any, key: str) -> Any:
+    if isinstance(section, dict):
+        return cast(dict[str, Any], section).get(key)
+    return getattr(section, "from_" if key == "from" else key, None)

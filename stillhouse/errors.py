@@ -1,7 +1,7 @@
-"""Named causes of failure, one base class. Each carries the exit code of the command line.
+"""Errors that Stillhouse raises, each with an exit code of the command line.
 
 Exit codes: 2 bad spec or usage, 3 bad input data, 4 stopped but resumable, 1 anything else.
-A message holds the offending value, the place, and the key or command that fixes it.
+A message has the offending value, the place, and the key or command that fixes it.
 """
 
 from importlib.util import find_spec
@@ -33,7 +33,7 @@ EXTRAS = {
     "gcsfs": "gcs",
     "adlfs": "azure",
 }
-"""By module: the extra of this package that brings it."""
+"""The extra of this package that installs a module."""
 
 
 def require(*modules: str) -> None:
@@ -51,15 +51,14 @@ def require(*modules: str) -> None:
 
 
 class MissingExtraError(StillhouseError):
-    """Something is asked for that needs a package which is not installed."""
+    """The job needs a package that is not installed."""
 
     exit_code = 2
 
     @classmethod
     def of(cls, error: ImportError) -> "MissingExtraError | None":
-        """The error that names the extra, where a module of `EXTRAS` could not be imported.
-
-        fsspec raises an ImportError of its own, whose cause names the module.
+        """The error that names the extra of a module that could not be imported; None for a module
+        without one. fsspec's ImportError has the module in its cause.
         """
         cause = error.__cause__ if isinstance(error.__cause__, ImportError) else error
         extra = EXTRAS.get((cause.name or "").partition(".")[0])
@@ -85,23 +84,23 @@ class ModelError(StillhouseError):
 
 
 class BudgetError(StillhouseError):
-    """A selection cannot be made: more asked than the pool holds, quotas that contradict."""
+    """A selection cannot be made: more requested than the pool holds, quotas that contradict."""
 
     exit_code = 2
 
 
 class StorageError(StillhouseError):
-    """The store cannot be used now: no access, no bucket, out of retries. Run again later."""
+    """The store cannot be used: no access, no bucket, out of retries. Run again later."""
 
     exit_code = 4
 
 
 class StoreUnreachableError(StorageError):
-    """The store did not answer for as long as its retries last; elsewhere, or later, it may."""
+    """The store did not answer until the last retry; on another machine, or later, it may."""
 
 
 class UnsafeStoreError(StillhouseError):
-    """The store's filesystem lets two writers create one name, so nothing could be exactly once."""
+    """The store's filesystem lets two writers create one name, so commits are not safe there."""
 
     exit_code = 2
 
@@ -113,36 +112,32 @@ class ArtifactError(StillhouseError):
 
 
 class PartFailedError(StillhouseError):
-    """A part kept killing its worker and was given up after its budget of attempts."""
+    """A part killed its worker in every attempt that `compute.max_attempts` allows."""
 
     exit_code = 4
 
 
-class ScorerError(StillhouseError):
-    """A scorer that is not ours (`scorer.import`) raised, or returned what is no score."""
-
-
-class PolicyError(StillhouseError):
-    """A mixing policy raised something that is no error of ours."""
+class CustomCodeError(StillhouseError):
+    """A class of the user's that a spec names raised, or returned what cannot be used."""
 
 
 class DivergedError(StillhouseError):
-    """A training loss became NaN or infinite, or leapt up."""
+    """A training loss became NaN or infinite, or rose steeply."""
 
     exit_code = 4
 
 
 class ClusterError(StillhouseError):
-    """A Ray cluster cannot be used: it does not answer, refuses the token, or is of another Ray."""
+    """A Ray cluster cannot be used: no answer, a refused token, or another version of Ray."""
 
     exit_code = 2
 
 
 class LostPeerError(RuntimeError):
-    """A sum over workers failed because another worker is gone: never the first cause."""
+    """A sum over workers failed because another worker is gone, which is the actual cause."""
 
 
 class LostClusterError(ClusterError):
-    """The cluster went away while a job of it was followed. Submit again to go on."""
+    """The cluster was lost while a job was followed. Submit again to resume."""
 
     exit_code = 4

@@ -5,7 +5,7 @@
     >>> len(fingerprint("x")), short(fingerprint("x"))
     (64, 'ba2df4903a2c')
 
-Only `short` is for people; keys and file names are always the full digest.
+`short` is for messages only; keys and file names are always the full digest.
 """
 
 import hashlib
@@ -21,15 +21,14 @@ def canonical_json(value: Any) -> bytes:
 
 
 def sha256(data: bytes) -> str:
-    """Hex SHA-256 of `data`."""
+    """The hexadecimal SHA-256."""
     return hashlib.sha256(data).hexdigest()
 
 
 def fingerprint(value: Any) -> str:
-    """Hex SHA-256 of the canonical JSON of `value` (dicts, lists, strings, numbers, None)."""
+    """SHA-256 of the canonical JSON of `value` (dicts, lists, strings, numbers, None)."""
     return sha256(canonical_json(value))
 
 
 def short(digest: str) -> str:
-    """The first 12 hex digits, for people."""
     return digest[:12]

@@ -1,4 +1,4 @@
-"""What all settings are made of: the base class, common types, and the refusal of secrets."""
+"""The base class of settings, common types, and the refusal of secrets."""
 
 import re
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ Count = Annotated[int, Field(ge=1)]
 
 
 class Settings(BaseModel):
-    """Base of all sections: frozen, and a key that it does not know is an error."""
+    """Base of all sections of a spec: frozen, unknown keys are errors."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, allow_inf_nan=False, serialize_by_alias=True
@@ -19,16 +19,10 @@ class Settings(BaseModel):
 
 
 def without_removed(content: Any, key: str, meant: Sequence[Any], instead: str) -> Any:
-    """A section without a key that specs had once, where its value asks for what is done anyway.
-
-    Args:
-        content: of the section, as given.
-        key: removed since.
-        meant: values that change nothing.
-        instead: what to do with another value.
+    """A section without a removed key, whose values `meant` ask for the present behaviour.
 
     Raises:
-        ValueError: another value.
+        ValueError: another value, with the advice `instead`.
     """
     if not isinstance(content, dict) or key not in content:
         return content
@@ -41,16 +35,15 @@ def without_removed(content: Any, key: str, meant: Sequence[Any], instead: str) 
 
 _SECRET_PARTS = ("secret", "passw", "credential", "private", "accountkey", "accesskey", "apikey")
 _SECRET_KEYS = {"key", "sas", "connectionstring", "awsaccesskeyid", "authorization"}
-_NO_TOKENS = re.compile(r"(eos|bos|pad|unk|mask|sep|cls|stop|start|end|special)_?token", re.I)
-"""Keys of text, not of access."""
-_TOKEN_WORDS = {"anon", "browser", "cache", "cloud", "google_default"}
-"""What gcsfs's option `token` may be besides a secret: a way to find one."""
+_TEXT_TOKENS = re.compile(r"(eos|bos|pad|unk|mask|sep|cls|stop|start|end|special)_?token", re.I)
+_TOKEN_SOURCES = {"anon", "browser", "cache", "cloud", "google_default"}
+"""Values of gcsfs's option `token` that are not secrets."""
 _SIGNED = re.compile(r"[?&](x-(amz|goog)-(signature|credential|security-token)|sig)=", re.I)
 _WITH_PASSWORD = re.compile(r"^[a-z][a-z0-9+.-]*://[^/?#@]*:[^/?#@]+@", re.I)
 
 
 def refuse_secrets(options: dict[str, Any]) -> None:
-    """Refuse options that look like credentials; these come from the standard chains.
+    """Refuse options that look like credentials, which should come from the standard chains.
 
     Raises:
         ValueError: naming the key, never the value.
@@ -73,9 +66,9 @@ def _is_secret(key: str, value: Any) -> bool:
     if plain in _SECRET_KEYS or any(part in plain for part in _SECRET_PARTS):
         return True
     is_token = re.search("(token|Token|TOKEN)$", key) is not None or plain == "sastoken"
-    if not is_token or isinstance(value, int | float) or _NO_TOKENS.fullmatch(key):
+    if not is_token or isinstance(value, int | float) or _TEXT_TOKENS.fullmatch(key):
         return False
-    return not (isinstance(value, str) and value in _TOKEN_WORDS)
+    return not (isinstance(value, str) and value in _TOKEN_SOURCES)
 
 
 def refuse_secret_urls(value: Any, key: str) -> None:

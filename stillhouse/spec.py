@@ -1,7 +1,7 @@
-"""The settings of a job, validated by pydantic: unknown keys refused, every field described.
+"""The specs of jobs as pydantic models: unknown keys are refused, every field is described.
 
-A spec is one YAML file. `jobs/spec_file.py` reads it, applies `--set a.b=c` and turns pydantic's
-complaints into one line each. Everything below `jobs/` receives these models and reads them.
+A spec is one YAML file. `jobs/spec_file.py` reads it, applies `--set a.b=c` and prints pydantic's
+errors in one line each. The other packages get these models.
 """
 
 from typing import Annotated, Any, Literal
@@ -9,16 +9,18 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from stillhouse.compute_settings import ComputeSettings
-from stillhouse.data_settings import PartTokens, PoolSource, TargetSource
-from stillhouse.selection.own_settings import OwnScorerSettings
-from stillhouse.settings import Count, Settings, Share, refuse_secret_urls, refuse_secrets
-from stillhouse.storage.names import NAME_PATTERN
-from stillhouse.tokenizer_settings import (
+from stillhouse.data_settings import (
     FROM_SETTING,
+    PartTokens,
+    PoolSource,
+    TargetSource,
     TokenizerSettings,
     TokenizerTraining,
     with_own_tokenizer,
 )
+from stillhouse.selection.own_settings import OwnScorerSettings
+from stillhouse.settings import Count, Settings, Share, refuse_secret_urls, refuse_secrets
+from stillhouse.storage.names import NAME_PATTERN
 
 Dtype = Literal["auto", "float32", "bfloat16"]
 
@@ -47,7 +49,7 @@ class ModelSettings(Settings):
 
 
 class Optimisation(Settings):
-    """How a model is trained. Defaults follow the paper's appendix H scaled to small models."""
+    """How a model is trained. Defaults follow appendix H of the paper, scaled to small models."""
 
     learning_rate: Annotated[float, Field(gt=0)] | Literal["auto"] = Field(
         default="auto", description="auto: by the model's width (guide.md)"
@@ -76,13 +78,13 @@ class Optimisation(Settings):
 
     @property
     def peak_rate(self) -> float:
-        """The learning rate, once it is chosen (`stillhouse.training.recipe`)."""
+        """The learning rate, after `auto` is resolved (`stillhouse.training.recipe`)."""
         assert self.learning_rate != "auto"
         return self.learning_rate
 
     @property
     def batch_size(self) -> int:
-        """Sequences a step, once they are chosen."""
+        """Sequences a step, after `auto` is resolved."""
         assert self.global_batch != "auto"
         return self.global_batch
 
@@ -121,7 +123,7 @@ class ConditionalSettings(Optimisation):
 
 
 class ScoringSettings(Settings):
-    """How the auxiliary models are run over the pool."""
+    """How the auxiliary models score the pool."""
 
     dtype: Dtype = Field(
         default="auto", description="auto: bfloat16 on GPUs, exact float32 on CPUs"
@@ -137,7 +139,7 @@ class ScoringSettings(Settings):
 
 
 class SelectionSettings(Settings):
-    """What is kept. Give exactly one of tau, num_tokens, fraction, min_score, threshold_from."""
+    """What is kept: exactly one of tau, num_tokens, fraction, min_score, threshold_from."""
 
     tau: Annotated[float, Field(ge=1.0)] | None = Field(
         default=None,
@@ -190,9 +192,6 @@ class SelectionSettings(Settings):
         return self
 
 
-_MOVED_PDS = ("pds", "stillhouse.selection.pds:PdsScorer")
-
-
 class TrainSettings(Optimisation):
     """The target model, trained on the selection and, to compare, on each control."""
 
@@ -214,12 +213,11 @@ class TrainSettings(Optimisation):
 
     @property
     def all_seeds(self) -> list[int]:
-        """The seeds to train with."""
         return self.seeds if self.seeds else [self.seed]
 
 
 class JobSpec(Settings):
-    """What every job's spec has. Nothing here is part of what the job makes."""
+    """The keys of every job's spec, which are not part of the identity of its results."""
 
     name: str | None = Field(default=None, description="shown in report and status")
     store: str = Field(
@@ -237,26 +235,19 @@ class JobSpec(Settings):
 
     @property
     def num_actors(self) -> int:
-        """Workers that have to run at once."""
+        """Workers that run at once."""
         return max(self.compute.scorers, self.compute.trainers)
 
     def to_yaml(self) -> str:
         """The resolved spec, defaults included."""
-        import yaml
-
-        content = self.model_dump(mode="json")
-        content = {"job": content.pop("job"), **content}
-        return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+        return _yaml(self.model_dump(mode="json"))
 
     def to_send(self) -> str:
-        """The spec as written, for a cluster that the job is on already: without its address."""
-        import yaml
-
+        """The spec as written, without the address of the cluster that it is sent to."""
         content = self.model_dump(mode="json", exclude_unset=True)
         compute = content.pop("compute", {})
         compute.pop("address", None)
-        content = {"job": content.pop("job"), **content} | ({"compute": compute} if compute else {})
-        return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+        return _yaml(content | ({"compute": compute} if compute else {}))
 
     @field_validator("storage_options")
     @classmethod
@@ -271,8 +262,15 @@ class JobSpec(Settings):
         return content
 
 
+def _yaml(content: dict[str, Any]) -> str:
+    """With the kind of job first."""
+    import yaml
+
+    return yaml.safe_dump({"job": content["job"]} | content, sort_keys=False, allow_unicode=True)
+
+
 NOT_IDENTITY = set(JobSpec.model_fields)
-"""Keys of a spec that change where and how wide it runs, never what it makes."""
+"""Keys of a spec that do not change its results."""
 
 
 class SelectSpec(JobSpec):
@@ -314,13 +312,7 @@ class SelectSpec(JobSpec):
     @field_validator("scorer", mode="before")
     @classmethod
     def _scorer_name(cls, value: Any) -> Any:
-        named = {"import": value} if isinstance(value, str) else value
-        if isinstance(named, dict) and named.get("import") in _MOVED_PDS:
-            raise ValueError(
-                "PDS is an example now: put `examples/pds_scorer.py` beside the spec and write "
-                '`scorer: {import: "pds_scorer:PdsScorer"}`'
-            )
-        return named
+        return {"import": value} if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _one_scorer(self) -> "SelectSpec":
@@ -331,5 +323,5 @@ class SelectSpec(JobSpec):
 
     @property
     def rule(self) -> str:
-        """What the selection is made by; controls go by other rules."""
+        """The rule of the selection; controls have other rules."""
         return self.selection.rule or ("color" if self.scorer is None else "own")

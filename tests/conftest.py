@@ -1,4 +1,4 @@
-"""What all tests share: libraries held to one thread each, one real local Ray, one small job."""
+"""Fixtures of all tests; libraries are limited to one thread each."""
 
 import json
 import logging
@@ -22,11 +22,11 @@ os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
 # Ten seconds by default: a test that reads what a node exports would wait for them.
 os.environ["RAY_metrics_report_interval_ms"] = "1000"  # noqa: SIM112
 
-# A machine that others use too is no reason to fail.
+# Tests must not fail because the machine is busy.
 hypothesis.settings.register_profile("shared", deadline=None)
 hypothesis.settings.load_profile("shared")
 
-# What runs remember of stores is not the user's.
+# Options of stores that runs remember go to a folder of their own, not to the user's.
 os.environ["XDG_CONFIG_HOME"] = tempfile.mkdtemp(prefix="stillhouse-config-")
 
 # Ray's workers inherit them from the start of the session, whenever the server starts.
@@ -40,7 +40,7 @@ os.environ.update(S3_KEYS)
 
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[str]:
-    """A real Ray of four CPUs for the whole session, its address; started for who asks first."""
+    """The address of a local Ray with four CPUs, started on first use."""
     import ray
 
     ray.init(
@@ -64,7 +64,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def finished(ray_cluster: None, world: Path) -> dict:
-    """The result of one whole job on the small world, in `world/store`: nobody changes it."""
+    """The result of a select job on the small world, in `world/store`, which no test changes."""
     from small import LEARNING, MODEL, Quiet, parse
 
     from stillhouse.jobs.run import run_job
@@ -75,7 +75,7 @@ def finished(ray_cluster: None, world: Path) -> dict:
 
 @pytest.fixture(scope="session")
 def given(finished: dict, tmp_path_factory: pytest.TempPathFactory) -> dict:
-    """The finished job's tokenizer and models as sections of another spec: nothing is trained."""
+    """The finished job's tokenizer and models as sections of a spec."""
     folder = tmp_path_factory.mktemp("given")
     artifacts = finished["artifacts"]
     for name in ("tokenizer", "prior", "conditional"):
@@ -85,7 +85,7 @@ def given(finished: dict, tmp_path_factory: pytest.TempPathFactory) -> dict:
 
 @pytest.fixture(scope="session")
 def untrained(tmp_path_factory: pytest.TempPathFactory) -> dict:
-    """A tokenizer and models that no training has seen, as sections of a spec: made in a moment."""
+    """An untrained tokenizer and models as sections of a spec."""
     from small import make_models
 
     return make_models(tmp_path_factory.mktemp("untrained"))
@@ -93,7 +93,7 @@ def untrained(tmp_path_factory: pytest.TempPathFactory) -> dict:
 
 @pytest.fixture
 def reports(capsys: pytest.CaptureFixture[str]):
-    """Calls a verb of the command line in this process: (exit code, what `--json` printed)."""
+    """Runs a command of the command line in this process: (exit code, the output of `--json`)."""
     from stillhouse.jobs.cli import app
 
     def call(*arguments: str):
@@ -126,7 +126,7 @@ def s3_server() -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def s3_url(s3_server: str) -> Iterator[str]:
-    """The same; it is in the environment from here on."""
+    """The same endpoint, which is set in the environment from now on."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AWS_ENDPOINT_URL", s3_server)
         yield s3_server
@@ -144,7 +144,7 @@ def bucket(s3_url: str) -> str:
 
 @pytest.fixture(params=["local", "s3"])
 def folder(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """The URI of an empty folder to write into."""
+    """The URI of an empty folder, local and on S3."""
     if request.param == "local":
         return str(tmp_path / "store")
     return request.getfixturevalue("bucket") + "/some/store"
@@ -152,7 +152,7 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 @pytest.fixture
 def store(folder: str):
-    """The store in it."""
+    """A store in `folder`."""
     from stillhouse.storage.artifact import Store
 
     return Store(folder)
@@ -174,7 +174,7 @@ def proxied(s3_url: str, monkeypatch: pytest.MonkeyPatch):
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 64 KiB of its own; mounting one takes root."""
+    """A file system of 64 KiB; skipped where it cannot be mounted (not root)."""
     disk = tmp_path / "disk"
     disk.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)]

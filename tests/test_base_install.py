@@ -1,4 +1,4 @@
-"""With the base dependencies alone: readers work, and what is missing is named by its extra.
+"""With the base dependencies alone: readers work, and errors name the extra that is missing.
 
 The environment is bare: its packages are links to those that the base dependencies need, found by
 the metadata of what is installed here.

@@ -30,7 +30,7 @@ PRIVATE_NAMES = re.compile(r"(?<![\w.])/work/\w|pypi[.]org|pythonhosted[.]org|np
 
 
 def project_files() -> dict[str, str]:
-    """Text of everything people wrote here, by path; what is built or downloaded is left out."""
+    """Text of all written files by path, without built or downloaded ones."""
     written = [path for path in ROOT.iterdir() if path.is_file()]
     for place in PLACES:
         written += (path for path in (ROOT / place).rglob("*") if path.is_file())
@@ -244,29 +244,6 @@ def test_rule_finds(rule, path, text):
     assert len(rule(path, text)) == 1
 
 
-@pytest.mark.parametrize(
-    ("rule", "path", "text"),
-    [
-        (
-            upward_imports,
-            "jobs/a.py",
-            "import ray, stillhouse\nfrom stillhouse.pipelines import steps",
-        ),
-        (upward_imports, "stillhouse/text/a.py", "from . import units\nimport rays"),
-        (upward_imports, "tests/a.py", "from jobs import cli\nimport ray"),
-        (too_long, "jobs/a.py", "\n" * MAX_LINES),
-        (missing_docstring, "jobs/a.py", '"""What it is."""\nx = 1\n'),
-        (missing_docstring, "jobs/__init__.py", ""),
-        (unsafe_calls, "jobs/a.py", "import yaml\nyaml.safe_load(text)"),
-        (unsafe_calls, "jobs/a.py", "import torch\ntorch.load(path, weights_only=True)"),
-        (unsafe_calls, "jobs/a.py", "run(command, shell=False, trust_remote_code=False)"),
-        (private_names, "docs/a.md", "the network/worker pages, /workspace and PyPI"),
-    ],
-)
-def test_rule_allows(rule, path, text):
-    assert rule(path, text) == []
-
-
 def test_cycle_is_found():
     first = "from stillhouse.actors.second import run"
     second = "def run():\n    from . import third"
@@ -278,15 +255,6 @@ def test_cycle_is_found():
     assert import_cycle({**sources, "actors/third.py": "import stillhouse.actors.fourth"}) == []
     type_only = "if TYPE_CHECKING:\n    import stillhouse.actors.first"
     assert import_cycle({**sources, "actors/third.py": type_only}) == []
-
-
-def test_package_that_exports_its_modules_is_no_cycle():
-    sources = {
-        "stillhouse/text/__init__.py": "from stillhouse.text.units import Unit",
-        "stillhouse/text/units.py": "from stillhouse.text import records",
-        "stillhouse/text/records.py": "from stillhouse import errors",
-    }
-    assert import_cycle(sources) == []
 
 
 def test_heavy_import_is_found():

@@ -10,6 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 
+from stillhouse.custom_code import import_named
 from stillhouse.distillation.images import ImageData
 from stillhouse.distillation.recipes import (
     DSA_GROUPS,
@@ -24,7 +25,6 @@ from stillhouse.distillation.recipes import (
     published,
 )
 from stillhouse.errors import SpecError
-from stillhouse.own_code import import_named
 from stillhouse.spec import Count, JobSpec, Settings
 
 _HERE = "stillhouse.distillation.methods"

@@ -17,6 +17,7 @@ from typing import Annotated, Any, ClassVar
 import numpy as np
 from pydantic import Field
 
+from stillhouse.data_settings import FROM_SETTING
 from stillhouse.mixing.policy import (
     Distribution,
     MixFacts,
@@ -29,7 +30,6 @@ from stillhouse.mixing.policy import (
 )
 from stillhouse.mixing.static import by_size
 from stillhouse.settings import Share
-from stillhouse.tokenizer_settings import FROM_SETTING
 
 
 class DoReMi(Policy):

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationError
 
-from stillhouse.own_code import code_digest, import_named
+from stillhouse.custom_code import find_named, import_named
 from stillhouse.settings import Settings
 
 _HERE = "stillhouse.mixing"
@@ -166,8 +166,8 @@ class Policy(Settings, ABC):
 
         Includes the code of a class of the user's own.
         """
-        code = None if self.name in POLICIES else code_digest(self.name)
-        return self.model_dump(mode="json") | ({} if code is None else {"code": code})
+        code = None if self.name in POLICIES else find_named("policy.name", self.name)
+        return self.model_dump(mode="json") | ({} if code is None else {"code": code.digest})
 
 
 def find_policy(content: Any) -> Any:

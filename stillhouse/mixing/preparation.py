@@ -22,6 +22,7 @@ from typing import Any, cast
 import numpy as np
 import pyarrow as pa
 
+from stillhouse.custom_code import CustomCode
 from stillhouse.errors import BadFileError, InputError
 from stillhouse.fingerprint import fingerprint
 from stillhouse.mixing.arms import ROW_GROUP
@@ -74,7 +75,11 @@ class BadRow:
 
 
 def read_examples(
-    uri: str, *, where: Mapping[str, str], by: str | None = None
+    uri: str,
+    *,
+    where: Mapping[str, str],
+    by: str | None = None,
+    reader: str | CustomCode = "auto",
 ) -> Iterator[Example | BadRow]:
     """The rows of a file whose columns have the values of `where`, in order.
 
@@ -82,6 +87,7 @@ def read_examples(
         uri: Parquet, JSON, or one plain text.
         where: value by column, compared as text.
         by: the column whose value is the row's `group`.
+        reader: a format, or a reader of the user's.
 
     Raises:
         InputError: a missing column. BadFileError: the file cannot be read.
@@ -89,7 +95,8 @@ def read_examples(
     needed = [*where] if by is None or by in where else [*where, by]
     absent, row = {*needed}, -1
     columns = partial(_columns, uri, needed)
-    for record in read_records(uri, columns, text="text", max_chars=_MAX_CHARS):
+    records = read_records(uri, columns, text="text", max_chars=_MAX_CHARS, given=reader)
+    for record in records:
         row = record.row
         absent -= {key for key in absent if find(record.values, key) is not ABSENT}
         try:
@@ -192,10 +199,11 @@ class SourceTask(Task):
         max_input, max_target: maximal lengths in tokens, without EOS; text takes up both.
         split_text: half of a text is input.
         max_examples: of each arm, the first ones; None for all.
+        reader: the format of the files, or a reader of the user's.
     """
 
     KIND = "arms"
-    VERSION = 3
+    VERSION = 4
     ROW_GROUP = ROW_GROUP
 
     name: str
@@ -209,6 +217,7 @@ class SourceTask(Task):
     split_text: bool
     max_examples: int | None
     is_target: bool = False
+    reader: str | CustomCode = "auto"
     uris: Place[tuple[str, ...]] = ()
     selection_folder: Place[str | None] = None
 
@@ -251,7 +260,7 @@ class SourceTask(Task):
     def _examples(self) -> Iterator[Example | BadRow]:
         for uri in self.uris:
             if self.selection_folder is None:
-                yield from read_examples(uri, where=self.where, by=self.by)
+                yield from read_examples(uri, where=self.where, by=self.by, reader=self.reader)
             else:
                 yield from _selected_texts(uri, self.selection_folder)
 

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import Field, field_validator, model_validator
 
+from stillhouse.data_settings import FROM_SETTING, FileFormat, with_own_tokenizer
 from stillhouse.errors import SpecError
 from stillhouse.mixing.arms import ArmPart
 from stillhouse.mixing.decisions import Replay
@@ -26,7 +27,6 @@ from stillhouse.spec import (
     TokenizerTraining,
 )
 from stillhouse.storage.task import Place, Task
-from stillhouse.tokenizer_settings import FROM_SETTING, with_own_tokenizer
 
 Control: TypeAlias = Literal[
     "target_only",
@@ -38,7 +38,7 @@ Control: TypeAlias = Literal[
 _STATIC_TEMPERATURE = 0.1
 
 
-class ArmSource(Settings):
+class ArmSource(FileFormat):
     """Auxiliary data: one arm, or with `by` one for each value of a column."""
 
     name: str | None = Field(
@@ -71,6 +71,8 @@ class ArmSource(Settings):
             raise ValueError("give either `path` or `selection`")
         if self.selection is not None and (self.by is not None or self.where):
             raise ValueError("`by` and `where` are for `path`, a selection is one arm")
+        if self.selection is not None and self.format != "auto":
+            raise ValueError("`format` is for `path`: a selection is Parquet")
         if self.by is not None and self.name is not None:
             raise ValueError("with `by` the column's values are the names: drop `name`")
         return self
@@ -80,7 +82,7 @@ class ArmSource(Settings):
         return [self.path] if isinstance(self.path, str) else self.path or []
 
 
-class TargetTask(Settings):
+class TargetTask(FileFormat):
     """The few-shot target. Rows whose column `split` is `test` are for measuring only."""
 
     path: str | list[str] = Field(description="files, folders, globs or URIs of task rows")

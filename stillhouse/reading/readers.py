@@ -1,8 +1,10 @@
-"""Reading results, without Ray: any artifact's parts, and selections as Arrow, datasets or torch.
+"""Reading results, without Ray: any artifact's parts, selections, distilled sets.
 
 import stillhouse
 selection = stillhouse.open_selection("store/runs/...")      # a run, an artifact or STORE#name
 dataset = selection.to_datasets()
+small = stillhouse.open_distilled("store/runs/...")
+small.images, small.labels, small.learning_rate
 """
 
 import glob
@@ -10,7 +12,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from stillhouse.errors import ArtifactError
 from stillhouse.storage import names
@@ -19,11 +23,12 @@ from stillhouse.storage.filesystem import (
     absolute_uri,
     exists,
     join,
+    known_options,
     protocol_of,
+    read_bytes,
 )
 from stillhouse.storage.parquet import open_part, read_table
 from stillhouse.storage.run_record import read_json
-from stillhouse.storage.store_options import known_options
 
 if TYPE_CHECKING:
     from stillhouse.reading.torch_reader import SelectionDataset
@@ -31,8 +36,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Sought:
-    """What people mean by a URI: a kind of artifact, the key of a run's result that names one, and
-    the words of messages.
+    """A kind of artifact to open.
+
+    Attributes:
+        kind: its folder in the store.
+        key: of a run's result, where its fingerprint is.
+        noun, made_none: for messages.
     """
 
     kind: str
@@ -42,11 +51,17 @@ class Sought:
 
 
 _SELECTION = Sought("selections", "selection_fingerprint", "a selection", "made no selection")
+_DISTILLED = Sought("distilled", "distilled_fingerprint", "a distilled set", "distilled nothing")
 
 
 class Artifact:
-    """Any artifact: its manifest, its parts in order, and `about`, the URI of the folder in which
-    the manifest and its other files lie.
+    """Any artifact.
+
+    Attributes:
+        uri: of its folder.
+        about: URI of the folder of its manifest and other files.
+        manifest: its settings, inputs and totals.
+        store: URI of the store.
     """
 
     def __init__(self, uri: str, kind: str | None = None) -> None:
@@ -62,7 +77,6 @@ class Artifact:
 
     @property
     def parts(self) -> list[Part]:
-        """The parts in order."""
         return [
             Part(join(self.store, p.path), p.num_rows, p.num_tokens, p.num_bytes, p.sha256)
             for p in self.manifest.parts
@@ -70,12 +84,10 @@ class Artifact:
 
     @property
     def num_rows(self) -> int:
-        """Rows over all parts."""
         return self.manifest.num_rows
 
     @property
     def num_tokens(self) -> int:
-        """Tokens over all parts."""
         return self.manifest.num_tokens
 
 
@@ -87,12 +99,12 @@ class Selection(Artifact):
 
     @property
     def threshold(self) -> float:
-        """Score of the worst kept row."""
+        """The lowest score of a kept row."""
         return float(self.manifest.totals["threshold"])
 
     @property
     def sources(self) -> dict[str, dict[str, int]]:
-        """By source: `pool_tokens` and `kept_tokens`."""
+        """`pool_tokens` and `kept_tokens` by source."""
         tally = self.manifest.totals["tally"]["sources"]
         return {
             name: {"pool_tokens": row["pool_tokens"], "kept_tokens": row["kept_tokens"]}
@@ -100,10 +112,10 @@ class Selection(Artifact):
         }
 
     def to_arrow(self, columns: list[str] | None = None) -> pa.RecordBatchReader:
-        """All rows as a stream of record batches (`.read_all()` makes a table), a row group each.
+        """All rows as record batches, a row group each; `.read_all()` makes a table.
 
         Args:
-            columns: read only these.
+            columns: to read; default all.
 
         Raises:
             ArtifactError: the selection has no parts. KeyError: no such column.
@@ -170,8 +182,14 @@ class Selection(Artifact):
         return SelectionDataset(self.parts, *order, batch_size, drop_last)
 
     def provenance(self, row: int) -> dict[str, Any]:
-        """Where the `row`-th kept row comes from: score, losses, token part and row, raw files."""
-        found = self._row(row)
+        """The origin of the `row`-th kept row: score, losses, token part and row, raw files."""
+        if not 0 <= row < self.num_rows:
+            raise IndexError(f"row {row} of a selection that has {self.num_rows}")
+        ends = np.cumsum([part.num_rows for part in self.parts])
+        number = int(np.searchsorted(ends, row, side="right"))
+        part = self.parts[number]
+        start = int(ends[number]) - part.num_rows
+        found: dict[str, Any] = read_table(part.uri).slice(row - start, 1).to_pylist()[0]
         tokens = load_manifest(join(self.store, "tokens", self.manifest.inputs["tokens"]), "tokens")
         files = part_files(tokens)[found["part"]]
         found.pop("input_ids", None)
@@ -181,18 +199,85 @@ class Selection(Artifact):
             found["raw_file"] = files[found["raw_file"]]["uri"]
         return found | {"token_part": tokens.parts[found["part"]].path}
 
-    def _row(self, row: int) -> dict[str, Any]:
-        if not 0 <= row < self.num_rows:
-            raise IndexError(f"row {row} of a selection that has {self.num_rows}")
-        for part in self.parts:
-            if row < part.num_rows:
-                return read_table(part.uri).slice(row, 1).to_pylist()[0]
-            row -= part.num_rows
-        raise AssertionError("unreachable")
+
+class Distilled(Artifact):
+    """A distilled set as a network is trained on it.
+
+    Attributes:
+        images: float32 [N, C, H, W], preprocessed.
+        labels: classes int64 [N], indices into `class_names`.
+        soft_labels: logits float32 [N, num_classes], or None.
+        learning_rate: learned with the images, or None.
+        preprocessing: `mean` and `std` [C] of pixels in [0, 1], or ZCA's `mean` [D], `matrix` and
+            `inverse` [D, D] (`prepared.Zca`).
+    """
+
+    def __init__(self, uri: str) -> None:
+        from safetensors.numpy import load
+
+        from stillhouse.distillation.stored_sets import PREPROCESSING, read_set
+
+        super().__init__(uri, "distilled")
+        part = self.parts[0].uri
+        found = read_set(read_table(part), part)
+        self.images: NDArray[np.float32] = found.images.numpy()
+        self.labels: NDArray[np.int64] = found.labels.numpy()
+        soft = found.label_logits
+        self.soft_labels: NDArray[np.float32] | None = None if soft is None else soft.numpy()
+        self.learning_rate = found.learning_rate
+        self.preprocessing: dict[str, NDArray[np.float32]] = load(
+            read_bytes(join(self.about, PREPROCESSING))
+        )
+
+    @property
+    def class_names(self) -> list[str]:
+        return list(self.manifest.totals["class_names"])
+
+    @property
+    def num_bytes(self) -> int:
+        """Stored bytes of images and labels, without the pictures to look at."""
+        return int(self.manifest.totals["bytes"])
+
+    @property
+    def trained_by(self) -> dict[str, Any]:
+        """How networks were trained on the set when it was evaluated.
+
+        `recipe` (`recipes.Recipe`), DSA groups `augmentation`, kind of `labels`, `temperature` of
+        soft ones, and with labels of views the seed of the views (`augment.epoch_views`). Empty for
+        a set of an older version.
+        """
+        return dict(self.manifest.totals.get("trained_by", {}))
+
+    def view_labels(self) -> NDArray[Any]:
+        """Stored labels of views, [epochs, N, num_classes] logits or [epochs, N, 2] distances.
+
+        Raises:
+            ArtifactError: the set's labels are of its images.
+        """
+        from safetensors.numpy import load
+
+        from stillhouse.distillation.stored_sets import LABELS
+
+        if LABELS not in self.manifest.files:
+            raise ArtifactError(f"{self.uri} has one label an image, none of views")
+        return load(read_bytes(join(self.about, LABELS)))["labels"]
+
+    def to_datasets(self) -> Any:
+        """A Hugging Face `Dataset` of the stored rows: `image` (to look at), `label`, `values`.
+
+        INFER's are real images, then compensators (`stored_sets`).
+        """
+        import datasets
+
+        files = [part.uri for part in self.parts]
+        known = known_options(self.uri) or None
+        return datasets.load_dataset(
+            "parquet", data_files=files, split="train", storage_options=known
+        )
 
 
 def part_files(tokens: Manifest) -> list[list[dict[str, Any]]]:
-    """The raw files of each part of a tokens artifact (of the unit it was packed from)."""
+    """The raw files of each part of a tokens artifact."""
     return [unit["files"] for unit in tokens.inputs["units"] for _ in range(unit["parts"])]
 
 
@@ -200,7 +285,7 @@ def open_artifact(uri: str) -> Artifact:
     """Open any artifact by the URI of its folder.
 
     Raises:
-        ArtifactError: there is none, or its manifest is broken or newer than this version.
+        ArtifactError: there is none, or its manifest is broken or of a newer version.
     """
     return Artifact(uri)
 
@@ -209,16 +294,25 @@ def open_selection(uri: str) -> Selection:
     """Open a selection by the URI of its folder, of the run that made it, or `STORE#name`.
 
     Raises:
-        ArtifactError: nothing there, an unfinished run, or an artifact of another kind.
+        ArtifactError: it does not exist, an unfinished run, or an artifact of another kind.
     """
     return Selection(find_folder(uri, _SELECTION))
 
 
-def find_folder(uri: str, sought: Sought) -> str:
-    """The folder of what is sought: at its own URI, that of the run that made it, or `STORE#name`.
+def open_distilled(uri: str) -> Distilled:
+    """Open a distilled set by the URI of its folder, of the run that made it, or `STORE#name`.
 
     Raises:
-        ArtifactError: nothing there, an unfinished run, or a name or run of another kind.
+        ArtifactError: it does not exist, an unfinished run, or an artifact of another kind.
+    """
+    return Distilled(find_folder(uri, _DISTILLED))
+
+
+def find_folder(uri: str, sought: Sought) -> str:
+    """The folder of an artifact by its own URI, that of the run that made it, or `STORE#name`.
+
+    Raises:
+        ArtifactError: an unfinished run, a name that is not published, or one of another kind.
     """
     store, mark, name = uri.rpartition("#")
     if mark and "/" not in name:
@@ -229,10 +323,8 @@ def find_folder(uri: str, sought: Sought) -> str:
             raise ArtifactError(f"{uri} stands for one of `{published.kind}`, not {sought.noun}")
         return join(absolute_uri(store), sought.kind, published.selection)
     folder = absolute_uri(uri)
-    return _made_by_run(folder, sought) if folder.rsplit("/", 2)[-2] == "runs" else folder
-
-
-def _made_by_run(folder: str, sought: Sought) -> str:
+    if folder.rsplit("/", 2)[-2] != "runs":
+        return folder
     result = read_json(folder, "result.json")
     if result is None:
         known = "the run is not finished" if exists(join(folder, "spec.yaml")) else "no run"

@@ -16,16 +16,16 @@ _ORDER_VERSION = 2
 
 
 class SelectionDataset(IterableDataset[dict[str, torch.Tensor]]):
-    """Sequences of one rank. State is the number of rows it has given out.
+    """Sequences of one rank. Its state is the number of rows that it has returned.
 
-    Parts, the row groups of each and the rows of these are permuted by (seed, epoch) into one line
-    of N rows. Rank r of W gives the rows from rN/W on, up to (r+1)N/W or, with `drop_last`, as
-    many whole batches as every rank has. So a part is read by one rank, but for the borders.
-    DataLoader workers share the batches of their rank in the same way; each has then a state of
-    its own, as torchdata's StatefulDataLoader expects.
+    Parts, their row groups and the rows of these are permuted by (seed, epoch), which puts all N
+    rows in an order. Rank r of W has the rows from rN/W to (r+1)N/W, or with `drop_last` as many
+    whole batches as every rank has. So a part is read by one rank, except at the borders.
+    DataLoader workers share the batches of their rank in the same way; each has its own state, as
+    torchdata's StatefulDataLoader expects.
 
     Attributes:
-        dropped_rows: rows that no rank gives, of all N; 0 without `drop_last`.
+        dropped_rows: of all N, the rows that no rank returns; 0 without `drop_last`.
     """
 
     def __init__(
@@ -69,11 +69,11 @@ class SelectionDataset(IterableDataset[dict[str, torch.Tensor]]):
         return self._items
 
     def state_dict(self) -> dict[str, Any]:
-        """How many rows were given out, and of which order."""
+        """The number of rows returned, and the order."""
         return self._order | {"rows": self._given, "workers": _workers()[1]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Let the next iteration go on after those rows; parts before it are not read."""
+        """Continue the next iteration after those rows; parts before them are not read."""
         self._resume = dict(state)
         self._given = state["rows"]
 
@@ -109,7 +109,7 @@ class SelectionDataset(IterableDataset[dict[str, torch.Tensor]]):
         return int(state["rows"])
 
     def _blocks(self, first: int, last: int) -> Iterator[torch.Tensor]:
-        """Rows [first, last) of the line, from a row group each: int64 [n, T]."""
+        """Rows [first, last) of the order, those of a row group at a time: int64 [n, T]."""
         position = 0
         for index, part in self._parts:
             if first < position + part.num_rows and position < last:
@@ -117,9 +117,7 @@ class SelectionDataset(IterableDataset[dict[str, torch.Tensor]]):
             position += part.num_rows
 
     def _read(self, index: int, uri: str, first: int, last: int) -> Iterator[torch.Tensor]:
-        """Rows [first, last) of a part's order as far as it has them; other row groups are not
-        read.
-        """
+        """Those of rows [first, last) of the part's order that exist; reads only their groups."""
         key = [self._order["seed"], self._order["epoch"], 1 + index]
         with open_part(uri) as file:
             position = 0

@@ -98,7 +98,7 @@ def _records(uri: str, pool: PoolSource, choose: Choose, wanted: Sequence[int]) 
         choose,
         text=pool.columns.text,
         max_chars=pool.max_chars,
-        given=pool.format,
+        given=pool.reader,
         wanted=wanted,
     )
 

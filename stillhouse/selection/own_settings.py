@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
+from stillhouse.custom_code import CLASS_PATTERN
 from stillhouse.settings import Count, Settings, refuse_secrets
 
 _OF_THE_IMAGE = {"ray", "torch", "stillhouse", "transformers", "pyarrow", "numpy", "pydantic"}
@@ -15,7 +16,7 @@ class OwnScorerSettings(Settings):
 
     import_: str = Field(
         alias="import",
-        pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$",
+        pattern=CLASS_PATTERN,
         description="`my_pkg.module:MyScorer`: has `fit`, `load` and `score`; sent with the job",
     )
     settings: dict[str, Any] = Field(default={}, description="given to the class as keywords")

@@ -12,11 +12,10 @@ from typing import Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from stillhouse.errors import ScorerError, SpecError
-from stillhouse.own_code import find_class, literal_of
+from stillhouse.custom_code import CustomCode, find_class
+from stillhouse.errors import CustomCodeError, SpecError
 from stillhouse.selection.color import color_score
 from stillhouse.selection.dsir import gumbel
-from stillhouse.selection.own import OwnCode, failed_in
 from stillhouse.spec import SelectSpec
 from stillhouse.text.duplicates import keyed_uniform
 
@@ -129,13 +128,13 @@ class NamedRule:
 
     name: str
     scorers: tuple[str, ...]
-    code: OwnCode | None = None
+    code: CustomCode | None = None
 
     def values(self, scores: Mapping[str, Values], rows: RankedRows) -> Values:
         """As `RankingRule.values`.
 
         Raises:
-            ScorerError: a user's rule raised an error, or did not return one number for each row.
+            CustomCodeError: a rule of the user raised, or did not return one number for each row.
         """
         if self.code is None:
             return RULES[self.name].values(scores, rows)
@@ -143,9 +142,9 @@ class NamedRule:
         try:
             found = np.asarray(rule.values(scores, rows), np.float32)
         except Exception as error:
-            raise failed_in(self.code, "failed in `values`", error) from error
+            raise self.code.failed("failed in `values`", error) from error
         if found.shape != rows.keys.shape:
-            raise ScorerError(
+            raise CustomCodeError(
                 f"rule {self.name}: `values` returned shape {found.shape} for {len(rows.keys)} "
                 "rows: return one number for each"
             )
@@ -169,14 +168,14 @@ def find_rule(place: str, name: str) -> NamedRule:
             f"`{place}: {name}`: no such rule; there are {', '.join(RULES)}, and your own as "
             "`my_package.module:MyRule`"
         )
-    found, node = find_class(f"{place}: {name}", name, ("values",))
-    scorers = literal_of(node, "scorers")
+    code = find_class(place, name, ("values",))
+    scorers = code.literal("scorers")
     if not isinstance(scorers, tuple | list) or not {*scorers} <= {*SCORERS}:
         raise SpecError(
             f"`{place}: {name}`: the class needs `scorers = (...)`, with names among "
             f"{', '.join(SCORERS)}"
         )
-    return NamedRule(name, tuple(scorers), OwnCode(name, found.files))
+    return NamedRule(name, tuple(scorers), code)
 
 
 def rules_of(spec: SelectSpec) -> list[NamedRule]:

@@ -1,15 +1,15 @@
-"""What a run leaves behind: parts, receipts of tasks, manifests. All created, never overwritten.
+"""What a run leaves in a store: parts, receipts of tasks, manifests. None is ever overwritten.
 
 * A **part** is a Parquet file named by the fingerprint of what it is made from.
-* A **receipt** says that a task is finished: its parts with their checksums, and its counts. It
-  is small, so that a run which finds 10,000 finished tasks reads no data.
-* A **manifest** makes an artifact: an ordered list of parts. A reader sees only manifests.
+* A **receipt** records a finished task: its parts with their checksums, and its counts. It is
+  small, so that a run which finds 10,000 finished tasks reads no data.
+* A **manifest** defines an artifact: an ordered list of parts. Readers see manifests only.
 
-Layout of a store: `<kind>/parts/<fingerprint>.parquet`, `<kind>/receipts/<fingerprint>.json`,
-`<kind>/<fingerprint>/` for an artifact, and its manifest where `stillhouse.storage.layout` says.
+Layout: `<kind>/parts/<fingerprint>.parquet`, `<kind>/receipts/<fingerprint>.json`,
+`<kind>/<fingerprint>/` for an artifact; its manifest lies where `stillhouse.storage.layout` says.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from typing import Any
@@ -52,9 +52,14 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """A finished task: the parts it made, its counts by name, and anything small worth keeping.
+    """A finished task.
 
-    `files` are what it made besides: sha256 by path in the store.
+    Attributes:
+        task: its fingerprint.
+        parts: in order.
+        counts: by name.
+        info: small JSON values.
+        files: sha256 by path in the store of what it made besides.
     """
 
     task: str
@@ -65,13 +70,16 @@ class Receipt:
 
     @property
     def paths(self) -> list[str]:
-        """Of all that it made."""
+        """Of parts and files."""
         return [*(part.path for part in self.parts), *self.files]
 
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """An artifact: ordered parts (or named files), what it was made from, how, and on what."""
+    """An artifact: ordered parts (or named files), what it was made from and how.
+
+    `files` are those in the manifest's folder: sha256 by name.
+    """
 
     kind: str
     fingerprint: str
@@ -81,34 +89,34 @@ class Manifest:
     totals: dict[str, Any] = field(default_factory=dict)
     made_by: dict[str, Any] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)
-    """Files in the manifest's folder, by name, with their sha256."""
 
     @property
     def num_rows(self) -> int:
-        """Rows over all parts."""
         return sum(part.num_rows for part in self.parts)
 
     @property
     def num_tokens(self) -> int:
-        """Tokens over all parts."""
         return sum(part.num_tokens for part in self.parts)
 
 
 def libraries() -> dict[str, str]:
-    """Versions of the libraries that decide bytes."""
+    """Versions of the libraries that results may depend on."""
     return {name: version(name) for name in ("torch", "transformers", "tokenizers", "pyarrow")}
 
 
 class Store:
-    """A folder or URI prefix under which everything lies. Cheap to make, safe to pickle."""
+    """The folder or URI prefix that everything is stored under. Can be pickled.
+
+    Attributes:
+        uri: without a slash at the end.
+        unread: input files whose content `plan` does not know.
+    """
 
     def __init__(self, uri: str) -> None:
         self.uri = uri
         self.unread: list[str] = []
-        """Input files whose content `plan` does not know."""
 
     def path(self, *names: str) -> str:
-        """The URI of something in the store."""
         return join(self.uri, *names)
 
     def put_part(
@@ -122,93 +130,78 @@ class Store:
     ) -> PartRef:
         """Create a part, or adopt the one that another writer made first.
 
-        Args:
-            path: in the store.
-            table: its content.
-            num_tokens: of it.
-            row_group: rows of each.
-            agrees: whether content that stands there is the same up to what devices round.
-
         Raises:
-            ArtifactError: other content stands there.
+            ArtifactError: the existing part has other rows, or other values by `agrees`, which
+                compares up to rounding of devices.
         """
         data = parquet_bytes(table, row_group=row_group)
-        stands = create_or_adopt(self.path(path), data)
-        num_rows = table.num_rows if stands is data else _num_rows(stands, path)
+        stored = create_or_adopt(self.path(path), data)
+        num_rows = table.num_rows
+        if stored is not data:
+            try:
+                num_rows = pq.read_metadata(pa.BufferReader(stored)).num_rows
+            except pa.ArrowInvalid as error:
+                raise ArtifactError(f"part {path} is broken: {error}") from error
         if num_rows != table.num_rows:
             raise ArtifactError(
                 f"part {path} has {num_rows} rows where this run makes {table.num_rows}: "
                 "its inputs are not what its name says; run `stillhouse verify`"
             )
-        if stands != data and agrees is not None and not agrees(read_table(self.path(path))):
+        if stored != data and agrees is not None and not agrees(read_table(self.path(path))):
             raise ArtifactError(
-                f"part {path} holds other values than are made now: remove it, or begin a new "
-                "`store`"
+                f"part {path} has other values than are made now: remove it, or begin a new `store`"
             )
-        return PartRef(path, num_rows, num_tokens, len(stands), sha256(stands))
+        return PartRef(path, num_rows, num_tokens, len(stored), sha256(stored))
 
     def finished(self, kind: str, tasks: Iterable[str]) -> dict[str, Receipt]:
-        """The receipts among `tasks` whose parts are all there: two listings, a read for each.
-
-        A task that lost a part is one to do again.
+        """The receipts of those tasks whose parts all exist, by task: two listings and a read for
+        each receipt. A task that lost a part has to be done again.
         """
         names = set(list_names(self.path(kind, "receipts")))
-        there = [task for task in tasks if f"{task}.json" in names]
-        uris = [self._receipt_uri(kind, task) for task in there]
+        uris = [self._receipt_uri(kind, task) for task in tasks if f"{task}.json" in names]
         receipts = list(map(parse_receipt, read_many(uris), uris))
-        lost = self._lost(path for receipt in receipts for path in receipt.paths)
-        return {r.task: r for r in receipts if lost.isdisjoint(r.paths)}
+        missing = self._missing(path for receipt in receipts for path in receipt.paths)
+        return {r.task: r for r in receipts if missing.isdisjoint(r.paths)}
 
-    def _lost(self, paths: Iterable[str]) -> set[str]:
-        """Those of some paths in the store that are not there: a listing of each folder."""
+    def _missing(self, paths: Iterable[str]) -> set[str]:
+        """The paths in the store that do not exist: one listing of each folder."""
         wanted = set(paths)
         folders = sorted({path.rpartition("/")[0] for path in wanted})
         names = {folder: list_names(self.path(folder)) for folder in folders}
         return wanted - {f"{folder}/{name}" for folder in folders for name in names[folder]}
 
     def put_receipt(self, kind: str, receipt: Receipt) -> Receipt:
-        """Say that a task is finished; the receipt that came first is the one that counts."""
+        """Record that a task is finished; the first receipt is kept, and returned."""
         uri = self._receipt_uri(kind, receipt.task)
-        stands = parse_receipt(create_or_adopt(uri, seal(asdict(receipt))), uri)
-        made = _digests(receipt.parts) | receipt.files
-        _check_same(uri, _digests(stands.parts) | stands.files, made)
-        return stands
+        stored = parse_receipt(create_or_adopt(uri, seal(asdict(receipt))), uri)
+        _check_same(uri, stored, receipt)
+        return stored
 
     def _receipt_uri(self, kind: str, task: str) -> str:
         return self.path(kind, "receipts", f"{task}.json")
 
     def put_manifest(self, manifest: Manifest) -> Manifest:
-        """Make the artifact visible, or adopt the manifest of a writer that came first.
-
-        Returns:
-            The manifest as any reader sees it from now on.
-        """
+        """Make the artifact visible; the first manifest is kept, and returned."""
         place = about(self.path(manifest.kind, manifest.fingerprint))
         content = asdict(manifest)
-        listed = None
+        part_list = None
         if len(manifest.parts) > _MAX_INLINE_PARTS:
             rows = parquet_bytes(pa.Table.from_pylist(content.pop("parts")))
-            listed = create_or_adopt(join(place, PART_LIST), rows)
-            content["parts_sha256"] = sha256(listed)
+            part_list = create_or_adopt(join(place, PART_LIST), rows)
+            content["parts_sha256"] = sha256(part_list)
         uri = join(place, MANIFEST)
         data = create_or_adopt(uri, seal(content, indent=1))
-        stands = parse_manifest(data, place, manifest.kind, listed)
-        made = _digests(manifest.parts) | manifest.files
-        _check_same(uri, _digests(stands.parts) | stands.files, made)
-        return stands
+        stored = parse_manifest(data, place, manifest.kind, part_list)
+        _check_same(uri, stored, manifest)
+        return stored
 
     def get_manifest(self, kind: str, fingerprint: str) -> Manifest:
-        """The manifest of an artifact.
-
-        Raises:
-            ArtifactError: missing, broken, newer, or of another kind.
-        """
         return load_manifest(self.path(kind, fingerprint), kind)
 
     def find_manifest(self, kind: str, fingerprint: str) -> Manifest | None:
-        """The manifest, or None where the artifact is not there (yet), or not whole any more.
+        """The manifest, or None where the artifact does not exist or lost a part or file.
 
-        One of an older layout is not there: it is made again.
+        An artifact of an older layout counts as missing: it is made again.
         """
         place = about(f"{kind}/{fingerprint}")
         try:
@@ -216,17 +209,16 @@ class Store:
         except FileNotFoundError:
             return None
         manifest = parse_manifest(data, self.path(place), kind)
-        files = [f"{place}/{name}" for name in manifest.files]
-        return None if self._lost([*(part.path for part in manifest.parts), *files]) else manifest
+        paths = [part.path for part in manifest.parts]
+        paths += [f"{place}/{name}" for name in manifest.files]
+        return None if self._missing(paths) else manifest
 
 
-def _digests(parts: Iterable[PartRef]) -> dict[str, str]:
-    return {part.path: part.sha256 for part in parts}
-
-
-def _check_same(uri: str, stands: Mapping[str, str], made: Mapping[str, str]) -> None:
-    """A task that is done again, for a part was lost, has to give what its first name says."""
-    different = sorted(path for path in made if made[path] != stands.get(path, made[path]))
+def _check_same(uri: str, stored: Receipt | Manifest, made: Receipt | Manifest) -> None:
+    """A task that is repeated because a part was lost has to give the same bytes again."""
+    before = {part.path: part.sha256 for part in stored.parts} | stored.files
+    now = {part.path: part.sha256 for part in made.parts} | made.files
+    different = sorted(path for path in now if now[path] != before.get(path, now[path]))
     if different:
         raise ArtifactError(
             f"{uri} names other bytes of {different[0]} than were made now, maybe by other "
@@ -244,7 +236,7 @@ def load_manifest(folder: str, kind: str | None = None) -> Manifest:
 
 
 def find_artifact(folder: str, kind: str | None = None) -> tuple[str, Manifest]:
-    """As `load_manifest`, and before it the URI of the folder in which its files lie."""
+    """The URI of the folder that the manifest lies in, and the manifest; as `load_manifest`."""
     try:
         place, data = read_manifest(folder)
     except FileNotFoundError as error:
@@ -253,15 +245,13 @@ def find_artifact(folder: str, kind: str | None = None) -> tuple[str, Manifest]:
 
 
 def parse_manifest(
-    data: bytes, place: str, kind: str | None, listed: bytes | None = None
+    data: bytes, place: str, kind: str | None, part_list: bytes | None = None
 ) -> Manifest:
-    """The manifest in `data`, from the folder `place`; `listed` are the bytes of its list of parts
-    where at hand.
-    """
+    """The manifest in `data`, of the folder `place`; `part_list` is its list of parts, if read."""
     try:
         content = unseal(data, join(place, MANIFEST))
         digest = content.pop("parts_sha256", None)
-        rows = content["parts"] if digest is None else _listed_parts(place, digest, listed)
+        rows = content["parts"] if digest is None else _listed_parts(place, digest, part_list)
         content["parts"] = tuple(PartRef(**row) for row in rows)
         manifest = Manifest(**content)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -273,10 +263,10 @@ def parse_manifest(
     return manifest
 
 
-def _listed_parts(place: str, digest: str, listed: bytes | None) -> list[dict[str, Any]]:
+def _listed_parts(place: str, digest: str, part_list: bytes | None) -> list[dict[str, Any]]:
     uri = join(place, PART_LIST)
     try:
-        data = read_bytes(uri) if listed is None else listed
+        data = read_bytes(uri) if part_list is None else part_list
     except FileNotFoundError as error:
         raise ArtifactError(f"{uri} is missing, the list that its manifest names") from error
     if sha256(data) != digest:
@@ -299,10 +289,3 @@ def parse_receipt(data: bytes, uri: str) -> Receipt:
     if not uri.endswith(f"/{receipt.task}.json"):
         raise ArtifactError(f"{uri} is the receipt of another task, {receipt.task}")
     return receipt
-
-
-def _num_rows(data: bytes, path: str) -> int:
-    try:
-        return pq.read_metadata(pa.BufferReader(data)).num_rows
-    except pa.ArrowInvalid as error:
-        raise ArtifactError(f"part {path} is broken: {error}") from error

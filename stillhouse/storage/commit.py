@@ -1,9 +1,10 @@
-"""Commit = creating a name that nobody has. This page is the whole exactly-once story.
+"""Create-only writes: the basis of exactly-once results.
 
-On S3 a conditional put (If-None-Match: the server refuses the second writer). On local disks the
-bytes go to `.name.<uuid>.tmp`, are flushed, and `os.link` gives them their final name, which fails
-when it is taken. Every store is asked once a run whether a second create of one name is refused:
-some S3 servers and most other filesystems replace it without a word.
+A commit is the creation of a name that did not exist. On S3 that is a conditional put
+(If-None-Match: the server refuses the second writer). On local disks the bytes go to
+`.name.<uuid>.tmp`, are flushed, and get their final name by `os.link`, which fails where the name
+is taken. Some S3 servers and most other filesystems replace a name without a word; so `check_store`
+tries once a run whether a second create of one name is refused.
 """
 
 import errno
@@ -45,14 +46,15 @@ def create(uri: str, data: bytes) -> bool:
 
 
 def create_or_adopt(uri: str, data: bytes) -> bytes:
-    """Create `uri`; where it exists already, return the bytes that stand there instead."""
+    """Create `uri` with `data`; where it exists already, return its content instead."""
     return data if create(uri, data) else read_bytes(uri)
 
 
 def replace(uri: str, data: bytes) -> None:
     """Write `uri`, replacing what was there: only for status pages and caches, never for parts."""
     if protocol_of(uri) == "file":
-        with_retries(lambda: _replace_local(Path(uri), data), f"writing {uri}")
+        path = Path(uri)
+        with_retries(lambda: os.replace(_write_beside(path, [data]), path), f"writing {uri}")
         return
     fs, path = filesystem(uri)
     try:
@@ -62,10 +64,10 @@ def replace(uri: str, data: bytes) -> None:
 
 
 def copy(source: str, uri: str) -> str:
-    """Copy an object of any size to a name that its content decides, block by block.
+    """Copy an object of any size, in blocks, to a name that is derived from its content.
 
-    The name appears with the last byte. Another writer's bytes there would be the same, so that
-    it does no harm to replace them.
+    The name appears with the last byte. Replacing another writer's object is harmless, because the
+    bytes are the same.
 
     Returns:
         The sha256 of what was copied.
@@ -87,8 +89,8 @@ def _copy(source: str, uri: str) -> str:
             _flush_folder(Path(uri).parent)
         else:
             fs, path = filesystem(uri)
-            with fs.open(path, "wb") as there:
-                there.writelines(blocks(file))
+            with fs.open(path, "wb") as target:
+                target.writelines(blocks(file))
     return digest.hexdigest()
 
 
@@ -100,15 +102,11 @@ def _create_remote(fs: Any, path: str, data: bytes, uri: str) -> bool:
     except FileNotFoundError as error:
         raise StorageError(explain(error, f"writing {uri}")) from error
     except OSError as error:
-        if _precondition_failed(error):
+        # S3's 412 from servers that do not say which condition failed
+        if s3_code(error) in {"PreconditionFailed", "412"}:
             return False
         raise
     return True
-
-
-def _precondition_failed(error: OSError) -> bool:
-    """S3's 412 from servers that do not say which condition failed."""
-    return s3_code(error) in {"PreconditionFailed", "412"}
 
 
 def _create_local(path: Path, data: bytes) -> bool:
@@ -132,12 +130,12 @@ def _create_local(path: Path, data: bytes) -> bool:
     return True
 
 
-def _replace_local(path: Path, data: bytes) -> None:
-    os.replace(_write_beside(path, [data]), path)
-
-
 def _write_beside(path: Path, blocks: Iterable[bytes]) -> Path:
-    _make_folder(path.parent)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        message = "a file stands where a folder is needed"
+        raise NotADirectoryError(errno.ENOTDIR, message, str(path.parent)) from error
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         with open(temporary, "xb") as file:
@@ -150,16 +148,8 @@ def _write_beside(path: Path, blocks: Iterable[bytes]) -> Path:
     return temporary
 
 
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except FileExistsError as error:
-        message = "a file stands where a folder is needed"
-        raise NotADirectoryError(errno.ENOTDIR, message, str(folder)) from error
-
-
 def _flush_folder(folder: Path) -> None:
-    """After a power cut no receipt may stand whose part's name was lost."""
+    """Make a name durable: after a power cut no receipt may exist whose part's name was lost."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -168,9 +158,9 @@ def _flush_folder(folder: Path) -> None:
 
 
 def check_store(store: str) -> str:
-    """Make sure that a store can be written and that its creates are exclusive.
+    """Check that a store can be written and that creates in it are exclusive.
 
-    Creates `store.json` in it, twice the first time and once (refused) ever after.
+    Creates `store.json`: twice the first time, once (refused) ever after.
 
     Returns:
         The store's absolute URI.

@@ -1,13 +1,14 @@
-"""Content digests of input files, remembered so that an unchanged listing reads no data.
+"""Content digests of input files, cached so that an unchanged listing reads no data.
 
-The identity of an input is the SHA-256 of its bytes. What was seen at `(URI, size, stamp)` is kept
-in the store as a cache; it never becomes part of a fingerprint.
+An input is identified by the SHA-256 of its bytes. The digest that a file of some URI, size and
+stamp had is cached in the store; the cache is never part of a fingerprint.
 """
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import IO, Any
 
@@ -49,22 +50,22 @@ def digest_file(uri: str) -> FileDigest:
         raise BadFileError(f"{uri} vanished while it was read") from error
 
 
-def _without_reading(file: FileInfo) -> FileDigest:
-    """A name that no content has, and the rows that a footer tells of."""
+def _unread_digest(file: FileInfo) -> FileDigest:
+    """A placeholder that no content has; of Parquet the rows by its footer."""
     rows = None
-    if _has_footer(file.uri):
+    if _is_parquet(file.uri):
         with open_read(file.uri) as opened:
             rows = _row_groups(file.uri, opened)
-    return FileDigest(fingerprint(["unread", file.uri, *_seen(file)]), rows)
+    return FileDigest(fingerprint(["unread", file.uri, file.size_bytes, file.stamp]), rows)
 
 
-def _has_footer(uri: str) -> bool:
+def _is_parquet(uri: str) -> bool:
     return uri.lower().endswith((".parquet", ".pq"))
 
 
 def _row_groups(uri: str, file: IO[bytes]) -> tuple[int, ...] | None:
     """Rows of each row group; None for other formats and for files that cannot be read."""
-    if not _has_footer(uri):
+    if not _is_parquet(uri):
         return None
     file.seek(0)
     try:
@@ -75,62 +76,43 @@ def _row_groups(uri: str, file: IO[bytes]) -> tuple[int, ...] | None:
 
 
 def digest_files(
-    store: Store,
-    files: Sequence[FileInfo],
-    *,
-    remember: bool = True,
-    run: Callable[[Callable[[str], FileDigest], Iterable[str]], Iterable[FileDigest]] | None = None,
+    store: Store, files: Sequence[FileInfo], *, remember: bool = True
 ) -> list[FileDigest]:
     """The digests of `files`, from the store's cache where size and stamp are unchanged.
 
-    Two requests besides the files that are read: the cache is one object for all files under
-    one root, read and, where something is new, replaced (a racing run's news are read again).
+    Costs two requests besides the files that are read: the cache is one object for all files under
+    one root. Of two racing runs the last one's cache stays; what only the other read is read again.
 
     Args:
         store: where the cache lies.
         files: the listing.
-        remember: read what is new and write the cache. Without it, for `plan`, nothing is written
-            and of new files only Parquet's footers are read: they get names that no content has,
-            and are told to `store.unread`.
-        run: maps `digest_file` over URIs; default a few threads.
+        remember: read new files and update the cache. False is for `plan`: nothing is written, of
+            new files only the footers of Parquet are read; their digests are placeholders and
+            their URIs are added to `store.unread`.
 
     Raises:
         BadFileError: a file vanished while it was read.
     """
     cache = store.path("cache", fingerprint(["digests", 1, _common_root(files)]) + ".json")
-    known = _load(cache)
-    missing = [f for f in files if f.uri not in known or known[f.uri][:2] != _seen(f)]
+    known: dict[str, list[Any]] = {}  # by URI: size, stamp, sha256, rows of the row groups
+    with suppress(FileNotFoundError, ArtifactError):  # a damaged cache is as good as none
+        known = unseal(read_bytes(cache), cache)
+    missing = [f for f in files if known.get(f.uri, [])[:2] != [f.size_bytes, f.stamp]]
     with ThreadPoolExecutor(_THREADS) as threads:
         if remember:
-            made = list((run or threads.map)(digest_file, [f.uri for f in missing]))
+            digests = list(threads.map(digest_file, [f.uri for f in missing]))
         else:
             store.unread.extend(f.uri for f in missing)
-            made = list(threads.map(_without_reading, missing))
-    for file, digest in zip(missing, made, strict=True):
-        known[file.uri] = [*_seen(file), digest.sha256, digest.row_group_rows]
+            digests = list(threads.map(_unread_digest, missing))
+    for file, digest in zip(missing, digests, strict=True):
+        known[file.uri] = [file.size_bytes, file.stamp, digest.sha256, digest.row_group_rows]
     if remember and missing:
         replace(cache, seal(known))
-    return [_digest(known[f.uri]) for f in files]
-
-
-def _seen(file: FileInfo) -> list[Any]:
-    return [file.size_bytes, file.stamp]
-
-
-def _digest(entry: list[Any]) -> FileDigest:
-    _, _, sha256, rows = entry
-    return FileDigest(sha256, None if rows is None else tuple(rows))
+    entries = [known[file.uri][2:] for file in files]
+    return [FileDigest(sha256, None if rows is None else tuple(rows)) for sha256, rows in entries]
 
 
 def _common_root(files: Sequence[FileInfo]) -> str:
     """The deepest folder over all files; it stays as shards and subfolders are added."""
     folders = {f"/{f.uri.replace('://', '/').lstrip('/')}".rsplit("/", 1)[0] for f in files}
     return os.path.commonpath(folders) if folders else ""
-
-
-def _load(uri: str) -> dict[str, list[Any]]:
-    """By URI of a file: size, stamp, sha256, rows of its row groups."""
-    try:
-        return unseal(read_bytes(uri), uri)
-    except (FileNotFoundError, ArtifactError):
-        return {}  # a cache that is not what was written says nothing

@@ -1,9 +1,14 @@
-"""Every byte goes through here: URIs to filesystems, listing, reading, all with retries.
+"""All file access: URIs to filesystems, listing, reading, with retries.
 
-A path without a scheme is a local path; URIs made from it are absolute, so that any process on
-the machine reads the same file. Anything else is fsspec's. Options of a filesystem (endpoint,
-profile) live in fsspec's own configuration and in `store_options`, credentials in the standard
-chains: these are never written down.
+A path without a scheme is a local path; URIs made from it are absolute, so that any process on the
+machine reads the same file. Everything else is opened by fsspec. Credentials come from the standard
+chains and are never written down.
+
+Options of a filesystem (endpoint, profile) live in fsspec's own configuration. A store at an
+endpoint cannot tell its own endpoint; so a run keeps the `storage_options` of its spec, which hold
+no secret, in `~/.config/stillhouse/stores.json` by the store's URI, for whatever opens the store
+later (`verify`, `status`, a reader). Options of the process itself, by a spec or the environment,
+come first.
 """
 
 import glob
@@ -11,27 +16,34 @@ import json
 import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 from typing import IO, Any
+from uuid import uuid4
 
 from stillhouse.errors import InputError, MissingExtraError, StorageError
 from stillhouse.fingerprint import fingerprint
+from stillhouse.storage.remote_file import open_remote, web_info
 from stillhouse.storage.retries import with_retries
-from stillhouse.storage.store_options import known_options
 
-S3_PROTOCOLS = ("s3", "s3a")
+_S3_PROTOCOLS = ("s3", "s3a")
 _WEB_PROTOCOLS = ("http", "https")
 _S3_CONFIG = {"connect_timeout": 10, "read_timeout": 20}
 _ONE_TRY = {"total_max_attempts": 1, "mode": "standard"}
 _THREADS = 16
+_ENDPOINTS = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3")
+_STAMPS = ("ETag", "etag", "mtime", "LastModified", "Last-Modified", "last_modified", "created")
+"""Keys under which filesystems tell what changes with a file's content, the best first."""
 
 
 @dataclass(frozen=True, slots=True)
 class FileInfo:
-    """One listed file: `stamp` is its etag or modification time, whatever tells a change."""
+    """One listed file: `name` relative to the listing; `stamp` (an etag or modification time)
+    changes when the file does.
+    """
 
     uri: str
     name: str
@@ -52,15 +64,17 @@ def protocol_of(uri: str) -> str:
 
 
 def join(uri: str, *names: str) -> str:
-    """`uri/name/name`."""
     return "/".join([uri.rstrip("/"), *names])
 
 
+# --------------------------------------------------------------------------------------- options
+
+
 def use_options(uri: str, options: dict[str, Any]) -> dict[str, str]:
-    """Give fsspec `options` for the protocol of `uri`.
+    """Set fsspec's `options` for the protocol of `uri` in this process.
 
     Returns:
-        Environment variables that give worker processes the same.
+        Environment variables that set the same in worker processes.
     """
     from fsspec.config import conf
 
@@ -71,11 +85,49 @@ def use_options(uri: str, options: dict[str, Any]) -> dict[str, str]:
     return {f"FSSPEC_{protocol.upper()}": json.dumps(options)}
 
 
+def remember_options(store: str, options: dict[str, Any]) -> None:
+    """Keep the options of a remote store on this machine; empty ones are forgotten."""
+    known = _kept_options()
+    if "://" not in store or known.get(store.rstrip("/"), {}) == options:
+        return
+    known[store.rstrip("/")] = options
+    text = json.dumps({uri: kept for uri, kept in known.items() if kept}, indent=1, sort_keys=True)
+    path = _options_file()
+    temporary = path.with_name(f"{path.name}.{uuid4().hex}.tmp")
+    with suppress(OSError):  # no writable home: they have to be given again, by the environment
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(text)
+        os.replace(temporary, path)
+
+
+def known_options(uri: str) -> dict[str, Any]:
+    """The kept options of the store that `uri` lies in; none where the process has its own."""
+    from fsspec.config import conf
+
+    if "://" not in uri or conf.get(protocol_of(uri)) or any(n in os.environ for n in _ENDPOINTS):
+        return {}
+    known = _kept_options()
+    stores = [store for store in known if f"{uri}/".startswith(f"{store}/")]
+    return known[max(stores, key=len)] if stores else {}
+
+
+def _options_file() -> Path:
+    home = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
+    return Path(home, "stillhouse", "stores.json")
+
+
+def _kept_options() -> dict[str, dict[str, Any]]:
+    try:
+        return dict(json.loads(_options_file().read_bytes()))
+    except (OSError, ValueError):
+        return {}
+
+
 def filesystem(uri: str) -> tuple[Any, str]:
     """The fsspec filesystem of `uri` and the path in it.
 
-    On S3 the retries of botocore and s3fs are off, for ours would multiply with them; the user's
-    `config_kwargs` come on top.
+    On S3 the retries of botocore and s3fs are off, because ours would multiply with them; the
+    user's `config_kwargs` are added.
 
     Raises:
         StorageError: an unknown protocol or a filesystem that cannot be set up.
@@ -84,41 +136,36 @@ def filesystem(uri: str) -> tuple[Any, str]:
     import fsspec
     from fsspec.config import conf
 
-    protocol = protocol_of(uri)
+    protocol, known = protocol_of(uri), known_options(uri)
     try:
-        if protocol in _WEB_PROTOCOLS:  # sizes and ranges are those of the file as it lies there
+        if protocol in _WEB_PROTOCOLS:  # sizes and ranges are those of the file as stored
             return fsspec.filesystem(protocol, headers={"Accept-Encoding": "identity"}), uri
-        if protocol not in S3_PROTOCOLS:
-            return fsspec.core.url_to_fs(uri, **known_options(uri))
+        if protocol not in _S3_PROTOCOLS:
+            return fsspec.core.url_to_fs(uri, **known)
+        config = _S3_CONFIG | {"retries": dict(_ONE_TRY)}
+        for options in (known, *(conf.get(protocol, {}) for protocol in _S3_PROTOCOLS)):
+            config |= options.get("config_kwargs", {})
         # not `url_to_fs`, which takes a key with `::` for a chain of filesystems
-        known = known_options(uri)
-        fs = fsspec.filesystem(
-            protocol,
-            **known | {"use_listings_cache": False, "config_kwargs": _s3_config(conf, known)},
-        )
+        fixed = {"use_listings_cache": False, "config_kwargs": config}
+        fs = fsspec.filesystem(protocol, **known | fixed)
         path = fs._strip_protocol(uri)
         fs.retries = 1
         return fs, path
     except (ValueError, ImportError) as error:
-        named = MissingExtraError.of(error) if isinstance(error, ImportError) else None
-        raise named or StorageError(f"cannot open {uri!r}: {error}") from error
+        missing = MissingExtraError.of(error) if isinstance(error, ImportError) else None
+        raise missing or StorageError(f"cannot open {uri!r}: {error}") from error
 
 
-def _s3_config(conf: dict[str, dict[str, Any]], known: dict[str, Any]) -> dict[str, Any]:
-    config = _S3_CONFIG | {"retries": dict(_ONE_TRY)}
-    for options in (known, *(conf.get(protocol, {}) for protocol in S3_PROTOCOLS)):
-        config |= options.get("config_kwargs", {})
-    return config
+# --------------------------------------------------------------------------------------- reading
 
 
 def read_bytes(uri: str) -> bytes:
     """The whole object. FileNotFoundError where there is none."""
-    protocol = protocol_of(uri)
-    if protocol == "file":
+    if protocol_of(uri) == "file":
         return with_retries(Path(uri).read_bytes, f"reading {uri}")
     fs, path = filesystem(uri)
     # s3fs asks for the size first, unless it may not cut the read in concurrent pieces
-    options = {"max_concurrency": 1} if protocol in S3_PROTOCOLS else {}
+    options = {"max_concurrency": 1} if protocol_of(uri) in _S3_PROTOCOLS else {}
     return with_retries(lambda: fs.cat_file(path, **options), f"reading {uri}")
 
 
@@ -132,13 +179,10 @@ def open_read(uri: str) -> IO[bytes]:
     """A seekable binary file. FileNotFoundError where there is none."""
     if protocol_of(uri) == "file":
         return with_retries(lambda: open(uri, "rb"), f"opening {uri}")
-    from stillhouse.storage.remote_file import open_remote
-
     return open_remote(*filesystem(uri), uri)
 
 
 def exists(uri: str) -> bool:
-    """Whether an object of this name exists now."""
     if protocol_of(uri) == "file":
         return os.path.exists(uri)
     fs, path = filesystem(uri)
@@ -151,11 +195,17 @@ def list_names(uri: str) -> list[str]:
         if protocol_of(uri) == "file":
             return sorted(with_retries(lambda: os.listdir(uri), f"listing {uri}"))
         fs, path = filesystem(uri)
-        found = with_retries(lambda: fs.ls(path, detail=False), f"listing {uri}")
+        paths = with_retries(lambda: fs.ls(path, detail=False), f"listing {uri}")
     except FileNotFoundError:
         return []
     prefix = path.rstrip("/")
-    return sorted({p.rstrip("/").rsplit("/", 1)[-1] for p in found if p.rstrip("/") != prefix})
+    return sorted({p.rstrip("/").rsplit("/", 1)[-1] for p in paths if p.rstrip("/") != prefix})
+
+
+# --------------------------------------------------------------------------------------- listing
+
+_Suffixes = tuple[tuple[str, ...], tuple[str, ...]]
+"""Suffixes that are read in a folder; those that are read where it has none of them."""
 
 
 def list_files(
@@ -163,12 +213,12 @@ def list_files(
 ) -> list[FileInfo]:
     """All files of the given paths (files, folders, globs, URIs), sorted by name.
 
-    Inside a folder only files with one of `suffixes` count (where it has none, those with one of
+    Of a folder only files with one of `suffixes` are listed (where it has none, those with one of
     `otherwise`), and none under a name that starts with a dot or underscore; links to folders are
-    followed. A file or glob is taken at its word, but a wildcard does not stand for such a name.
-    `name` is relative to the folder (for a glob,
-    to what stands before its first wildcard; for a file, to its folder), so that it changes
-    neither when the folder is renamed nor when files are added.
+    followed. A file or glob may name any file, but a wildcard does not match a hidden name.
+    `name` is relative to the folder (for a glob, to what stands before its first wildcard; for a
+    file, to its folder), so that it changes neither when the folder is renamed nor when files are
+    added.
 
     Raises:
         InputError: a path that matches nothing, a name that is not UTF-8. StorageError: a folder
@@ -183,46 +233,48 @@ def list_files(
         if not found:
             raise InputError(_no_match(uri, wanted))
         for info in found:
-            _check_name(info.uri)
+            try:
+                info.uri.encode()
+            except UnicodeEncodeError:
+                shown = info.uri.encode(errors="surrogateescape")
+                message = f"the name of the file {shown!r} is not UTF-8: rename it"
+                raise InputError(message) from None
             files.setdefault(info.uri, info)
     return sorted(files.values(), key=lambda info: (info.name, info.uri))
 
 
-_Suffixes = tuple[tuple[str, ...], tuple[str, ...]]
-"""Those that count in a folder, and those that do where it has none of them."""
-
-
 def _no_match(uri: str, wanted: _Suffixes) -> str:
-    sought = ", ".join(s for s in [*wanted[0], *wanted[1]] if s.count(".") == 1)
+    suffixes = [*wanted[0], *wanted[1]]
+    listed = ", ".join([s for s in suffixes if s.count(".") == 1] or suffixes)
     escaped = uri.replace("[", "[[]")
     hint = f"; write {escaped!r} if the bracket is part of the name" if "[" in uri else ""
     return (
-        f"no files match {uri!r} (looking for {sought}; names that begin with . or _ are hidden"
+        f"no files match {uri!r} (looking for {listed}; names that begin with . or _ are hidden"
         f" or unfinished files, which only a path of theirs names){hint}"
     )
 
 
-def _check_name(uri: str) -> None:
-    try:
-        uri.encode()
-    except UnicodeEncodeError:
-        shown = uri.encode(errors="surrogateescape")
-        raise InputError(f"the name of the file {shown!r} is not UTF-8: rename it") from None
-
-
 def _find_local(path: str, suffixes: _Suffixes) -> list[FileInfo]:
     if os.path.isfile(path):
-        root, found = os.path.dirname(path), [path]
+        root, paths = os.path.dirname(path), [path]
     elif os.path.isdir(path):
-        root, found = path, _counted(_walk(path), path, suffixes)
+        root, paths = path, _in_folder(_walk(path), path, suffixes)
     else:
         root = _before_wildcard(path)
-        found = _named(_glob(path, root), path, root)
-    return [_local_info(p, root) for p in found if os.path.isfile(p)]
+        paths = _in_glob(_glob(path, root), path, root)
+    found: list[FileInfo] = []
+    for file in paths:
+        if os.path.isfile(file):
+            stat = os.stat(file)  # follows links: what counts are the bytes behind them
+            stamp = f"{stat.st_mtime_ns}-{stat.st_ctime_ns}-{stat.st_ino}"
+            found.append(FileInfo(file, os.path.relpath(file, root), stat.st_size, stamp))
+    return found
 
 
 def _glob(pattern: str, root: str) -> Iterable[str]:
-    """What matches a pattern; `**` is walked as a folder is, so that links in a circle end."""
+    """The paths that match a pattern; `**` walks folders as `_walk` does, so that links in a circle
+    end.
+    """
     pieces = pattern[len(root) + 1 :].split("/")
     if "**" not in pieces:
         return glob.glob(pattern)
@@ -253,53 +305,42 @@ def _walk(folder: str) -> Iterable[str]:
         yield from (os.path.join(parent, name) for name in names)
 
 
-def _local_info(path: str, root: str) -> FileInfo:
-    """Symbolic links are followed: what counts is when the bytes behind them changed."""
-    found = os.stat(path)
-    stamp = f"{found.st_mtime_ns}-{found.st_ctime_ns}-{found.st_ino}"
-    return FileInfo(path, os.path.relpath(path, root), found.st_size, stamp)
-
-
 def _find_remote(uri: str, suffixes: _Suffixes) -> list[FileInfo]:
+    fs, path = filesystem(uri)
     if protocol_of(uri) in _WEB_PROTOCOLS:
-        from stillhouse.storage.remote_file import web_info
-
-        fs, path = filesystem(uri)
         detail = web_info(fs, path)
         return [FileInfo(uri, uri.rsplit("/", 1)[-1], detail["size"], _stamp(detail))]
-    fs, path = filesystem(uri)
     wild = any(c in path for c in "*?[") and not fs.isfile(path)
     try:
         found = fs.glob(path, detail=True) if wild else fs.find(path, detail=True)
     except FileNotFoundError:
         found = {}
     bucket = path.split("/")[0]
-    if not found and protocol_of(uri) in S3_PROTOCOLS and not fs.exists(bucket):
+    if not found and protocol_of(uri) in _S3_PROTOCOLS and not fs.exists(bucket):
         raise InputError(f"{uri}: there is no bucket {bucket!r}, or it may not be listed")
     files = {p: detail for p, detail in found.items() if detail["type"] == "file"}
     if wild:
         root = _before_wildcard(path)
-        files = {p: files[p] for p in _named(files, path, root)}
+        listed = _in_glob(files, path, root)
     elif set(files) == {path}:
-        root = path.rsplit("/", 1)[0]
+        root, listed = path.rsplit("/", 1)[0], [path]
     else:
         root = path.rstrip("/")
-        files = {p: files[p] for p in _counted(files, root, suffixes)}
+        listed = _in_folder(files, root, suffixes)
+    details = [(path, files[path]) for path in listed]
     return [
-        FileInfo(fs.unstrip_protocol(p), p[len(root) + 1 :], int(detail["size"]), _stamp(detail))
-        for p, detail in files.items()
+        FileInfo(fs.unstrip_protocol(p), p[len(root) + 1 :], int(d["size"]), _stamp(d))
+        for p, d in details
     ]
 
 
-def _named(paths: Iterable[str], pattern: str, root: str) -> list[str]:
-    """What a glob names: no hidden or unfinished files, unless it spells such a name itself."""
-    if _hidden(pattern[len(root) :]):
-        return list(paths)
-    return [path for path in paths if not _hidden(path[len(root) :])]
+def _in_glob(paths: Iterable[str], pattern: str, root: str) -> list[str]:
+    """Without hidden and unfinished files, unless the pattern spells such a name itself."""
+    spelled = _hidden(pattern[len(root) :])
+    return [path for path in paths if spelled or not _hidden(path[len(root) :])]
 
 
-def _counted(paths: Iterable[str], root: str, suffixes: _Suffixes) -> list[str]:
-    """The files of a folder that are read."""
+def _in_folder(paths: Iterable[str], root: str, suffixes: _Suffixes) -> list[str]:
     seen = [path for path in paths if not _hidden(path[len(root) :])]
     first, second = ([p for p in seen if p.lower().endswith(wanted)] for wanted in suffixes)
     return first or second
@@ -310,21 +351,10 @@ def _hidden(path: str) -> bool:
 
 
 def _before_wildcard(path: str) -> str:
-    first = min(path.index(c) for c in "*?[" if c in path) if set(path) & set("*?[") else len(path)
+    first = min((path.index(c) for c in "*?[" if c in path), default=len(path))
     return path[:first].rsplit("/", 1)[0]
 
 
 def _stamp(detail: dict[str, Any]) -> str:
-    """What changes when the file does: S3's ETag, else a modification time, else anything."""
-    for key in (
-        "ETag",
-        "etag",
-        "mtime",
-        "LastModified",
-        "Last-Modified",
-        "last_modified",
-        "created",
-    ):
-        if key in detail:
-            return str(detail[key])
-    return fingerprint(str(sorted(map(str, detail.items()))))
+    key = next((key for key in _STAMPS if key in detail), None)
+    return str(detail[key]) if key else fingerprint(str(sorted(map(str, detail.items()))))

@@ -1,4 +1,4 @@
-"""Model artifacts: a folder as transformers writes it, its files created one by one, then named."""
+"""Model artifacts: folders as transformers writes them."""
 
 import shutil
 import tempfile
@@ -28,10 +28,10 @@ def put_folder(
 ) -> Manifest:
     """Commit what `save` writes into an empty folder as the model artifact `name`.
 
-    Files that a writer before us left behind are adopted.
+    Files that an earlier writer left behind are adopted.
 
     Raises:
-        StorageError: the temporary folder (TMPDIR) or the store cannot take them.
+        StorageError: the temporary folder (TMPDIR) or the store cannot be written.
     """
     from safetensors import SafetensorError
 
@@ -60,9 +60,9 @@ def copy_folder(
     settings: dict[str, Any],
     totals: dict[str, Any],
 ) -> Manifest:
-    """The model artifact `name` of some files of another folder, of any size.
+    """Commit copies of files of another folder, of any size, as the model artifact `name`.
 
-    `name` has to be that of their content: who writes them again writes the same bytes.
+    `name` has to be derived from their content, so that every writer writes the same bytes.
     """
     digests = {f: copy(join(folder, f), store.path("models", name, f)) for f in files}
     return store.put_manifest(Manifest("models", name, (), inputs, settings, totals, files=digests))
@@ -70,13 +70,13 @@ def copy_folder(
 
 @contextmanager
 def local_folder(uri: str, suffixes: tuple[str, ...] = ("",)) -> Generator[Path]:
-    """The folder itself, or a temporary copy of those files of a remote one with such names."""
+    """A local folder itself; of a remote one a temporary copy of the files with these suffixes."""
     if protocol_of(uri) == "file":
         yield Path(uri)
         return
     with tempfile.TemporaryDirectory() as folder:
         for name in list_names(uri):
             if name.endswith(suffixes):
-                with open_read(join(uri, name)) as there, open(Path(folder, name), "wb") as here:
-                    shutil.copyfileobj(there, here, _BLOCK)
+                with open_read(join(uri, name)) as source, open(Path(folder, name), "wb") as file:
+                    shutil.copyfileobj(source, file, _BLOCK)
         yield Path(folder)

@@ -1,7 +1,7 @@
-"""What every object of a store should be, by those that name it, and which are something else.
+"""Comparison of the objects of a store with the digests that other objects give for them.
 
 Manifests and receipts carry their own SHA-256 and those of the parts and files that they name; a
-run's `digests.json` has those of its record. So every byte that a result rests on can be checked
+run's `digests.json` has those of its record. So every byte that a result depends on can be checked
 from the store alone.
 """
 
@@ -9,37 +9,37 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from stillhouse.errors import ArtifactError
 from stillhouse.storage.artifact import parse_manifest, parse_receipt
-from stillhouse.storage.filesystem import join, open_read, read_many
+from stillhouse.storage.filesystem import join, open_read
 from stillhouse.storage.layout import MANIFEST, folder_about, places
-from stillhouse.storage.reachability import KINDS, StoredObject, list_objects, walk
+from stillhouse.storage.reachability import KINDS, StoredObject, list_objects, read_objects, walk
 from stillhouse.storage.run_record import DIGESTS
 from stillhouse.storage.sealed import is_sealed, unseal
 
 _BLOCK = 8 << 20
 _AT_ONCE = 500
 _ARTIFACT = re.compile(rf"({'|'.join(KINDS)})/[0-9a-f]{{64}}(/|$)")
-_LOOSE = "checkpoints"
-"""Of these a training removes what it needs no more."""
+_REMOVABLE = "checkpoints"
+"""A training removes those that it no longer needs."""
 Check: TypeAlias = tuple[str, str, str]
 """An object's URI, its sha256, and the path of the object that says so."""
 
 
 @dataclass(slots=True)
 class Survey:
-    """What objects of a store should be.
+    """What the objects of a store should be.
 
     Attributes:
         store: its URI.
         there: what it holds: bytes by path.
-        expected: sha256 by path, and who says so.
+        expected: sha256 by path, and the path of the object that says so.
         problems: found while the objects that name others were read, a sentence each.
-        checked: how many of what.
+        checked: numbers of objects by kind.
     """
 
     store: str
@@ -49,25 +49,23 @@ class Survey:
     checked: Counter[str] = field(default_factory=Counter)
 
     def checks(self) -> list[Check]:
-        """The objects to compare; those that are missing become problems."""
-        for path, (_, by) in sorted(self.expected.items()):
-            if path not in self.there:
+        """The objects to compare; missing ones are added to `problems`."""
+        found: list[Check] = []
+        for path, (digest, by) in sorted(self.expected.items()):
+            if path in self.there:
+                found.append((join(self.store, path), digest, by))
+            else:
                 self.problems.append(f"{join(self.store, path)} is missing, {by} names it")
-        return [
-            (join(self.store, path), digest, by)
-            for path, (digest, by) in sorted(self.expected.items())
-            if path in self.there
-        ]
+        return found
 
     def num_bytes(self) -> int:
-        """Of all that is to compare."""
+        """Of all objects to compare."""
         return sum(self.there.get(path, 0) for path in self.expected)
 
     def read(self, item: StoredObject, data: bytes) -> None:
-        """Take in an object that may name others."""
-        uri = join(self.store, item.path)
+        """Add what an object says of others."""
         try:
-            named = self._named(item, data, uri)
+            named = self._named(item, data, join(self.store, item.path))
         except ArtifactError as error:
             self.problems.append(str(error))
             return
@@ -80,7 +78,7 @@ class Survey:
                 self.problems.append(f"{known[1]} and {item.path} differ about {path}")
 
     def _named(self, item: StoredObject, data: bytes, uri: str) -> dict[str, str] | None:
-        """Paths with their sha256; None of an object that another one names."""
+        """sha256 by path of the objects that an object names; None where it is named by another."""
         folder, _, file = item.path.rpartition("/")
         if item.kind in KINDS and file == MANIFEST:
             self.checked["manifests"] += 1
@@ -102,68 +100,63 @@ class Survey:
             return {}
         return None
 
-    def look_for(self, text: Any, base: str, by: str) -> None:
-        """Objects and folders of the store that a JSON value names by URIs that begin with `base`
-        have to be there.
+    def look_for(self, value: Any, base: str, by: str) -> None:
+        """Check that the store has the artifacts that a JSON value names by URIs that begin with
+        `base`.
         """
-        if isinstance(text, dict | list):
-            for value in text.values() if isinstance(text, dict) else text:
-                self.look_for(value, base, by)
-        elif isinstance(text, str) and text.startswith(base):
-            path = text[len(base) :].rstrip("/")
+        if isinstance(value, dict | list):
+            for inner in value.values() if isinstance(value, dict) else value:
+                self.look_for(inner, base, by)
+        elif isinstance(value, str) and value.startswith(base):
+            path = value[len(base) :].rstrip("/")
             if _ARTIFACT.match(path) and not self._holds(path):
                 self.problems.append(f"{join(self.store, path)} is missing, {by} names it")
 
     def _holds(self, path: str) -> bool:
-        whole = any(f"{place}/{MANIFEST}" in self.there for place in places(path))
-        return path.startswith(f"{_LOOSE}/") or path in self.there or whole
+        has_manifest = any(f"{place}/{MANIFEST}" in self.there for place in places(path))
+        return path.startswith(f"{_REMOVABLE}/") or path in self.there or has_manifest
+
+
+def _listed(store: str) -> tuple[Survey, list[StoredObject]]:
+    objects = [item for item in list_objects(store) if not item.is_temporary]
+    return Survey(store, {item.path: item.num_bytes for item in objects}), objects
 
 
 def survey_store(store: str) -> Survey:
-    """All of a store. Objects that nothing names, such as those of a run at work, are counted."""
-    objects = [item for item in list_objects(store) if not item.is_temporary]
-    survey = Survey(store, {item.path: item.num_bytes for item in objects})
-    speaking = [item for item in objects if item.path.endswith(".json")]
-    for start in range(0, len(speaking), _AT_ONCE):
-        some = speaking[start : start + _AT_ONCE]
-        for item, data in zip(some, _read(store, some), strict=True):
+    """Survey a whole store."""
+    survey, objects = _listed(store)
+    texts = [item for item in objects if item.path.endswith(".json")]
+    for start in range(0, len(texts), _AT_ONCE):
+        batch = texts[start : start + _AT_ONCE]
+        for item, data in zip(batch, read_objects(store, batch), strict=True):
             survey.read(item, data)
     return survey
 
 
 def survey_result(store: str, folder: str) -> Survey:
-    """All that the run or artifact in `folder` of a store rests on, itself included.
+    """Survey the run or artifact in `folder` of a store and everything that it depends on.
 
-    A manifest that is missing is found where a run's result, or another manifest, names it.
+    A missing manifest is found where a run's result, or another manifest, names it.
     """
-    objects = [item for item in list_objects(store) if not item.is_temporary]
-    survey = Survey(store, {item.path: item.num_bytes for item in objects})
+    survey, objects = _listed(store)
     own = {f"{folder}/{name}" for name in ("result.json", DIGESTS)}
     own |= {f"{place}/{MANIFEST}" for place in places(folder)}
-    roots = [item for item in objects if item.path in own]
-    for item, data in walk(store, objects, roots):
+    for item, data in walk(store, objects, [item for item in objects if item.path in own]):
         survey.read(item, data)
-        if item.path.endswith("/result.json"):
-            result = _parsed(data)
-            survey.look_for(result, f"{str(result.get('run')).rpartition('/runs/')[0]}/", item.path)
-        elif item.path.endswith(f"/{MANIFEST}"):
-            survey.look_for(_parsed(data), "", item.path)
+        if item.path.endswith(("/result.json", f"/{MANIFEST}")):
+            try:
+                content = json.loads(data)
+            except ValueError:
+                continue  # `read` has added the problem
+            base = ""
+            if item.path.endswith("/result.json"):
+                base = f"{str(content.get('run')).rpartition('/runs/')[0]}/"
+            survey.look_for(content, base, item.path)
     return survey
 
 
-def _parsed(data: bytes) -> Any:
-    try:
-        return json.loads(data)
-    except ValueError:  # found elsewhere
-        return {}
-
-
-def _read(store: str, items: Iterable[StoredObject]) -> list[bytes]:
-    return read_many([join(store, item.path) for item in items])
-
-
 def differing(checks: Sequence[Check]) -> list[str]:
-    """What is wrong with objects, a sentence each; they are read in blocks, one after another."""
+    """The problems of objects, a sentence each; they are read one after another, in blocks."""
     return list(_differing(checks))
 
 

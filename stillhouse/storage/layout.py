@@ -1,9 +1,9 @@
 """Where the objects of an artifact lie.
 
-An artifact's folder is `<kind>/<fingerprint>/`. That of a kind in `ROWS` holds its rows as Parquet
-files and nothing else, not even hidden files (some readers take those too): pandas, `datasets`,
-DuckDB, Polars and Ray read it as it is. Whatever else there is of it, the manifest first, lies in
-`<kind>/about/<fingerprint>/`. Of other kinds the manifest and its files lie in the folder itself.
+An artifact's folder is `<kind>/<fingerprint>/`. For a kind in `ROWS` it holds Parquet files of rows
+and nothing else, not even hidden files (some readers take those too), so that pandas, `datasets`,
+DuckDB, Polars and Ray can read it; the manifest and other files lie in
+`<kind>/about/<fingerprint>/`. For other kinds they lie in the folder itself.
 """
 
 from stillhouse.storage.filesystem import exists, join, list_names, read_bytes
@@ -29,14 +29,14 @@ def about(folder: str) -> str:
 
 
 def folder_about(place: str) -> str:
-    """The artifact's folder whose manifest lies in `place`: the inverse of `about`."""
+    """The folder of the artifact whose manifest lies in `place`: the inverse of `about`."""
     parent, _, name = place.rpartition("/")
     kind = parent.removesuffix(f"/{_ABOUT}")
     return f"{kind}/{name}" if kind != parent and kind.rpartition("/")[2] in ROWS else place
 
 
 def places(folder: str) -> tuple[str, ...]:
-    """Where the manifest of an artifact may lie: first where it is written now."""
+    """The folders that the manifest of an artifact may lie in, that of the present layout first."""
     return tuple(dict.fromkeys((about(folder), folder)))
 
 
@@ -44,7 +44,7 @@ def read_manifest(folder: str) -> tuple[str, bytes]:
     """The folder in which the manifest of an artifact lies, and its bytes.
 
     Raises:
-        FileNotFoundError: there is none, also not where layout 1 had it.
+        FileNotFoundError: there is none, neither of this layout nor of layout 1.
     """
     first, *others = places(folder)
     try:
@@ -56,7 +56,7 @@ def read_manifest(folder: str) -> tuple[str, bytes]:
 
 
 def artifact_names(kind: str) -> list[str]:
-    """Names of the artifacts in the folder of a kind, those without a row included; sorted."""
+    """The sorted names of the artifacts in the folder of a kind, empty ones included."""
     names = {*list_names(kind)}
     if _ABOUT in names:
         names |= {*list_names(join(kind, _ABOUT))}
@@ -64,5 +64,4 @@ def artifact_names(kind: str) -> list[str]:
 
 
 def has_manifest(folder: str) -> bool:
-    """Whether there is an artifact in a folder."""
     return any(exists(join(place, MANIFEST)) for place in places(folder))

@@ -1,9 +1,9 @@
-"""Published names: `names/<name>/00000007.json`, created and never changed. The highest is current.
+"""Published names: `names/<name>/00000007.json`, created and never changed; the highest is current.
 
-A version tells all that the next one has to know, so that publishing reads one object however
+A version has everything that the next one depends on, so that publishing reads one object however
 long the history is: the selection that readers get, and what a run published last (`last`), which
-a roll-back carries along. So a nightly run with unchanged inputs does not undo a roll-back, and a
-slow run that lists its inputs before a quicker one does not publish older data over newer.
+a roll-back copies. So a nightly run with unchanged inputs does not undo a roll-back, and a slow run
+that listed its inputs before a faster one does not publish older data over newer.
 """
 
 import re
@@ -26,10 +26,14 @@ _SPEED = {"compile", "micro_batch"}
 
 @dataclass(frozen=True, slots=True)
 class Publication:
-    """What a run publishes, and who it is.
+    """What a run publishes.
 
-    `spec` holds the settings that make two runs the same job (no widths, no places of the store);
-    `started` is when the run began to list its inputs: UTC, ISO 8601.
+    Attributes:
+        selection: fingerprint of the artifact.
+        run: its fingerprint.
+        spec: the settings by which two runs are the same job (no widths, no places).
+        started: when the run began to list its inputs: UTC, ISO 8601.
+        kind: of the artifact.
     """
 
     selection: str
@@ -37,51 +41,54 @@ class Publication:
     spec: dict[str, Any]
     started: str
     kind: str = "selections"
-    """Of artifact; `selection` is its fingerprint."""
 
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """One version of a name: the selection that readers of the name get (a fingerprint)."""
+    """One version of a name.
+
+    Attributes:
+        number: 1, 2, ...
+        selection: fingerprint of the artifact that readers of the name get.
+        again: the earlier version that a roll-back repeats.
+        last: what a run published last under this name; None if only people did.
+        kind: of the artifact.
+    """
 
     number: int
     selection: str
     again: int | None = None
-    """The earlier version that it repeats, if it is a roll-back."""
     last: Publication | None = None
-    """What a run published last under this name; None where only people did."""
     kind: str = "selections"
-    """Of artifact; `selection` is its fingerprint."""
 
 
 def split_name(uri: str, default_store: str = "") -> tuple[str, str]:
     """`STORE#name` as (store, name); a bare name belongs to the default store.
 
     Raises:
-        SpecError: no valid name.
+        SpecError: an invalid name.
     """
     store, mark, name = uri.rpartition("#")
     if re.fullmatch(NAME_PATTERN, name) is None:
         raise SpecError(
-            f"{name!r} is no name: use up to 63 of a-z, 0-9, `.`, `_` and `-`, "
+            f"invalid name {name!r}: use up to 63 of a-z, 0-9, `.`, `_` and `-`, "
             "starting with a letter or digit"
         )
     return (store if mark else default_store), name
 
 
 def published_names(store: str) -> list[str]:
-    """All names of a store, sorted."""
     return list_names(join(store, "names"))
 
 
 def history(store: str, name: str) -> list[Version]:
-    """All versions of a name, the oldest first; empty where there is none."""
+    """All versions of a name, the oldest first."""
     folder = join(store, "names", name)
     return [_read(folder, number) for number in numbered.versions(folder)]
 
 
 def current(store: str, name: str) -> Version | None:
-    """The version that readers get: a listing and one small read."""
+    """The version that readers get; None where there is none. A listing and one small read."""
     folder = join(store, "names", name)
     numbers = numbered.versions(folder)
     return _read(folder, numbers[-1]) if numbers else None
@@ -93,7 +100,7 @@ def check_owner(version: Version | None, name: str, spec: dict[str, Any], store:
     Raises:
         SpecError: naming the keys that differ.
     """
-    theirs, mine = _owner(version.last if version else None), _deciding(spec)
+    theirs, mine = _owner(version.last if version else None), _identity(spec)
     if theirs is None or theirs == mine:
         return
     raise SpecError(
@@ -107,7 +114,7 @@ def publish_run(store: str, name: str, made: Publication) -> tuple[Version, bool
     """Publish what a run made, unless the last run's result is the same or newer.
 
     Returns:
-        The version that stands for it (or instead of it), and whether this call wrote it.
+        The current version, and whether this call wrote it.
 
     Raises:
         SpecError: the name is in use by another spec.
@@ -130,9 +137,8 @@ def publish_by_hand(
     made: Publication | None = None,
     kind: str = "selections",
 ) -> tuple[Version, bool]:
-    """Let a name stand for any selection of the store; with `made`, its spec owns the name then.
-
-    `selection` is the fingerprint of an artifact of another `kind` where one is given.
+    """Publish an artifact by its fingerprint; with `made`, that run's spec owns the name from now
+    on. Returns as `publish_run`.
     """
 
     def decide(now: Version | None) -> Version | None:
@@ -146,12 +152,7 @@ def publish_by_hand(
 
 
 def roll_back(store: str, name: str, number: int | None = None) -> tuple[Version, bool]:
-    """Make an earlier version current again, under a new number.
-
-    Args:
-        store: its URI.
-        name: the name.
-        number: the version to repeat; None: forward to what a run published last.
+    """Make version `number` current again, under a new number; None: what a run published last.
 
     Raises:
         ArtifactError: nothing is published under the name, or it has no such version.
@@ -160,11 +161,13 @@ def roll_back(store: str, name: str, number: int | None = None) -> tuple[Version
     def decide(now: Version | None) -> Version | None:
         if now is None:
             raise ArtifactError(f"nothing is published under {name!r} in {store}")
-        there = _last_of_run(now, name) if number is None else _numbered(store, name, number)
-        if there.selection == now.selection:
+        target = now.last if number is None else _numbered(store, name, number)
+        if target is None:
+            raise ArtifactError(f"no run has published under {name!r}: say what, with `--to`")
+        if target.selection == now.selection:
             return None
         return replace(
-            now, number=_next(now), selection=there.selection, again=number, kind=there.kind
+            now, number=_next(now), selection=target.selection, again=number, kind=target.kind
         )
 
     return _append(store, name, decide)
@@ -173,16 +176,15 @@ def roll_back(store: str, name: str, number: int | None = None) -> tuple[Version
 def _append(
     store: str, name: str, decide: Callable[[Version | None], Version | None]
 ) -> tuple[Version, bool]:
-    """Create the version that `decide` makes of the current one; again if another came first.
-
-    A put whose answer was lost is found standing when looked at again, and not done twice.
+    """Create the version that `decide` returns for the current one; decide again if another writer
+    was first. A put whose answer was lost is the current version then, and not repeated.
     """
     folder = join(store, "names", name)
     while True:
         now = current(store, name)
         wanted = decide(now)
         if wanted is None:
-            assert now is not None, "only a version that stands makes a new one needless"
+            assert now is not None, "there is a current version where no new one is needed"
             return now, False
         content = asdict(wanted)
         number = content.pop("number")
@@ -210,22 +212,16 @@ def _next(now: Version | None) -> int:
 
 
 def _owner(last: Publication | None) -> dict[str, Any] | None:
-    return _deciding(last.spec) if last else None
+    return _identity(last.spec) if last else None
 
 
-def _deciding(spec: dict[str, Any]) -> dict[str, Any]:
-    """A spec's settings without those that change nothing of what it publishes."""
+def _identity(spec: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a spec that change what it publishes."""
     if spec.get("job") != "select":
         return spec
     kept = {key: value for key, value in spec.items() if key != "train"}
     scoring = {k: v for k, v in spec.get("scoring", {}).items() if k not in _SPEED}
     return kept | {"scoring": scoring} if scoring else {k: kept[k] for k in kept if k != "scoring"}
-
-
-def _last_of_run(now: Version, name: str) -> Publication:
-    if now.last is None:
-        raise ArtifactError(f"no run has published under {name!r}: say what, with `--to`")
-    return now.last
 
 
 def _numbered(store: str, name: str, number: int) -> Version:
@@ -240,9 +236,8 @@ def _numbered(store: str, name: str, number: int) -> Version:
 
 
 def _differences(theirs: dict[str, Any], mine: dict[str, Any]) -> str:
-    """The keys in which two specs differ, with both values: `selection.tau`: 8.0 there, 16.0 here.
-
-    A key that only one has is at its default in the other.
+    """The keys in which two specs differ, with both values; a key that only one has is at its
+    default in the other.
     """
     left, right = _flat(theirs), _flat(mine)
     keys = [key for key in sorted(left | right) if left.get(key) != right.get(key)]

@@ -1,7 +1,7 @@
-"""Numbered, create-only objects: `folder/00000001.json`, `00000002.json`, ... The highest counts.
+"""Numbered, create-only objects, `folder/00000001.json` and so on: the highest is current.
 
-Names of published selections and pins of tokenizers and priors are such sequences: nothing is
-ever overwritten, a roll-back writes a new number, and a reader always sees a whole version.
+Published names and the pins of tokenizers and priors are stored like this: nothing is ever
+overwritten, a roll-back writes a new number, and a reader always sees a whole version.
 """
 
 from typing import Any
@@ -18,7 +18,6 @@ def versions(folder: str) -> list[int]:
 
 
 def read_version(folder: str, number: int) -> dict[str, Any]:
-    """The object with this number."""
     uri = join(folder, f"{number:08d}.json")
     return unseal(read_bytes(uri), uri)
 
@@ -30,9 +29,10 @@ def current(folder: str) -> dict[str, Any] | None:
 
 
 def append(folder: str, content: dict[str, Any]) -> int:
-    """Add an object under the next free number; two writers get one each, unless they say the same.
+    """Add an object under the next free number, and return the number.
 
-    The bytes that stand are compared, so that a put whose answer was lost is not done twice.
+    Two writers get two numbers, unless they write the same content: existing bytes are compared, so
+    that a put whose answer was lost is not repeated.
     """
     number = (versions(folder) or [0])[-1] + 1
     data = seal(content)

@@ -1,6 +1,6 @@
-"""Parquet as it is written and read here: every page carries a checksum, and readers check it.
+"""Parquet with a checksum in every page, which readers check.
 
-A flipped bit in a page without one is read as other values, silently.
+Without one, a flipped bit is silently read as other values.
 """
 
 import io
@@ -20,7 +20,7 @@ ROW_GROUP = 8192
 def parquet_bytes(
     table: pa.Table, metadata: Mapping[str, str] | None = None, row_group: int = ROW_GROUP
 ) -> bytes:
-    """The table as one Parquet file in zstd, in row groups small enough for any reader."""
+    """The table as one Parquet file, compressed by zstd."""
     if metadata:
         table = table.replace_schema_metadata(dict(metadata))
     buffer = io.BytesIO()
@@ -33,7 +33,6 @@ def parquet_bytes(
 def open_parquet(
     stream: IO[bytes], metadata: pq.FileMetaData | None = None, buffer_size: int = 0
 ) -> pq.ParquetFile:
-    """A Parquet file, anyone's, whose pages are checked where they carry checksums."""
     return pq.ParquetFile(
         stream, metadata=metadata, buffer_size=buffer_size, page_checksum_verification=True
     )
@@ -41,7 +40,7 @@ def open_parquet(
 
 @contextmanager
 def open_part(uri: str, metadata: pq.FileMetaData | None = None) -> Generator[pq.ParquetFile]:
-    """A Parquet object of a store, to be read by row groups; `metadata` is its known footer.
+    """Open a Parquet object of a store, to read it by row groups; `metadata` is its footer.
 
     Raises:
         ArtifactError: it is missing, or not what was written.
@@ -61,13 +60,12 @@ def read_table(uri: str, columns: list[str] | None = None) -> pa.Table:
 
 
 def parse_table(data: bytes, columns: list[str] | None = None) -> pa.Table:
-    """The table in the bytes of a Parquet file."""
     return pq.read_table(pa.BufferReader(data), columns=columns, page_checksum_verification=True)
 
 
 @contextmanager
 def _naming(uri: str) -> Generator[Any]:
-    """Name the object in the errors of reading it."""
+    """Turn errors of reading into an ArtifactError that names the object."""
     try:
         yield
     except FileNotFoundError as error:

@@ -14,9 +14,9 @@ _MAX_WHOLE_BYTES = 1 << 30
 
 
 class _Ranges(io.RawIOBase):
-    """Reads one object in ranges of at least a block, of which it keeps the last.
+    """Reads one object in ranges of at least a block, and keeps the last range.
 
-    Python's own buffer would not do: text and `read1` ask past it, 8 KiB a request.
+    Python's own buffer is not enough: text files and `read1` bypass it with requests of 8 KiB.
     """
 
     def __init__(self, fs: Any, path: str, uri: str) -> None:
@@ -41,13 +41,13 @@ class _Ranges(io.RawIOBase):
             return 0
         offset = self._position - self._block_start
         if not 0 <= offset < len(self._block):
-            # a little more, for the buffer above asks for whole pages first and then for the rest
+            # a little more, because BufferedReader asks for whole pages first, then for the rest
             self._fetch(max(len(buffer) + _BUFFER_BYTES, _BLOCK_BYTES))
             offset = 0
-        found = self._block[offset : offset + len(buffer)]
-        buffer[: len(found)] = found
-        self._position += len(found)
-        return len(found)
+        data = self._block[offset : offset + len(buffer)]
+        buffer[: len(data)] = data
+        self._position += len(data)
+        return len(data)
 
     def readall(self) -> bytes:
         rest = bytearray(max(self._size - self._position, 0))
@@ -63,7 +63,7 @@ class _Ranges(io.RawIOBase):
             data: bytes = self._fs.cat_file(self._path, start=start, end=end)
             if len(data) == end - start:
                 return start, data
-            if len(data) == self._size <= _MAX_WHOLE_BYTES:  # a web server that knows no ranges
+            if len(data) == self._size <= _MAX_WHOLE_BYTES:  # a web server without ranges
                 return 0, data
             raise OSError(errno.EIO, f"got {len(data)} of {end - start} bytes")
 
@@ -81,10 +81,10 @@ def open_remote(fs: Any, path: str, uri: str) -> io.BufferedReader:
 
 
 def web_info(fs: Any, uri: str) -> dict[str, Any]:
-    """What a web server says of a file: its `size`, and what changes when the file does.
+    """A web server's headers of a file: its `size`, and an etag or date where it has one.
 
     Raises:
-        InputError: it is not there, the server refuses it or does not say how long it is.
+        InputError: there is no such file, or the server refuses it or does not tell its length.
     """
     try:
         detail = fs.info(uri)
@@ -95,5 +95,5 @@ def web_info(fs: Any, uri: str) -> dict[str, Any]:
         raise InputError(f"{uri}: not found: the server answers {status}") from error
     if detail["size"] is None:
         raise InputError(f"{uri}: the server does not say its length: download the file")
-    # where nothing tells a change, every listing is a new one
+    # without an etag or date every listing counts as a change
     return detail | {"created": time.time_ns()}

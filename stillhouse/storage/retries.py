@@ -1,7 +1,7 @@
-"""The one layer of retries between Stillhouse and storage, and what its failures say.
+"""Retries of storage operations, and the messages of those that fail.
 
-s3fs and botocore repeat nothing by themselves here (`filesystem.filesystem` sees to that), so the
-time until a dead store is given up is the sum on this page: at most `_PATIENCE_S` and one try.
+This is the only layer that retries (`filesystem.filesystem` turns those of s3fs and botocore off):
+an unreachable store is given up after `_PATIENCE_S` and one more try.
 """
 
 import errno
@@ -32,7 +32,7 @@ _FINAL_NAMES = {"NoCredentialsError", "ProfileNotFound", "ParamValidationError"}
 
 
 def with_retries(action: Callable[[], T], what: str) -> T:
-    """Run `action`, retrying what may pass (time-outs, 5xx, resets) with backoff and jitter.
+    """Run `action`; retry transient errors (time-outs, 5xx, resets) with backoff and jitter.
 
     Raises:
         StoreUnreachableError: after the last try. StorageError: at once, where another try cannot
@@ -47,25 +47,21 @@ def with_retries(action: Callable[[], T], what: str) -> T:
         except (FileNotFoundError, FileExistsError, StillhouseError):
             raise
         except Exception as error:
-            if _is_programming(error):
+            # other built-in errors than these are bugs; ValueError is an unusable setting
+            is_builtin = type(error).__module__ == "builtins"
+            if is_builtin and not isinstance(error, OSError | ValueError):
                 raise
-            waited = time.monotonic() - started
-            if not _may_pass(error):
+            if not _is_transient(error):
                 raise StorageError(explain(error, what)) from error
-            if not tries_left or waited > _PATIENCE_S:
+            if not tries_left or time.monotonic() - started > _PATIENCE_S:
                 raise StoreUnreachableError(explain(error, what)) from error
             time.sleep(delay * (0.5 + random.random()))
             delay = min(delay * 2, _MAX_DELAY_S)
     raise AssertionError("unreachable")
 
 
-def _is_programming(error: Exception) -> bool:
-    """Built-in errors are bugs, but for OSError and the ValueError of an unusable setting."""
-    return type(error).__module__ == "builtins" and not isinstance(error, OSError | ValueError)
-
-
-def _may_pass(error: Exception) -> bool:
-    """Whether a later try of the same call can succeed, judged by type and code alone."""
+def _is_transient(error: Exception) -> bool:
+    """Whether a later try of the same call can succeed, by type and code alone."""
     if isinstance(error, PermissionError | NotADirectoryError | IsADirectoryError | ValueError):
         return False
     if isinstance(error, OSError) and error.errno in _FINAL_ERRNO:
@@ -74,14 +70,14 @@ def _may_pass(error: Exception) -> bool:
 
 
 def explain(error: Exception, what: str) -> str:
-    """One sentence for a storage failure: what was done, what was said, where to look."""
+    """A message for a storage failure: what failed, the error, and how to fix it."""
     said = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
     hint = _hint(error)
     return f"{what} failed: {said}" + (f" ({hint})" if hint else "")
 
 
 def s3_code(error: Exception) -> str | None:
-    """What an S3 server called the error; s3fs keeps its answer as the cause."""
+    """The error code of an S3 server's response, which s3fs keeps in the cause."""
     response: dict[str, Any] = getattr(error.__cause__, "response", {})
     return response.get("Error", {}).get("Code")
 

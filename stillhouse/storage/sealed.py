@@ -1,4 +1,4 @@
-"""JSON objects of a store that carry their own SHA-256, so that any changed byte is found.
+"""JSON objects that carry their own SHA-256, so that any changed byte is found.
 
 >>> data = seal({"rows": 3})
 >>> unseal(data, "m")
@@ -18,30 +18,27 @@ from stillhouse.fingerprint import sha256
 FORMAT_VERSION = 2
 """Of manifests, receipts and the other JSON of a store; 1 had no digests."""
 _FORMAT, _DIGEST = "format_version", "sha256"
-_CURE = "restore it, or remove it and run again"
+_FIX = "restore it, or remove it and run again"
 
 
 def seal(content: dict[str, Any], indent: int | None = None) -> bytes:
-    """The content as JSON with its format version and SHA-256; `indent` 1 where people look.
-
-    NaN is refused (ValueError).
-    """
+    """The content as JSON with its format version and SHA-256. ValueError for NaN."""
     content = json.loads(json.dumps(content))  # keys as they are read back
     return _sealed(content, FORMAT_VERSION, indent)
 
 
 def unseal(data: bytes, uri: str) -> dict[str, Any]:
-    """The content of a sealed object; objects of format 1 are taken as they are.
+    """The content of a sealed object; objects of format 1 are not checked.
 
     Raises:
-        ArtifactError: not what was written, or of a newer format; it names `uri`.
+        ArtifactError: not what was written, or of a newer format; the message has `uri`.
     """
     try:
         content: dict[str, Any] = dict(json.loads(data))
         version = int(content.pop(_FORMAT, 1))
         digest = content.pop(_DIGEST, None)
     except (ValueError, TypeError, AttributeError) as error:
-        raise ArtifactError(f"{uri} is broken: {error}; {_CURE}") from error
+        raise ArtifactError(f"{uri} is broken: {error}; {_FIX}") from error
     if version > FORMAT_VERSION:
         raise ArtifactError(
             f"{uri} was written by a newer Stillhouse (format {version}, this one reads "
@@ -49,7 +46,7 @@ def unseal(data: bytes, uri: str) -> dict[str, Any]:
         )
     indent = 1 if data.startswith(b"{\n") else None
     if (version > 1 or digest is not None) and _sealed(content, version, indent) != data:
-        raise ArtifactError(f"{uri} is not what was written: {_CURE}")
+        raise ArtifactError(f"{uri} is not what was written: {_FIX}")
     return content
 
 
@@ -59,11 +56,9 @@ def is_sealed(data: bytes) -> bool:
 
 
 def _sealed(content: dict[str, Any], version: int, indent: int | None) -> bytes:
-    named = content | {_FORMAT: version}
-    return _text(named | {_DIGEST: sha256(_text(named, None))}, indent)
+    def text(value: dict[str, Any], indent: int | None) -> bytes:
+        options: dict[str, Any] = {"sort_keys": True, "ensure_ascii": False, "allow_nan": False}
+        return json.dumps(value, indent=indent, **options).encode()
 
-
-def _text(content: dict[str, Any], indent: int | None) -> bytes:
-    return json.dumps(
-        content, indent=indent, sort_keys=True, ensure_ascii=False, allow_nan=False
-    ).encode()
+    versioned = content | {_FORMAT: version}
+    return text(versioned | {_DIGEST: sha256(text(versioned, None))}, indent)

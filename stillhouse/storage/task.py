@@ -1,14 +1,14 @@
 """Tasks: units of work that are named by everything their result depends on.
 
 A task is a frozen dataclass. Its fields are its identity, except those of type `Place[...]`: where
-something lies or how wide it runs never changes a name. A worker runs it, writes the tables it
-makes as parts and says in a receipt that it is finished; a task whose receipt stands is not run
-again, by anybody.
+something lies and how wide it runs do not change the name. A worker runs the task, writes its
+tables as parts, and records in a receipt that it is finished; a task that has a receipt is never
+run again.
 
     >>> @dataclass(frozen=True)
     ... class Count(Task):
     ...     KIND = "counts"
-    ...     words: tuple[str, ...]
+    ...     texts: tuple[str, ...]
     ...     uri: Place[str] = ""
     >>> Count(("a",)).fingerprint == Count(("a",), uri="elsewhere").fingerprint
     True
@@ -31,7 +31,7 @@ from stillhouse.storage.parquet import ROW_GROUP
 T = TypeVar("T")
 _PLACE = "place"
 Place = Annotated[T, _PLACE]
-"""The type of a field that says where or how wide, and is no part of a task's identity."""
+"""The type of a field that is not part of a task's identity."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,14 +39,14 @@ class Output:
     """What a task made.
 
     Attributes:
-        tables: become parts, in order. A generator is written while it works.
-        counts: by name; read once the tables are written.
-        info: anything small worth keeping, as JSON values.
-        named: tables beside the parts, by a name for their folder; none where they are empty.
+        tables: written as parts, in order; may be a generator.
+        counts: by name; read after the tables are written.
+        info: small JSON values.
+        named: further tables, by the name of their folder; empty ones are not written.
         parts: that the task wrote itself, after those of `tables`.
-        files: that it wrote besides, sha256 by path in the store.
-        agrees: whether a part that another worker wrote first, with other bytes, may stand for
-            ours (ours, theirs); None to take any.
+        files: that it wrote besides: sha256 by path in the store.
+        agrees: whether a part that another worker wrote first, with other bytes, is as good as
+            ours (ours, theirs); None to accept any.
     """
 
     tables: Iterable[pa.Table] = ()
@@ -73,7 +73,6 @@ class Task:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Its name: class, version and fields."""
         return fingerprint([type(self).__name__, self.VERSION, _fields_of(self)])
 
     def load(self, store: Store) -> Any:
@@ -81,26 +80,22 @@ class Task:
         return None
 
     def run(self, store: Store, host: Any, loaded: Any) -> Output:
-        """Do the work.
-
-        Args:
-            store: where everything lies.
-            host: what the worker keeps from task to task, such as a model (`Step.host`).
-            loaded: what `load` returned.
+        """Do the work; `host` is what the worker keeps between tasks, `loaded` what `load`
+        returned.
         """
         raise NotImplementedError
 
     def path(self, number: int) -> str:
-        """Where its part `number` is written, in the store; whoever names it names the task."""
+        """The path of its part `number` in the store."""
         return f"{self.KIND}/parts/{self.fingerprint}-{number:05d}.parquet"
 
     def tokens_in(self, table: pa.Table) -> int:
-        """Tokens in a table that it made."""
+        """Tokens in one of its tables."""
         return 0
 
 
 def commit(store: Store, task: Task, made: Output) -> Receipt:
-    """Write what a task made, and the receipt that it is finished."""
+    """Write the output of a task, then its receipt."""
     parts: list[PartRef] = []
     for table in made.tables:
         parts.append(
@@ -124,13 +119,13 @@ def commit(store: Store, task: Task, made: Output) -> Receipt:
 
 
 def identity(value: Any) -> Any:
-    """A value as JSON that says what it is, not where.
+    """What identifies a value, as JSON.
 
-    Tasks, manifests, receipts and parts are known by their fingerprints; objects with an
-    `identity()` by what it returns; other dataclasses by their fields, settings by their values.
+    Tasks, manifests, receipts and parts are identified by their fingerprints, objects with an
+    `identity()` by what it returns, other dataclasses by their fields, settings by their values.
 
     Raises:
-        TypeError: a value of which nobody knows what is its identity.
+        TypeError: a value of another type.
     """
     match value:
         case None | str() | bool() | int() | float():
@@ -149,18 +144,14 @@ def identity(value: Any) -> Any:
             return sorted(identity(item) for item in value)
         case np.ndarray():
             return [value.dtype.str, list(value.shape), sha256(value.tobytes())]
+        case _ if hasattr(value, "identity"):
+            return value.identity()
+        case _ if is_dataclass(value):
+            return _fields_of(value)
+        case _ if hasattr(value, "model_dump"):
+            return value.model_dump(mode="json")
         case _:
-            return _of_object(value)
-
-
-def _of_object(value: Any) -> Any:
-    if hasattr(value, "identity"):
-        return value.identity()
-    if is_dataclass(value):
-        return _fields_of(value)
-    if hasattr(value, "model_dump"):
-        return value.model_dump(mode="json")
-    raise TypeError(f"{type(value).__name__} has no identity")
+            raise TypeError(f"{type(value).__name__} has no identity")
 
 
 def _fields_of(value: Any) -> dict[str, Any]:

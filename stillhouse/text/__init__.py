@@ -2,13 +2,15 @@
 
 Modules, in the order of the flow:
 
-    units      which files (or row ranges) are worked on together, stable when files are added
-    records    raw rows of Parquet, JSON Lines and plain text files
-    documents  what is usable of them; bad rows as dead letters
-    tokenizer  trained byte-level BPE, or one loaded from a folder, URI or hub name
-    packing    documents joined by EOS, cut into sequences that remember who owns each position
+    records     raw rows of files; `formats` recognises and decompresses them
+    documents   usable texts of rows (`values`); bad rows as dead letters
+    duplicates  exact duplicates and held-out splits
+    tokenizer   trained byte-level BPE, or one loaded from a folder, URI or hub name
+    packing     documents joined by EOS, cut into sequences with the owner of every position
+    pieces      token parts read back as arrays
+    tasks       units (groups of files or ranges of rows); their scanning and packing
 
-The smallest use:
+Example:
 
     packer = Packer(sequence_length=256, eos_id=0, dtype=token_dtype(8192), part_rows=62_500)
     for document in read_documents(uri, file=0, name="a.parquet", settings=source):

@@ -2,7 +2,7 @@
 
 A row that cannot be used becomes a `DeadLetter` with its address and reason; a file that cannot be
 read raises `BadFileError`. Memory holds a batch of rows or one line, never a whole file. Rows are
-numbered as they lie in the file, from 0; a blank JSON line is no document, but has a number.
+numbered from 0 in the order of the file; blank lines of JSON count, but are not documents.
 """
 
 from collections.abc import Iterator, Sequence
@@ -32,11 +32,15 @@ _PREVIEW_CHARS = 200
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """One usable text: raw file index, raw row, id, source label, text (valid Unicode).
+    """One usable text.
 
-    The first `prompt_chars` of the text, and `prompt_tokens` of its tokens once it has some, are a
-    prompt; the rest is the answer to it. `absent` says which key that the spec names its row lacks,
-    or is empty.
+    Attributes:
+        file, row: index of its file and number of its row there.
+        id, source: labels.
+        text: valid Unicode.
+        absent: which key that the spec names the row lacks, or "".
+        prompt_chars, prompt_tokens: how much of the beginning is a prompt, to which the rest is the
+            answer; tokens once they are made.
     """
 
     file: int
@@ -51,7 +55,7 @@ class Document:
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """One row that was left out: its address, why, and its first 200 characters."""
+    """One row that was left out: its address, the reason, and its first 200 characters."""
 
     file: int
     row: int
@@ -68,7 +72,7 @@ def read_documents(
     rows: tuple[int, int] | None = None,
     label: str | None = None,
 ) -> Iterator[Document | DeadLetter]:
-    """Every document or dead letter of a file in order.
+    """The documents and dead letters of a file, in order.
 
     Args:
         uri: the file.
@@ -76,10 +80,10 @@ def read_documents(
         name: its path relative to the listing; `name:row` is the id of rows without one.
         settings: format, columns, default source, longest text.
         rows: half-open range of raw rows; default all.
-        label: the source of all rows; default what the rows say.
+        label: the source of all rows; default the rows' own.
 
     Raises:
-        InputError: a named column that is missing, an unknown suffix.
+        InputError: a missing column that the spec names, an unknown suffix.
         BadFileError: a truncated file, or one of another format.
     """
     wanted = range(*rows) if rows else ALL_ROWS
@@ -95,52 +99,50 @@ def read_rows(
     settings: DataSource,
     label: str | None = None,
 ) -> Iterator[Document]:
-    """The documents at the given raw rows (sorted) of a file; the rest as in `read_documents`."""
+    """The documents at some raw rows (sorted) of a file; arguments as of `read_documents`."""
     for document in _Reader(uri, file, name, settings, label).read(rows):
         if isinstance(document, Document):
             yield document
 
 
 class _Reader:
-    """Judges the raw rows of a file; arguments as of `read_documents`."""
+    """Makes documents of the raw rows of a file; arguments as of `read_documents`."""
 
     def __init__(
         self, uri: str, file: int, name: str, settings: DataSource, source: str | None
     ) -> None:
         self._uri, self._file, self._name, self._settings = uri, file, name, settings
-        self._given = source
-        """The source of all rows; its column is not read then."""
+        self._source = source  # of all rows, whose column is not read then
         columns = settings.columns
         self._asked = {"text": columns.text, "id": columns.id}
         if columns.prompt is not None:
             self._asked["prompt"] = columns.prompt
         if source is None:
             self._asked["source"] = columns.source
-        self._named = [
+        self._labels = [
             (key, path)
             for key, path in self._asked.items()
             if path and key not in {"text", "prompt"}
         ]
 
     def read(self, wanted: Sequence[int]) -> Iterator[Document | DeadLetter]:
-        """The wanted rows in order."""
         settings = self._settings
         records = read_records(
             self._uri,
             self._columns,
             text=settings.columns.text,
             max_chars=settings.max_chars,
-            given=settings.format,
+            given=settings.reader,
             wanted=wanted,
         )
         try:
             for record in records:
-                yield self._judge(record)
+                yield self._document(record)
         except BadFileError as error:
             raise BadFileError(f"{error}; repair it, or set `skip_bad_files: true`") from error
 
     def _columns(self, schema: pa.Schema) -> list[str]:
-        """The columns of text, id and source that a Parquet file has."""
+        """The columns to read of a Parquet file."""
         for key, path in self._asked.items():
             if path is not None and column_of(schema, path) is None:
                 paths = column_paths(schema)
@@ -153,15 +155,13 @@ class _Reader:
         paths = [path or key for key, path in self._asked.items()]
         return [path for path in dict.fromkeys(paths) if column_of(schema, path) is not None]
 
-    def _judge(self, record: Record) -> Document | DeadLetter:
-        """The document of a raw row, or why there is none."""
+    def _document(self, record: Record) -> Document | DeadLetter:
         values, settings = record.values, self._settings
-        text = record.raw if record.broken else find(values, settings.columns.text)
-        text = text if isinstance(text, str) else as_text(text)
+        text = as_text(record.raw if record.broken else find(values, settings.columns.text))
         try:
             reason = record.broken or _fault(text, record, settings)
             id_ = self._label(values, "id") or f"{self._name}:{record.row}"
-            source = self._given or self._label(values, "source")
+            source = self._source or self._label(values, "source")
             prompt = "" if reason else self._prompt(values)
         except ValueError as error:
             reason, id_, source, prompt = str(error), "", "", ""
@@ -179,16 +179,11 @@ class _Reader:
         )
 
     def _prompt(self, values: dict[str, Any]) -> str:
-        """What stands before the text.
-
-        Raises:
-            ValueError: the row has none.
-        """
+        """The text before the answer. ValueError where the row has none."""
         path = self._settings.columns.prompt
         if path is None:
             return ""
-        found = find(values, path)
-        text = found if isinstance(found, str) else as_text(found)
+        text = as_text(find(values, path))
         fault = f"no `{path}`" if text is None or text is ABSENT else text_fault(path, text)
         if fault is not None:
             raise ValueError(f"{fault} (`columns.prompt`)")
@@ -205,8 +200,8 @@ class _Reader:
             ) from error
 
     def _absent(self, values: dict[str, Any]) -> str:
-        """Of id and source, the key that the spec names and an object lacks."""
-        for key, path in self._named:
+        """A message about the first of id and source that the spec names and the row lacks."""
+        for key, path in self._labels:
             if find(values, path) is ABSENT:
                 return f"no key `{path}` (`columns.{key}`); keys: {_keys(values)}"
         return ""

@@ -1,8 +1,8 @@
-"""What a file is: its format, and its bytes without compression and in UTF-8.
+"""The format of a file, and its content decompressed and in UTF-8.
 
-The suffix says which format a file claims; its first bytes say what it is. A compression or an
-encoding is taken off wherever it is found, whatever the file is called. Files of formats that
-nothing here reads are refused by name: each would otherwise be a bad row a line.
+The suffix tells the format that a file should have; compression and encoding are recognised by its
+first bytes, whatever its name. Files of other formats are refused by name, because otherwise each
+of their lines would be a bad row.
 """
 
 import bz2
@@ -13,12 +13,13 @@ import re
 import zlib
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
-from typing import IO, Any, Literal
+from typing import IO, Any, Literal, cast
 from urllib.parse import urlsplit
 
 import pyarrow as pa
 
-from stillhouse.errors import BadFileError, InputError
+from stillhouse.custom_code import CustomCode
+from stillhouse.errors import BadFileError, InputError, SpecError
 
 Format = Literal["parquet", "jsonl", "text"]
 SUFFIXES: dict[str, Format] = {
@@ -34,30 +35,32 @@ SUFFIXES: dict[str, Format] = {
 READ_BYTES = 1 << 20
 _HEAD_BYTES = 512
 _GZIP_BYTES = 1 << 18
+FILE_ERRORS = (EOFError, UnicodeDecodeError, lzma.LZMAError, pa.ArrowException, zlib.error)
+"""What parsers and decompressors raise for a broken file."""
 _PARQUET = b"PAR1"
 
 
 def _gunzip(stream: IO[bytes]) -> Iterator[bytes]:
-    """All members of a gzip stream; zeros behind the last one are padding."""
+    """All members of a gzip stream; zeros after the last one are padding."""
     data, at = stream.read(_GZIP_BYTES), 0
     while data:
         if not data.startswith(b"\x1f\x8b"[: len(data)]):
             raise BadFileError(f"behind its last gzip member, from byte {at} on, it is no gzip")
         member = zlib.decompressobj(zlib.MAX_WBITS | 16)
         while not member.eof:
-            found = member.decompress(data, READ_BYTES)
+            chunk = member.decompress(data, READ_BYTES)
             at += len(data) - len(member.unused_data) - len(member.unconsumed_tail)
             data = member.unused_data or member.unconsumed_tail or stream.read(_GZIP_BYTES)
-            if not (found or data or member.eof):
+            if not (chunk or data or member.eof):
                 raise EOFError("cut off: it ends in the middle of its gzip data")
-            yield found
+            yield chunk
         while data and not data.strip(b"\0"):
             at, data = at + len(data), stream.read(_GZIP_BYTES)
         at, data = at + len(data) - len(data.lstrip(b"\0")), data.lstrip(b"\0")
 
 
 class _Chunks(io.RawIOBase):
-    """Chunks of bytes as a file."""
+    """An iterator of bytes as a file."""
 
     def __init__(self, chunks: Iterator[bytes]) -> None:
         self._chunks, self._rest = chunks, memoryview(b"")
@@ -80,7 +83,7 @@ class _Chunks(io.RawIOBase):
 _Reader = Callable[[IO[bytes]], Any]
 _COMPRESSIONS: dict[str, tuple[str, re.Pattern[bytes], _Reader]] = {
     ".gz": ("gzip", re.compile(rb"\x1f\x8b\x08"), lambda raw: _Chunks(_gunzip(raw))),
-    ".zst": (  # Arrow's reader, because it notices a truncated stream
+    ".zst": (  # by Arrow, which notices a truncated stream
         "zstd",
         re.compile(rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18"),
         lambda raw: pa.CompressedInputStream(pa.PythonFile(raw, "r"), "zstd"),
@@ -114,25 +117,37 @@ _NO_JSON = {
 }
 
 
-def listed_suffixes(*wanted: Format) -> tuple[str, ...]:
-    """The suffixes of the files of some formats that a folder is read for.
+def listed_suffixes(*wanted: str | CustomCode) -> tuple[str, ...]:
+    """The suffixes of the files that are read in a folder: of some formats, or of a user's reader.
 
-    A plain `.json` beside data is mostly about them; it is read where a path or glob names it.
+    Without `.json`: beside data such a file is mostly metadata. A path or glob may name it.
+
+    Raises:
+        SpecError: the user's reader has no `suffixes`.
     """
+    for code in wanted:
+        if isinstance(code, CustomCode):
+            suffixes = code.literal("suffixes")
+            if not suffixes or not isinstance(suffixes, tuple | list):
+                raise SpecError(
+                    f"`format: {code.name}`: the class needs `suffixes = (...)`, how the names of "
+                    "the files end that it reads in a folder"
+                )
+            return tuple(str(suffix).lower() for suffix in suffixes)
     suffixes = [name for name, kind in SUFFIXES.items() if kind in wanted]
     listed = [s + c for s in suffixes for c in ("", *_COMPRESSIONS)]
     return tuple(suffix for suffix in listed if suffix != ".json")
 
 
-def format_of(uri: str, given: Format | Literal["auto"]) -> Format:
-    """The format of a file, as given or else by its suffix (in any case).
+def format_of(uri: str, given: str) -> Format:
+    """The format of a file; for `auto` by its suffix, upper or lower case.
 
     Raises:
-        InputError: a suffix that says nothing, under `auto`.
+        InputError: an unknown suffix, for `auto`.
     """
     if given != "auto":
-        return given
-    name = _file_name(uri)
+        return cast(Format, given)
+    name = _lower_name(uri)
     for compression in _COMPRESSIONS:
         name = name.removesuffix(compression)
     for suffix, kind in SUFFIXES.items():
@@ -141,29 +156,32 @@ def format_of(uri: str, given: Format | Literal["auto"]) -> Format:
     raise InputError(f"{uri}: unknown suffix; known are {', '.join(SUFFIXES)}; or set `format`")
 
 
-def _file_name(uri: str) -> str:
-    """In lower case; what stands behind `?` in a web address is not the file's name."""
+def _lower_name(uri: str) -> str:
+    """Without the query of a web address."""
     is_web = uri.startswith(("http://", "https://"))
     return (urlsplit(uri).path if is_web else uri).lower()
 
 
 def decoded(uri: str, stream: IO[bytes], kind: Format) -> tuple[Format, IO[bytes]]:
-    """What a file holds, with compression and encoding taken off.
+    """Decompress and decode a file.
 
     Returns:
-        Its format, which is Parquet where the file is, whatever it claims; a stream of UTF-8, or
-        for Parquet the file itself.
+        Its format, which is Parquet if the file is, whatever `kind`; a stream of UTF-8, or for
+        Parquet the file itself.
 
     Raises:
-        BadFileError: a format that nothing here reads, or not the compression of the suffix.
+        BadFileError: an unknown format, or not the compression of the suffix.
     """
     head = stream.read(_HEAD_BYTES)
     stream.seek(0)
     if head.startswith(_PARQUET):
         return "parquet", stream
-    stream, head, inside = _decompressed(uri, stream, head)
+    stream, head, compression = _decompressed(uri, stream, head)
     if kind == "parquet" or head.startswith(_PARQUET):
-        raise BadFileError(_not_parquet(head, inside))
+        if compression is not None:
+            raise BadFileError(f"Parquet cannot be read inside {compression}: decompress the file")
+        begins = f"it is not Parquet: it begins with {head[:16]!r}"
+        raise BadFileError(begins if head else "it has no bytes")
     refused = _NOT_READ | (_NO_JSON if kind == "jsonl" else {})
     found = next((name for name, start in refused.items() if start.match(head)), None)
     if found is not None:
@@ -175,25 +193,19 @@ def decoded(uri: str, stream: IO[bytes], kind: Format) -> tuple[Format, IO[bytes
 
 
 def _decompressed(uri: str, stream: IO[bytes], head: bytes) -> tuple[IO[bytes], bytes, str | None]:
-    """The stream, its first bytes, and the name of the compression that was taken off."""
+    """The decompressed stream, its first bytes, and the name of the compression if there is one."""
     for name, start, reader in _COMPRESSIONS.values():
         if start.match(head):
-            found = io.BufferedReader(reader(stream), READ_BYTES)
-            return found, found.peek(_HEAD_BYTES)[:_HEAD_BYTES], name
+            plain = io.BufferedReader(reader(stream), READ_BYTES)
+            return plain, plain.peek(_HEAD_BYTES)[:_HEAD_BYTES], name
     for suffix, (name, _, _) in _COMPRESSIONS.items():
-        if head and _file_name(uri).endswith(suffix):
+        if head and _lower_name(uri).endswith(suffix):
             raise BadFileError(f"its suffix says {name}, but it is not")
     return stream, head, None
 
 
-def _not_parquet(head: bytes, inside: str | None) -> str:
-    if inside is not None:
-        return f"Parquet cannot be read inside {inside}: decompress the file"
-    return f"it is not Parquet: it begins with {head[:16]!r}" if head else "it has no bytes"
-
-
 def _recoded(stream: IO[bytes], encoding: str) -> Iterator[bytes]:
-    """UTF-8; halves of pairs pass, so that they cost a row and not the file."""
+    """The text as UTF-8; lone surrogates pass, so that they make a bad row and not a bad file."""
     decoder = codecs.getincrementaldecoder(encoding)("surrogatepass")
     while data := stream.read(READ_BYTES):
         yield decoder.decode(data).encode("utf-8", "surrogatepass")
@@ -202,20 +214,13 @@ def _recoded(stream: IO[bytes], encoding: str) -> Iterator[bytes]:
 
 @contextmanager
 def naming_bad_file(uri: str) -> Generator[None]:
-    """Errors of parsers and decompressors become BadFileError; those of storage pass."""
+    """Turn errors of parsers and decompressors into BadFileError; those of storage pass."""
     try:
         yield
-    except (
-        BadFileError,
-        EOFError,
-        UnicodeDecodeError,
-        lzma.LZMAError,
-        pa.ArrowException,
-        zlib.error,
-    ) as error:
+    except (BadFileError, *FILE_ERRORS) as error:
         raise _bad_file(uri, error) from error
     except OSError as error:
-        if error.errno is not None:  # the operating system or the store speaks, not a parser
+        if error.errno is not None:  # of the operating system or the store, not of a parser
             raise
         raise _bad_file(uri, error) from error
 

@@ -2,9 +2,9 @@
 
     stream = document 0, EOS, document 1, EOS, ...        sequence i = stream[i T : (i + 1) T]
 
-The EOS after a document belongs to it. A document that crosses a border has a piece in each of the
-sequences it touches; pieces tile [0, T) exactly. What is left after the last whole sequence of a
-part is dropped and counted. The pieces of a part come from one `searchsorted`.
+The EOS after a document belongs to it. A document that crosses a border has a piece in each
+sequence it touches; pieces tile [0, T) exactly. The tokens after the last whole sequence of a part
+are dropped and counted.
 """
 
 from collections.abc import Iterable, Iterator
@@ -19,7 +19,7 @@ from stillhouse.text.documents import Document
 
 
 class Owner(NamedTuple):
-    """Whose tokens: id, source label, raw file index and raw row of a document."""
+    """The document that some tokens belong to: id, source label, raw file index and raw row."""
 
     id: str
     source: str
@@ -29,7 +29,7 @@ class Owner(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """n complete sequences, and the p pieces of documents they are made of.
+    """n complete sequences, and the p pieces of documents that they consist of.
 
     Attributes:
         input_ids: [n, T] uint16 or uint32.
@@ -56,12 +56,15 @@ def token_dtype(vocab_size: int) -> np.dtype[Any]:
 
 
 class Packer:
-    """Takes documents one by one and gives out parts of at least `part_rows` sequences.
+    """Packs documents one by one into parts of at least `part_rows` sequences.
 
     A part closes at the end of the document that fills it, so that no document lies in two parts;
-    the tokens after its last whole sequence are dropped. After `finish`, `num_rows` sequences
-    went out, `remainder_tokens` tokens were dropped, and with them all of `remainder_documents`
-    documents. Memory: one part and one document.
+    the tokens after its last whole sequence are dropped. Memory: one part and one document.
+
+    Attributes:
+        num_rows: sequences so far.
+        remainder_tokens: tokens dropped so far.
+        remainder_documents: documents all of whose tokens were dropped.
     """
 
     def __init__(
@@ -89,10 +92,10 @@ class Packer:
         self._prompts: list[tuple[int, int]] = []
 
     def add(self, document: Document, ids: NDArray[Any]) -> Packed | None:
-        """Append a document and its EOS; the part that it filled, or None.
+        """Append a document and its EOS; returns the part that it filled, or None.
 
         Args:
-            document: whose id, source, file and row the pieces carry.
+            document: the owner of the tokens.
             ids: its tokens [n], without EOS; n may be 0.
         """
         self._prompts.append((self._filled, self._filled + document.prompt_tokens))
@@ -103,7 +106,7 @@ class Packer:
         return self.finish() if self._filled >= self._capacity else None
 
     def finish(self) -> Packed:
-        """Close the part, which may have no rows; tokens below a whole sequence are dropped."""
+        """Close the part, which may have no rows."""
         length = self._sequence_length
         num_rows, remainder = divmod(self._filled, length)
         tokens = np.concatenate([self._eos[:0], *self._tokens])[: num_rows * length]
@@ -122,14 +125,12 @@ class Packer:
 
 
 def pack(packer: Packer, documents: Iterable[tuple[Document, NDArray[Any]]]) -> Iterator[Packed]:
-    """Pack documents given with their tokens; parts without rows are left out."""
+    """The parts of documents that are given with their tokens, without empty ones."""
     for document, ids in documents:
-        full = packer.add(document, ids)
-        if full is not None:
-            yield full
-    last = packer.finish()
-    if len(last.input_ids):
-        yield last
+        if (packed := packer.add(document, ids)) is not None:
+            yield packed
+    if len((packed := packer.finish()).input_ids):
+        yield packed
 
 
 def _cut(
@@ -168,7 +169,7 @@ def tokens_schema(sequence_length: int, dtype: DTypeLike) -> pa.Schema:
 
 
 def tokens_table(packed: Packed) -> pa.Table:
-    """The Arrow table of a part, of `tokens_schema`, built from flat buffers (no row objects)."""
+    """The Arrow table of a part (`tokens_schema`), made of flat buffers."""
     length = packed.input_ids.shape[1]
     schema = tokens_schema(length, packed.input_ids.dtype)
     piece = schema.field("documents").type.value_type

@@ -1,4 +1,4 @@
-"""Reading token parts: the ids as one array, and the pieces of documents as flat columns."""
+"""Token parts as arrays: the ids, and the pieces of documents as flat columns."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -43,18 +43,17 @@ class Pieces:
 
     @property
     def num_tokens(self) -> NDArray[np.int64]:
-        """Tokens of each piece."""
         return (self.end - self.start).astype(np.int64)
 
     def owners(self) -> NDArray[np.int64]:
-        """int64 [p]: 0, 1, 2, ... by document; a document's pieces are neighbours."""
+        """int64 [p], the number of the document of each piece: 0, 1, 2, ... in order."""
         first = np.ones(len(self.file), np.bool_)
         first[1:] = (np.diff(self.file) != 0) | (np.diff(self.row) != 0)
         return np.cumsum(first) - 1
 
 
 def token_ids(table: pa.Table) -> NDArray[Any]:
-    """`input_ids` [n, T] in the type they are stored in; a view where that can be.
+    """`input_ids` [n, T] in the type they are stored in, without a copy where possible.
 
     Raises:
         ArtifactError: lists of different lengths, nulls.
@@ -93,9 +92,9 @@ def read_pieces(table: pa.Table) -> Pieces:
 def row_texts(
     table: pa.Table, pieces: Pieces, row: int, grain: str, tokenizer: Tokenizer
 ) -> tuple[str, str, str]:
-    """Text, source and document id of a sequence (or of a document) of a token part.
+    """Text, source and document id of a row (a sequence or a document) of a token part.
 
-    The source and id are those of the piece with most tokens.
+    Source and id are those of the piece with most tokens.
     """
     ids = token_ids(table)
     length = ids.shape[1]
@@ -113,9 +112,9 @@ def row_texts(
 
 
 def row_sources(pieces: Pieces, grain: Grain) -> NDArray[np.int32]:
-    """int32 [n], the index in `pieces.sources` of the source that owns most of a row's tokens.
+    """int32 [n], the index in `pieces.sources` of the source with most tokens of each row.
 
-    A row is a sequence or a document; of equal shares the source that comes first in `sources`.
+    A row is a sequence or a document. Of equal shares the first in `sources` counts.
     """
     row = pieces.owners() if grain == "documents" else pieces.sequence
     count = int(row[-1]) + 1 if len(row) else 0
@@ -132,9 +131,8 @@ def row_sources(pieces: Pieces, grain: Grain) -> NDArray[np.int32]:
 
 
 def label_table(pieces: Pieces) -> pa.Table:
-    """How much of some sequences each source has: `LABELS_SCHEMA`.
-
-    A row counts for the source that owns most of its tokens.
+    """Tokens and rows of each source (`LABELS_SCHEMA`); a row counts for the source with most of
+    its tokens.
     """
     width = len(pieces.sources)
     tokens = np.bincount(pieces.source, pieces.num_tokens, width).astype(np.int64)

@@ -1,9 +1,9 @@
-"""Raw rows of files: what Parquet, JSON and plain text hold before any check.
+"""Raw rows of files: Parquet, JSON, plain text, or any format by a class of the user's.
 
-One reader for documents and for the rows of tasks. JSON is a value a line, or one array, or
-indented objects one after the other; which of them is seen from its beginning. Memory holds a batch
-of rows, a line or an object. What lies in a row is judged by `documents` and by
-`stillhouse.mixing.preparation`; here only files can be bad.
+The same reader for documents and for the rows of tasks. JSON is a value a line, or one array, or
+indented objects one after the other; which of them is recognised by its beginning. Memory holds a
+batch of rows, a line or an object. `documents` and `stillhouse.mixing.preparation` check the
+values.
 """
 
 import codecs
@@ -15,15 +15,16 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice
-from typing import IO, Any, Literal, cast
+from typing import IO, Any, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stillhouse.errors import BadFileError
+from stillhouse.custom_code import CustomCode
+from stillhouse.errors import BadFileError, StillhouseError
 from stillhouse.storage.filesystem import open_read
 from stillhouse.storage.parquet import open_parquet
-from stillhouse.text.formats import READ_BYTES, Format, decoded, format_of, naming_bad_file
+from stillhouse.text.formats import FILE_ERRORS, READ_BYTES, decoded, format_of, naming_bad_file
 from stillhouse.text.values import ABSENT, column_of, find, plain_values
 
 Choose = Callable[[pa.Schema], Sequence[str]]
@@ -40,9 +41,9 @@ class Record:
 
     Attributes:
         row: its number in the file, from 0.
-        values: what it holds: of Parquet the wanted columns by their paths, of JSON the object.
-        broken: why it could not even be parsed.
-        raw: what was found instead.
+        values: of Parquet the wanted columns by their paths, of JSON the object.
+        broken: why it could not be parsed.
+        raw: its content then.
     """
 
     row: int
@@ -57,23 +58,28 @@ def read_records(
     *,
     text: str,
     max_chars: int,
-    given: Format | Literal["auto"] = "auto",
+    given: str | CustomCode = "auto",
     wanted: Sequence[int] = ALL_ROWS,
 ) -> Iterator[Record]:
     """The raw rows of a file whose numbers are in `wanted` (a range or a sorted list), in order.
 
     Args:
         uri: the file.
-        choose: the paths that are read of a Parquet file, by its schema; may refuse it.
-        text: the key that a plain text, which is one row, stands under.
+        choose: the paths to read of a Parquet file, by its schema; may raise InputError.
+        text: the key of the text of a plain text file, which is one row.
         max_chars: a longer text is a broken row.
-        given: the format; `auto`: by the suffix.
+        given: the format, `auto` for that of the suffix; or the user's reader.
         wanted: numbers of rows; default all.
 
     Raises:
+        CustomCodeError: the user's reader raised something else than ValueError or EOFError.
         InputError: an unknown suffix, what `choose` raises.
         BadFileError: a truncated file, one of another format, two columns of one name.
     """
+    if isinstance(given, CustomCode):
+        with open_read(uri) as raw, naming_bad_file(uri):
+            yield from _objects(_custom_rows(given, raw), wanted, "a dictionary")
+        return
     kind = format_of(uri, given)
     with open_read(uri) as raw, naming_bad_file(uri):
         kind, stream = decoded(uri, raw, kind)
@@ -90,6 +96,18 @@ def _overlaps(wanted: Sequence[int], start: int, stop: int) -> bool:
     """Whether a sorted list (or range) of rows holds one in [start, stop)."""
     position = bisect_left(wanted, start)
     return position < len(wanted) and wanted[position] < stop
+
+
+def _custom_rows(code: CustomCode, stream: IO[bytes]) -> Iterator[Any]:
+    reader = code.build({})
+    try:
+        yield from reader.read(stream)
+    except (StillhouseError, OSError, *FILE_ERRORS):
+        raise
+    except ValueError as error:
+        raise BadFileError(f"{code.name}: {error}") from error
+    except Exception as error:
+        raise code.failed("failed in `read`", error) from error
 
 
 # --------------------------------------------------------------------------------------- Parquet
@@ -110,16 +128,15 @@ def _parquet_records(stream: IO[bytes], choose: Choose, wanted: Sequence[int]) -
 
 
 def _column(schema: pa.Schema, path: str) -> str:
-    """The column of a path that `choose` has found."""
     column = column_of(schema, path)
-    assert column is not None
+    assert column is not None, "`choose` returns paths that exist"
     if schema.names.count(column) > 1:
         raise BadFileError(f"{schema.names.count(column)} columns are called `{column}`")
     return column
 
 
 def _batch_rows(group: pq.RowGroupMetaData, columns: list[str]) -> int:
-    """Rows of about 16 MB in all, however wide they are."""
+    """Number of rows of about 16 MB."""
     chunks = (group.column(i) for i in range(group.num_columns))
     used = (c for c in chunks if any(f"{c.path_in_schema}.".startswith(f"{n}.") for n in columns))
     num_bytes = sum(chunk.total_uncompressed_size for chunk in used)
@@ -144,14 +161,14 @@ def _path_values(batch: pa.RecordBatch, path: str, column: str) -> list[Any]:
     if path == column:
         return found
     inner = (find({column: value}, path) for value in found)
-    return [None if value is ABSENT else value for value in inner]  # of a struct that is null
+    return [None if value is ABSENT else value for value in inner]  # absent in a null struct
 
 
 # ------------------------------------------------------------------------------------------ JSON
 
 
 def _json_records(stream: IO[bytes], limit: int, wanted: Sequence[int]) -> Iterator[Record]:
-    """Whichever of the three forms it is: an array, indented objects, a value a line."""
+    """The values of an array, of indented objects, or of lines."""
     if _is_array(stream):
         return _objects(_json_values(stream, b"", limit, is_array=True), wanted)
     head: list[bytes] = []
@@ -172,7 +189,7 @@ def _is_filled(line: bytes) -> bool:
 
 
 def _is_array(stream: IO[bytes]) -> bool:
-    """Whether a file begins with an array that is not just its first line."""
+    """Whether a file is an array, and not lines the first of which is one."""
     head = cast(io.BufferedReader, stream).peek(READ_BYTES).lstrip(_BLANK)
     line, _, rest = head.partition(b"\n")
     return head.startswith(b"[") and not (rest.strip() and _is_json(line))
@@ -215,16 +232,18 @@ def _line_record(row: int, line: bytes, limit: int) -> Record:
     return _object_record(row, value, line)
 
 
-def _object_record(row: int, value: Any, raw: Any) -> Record:
+def _object_record(row: int, value: Any, raw: Any, kind: str = "a JSON object") -> Record:
     if not isinstance(value, dict):
-        return Record(row, broken=f"not a JSON object but {type(value).__name__}", raw=raw)
+        return Record(row, broken=f"not {kind} but {type(value).__name__}", raw=raw)
     return Record(row, cast(dict[str, Any], value))
 
 
-def _objects(values: Iterator[Any], wanted: Sequence[int]) -> Iterator[Record]:
+def _objects(
+    values: Iterator[Any], wanted: Sequence[int], kind: str = "a JSON object"
+) -> Iterator[Record]:
     for row, value in enumerate(islice(values, wanted[-1] + 1 if wanted else 0)):
         if _overlaps(wanted, row, row + 1):
-            yield _object_record(row, value, value)
+            yield _object_record(row, value, value, kind)
 
 
 _BETWEEN = re.compile(r"[\s,]*")
@@ -232,10 +251,10 @@ _UNFINISHED_CHARS = 16  # how far before the end an escape or literal that is cu
 
 
 def _json_values(stream: IO[bytes], head: bytes, limit: int, *, is_array: bool) -> Iterator[Any]:
-    """The values of one array, or values one after the other, wherever their lines end.
+    """The values of one array, or values one after the other, whatever their line breaks.
 
     Raises:
-        BadFileError: JSON that is broken or ends too early: where the next value begins is unknown.
+        BadFileError: JSON that is broken or ends too early.
     """
     decode = json.JSONDecoder().raw_decode
     to_text = codecs.getincrementaldecoder("utf-8")("surrogateescape")
@@ -268,7 +287,7 @@ def _json_values(stream: IO[bytes], head: bytes, limit: int, *, is_array: bool) 
 
 
 def _may_go_on(error: Exception, end: int) -> bool:
-    """Whether JSON is broken only because the rest of it has not been read yet."""
+    """Whether JSON may be broken only because the rest has not been read yet."""
     if not isinstance(error, json.JSONDecodeError):
         return False
     return error.msg.startswith("Unterminated string") or error.pos >= end - _UNFINISHED_CHARS

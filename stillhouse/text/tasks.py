@@ -1,12 +1,17 @@
-"""Tasks on units of raw files: scan their documents, or turn them into token parts.
+"""Tasks on units of raw files: scan their documents, or pack them into token parts.
 
-A unit is a group of small files or a range of a large one (`stillhouse.text.units`). Both tasks
-stream: memory holds a batch of documents and one part, whatever the size of the files.
+A unit is a group of small files or a range of a large one. Both tasks stream: memory holds a batch
+of documents and one part, whatever the size of the files.
+
+Groups should hardly change when a file is added, so that finished parts are found again. Files are
+taken in sorted order, and the end of a group of small files, of between a quarter of `GROUP_BYTES`
+and all of it, depends on a file's own digest (content-defined chunking of whole files): after a
+difference, two listings share all groups from the next border that they share.
 """
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, TypeVar
@@ -30,7 +35,7 @@ from stillhouse.text.tokenizer import Tokenizer, load_tokenizer
 T = TypeVar("T")
 _BATCH = 256
 _SAMPLED = 64
-"""Documents of a unit that are decoded again, to see whether a tokenizer loses text."""
+"""Documents of a unit that are decoded again, to check whether the tokenizer loses text."""
 _SCAN_ROWS = 4_000_000
 SCAN_SCHEMA = pa.schema(
     [("file", pa.int32()), ("row", pa.int64()), ("hash", pa.binary(16)), ("chars", pa.int32())]
@@ -41,11 +46,95 @@ DEAD_LETTER_SCHEMA = pa.schema(
 
 
 @dataclass(frozen=True, slots=True)
-class UnitFile:
-    """One file of a unit, or a range of its rows, known by the digest of its content.
+class InputFile:
+    """One input file.
 
-    `label` is the source of all its rows, where a folder's name says so.
+    Attributes:
+        uri: where it is.
+        name: its path relative to the listing.
+        size_bytes: its size as stored.
+        digest: hex SHA-256 of its content.
+        row_group_rows: rows of each row group, of Parquet files larger than a unit; else None.
+        label: the source of all its rows, where a folder's name says so.
     """
+
+    uri: str
+    name: str
+    size_bytes: int
+    digest: str
+    row_group_rows: tuple[int, ...] | None = None
+    label: str | None = None
+
+    def identity(self) -> list[str | int | None]:
+        """Its content, and its label if it has one."""
+        return [self.digest, *([self.label] if self.label is not None else [])]
+
+
+@dataclass(frozen=True, slots=True)
+class FileRange:
+    """A whole file (`rows` None) or a half-open range of its rows; `file` is its index."""
+
+    file: int
+    rows: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """Files or ranges that are packed together, in order."""
+
+    ranges: tuple[FileRange, ...]
+
+
+GROUP_BYTES = 2**17
+"""Largest unit of several files: a group is packed again when a file is added to it."""
+
+
+def group_units(files: Sequence[InputFile], *, unit_bytes: int) -> list[Unit]:
+    """Cut a sorted listing into units of at most about `unit_bytes`, every file exactly once.
+
+    A file larger than a group is alone; larger than a unit, Parquet is cut in ranges of whole row
+    groups, other formats stay in one piece.
+    """
+    limit = min(GROUP_BYTES, unit_bytes)
+    units: list[Unit] = []
+    group: list[FileRange] = []
+    group_bytes = 0
+    for index, file in enumerate(files):
+        if group and group_bytes + file.size_bytes > limit:
+            units.append(Unit(tuple(group)))
+            group, group_bytes = [], 0
+        if file.size_bytes > limit:
+            units.extend(Unit((part,)) for part in _large_file(index, file, unit_bytes))
+            continue
+        group.append(FileRange(index))
+        group_bytes += file.size_bytes
+        # once per `limit / 4` bytes on average: the chance is proportional to the file's size
+        closes = int(file.digest[:8], 16) * limit < 4 * max(file.size_bytes, 1) * 2**32
+        if group_bytes * 4 >= limit and closes:
+            units.append(Unit(tuple(group)))
+            group, group_bytes = [], 0
+    return [*units, Unit(tuple(group))] if group else units
+
+
+def _large_file(index: int, file: InputFile, unit_bytes: int) -> Iterator[FileRange]:
+    """Ranges of row groups, closed as soon as their share of the bytes reaches a unit."""
+    if file.row_group_rows is None:
+        yield FileRange(index)
+        return
+    num_rows = sum(file.row_group_rows)
+    start = stop = 0
+    for rows in file.row_group_rows:
+        stop += rows
+        if stop == num_rows or (stop - start) * file.size_bytes >= unit_bytes * num_rows:
+            yield FileRange(index, (start, stop))
+            start = stop
+        if stop == num_rows:
+            return
+
+
+@dataclass(frozen=True, slots=True)
+class UnitFile:
+    """One file of a unit, or a range of its rows; `label` is the source of all its rows, if any."""
 
     uri: Place[str]
     digest: str
@@ -55,11 +144,11 @@ class UnitFile:
 
 @dataclass(frozen=True)
 class ScanTask(Task):
-    """Hash every document of a unit and set aside the rows that cannot be used.
+    """Hash every document of a unit and collect the rows that cannot be used.
 
-    Makes parts of `file, row, hash, chars`; bad rows become a table of their own. Counts:
-    documents, chars, `dead: REASON` without the details, and `absent: KEY` of documents without a
-    key that the spec names, the first one whole in `info`.
+    Makes parts of `file, row, hash, chars`, and a table of the bad rows. Counts: documents, chars,
+    `dead: REASON` without the details, and `absent: KEY` of documents without a key that the spec
+    names (the first message in full in `info`).
     """
 
     KIND = "scans"
@@ -69,7 +158,6 @@ class ScanTask(Task):
     source: DataSource
 
     def run(self, store: Store, host: Any, loaded: Any) -> Output:
-        """Read all of it, batch by batch."""
         counts, info = Counter[str](), dict[str, Any]()
         dead: list[DeadLetter] = []
         named = dict[str, pa.Table]()
@@ -107,13 +195,12 @@ class ScanTask(Task):
 
 @dataclass(frozen=True)
 class TokenizerHost:
-    """Workers with a tokenizer: the one in a folder, and the token between documents."""
+    """Workers that keep a tokenizer loaded."""
 
     path: Place[str]
     eos_token: str | None
 
     def build(self, store: Store) -> Tokenizer:
-        """Load it."""
         return load_tokenizer(self.path, self.eos_token)
 
 
@@ -121,20 +208,20 @@ class TokenizerHost:
 class PackTask(Task):
     """Tokenise a unit and pack it into parts (`stillhouse.text.packing`).
 
-    Beside the parts stand the labels of their sources, a row for each part and label
-    (`label_table`). Counts: documents packed, tokens in sequences, tokens of the remainder and
-    documents wholly in it, and `dropped: REASON`; where the tokenizer may lose text, also its
-    unknown tokens, and how many of some sampled documents it changes.
+    Makes the token parts, and a table `labels` with a row for each part and source
+    (`label_table`). Counts: documents packed, tokens in sequences, remainder tokens and documents,
+    and `dropped: REASON`; if the tokenizer may lose text, also its unknown tokens, and how many of
+    some sampled documents it changes.
 
     Attributes:
-        unit: what is read.
-        dropped: digest of the set of documents that are left out (`stillhouse.text.drops`).
+        unit: the scanned unit.
+        dropped: digest of the set of documents that are left out (`unit_digests`).
         tokenizer: its digest.
         eos_token: between documents.
         sequence_length: tokens.
         part_rows: sequences a part, at most.
-        number: of the unit in its source, by which these tables know it.
-        drops: URIs of the tables that name the documents to leave out.
+        number: of the unit in the tables of `drops`.
+        drops: URIs of the tables of the documents to leave out.
     """
 
     KIND = "tokens"
@@ -149,11 +236,9 @@ class PackTask(Task):
     drops: Place[tuple[str, ...]] = ()
 
     def tokens_in(self, table: pa.Table) -> int:
-        """Of all its sequences."""
         return table.num_rows * self.sequence_length
 
     def run(self, store: Store, host: Tokenizer, loaded: Any) -> Output:
-        """Tokenise and pack, part by part."""
         counts, named = Counter[str](), dict[str, pa.Table]()
         return Output(self._tables(host, counts, named), counts, named=named)
 
@@ -180,17 +265,20 @@ class PackTask(Task):
 
 
 def read_unit(task: ScanTask) -> Iterator[Document | DeadLetter]:
-    """The documents of a unit in order; `file` counts the unit's own files.
+    """The documents and dead letters of a unit in order; `file` is an index in the unit.
 
-    Ids of rows that have none are made from the file's digest and the row, so that they do not
-    change with the file's name.
+    Ids of rows that have none are made of the file's digest and the row, so that they do not change
+    with the file's name.
     """
     for index in range(len(task.files)):
-        broken = _why_unreadable(task, index) if task.source.skip_bad_files else None
-        if broken is not None:
-            yield DeadLetter(index, -1, "unreadable file", broken[:200])
-        else:
-            yield from _read_file(task, index)
+        if task.source.skip_bad_files:
+            try:  # to the end, before any of its rows is used: it may break in the middle
+                for _ in _read_file(task, index):
+                    pass
+            except BadFileError as error:
+                yield DeadLetter(index, -1, "unreadable file", str(error)[:200])
+                continue
+        yield from _read_file(task, index)
 
 
 def _read_file(task: ScanTask, index: int) -> Iterator[Document | DeadLetter]:
@@ -205,16 +293,6 @@ def _read_file(task: ScanTask, index: int) -> Iterator[Document | DeadLetter]:
     )
 
 
-def _why_unreadable(task: ScanTask, index: int) -> str | None:
-    """Read a file to its end before any of its rows is used: it may break in the middle."""
-    try:
-        for _ in _read_file(task, index):
-            pass
-    except BadFileError as error:
-        return str(error)
-    return None
-
-
 def _tokenised(
     tokenizer: Tokenizer, documents: Iterable[Document], counts: Counter[str]
 ) -> Iterator[tuple[Document, NDArray[np.uint32]]]:
@@ -223,7 +301,7 @@ def _tokenised(
         ids = tokenizer.encode_batch([document.text[document.prompt_chars :] for document in batch])
         prompts = [i for i, document in enumerate(batch) if document.prompt_chars]
         before = tokenizer.encode_batch([batch[i].text[: batch[i].prompt_chars] for i in prompts])
-        for i, tokens in zip(prompts, before, strict=True):  # apart: the border is one of tokens
+        for i, tokens in zip(prompts, before, strict=True):  # no token spans prompt and answer
             ids[i] = np.concatenate([tokens, ids[i]])
             batch[i] = replace(batch[i], prompt_tokens=len(tokens))
         if unknown is not None:
@@ -236,9 +314,12 @@ def _tokenised(
 
 
 def kept_documents(task: PackTask, counts: Counter[str] | None = None) -> Iterator[Document]:
-    """The documents that a task packs, in order; `counts` is told of the dropped ones."""
+    """The documents that a task packs, in order; `counts` gets documents and drops."""
     counts = Counter() if counts is None else counts
-    dropped = _dropped_rows(task)
+    dropped: dict[tuple[int, int], str] = {}
+    for uri in task.drops:
+        rows = read_table(uri).filter(pc.field("unit") == task.number).to_pylist()
+        dropped |= {(row["file"], row["row"]): row["reason"] for row in rows}
     for item in read_unit(task.unit):
         if isinstance(item, DeadLetter):
             continue
@@ -248,16 +329,6 @@ def kept_documents(task: PackTask, counts: Counter[str] | None = None) -> Iterat
             continue
         counts["documents"] += 1
         yield item
-
-
-def _dropped_rows(task: PackTask) -> dict[tuple[int, int], str]:
-    rows: dict[tuple[int, int], str] = {}
-    for uri in task.drops:
-        table = read_table(uri)
-        mine = table.filter(pc.field("unit") == task.number)
-        for row in mine.to_pylist():
-            rows[row["file"], row["row"]] = row["reason"]
-    return rows
 
 
 def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:

@@ -1,9 +1,9 @@
-"""Tokenizers: a byte-level BPE trained on a sample of the pool, or one that exists already.
+"""Tokenizers: a byte-level BPE trained on a sample of the pool, or an existing one.
 
-A tokenizer is its `tokenizer.json` and the token that stands between documents (EOS). Text is
-always taken literally: "<|endoftext|>" inside a document becomes ordinary tokens, never an EOS,
-and neither beginning- nor end-of-sequence tokens are added. A beginning-of-sequence token (BOS) is
-put before a sequence where a model reads it (`bos_id`), never into stored tokens.
+A tokenizer consists of its `tokenizer.json` and the token between documents (EOS). Special tokens
+in a text are not recognised: "<|endoftext|>" inside a document becomes ordinary tokens. Stored
+tokens have no beginning-of-sequence token (BOS); it is put before a sequence where a model reads it
+(`bos_id`).
 """
 
 import hashlib
@@ -37,7 +37,7 @@ BosSetting = Literal["auto"] | bool
 
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
-    """What a model is trained with; equal where pieces, ids and merges are.
+    """Equal where pieces, ids and merges are.
 
     Attributes:
         digest: fingerprint of these, without added tokens.
@@ -50,16 +50,16 @@ class Vocabulary:
 
 @dataclass(frozen=True, slots=True)
 class Tokenizer:
-    """A tokenizer ready for use; it can be pickled.
+    """A loaded tokenizer; it can be pickled.
 
     Attributes:
         json: canonical `tokenizer.json`.
         eos_token, eos_id: the token between documents.
-        vocab_size: largest id plus one, what an embedding matrix must hold.
+        vocab_size: largest id plus one: rows of the embedding matrix.
         digest: hex SHA-256 of `json`.
         backend: the `tokenizers` object.
-        bos_token: the beginning-of-sequence token, where it is known.
-        adds_bos: models of this tokenizer read sequences behind it.
+        bos_token: the beginning-of-sequence token, if known.
+        adds_bos: models of this tokenizer read sequences that begin with it.
     """
 
     json: bytes
@@ -73,31 +73,27 @@ class Tokenizer:
 
     @property
     def vocabulary(self) -> Vocabulary:
-        """Its pieces, ids and merges."""
         return _vocabulary(self.backend)
 
     def bos_id(self, asked: BosSetting) -> int | None:
-        """The id that stands before every sequence, or None.
-
-        Args:
-            asked: the setting `tokenizer.bos`; `auto` is what the tokenizer does.
+        """The id before every sequence by the setting `tokenizer.bos`, or None.
 
         Raises:
             ModelError: one is asked for, and none is known.
         """
         if asked is False or (asked == "auto" and not self.adds_bos):
             return None
-        found = None if self.bos_token is None else self.backend.token_to_id(self.bos_token)
-        if found is None:
+        bos_id = None if self.bos_token is None else self.backend.token_to_id(self.bos_token)
+        if bos_id is None:
             raise ModelError(
                 f"`tokenizer.bos: true`: the tokenizer names no BOS token that it has "
                 f"({self.bos_token!r}): set `bos_token` in its tokenizer_config.json"
             )
-        return found
+        return bos_id
 
     @property
     def unknown_id(self) -> int | None:
-        """The id of text that it has no pieces for; None where there is no such text."""
+        """The id of text that it has no pieces for; None if it has pieces for any text."""
         model: Any = self.backend.model
         if getattr(model, "byte_fallback", False):
             return None
@@ -108,7 +104,7 @@ class Tokenizer:
 
     @property
     def is_exact(self) -> bool:
-        """Byte-level with all bytes and no normaliser: `decode` gives every text back."""
+        """Whether `decode` gives every text back: byte-level, all bytes, no normaliser."""
         return (
             self.backend.normalizer is None
             and isinstance(self.backend.decoder, decoders.ByteLevel)
@@ -121,29 +117,26 @@ class Tokenizer:
         return [np.array(encoding.ids, np.uint32) for encoding in encodings]
 
     def decode(self, ids: Sequence[int] | NDArray[Any]) -> str:
-        """The text of some ids, special tokens included; exact for byte-level tokenizers."""
+        """The text of some ids, special tokens included."""
         return self.backend.decode([int(i) for i in ids], skip_special_tokens=False)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle as `json`: the backend's own pickle forgets `encode_special_tokens`."""
-        kept = "the tokenizer", self.bos_token, self.adds_bos
-        return make_tokenizer, (self.json, self.eos_token, *kept)
+        rest = "the tokenizer", self.bos_token, self.adds_bos
+        return make_tokenizer, (self.json, self.eos_token, *rest)
 
 
 def in_sample(document_hash: bytes, share: float) -> bool:
-    """Whether a document is in the tokenizer's training sample: `share` of all, by its hash alone.
-
-    The same document is in or out whatever else is in the pool and whoever asks.
-    """
+    """Whether a document is in the tokenizer's training sample, `share` of all, by its hash."""
     digest = hashlib.blake2b(document_hash, digest_size=8, person=b"tokenizer sample").digest()
     return int.from_bytes(digest, "big") < share * 2**64
 
 
 def train_tokenizer(texts: Iterable[str], *, vocab_size: int) -> bytes:
-    """Train a byte-level BPE: `tokenizer.json` as canonical bytes, the same for the same texts.
+    """Train a byte-level BPE; returns its canonical `tokenizer.json`. Deterministic.
 
-    Ids 0 and 1 are `<|endoftext|>` and `<|pad|>`, then the 256 bytes, then merges; fewer than
-    `vocab_size` ids come out where the texts hold too few pairs.
+    Ids 0 and 1 are `<|endoftext|>` and `<|pad|>`, then the 256 bytes, then merges. Texts with few
+    pairs give fewer than `vocab_size` ids.
     """
     tokenizer = tokenizers.Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -170,9 +163,9 @@ def make_tokenizer(
 
     Args:
         tokenizer_json: as written by `tokenizers` or by `train_tokenizer`.
-        eos_token: the token between documents; None takes a common one that is there.
+        eos_token: the token between documents; default a common one that it has.
         place: where it came from, for errors.
-        bos_token, adds_bos: as its configuration says; its post-processor has the last word.
+        bos_token, adds_bos: of its configuration; its post-processor takes precedence.
 
     Raises:
         ModelError: not a tokenizer, or no such token.
@@ -182,9 +175,19 @@ def make_tokenizer(
     backend.no_truncation()
     backend.no_padding()
     backend.encode_special_tokens = True  # text that spells a special token is only text
-    processed = _first_of_post_processor(backend)
+    plain = backend.encode("a", add_special_tokens=False).ids
+    whole = backend.encode("a").ids
+    processed = None  # the token that the post-processor puts before a text
+    if len(whole) > len(plain) and whole[:1] != plain[:1]:
+        processed = backend.id_to_token(whole[0])
     vocabulary = backend.get_vocab(with_added_tokens=True)
-    eos_token = _pick_eos(vocabulary, eos_token, place)
+    candidates = _COMMON_EOS if eos_token is None else [eos_token]
+    eos_token = next((token for token in candidates if token in vocabulary), None)
+    if eos_token is None:
+        raise ModelError(
+            f"{place}: no end-of-document token {' or '.join(candidates)} in its vocabulary; set "
+            "`tokenizer.eos_token`"
+        )
     return Tokenizer(
         json=content,
         eos_token=eos_token,
@@ -204,34 +207,16 @@ def _backend(tokenizer_json: bytes, place: str) -> tokenizers.Tokenizer:
         raise ModelError(f"{place} is not a tokenizer.json: {_in_one_line(error)}") from error
 
 
-def _first_of_post_processor(backend: tokenizers.Tokenizer) -> str | None:
-    """The token that a post-processor puts before a text."""
-    plain = backend.encode("a", add_special_tokens=False).ids
-    whole = backend.encode("a").ids
-    added = len(whole) > len(plain) and whole[:1] != plain[:1]
-    return backend.id_to_token(whole[0]) if added else None
-
-
-def _pick_eos(vocabulary: dict[str, int], eos_token: str | None, place: str) -> str:
-    for token in [eos_token] if eos_token is not None else _COMMON_EOS:
-        if token in vocabulary:
-            return token
-    asked = eos_token if eos_token is not None else " or ".join(_COMMON_EOS)
-    raise ModelError(
-        f"{place}: no end-of-document token {asked} in its vocabulary; set `tokenizer.eos_token`"
-    )
-
-
 def load_tokenizer(path: str, eos_token: str | None = None) -> Tokenizer:
     """Load a tokenizer from a `tokenizer.json`, a transformers folder, or the hub.
 
     Args:
         path: local path or fsspec URI of the file or folder, else a name on the hub.
-        eos_token: the token between documents; default what its configuration says.
+        eos_token: the token between documents; default that of its configuration.
 
     Raises:
-        ModelError: nothing there, not a tokenizer, no EOS; SentencePiece or another slow format
-            that transformers cannot convert with what is installed.
+        ModelError: it does not exist, is not a tokenizer, has no EOS; SentencePiece or another slow
+            format that transformers cannot convert with the installed packages.
     """
     uri = absolute_uri(path)
     if uri.endswith(".model"):
@@ -254,7 +239,7 @@ def load_tokenizer(path: str, eos_token: str | None = None) -> Tokenizer:
 
 
 def load_vocabulary(folder: str) -> Vocabulary:
-    """`Tokenizer.vocabulary` of the tokenizer.json in a folder, whatever its EOS.
+    """The vocabulary of the tokenizer.json in a folder, which needs no EOS.
 
     Raises:
         ModelError: it is not a tokenizer.
@@ -264,7 +249,6 @@ def load_vocabulary(folder: str) -> Vocabulary:
 
 
 def _vocabulary(backend: tokenizers.Tokenizer) -> Vocabulary:
-    """What stands around the pieces, such as a post-processor, does not count."""
     model = json.loads(backend.to_str())["model"]
     return Vocabulary(fingerprint([model.get("vocab"), model.get("merges")]), _size(backend))
 
@@ -274,36 +258,34 @@ def _size(backend: tokenizers.Tokenizer) -> int:
 
 
 def has_tokenizer(folder: str) -> bool:
-    """Whether a folder (a model's) holds a tokenizer of a format that is known."""
+    """Whether the folder of a model has a tokenizer of a known format."""
     return not {*list_names(folder)}.isdisjoint(_FORMATS)
 
 
 def tokenizer_identity(path: str, eos_token: str | None) -> str:
-    """Fingerprint of a tokenizer with what its configuration says of EOS and BOS."""
-    made = load_tokenizer(path, eos_token)
-    return fingerprint([made.digest, made.eos_token, made.bos_token, made.adds_bos])
+    """Fingerprint of a tokenizer with its EOS and BOS."""
+    loaded = load_tokenizer(path, eos_token)
+    return fingerprint([loaded.digest, loaded.eos_token, loaded.bos_token, loaded.adds_bos])
 
 
 def _declared(folder: str, names: list[str]) -> tuple[Any, Any, bool]:
-    """EOS and BOS that the configuration files beside a tokenizer.json name, and whether models
-    read sequences behind BOS.
-    """
-    found: dict[str, Any] = {}
+    """EOS and BOS of the configuration files of a folder, and whether BOS begins every sequence."""
+    config: dict[str, Any] = {}
     for name in _CONFIGS:
         if name in names:
             try:
                 content: dict[str, Any] = json.loads(read_bytes(join(folder, name)))
-                found = {k: v for k, v in content.items() if v is not None} | found
+                config = {k: v for k, v in content.items() if v is not None} | config
             except (ValueError, AttributeError) as error:
                 raise ModelError(f"{join(folder, name)} is not a JSON object: {error}") from error
-    kind = str(found.get("tokenizer_class", ""))
-    adds_bos = found.get("add_bos_token", _ADDS_BOS.fullmatch(kind) is not None)
-    bos = found.get("bos_token")
-    return found.get("eos_token"), bos, bool(adds_bos and bos)
+    kind = str(config.get("tokenizer_class", ""))
+    adds_bos = config.get("add_bos_token", _ADDS_BOS.fullmatch(kind) is not None)
+    bos = config.get("bos_token")
+    return config.get("eos_token"), bos, bool(adds_bos and bos)
 
 
 def _single(token: Any, key: str, folder: str) -> str | None:
-    """A token as configurations spell it: a text, an object with `content`, a list of one.
+    """A token as configurations write it: a string, an object with `content`, a list of one.
 
     Raises:
         ModelError: a list of several.
@@ -321,7 +303,7 @@ def _single(token: Any, key: str, folder: str) -> str | None:
 
 
 def _from_hub(name: str) -> str:
-    """Download the small files of a hub repository; the local folder."""
+    """Download the small files of a hub repository; returns the local folder."""
     from huggingface_hub import snapshot_download
 
     try:
@@ -334,12 +316,15 @@ def _from_hub(name: str) -> str:
 
 
 def _convert(folder: str, names: list[str] | str, eos_token: str | None, path: str) -> Tokenizer:
-    """A folder without tokenizer.json (vocabulary and merges, SentencePiece) by transformers.
-
-    `names`: the folder's files, or that of a SentencePiece model alone.
-    """
+    """Convert another format by transformers: the files of a folder, or a SentencePiece model."""
     from transformers import AutoTokenizer
 
+    hint = ""
+    if any(name.endswith(".model") for name in ([names] if isinstance(names, str) else names)):
+        hint = (
+            " of its SentencePiece model (install `sentencepiece` and `protobuf`, or save it once "
+            "with `AutoTokenizer.from_pretrained(...).save_pretrained(...)` where they are)"
+        )
     with tempfile.TemporaryDirectory() as local:
         for name in [names] if isinstance(names, str) else names:
             if name.endswith((".json", ".model", ".txt")):
@@ -351,20 +336,11 @@ def _convert(folder: str, names: list[str] | str, eos_token: str | None, path: s
         except Exception as error:  # whatever its converters raise
             raise ModelError(
                 f"tokenizer {path!r}: no tokenizer.json there, and transformers cannot make one"
-                f"{_of_sentencepiece(names)}: {_in_one_line(error)}"
+                f"{hint}: {_in_one_line(error)}"
             ) from error
         adds_bos = _declared(local, os.listdir(local))[2]
     eos = eos_token or _single(fast.eos_token, "eos_token", path)
     return make_tokenizer(content, eos, path, fast.bos_token, adds_bos)
-
-
-def _of_sentencepiece(names: list[str] | str) -> str:
-    if not any(name.endswith(".model") for name in ([names] if isinstance(names, str) else names)):
-        return ""
-    return (
-        " of its SentencePiece model (install `sentencepiece` and `protobuf`, or save it once with "
-        "`AutoTokenizer.from_pretrained(...).save_pretrained(...)` where they are)"
-    )
 
 
 def _in_one_line(error: Exception) -> str:
@@ -372,7 +348,7 @@ def _in_one_line(error: Exception) -> str:
 
 
 def save_pretrained(tokenizer: Tokenizer, folder: str, *, model_max_length: int) -> None:
-    """Write a local folder that `AutoTokenizer.from_pretrained` reads; the same bytes each time."""
+    """Write a local folder for `AutoTokenizer.from_pretrained`, the same bytes each time."""
     has_padding = tokenizer.backend.token_to_id(PAD_TOKEN) is not None
     padding = PAD_TOKEN if has_padding else tokenizer.eos_token
     special = {"eos_token": tokenizer.eos_token, "pad_token": padding}

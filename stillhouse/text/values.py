@@ -1,6 +1,6 @@
-"""Values out of Arrow columns and JSON records: by dotted path, as text, as labels.
+"""Values of Arrow columns and JSON records: by dotted path, as text, as labels.
 
-One rule for both: what stands under `a.b` is the key `a.b`, or else the key `b` in the object `a`.
+The path `a.b` is the key `a.b`, or else the key `b` of the object `a`.
 """
 
 from datetime import date, datetime, time, timedelta
@@ -15,7 +15,7 @@ _WHOLE_FLOATS = 2.0**53
 
 
 class _Absent:
-    """Where there is nothing at all under a path, not even null."""
+    """The value of a path that does not exist, as opposed to null."""
 
 
 ABSENT = _Absent()
@@ -78,7 +78,7 @@ def _holds(kind: pa.DataType, path: str) -> bool:
 
 
 def plain_values(column: pa.Array) -> list[Any]:
-    """Python values; strings that are not UTF-8 come back as bytes, far dates as numbers."""
+    """Python values; strings that are not UTF-8 as bytes, dates out of range as numbers."""
     try:
         return column.to_pylist()
     except (ValueError, OverflowError):
@@ -97,7 +97,7 @@ def _value(scalar: Any) -> Any:
 
 
 def as_text(value: Any) -> Any:
-    """Bytes as text where they are UTF-8: a Parquet column without the string mark."""
+    """Bytes as text if they are UTF-8 (a Parquet column without a string type)."""
     try:
         return value.decode() if isinstance(value, bytes) else value
     except UnicodeDecodeError:
@@ -113,7 +113,7 @@ def is_unicode(text: str) -> bool:
 
 
 def text_fault(name: str, value: Any) -> str | None:
-    """Why a value cannot be used as text; None where it can."""
+    """Why a value cannot be used as text; None if it can."""
     if isinstance(value, bytes):
         return "invalid UTF-8"
     if isinstance(value, dict):
@@ -125,10 +125,10 @@ def text_fault(name: str, value: Any) -> str | None:
 
 
 def label(value: Any) -> str:
-    """A plain value as a label: as it is written; "" for null. Whole floats lose their point.
+    """A scalar as a label; "" for null. Whole floats are written as integers.
 
     Raises:
-        ValueError: what has no one spelling (lists, objects), and text that is not Unicode.
+        ValueError: a list or an object, or text that is not Unicode.
     """
     if isinstance(value, bytes):
         value = as_text(value)

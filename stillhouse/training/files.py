@@ -5,6 +5,7 @@ from itertools import islice
 import numpy as np
 import pyarrow as pa
 
+from stillhouse.custom_code import CustomCode
 from stillhouse.data_settings import ColumnNames, DataSource
 from stillhouse.errors import InputError
 from stillhouse.storage.filesystem import open_read
@@ -56,7 +57,7 @@ def prompt_columns(item: DataSource, uri: str) -> ColumnNames:
     """
     if item.columns != ColumnNames():
         return item.columns
-    names = columns_of(uri) or _keys(uri)
+    names = columns_of(uri) or _keys(uri, item.reader)
     found = [pair for pair in _PAIRS if set(pair) <= names]
     if "text" in names or not found:
         return item.columns
@@ -72,7 +73,7 @@ def columns_of(uri: str) -> set[str]:
         return {*open_parquet(stream).schema_arrow.names}
 
 
-def _keys(uri: str) -> set[str]:
+def _keys(uri: str, reader: str | CustomCode) -> set[str]:
     """Of the first row of a file that is not Parquet."""
-    records = read_records(uri, lambda _: [], text="text", max_chars=_MOST_CHARS)
+    records = read_records(uri, lambda _: [], text="text", max_chars=_MOST_CHARS, given=reader)
     return {key for record in islice(records, 1) for key in record.values}

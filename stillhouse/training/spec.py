@@ -5,10 +5,9 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
 from stillhouse.compute_settings import device_type, group_backend
-from stillhouse.data_settings import DataSource, PartTokens
+from stillhouse.data_settings import FROM_SETTING, DataSource, PartTokens, TokenizerSettings
 from stillhouse.errors import SpecError
 from stillhouse.spec import Count, JobSpec, ModelSettings, Optimisation, ScoringSettings, Settings
-from stillhouse.tokenizer_settings import FROM_SETTING, TokenizerSettings
 
 Weight = Annotated[float, Field(gt=0)]
 

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from stillhouse.custom_code import CustomCode
 from stillhouse.fingerprint import fingerprint, sha256
-from stillhouse.selection.own import OwnCode
 from stillhouse.spec import ModelSettings, Optimisation, ScoringSettings
 from stillhouse.storage.artifact import Manifest, Store
 from stillhouse.training.order import Rows, SampleOrder, default_lanes, default_window
@@ -159,7 +159,7 @@ class TrainTask:
     gpus: float
     bos_id: int | None = None
     online: OnlineTask | None = None
-    code: OwnCode | None = None
+    code: CustomCode | None = None
     """Of an objective that is the user's."""
 
     @property

@@ -4,7 +4,7 @@ import pytest
 from mixing_world import mix_task
 
 from stillhouse.actors.mixer import MixerActor, RemoteMixer
-from stillhouse.errors import InputError, PolicyError
+from stillhouse.errors import CustomCodeError, InputError
 from stillhouse.mixing.arms import ArmPart
 from stillhouse.mixing.decisions import Replay
 from stillhouse.mixing.flad import Exp3
@@ -18,7 +18,8 @@ def test_errors_keep_their_message(ray_cluster, tmp_path):
     mixer = RemoteMixer(actor, task)
     mixer.begin([])
     assert len(mixer.draw().arms) == 4
-    with pytest.raises(PolicyError, match=r"failed in `smooth` \(.*policy\.py:\d+\): IndexError: "):
+    says = r"failed in `smooth` \(.*policy\.py:\d+\): IndexError: "
+    with pytest.raises(CustomCodeError, match=says):
         mixer.learn({9: 0.5})  # an arm that is not there
     gone = Replay(name="replay", log=str(tmp_path / "gone"))
     other = RemoteMixer(actor, mix_task(tmp_path, store, parts, "", policy=gone))

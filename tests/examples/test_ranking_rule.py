@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from small import Quiet, parse
 
-from stillhouse.errors import ScorerError, SpecError
+from stillhouse.errors import CustomCodeError, SpecError
 from stillhouse.jobs.run import run_job
 from stillhouse.reading.readers import open_selection
 from stillhouse.selection.rules import find_rule
@@ -63,7 +63,7 @@ def test_what_is_no_rule_is_refused(rule):
         rule("h7_none", scorers="make()")
     with pytest.raises(SpecError, match="names among prior, conditional"):
         rule("h7_other", scorers="('prior', 'loss')")
-    with pytest.raises(SpecError, match="no such class"):
+    with pytest.raises(SpecError, match="the module has no class"):
         find_rule("selection.rule", "h7_other:Missing")
 
 
@@ -73,7 +73,7 @@ def test_what_a_rule_raises_or_returns_is_named(rule):
     rows = RankedRows(np.full(3, 8), np.arange(3, dtype=np.uint64), 0)
     losses = {"prior": np.ones(3, np.float32)}
     assert rule("h7_good").values(losses, rows).tolist() == [1, 1, 1]
-    with pytest.raises(ScorerError, match=r"h7_short:Rule: .*shape \(2,\) for 3 rows"):
+    with pytest.raises(CustomCodeError, match=r"h7_short:Rule: .*shape \(2,\) for 3 rows"):
         rule("h7_short", values="scores['prior'][:2]").values(losses, rows)
-    with pytest.raises(ScorerError, match=r"h7_bad:Rule failed .*KeyError.*h7_bad.py:4"):
+    with pytest.raises(CustomCodeError, match=r"h7_bad:Rule failed .*KeyError.*h7_bad.py:4"):
         rule("h7_bad", values="scores['x']").values(losses, rows)

@@ -11,11 +11,11 @@ import pytest
 import torch
 from small import LEARNING, MODEL, Quiet
 
+from stillhouse.custom_code import find_named
 from stillhouse.errors import SpecError
 from stillhouse.jobs.run import run_job
 from stillhouse.models.causal_lm import build_model
 from stillhouse.models.head import PLAIN
-from stillhouse.selection.own import find_named
 from stillhouse.spec import ModelSettings
 from stillhouse.training.objectives import ObjectiveFacts, make_objective
 from stillhouse.training.spec import ObjectiveSettings, TrainSpec
@@ -50,8 +50,8 @@ def test_the_loss_is_that_of_smoothed_labels(folder):
 
 
 def test_names_that_are_none(folder):
-    with pytest.raises(SpecError, match=r"no `Sharp` in .*smoothed_loss.py"):
-        find_named("train.objective.name: smoothed_loss:Sharp", "smoothed_loss:Sharp")
+    with pytest.raises(SpecError, match=r"smoothed_loss:Sharp`: the module has no `Sharp`"):
+        find_named("train.objective.name", "smoothed_loss:Sharp")
     with pytest.raises(ValueError, match=r"one of cross_entropy, or a class of your own"):
         ObjectiveSettings(name="focal")
     with pytest.raises(ValueError, match=r"`objective.gamma`: cross_entropy has `z_loss` alone"):

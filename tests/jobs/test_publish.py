@@ -172,7 +172,7 @@ def test_a_name_may_stand_for_a_model(tmp_path, reports):
     ("arguments", "code", "sentence"),
     [
         (["books"], 3, "is not a store: it holds no store.json (give `--store`)"),
-        (["Books!"], 2, "'Books!' is no name: use up to 63 of"),
+        (["Books!"], 2, "invalid name 'Books!': use up to 63 of"),
         (["made#books"], 3, "nothing is published under 'books'"),
         (["made#books", "--to", "4"], 3, "nothing is published under 'books'"),
         (["made#books", "--to", "runs/x"], 3, "no run"),

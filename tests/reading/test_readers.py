@@ -3,7 +3,6 @@ import subprocess
 import sys
 
 import datasets
-import pandas as pd
 import pyarrow as pa
 import pytest
 from selections import NUM_ROWS, SIZES, put_selection, rows_table
@@ -11,7 +10,7 @@ from selections import NUM_ROWS, SIZES, put_selection, rows_table
 import stillhouse
 from stillhouse.errors import ArtifactError, StorageError
 from stillhouse.reading.readers import open_artifact, open_selection
-from stillhouse.storage.artifact import Manifest, Receipt, Store
+from stillhouse.storage.artifact import Manifest, Store
 
 WHOLE = rows_table(0, NUM_ROWS)
 
@@ -22,6 +21,10 @@ def uri(store):
 
 
 def test_artifact(store, uri):
+    selection = open_selection(uri)
+    assert selection.threshold == -20.0
+    assert selection.sources == {"web": {"pool_tokens": 88, "kept_tokens": 84}}
+    assert repr(selection) == f"Selection({uri!r}, rows=21, tokens=84, parts=3)"
     found = open_artifact(uri)
     assert [part.uri for part in found.parts] == [f"{uri}/part-0000{i}.parquet" for i in range(3)]
     assert [part.num_rows for part in found.parts] == list(SIZES)
@@ -34,16 +37,6 @@ def test_selection_by_each_of_its_names(store, uri):
         selection = open_selection(name)
         assert (selection.uri, selection.num_rows) == (uri, 21)
     assert stillhouse.open_selection(uri).uri == uri
-
-
-def test_local_uris(tmp_path, monkeypatch):
-    from stillhouse.storage.artifact import Store
-
-    uri = put_selection(Store(str(tmp_path / "run #3" / "store")))
-    assert open_selection("file://" + uri).num_rows == 21
-    monkeypatch.chdir(tmp_path / "run #3")
-    for name in ("store/selections/s", "store/runs/r", "./store#mine"):
-        assert open_selection(name).uri == uri
 
 
 @pytest.mark.parametrize(
@@ -59,12 +52,6 @@ def test_local_uris(tmp_path, monkeypatch):
 def test_what_is_no_selection(store, uri, name, sentence):
     with pytest.raises(ArtifactError, match=sentence):
         open_selection(store.uri + name)
-
-
-def test_facts(uri):
-    selection = open_selection(uri)
-    assert selection.threshold == -20.0
-    assert selection.sources == {"web": {"pool_tokens": 88, "kept_tokens": 84}}
 
 
 def test_to_arrow(uri):
@@ -86,6 +73,17 @@ def test_empty_selection(store):
         open_selection(store.path("selections/e")).to_arrow()
 
 
+def test_local_uris(tmp_path, monkeypatch):
+    """Characters that mean something to others are taken literally."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    uri = put_selection(Store(str(tmp_path / "run #3 a[1]*b" / "store")))
+    assert open_selection("file://" + uri).num_rows == 21
+    assert open_selection(uri).to_datasets().num_rows == 21
+    monkeypatch.chdir(tmp_path / "run #3 a[1]*b")
+    for name in ("store/selections/s", "store/runs/r", "./store#mine"):
+        assert open_selection(name).uri == uri
+
+
 def test_to_datasets(uri, tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     plain = open_selection(uri).to_datasets()
@@ -98,32 +96,9 @@ def test_to_datasets(uri, tmp_path, monkeypatch):
 
 
 def test_datasets_is_given_the_storage_options(bucket, proxied, monkeypatch):
-    from stillhouse.storage.artifact import Store
-
     uri = put_selection(Store(bucket))
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
     assert len(list(open_selection(uri).to_datasets(streaming=True))) == 21
-
-
-def test_datasets_needs_no_help(uri, tmp_path, monkeypatch):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    found = datasets.load_dataset("parquet", data_files=f"{uri}/*.parquet", split="train")
-    assert found["score"][:] == WHOLE["score"].to_pylist()
-
-
-def test_pandas_needs_no_help(uri):
-    found = pd.read_parquet(f"{uri}/part-00001.parquet")
-    assert found["row"].tolist() == list(range(10, 17))
-    assert found["input_ids"][0].tolist() == [100, 101, 102, 103]
-
-
-def test_duckdb_needs_no_help(tmp_path):
-    from stillhouse.storage.artifact import Store
-
-    duckdb = pytest.importorskip("duckdb")
-    uri = put_selection(Store(str(tmp_path)))
-    query = f"SELECT count(*), min(score), sum(input_ids[2]) FROM '{uri}/*.parquet'"
-    assert duckdb.sql(query).fetchall() == [(21, -20.0, 10 * 210 + 21)]
 
 
 def test_provenance(uri):
@@ -174,38 +149,13 @@ def test_no_ray_is_needed(uri):
     assert done.stdout == "21 [(16, 4), (5, 4)] 21\n", done.stderr
 
 
-def test_no_access_is_a_storage_error(bucket, proxied):
-    proxied.rule = lambda *_: "403"
-    with pytest.raises(StorageError, match="no access"):
-        open_selection(f"{bucket}/selections/s")
-
-
 def test_requests(bucket, proxied):
-    from stillhouse.storage.artifact import Store
-
     uri = put_selection(Store(bucket))
     proxied.requests.clear()
     selection = open_selection(uri)
     assert len(proxied.requests) == 1
     list(selection.to_torch())
     assert len(proxied.requests) == 1 + 2 * 3  # size and bytes of each part
-
-
-def test_receipts_are_no_artifacts(store):
-    store.put_receipt("tokens", Receipt("a", ()))
-    with pytest.raises(ArtifactError, match="no artifact at"):
-        open_artifact(store.path("tokens/receipts"))
-
-
-def test_datasets_takes_the_paths_at_their_word(tmp_path, monkeypatch):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    uri = put_selection(Store(str(tmp_path / "a[1]*b")))
-    assert open_selection(uri).to_datasets().num_rows == NUM_ROWS
-
-
-def test_it_says_what_it_is(store):
-    folder = put_selection(store)
-    assert repr(open_selection(folder)) == f"Selection({folder!r}, rows=21, tokens=84, parts=3)"
-    tokens = store.path("tokens", "t")
-    shown = f"Artifact({tokens!r}, kind='tokens', rows=22, tokens=88, parts=2)"
-    assert repr(open_artifact(tokens)) == shown
+    proxied.rule = lambda *_: "403"
+    with pytest.raises(StorageError, match="no access"):
+        open_selection(uri)

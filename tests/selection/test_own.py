@@ -5,7 +5,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from stillhouse.errors import ScorerError, SpecError
+from stillhouse.errors import CustomCodeError, SpecError
 from stillhouse.selection.own import OwnTokenScorer, find_code, fit
 from stillhouse.text.packing import tokens_schema
 
@@ -98,7 +98,7 @@ def test_a_module_at_the_top_is_sent_alone(code, tmp_path):
     ("name", "says"),
     [
         ("own_words.deep.missing:Lengths", "no module `own_words.deep.missing`"),
-        ("own_words.deep.scorers:Length", "there: Child, Half, Lengths"),
+        ("own_words.deep.scorers:Length", "only: Child, Half, Lengths"),
         ("own_words.deep.scorers:Half", "no method fit, load"),
         ("stillhouse.jobs.cli:Lengths", "`stillhouse` is taken"),
         ("broken:S", "broken.py:2"),
@@ -135,16 +135,16 @@ def test_documents_are_scored_whole(code):
 
 def test_errors_of_the_code_say_where(code):
     made = scorer(code, "sequences")
-    with pytest.raises(ScorerError) as failed:
+    with pytest.raises(CustomCodeError) as failed:
         made.score(tokens(["boom"], [[("0", 0, 4)]]))
     assert "failed in `score`: ValueError: no booms (own_words/deep/scorers.py:1" in str(
         failed.value
     )
-    with pytest.raises(ScorerError, match=r"shape \(1, 2\) for 1 texts"):
+    with pytest.raises(CustomCodeError, match=r"shape \(1, 2\) for 1 texts"):
         made.score(tokens(["wide"], [[("0", 0, 4)]]))
-    with pytest.raises(ScorerError, match="cannot be made: TypeError"):
+    with pytest.raises(CustomCodeError, match="cannot be made: TypeError"):
         code.build({"colour": 1})
-    with pytest.raises(ScorerError, match="failed in `load`: KeyError: 'mean'"):
+    with pytest.raises(CustomCodeError, match="failed in `load`: KeyError: 'mean'"):
         OwnTokenScorer({}, Letters(), code, {}, "sequences")
 
 
@@ -153,6 +153,6 @@ def test_what_is_learned_is_arrays_of_numbers(code):
         def fit(self, target, pool):
             return {"words": json.dumps([])}
 
-    with pytest.raises(ScorerError, match="'words' as str"):
+    with pytest.raises(CustomCodeError, match="'words' as str"):
         fit(code, Objects(), [], [])
     assert fit(code, code.build({}), ["a b", "a b c d"], [])["mean"].tolist() == [3.0]

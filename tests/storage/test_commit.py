@@ -3,11 +3,12 @@ import os
 import stat
 import subprocess
 import sys
-import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import fsspec
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from stillhouse.errors import StorageError, UnsafeStoreError
 from stillhouse.storage.commit import check_store, create, create_or_adopt, replace
@@ -31,52 +32,31 @@ def race_in_process(uri, names, barrier, results):
     results.put(race(uri, names, barrier))
 
 
-def check_race(seen):
-    winners = [name for name, made, _ in seen if made]
-    assert len(winners) == 1
-    assert {data for _, _, data in seen} == {winners[0].encode() * 1000}
-
-
-def test_one_of_sixteen_threads_wins(folder):
-    for round_ in range(5):
-        names = [f"{i:02d}" for i in range(16)]
-        check_race(race(join(folder, f"parts/{round_}"), names, threading.Barrier(16)))
-
-
 def test_one_of_sixteen_writers_in_two_processes_wins(folder):
     spawn = multiprocessing.get_context("spawn")
-    barrier, results = spawn.Barrier(16), spawn.Queue()
-    groups = [[f"{8 * p + i:02d}" for i in range(8)] for p in range(2)]
-    args = [(join(folder, "parts/x"), names, barrier, results) for names in groups]
-    processes = [spawn.Process(target=race_in_process, args=a) for a in args]
-    for process in processes:
+    results = spawn.Queue()
+    for number in range(3):
+        barrier, uri = spawn.Barrier(16), join(folder, f"parts/{number}")
+        groups = [[f"{8 * p + i:02d}" for i in range(8)] for p in range(2)]
+        args = (uri, groups[1], barrier, results)
+        process = spawn.Process(target=race_in_process, args=args)
         process.start()
-    seen = [entry for _ in processes for entry in results.get(timeout=120)]
-    for process in processes:
+        seen = race(uri, groups[0], barrier) + results.get(timeout=120)
         process.join()
-    check_race(seen)
+        [winner] = [name for name, made, _ in seen if made]
+        assert {data for _, _, data in seen} == {winner.encode() * 1000}
 
 
-def test_loser_adopts(folder):
+def test_create_adopt_and_replace(folder):
     uri = join(folder, "a/b.bin")
-    assert create_or_adopt(uri, b"first") == b"first"
-    assert create_or_adopt(uri, b"second") == b"first"
+    assert create_or_adopt(uri, b"first") == create_or_adopt(uri, b"second") == b"first"
     assert read_bytes(uri) == b"first"
-
-
-def test_nothing_but_the_name_is_left(folder):
-    for data in (b"1", b"2"):
-        create(join(folder, "a"), data)
-    replace(join(folder, "b"), b"3")
-    replace(join(folder, "b"), b"4")
-    assert list_names(folder) == ["a", "b"]
-    assert read_bytes(join(folder, "b")) == b"4"
-
-
-def test_empty_object(folder):
     assert create(join(folder, "empty"), b"")
     assert not create(join(folder, "empty"), b"x")
-    assert read_bytes(join(folder, "empty")) == b""
+    for data in (b"3", b"4"):
+        replace(join(folder, "b"), data)
+    assert list_names(folder) == ["a", "b", "empty"]
+    assert (read_bytes(join(folder, "b")), read_bytes(join(folder, "empty"))) == (b"4", b"")
 
 
 def test_multipart_create_is_exclusive(bucket):
@@ -86,67 +66,50 @@ def test_multipart_create_is_exclusive(bucket):
     assert read_bytes(f"{bucket}/large") == data
 
 
-def test_lost_answer_counts_as_taken_and_is_adopted(bucket, proxied):
-    proxied.rule = lambda n, method, path: "lose answer" if n == 0 else None
-    assert create_or_adopt(f"{bucket}/x", b"mine") == b"mine"
-    assert [method for method, _ in proxied.requests] == ["PUT", "PUT", "GET"]
-
-
 def test_requests(bucket, proxied):
-    assert create(f"{bucket}/a/x", b"1")
-    assert read_bytes(f"{bucket}/a/x") == b"1"
-    assert [method for method, _ in proxied.requests] == ["PUT", "GET"]
+    """A put whose answer is lost counts as taken, and its bytes are adopted."""
+
+    def requests(call):
+        proxied.requests.clear()
+        call()
+        return [method for method, _ in proxied.requests]
+
+    assert requests(lambda: create(f"{bucket}/a/x", b"1")) == ["PUT"]
+    assert requests(lambda: read_bytes(f"{bucket}/a/x")) == ["GET"]
+    assert requests(lambda: check_store(bucket)) == ["PUT", "PUT"]
+    assert requests(lambda: check_store(bucket)) == ["PUT"]
+    proxied.rule = lambda n, method, path: "lose answer" if not proxied.faults else None
+    adopted = []
+    call = requests(lambda: adopted.append(create_or_adopt(f"{bucket}/x", b"mine")))
+    assert (adopted, call) == ([b"mine"], ["PUT", "PUT", "GET"])
 
 
 def test_check_store(folder):
-    assert check_store(folder) == folder
-    assert check_store(folder) == folder
+    assert check_store(folder) == check_store(folder) == folder
     assert list_names(folder) == ["store.json"]
 
 
-def test_check_store_asks_once_when_it_is_known(bucket, proxied):
-    check_store(bucket)
-    check_store(bucket)
-    assert [method for method, _ in proxied.requests] == ["PUT", "PUT", "PUT"]
-
-
-def test_memory_filesystem_is_exclusive():
-    assert check_store("memory://some/store") == "memory://some/store"
-
-
-def test_filesystem_that_replaces_is_refused(replacing):
-    with pytest.raises(UnsafeStoreError, match="replacing:// lets a second writer replace a name"):
-        check_store("replacing://store")
-
-
-@pytest.fixture
-def replacing():
-    """A filesystem whose exclusive create is none, as many are."""
-    import fsspec
-    from fsspec.implementations.memory import MemoryFileSystem
-
+def test_filesystems_of_fsspec():
     class Replacing(MemoryFileSystem):
+        """Its exclusive create is none, as in many."""
+
         protocol = "replacing"
 
         def pipe_file(self, path, value, mode="overwrite", **kwargs):
             super().pipe_file(path, value, mode="overwrite", **kwargs)
 
+    assert check_store("memory://some/store") == "memory://some/store"
     fsspec.register_implementation("replacing", Replacing, clobber=True)
+    with pytest.raises(UnsafeStoreError, match="replacing:// lets a second writer replace a name"):
+        check_store("replacing://store")
 
 
-def test_store_is_a_file(tmp_path):
-    path = tmp_path / "file"
-    path.write_bytes(b"")
+def test_files_in_the_way(tmp_path):
+    (tmp_path / "file").write_bytes(b"")
     with pytest.raises(StorageError, match=r"store '.*/file' is a file, not a folder"):
-        check_store(str(path))
-
-
-def test_file_in_the_way(tmp_path):
-    (tmp_path / "models").write_bytes(b"")
-    for name in ("models/x", "models/deeper/x"):
-        with pytest.raises(
-            StorageError, match=r"writing .* failed: .*(folder is needed|Not a dir)"
-        ):
+        check_store(str(tmp_path / "file"))
+    for name in ("file/x", "file/deeper/x"):
+        with pytest.raises(StorageError, match=r"writing .*: .*(folder is needed|Not a dir)"):
             create(str(tmp_path / name), b"")
 
 
@@ -163,8 +126,8 @@ except StorageError as error:
 """
 
 
-def test_folder_that_may_not_be_written(tmp_path):
-    """A child gives up its rights first, for root may write anywhere."""
+def test_folder_without_write_permission(tmp_path):
+    """In a child that gives up its rights, because root may write anywhere."""
     readonly = Path("/tmp") / f"stillhouse-{os.getpid()}-readonly"
     readonly.mkdir()
     readonly.chmod(stat.S_IRUSR | stat.S_IXUSR | stat.S_IROTH | stat.S_IXOTH)
@@ -179,19 +142,12 @@ def test_folder_that_may_not_be_written(tmp_path):
     assert "no access" in done.stdout
 
 
-def test_full_disk(small_disk):
+def test_full_and_read_only_disks(small_disk):
     store = check_store(str(small_disk / "store"))
-    with pytest.raises(
-        StorageError, match=r"writing .*/a failed: .*No space left.*disk full: free"
-    ):
+    with pytest.raises(StorageError, match=r"writing .*/a failed: .*No space left.*disk full"):
         create(join(store, "a"), bytes(1 << 20))
     assert list_names(store) == ["store.json"]
     assert create(join(store, "a"), b"small")
-
-
-def test_read_only_disk(small_disk):
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
-    with pytest.raises(
-        StorageError, match=r"store.json failed: .*\(read-only: give another `store"
-    ):
+    with pytest.raises(StorageError, match=r"store.json failed: .*\(read-only: give another"):
         check_store(str(small_disk))

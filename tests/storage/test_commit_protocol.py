@@ -32,7 +32,7 @@ def part_path(task):
 
 
 class Protocol(RuleBasedStateMachine):
-    """The model remembers the first bytes of every name: they must stand for ever."""
+    """The model remembers the first bytes of every name: they must never change."""
 
     inline_parts = 300
 

@@ -15,7 +15,7 @@ from stillhouse.storage.parquet import parquet_bytes
 
 
 class CountingFileSystem(MemoryFileSystem):
-    """A remote filesystem that notes what is read of it."""
+    """A remote filesystem that records what is read of it."""
 
     protocol = "counting"
     store: dict = {}  # noqa: RUF012
@@ -31,14 +31,6 @@ class CountingFileSystem(MemoryFileSystem):
         return super().cat_file(path, start, end, **kwargs)
 
 
-@pytest.fixture
-def reads(tmp_path):
-    fsspec.register_implementation("counting", CountingFileSystem, clobber=True)
-    CountingFileSystem.reads.clear()
-    CountingFileSystem.store.clear()
-    return CountingFileSystem.reads
-
-
 def listed(uri):
     return list_files([uri], [".txt", ".parquet"])
 
@@ -47,105 +39,73 @@ def hexdigest(data):
     return sha256(data).hexdigest()
 
 
-def test_digests(store, folder):
+def test_digests(store, folder, tmp_path):
     table = pa.table({"x": range(10_000)})
     pool = join(folder, "pool")
     replace(join(pool, "a.txt"), b"one")
     replace(join(pool, "b.parquet"), parquet_bytes(table))
     replace(join(pool, "c.parquet"), b"no parquet")
-    for _ in range(2):  # fresh, then remembered
+    for _ in range(2):  # read, then cached
         assert digest_files(store, listed(pool)) == [
             FileDigest(hexdigest(b"one"), None),
             FileDigest(hexdigest(parquet_bytes(table)), (8192, 1808)),
             FileDigest(hexdigest(b"no parquet"), None),
         ]
+    replace("memory://digests/b.txt", b"two")
+    files = list_files([pool, "memory://digests"], [".txt"])
+    assert [d.sha256 for d in digest_files(store, files)] == list(map(hexdigest, (b"one", b"two")))
 
 
-def test_unchanged_listing_reads_nothing(tmp_path, reads):
+def test_only_new_and_changed_files_are_read(tmp_path):
+    fsspec.register_implementation("counting", CountingFileSystem, clobber=True)
+    CountingFileSystem.reads.clear()
+    CountingFileSystem.store.clear()
     store = Store(str(tmp_path))
-    for name in "abc":
-        replace(f"counting://pool/{name}.txt", name.encode())
-    first = digest_files(store, listed("counting://pool"))
-    assert sorted(reads) == ["a.txt", "b.txt", "c.txt"]
-    reads.clear()
-    assert digest_files(store, listed("counting://pool")) == first
-    assert reads == []
 
+    def reads(uri):
+        CountingFileSystem.reads.clear()
+        digests = [digest.sha256 for digest in digest_files(store, listed(uri))]
+        return digests, sorted(CountingFileSystem.reads)
 
-def test_only_what_is_new_is_read(tmp_path, reads):
-    store = Store(str(tmp_path))
     replace("counting://pool/x/a.txt", b"1")
     replace("counting://pool/y/b.txt", b"2")
-    digest_files(store, listed("counting://pool"))
-    reads.clear()
+    digests = [hexdigest(b"1"), hexdigest(b"2")]
+    assert reads("counting://pool") == (digests, ["a.txt", "b.txt"])
+    assert reads("counting://pool") == (digests, [])
     replace("counting://pool/y/b.txt", b"3")  # the same size
     replace("counting://pool/z/c.txt", b"4")  # a new folder
-    found = digest_files(store, listed("counting://pool"))
-    assert [d.sha256 for d in found] == [hexdigest(data) for data in (b"1", b"3", b"4")]
-    assert sorted(reads) == ["b.txt", "c.txt"]
+    assert reads("counting://pool")[1] == ["b.txt", "c.txt"]
+    assert reads("counting://pool/*/*.txt") == (list(map(hexdigest, (b"1", b"3", b"4"))), [])
+    assert reads("counting://pool/[xy]/*.txt")[1] == []
 
 
-def test_other_listings_of_a_folder_keep_what_is_known(tmp_path, reads):
-    store = Store(str(tmp_path))
-    for name in "abc":
-        replace(f"counting://pool/{name}.txt", name.encode())
-    digest_files(store, listed("counting://pool/*.txt"))
-    digest_files(store, listed("counting://pool/[ab].txt"))
-    reads.clear()
-    digest_files(store, listed("counting://pool"))
-    assert reads == []
-
-
-def test_change_that_hides_behind_its_size_and_time_is_noticed(tmp_path):
+def test_a_change_with_the_same_size_and_time_is_noticed(tmp_path):
     store = Store(str(tmp_path / "store"))
     path = tmp_path / "pool" / "a.txt"
     replace(str(path), b"one")
-    digest_files(store, listed(str(path.parent)))
+    files = listed(str(path.parent))
+    digest_files(store, files)
     times = os.stat(path)
     path.write_bytes(b"two")
     os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
     [after] = digest_files(store, listed(str(path.parent)))
     assert after.sha256 == hexdigest(b"two")
+    path.unlink()
+    with pytest.raises(BadFileError, match=r"pool/a.txt vanished while it was read"):
+        digest_files(Store(str(tmp_path)), files)
 
 
-def test_renamed_folder_has_the_same_digests(store, folder):
-    for name in ("old", "new"):
-        replace(join(folder, name, "a.txt"), b"one")
-    old, new = (digest_files(store, listed(join(folder, name))) for name in ("old", "new"))
-    assert old == new
-
-
-def test_nothing_is_written_unless_it_is_remembered(store, folder):
+def test_without_remembering_nothing_is_written_and_new_files_have_no_digest(store, folder):
     replace(join(folder, "pool/a.txt"), b"one")
     digest_files(store, listed(join(folder, "pool")), remember=False)
     assert list_names(folder) == ["pool"]
-
-
-def test_without_remembering_only_what_is_known_has_its_digest(store, folder):
-    replace(join(folder, "pool/a.txt"), b"one")
+    store.unread.clear()
     digest_files(store, listed(join(folder, "pool")))
     replace(join(folder, "pool/b.txt"), b"two")
     found = digest_files(store, listed(join(folder, "pool")), remember=False)
     assert found[0].sha256 == hexdigest(b"one")
     assert found[1].sha256 not in {hexdigest(b"two"), found[0].sha256}
     assert [uri.rsplit("/", 1)[-1] for uri in store.unread] == ["b.txt"]
-
-
-def test_files_of_several_places(store, folder, tmp_path):
-    replace(join(folder, "pool/a.txt"), b"one")
-    replace("memory://digests/b.txt", b"two")
-    files = list_files([join(folder, "pool"), "memory://digests"], [".txt"])
-    for _ in range(2):
-        found = digest_files(store, files)
-        assert [d.sha256 for d in found] == [hexdigest(b"one"), hexdigest(b"two")]
-
-
-def test_vanished_file(tmp_path):
-    replace(str(tmp_path / "pool/a.txt"), b"one")
-    files = listed(str(tmp_path / "pool"))
-    (tmp_path / "pool/a.txt").unlink()
-    with pytest.raises(BadFileError, match=r"pool/a.txt vanished while it was read"):
-        digest_files(Store(str(tmp_path)), files)
 
 
 def test_requests_when_nothing_changed(bucket, proxied):

@@ -1,15 +1,28 @@
-"""What keeps what, in a store made by hand, on disk and on S3."""
+"""References in stores made by hand; prunes and runs that exclude each other."""
 
 import json
+import threading
 import time
 
 import pyarrow as pa
 import pytest
 
 from stillhouse.fingerprint import fingerprint
+from stillhouse.jobs.prune import look, prune_store, remove_found
 from stillhouse.storage.artifact import Manifest, Receipt, Store
-from stillhouse.storage.commit import check_store, create
-from stillhouse.storage.reachability import list_objects, references, remove, unreachable
+from stillhouse.storage.commit import MARKER, check_store, create, replace
+from stillhouse.storage.filesystem import exists, list_names
+from stillhouse.storage.reachability import (
+    announce_prune,
+    end_prune,
+    is_pruned,
+    list_objects,
+    references,
+    remove,
+    unreachable,
+    wait_for_prune,
+)
+from stillhouse.storage.run_record import RunRecord
 
 FOREVER = float("inf")
 
@@ -59,19 +72,19 @@ def test_roots_keep_what_they_name_and_what_that_names(store, kept):
 
 
 def test_the_rest_goes_manifests_first(store, kept):
+    """What an unfinished run names goes too; files of others stay."""
     name = put_artifact(store, "tokens", "unused", inputs={"tokens": kept["tokens"]})
+    put_json(store, f"runs/{fingerprint('half')}/status.json", {"state": "failed", "tokens": name})
     task = fingerprint(["tokens", "unused", "task"])
+    temporary = f"pins/a/00000002.json.{'0' * 32}.tmp"
+    for path in (temporary, "README.md", "models/notes.txt", f"other/{fingerprint('x')}/data.bin"):
+        put_json(store, path, {})
     assert unreached(store) == [
         f"tokens/{name}/manifest.json",
         f"tokens/receipts/{task}.json",
+        temporary,
         f"tokens/parts/{task}.parquet",
     ]
-
-
-def test_an_unfinished_run_keeps_nothing(store):
-    name = put_artifact(store, "tokens", "half")
-    put_json(store, f"runs/{fingerprint('run')}/status.json", {"state": "failed", "tokens": name})
-    assert f"tokens/{name}/manifest.json" in unreached(store)
 
 
 def test_a_part_without_a_receipt_goes_once_it_is_old(store, kept):
@@ -80,13 +93,6 @@ def test_a_part_without_a_receipt_goes_once_it_is_old(store, kept):
     assert unreached(store) == [path]
     made = next(o.modified for o in list_objects(store.uri) if o.path == path)
     assert unreached(store, older_than=made) == []
-
-
-def test_leftovers_of_writers_go_and_files_of_others_stay(store, kept):
-    temporary = f"pins/a/00000002.json.{'0' * 32}.tmp"
-    for path in (temporary, "README.md", "models/notes.txt", f"other/{fingerprint('x')}/data.bin"):
-        put_json(store, path, {})
-    assert unreached(store) == [temporary]
 
 
 def test_every_part_of_a_long_manifest_is_kept(store):
@@ -113,5 +119,83 @@ def test_remove_takes_what_it_is_given(store, kept):
     assert left == {item.path for item in objects} - {item.path for item in gone}
 
 
-def test_no_store_holds_nothing(tmp_path):
-    assert list_objects(Store(str(tmp_path / "none")).uri) == []
+def test_a_prune_is_announced_until_it_or_its_lease_ends(store):
+    assert not is_pruned(store.uri)
+    end_prune(store.uri)
+    announce_prune(store.uri)
+    assert is_pruned(store.uri)
+    end_prune(store.uri)
+    assert not is_pruned(store.uri)
+    wait_for_prune(store.uri)
+    replace(store.path("pruning.json"), b'{"until": %d}' % (time.time() - 1))
+    assert not is_pruned(store.uri)
+
+
+def test_a_run_that_starts_in_the_middle_waits_for_the_prune(bucket, proxied):
+    """The first removal is held up at the server until the run has announced itself."""
+    littered = Store(bucket)
+    create(littered.path(MARKER), b"{}")
+    for name in "abc":
+        create(littered.path("scores", "parts", f"{fingerprint(name)}.parquet"), b"unused")
+    removing, announced = threading.Event(), threading.Event()
+
+    def hold(n, method, path):
+        if method in ("DELETE", "POST") and "/scores/" in path:
+            removing.set()
+            return announced
+        return None
+
+    proxied.rule = hold
+    left_at_start = []
+
+    def start():
+        removing.wait(60)
+        record = RunRecord(littered, "r" * 64)
+        threading.Thread(target=release, args=(record.uri,)).start()
+        record.start("job: select", "select")
+        left_at_start.extend(list_names(littered.path("scores", "parts")))
+
+    def release(run):
+        while "events-00000002.jsonl" not in list_names(run):
+            time.sleep(0.05)
+        announced.set()  # the event that it waits
+
+    run = threading.Thread(target=start)
+    run.start()
+    found = prune_store(littered.uri, grace_hours=0, yes=True)
+    run.join(60)
+    assert found["removed"] == {"scores": {"objects": 3, "bytes": 18}}
+    assert left_at_start == []
+    assert not exists(littered.path("pruning.json"))
+
+
+def put_selection(store, name):
+    """A part, its receipt and the artifact that lists it."""
+    table = pa.table({"value": [1.0, 2.0]})
+    part = store.put_part(f"scores/parts/{name}.parquet", table, num_tokens=0)
+    store.put_receipt("scores", Receipt(name, (part,)))
+    store.put_manifest(Manifest("selections", name, (part,), {}, {}))
+
+
+def test_what_a_run_reuses_between_walk_and_announcement_stays(store):
+    """The bad order, step by step: the walk, a whole run that reuses all of it, the removals."""
+    mine, other = fingerprint("adopted"), fingerprint("unused")
+    create(store.path(MARKER), b"{}")
+    for name in (mine, other):
+        put_selection(store, name)
+    before = time.time() + 60  # everything is old
+    found = look(store.uri, before)
+    assert len(found.gone) == 6
+    record = RunRecord(store, "r" * 64)
+    record.start("job: select", "select")
+    record.put_result({"job": "select", "selection_fingerprint": mine})
+    record.finish("done")
+    removed = remove_found(store.uri, found, before)
+    assert sorted(item.path for item in removed) == [
+        f"scores/parts/{other}.parquet",
+        f"scores/receipts/{other}.json",
+        f"selections/about/{other}/manifest.json",
+    ]
+    assert store.find_manifest("selections", mine) is not None
+    assert store.finished("scores", [mine]).keys() == {mine}
+    assert not exists(store.path("pruning.json"))

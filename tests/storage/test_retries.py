@@ -201,24 +201,16 @@ def test_no_bucket(s3_url):
         list_files(["s3://no-such-bucket-here/pool"], [".txt"])
 
 
-def test_nothing_listens(s3_url, monkeypatch, impatient):
+def test_endpoints_that_cannot_be_used(s3_url, monkeypatch, impatient):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
     monkeypatch.setitem(conf, "s3", {"endpoint_url": f"http://127.0.0.1:{port}"})
     with pytest.raises(StorageError, match=r"nothing answers there: check AWS_ENDPOINT_URL"):
         check_store("s3://bucket/store")
-
-
-def test_endpoint_is_no_url(s3_url, monkeypatch):
     monkeypatch.setitem(conf, "s3", {"endpoint_url": "nonsense"})
     with pytest.raises(StorageError, match="Invalid endpoint: nonsense"):
         check_store("s3://bucket/store")
-
-
-def test_unknown_protocol():
-    with pytest.raises(
-        StorageError, match=r"cannot open 'nosuch://x/store.json': Protocol not kno"
-    ):
+    with pytest.raises(StorageError, match=r"cannot open 'nosuch://x/store.json': Protocol not k"):
         check_store("nosuch://x")
 
 

@@ -11,13 +11,12 @@ from selections import NUM_ROWS, put_selection
 from stillhouse import open_selection
 from stillhouse.storage.artifact import Store
 from stillhouse.storage.commit import MARKER, create
-from stillhouse.storage.filesystem import exists
-from stillhouse.storage.store_options import known_options, remember_options
+from stillhouse.storage.filesystem import exists, known_options, remember_options
 
 
 @pytest.fixture(autouse=True)
 def alone(monkeypatch, tmp_path):
-    """A home of its own, and no other way to the server."""
+    """A separate home, and no endpoint in the environment."""
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"):
         monkeypatch.delenv(name, raising=False)
@@ -41,7 +40,7 @@ def test_readers_and_verbs_use_the_options_of_the_store(s3_server, reports):
     assert reports("prune", store)[0] == 0
 
 
-def test_the_nearest_store_counts_and_others_have_none():
+def test_options_of_the_nearest_store(tmp_path, monkeypatch):
     remember_options("s3://b/one", {"endpoint_url": "http://one"})
     remember_options("s3://b/one/two/", {"endpoint_url": "http://two"})
     assert known_options("s3://b/one/x")["endpoint_url"] == "http://one"
@@ -49,26 +48,18 @@ def test_the_nearest_store_counts_and_others_have_none():
     assert known_options("s3://b/one/twofold")["endpoint_url"] == "http://one"
     for other in ("s3://b/onefold/x", "s3://c", "gs://b/one/x", "/b/one"):
         assert known_options(other) == {}
-
-
-def test_a_spec_without_options_forgets_them(tmp_path):
-    remember_options("s3://b/one", {"endpoint_url": "http://one"})
-    remember_options("s3://b/two", {"endpoint_url": "http://two"})
-    remember_options("s3://b/one", {})
+    remember_options("s3://b/one", {})  # of a spec without options
     kept = json.loads((tmp_path / "stillhouse" / "stores.json").read_text())
-    assert kept == {"s3://b/two": {"endpoint_url": "http://two"}}
-
-
-def test_what_the_process_was_given_comes_first(monkeypatch):
-    remember_options("s3://b/one", {"endpoint_url": "http://one"})
+    assert kept == {"s3://b/one/two": {"endpoint_url": "http://two"}}
+    # options of the process come first
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://other")
-    assert known_options("s3://b/one/x") == {}
+    assert known_options("s3://b/one/two/x") == {}
     monkeypatch.delenv("AWS_ENDPOINT_URL")
     monkeypatch.setitem(conf, "s3", {"endpoint_url": "http://other"})
-    assert known_options("s3://b/one/x") == {}
+    assert known_options("s3://b/one/two/x") == {}
 
 
-def test_a_home_that_cannot_be_written_and_a_broken_page(monkeypatch, tmp_path):
+def test_a_home_that_cannot_be_written_and_a_broken_file(monkeypatch, tmp_path):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "file"))
     remember_options("s3://b/one", {"endpoint_url": "http://one"})

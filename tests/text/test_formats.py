@@ -114,7 +114,7 @@ def test_forms_that_are_read(tmp_path, name):
 
 
 def test_large_arrays_and_objects_of_many_lines(tmp_path):
-    """Values that lie across the borders of what is read at once."""
+    """Values that cross the borders of blocks."""
     wanted = [f"{i} " + "x é\\n" * (i % 7 * 10_000) for i in range(120)]
     rows = [{"text": text, "n": [1, {"a": None}]} for text in wanted]
     for indent in (None, 1):
@@ -216,31 +216,22 @@ def test_forms_that_are_refused_by_name(tmp_path, name):
         read(path)
 
 
-def test_a_text_about_html_and_orchards_is_text(tmp_path):
-    for name, text in (("a.txt", "<html> is where a page begins"), ("b.md", "ORCHARDS in May")):
-        assert texts(put(tmp_path / name, text.encode())) == [text]
-
-
 def test_text_in_other_encodings(tmp_path):
     assert texts(put(tmp_path / "a.txt", "naïve\r\ntext".encode("utf-16"))) == ["naïve\r\ntext"]
     assert texts(put(tmp_path / "b.txt.gz", gzip.compress(b"\xef\xbb\xbfplain"))) == ["plain"]
     [latin] = read(put(tmp_path / "c.txt", "café".encode("latin-1")))
     assert latin == DeadLetter(0, 0, "invalid UTF-8", "caf\ufffd")
-
-
-def test_half_a_pair_in_utf16_costs_a_row(tmp_path):
+    for name, text in (("d.txt", "<html> is where a page begins"), ("e.md", "ORCHARDS in May")):
+        assert texts(put(tmp_path / name, text.encode())) == [text]
     content = '{"text": "a"}\n{"text": "\ud800"}\n{"text": "b"}\n'.encode("utf-16", "surrogatepass")
-    found = read(put(tmp_path / "a.jsonl", content))
+    found = read(put(tmp_path / "f.jsonl", content))
     assert [getattr(d, "text", None) or d.reason for d in found] == ["a", "invalid UTF-8", "b"]
 
 
-@pytest.mark.parametrize("name", ["a.jsonl", "a.txt", "a.jsonl.gz", "a.json"])
-def test_empty_files(tmp_path, name):
-    found = read(put(tmp_path / name, b""))
-    assert [d.reason for d in found] == (["empty text"] if name == "a.txt" else [])
-
-
-def test_parquet_without_rows_or_row_groups(tmp_path):
+def test_files_without_rows(tmp_path):
+    for name in ("a.jsonl", "a.txt", "a.jsonl.gz", "a.json"):
+        found = read(put(tmp_path / name, b""))
+        assert [d.reason for d in found] == (["empty text"] if name == "a.txt" else [])
     schema = pa.schema([("text", pa.string())])
     with pq.ParquetWriter(tmp_path / "none.parquet", schema):
         pass

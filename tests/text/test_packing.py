@@ -51,26 +51,12 @@ def test_schema_is_the_contract():
     packed = Packer(sequence_length=2, eos_id=EOS, dtype=np.uint32, part_rows=1).finish()
     schema = tokens_table(packed).schema
     assert schema == tokens_schema(2, np.uint32)
+    assert (token_dtype(65_536), token_dtype(65_537)) == (np.uint16, np.uint32)
     assert str(schema.field("input_ids").type) == "fixed_size_list<item: uint32>[2]"
     assert str(schema.field("documents").type) == (
         "list<item: struct<id: string, source: string, start: int32, end: int32, "
         "file: int32, row: int64>>"
     )
-
-
-def test_token_dtype_at_the_border():
-    assert token_dtype(65_536) == np.uint16
-    assert token_dtype(65_537) == np.uint32
-
-
-def test_a_part_closes_with_the_document_that_fills_it():
-    packer = Packer(sequence_length=2, eos_id=EOS, dtype=np.uint16, part_rows=2)
-    full = packer.add(Document(0, 0, "a", "x", ""), np.arange(1, 11))
-    assert full is not None
-    assert full.input_ids.tolist() == [[1, 2], [3, 4], [5, 6], [7, 8], [9, 10]]
-    assert packer.add(Document(0, 1, "b", "x", ""), np.array([7])) is None
-    assert packer.finish().input_ids.tolist() == [[7, EOS]]
-    assert packer.remainder_tokens == 1
 
 
 @given(TEXTS, st.integers(1, 9), st.integers(1, 5))

@@ -1,4 +1,4 @@
-"""Rows of prompt and answer: what is read, how it is packed, and which tokens count."""
+"""Rows of prompt and answer: reading, packing, and the loss mask."""
 
 import json
 
@@ -39,7 +39,7 @@ def test_rows_become_documents_with_a_prompt(source):
 
 
 def test_the_mask_lies_beside_the_tokens(source, tmp_path):
-    """It marks the answer and the EOS after it; prompt and answer are tokenised apart."""
+    """It marks the answer and the EOS after it; prompt and answer are tokenised separately."""
     words = make_tokenizer(
         train_tokenizer([r["completion"] for r in ROWS] * 3, vocab_size=270), None
     )

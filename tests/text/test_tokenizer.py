@@ -34,12 +34,14 @@ def test_training_is_deterministic_and_lays_out_the_vocabulary():
     assert TOKENIZER.backend.token_to_id("<|pad|>") == 1
     assert set(pre_tokenizers.ByteLevel.alphabet()) <= set(TOKENIZER.backend.get_vocab())
     assert TOKENIZER.digest == sha256(TRAINED).hexdigest()
-
-
-def test_merges_are_learnt():
     (ids,) = TOKENIZER.encode_batch(["the cat"])
-    assert ids.dtype == np.uint32
-    assert len(ids) == 2
+    assert (ids.dtype, len(ids)) == (np.uint32, 2)
+    backend = tokenizers.Tokenizer.from_str(TRAINED.decode())
+    backend.enable_truncation(3)
+    backend.enable_padding(length=8)
+    limited = make_tokenizer(backend.to_str().encode(), None)
+    text = "dogs dig deep holes"
+    assert limited.encode_batch([text])[0].tolist() == TOKENIZER.encode_batch([text])[0].tolist()
 
 
 @given(st.text())
@@ -53,15 +55,6 @@ def test_text_that_spells_a_special_token_is_only_text_also_after_pickling():
         (ids,) = tokenizer.encode_batch(["a <|endoftext|> b"])
         assert tokenizer.eos_id not in ids
         assert tokenizer.decode(ids) == "a <|endoftext|> b"
-
-
-def test_truncation_and_padding_of_the_file_are_ignored():
-    backend = tokenizers.Tokenizer.from_str(TRAINED.decode())
-    backend.enable_truncation(3)
-    backend.enable_padding(length=8)
-    limited = make_tokenizer(backend.to_str().encode(), None)
-    text = "dogs dig deep holes"
-    assert limited.encode_batch([text])[0].tolist() == TOKENIZER.encode_batch([text])[0].tolist()
 
 
 def test_saved_folder_is_read_by_transformers_and_by_us(tmp_path):

@@ -4,7 +4,7 @@ from hashlib import sha256
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stillhouse.text.units import FileRange, InputFile, Unit, group_units
+from stillhouse.text.tasks import FileRange, InputFile, Unit, group_units
 
 UNIT = 1000
 SIZES = st.lists(st.integers(0, 2500), max_size=60)
@@ -20,6 +20,10 @@ def files_of(sizes):
     return [
         file_of(i, size, groups if size > UNIT and i % 2 else None) for i, size in enumerate(sizes)
     ]
+
+
+def identity(unit, files):
+    return [(files[part.file].digest, part.rows) for part in unit.ranges]
 
 
 def grouped(files):
@@ -52,12 +56,6 @@ def test_large_files_are_alone_and_parquet_is_cut_at_row_groups():
     ]
 
 
-def test_identity_is_content_and_rows():
-    files = [InputFile("/a", "a", 1, "aa"), InputFile("/b", "b", 1, "bb")]
-    unit = Unit((FileRange(0), FileRange(1, (3, 9))))
-    assert unit.identity(files) == [["aa", None, None], ["bb", 3, 9]]
-
-
 @given(SIZES)
 def test_every_file_once_in_order(sizes):
     files = files_of(sizes)
@@ -73,11 +71,6 @@ def test_every_file_once_in_order(sizes):
         for row in (range(sum(file.row_group_rows)) if file.row_group_rows else ["whole"])
     ]
     assert flat == expected
-
-
-@given(SIZES)
-def test_units_of_several_files_stay_within_the_size(sizes):
-    files = files_of(sizes)
     for unit in grouped(files):
         if len(unit.ranges) > 1:
             assert sum(files[part.file].size_bytes for part in unit.ranges) <= UNIT
@@ -89,8 +82,8 @@ def test_listings_agree_from_the_first_border_they_share(sizes, data):
     at = data.draw(st.integers(0, len(files)))
     longer = [*files[:at], file_of("new", data.draw(st.integers(0, 900))), *files[at:]]
     before, after = grouped(files), grouped(longer)
-    old_units = [unit.identity(files) for unit in before]
-    new_units = [unit.identity(longer) for unit in after]
+    old_units = [identity(unit, files) for unit in before]
+    new_units = [identity(unit, longer) for unit in after]
 
     untouched = sum(unit.ranges[-1].file < at - 1 for unit in before)
     assert old_units[:untouched] == new_units[:untouched]
@@ -103,12 +96,12 @@ def test_listings_agree_from_the_first_border_they_share(sizes, data):
 def test_an_added_file_changes_few_units():
     rng = random.Random(0)
     files = [file_of(i, rng.randint(1, 200)) for i in range(1000)]
-    before = [tuple(map(tuple, unit.identity(files))) for unit in grouped(files)]
+    before = [tuple(identity(unit, files)) for unit in grouped(files)]
     lost = []
     for trial in range(200):
         at = rng.randint(0, len(files))
         longer = [*files[:at], file_of(f"new{trial}", 100), *files[at:]]
-        after = {tuple(map(tuple, unit.identity(longer))) for unit in grouped(longer)}
+        after = {tuple(identity(unit, longer)) for unit in grouped(longer)}
         lost.append(len(set(before) - after))
     assert len(before) > 150
     assert sum(lost) / len(lost) < 2.5

@@ -108,7 +108,7 @@ LABELS = {
 
 @pytest.mark.parametrize("kind", LABELS)
 def test_ids_and_sources_of_any_plain_type(tmp_path, kind):
-    """A label as it is written; where there is none, place and `unknown` as ever."""
+    """Labels as they are written; without one, the place and `unknown`."""
     column, wanted = LABELS[kind]
     path = put(tmp_path / "a.parquet", {"text": ["x", "y"], "id": column, "source": column})
     assert [(d.id, d.source) for d in read(path)] == [(wanted, wanted), ("n:1", "unknown")]
@@ -165,12 +165,13 @@ def test_dotted_paths_of_parquet(tmp_path):
             read(path, named(text="doc.body", source=wrong))
     with pytest.raises(InputError, match=r"did you mean `doc\.meta\.set`"):
         read(path, named(text="doc.body", source="doc.meta.sets"))
-
-
-def test_a_path_through_a_list_is_no_column(tmp_path):
-    path = put(tmp_path / "a.parquet", {"docs": [[{"body": "x"}]]})
+    lists = put(tmp_path / "b.parquet", {"docs": [[{"body": "x"}]]})
     with pytest.raises(InputError, match=r"no column `docs\.body`"):
-        read(path, named(text="docs.body"))
+        read(lists, named(text="docs.body"))
+    record = {"a": {"b": {"c": 1}, "b.c": 2}, "a.b": {"d": 3}, "n": None}
+    assert (find(record, "a.b.d"), find(record, "a.b"), find(record, "n")) == (3, {"d": 3}, None)
+    for absent in ("x", "n.x", "a.b.c.d", "a.", ".a", ""):
+        assert find(record, absent) is ABSENT
 
 
 def test_dotted_paths_of_json(tmp_path):
@@ -189,15 +190,6 @@ def test_dotted_paths_of_json(tmp_path):
         ("three", "unknown"),
     ]
     assert four.reason == "no key `doc.body`; keys: doc"
-
-
-def test_find():
-    record = {"a": {"b": {"c": 1}, "b.c": 2}, "a.b": {"d": 3}, "n": None}
-    assert find(record, "a.b.d") == 3
-    assert find(record, "a.b") == {"d": 3}
-    assert find(record, "n") is None
-    for path in ("x", "n.x", "a.b.c.d", "a.", ".a", ""):
-        assert find(record, path) is ABSENT
 
 
 def test_two_columns_of_one_name(tmp_path):

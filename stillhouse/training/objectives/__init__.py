@@ -16,9 +16,9 @@ from typing import Any, NamedTuple, Protocol
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from stillhouse.custom_code import CustomCode, import_code
 from stillhouse.errors import SpecError
 from stillhouse.models.head import LogitRule, head_of, predicting, with_bos
-from stillhouse.selection.own import OwnCode, import_code
 from stillhouse.training.spec import OBJECTIVES, ObjectiveSettings
 
 
@@ -91,7 +91,7 @@ class Objective(Protocol):
 
 
 def make_objective(
-    settings: ObjectiveSettings, code: OwnCode | None, facts: ObjectiveFacts
+    settings: ObjectiveSettings, code: CustomCode | None, facts: ObjectiveFacts
 ) -> Objective:
     """The objective of a spec; `code` as of `objective_class`.
 
@@ -105,7 +105,7 @@ def make_objective(
         raise SpecError(f"`train.objective: {settings.name}`: {error}") from error
 
 
-def objective_class(name: str, code: OwnCode | None = None) -> Any:
+def objective_class(name: str, code: CustomCode | None = None) -> Any:
     """The class of a name in `OBJECTIVES`, or of `module:Class`, from `code` where it is given.
 
     Raises:
@@ -122,6 +122,6 @@ def objective_class(name: str, code: OwnCode | None = None) -> Any:
         ) from error
 
 
-def signals_of(settings: ObjectiveSettings, code: OwnCode | None = None) -> Sequence[str]:
+def signals_of(settings: ObjectiveSettings, code: CustomCode | None = None) -> Sequence[str]:
     """The columns that an objective asks for, by the attribute `signals` of its class."""
     return getattr(objective_class(settings.name, code), "signals", ())
