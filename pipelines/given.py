@@ -179,21 +179,21 @@ def check_given(spec: SelectSpec) -> None:
         open_selection(find_input(Store(absolute_uri(spec.store)), spec.selection.threshold_from))
 
 
-def check_tokenizer(asked: TokenizerSettings, models: Mapping[str, str]) -> Tokenizer:
-    """The tokenizer at `asked.path`, which has to be that of the models given by path.
+def check_tokenizer(settings: TokenizerSettings, models: Mapping[str, str]) -> Tokenizer:
+    """The tokenizer at `settings.path`, which has to be that of the models given by path.
 
     Raises:
         SpecError: the models have none beside them, and the spec names no other.
         ModelError: none there, one of another model, or no BOS where one is asked for.
     """
-    path = str(asked.path)
+    path = str(settings.path)
     if path in models.values() and not has_tokenizer(model_uri(path)):
         raise SpecError(
             f"the model {path!r} has no tokenizer beside it: set `tokenizer.path` to the one that "
             "it was trained with"
         )
-    tokenizer = load_tokenizer(path, asked.eos_token)
-    tokenizer.bos_id(asked.bos)
+    tokenizer = load_tokenizer(path, settings.eos_token)
+    tokenizer.bos_id(settings.bos)
     check_vocabulary(tokenizer, path, models)
     return tokenizer
 

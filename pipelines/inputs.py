@@ -68,18 +68,16 @@ def open_inputs(
     store: Store,
     source: DataSource,
     found: list[FileInfo],
-    asked: PartTokens,
+    part_tokens: PartTokens,
     *,
     remember: bool = True,
 ) -> Inputs:
     """Digest the listed files of a data source (cached where they are unchanged).
 
-    `asked` is the spec's `part_tokens`; with `remember`, the value of `auto` is pinned.
+    With `remember`, the value of `part_tokens: auto` is pinned.
     """
-    if asked == "auto":
+    if part_tokens == "auto":
         part_tokens = _pinned_part_tokens(store, source, found, remember=remember)
-    else:
-        part_tokens = asked
     digests = digest_files(store, found, remember=remember)
     unit_bytes = part_tokens * _BYTES_PER_TOKEN
     has_ranges = not isinstance(source.reader, CustomCode)  # whose rows need not be a file's rows

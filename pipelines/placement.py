@@ -75,18 +75,18 @@ def check_placement(compute: ComputeSettings, say: Callable[[str], object]) -> N
         types = node_types()
         if any(kind.holds(need, worker.labels) for kind in types):
             continue
-        asked = [f"{count:g} {name}s" for name, count in need.items() if count and ":" not in name]
-        asked += [worker.accelerator] if worker.accelerator else []
-        asked += [f"{k}={v}" for k, v in worker.labels.items()]
-        what, tried = f"a {key} ({', '.join(asked)})", ""
+        needs = [f"{count:g} {name}s" for name, count in need.items() if count and ":" not in name]
+        needs += [worker.accelerator] if worker.accelerator else []
+        needs += [f"{k}={v}" for k, v in worker.labels.items()]
+        what, tried = f"a {key} ({', '.join(needs)})", ""
         if can_grow():
-            say(f"no node is there that holds {what}: asking the autoscaler for one")
+            say(f"no node can hold {what}: requesting one from the autoscaler")
             if _comes(options, compute.wait_s):
                 continue
             tried = f", and none came within {compute.wait_s:g} s (`compute.wait_s`)"
-        there = "; ".join(sorted({str(kind) for kind in types}))
+        nodes = "; ".join(sorted({str(kind) for kind in types}))
         raise ClusterError(
-            f"no node of this cluster can ever hold {what}; it has: {there}{tried}. Set "
+            f"no node of this cluster can ever hold {what}; it has: {nodes}{tried}. Set "
             f"`compute.{key}`, or `compute.gpus_per_worker`"
         )
 

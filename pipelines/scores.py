@@ -97,11 +97,13 @@ class PoolScores:
         Raises:
             CustomCodeError: whatever its code raised.
         """
-        asked, spec = self._spec.scorer, self._spec
-        assert asked is not None
-        num_rows = max(1, asked.num_tokens // spec.sequence_length)
-        pip, pool = tuple(sorted(asked.pip)), tuple(self._pool.parts)
-        task = OwnFitTask(tuple(target), *self._fitting, code, asked.settings, pip, pool, num_rows)
+        settings, spec = self._spec.scorer, self._spec
+        assert settings is not None
+        num_rows = max(1, settings.num_tokens // spec.sequence_length)
+        pip, pool = tuple(sorted(settings.pip)), tuple(self._pool.parts)
+        task = OwnFitTask(
+            tuple(target), *self._fitting, code, settings.settings, pip, pool, num_rows
+        )
         without_pool = replace(task, pool=())  # a pin outlives new shards
 
         def make() -> Manifest:
@@ -111,9 +113,11 @@ class PoolScores:
             return made
 
         key = [without_pool.fingerprint, spec.pool.paths]
-        name = pinned(self._ctx, "fit scorer", key, asked.pin, task.fingerprint, make).fingerprint
+        name = pinned(
+            self._ctx, "fit scorer", key, settings.pin, task.fingerprint, make
+        ).fingerprint
         grain = spec.selection.grain
-        host = self._host(OwnTokenScorer, name, code, asked.settings, grain)
+        host = self._host(OwnTokenScorer, name, code, settings.settings, grain)
         return self._score("score", "own", fingerprint([name, grain]), host)
 
     def contamination(self, heldout: Sequence[PackTask]) -> Scores | None:
