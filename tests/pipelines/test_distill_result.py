@@ -1,4 +1,4 @@
-"""What a distillation says of itself, from accuracies and pictures written out here."""
+"""The result and report of a distillation, from accuracies and pictures written out here."""
 
 import json
 import re
@@ -7,12 +7,19 @@ from types import SimpleNamespace
 
 import pytest
 
+from stillhouse.distillation.methods.mtt import Mtt
+from stillhouse.distillation.methods.rded import Rded
 from stillhouse.distillation.spec import DistillSpec
 from stillhouse.distillation.stored_sets import StoredBytes
 from stillhouse.pipelines import evaluation
 from stillhouse.pipelines.context import Context
 from stillhouse.pipelines.distill import DistillRun, MadeSets, Pictures, SetSnapshot
-from stillhouse.pipelines.distill_result import distill_result, other_sets, smoothed
+from stillhouse.pipelines.distill_result import (
+    distill_result,
+    num_skipped,
+    other_sets,
+    smoothed,
+)
 from stillhouse.report.page import render
 from stillhouse.spec import ComputeSettings
 from stillhouse.storage.artifact import PartRef, Store
@@ -143,6 +150,16 @@ def test_what_is_warned_of(result_of):
     (warnings,) = worse.find("health", "warnings")
     assert [one.title for one in warnings.warnings] == ["Real images of equal bytes are as good."]
     assert "random real 0.450; of the synthetic ones 0.400" in warnings.warnings[0].detail
+
+
+def test_iterations_with_too_large_or_no_loss_are_counted():
+    part = PartRef("a", 1, 0, 1, "0")
+    losses = ((), (0.5, 1.5), (0.9, 1.0, 2.0))
+    snapshots = [SetSnapshot(3 * i, part, found, 0.1, 1.0) for i, found in enumerate(losses)]
+    method = Mtt(name="mtt", images_per_class=1, max_loss=1.0)
+    assert num_skipped(method, snapshots) == 3  # 1.5, 2.0 and one that was not finite
+    assert num_skipped(method.model_copy(update={"max_loss": None}), snapshots) == 0
+    assert num_skipped(Rded(name="rded", images_per_class=1), snapshots) == 0
 
 
 def test_long_losses_are_drawn_as_means_of_stretches():

@@ -1,4 +1,4 @@
-"""What a mix job says of itself: what to look at first, and what was drawn."""
+"""The report of a mix job: its warnings, and what was drawn."""
 
 from types import SimpleNamespace
 

@@ -1,4 +1,4 @@
-"""What a training says of itself, from a manifest's numbers written out here."""
+"""The result and report of a training, from a manifest's numbers written out here."""
 
 import re
 from types import SimpleNamespace
