@@ -1,13 +1,13 @@
-"""Uniform samples of rows by arithmetic on the manifest: nothing is read to choose them.
+"""Uniform samples of rows, chosen from the manifest alone.
 
 A small sample of a large pool reads few parts: first parts are drawn, then rows of these. Every row
-of the pool has the same chance. With m draws and k rows for each of them, a part of n rows is drawn
-in proportion to max(n, k), and gives k of its rows, or all where it has no more:
+of the pool has the same chance. With m draws of k rows each, a part of n rows is drawn in
+proportion to max(n, k), and gives k of its rows, or all if it has fewer:
 
     P(row) = m max(n, k) / S * min(1, k / n) = m k / S,      S = sum of max(n, k) over the parts
 
-The draws stand at equal distances on a line of all parts in random order (systematic sampling), so
-that no part is drawn twice but one that is longer than their distance.
+The draws are equally spaced over the parts in random order (systematic sampling), so that no part
+is drawn twice unless it is longer than the spacing.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from stillhouse.storage.artifact import PartRef
 
 MAX_PARTS = 256
-"""That a sample is drawn from, unless it needs a fourth of them and more."""
+"""Of a sample, unless it would need more than a fourth of their rows."""
 _LEAST_RATIO = 4
 
 
@@ -27,9 +27,8 @@ def sample_rows(
 ) -> list[tuple[int, NDArray[np.int64]]]:
     """Choose `num_rows` different rows uniformly (all of them where there are fewer).
 
-    Where there are more parts than `max_parts`, of that many at most; then a row or two for each
-    part drawn may be missing where parts differ much in size. A sample that takes more than a
-    fourth of the rows of so many parts is drawn from more of them.
+    They are drawn from at most `max_parts` parts, or from more if the sample would take over a
+    fourth of their rows. If parts differ much in size, a row or two may be missing for each part.
 
     Returns:
         For each part that has any: its index and its chosen rows, ascending.
@@ -60,7 +59,7 @@ def sample_rows(
 
 
 def _rows_a_draw(sizes: NDArray[np.int64], num_rows: int, draws: int) -> int:
-    """k, the least with which the sample has `num_rows` rows on average."""
+    """The smallest k with which the sample has `num_rows` rows on average."""
     low, high = 1, int(sizes.max())
     while low < high:
         each = (low + high) // 2
@@ -72,7 +71,7 @@ def _rows_a_draw(sizes: NDArray[np.int64], num_rows: int, draws: int) -> int:
 def _by_part(
     chosen: NDArray[np.int64], sizes: NDArray[np.int64]
 ) -> list[tuple[int, NDArray[np.int64]]]:
-    """Ascending rows of all parts in a line, as rows of each."""
+    """Split ascending indices into the concatenated parts by part."""
     ends = np.cumsum(sizes)
     part_of = np.searchsorted(ends, chosen, side="right")
     starts = ends - sizes

@@ -1,4 +1,4 @@
-"""Sets and controls judged without Ray: digits, few epochs, networks of a few hundred weights."""
+"""Sets and controls evaluated without Ray: digits, few epochs, tiny networks."""
 
 from types import SimpleNamespace
 
@@ -33,9 +33,9 @@ class Here:
 
 
 @pytest.fixture(scope="module")
-def kitchen(tmp_path_factory):
+def images(tmp_path_factory):
     """A store with images; three sets in it, the part of each."""
-    store = Store(str(tmp_path_factory.mktemp("kitchen")))
+    store = Store(str(tmp_path_factory.mktemp("images")))
     do = Here(store)
     do("images", [ImagesTask(IMAGES, spec(store).data)])
     tasks = [ControlTask(IMAGES, "random_real", 10 * (1 + i), i) for i in range(3)]
@@ -68,14 +68,14 @@ def evaluator(store, asked):
     return Evaluator(do, asked, store.get_manifest("images", IMAGES.images), IMAGES), do
 
 
-def judged(part):
+def sized(part):
     return SetSource(part), 0.05
 
 
-def test_set_and_controls_are_tested_on_every_network(kitchen):
-    store, (first, second, _) = kitchen
-    evaluator_, here = evaluator(store, spec(store))
-    tests, controls = evaluator_.test(judged(first), [Control("random_real", second, 130, 1)])
+def test_set_and_controls_are_tested_on_every_network(images):
+    store, (first, second, _) = images
+    made, here = evaluator(store, spec(store))
+    tests, controls = made.test(sized(first), [Control("random_real", second, 130, 1)])
     labels = ["convnet-2, width 3", "convnet-2, width 5"]
     assert list(tests) == labels
     assert [control.name for control in controls] == ["random_real", "full"]
@@ -84,17 +84,17 @@ def test_set_and_controls_are_tested_on_every_network(kitchen):
     assert {task.part for task in here.done["evaluate"]} == {"test"}
     wide = {task.fingerprint for task in here.done["evaluate"] if task.network.width == 5}
     again, here = evaluator(store, spec(store))
-    assert again.test(judged(second), [])[1][0].tests == controls[1].tests
+    assert again.test(sized(second), [])[1][0].tests == controls[1].tests
     assert "evaluate" not in here.done and len(wide) == 6
 
 
 @pytest.mark.parametrize("protocol", ["own", "p2", "p3"])
-def test_sets_are_compared_on_the_validation_part_alone(kitchen, protocol):
-    store, parts = kitchen
-    evaluator_, here = evaluator(store, spec(store, [], protocol))
-    accuracies = evaluator_.compare("choose", [judged(part) for part in parts])
+def test_sets_are_compared_on_the_validation_part_alone(images, protocol):
+    store, parts = images
+    made, here = evaluator(store, spec(store, [], protocol))
+    accuracies = made.compare("choose", [sized(part) for part in parts])
     assert [len(by_seed) for by_seed in accuracies] == [3, 3, 3]
-    evaluator_.test(judged(parts[2]), [])
+    made.test(sized(parts[2]), [])
     assert {task.part for task in here.done["choose"]} == {"validation"}
     tested = {(task.part, task.source.part) for task in here.done["evaluate"]}
     assert tested == {("test", parts[2])}
