@@ -70,15 +70,16 @@ class PoolScores:
         """Mean NLL of every sequence under a language model, on `compute.scorers` actors."""
         compute, scoring = self._spec.compute, self._spec.scoring
         settings = scoring.model_dump(include={"dtype", "attention"})
-        extra = self._tokenizer.extra_identity()
-        scorer = fingerprint(["causal_lm", model.fingerprint, settings, *extra])
+        bos_id = self._tokenizer.bos_id
+        bos = [] if bos_id is None else [["bos", bos_id]]
+        scorer = fingerprint(["causal_lm", model.fingerprint, settings, *bos])
         host = LanguageModelHost(
             folder=model.folder,
             scoring=scoring,
             device=compute.device,
             gpus=compute.gpus_of(compute.scorer),
             threads=compute.threads_per_worker,
-            bos_id=self._tokenizer.bos_id,
+            bos_id=bos_id,
         )
         flops = float(model.shape.flops_per_token(self._spec.sequence_length))
         return self._score(f"score {name}", "causal_lm", scorer, host, flops)

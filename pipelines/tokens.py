@@ -2,8 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 from stillhouse.errors import ArtifactError, InputError
 from stillhouse.fingerprint import fingerprint
@@ -20,11 +19,14 @@ NO_DROPS: tuple[Receipt, ...] = ()
 
 @dataclass(frozen=True, slots=True)
 class Tokenised:
-    """A tokens artifact, what was counted, and the raw files of each part's unit."""
+    """A tokens artifact, and the raw files of each part's unit."""
 
     manifest: Manifest
-    counts: Counter[str]
     files: list[tuple[UnitFile, ...]]
+
+    @property
+    def counts(self) -> Counter[str]:
+        return Counter(self.manifest.totals)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,14 +47,6 @@ class TokenizerRef:
     def num_extra(self) -> int:
         """Positions that a model needs in addition to those of a sequence."""
         return int(self.bos_id is not None)
-
-    def extra_identity(self) -> list[object]:
-        """Added to the identity of what is computed with BOS before the sequences."""
-        return [] if self.bos_id is None else [["bos", self.bos_id]]
-
-    def described(self) -> dict[str, Any]:
-        """As in the manifest of tokens."""
-        return {k: v for k, v in asdict(self).items() if k != "bos_id"} | {"path": None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +196,12 @@ def _manifest(
             "drops": [receipt.task for receipt in packing.drops],
         },
         settings={
-            "tokenizer": tokenizer.described(),
+            "tokenizer": {
+                "path": None,
+                "eos_token": tokenizer.eos_token,
+                "digest": tokenizer.digest,
+                "vocab_size": tokenizer.vocab_size,
+            },
             "sequence_length": sequence_length,
             "reading": scanned.inputs.source.identity(),
         },
@@ -213,7 +212,7 @@ def _manifest(
         for task, receipt in zip(scanned.tasks, receipts, strict=True)
         for _ in receipt.parts
     ]
-    return Tokenised(store.put_manifest(manifest), counts, files)
+    return Tokenised(store.put_manifest(manifest), files)
 
 
 @dataclass(frozen=True, slots=True)
