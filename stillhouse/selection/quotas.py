@@ -13,7 +13,7 @@ that a quota names are counted one by one, so that neither memory nor a report g
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from fractions import Fraction
 from functools import partial
 from typing import Any, TypeAlias
@@ -127,9 +127,14 @@ class QuotaCut:
         """Which rows of `part` are kept: float32[n], int32[n] -> bool[n]."""
         kept = _by_source(self.minima, part, scores, sources, default=False)
         if self.rest:
-            free = _free_scores(scores, sources, part, self.minima, self.maxima)
-            kept |= self.rest.mask(part, free)
+            kept |= self.rest.mask(part, self.free_scores(part, scores, sources))
         return kept
+
+    def free_scores(self, part: PartName, scores: Scores, sources: Codes) -> Scores:
+        """Scores of the rows within their source's maximum that no minimum takes, else NaN."""
+        taken = _by_source(self.minima, part, scores, sources, default=False)
+        allowed = _by_source(self.maxima, part, scores, sources, default=True)
+        return np.where(allowed & ~taken, scores, np.float32(np.nan))
 
 
 def find_quota_cut(
@@ -149,7 +154,8 @@ def find_quota_cut(
     Raises:
         BudgetError: as `check_shares`.
     """
-    num_rows = _rows_by_source(parts, len(names), run)
+    counts = run(partial(_count_sources, num_sources=len(names)), parts.values())
+    num_rows = sum(counts, np.zeros(len(names), np.int64)).tolist()
     minima, maxima = check_shares(k, num_rows, names, max_share=max_share, min_share=min_share)
 
     def cut_of(source: int, count: int) -> Cut:
@@ -159,9 +165,9 @@ def find_quota_cut(
     lower = {s: cut_of(s, count) for s, count in sorted(minima.items()) if count > 0}
     binding = {s: count for s, count in sorted(maxima.items()) if count < num_rows[s]}
     upper = {s: cut_of(s, count) if count > 0 else _NOTHING for s, count in binding.items()}
-    rest = k - sum(minima.values())
-    loads = {part: partial(_load_free, load, part, lower, upper) for part, load in parts.items()}
-    return QuotaCut(lower, upper, find_cut(loads, rest, run=run) if rest else None)
+    quotas, rest = QuotaCut(lower, upper, None), k - sum(minima.values())
+    loads = {part: partial(_load_free, load, part, quotas) for part, load in parts.items()}
+    return replace(quotas, rest=find_cut(loads, rest, run=run) if rest else None)
 
 
 def check_shares(
@@ -191,11 +197,11 @@ def check_shares(
                 f"`max_share` for at most {maxima[source]:,}"
             )
     if sum(minima.values()) > k:
-        listed = _listed([f"{names[s]!r} {count:,}" for s, count in minima.items()], ", ")
+        listed = _listed([f"{names[s]!r} {count:,}" for s, count in minima.items()])
         raise BudgetError(f"`min_share` asks for more than {k:,} rows in all: {listed}")
     capped = {s: min(count, maxima.get(s, count)) for s, count in enumerate(num_rows)}
     if not 1 <= k <= sum(capped.values()):
-        listed = _listed([f"{names[s]!r} {count:,}" for s, count in capped.items()], ", ")
+        listed = _listed([f"{names[s]!r} {count:,}" for s, count in capped.items()])
         raise BudgetError(
             f"cannot keep {k:,} rows, `max_share` and the pool allow {sum(capped.values()):,}: "
             f"{listed}; raise `max_share` or keep less"
@@ -220,9 +226,7 @@ def named_shares(
     def indexed(shares: Mapping[str, float]) -> dict[int, float]:
         for name in shares:
             if name not in index:
-                raise BudgetError(
-                    f"no source {name!r} in the pool; it has {_listed(list(index), ', ')}"
-                )
+                raise BudgetError(f"no source {name!r} in the pool; it has {_listed(list(index))}")
         return {index[name]: share for name, share in shares.items()}
 
     if max_share is not None and not isinstance(max_share, Mapping):
@@ -248,9 +252,9 @@ def check_others(max_share: float | Mapping[str, float] | None, k: int, sources:
         )
 
 
-def _listed(items: Sequence[str], joint: str) -> str:
+def _listed(items: Sequence[str]) -> str:
     more = len(items) - _MOST_LISTED
-    return joint.join(items[:_MOST_LISTED]) + (f" and {more:,} more" if more > 0 else "")
+    return ", ".join(items[:_MOST_LISTED]) + (f" and {more:,} more" if more > 0 else "")
 
 
 def _exact(share: float) -> Fraction:
@@ -269,23 +273,8 @@ def _by_source(
     return kept
 
 
-def _free_scores(
-    scores: Scores,
-    sources: Codes,
-    part: PartName,
-    minima: Mapping[int, Cut],
-    maxima: Mapping[int, Cut],
-) -> Scores:
-    """Scores of the rows within their source's maximum that no minimum takes, else NaN."""
-    taken = _by_source(minima, part, scores, sources, default=False)
-    allowed = _by_source(maxima, part, scores, sources, default=True)
-    return np.where(allowed & ~taken, scores, np.float32(np.nan))
-
-
-def _load_free(
-    load: Load, part: PartName, minima: Mapping[int, Cut], maxima: Mapping[int, Cut]
-) -> Scores:
-    return _free_scores(*load(), part, minima, maxima)
+def _load_free(load: Load, part: PartName, quotas: QuotaCut) -> Scores:
+    return quotas.free_scores(part, *load())
 
 
 def _source_scores(load: Load, source: int) -> Scores:
@@ -298,17 +287,15 @@ def _count_sources(load: Load, num_sources: int) -> NDArray[np.int64]:
     return np.bincount(sources[~np.isnan(scores)], minlength=num_sources)
 
 
-def _rows_by_source(parts: Mapping[PartName, Load], num_sources: int, run: Run) -> list[int]:
-    counts = run(partial(_count_sources, num_sources=num_sources), parts.values())
-    return [int(count) for count in sum(counts, np.zeros(num_sources, dtype=np.int64))]
-
-
 def cut_to_json(cut: Cut | QuotaCut) -> dict[str, Any]:
     if isinstance(cut, Cut):
         return asdict(cut)
     return {
         "minima": {str(source): asdict(c) for source, c in cut.minima.items()},
-        "maxima": {str(source): _nan_free(c) for source, c in cut.maxima.items()},
+        "maxima": {
+            str(source): None if math.isnan(c.score) else asdict(c)  # JSON has no NaN
+            for source, c in cut.maxima.items()
+        },
         "rest": asdict(cut.rest) if cut.rest else None,
     }
 
@@ -321,7 +308,3 @@ def cut_from_json(content: Mapping[str, Any]) -> Cut | QuotaCut:
         {int(source): Cut(**c) if c else _NOTHING for source, c in content["maxima"].items()},
         Cut(**content["rest"]) if content["rest"] else None,
     )
-
-
-def _nan_free(cut: Cut) -> dict[str, Any] | None:
-    return None if math.isnan(cut.score) else asdict(cut)
