@@ -12,7 +12,7 @@ time, and memory for one part, two histograms and at most `MAX_CANDIDATES` rows.
     {'a': [True, False], 'b': [False, True]}
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeAlias
@@ -29,7 +29,6 @@ Load: TypeAlias = Callable[[], tuple[Scores, Weights | None]]
 Run: TypeAlias = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
 
 MAX_CANDIDATES = 2**21
-_BLOCK = 2**17  # rows whose keys stay in the cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,11 +110,20 @@ def top_k(scores_by_part: Mapping[PartName, ArrayLike], *, k: int) -> dict[PartN
 
 @dataclass(frozen=True, slots=True)
 class _Histogram:
-    """Rows and weight by a 16-bit digit of the key; `digits` unique, ascending."""
+    """Rows and weight by a 16-bit digit of the key; sparse: `digits` are unique, ascending."""
 
     digits: NDArray[np.int64]
     rows: NDArray[np.int64]
     weight: NDArray[np.int64]
+
+    @classmethod
+    def sum(cls, parts: Iterable["_Histogram"]) -> "_Histogram":
+        rows, weight = np.zeros(2**16, np.int64), np.zeros(2**16, np.int64)
+        for part in parts:
+            rows[part.digits] += part.rows
+            weight[part.digits] += part.weight
+        digits = np.flatnonzero(rows)
+        return cls(digits, rows[digits], weight[digits])
 
     def reach(self, budget: int) -> tuple[int, int, int]:
         """The highest digit at which the weight from the top reaches `budget`.
@@ -133,7 +141,7 @@ class _Search:
 
     def __init__(self, names: Sequence[PartName], loads: Sequence[Load], run: Run) -> None:
         self._names, self._loads, self._run = names, loads, run
-        self._upper = _merge(run(_count_upper, loads))
+        self._upper = _Histogram.sum(run(_count, loads))
         self.total = int(self._upper.weight.sum())
 
     def cut(self, budget: int) -> Cut:
@@ -155,7 +163,7 @@ class _Search:
         upper, num_rows, above = self._upper.reach(budget)
         if num_rows <= MAX_CANDIDATES:
             return self._among_candidates(upper, budget, above)
-        lower = _merge(self._run(partial(_count_lower, upper=upper), self._loads))
+        lower = _Histogram.sum(self._run(partial(_count, upper=upper), self._loads))
         digit, _, above_in_bucket = lower.reach(budget - above)
         return self._among_ties(_score(upper << 16 | digit), budget, above + above_in_bucket)
 
@@ -187,6 +195,10 @@ def _unweighted(load: Callable[[], Scores]) -> tuple[Scores, None]:
     return np.asarray(load(), dtype=np.float32), None
 
 
+def _weights_at(rows: NDArray[np.int64], weights: Weights | None) -> Weights:
+    return np.ones(len(rows), np.int64) if weights is None else weights[rows]
+
+
 def _keys(scores: Scores) -> NDArray[np.uint32]:
     """uint32 that sort like the scores; NaN gets 0, below -inf."""
     bits = (scores + np.float32(0)).view(np.int32)  # -0.0 + 0.0 is 0.0
@@ -201,68 +213,32 @@ def _score(key: int) -> float:
     return float(np.uint32(bits).view(np.float32))
 
 
-def _blocks(load: Load) -> Iterator[tuple[int, NDArray[np.uint32], Weights | None]]:
-    """(first row, keys, weights) of a part, a block of rows at a time."""
+def _count(load: Load, upper: int | None = None) -> _Histogram:
+    """Rows and weight by the upper digit, or by the lower one of the rows with this upper digit."""
     scores, weights = load()
-    for first in range(0, len(scores), _BLOCK):
-        block = slice(first, first + _BLOCK)
-        yield first, _keys(scores[block]), None if weights is None else weights[block]
-
-
-def _histogram(blocks: Iterable[tuple[NDArray[np.integer], Weights | None]]) -> _Histogram:
-    """Counts of digits in [0, 2**16) and sums of their weights; sparse, to be sent cheaply."""
-    rows = weight = np.zeros(2**16, dtype=np.int64)
-    for digits, weights in blocks:
-        rows = rows + np.bincount(digits, minlength=2**16)
-        if weights is None:
-            weight = rows
-        else:
-            weight = weight + np.bincount(digits, weights, 2**16).astype(np.int64)
-    digits = np.flatnonzero(rows)
-    return _Histogram(digits, rows[digits], weight[digits])
-
-
-def _count_upper(load: Load) -> _Histogram:
-    found = _histogram((keys >> 16, weights) for _, keys, weights in _blocks(load))
-    valid = slice(int(np.searchsorted(found.digits, 1)), None)  # digit 0 is NaN's alone
-    return _Histogram(found.digits[valid], found.rows[valid], found.weight[valid])
-
-
-def _count_lower(load: Load, upper: int) -> _Histogram:
-    def inside() -> Iterator[tuple[NDArray[np.integer], Weights | None]]:
-        for _, keys, weights in _blocks(load):
-            index = np.flatnonzero(keys >> 16 == upper)
-            yield keys[index] & 0xFFFF, None if weights is None else weights[index]
-
-    return _histogram(inside())
+    keys = _keys(scores)
+    inside = keys >> 16 == upper if upper is not None else keys > 0xFFFF  # a smaller key is NaN's
+    digits = keys[inside] & 0xFFFF if upper is not None else keys[inside] >> 16
+    rows = np.bincount(digits)
+    weight = rows if weights is None else np.bincount(digits, weights[inside]).astype(np.int64)
+    used = np.flatnonzero(rows)
+    return _Histogram(used, rows[used], weight[used])
 
 
 def _gather(load: Load, upper: int) -> tuple[Weights, NDArray[np.uint16], Weights]:
     """(rows, lower digits, weights) of the rows that have this upper digit."""
-    rows, lower, weight = [np.zeros(0, np.int64)], [np.zeros(0, np.uint16)], [np.zeros(0, np.int64)]
-    for first, keys, weights in _blocks(load):
-        index = np.flatnonzero(keys >> 16 == upper)
-        rows.append(index + first)
-        lower.append(keys[index].astype(np.uint16))
-        weight.append(np.ones(len(index), np.int64) if weights is None else weights[index])
-    return np.concatenate(rows), np.concatenate(lower), np.concatenate(weight)
+    scores, weights = load()
+    keys = _keys(scores)
+    rows = np.flatnonzero(keys >> 16 == upper)
+    return rows, keys[rows].astype(np.uint16), _weights_at(rows, weights)
 
 
 def _tied_rows(load: Load, score: float) -> tuple[Weights, Weights]:
     """(rows, weights) of the rows that have exactly this score."""
     scores, weights = load()
-    rows = np.flatnonzero(np.asarray(scores) == np.float32(score))
-    return rows, np.ones(len(rows), np.int64) if weights is None else weights[rows]
+    rows = np.flatnonzero(scores == np.float32(score))
+    return rows, _weights_at(rows, weights)
 
 
 def _tied_weight(load: Load, score: float) -> int:
     return int(_tied_rows(load, score)[1].sum())
-
-
-def _merge(histograms: Iterable[_Histogram]) -> _Histogram:
-    rows, weight = np.zeros(2**16, dtype=np.int64), np.zeros(2**16, dtype=np.int64)
-    for part in histograms:
-        rows[part.digits] += part.rows
-        weight[part.digits] += part.weight
-    digits = np.flatnonzero(rows)
-    return _Histogram(digits, rows[digits], weight[digits])

@@ -108,7 +108,7 @@ def test_a_threshold_keeps_all_scores_from_it_up(pool, score):
     assert kept(cut, pool) == {(p, i) for p in pool for i, s in enumerate(pool[p]) if s >= score}
 
 
-def test_parts_larger_than_a_block_and_a_bucket_of_equal_scores():
+def test_large_parts_with_many_equal_scores():
     rng = np.random.default_rng(0)
     scores = rng.standard_normal(300_000).astype(np.float32).round(2)
     pool = {"a": scores[:140_000], "b": scores[140_000:]}
