@@ -36,7 +36,6 @@ from stillhouse.distillation.set_tasks import (
     ControlTask,
     ResultTask,
     SetSource,
-    Shown,
     stored_set,
 )
 from stillhouse.distillation.spec import DistillSpec, ExpertSettings
@@ -55,7 +54,6 @@ from stillhouse.training.task import Tell
 _CONTROL_SEED = 1_000_000
 """Offset of the controls' seed, so that they are not the images that the method starts from."""
 _SHOWN_SNAPSHOTS = 6
-_SHOWN_PER_CLASS = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +99,8 @@ class DistillJob:
     def __init__(self, ctx: Context, spec: DistillSpec, inputs: ImageInputs) -> None:
         compute = spec.compute
         gpus, threads = compute.gpus_of(compute.trainer), compute.threads_per_worker
-        self.ctx, self.spec, self.inputs, self.given = ctx, spec, inputs, inputs.given
-        self.host = ImageHostSettings(self.given, compute.device, gpus, threads, spec.built)
+        self.ctx, self.spec, self.inputs, self.preparation = ctx, spec, inputs, inputs.preparation
+        self.host = ImageHostSettings(self.preparation, compute.device, gpus, threads, spec.built)
 
     def do(self, title: str, tasks: Sequence[Task], workers: int = 1) -> list[Receipt]:
         """The receipts of a step's tasks."""
@@ -112,8 +110,8 @@ class DistillJob:
     @cached_property
     def images(self) -> Manifest:
         """The images artifact, made and checked on first use."""
-        self.do("images", [ImagesTask(self.given, self.spec.data)])
-        images = self.ctx.store.get_manifest(IMAGES, self.given.images)
+        self.do("images", [ImagesTask(self.preparation, self.spec.data)])
+        images = self.ctx.store.get_manifest(IMAGES, self.preparation.images)
         check_counts(self.ctx.store, self.spec, images)
         return images
 
@@ -155,7 +153,7 @@ def run_distill(ctx: Context, spec: DistillSpec, inputs: ImageInputs) -> Distill
         assert isinstance(method, DecoupledMethod)
         made = _decoupled(job, method)
         learned_by = method if made.label_path else None
-    evaluator = Evaluator(job.do, spec, images, job.given)
+    evaluator = Evaluator(job.do, spec, images, job.preparation)
     sets = [
         (SetSource(one.part, made.label_path, learned_by), one.learning_rate)
         for one in made.snapshots
@@ -197,7 +195,7 @@ def check_counts(store: Store, spec: DistillSpec, images: Manifest) -> None:
 
 
 def _matching(job: DistillJob, method: TrajectoryMethod) -> MadeSets:
-    spec, given, experts = job.spec, job.given, job.inputs.experts
+    spec, preparation, experts = job.spec, job.preparation, job.inputs.experts
     settings = resolved(spec.experts or ExpertSettings(), method.experts)
     epochs, groups = settings.epochs, tuple(spec.preprocessing.augmentation)
     losses: tuple[list[float], ...] = ()
@@ -211,13 +209,13 @@ def _matching(job: DistillJob, method: TrajectoryMethod) -> MadeSets:
         of_seed = [
             settings.model_copy(update={"count": 1, "keep": "all", "seed": s}) for s in seeds
         ]
-        tasks = [ExpertTask(given, spec.network, each, groups, keep) for each in of_seed]
+        tasks = [ExpertTask(preparation, spec.network, each, groups, keep) for each in of_seed]
         receipts = job.do("experts", tasks, spec.compute.experts)
         losses = tuple(receipt.info["losses"] for receipt in receipts)
         experts = tuple(
             GivenExpert(r.task, job.ctx.store.path(TRAJECTORIES, r.task)) for r in receipts
         )
-    task = MatchingTask(given, spec.network, method, experts, epochs, groups)
+    task = MatchingTask(preparation, spec.network, method, experts, epochs, groups)
     receipts = distil(job.ctx, task, job.host)
     infos = [(r.parts[0], r.info) for r in receipts if r.parts]
     snapshots = [
@@ -275,21 +273,21 @@ def _work(store: Store, host: ImageHostSettings, task: MatchingTask, tell: Tell)
 
 
 def _decoupled(job: DistillJob, method: DecoupledMethod) -> MadeSets:
-    spec, given, classes = job.spec, job.given, job.num_classes
+    spec, preparation, classes = job.spec, job.preparation, job.num_classes
     recipe, networks = spec.teacher_recipe, spec.teachers or []
-    tasks = [TeacherTask(given, network, recipe, seed) for seed, network in enumerate(networks)]
+    tasks = [TeacherTask(preparation, one, recipe, seed) for seed, one in enumerate(networks)]
     trained = job.do("teachers", tasks, spec.compute.experts)
     teachers = tuple(Teacher(task.network, task.fingerprint) for task in tasks)
     stages: list[list[Receipt]] = [[]]
     for stage in method.stages:
         before = tuple(receipt.parts[0] for receipt in stages[-1])
         units = [
-            UnitTask(given, method, stage, unit, teachers[unit.teacher], before)
+            UnitTask(preparation, method, stage, unit, teachers[unit.teacher], before)
             for unit in method.units(stage, len(teachers), classes)
         ]
         stages.append(job.do(stage, units, spec.compute.distillers))
     parts = tuple(receipt.parts[0] for receipt in stages[-1])
-    assembly = AssemblyTask(given, method, spec.protocol(classes), teachers, parts)
+    assembly = AssemblyTask(preparation, method, spec.protocol(classes), teachers, parts)
     (done,) = job.do("labels", [assembly])
     losses = tuple(stages[-1][0].info["losses"])
     seconds = sum(receipt.info["seconds"] for stage in stages for receipt in stage)
@@ -313,7 +311,8 @@ def _controls(job: DistillJob, stored: StoredBytes) -> list[Control]:
     one = prod(totals["shape"]) + hard_label_bytes(1, classes)
     count = min(max(classes, stored.total // one), classes * totals["least_per_class"])
     seed = job.spec.method.seed + _CONTROL_SEED
-    receipts = job.do("controls", [ControlTask(job.given, name, count, seed) for name in names])
+    tasks = [ControlTask(job.preparation, name, count, seed) for name in names]
+    receipts = job.do("controls", tasks)
     return [
         Control(name, receipt.parts[0], count * one, count / classes)
         for name, receipt in zip(names, receipts, strict=True)
@@ -354,14 +353,23 @@ def put_result(run: DistillRun) -> tuple[Manifest, Pictures]:
             "view_seed": None if made.label_path is None else LABEL_SEED,
         },
     }
-    inputs = {"images": job.given.images, "learned_from": list(made.fingerprints)}
+    inputs = {"images": job.preparation.images, "learned_from": list(made.fingerprints)}
     # the first, the chosen and the last set, and some evenly between
     last, count = len(made.snapshots) - 1, min(_SHOWN_SNAPSHOTS, len(made.snapshots))
     indices = {round(i * last / max(1, count - 1)) for i in range(count)} | {run.chosen}
     sets = tuple((s.iteration, s.part) for i, s in enumerate(made.snapshots) if i in indices)
-    shown = Shown(sets, _SHOWN_PER_CLASS, last == 0, made.starts)
     settings = spec.method.model_dump(mode="json")
-    task = ResultTask(job.given, best.part, made.label_path, inputs, settings, totals, shown)
+    task = ResultTask(
+        job.preparation,
+        best.part,
+        made.label_path,
+        inputs,
+        settings,
+        totals,
+        shown=sets,
+        real=last == 0,
+        starts=made.starts,
+    )
     (done,) = job.do("result", [task])
     pngs: dict[int, Pngs] = {}
     for row in read_table(store.path(done.parts[1].path)).to_pylist():

@@ -349,11 +349,11 @@ def _warnings(spec: DistillSpec, made: DistillRun) -> list[b.Warn]:
             "The last set was the best: it may not be finished.",
             "Validation accuracy still rose: raise `method.num_iterations`.",
         )
-    given = (spec.experts.path if spec.experts is not None else None) or []
-    trained_on = [load_manifest(uri).inputs.get("images") for uri in given]
+    uris = (spec.experts.path if spec.experts is not None else None) or []
+    trained_on = [load_manifest(uri).inputs.get("images") for uri in uris]
     if others := sum(images not in (None, made.images.fingerprint) for images in trained_on):
         warn(
-            f"{others} of {len(given)} experts saw other images.",
+            f"{others} of {len(uris)} experts saw other images.",
             "`experts.path` names trajectories of another data set, split or subset.",
         )
     if unread := made.images.totals["dead_letters"]:

@@ -59,8 +59,10 @@ class Control:
 class Evaluator:
     """Trains and tests the networks of one job; equal evaluations are done once."""
 
-    def __init__(self, do: Do, spec: DistillSpec, images: Manifest, given: Preparation) -> None:
-        self._do, self._spec, self._images, self._given = do, spec, images, given
+    def __init__(
+        self, do: Do, spec: DistillSpec, images: Manifest, preparation: Preparation
+    ) -> None:
+        self._do, self._spec, self._images, self._preparation = do, spec, images, preparation
         self._classes = len(images.totals["class_names"])
 
     def compare(self, step: str, sets: Sequence[RatedSet]) -> list[tuple[float, ...]]:
@@ -112,7 +114,7 @@ class Evaluator:
         protocol = Protocol(self._spec.evaluate.full, 1.0)
         groups = tuple(self._spec.preprocessing.augmentation) if self._spec.matching else ()
         all_real = SetSource(None)
-        return EvaluationTask(self._given, all_real, network, protocol, groups, "test", seed)
+        return EvaluationTask(self._preparation, all_real, network, protocol, groups, "test", seed)
 
     def _task(
         self,
@@ -123,7 +125,7 @@ class Evaluator:
     ) -> EvaluationTask:
         source, rate = rated
         groups, protocol = self._spec.set_augmentation, self._spec.protocol(self._classes, rate)
-        return EvaluationTask(self._given, source, network, protocol, groups, part, seed)
+        return EvaluationTask(self._preparation, source, network, protocol, groups, part, seed)
 
     def _run(self, step: str, tasks: Sequence[EvaluationTask]) -> list[float]:
         """The accuracies."""

@@ -22,11 +22,15 @@ IMAGES_VERSION = 3
 class ImageInputs:
     """Images and the user's code, known by content, and given experts."""
 
-    given: Preparation
+    preparation: Preparation
     experts: tuple[GivenExpert, ...]
 
     def identity(self) -> list[Any]:
-        return [self.given.images, [expert.name for expert in self.experts], *self.given.code]
+        return [
+            self.preparation.images,
+            [expert.name for expert in self.experts],
+            *self.preparation.code,
+        ]
 
 
 def list_images(data: ImageData) -> list[FileInfo]:

@@ -280,9 +280,8 @@ def _warnings(totals: Runs, made: MixRun) -> list[b.Warn]:
     found += guessing(main, [run["test"] for run in totals[main]])
     found += one_sided(totals) + unaffordable(made.rules)
     if cut := sum(counts.get("truncated", 0) for counts in made.arms.counts.values()):
-        found.append(
-            b.Warn(f"{cut:,} rows of arms are longer than the model's lengths and were cut")
-        )
+        rows = "1 row of the arms was" if cut == 1 else f"{cut:,} rows of the arms were"
+        found.append(b.Warn(f"{rows} longer than the model's lengths and cut"))
     if skipped := made.arms.skipped:
         reasons = "; ".join(f"{name}: {why}" for name, why in sorted(skipped.items()))
         found.append(b.Warn(f"{len(skipped)} arms were left out: {sorted(skipped)}", reasons))

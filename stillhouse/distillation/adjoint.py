@@ -115,20 +115,20 @@ def adjoint(
     num_steps = len(states) - 1
     terms: dict[int, Tensor] = {}
     costate = weight = _term_gradient(objective, num_steps, states[-1], terms)
-    found = [torch.zeros_like(leaf) for leaf in leaves]
+    by_leaf = [torch.zeros_like(leaf) for leaf in leaves]
     eta_gradient = torch.zeros_like(eta)
     for step in reversed(range(num_steps)):
         if visit is not None:
             visit(step, states[step], weight)
-        slope, hessian_product, by_leaf = _pull_back(descent, step, states[step], weight, leaves)
+        slope, hessian_product, parts = _pull_back(descent, step, states[step], weight, leaves)
         eta_gradient -= slope
-        for total, part in zip(found, by_leaf, strict=True):
+        for total, part in zip(by_leaf, parts, strict=True):
             total -= eta * part
         costate = costate + _term_gradient(objective, step, states[step], terms)
         if not first_order:
             costate = costate - eta * descent.all_reduce(hessian_product)
         weight = costate + descent.momentum * weight
-    return Gradients(terms, tuple(found), descent.all_reduce(eta_gradient), costate)
+    return Gradients(terms, tuple(by_leaf), descent.all_reduce(eta_gradient), costate)
 
 
 def _term_gradient(

@@ -1,7 +1,7 @@
 """Random augmentation of images: DSA for trajectory matching, views for training on a set.
 
 DSA (differentiable Siamese augmentation, Zhao & Bilen 2021) draws one of six groups for a batch
-and numbers for each image in it. Draws are kept apart from the images, so that the adjoint's
+and numbers for each image in it. Draws are separate from the images, so that the adjoint's
 second pass sees the images of the first one.
 
 A training pass over a set is a sequence of batches of views: crop and flip, then mixup or CutMix

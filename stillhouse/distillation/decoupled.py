@@ -1,8 +1,8 @@
 """Decoupled methods: images made under trained teachers, in independent units.
 
 A method lists its units (`units`), makes the images of one (`make`), and combines them
-(`assemble`). A unit draws from its own generator and its images are a part with a receipt of their
-own: any number of workers makes the same set, and a killed run redoes the units in flight.
+(`assemble`). A unit draws from its own generator, and its images are a part with its own receipt:
+any number of workers makes the same set, and a killed run redoes the units in flight.
 """
 
 from collections.abc import Sequence

@@ -186,8 +186,8 @@ class ExpertTask(ImageTask):
                 TRAJECTORIES,
                 self.fingerprint,
                 (),
-                {"images": self.given.images},
-                {"network": self.network.model_dump(), "seed": seed, "zca": self.given.zca},
+                {"images": self.preparation.images},
+                {"network": self.network.model_dump(), "seed": seed, "zca": self.preparation.zca},
                 {"epochs": list(self.keep), "losses": losses, "bytes": len(stored)},
                 files={FILE: sha256(stored)},
             )

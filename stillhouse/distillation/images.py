@@ -325,15 +325,15 @@ def image_set(
     names = tuple(class_names) if class_names is not None else _class_names(values, place)
     listed = ", ".join(names) if len(names) <= 6 else f"{names[0]}, {names[1]}, ... {names[-1]}"
     index = {name: i for i, name in enumerate(names)}
-    found = [label if isinstance(label, int) else index.get(label, -1) for label in values]
-    for row, (label, value) in enumerate(zip(found, values, strict=True)):
+    numbers = [label if isinstance(label, int) else index.get(label, -1) for label in values]
+    for row, (label, value) in enumerate(zip(numbers, values, strict=True)):
         if not 0 <= label < len(names):
             raise InputError(
                 f"{place}: label {value!r} of image {row} is out of range, the classes are {listed}"
             )
     if complete and len(names) < 2:
         raise InputError(f"{place}: {len(names)} class ({listed}), at least 2 are needed")
-    indices = np.array(found, np.int64)
+    indices = np.array(numbers, np.int64)
     for label, count in enumerate(np.bincount(indices, minlength=len(names)) if complete else []):
         if not count:
             raise InputError(f"{place}: class {names[label]!r} has no image; labels count from 0")

@@ -50,11 +50,10 @@ Snapshots = Callable[[int], Tensor]
 
 @dataclass(frozen=True, slots=True)
 class OuterStep:
-    """One iteration: its loss, the terms by inner step, and whether the update was skipped."""
+    """An iteration, its loss, and whether the update was skipped."""
 
     step: int
     loss: float
-    terms: dict[int, float]
     skipped: bool
 
 
@@ -139,8 +138,7 @@ class Matcher:
             self._update(gradients)
         self.iteration += 1
         self.seconds += perf_counter() - started
-        terms = {step: float(value) for step, value in sorted(gradients.terms.items())}
-        return OuterStep(self.iteration, loss, terms, skipped)
+        return OuterStep(self.iteration, loss, skipped)
 
     def _gradients(self, start_epoch: int, expert: Snapshots) -> Gradients:
         method, images = self._method, self._learned["images"]

@@ -186,16 +186,16 @@ class Preparation:
     code: tuple[str, ...] = ()
 
 
-def prepare(store: Store, given: Preparation, device: torch.device) -> Prepared:
+def prepare(store: Store, preparation: Preparation, device: torch.device) -> Prepared:
     """Read an images artifact and preprocess it on the device."""
-    manifest = store.get_manifest(IMAGES, given.images)
+    manifest = store.get_manifest(IMAGES, preparation.images)
     shape, names = manifest.totals["shape"], tuple(manifest.totals["class_names"])
     tables = [read_table(store.path(part.path)) for part in manifest.parts]
     arrays = [flat_values(table, "pixels").reshape(-1, *shape) for table in tables]
     labels = [table["label"].to_numpy().astype(np.int64) for table in tables]
     sets = [ImageSet(*both, names) for both in zip(arrays, labels, strict=True)]
     standardisation = fit_standardisation(sets[0])
-    zca = fit_zca(torch.from_numpy(sets[0].pixels())) if given.zca else None
+    zca = fit_zca(torch.from_numpy(sets[0].pixels())) if preparation.zca else None
     images = [(zca or standardisation).apply(torch.from_numpy(one.pixels())) for one in sets]
     train, validation, test = (
         (pixels.to(device), torch.from_numpy(one.labels).to(device))
@@ -216,7 +216,7 @@ class Teacher:
 class ImageHostSettings:
     """What a worker's host is built from; `networks` are all that the job builds, by key."""
 
-    given: Preparation
+    preparation: Preparation
     device: str = "cpu"
     gpus: float = 0
     threads: int | None = None
@@ -241,7 +241,7 @@ class ImageHost:
         """The job's images; ModelError where one of its networks cannot be built for them."""
         settings = self._settings
         prepared = prepare(
-            self.store, settings.given, choose_device(settings.device, settings.gpus)
+            self.store, settings.preparation, choose_device(settings.device, settings.gpus)
         )
         check_networks(settings.networks, prepared.shape, prepared.num_classes)
         return prepared
@@ -297,11 +297,11 @@ def require_batch_norm(network: nn.Module, place: str) -> None:
 
 @dataclass(frozen=True)
 class ImageTask(Task):
-    """Work on a job's prepared images (`given`); a subclass is a frozen dataclass with `make`."""
+    """Work on a job's images; a subclass is a frozen dataclass with a `make`."""
 
     KIND: ClassVar[str] = "distilled"
 
-    given: Preparation
+    preparation: Preparation
 
     def make(self, host: ImageHost) -> Output:
         raise NotImplementedError
@@ -336,7 +336,7 @@ class ImagesTask(ImageTask):
 
     @property
     def fingerprint(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.given.images
+        return self.preparation.images
 
     def run(self, store: Store, host: ImageHost, loaded: object = None) -> Output:
         """Commit the artifact.

@@ -34,15 +34,15 @@ def herding(features: Features, labels: NDArray[np.integer], num_per_class: int)
     go to the first image.
     """
 
-    def choose(own: Features) -> list[int]:
-        mean, total = own.mean(0), np.zeros(own.shape[1])
-        free = np.ones(len(own), bool)
+    def choose(points: Features) -> list[int]:
+        mean, total = points.mean(0), np.zeros(points.shape[1])
+        free = np.ones(len(points), bool)
         chosen: list[int] = []
         for count in range(1, num_per_class + 1):
-            distance = np.square((total + own) / count - mean).sum(1)
+            distance = np.square((total + points) / count - mean).sum(1)
             chosen.append(int(np.where(free, distance, np.inf).argmin()))
             free[chosen[-1]] = False
-            total += own[chosen[-1]]
+            total += points[chosen[-1]]
         return chosen
 
     return _of_each_class(choose, features, labels, num_per_class)
@@ -55,13 +55,13 @@ def k_centre(features: Features, labels: NDArray[np.integer], num_per_class: int
     first image.
     """
 
-    def choose(own: Features) -> list[int]:
-        chosen = [int(np.square(own - own.mean(0)).sum(1).argmin())]
-        distance = np.square(own - own[chosen[0]]).sum(1)
+    def choose(points: Features) -> list[int]:
+        chosen = [int(np.square(points - points.mean(0)).sum(1).argmin())]
+        distance = np.square(points - points[chosen[0]]).sum(1)
         while len(chosen) < num_per_class:
             distance[chosen] = -1  # a copy of a chosen image still comes before the image itself
             chosen.append(int(distance.argmax()))
-            distance = np.minimum(distance, np.square(own - own[chosen[-1]]).sum(1))
+            distance = np.minimum(distance, np.square(points - points[chosen[-1]]).sum(1))
         return chosen
 
     return _of_each_class(choose, features, labels, num_per_class)

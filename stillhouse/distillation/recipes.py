@@ -77,13 +77,13 @@ FULL = Recipe(epochs=30, batch_size=128, views=ViewSettings(mix="none", flip=Fal
 def _over(base: Recipe) -> BeforeValidator:
     """Keys that a spec leaves out, those of `views` included, are taken from `base`."""
 
-    def filled(given: Any) -> Any:
-        if not isinstance(given, dict):
-            return given
-        views = given.get("views", {})
+    def filled(section: Any) -> Any:
+        if not isinstance(section, dict):
+            return section
+        views = section.get("views", {})
         if isinstance(views, dict):
             views = base.views.model_dump() | views
-        return base.model_dump() | given | {"views": views}
+        return base.model_dump() | section | {"views": views}
 
     return BeforeValidator(filled)
 

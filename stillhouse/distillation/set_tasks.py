@@ -7,7 +7,7 @@ rate, bytes and how networks were trained on the set (`trained_by`). The picture
 a part outside the artifact, because some show real images.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -48,6 +48,7 @@ from stillhouse.storage.task import Output
 ControlName = Literal["random_real", "herding", "k_centre"]
 REAL = -1
 """In place of an iteration: real images."""
+_DRAWN_PER_CLASS = 10
 
 
 def stored_set(store: Store, part: PartRef) -> LabelledSet:
@@ -145,25 +146,17 @@ class EvaluationTask(ImageTask):
         return Output(counts={"images": len(images) * recipe.epochs}, info=info)
 
 
-@dataclass(frozen=True, slots=True)
-class Shown:
-    """The sets to draw, (iteration, part), and how many images of a class.
-
-    With `real`, real images of each class are drawn as well (`REAL`): those of the parts `starts`,
-    by class, or random training images.
-    """
-
-    sets: tuple[tuple[int, PartRef], ...] = ()
-    per_class: int = 0
-    real: bool = False
-    starts: tuple[PartRef, ...] = ()
-
-
 @dataclass(frozen=True)
 class ResultTask(ImageTask):
-    """Delivers the chosen set, with its stored labels of views if it has any.
+    """Delivers the chosen set, and the pictures of the report.
 
-    `totals` describe the run (bytes, learning rate and the like), `shown` the report's pictures.
+    Attributes:
+        part: of the set.
+        label_path: of stored labels of views, or None.
+        inputs, settings, totals: of the manifest.
+        shown: sets to draw, by iteration.
+        real: whether to draw real images of each class as well (`REAL`).
+        starts: those that the set began as, by class; none for random training images.
     """
 
     part: PartRef
@@ -171,7 +164,9 @@ class ResultTask(ImageTask):
     inputs: dict[str, Any]
     settings: dict[str, Any]
     totals: dict[str, Any]
-    shown: Shown = field(default_factory=Shown)
+    shown: tuple[tuple[int, PartRef], ...] = ()
+    real: bool = False
+    starts: tuple[PartRef, ...] = ()
 
     def make(self, host: ImageHost) -> Output:
         """Commit the artifact and the pictures, the receipt's two parts."""
@@ -198,8 +193,32 @@ class ResultTask(ImageTask):
         named = self.KIND, self.fingerprint, (part,)
         store.put_manifest(Manifest(*named, self.inputs, self.settings, totals, made_by, digests))
         path = f"{self.KIND}/parts/{self.fingerprint}-pictures.parquet"
-        drawn = store.put_part(path, pictures(host, self.shown), num_tokens=0)
+        drawn = store.put_part(path, self.pictures(host), num_tokens=0)
         return Output(counts={"images": part.num_rows}, parts=(part, drawn))
+
+    def pictures(self, host: ImageHost) -> pa.Table:
+        """Rows of point (an iteration, or `REAL`), label and png, up to 10 of each class."""
+        prepared, rows = host.prepared, list[dict[str, object]]()
+
+        def draw(point: int, images: Tensor, labels: Tensor) -> None:
+            pngs = png_bytes(prepared.preprocessing.pixels(images.cpu()))
+            for label, png in zip(labels.tolist(), pngs, strict=True):
+                rows.append({"point": point, "label": label, "png": png})
+
+        for label, part in enumerate(self.starts if self.real else ()):
+            first = unit_images(host, part)[:_DRAWN_PER_CLASS]
+            draw(REAL, first, torch.full((len(first),), label))
+        if self.real and not self.starts:
+            labels = prepared.train_labels.cpu()
+            per_class = min(_DRAWN_PER_CLASS, int(torch.bincount(labels).min()))
+            chosen = torch.from_numpy(random_real(labels.numpy(), per_class, seed=0))
+            draw(REAL, prepared.train[chosen.to(prepared.device)], labels[chosen])
+        for iteration, part in self.shown:
+            small = stored_set(host.store, part)
+            by_class = [(small.labels == label).nonzero()[:, 0] for label in small.labels.unique()]
+            first = torch.cat([of_class[:_DRAWN_PER_CLASS] for of_class in by_class])
+            draw(iteration, small.images[first], small.labels[first])
+        return pa.Table.from_pylist(rows)
 
 
 def _pngs(small: LabelledSet, prepared: Prepared) -> list[bytes]:
@@ -208,29 +227,3 @@ def _pngs(small: LabelledSet, prepared: Prepared) -> list[bytes]:
     if factored is None:
         return png_bytes(pixels(small.images))
     return png_bytes(pixels(small.images[: factored.num_real])) + png_bytes(factored.pictures())
-
-
-def pictures(host: ImageHost, shown: Shown) -> pa.Table:
-    """Rows of point (an iteration, or `REAL`), label and png."""
-    prepared, rows = host.prepared, list[dict[str, object]]()
-
-    def draw(point: int, images: Tensor, labels: Tensor) -> None:
-        pngs = png_bytes(prepared.preprocessing.pixels(images.cpu()))
-        for label, png in zip(labels.tolist(), pngs, strict=True):
-            rows.append({"point": point, "label": label, "png": png})
-
-    if shown.real and shown.starts:
-        for label, part in enumerate(shown.starts):
-            first = unit_images(host, part)[: shown.per_class]
-            draw(REAL, first, torch.full((len(first),), label))
-    elif shown.real:
-        labels = prepared.train_labels.cpu()
-        per_class = min(shown.per_class, int(torch.bincount(labels).min()))
-        chosen = torch.from_numpy(random_real(labels.numpy(), per_class, seed=0))
-        draw(REAL, prepared.train[chosen.to(prepared.device)], labels[chosen])
-    for iteration, part in shown.sets:
-        small = stored_set(host.store, part)
-        by_class = [(small.labels == label).nonzero()[:, 0] for label in small.labels.unique()]
-        first = torch.cat([of_class[: shown.per_class] for of_class in by_class])
-        draw(iteration, small.images[first], small.labels[first])
-    return pa.Table.from_pylist(rows)

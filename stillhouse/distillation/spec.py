@@ -65,10 +65,10 @@ class NetworkSettings(Settings):
 
     @model_validator(mode="before")
     @classmethod
-    def _short(cls, given: Any) -> Any:
-        if isinstance(given, dict) and ":" in str(given.get("name")):
-            return given | {"name": "factory", "factory": given["name"]}
-        return given
+    def _short(cls, section: Any) -> Any:
+        if isinstance(section, dict) and ":" in str(section.get("name")):
+            return section | {"name": "factory", "factory": section["name"]}
+        return section
 
     @model_validator(mode="after")
     def _fits(self) -> "NetworkSettings":
@@ -224,10 +224,10 @@ def find_method(section: Any) -> Any:
     """
     if not isinstance(section, dict) or not isinstance(section.get("name"), str):
         return section
-    found = import_named(section["name"], METHODS)
-    if not (isinstance(found, type) and issubclass(found, Method)):
+    method = import_named(section["name"], METHODS)
+    if not (isinstance(method, type) and issubclass(method, Method)):
         raise ValueError(f"`{section['name']}` is no TrajectoryMethod or DecoupledMethod")
-    return found.model_validate(section)
+    return method.model_validate(section)
 
 
 class DistillSpec(JobSpec):
@@ -300,16 +300,16 @@ class DistillSpec(JobSpec):
 
     def protocol(self, num_classes: int, learning_rate: float | None = None) -> Protocol:
         """How networks are trained on a set, with its learned rate where it has one."""
-        found = published(
+        protocol = published(
             self.protocol_name,
             images_per_class=self.method.images_per_class,
             num_classes=num_classes,
             learning_rate=learning_rate,
             factor=self.method.patches_per_side,
         )
-        asked = self.evaluate.model_dump(include={"epochs", "batch_size"}, exclude_none=True)
-        recipe = Recipe.model_validate(found.recipe.model_dump() | asked)
-        return Protocol(recipe if self.flips else recipe.without_flips(), found.temperature)
+        changes = self.evaluate.model_dump(include={"epochs", "batch_size"}, exclude_none=True)
+        recipe = Recipe.model_validate(protocol.recipe.model_dump() | changes)
+        return Protocol(recipe if self.flips else recipe.without_flips(), protocol.temperature)
 
     @property
     def set_augmentation(self) -> tuple[Group, ...]:

@@ -180,16 +180,16 @@ def decode(codes: Tensor, ranges: Ranges) -> Tensor:
 
 
 def set_table(
-    given: LabelledSet, pngs: Sequence[bytes] | None = None, class_names: Sequence[str] = ()
+    small: LabelledSet, pngs: Sequence[bytes] | None = None, class_names: Sequence[str] = ()
 ) -> pa.Table:
     """The rows of a set; with `pngs` an `image` column and names for `datasets`."""
-    factored = given.factored
-    columns = _columns(given) if factored is None else _factored_columns(given, factored)
+    factored = small.factored
+    columns = _columns(small) if factored is None else _factored_columns(small, factored)
     header: dict[str, Any] = {
-        "shape": list(given.images.shape[1:]),
-        "learning_rate": given.learning_rate,
-        "ranges": given.ranges,
-        "stored": [given.stored.images, given.stored.labels],
+        "shape": list(small.images.shape[1:]),
+        "learning_rate": small.learning_rate,
+        "ranges": small.ranges,
+        "stored": [small.stored.images, small.stored.labels],
     }
     if factored is not None:
         header["teachers"] = len(factored.compensators)
@@ -205,16 +205,16 @@ def set_table(
     return pa.table(columns).replace_schema_metadata(metadata)
 
 
-def _columns(given: LabelledSet) -> dict[str, pa.Array]:
-    values = given.images if given.ranges is None else encode(given.images, given.ranges)
-    columns = {"label": pa.array(given.labels.numpy()), "values": lists(values.flatten(1).numpy())}
-    if given.label_logits is not None:
-        columns["label_logits"] = lists(given.label_logits.numpy())
+def _columns(small: LabelledSet) -> dict[str, pa.Array]:
+    values = small.images if small.ranges is None else encode(small.images, small.ranges)
+    columns = {"label": pa.array(small.labels.numpy()), "values": lists(values.flatten(1).numpy())}
+    if small.label_logits is not None:
+        columns["label_logits"] = lists(small.label_logits.numpy())
     return columns
 
 
-def _factored_columns(given: LabelledSet, factored: CompensatedSet) -> dict[str, pa.Array]:
-    logits, num_real = given.label_logits, factored.num_real
+def _factored_columns(small: LabelledSet, factored: CompensatedSet) -> dict[str, pa.Array]:
+    logits, num_real = small.label_logits, factored.num_real
     compensators = factored.compensators.flatten(0, 1).flatten(1)
 
     def of_real(cells: pa.Array) -> pa.Array:
@@ -269,18 +269,18 @@ def read_set(table: pa.Table, place: str) -> LabelledSet:
 
 def lists(rows: NDArray[Any]) -> pa.Array:
     """Rows [N, a, b, ...] as nested lists of fixed size."""
-    found = pa.array(np.ascontiguousarray(rows).ravel())
+    nested = pa.array(np.ascontiguousarray(rows).ravel())
     for length in reversed(rows.shape[1:]):
-        found = pa.FixedSizeListArray.from_arrays(found, length)
-    return found
+        nested = pa.FixedSizeListArray.from_arrays(nested, length)
+    return nested
 
 
 def flat_values(table: pa.Table, name: str) -> NDArray[Any]:
     """All values of a column of `lists`, flat; null rows have none."""
-    found = table[name].combine_chunks()
-    while pa.types.is_fixed_size_list(found.type):
-        found = found.flatten()
-    return np.array(found)
+    values = table[name].combine_chunks()
+    while pa.types.is_fixed_size_list(values.type):
+        values = values.flatten()
+    return np.array(values)
 
 
 def _feature(kind: pa.DataType) -> dict[str, Any]:
@@ -296,10 +296,10 @@ def png_bytes(pixels: Tensor) -> list[bytes]:
     from PIL import Image
 
     levels = (pixels * 255).round().clamp(0, 255).to(torch.uint8).cpu().numpy()
-    found: list[bytes] = []
+    pngs: list[bytes] = []
     for image in levels:
         shown = image[0] if len(image) == 1 else image.transpose(1, 2, 0)
         buffer = io.BytesIO()
         Image.fromarray(shown).save(buffer, "PNG", optimize=True)
-        found.append(buffer.getvalue())
-    return found
+        pngs.append(buffer.getvalue())
+    return pngs

@@ -8,9 +8,9 @@ from stillhouse.distillation.prepared import ImagesTask
 
 
 @pytest.fixture(scope="module")
-def kitchen(tmp_path_factory):
+def digits_host(tmp_path_factory):
     """A host whose store has images and two experts."""
-    host = host_of(tmp_path_factory.mktemp("kitchen"))
+    host = host_of(tmp_path_factory.mktemp("digits"))
     do(host, ImagesTask(IMAGES, ImageData(dataset="digits", num_images=200)))
     for seed in (0, 1):
         do(host, expert(seed))

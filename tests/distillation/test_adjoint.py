@@ -1,3 +1,5 @@
+"""The adjoint against the unrolled gradient, by hand, and over two workers."""
+
 from functools import partial
 
 import pytest
@@ -103,17 +105,6 @@ def test_two_steps_by_hand():
     assert first_order.leaves[0].tolist() == [-0.5]
 
 
-def test_momentum_by_hand():
-    """Without curvature: v = z, z (1 + mu), so that theta_2 = theta_0 - eta z (2 + mu)."""
-    pull = torch.tensor([3.0], requires_grad=True)
-    descent = Descent(quadratic(0.0, pull), torch.tensor(0.5), momentum=0.5)
-    run = descend(descent, torch.tensor([1.0]), 2)
-    assert run.states[-1].item() == 1 - 0.5 * 3 * 2.5
-    found = adjoint(descent, run.states, lambda n, theta: theta.sum() if n == 2 else None, [pull])
-    assert found.leaves[0].tolist() == [-1.25]
-    assert found.learning_rate.item() == -7.5
-
-
 def test_every_step_is_visited_from_the_last_with_its_weight():
     pull = torch.tensor([3.0], requires_grad=True)
     descent, seen = Descent(quadratic(2.0, pull), torch.tensor(0.25)), []
@@ -137,15 +128,6 @@ def workers_problem():
     synthetic = SyntheticSet(images, torch.arange(7) % 2, torch.tensor(0.1))
     batches = draw_batches(7, 7, 3, 8, ("color", "rotate"), generator)
     return network, synthetic, batches, network.parameters()
-
-
-def test_shares_of_the_loss_add_up():
-    network, synthetic, batches, theta = workers_problem()
-    whole = inner_loss(network, synthetic, batches)(0, theta)
-    parts = [[batch.part(rank, 3) for batch in batches] for rank in range(3)]
-    assert [len(part[0].rows) for part in parts] == [2, 2, 3]
-    shares = [inner_loss(network, synthetic, part)(0, theta) for part in parts]
-    assert torch.stack(shares).sum().item() == pytest.approx(whole.item(), rel=1e-6)
 
 
 def test_gradients_of_workers_add_up():

@@ -14,7 +14,6 @@ from stillhouse.distillation.augment import (
     cutmix_box,
     draw_augmentation,
     epoch_views,
-    mixup,
     padded_crop,
     resized_crop,
     shuffle_patches,
@@ -113,12 +112,6 @@ def test_a_box_lies_in_the_image_and_is_no_larger_than_drawn(size, weight, data)
     top, left, bottom, right = cutmix_box(size, weight, centre)
     assert 0 <= top <= bottom <= size[0] and 0 <= left <= right <= size[1]
     assert (bottom - top) * (right - left) <= (1 - weight) * size[0] * size[1] + 1e-6
-
-
-def test_mixup_of_images_and_partners():
-    images = torch.tensor([[1.0], [2.0], [4.0]])
-    mixed = mixup(images, torch.tensor([1, 2, 0]), 0.75)
-    assert mixed.tolist() == [[1.25], [2.5], [3.25]]
 
 
 @pytest.mark.parametrize("mix", ["none", "mixup", "cutmix"])

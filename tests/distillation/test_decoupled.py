@@ -1,4 +1,4 @@
-"""The decoupled methods by their units: on noise of three classes, and what they cost on digits."""
+"""The decoupled methods by their units: on noise of three classes, and on digits."""
 
 import datasets
 import numpy as np
@@ -26,8 +26,6 @@ from stillhouse.distillation.set_tasks import (
     EvaluationTask,
     ResultTask,
     SetSource,
-    Shown,
-    pictures,
     stored_set,
 )
 from stillhouse.distillation.stored_sets import (
@@ -37,7 +35,6 @@ from stillhouse.distillation.stored_sets import (
     png_bytes,
     set_table,
 )
-from stillhouse.errors import BudgetError, InputError
 from stillhouse.jobs.verify import verify
 from stillhouse.storage.parquet import read_table
 
@@ -127,21 +124,6 @@ def test_a_worker_makes_its_unit_without_the_others(host):
     assert torch.equal(PLAIN.to_bytes(whole.images[4:]), PLAIN.to_bytes(unit))
 
 
-def test_infer_stores_its_parts_and_refuses_too_small_a_budget(host):
-    found = made(host, method("infer", images_per_class=4, labels="static"))
-    # K = 4 * 3 // (3 + 2) = 2 real images of each class, 2 * 2 compensators
-    assert found.stored.images == 2 * 3 * 64 + 2 * 2 * 64
-    assert found.stored.labels == 18 * 3 * 2 and found.images.shape == (18, 1, 8, 8)
-    originals = {tuple(image.flatten().tolist()) for image in PLAIN.to_bytes(NOISE)}
-    kept = found.factored.real.flatten(0, 1).flatten(1).tolist()
-    assert all(tuple(image) in originals for image in kept)
-    assert torch.equal(PLAIN.to_bytes(found.images), found.factored.expand())
-    hard = made(host, method("infer", images_per_class=4))
-    assert hard.stored.labels == 6  # the class of each real image
-    with pytest.raises(BudgetError, match="at least 2 are needed"):
-        units(host, method("infer", images_per_class=1))
-
-
 def test_nrr_dd_refines_around_what_its_patches_show(host):
     asked = method("nrr_dd")
     starts, _ = units(host, asked)
@@ -158,31 +140,28 @@ def test_nrr_dd_refines_around_what_its_patches_show(host):
         assert not torch.equal(refined, rounded)
 
 
-@pytest.mark.parametrize(("name", "count"), [("rded", 7), ("infer", 12)])
-def test_more_images_than_a_class_has(host, name, count):
-    with pytest.raises(InputError, match="class 0 has 6 training images, 7"):
-        units(host, method(name, images_per_class=count))
-
-
 @pytest.fixture(scope="module")
-def taught(kitchen):
+def taught(digits_host):
     """A teacher of digits."""
     task = TeacherTask(IMAGES, TEACHER, Recipe(epochs=2), 0)
-    do(kitchen, task)
+    do(digits_host, task)
     return (Teacher(TEACHER, task.fingerprint),)
 
 
-def test_infer_is_stored_apart_and_priced_so(kitchen, taught):
-    store, asked = kitchen.store, Infer(name="infer", images_per_class=2, iterations=2)
-    done = assembled(kitchen, asked, taught, 10)  # K = floor(2 / (1 + 1/10)) = 1
+def test_infer_is_stored_apart_and_priced_so(digits_host, taught):
+    store, asked = digits_host.store, Infer(name="infer", images_per_class=2, iterations=2)
+    done = assembled(digits_host, asked, taught, 10)  # K = floor(2 / (1 + 1/10)) = 1
     assert done.info["stored"] == [10 * 64 + 64, 20 * 10 * 2]
     given = stored_set(store, done.parts[0])
     assert given.images.shape == (20, 1, 8, 8)
+    norm = digits_host.prepared.standardisation
+    originals = {tuple(i.flatten().tolist()) for i in norm.to_bytes(digits_host.prepared.train)}
+    assert {tuple(i) for i in given.factored.real.flatten(0, 1).flatten(1).tolist()} <= originals
     assert given.label_logits.shape == (20, 10)
 
     totals = {"image_bytes": 11 * 64, "bytes": 11 * 64 + 20 * 10 * 2}
     result = ResultTask(IMAGES, done.parts[0], None, {}, {}, totals)
-    do(kitchen, result)
+    do(digits_host, result)
     opened = stillhouse.open_distilled(store.path("distilled", result.fingerprint))
     for name, evaluated in (
         ("images", given.images),
@@ -197,8 +176,8 @@ def test_infer_is_stored_apart_and_priced_so(kitchen, taught):
     assert verify(opened.uri, 0)["problems"] == []
 
 
-def test_rows_of_infer_are_read_by_datasets(kitchen, tmp_path):
-    host = elsewhere(kitchen, tmp_path)
+def test_rows_of_infer_are_read_by_datasets(digits_host, tmp_path):
+    host = elsewhere(digits_host, tmp_path)
     real = torch.zeros(1, 10, 1, 8, 8, dtype=torch.uint8)
     apart = CompensatedSet(real, torch.ones(2, 1, 1, 8, 8, dtype=torch.int8))
     norm, path = host.prepared.standardisation, "distilled/parts/one.parquet"
@@ -218,19 +197,20 @@ def test_rows_of_infer_are_read_by_datasets(kitchen, tmp_path):
     assert found[11]["image"].getpixel((0, 0)) == 129
 
 
-def test_nrr_dd_stores_two_distances_a_view(kitchen, taught):
+def test_nrr_dd_stores_two_distances_a_view(digits_host, taught):
     asked = NrrDd(name="nrr_dd", images_per_class=1, iterations=2, num_candidates=5)
     by = protocol("p3", epochs=3)
-    starts, _ = units(kitchen, asked, taught, 10)
-    done = assembled(kitchen, asked, taught, 10, by)
+    starts, _ = units(digits_host, asked, taught, 10)
+    done = assembled(digits_host, asked, taught, 10, by)
     assert done.info["stored"] == [640, 10 + 3 * 10 * 2 * 2]
-    shown = Shown(((2, done.parts[0]),), 10, real=True, starts=starts)
-    rows = pictures(kitchen, shown).to_pylist()
+    part = done.parts[0]
+    task = ResultTask(IMAGES, part, None, {}, {}, {}, shown=((2, part),), real=True, starts=starts)
+    rows = task.pictures(digits_host).to_pylist()
     assert [(row["point"], row["label"]) for row in rows] == [
         (point, label) for point in (REAL, 2) for label in range(10)
     ]
-    patch = kitchen.prepared.preprocessing.pixels(unit_images(kitchen, starts[4]))
+    patch = digits_host.prepared.preprocessing.pixels(unit_images(digits_host, starts[4]))
     assert rows[4]["png"] == png_bytes(patch)[0]
     source = SetSource(done.parts[0], done.info["label_path"], asked)
     task = EvaluationTask(IMAGES, source, TEACHER, by, (), "validation", 0)
-    assert 0 <= do(kitchen, task).info["accuracy"] <= 1
+    assert 0 <= do(digits_host, task).info["accuracy"] <= 1

@@ -1,14 +1,85 @@
-"""Experts: how they are trained, and how their trajectories are kept."""
+"""Experts: how they are trained, against AST's reference and by hand, and stored trajectories."""
 
 import pytest
 import torch
+from small_networks import relative_error, tensors
 
 from stillhouse.distillation.adjoint import FlatModule
-from stillhouse.distillation.experts import Trajectory, encode_trajectory, resolved
+from stillhouse.distillation.experts import (
+    Trajectory,
+    encode_trajectory,
+    expert_loss,
+    resolved,
+    train_expert,
+)
+from stillhouse.distillation.methods.ast import (
+    clip_factor,
+    gradient_penalty,
+)
 from stillhouse.distillation.methods.ftd import gsam_direction
-from stillhouse.distillation.spec import ExpertSettings
+from stillhouse.distillation.spec import ExpertSettings, Smoothing
 from stillhouse.errors import ArtifactError
 from stillhouse.models.convnet import ConvNet
+
+MODULE = ConvNet(num_channels=3, image_size=16, num_classes=4, depth=2, width=4)
+NETWORK = FlatModule(MODULE)
+EXPERT = tensors("dd_ast_01_expert_losses.npz")
+
+
+def options(**smoothing):
+    return resolved(
+        ExpertSettings(
+            epochs=2,
+            learning_rate=EXPERT["lr"].item(),
+            momentum=EXPERT["momentum"].item(),
+            weight_decay=EXPERT["weight_decay"].item(),
+            smoothing=Smoothing(**smoothing),
+        )
+    )
+
+
+@pytest.mark.parametrize(("name", "epoch", "penalty"), [("clip", 0, 0.0), ("clip_gp", 1, 2.0)])
+def test_ramped_steps_reproduce_the_reference(name, epoch, penalty):
+    """Both of the reference's steps lie in one epoch: 0 with factor 0.5, 1 with 0.55."""
+    assert clip_factor(epoch) == pytest.approx(EXPERT[f"loss_decay_{name}"].item())
+    settings = options(ramp_epochs=10, penalty_weight=penalty)
+    draws = torch.Generator()
+    loss_at = expert_loss(NETWORK, EXPERT["x"], EXPERT["y"], epoch, settings, (), draws)
+    theta, velocity, losses = EXPERT["theta0"], torch.zeros(536), []
+    for _ in range(2):
+        point = theta.clone().requires_grad_()
+        losses.append(loss_at(point))
+        gradient = torch.autograd.grad(losses[-1], point)[0] + settings.weight_decay * theta
+        velocity = settings.momentum * velocity + gradient
+        theta = theta - settings.learning_rate * velocity
+    assert relative_error(theta, EXPERT[f"theta_after_2_steps_{name}"]) < 1e-6
+    mean = torch.stack(losses).mean().item()
+    assert mean == pytest.approx(EXPERT[f"loss_avg_{name}"].item(), rel=1e-5)
+
+
+def test_smooth_expert_reproduces_the_reference():
+    torch.nn.utils.vector_to_parameters(EXPERT["theta0"], MODULE.parameters())
+    settings, draws = options(penalty_weight=2.0), torch.Generator()
+    first, last = train_expert(NETWORK, EXPERT["x"], EXPERT["y"], settings, (), draws)
+    assert relative_error(last[0], EXPERT["theta_after_2_steps_gp"]) < 1e-6
+    mean = (first[1] + last[1]) / 2
+    assert mean == pytest.approx(EXPERT["loss_avg_gp"].item(), rel=1e-5)
+
+
+def test_gradient_penalty_reproduces_the_reference():
+    theta = EXPERT["theta0"].clone().requires_grad_()
+    penalty = gradient_penalty(lambda images: NETWORK(theta, images), EXPERT["x"])
+    (gradient,) = torch.autograd.grad(penalty, theta)
+    assert penalty.item() == pytest.approx(EXPERT["gradient_penalty_lambda2"].item(), rel=1e-5)
+    assert relative_error(gradient, EXPERT["penalty_grad_theta"]) < 1e-5
+
+
+def test_clip_schedule_reproduces_the_reference():
+    assert [clip_factor(e) for e in range(10)] == pytest.approx(EXPERT["clip_schedule"].tolist())
+    assert clip_factor(10) == clip_factor(49) == 1
+    assert [clip_factor(e, 4) for e in (0, 2, 4, 9)] == [0.5, 0.75, 1, 1]
+    assert clip_factor(0, 0) == 1
+
 
 CURVATURE = torch.tensor([2.0, 8.0])
 
@@ -64,11 +135,6 @@ def test_bfloat16_takes_half_the_bytes_and_rounds(tmp_path):
     torch.testing.assert_close(found.snapshot(2), expected, rtol=1 / 256, atol=0)
 
 
-def test_same_snapshots_same_bytes():
-    again = dict(reversed(snapshots().items()))
-    assert encode_trajectory(network(), snapshots()) == encode_trajectory(network(), again)
-
-
 @pytest.mark.parametrize(
     ("other", "message"),
     [
@@ -84,12 +150,6 @@ def test_another_network_is_refused(tmp_path, other, message):
 def test_an_epoch_that_is_not_stored_is_refused(tmp_path):
     with pytest.raises(ArtifactError, match=r"holds epochs 0, 2 to 3, not 1: .*`experts.epochs`"):
         Trajectory(written(tmp_path), network()).snapshot(1)
-
-
-def test_a_copy_is_called_what_it_is_a_copy_of(tmp_path):
-    place = "s3://bucket/trajectories/a/trajectory.safetensors"
-    with pytest.raises(ArtifactError, match=r"s3://bucket/.* holds epochs"):
-        Trajectory(written(tmp_path), network(), place).require([2, 3, 4])
 
 
 @pytest.mark.parametrize("keep", [0, 10, 100, -1])

@@ -1,4 +1,4 @@
-"""The outer loop of trajectory matching: what it learns, and that it goes on as it was."""
+"""The outer loop of trajectory matching: what it learns, and how it resumes."""
 
 from itertools import pairwise
 
@@ -100,7 +100,7 @@ def test_resume_at_any_iteration_gives_the_same_bits(method, expert):
 def test_the_set_learns_to_follow_the_expert(method, expert):
     changes = {"max_start_epoch": 1, "first_max_start_epoch": 1}
     matcher = matcher_of(method.model_copy(update=changes), expert, groups=())
-    losses = [sum(matcher.step().terms.values()) for _ in range(12)]
+    losses = [matcher.step().loss for _ in range(12)]
     assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
 
 
@@ -149,17 +149,6 @@ def test_a_learned_rate_halves_or_doubles_at_most(expert):
         matcher.step()
         rates.append(matcher.synthetic.learning_rate.item())
     assert {now / before for before, now in pairwise(rates)} <= {0.5, 2.0}
-
-
-def test_datm_learns_labels_and_ftd_averages_images(expert):
-    matcher = matcher_of(DATM, expert)
-    start = matcher.synthetic
-    matcher.step()
-    assert not torch.equal(matcher.synthetic.labels, start.labels)
-    matcher = matcher_of(FTD, expert)
-    matcher.step()
-    mean = 0.9 * start.images + 0.1 * matcher.synthetic.images
-    torch.testing.assert_close(matcher.averaged.images, mean)
 
 
 def test_datms_window_grows_linearly():

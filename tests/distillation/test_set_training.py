@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from small_networks import FlatHead, digits, noise, seeded, teacher, tensors, towards_teachers
+from small_networks import FlatHead, noise, seeded, teacher, tensors, towards_teachers
 
 from stillhouse.distillation.augment import Views, mixup
 from stillhouse.distillation.evaluate import (
@@ -73,14 +73,6 @@ def test_cross_entropy_with_classes_and_mixtures_by_hand():
     torch.testing.assert_close(loss, torch.tensor(sum(expected) / 2))
 
 
-def test_static_labels_are_mixed_as_the_images_are():
-    labels = torch.tensor([[4.0, 0.0], [0.0, 8.0], [2.0, 2.0]])
-    matching = torch.tensor([[1.0, 6.0], [2.0, 2.0]])
-    objective = towards_static(labels.half(), 1.0)
-    assert objective(matching, view([1, 2], [0, 2], 0.75)).item() == pytest.approx(0, abs=1e-6)
-    assert objective(matching, view([0, 2], [1, 2], 0.75)).item() > 1
-
-
 STILL = ViewSettings(crop="none", flip=False, mix="none")
 
 
@@ -107,19 +99,6 @@ def test_the_published_protocols():
     p3 = protocol("p3", 10, factor=2)
     assert epoch_rate(p3.recipe, 300) == pytest.approx(5e-4)
     assert p3.recipe.views.min_scale == 0.5 and p3.recipe.views.patches == 2
-
-
-def test_a_network_learns_digits_from_few_real_images():
-    parts, standardisation = digits()
-    train, tested = (
-        standardisation.apply(torch.from_numpy(part.pixels())) for part in (parts.train, parts.test)
-    )
-    train = train[:300]
-    labels = torch.from_numpy(parts.train.labels)[:300]
-    test = tested, torch.from_numpy(parts.test.labels)
-    network = seeded(lambda: FlatHead(width=8, num_classes=10))
-    losses = fit(network, train, towards_classes(labels), plan(12), seed=0)
-    assert accuracy(network, *test) > 0.8 and len(losses) == 12
 
 
 def test_accuracy_by_hand():

@@ -1,10 +1,11 @@
+"""SRe2L against its reference, and what it recovers."""
+
 import numpy as np
 import pytest
 import torch
-from small_networks import PLAIN, FlatHead, digits, noise, relative_error, seeded, teacher, tensors
+from small_networks import PLAIN, FlatHead, noise, relative_error, seeded, teacher, tensors
 from torch import nn
 
-from stillhouse.distillation.evaluate import fit, towards_classes
 from stillhouse.distillation.methods.sre2l import (
     Sre2l,
     cosine_rate,
@@ -16,7 +17,6 @@ from stillhouse.distillation.methods.sre2l import (
     total_variation,
 )
 from stillhouse.distillation.prepared import Standardisation, frozen, require_batch_norm
-from stillhouse.distillation.recipes import SQUEEZE, ViewSettings
 from stillhouse.errors import DivergedError, ModelError
 
 VECTOR = tensors("dd_infer_01_compensator_loss.npz")
@@ -97,12 +97,6 @@ def test_the_loss_is_zero_statistics_where_the_batch_is_what_was_squeezed():
     assert abs(statistics(images)) < 1e-4 and statistics(images[:3]) > 0.1
 
 
-def test_hooks_are_gone_after_the_loss():
-    network = teacher()
-    matching_loss(network, noise(2, 1, 8, 8), torch.tensor([0, 1]), 1.0)
-    assert not network.features[1]._forward_pre_hooks
-
-
 def test_a_teacher_without_batch_statistics_is_refused():
     with pytest.raises(ModelError, match=r"teachers\[1\] has no batch statistics.*norm: batch"):
         require_batch_norm(FlatHead(norm=False), "teachers[1]")
@@ -147,15 +141,3 @@ def test_roll_moves_all_images_alike_and_loses_nothing():
         shifts = [images.roll((y, x), dims=(2, 3)) for y in range(3) for x in range(3)]
         assert sum(torch.equal(moved, shifted) for shifted in shifts) == 1
     assert roll(images, 0, np.random.default_rng(0)) is images
-
-
-def test_squeezing_digits_makes_a_teacher():
-    parts, standardisation = digits()
-    train = standardisation.apply(torch.from_numpy(parts.train.pixels()))[:600]
-    labels = torch.from_numpy(parts.train.labels)[:600]
-    network = seeded(lambda: FlatHead(width=8, num_classes=10))
-    recipe = SQUEEZE.model_copy(
-        update={"epochs": 4, "batch_size": 64, "views": ViewSettings(flip=False, mix="none")}
-    )
-    losses = fit(network, train, towards_classes(labels), recipe, seed=0)
-    assert losses[-1] < 1.5 < losses[0] and not network.training

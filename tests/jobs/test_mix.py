@@ -50,7 +50,7 @@ def test_a_job_mixes_and_reports(done, data):
     assert arms == ARMS and len(decisions) == STEPS * 5
     assert done["rows"]["truncated"] == 1
     assert done["rows"]["bad: no value of `task` (`by`)"] == 1
-    assert any("1 rows of arms are longer" in warning for warning in done["warnings"])
+    assert any("1 row of the arms was longer" in warning for warning in done["warnings"])
     page = Path(done["report"]).read_text()
     assert "ucb1" in page and "<script" not in page and page.count("data:image/png") == 1
     assert draw_report(done["run"]) == done["report"]

@@ -157,12 +157,12 @@ def test_the_code_of_a_users_network_is_part_of_the_identity(store, tmp_path, mo
     monkeypatch.chdir(tmp_path)
     (tmp_path / "h9_nets.py").write_text("def make(**_):\n    return 1\n")
     first, again = with_factory(store, "h9_nets:make"), with_factory(store, "h9_nets:make")
-    assert first == again and len(first.given.code) == 1
+    assert first == again and len(first.preparation.code) == 1
     (tmp_path / "h9_nets.py").write_text("def make(**_):\n    return 2\n")
     changed = with_factory(store, "h9_nets:make")
-    assert changed.given.images == first.given.images
+    assert changed.preparation.images == first.preparation.images
     assert changed.identity() != first.identity()
     for factory in ("sklearn.linear_model:Ridge", "torch.nn:Linear"):  # known by their names
-        assert with_factory(store, factory).given.code == ()
+        assert with_factory(store, factory).preparation.code == ()
     with pytest.raises(SpecError, match="there is no module `h9_none` here"):
         with_factory(store, "h9_none:make")

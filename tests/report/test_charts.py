@@ -77,10 +77,6 @@ def test_few_values_are_drawn_in_few_bins():
     assert area.count("H") == 9 and "H941V" in area and area.endswith("H1000V1000Z")
 
 
-def test_histogram_without_anything():
-    assert paths(charts.histogram(Histogram("", [0, 1], [0], [0], 5.0)), "cut") == []
-
-
 def test_density_colours_cells_where_half_was_kept():
     counts, kept = [[4, 0], [1, 4]], [[0, 0], [1, 2]]
     drawn = charts.cells(Cells("", [0, 1, 2], counts, kept, 0.5))
@@ -135,9 +131,3 @@ def test_labels_never_overlap(places):
     gaps = [low - high for high, low in pairwise(spread)]
     assert all(gap >= charts.LABEL_GAP - 1e-9 for gap in gaps)
     assert spread[-1] <= 100
-
-
-def test_whole_report_stays_small(result):
-    (block,) = result.find("scores", "cells")
-    drawn = charts.cells(block)
-    assert len(re.findall("<path", drawn)) <= 2 * charts.LEVELS + 10

@@ -76,11 +76,11 @@ def test_page_says_what_the_blocks_say(result):
     for said in (
         "Of 345 M tokens, 43.1 M were kept .",
         "1 thing to look at first",
-        "Set selection.max_share , or read .",
+        "Set selection.max_share : read .",
         "33 more",
         "color 3.190 ± 0.002 −0.422 ± 0.007",
         "random 3.612 –",
-        "the cut, 0.412",
+        "the cut, 0.400",
         "source 44",
     ):
         assert said in text, said
