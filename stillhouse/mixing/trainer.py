@@ -122,6 +122,7 @@ class MixTrainer:
         self._parameters = [p for p in self.model.parameters() if p.requires_grad]
         self._compared = list(compared_parameters(self.model, self._plan.parameters).values())
         self._capture = GradientCapture(self._compared)
+        self._inputs: Sequence[nn.Parameter] | None = None
         self._dropout = any(isinstance(m, nn.Dropout) and m.p > 0 for m in self.model.modules())
         self.step_number = self.target_drawn = self.passes = 0
         self.drawn: Counter[int] = Counter()
@@ -192,13 +193,16 @@ class MixTrainer:
         target = self._target_gradient(target_weight) if early else None
         rewards: dict[int, float] = {}
         for arm, run in groupby(mine, key=lambda slot: slot.arm):
-            losses += [self._arm_pass(slot, weights[arm]) for slot in run]
+            for slot in run:
+                rows = self.arms.rows(arm, slot.batch * self._micro_batch, self._micro_batch)
+                captured = plan.by_gradient
+                losses.append(self._pass(arm, slot.number, rows, weights[arm], captured=captured))
             if target is not None and arm not in shared:
                 rewards[arm] = reward(arm, target)
         norm = self._update()
         if plan.by_gradient and not early:
-            self._target_pass(plan.target_batches, scale, captured=True, only=self._compared)
-            self.optimizer.zero_grad(set_to_none=True)
+            with self._compared_only():
+                self._target_pass(plan.target_batches, scale, captured=True)
             target = self._target_gradient(target_weight)
             own = sorted({slot.arm for slot in mine} - {*shared})
             rewards = {arm: reward(arm, target) for arm in own}
@@ -221,15 +225,14 @@ class MixTrainer:
         name: Any = self._plan.reward if self._plan.by_gradient else "alignment"
         rewards: dict[int, float] = {}
         self.model.train()
-        self._target_pass(self._num_target_batches, 1.0, captured=True, only=self._compared)
-        target = self._target_gradient(self._num_target_batches)
-        for arm in share(len(counts), self._group.rank, self._group.size):
-            for i in range(batches[arm]):
-                rows = self.arms.rows(arm, i * size, min(size, counts[arm] - i * size))
-                with self._capture.arm(arm), self._seeded(i):
-                    self._backward(rows, 1.0, self._compared)
-            rewards[arm] = target.reward(self._mean_gradient(arm, batches[arm]), name)
-        self.optimizer.zero_grad(set_to_none=True)
+        with self._compared_only():
+            self._target_pass(self._num_target_batches, 1.0, captured=True)
+            target = self._target_gradient(self._num_target_batches)
+            for arm in share(len(counts), self._group.rank, self._group.size):
+                for i in range(batches[arm]):
+                    rows = self.arms.rows(arm, i * size, min(size, counts[arm] - i * size))
+                    self._pass(arm, i, rows, 1.0, captured=True)
+                rewards[arm] = target.reward(self._mean_gradient(arm, batches[arm]), name)
         self.target_drawn = 0
         self.passes += sum(batches) + self._num_target_batches
         by_arm = {arm: r for part in self._group.gather(rewards) for arm, r in part.items()}
@@ -264,25 +267,12 @@ class MixTrainer:
         for slot in slots:
             self.arms.ahead(slot.arm, slot.batch * self._micro_batch, self._micro_batch)
 
-    def _target_pass(
-        self,
-        count: int,
-        weight: float,
-        *,
-        captured: bool,
-        only: Sequence[nn.Parameter] | None = None,
-    ) -> list[_Sums]:
-        """Backward through this worker's share of the target's next `count` micro-batches;
-        `captured` keeps the gradient of the compared parameters.
-        """
-        losses: list[_Sums] = []
-        for i in share(count, self._group.rank, self._group.size):
-            rows = self._target_batch(self.target_drawn + i)
-            capture = self._capture.arm(TARGET) if captured else nullcontext()
-            with capture, self._seeded(-1 - i):
-                losses.append((TARGET, i, self._backward(rows, weight, only)))
+    def _target_pass(self, count: int, weight: float, *, captured: bool) -> list[_Sums]:
+        """Backward through this worker's share of the target's next `count` micro-batches."""
+        mine = share(count, self._group.rank, self._group.size)
+        batches = [(i, self._target_batch(self.target_drawn + i)) for i in mine]
         self.target_drawn += count
-        return losses
+        return [self._pass(TARGET, i, rows, weight, captured=captured) for i, rows in batches]
 
     def _target_batch(self, batch: int) -> list[Row]:
         """Micro-batch `batch` of the target's endless stream, reshuffled in every pass."""
@@ -292,28 +282,25 @@ class MixTrainer:
         rows = order[place * self._micro_batch : (place + 1) * self._micro_batch]
         return [self.shots.train[i] for i in rows]
 
-    def _arm_pass(self, slot: Slot, weight: float) -> _Sums:
-        rows = self.arms.rows(slot.arm, slot.batch * self._micro_batch, self._micro_batch)
-        capture = self._capture.arm(slot.arm) if self._plan.by_gradient else nullcontext()
-        with capture, self._seeded(slot.number):
-            return slot.arm, slot.number, self._backward(rows, weight)
-
-    def _backward(
-        self, rows: Sequence[Row], weight: float, only: Sequence[nn.Parameter] | None = None
-    ) -> Tensor:
-        """Backward of the micro-batch's mean loss times `weight`, to all parameters or `only`
-        some; its NLL, tokens, excess: [3].
+    def _pass(
+        self, arm: int, number: int, rows: Sequence[Row], weight: float, *, captured: bool
+    ) -> _Sums:
+        """Backward of a micro-batch's mean loss times `weight`; `captured` keeps the gradient of
+        the compared parameters.
         """
         batch = self.collate(rows, self._device)
         excess = torch.zeros((), device=self._device)
-        with torch.autocast(self._device.type, self._dtype, enabled=self._dtype != torch.float32):
-            nll, mask = token_losses(self.model, batch)
-            if self._plan.reward == "excess" and self.reference is not None:
-                with torch.no_grad():
-                    excess = (nll - token_losses(self.reference, batch)[0]).clamp(min=0).sum()
-        total, tokens = nll.sum(1).sum(), mask.sum()
-        (total / tokens * weight).backward(inputs=only)
-        return torch.stack([total.detach(), tokens.float(), excess])
+        capture = self._capture.arm(arm) if captured else nullcontext()
+        cast = torch.autocast(self._device.type, self._dtype, enabled=self._dtype != torch.float32)
+        with capture, self._seeded(-1 - number if arm == TARGET else number):
+            with cast:
+                nll, mask = token_losses(self.model, batch)
+                if self._plan.reward == "excess" and self.reference is not None:
+                    with torch.no_grad():
+                        excess = (nll - token_losses(self.reference, batch)[0]).clamp(min=0).sum()
+            total, tokens = nll.sum(1).sum(), mask.sum()
+            (total / tokens * weight).backward(inputs=self._inputs)
+        return arm, number, torch.stack([total.detach(), tokens.float(), excess])
 
     def _target_gradient(self, total: float) -> TargetGradient:
         return TargetGradient(self._mean_gradient(TARGET, total, summed=True))
@@ -361,6 +348,14 @@ class MixTrainer:
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(int(key[:15], 16))
             yield
+
+    @contextmanager
+    def _compared_only(self) -> Generator[None]:
+        """Backward passes inside reach the compared parameters alone, and leave no gradient."""
+        self._inputs = self._compared
+        yield
+        self._inputs = None
+        self.optimizer.zero_grad(set_to_none=True)
 
 
 def _start_model(
