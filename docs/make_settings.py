@@ -4,6 +4,7 @@ The page has a chapter for each kind of job: a whole example, then a table for e
 spec, in the order in which a spec mentions them. Sections that several jobs have come last.
 """
 
+import re
 import types
 from collections.abc import Iterator
 from pathlib import Path
@@ -61,7 +62,7 @@ def parent_of(model: type[Settings]) -> type[Settings] | None:
     return parent
 
 
-def walk(model: type[Settings], path: str, found: dict[type[Settings], list[str]]) -> None:
+def walk(model: type[Settings], path: str, found: dict[type[BaseModel], list[str]]) -> None:
     """Record every section below `model` with the paths of keys that lead to it."""
     for name, field in model.model_fields.items():
         key = f"{path}.{field.alias or name}".lstrip(".")
@@ -76,7 +77,7 @@ def walk(model: type[Settings], path: str, found: dict[type[Settings], list[str]
             walk_parents(section, key, found)
 
 
-def walk_named(section: Any, key: str, found: dict[type[Settings], list[str]]) -> None:
+def walk_named(section: Any, key: str, found: dict[type[BaseModel], list[str]]) -> None:
     """Record a policy or method, after the classes whose keys it has too."""
     walk_parents(section, key, found)
     if key not in found.setdefault(section, []):
@@ -84,22 +85,34 @@ def walk_named(section: Any, key: str, found: dict[type[Settings], list[str]]) -
         walk(section, key, found)
 
 
-def walk_parents(section: type[Settings], key: str, found: dict[type[Settings], list[str]]) -> None:
+def walk_parents(
+    section: type[Settings], key: str, found: dict[type[BaseModel], list[str]]
+) -> None:
     parent = parent_of(section)
     if parent is not None and key not in found.setdefault(parent, []):
         walk_parents(parent, key, found)
         found[parent].append(key)
 
 
+FOUND: dict[str, dict[type[BaseModel], list[str]]] = {job: {} for job in JOBS}
+"""By job, its sections, each with the paths of keys that lead to it."""
+for _job, _spec in JOBS.items():
+    walk(_spec, "", FOUND[_job])
+
+
 def title(model: type[BaseModel]) -> str:
-    """Its heading: the class, or `policy: ucb1`."""
-    return ": ".join(SHORT[model]) if model in SHORT else model.__name__
+    """Its heading: where it stands in a spec and its class, or `policy: ucb1`."""
+    if model in SHORT:
+        return ": ".join(SHORT[model])
+    paths = next(of_job[model] for of_job in FOUND.values() if model in of_job)
+    return f"{min(paths, key=len)}: {model.__name__}"
 
 
 def link(model: type[BaseModel]) -> str:
     if model is JobSpec:
         return "[every job](#every-job)"
-    return f"[{title(model)}](#{title(model).lower().replace(': ', '-')})"
+    slug = re.sub(r"[^\w\- ]", "", title(model).lower()).replace(" ", "-")
+    return f"[{title(model) if model in SHORT else model.__name__}](#{slug})"
 
 
 def type_text(annotation: Any) -> str:
@@ -154,33 +167,30 @@ def _shown(field: FieldInfo) -> tuple[str, str, str]:
 
 
 def section(model: type[Settings], paths: list[str]) -> str:
-    """A heading, where a spec has the section, what it is, its keys."""
-    shown = ", ".join(f"`{path}`" for path in dict.fromkeys(paths[:4]))
-    shown += ", ..." if len(paths) > 4 else ""
-    where = "" if model in SHORT else f"Under {shown}. "
+    """A heading, where else a spec has the section, what it is, its keys."""
+    others = [path for path in paths if not title(model).startswith(f"{path}: ")]
+    shown = ", ".join(f"`{path}`" for path in others[:4]) + ", ..." * (len(others) > 4)
+    where = f"Also under {shown}. " if others and model not in SHORT else ""
     return f"\n### {title(model)}\n\n{where}{(model.__doc__ or '').strip()}\n\n{table(model)}\n"
 
 
 def page() -> str:
     """The whole page."""
-    found: dict[str, dict[type[Settings], list[str]]] = {job: {} for job in JOBS}
-    for job, spec in JOBS.items():
-        walk(spec, "", found[job])
-    users: dict[type[Settings], list[str]] = {}
+    users: dict[type[BaseModel], list[str]] = {}
     for job in JOBS:
-        for model in found[job]:
+        for model in FOUND[job]:
             users.setdefault(model, []).append(job)
     text = HEAD + f"\n## Every job\n\n{(JobSpec.__doc__ or '').strip()}\n\n{table(JobSpec)}\n"
     for job, spec in JOBS.items():
         example = (ROOT / "examples" / f"{job}.yaml").read_text().strip()
         text += f"\n## job: {job}\n\n{(spec.__doc__ or '').strip()}\n\n"
         text += f"```yaml\n{example}\n```\n\n{table(spec)}\n"
-        own = {model: paths for model, paths in found[job].items() if users[model] == [job]}
+        own = {model: paths for model, paths in FOUND[job].items() if users[model] == [job]}
         text += "".join(section(model, paths) for model, paths in own.items())
     text += "\n## Shared sections\n"
     for model, jobs in users.items():
         if len(jobs) > 1:
-            paths = [path for job in jobs for path in found[job][model]]
+            paths = [path for job in jobs for path in FOUND[job][model]]
             text += section(model, list(dict.fromkeys(paths)))
     return text
 
