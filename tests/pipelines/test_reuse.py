@@ -70,20 +70,6 @@ def test_another_target_scores_only_the_conditional(moved):
     )
 
 
-@pytest.mark.soak
-def test_a_new_shard_is_all_that_is_tokenised_and_scored(moved):
-    before = run_job(parse(moved, selection={"tau": 11.5}), Quiet())
-    write_shard(moved, 9, per_shard=40)
-    result = run_job(parse(moved, selection={"tau": 11.5}), Quiet())
-    work = result["work"]
-    assert result["artifacts"]["prior"] == before["artifacts"]["prior"]  # pin: first
-    assert result["artifacts"]["tokenizer"] == before["artifacts"]["tokenizer"]
-    assert work["scan"]["parts"] - work["scan"]["reused"] == 1
-    assert work["tokens"]["parts"] - work["tokens"]["reused"] == 1
-    for step in ("score prior", "score conditional", "contamination"):
-        assert work[step]["reused"] == before["work"][step]["parts"] < work[step]["parts"]
-
-
 def kept_rows(result):
     """The kept sequences with the documents that own them, parts and files aside."""
     table = open_selection(result["run"]).to_arrow().read_all()
