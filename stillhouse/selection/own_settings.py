@@ -1,4 +1,4 @@
-"""The settings of a scorer that is not ours; the class is found by `stillhouse.selection.own`."""
+"""Settings of a user's own scorer (`stillhouse.selection.own`)."""
 
 import re
 from typing import Any, Literal
@@ -12,7 +12,7 @@ _OF_THE_IMAGE = {"ray", "torch", "stillhouse", "transformers", "pyarrow", "numpy
 
 
 class OwnScorerSettings(Settings):
-    """A scorer that is not ours, instead of prior and conditional: a class with three methods."""
+    """Your own scorer, a class with three methods, instead of `prior` and `conditional`."""
 
     import_: str = Field(
         alias="import",
