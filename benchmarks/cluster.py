@@ -138,8 +138,7 @@ def way_driver(options: argparse.Namespace) -> dict[str, Any]:
     """A first step of few parts brings in what is imported, the second is measured."""
     import ray
 
-    from stillhouse.jobs.progress import Lines
-    from stillhouse.jobs.recorder import Recorder
+    from stillhouse.jobs.progress import Lines, Recorder
     from stillhouse.pipelines.context import Context, Step, perform
     from stillhouse.spec import ComputeSettings
     from stillhouse.storage.run_record import RunRecord

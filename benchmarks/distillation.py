@@ -213,7 +213,7 @@ def run_here(folder: Path, data: dict[str, Any], cell: dict[str, Any]) -> tuple[
     """One job's pipeline in this process, on one thread and without Ray: context and outcome."""
     import stillhouse.pipelines.distill as pipeline
     from stillhouse.distillation.spec import DistillSpec
-    from stillhouse.jobs.distill import list_distill
+    from stillhouse.jobs.distill import DistillationJob
     from stillhouse.pipelines import steps
     from stillhouse.pipelines.context import Context
     from stillhouse.storage.artifact import Store
@@ -235,7 +235,7 @@ def run_here(folder: Path, data: dict[str, Any], cell: dict[str, Any]) -> tuple[
     spec = DistillSpec.model_validate(content)
     store = Store(spec.store)
     ctx = Context(store, spec.compute, _Quiet())
-    job = list_distill(spec).open(store, remember=True)
+    job = DistillationJob(spec).open(store, remember=True)
     return ctx, pipeline.run_distill(ctx, spec, job.inputs)
 
 

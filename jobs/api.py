@@ -5,9 +5,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from stillhouse.jobs.guarded import extras_named
 from stillhouse.jobs.kinds import Spec
+from stillhouse.jobs.process import extra_named
 from stillhouse.jobs.spec_file import load_spec, parse_spec
+from stillhouse.pipelines.context import Listener
 
 OnEvent: TypeAlias = Callable[[dict[str, Any]], None]
 
@@ -30,10 +31,10 @@ def run(spec: Mapping[str, Any] | str | Path, on_event: OnEvent | None = None) -
     Raises:
         StillhouseError: whatever stopped it. Call again with the same spec to go on.
     """
-    with extras_named():
+    with extra_named():
         from stillhouse.jobs.run import run_job
 
-        return run_job(_read(spec), _Events(on_event or _ignore))
+        return run_job(_read(spec), _Events(on_event) if on_event else Listener())
 
 
 def plan(spec: Mapping[str, Any] | str | Path) -> dict[str, Any]:
@@ -46,9 +47,9 @@ def plan(spec: Mapping[str, Any] | str | Path) -> dict[str, Any]:
         What `stillhouse plan --json` prints.
 
     Raises:
-        StillhouseError: the spec is wrong, or something that it names is not there.
+        StillhouseError: the spec is wrong, or something that it names does not exist.
     """
-    with extras_named():
+    with extra_named():
         from stillhouse.jobs.plan import plan_job
 
         return plan_job(_read(spec))
@@ -60,29 +61,20 @@ def _read(spec: Mapping[str, Any] | str | Path) -> Spec:
     return load_spec(os.fspath(spec), [])
 
 
-def _ignore(event: dict[str, Any]) -> None:
-    pass
-
-
-class _Events:
-    """A listener that hands on everything as plain dictionaries."""
+class _Events(Listener):
+    """Passes every event on as a plain dictionary."""
 
     def __init__(self, on_event: OnEvent) -> None:
         self._on_event = on_event
 
     def begin(self, step: str, total: int, reused: int, unit: str) -> None:
-        """A step starts."""
-        event = {"step": step, "parts": total, "reused": reused, "unit": unit}
-        self._on_event({"kind": "step", **event})
+        self.note("step", {"step": step, "parts": total, "reused": reused, "unit": unit})
 
     def advance(self, step: str, done: float, amount: float) -> None:
-        """More of a step is finished."""
-        self._on_event({"kind": "progress", "step": step, "done": done, "amount": amount})
+        self.note("progress", {"step": step, "done": done, "amount": amount})
 
     def end(self, step: str, seconds: float) -> None:
-        """A step is complete."""
-        self._on_event({"kind": "step done", "step": step, "seconds": seconds})
+        self.note("step done", {"step": step, "seconds": seconds})
 
     def note(self, kind: str, content: dict[str, Any]) -> None:
-        """Anything else."""
         self._on_event({"kind": kind, **content})

@@ -1,14 +1,15 @@
-"""The command line: `stillhouse VERB ...`. Verbs are thin; heavy imports wait until one runs."""
+"""The command line, `stillhouse VERB ...`. Heavy modules are imported by the verb that runs."""
 
+import os
 import shlex
 import sys
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
 from stillhouse import __version__
-from stillhouse.jobs import supervised
-from stillhouse.jobs.guarded import guarded, print_json
+from stillhouse.jobs import process
+from stillhouse.jobs.process import AsJson, VerbOutput, verb
 
 app = typer.Typer(
     name="stillhouse",
@@ -51,12 +52,16 @@ Sets = Annotated[
 Store = Annotated[
     str | None, typer.Option(help="Where an id is looked up; default ./store.", metavar="URI")
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, only that.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
-def _version(asked: bool) -> None:
-    if asked:
+def _load(spec: str, sets: list[str] | None) -> Any:
+    from stillhouse.jobs.spec_file import load_spec
+
+    return load_spec(spec, sets or [])
+
+
+def _version(requested: bool) -> None:
+    if requested:
         print(f"stillhouse {__version__}")
         raise typer.Exit
 
@@ -68,52 +73,47 @@ def _options(
         typer.Option("--version", help="Print the version.", callback=_version, is_eager=True),
     ] = False,
 ) -> None:
-    """Options of the command itself."""
+    pass
 
 
 @app.command()
-def run(spec: Spec, sets: Sets = None, as_json: AsJson = False, debug: Debug = False) -> None:
+@verb
+def run(spec: Spec, sets: Sets = None, as_json: AsJson = False) -> VerbOutput:
     """Run a job; go on where an earlier run of the same spec stopped.
 
     Example: `stillhouse run examples/select.yaml --set selection.tau=16`
     """
+    from stillhouse.jobs.progress import listener
+    from stillhouse.jobs.run import SUBMISSION_VARIABLE, run_job
+    from stillhouse.jobs.summary import show_result
 
-    def action() -> None:
-        from stillhouse.jobs.progress import listener
-        from stillhouse.jobs.run import run_job
-        from stillhouse.jobs.spec_file import load_spec
-        from stillhouse.jobs.summary import show_result
+    if SUBMISSION_VARIABLE in os.environ:
+        from stillhouse.jobs.submit import warn_of_versions
 
-        loaded = load_spec(spec, sets or [])
-        shown = listener(quiet=as_json)
-        try:
-            result = run_job(loaded, shown)
-        finally:
-            shown.close()
-        print_json(result) if as_json else show_result(result)
-
-    guarded(action, as_json, debug)
+        warn_of_versions()
+    loaded = _load(spec, sets)
+    shown = listener(quiet=as_json)
+    try:
+        return VerbOutput(run_job(loaded, shown), show_result)
+    finally:
+        shown.close()
 
 
 @app.command()
-def plan(spec: Spec, sets: Sets = None, as_json: AsJson = False, debug: Debug = False) -> None:
+@verb
+def plan(spec: Spec, sets: Sets = None) -> VerbOutput:
     """Show every step: reused or to do, with tokens, FLOPs and estimated seconds. Spends nothing.
 
     Example: `stillhouse plan examples/select.yaml`
     """
+    from stillhouse.jobs.plan import plan_job
+    from stillhouse.jobs.summary import show_plan
 
-    def action() -> None:
-        from stillhouse.jobs.plan import plan_job
-        from stillhouse.jobs.spec_file import load_spec
-        from stillhouse.jobs.summary import show_plan
-
-        planned = plan_job(load_spec(spec, sets or []))
-        print_json(planned) if as_json else show_plan(planned)
-
-    guarded(action, as_json, debug)
+    return VerbOutput(plan_job(_load(spec, sets)), show_plan)
 
 
 @app.command()
+@verb
 def status(
     uri: Annotated[
         str, typer.Argument(help="A run, a store, STORE#NAME, or the id of a run or submitted job.")
@@ -126,34 +126,27 @@ def status(
     ] = None,
     store: Store = None,
     as_json: AsJson = False,
-    debug: Debug = False,
-) -> None:
+) -> VerbOutput:
     """Show how far a run is, what a store holds, or a published name's history. Needs no cluster.
 
     A submitted job is looked up in its cluster while that is there, and in its store.
 
     Example: `stillhouse status ./store`
     """
+    from stillhouse.jobs.status import find, job_status, run_to_follow, show_to_end, status_of
+    from stillhouse.jobs.summary import show_changes, show_job, show_status
 
-    def action() -> None:
-        from stillhouse.jobs.job_status import find, job_status, run_to_follow
-        from stillhouse.jobs.status import show_to_end, status_of
-        from stillhouse.jobs.summary import show_changes, show_job, show_status
-
-        job, place = find(uri, address, store)
-        if follow:
-            followed = run_to_follow(job_status(job, address, store)) if job else place
-            show_to_end(followed, None if as_json else show_changes)
-        if job is not None:
-            found, show = job_status(job, address, store), show_job
-        else:
-            found, show = status_of(place), show_status
-        print_json(found) if as_json else show(found)
-
-    guarded(action, as_json, debug)
+    job, place = find(uri, address, store)
+    if follow:
+        followed = run_to_follow(job_status(job, address, store)) if job else place
+        show_to_end(followed, None if as_json else show_changes)
+    if job is not None:
+        return VerbOutput(job_status(job, address, store), show_job)
+    return VerbOutput(status_of(place), show_status)
 
 
 @app.command()
+@verb
 def submit(
     spec: Spec,
     address: Annotated[
@@ -165,34 +158,31 @@ def submit(
     ] = False,
     sets: Sets = None,
     as_json: AsJson = False,
-    debug: Debug = False,
-) -> None:
+) -> VerbOutput:
     """Run a job on a Ray cluster. Again: attach to it, or start the next attempt if it ended.
 
     The token comes from RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or `~/.ray/auth_token`.
 
     Example: `stillhouse submit books.yaml --address http://127.0.0.1:8265 --follow`
     """
+    from stillhouse.jobs.submit import run_submit
 
-    def action() -> int:
-        from stillhouse.jobs.spec_file import load_spec
-        from stillhouse.jobs.submit import run_submit
+    again = ["stillhouse", "submit", spec, *(word for s in sets or [] for word in ("--set", s))]
+    again += ["--address", address] if address else []
+    command = shlex.join([*again, "--follow"])
+    result, code = run_submit(
+        _load(spec, sets), address, follow=follow, command=command, quiet=as_json
+    )
 
-        again = ["stillhouse", "submit", spec, *(w for s in sets or [] for w in ("--set", s))]
-        again += ["--address", address] if address else []
-        command = shlex.join([*again, "--follow"])
-        loaded = load_spec(spec, sets or [])
-        found, code = run_submit(loaded, address, follow=follow, command=command, quiet=as_json)
-        if as_json:
-            print_json(found)
-        elif not follow:
-            print(found["job_id"])
-        return code
+    def show(result: dict[str, Any]) -> None:
+        if not follow:
+            print(result["job_id"])
 
-    guarded(action, as_json, debug)
+    return VerbOutput(result, show, code)
 
 
 @app.command()
+@verb
 def schedule(
     spec: Spec,
     cron: Annotated[str, typer.Option(help="Five fields, or @daily.")],
@@ -227,28 +217,22 @@ def schedule(
         ),
     ] = None,
     sets: Sets = None,
-    as_json: AsJson = False,
-    debug: Debug = False,
-) -> None:
+) -> VerbOutput:
     """Print what makes a spec run by the clock: manifests for Kubernetes, or a crontab line.
 
     Example: `stillhouse schedule books.yaml --cron "0 3 * * *" --kind raycronjob
     --image REGISTRY/stillhouse:1 | kubectl apply -f -`
     """
+    from stillhouse.jobs.schedule import Place
+    from stillhouse.jobs.schedule import schedule as make
 
-    def action() -> None:
-        from stillhouse.jobs.schedule import Place
-        from stillhouse.jobs.schedule import schedule as make
-        from stillhouse.jobs.spec_file import load_spec
-
-        place = Place(address, image, service_account, time_zone, merge)
-        text = make(spec, load_spec(spec, sets or []), sets or [], cron, kind, place)
-        print_json({"kind": kind, "text": text}) if as_json else print(text, end="")
-
-    guarded(action, as_json, debug)
+    place = Place(address, image, service_account, time_zone, merge)
+    text = make(spec, _load(spec, sets), sets or [], cron, kind, place)
+    return VerbOutput({"kind": kind, "text": text}, lambda result: print(result["text"], end=""))
 
 
 @app.command()
+@verb
 def publish(
     name: Annotated[str, typer.Argument(help="A name, or STORE#NAME.", metavar="NAME")],
     to: Annotated[
@@ -260,76 +244,59 @@ def publish(
         ),
     ] = None,
     store: Annotated[str, typer.Option(help="The store that the name is in.")] = "./store",
-    as_json: AsJson = False,
-    debug: Debug = False,
-) -> None:
+) -> VerbOutput:
     """Let a published name stand for another version, under a new number.
 
     After a roll-back the name stays where it is until a run of its spec makes something new.
 
     Example: `stillhouse publish books-daily --to 3 --store s3://bucket/prefix`
     """
+    from stillhouse.jobs.publish import publish_by_hand
+    from stillhouse.jobs.summary import show_published
 
-    def action() -> None:
-        from stillhouse.jobs.publish import publish_by_hand
-        from stillhouse.jobs.summary import show_published
-
-        found = publish_by_hand(name, to, store)
-        print_json(found) if as_json else show_published(found)
-
-    guarded(action, as_json, debug)
+    return VerbOutput(publish_by_hand(name, to, store), show_published)
 
 
 @app.command()
+@verb
 def prune(
     uri: Annotated[str, typer.Argument(help="A store.", metavar="STORE")],
     yes: Annotated[bool, typer.Option("--yes", help="Remove; without it, only look.")] = False,
     grace_hours: Annotated[
         float, typer.Option(help="Remove nothing younger; a run silent for longer is dead.", min=0)
     ] = 24.0,
-    as_json: AsJson = False,
-    debug: Debug = False,
-) -> None:
+) -> VerbOutput:
     """Remove what no finished run, pin or published name refers to. Only looks unless `--yes`.
 
     To let go of what a run made, remove its folder in `runs/` first.
 
     Example: `stillhouse prune ./store --yes`
     """
+    from stillhouse.jobs.prune import prune_store
+    from stillhouse.jobs.summary import show_pruned
 
-    def action() -> None:
-        from stillhouse.jobs.prune import prune_store
-        from stillhouse.jobs.summary import show_pruned
-
-        found = prune_store(uri, grace_hours=grace_hours, yes=yes)
-        print_json(found) if as_json else show_pruned(found)
-
-    guarded(action, as_json, debug)
+    return VerbOutput(prune_store(uri, grace_hours=grace_hours, yes=yes), show_pruned)
 
 
 @app.command()
+@verb
 def report(
     uri: Annotated[str, typer.Argument(help="A run, or its id.", metavar="RUN")],
     store: Store = None,
-    as_json: AsJson = False,
-    debug: Debug = False,
-) -> None:
+) -> VerbOutput:
     """Draw a finished run's report again; prints where the page is.
 
     Example: `stillhouse report store/runs/0123abc...`
     """
+    from stillhouse.jobs.ids import resolve
+    from stillhouse.jobs.status import draw_report
 
-    def action() -> None:
-        from stillhouse.jobs.ids import resolve
-        from stillhouse.jobs.status import draw_report
-
-        page = draw_report(resolve(uri, store, ["runs"]))
-        print_json({"report": page}) if as_json else print(page)
-
-    guarded(action, as_json, debug)
+    page = draw_report(resolve(uri, store, ["runs"]))
+    return VerbOutput({"report": page}, lambda result: print(result["report"]))
 
 
 @app.command()
+@verb
 def verify(
     uri: Annotated[
         str,
@@ -340,26 +307,19 @@ def verify(
     ],
     sample: Annotated[int, typer.Option(min=0, help="Scores to recompute with the models.")] = 64,
     store: Store = None,
-    as_json: AsJson = False,
-    debug: Debug = False,
-) -> None:
+) -> VerbOutput:
     """Check every byte that a result rests on, or that a store holds; reads all of it.
 
     Of a selection also a sample of the scores, recomputed, and the fate of every row.
 
     Example: `stillhouse verify store/runs/0123abc... --sample 256`
     """
+    from stillhouse.jobs.ids import ARTIFACTS, resolve
+    from stillhouse.jobs.summary import show_verification
+    from stillhouse.jobs.verify import verify as check
 
-    def action() -> int:
-        from stillhouse.jobs.ids import ARTIFACTS, resolve
-        from stillhouse.jobs.summary import show_verification
-        from stillhouse.jobs.verify import verify as check
-
-        found = check(resolve(uri, store, ARTIFACTS), sample)
-        print_json(found) if as_json else show_verification(found)
-        return 3 if found["problems"] else 0
-
-    guarded(action, as_json, debug)
+    found = check(resolve(uri, store, ARTIFACTS), sample)
+    return VerbOutput(found, show_verification, 3 if found["problems"] else 0)
 
 
 def main() -> None:
@@ -367,10 +327,15 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # type: ignore[union-attr]
-    if sys.argv[1:2] == ["run"] and not supervised.is_child():
-        supervised.supervise()
+    if sys.argv[1:2] == ["run"] and not process.is_supervised():
+        process.supervise()
     try:
         app()
     except SystemExit as stop:
-        supervised.tell(ended=stop.code if isinstance(stop.code, int) else int(bool(stop.code)))
+        code = stop.code if isinstance(stop.code, int) else int(bool(stop.code))
+        process.tell_parent(ended=code)
         raise
+
+
+if __name__ == "__main__":
+    main()

@@ -1,4 +1,4 @@
-"""Connecting to Ray: an existing cluster, or one of our own on this machine."""
+"""Connecting to Ray: an existing cluster, or a session started on this machine."""
 
 import logging
 import os
@@ -28,9 +28,9 @@ _QUIET = {
 }
 _PROBE_S = 10.0
 _WATCH_S = 5.0
-_MAX_SILENT = 13
+_MAX_FAILURES = 13
 _MAX_FOLDER = 40
-"""Characters of the temporary folder: Ray adds up to 65 for its sockets, of which 107 may be."""
+"""Characters of the temporary folder: Ray appends up to 65 for its sockets, which may have 107."""
 
 
 def token() -> tuple[str, str] | None:
@@ -39,28 +39,23 @@ def token() -> tuple[str, str] | None:
     Raises:
         ClusterError: RAY_AUTH_TOKEN_PATH names no readable file, or it cannot be a token.
     """
-    found = _given_token()
-    if found is not None and not re.fullmatch(r"[!-~]+", found[0]):
-        raise ClusterError(f"the token from {found[1]} has characters that no token has")
-    return found
-
-
-def _given_token() -> tuple[str, str] | None:
-    given = os.environ.get("RAY_AUTH_TOKEN", "").strip()
-    if given:
-        return given, "RAY_AUTH_TOKEN"
-    path = os.environ.get("RAY_AUTH_TOKEN_PATH")
-    file = Path(path) if path else Path.home() / ".ray" / "auth_token"
-    try:
-        return file.read_text(errors="replace").strip(), str(file)
-    except OSError as error:
-        if path:
-            raise ClusterError(f"RAY_AUTH_TOKEN_PATH: {path}: {error.strerror}") from None
-        return None
+    secret, source = os.environ.get("RAY_AUTH_TOKEN", "").strip(), "RAY_AUTH_TOKEN"
+    if not secret:
+        path = os.environ.get("RAY_AUTH_TOKEN_PATH")
+        source = path or str(Path.home() / ".ray" / "auth_token")
+        try:
+            secret = Path(source).read_text(errors="replace").strip()
+        except OSError as error:
+            if path:
+                raise ClusterError(f"RAY_AUTH_TOKEN_PATH: {path}: {error.strerror}") from None
+            return None
+    if not re.fullmatch(r"[!-~]+", secret):
+        raise ClusterError(f"the token from {source} has characters that no token has")
+    return secret, source
 
 
 def token_refused(place: str, source: str | None) -> ClusterError:
-    """The cluster at `place` did not take the token from `source`, or there is none (None)."""
+    """The error of a cluster that refuses the token from `source`; None: there is no token."""
     if source is None:
         return ClusterError(
             f"the cluster at {place} wants a token and there is none here: set "
@@ -90,19 +85,19 @@ def cluster(
 ) -> Generator[None]:
     """A Ray session for the length of a job.
 
-    Joins `compute.address` or RAY_ADDRESS where one is given; else starts Ray here, wide enough
-    for the actors that were asked for, and stops it at the end. A session that the caller opened
-    before is used and left alone. Meanwhile stdout is stderr: threads of Ray's print there.
+    Joins `compute.address` or RAY_ADDRESS where one is given; else starts Ray here, with CPUs for
+    `num_actors`, and stops it at the end. A session that the caller opened before is used and left
+    open. Meanwhile stdout is redirected to stderr, because Ray's threads print.
 
     Args:
-        compute: where and how wide.
+        compute: address, CPUs and threads of a worker.
         worker_env: environment variables of all workers.
-        num_actors: that have to run at once.
-        lost: called in another thread, with the reason, when the cluster's head does not answer
-            for more than a minute; Ray's own calls may wait for it for ever.
+        num_actors: how many have to run at once.
+        lost: called in another thread, with the reason, when the cluster's head has not answered
+            for more than a minute; Ray's own calls may wait for it forever.
 
     Raises:
-        ClusterError: nothing answers at the address, or it wants another token or version.
+        ClusterError: nothing answers at the address, or it needs another token or Ray version.
         StillhouseError: Ray does not start.
     """
     for name, value in _QUIET.items():
@@ -129,7 +124,12 @@ def cluster(
             options |= {"address": "local", "num_cpus": cpus, "include_dashboard": False}
             options |= stack.enter_context(_short_folder())
         stack.enter_context(redirect_stdout(sys.stderr))
-        _init(options, address or "this machine")
+        try:
+            with _silent_stderr():
+                ray.init(**options)
+        except Exception as error:  # Ray raises a bare one when its own start takes too long
+            place, reason = address or "this machine", str(error).strip().splitlines()[0]
+            raise StillhouseError(f"cannot connect to Ray at {place}: {reason}") from error
         stack.callback(ray.shutdown)
         gcs = ray.get_runtime_context().gcs_address
         if lost is not None:
@@ -145,21 +145,10 @@ def cluster(
             raise LostClusterError(f"{gone}: run the same command again once it is up") from error
 
 
-def _init(options: dict[str, Any], place: str) -> None:
-    import ray
-
-    try:
-        with _silent_stderr():
-            ray.init(**options)
-    except Exception as error:  # Ray raises a bare one when its own start takes too long
-        reason = str(error).strip().splitlines()[0]
-        raise StillhouseError(f"cannot connect to Ray at {place}: {reason}") from error
-
-
 def head_at(given: str | None) -> str | None:
-    """HOST:PORT of the head at an address, which answers and takes our token; None for local.
+    """HOST:PORT of the head at an address, after checking that it accepts us; None for local.
 
-    Ray alone waits for minutes where nothing listens, and never turns a token on by itself.
+    Ray alone waits for minutes where nothing listens, and never enables a token by itself.
     """
     if not given or given == "local":
         return None
@@ -181,7 +170,7 @@ def head_at(given: str | None) -> str | None:
 
 
 def _check_head(address: str, place: str) -> None:
-    """Ask the head whether it is alive; turn the token on where it wants one."""
+    """Ask the head for its version; enable the token where it needs one."""
     version = _version_at(address, place, None)
     if version is None:
         found = token()
@@ -201,10 +190,10 @@ def _check_head(address: str, place: str) -> None:
 
 
 def _version_at(address: str, place: str, secret: str | None) -> str | None:
-    """The version of Ray at a head; None where it wants another token than this.
+    """The version of Ray at a head; None where it needs another token than `secret`.
 
     Raises:
-        ClusterError: nothing answers there, or no head.
+        ClusterError: no head answers there.
     """
     import grpc
     from ray._private.grpc_utils import init_grpc_channel
@@ -230,7 +219,7 @@ def _version_at(address: str, place: str, secret: str | None) -> str | None:
 
 
 def silence_of(address: str) -> str | None:
-    """Why nobody can be reached at HOST:PORT of a head; None where somebody listens."""
+    """Why the head at HOST:PORT cannot be reached; None where something listens."""
     host, _, port = address.rpartition(":")
     try:
         socket.create_connection((host.strip("[]"), int(port)), _WATCH_S).close()
@@ -240,21 +229,21 @@ def silence_of(address: str) -> str | None:
 
 
 def _watch(address: str, ended: threading.Event, lost: Callable[[str], None]) -> None:
-    """Say so when the head does not answer for more than a minute; Ray itself waits so long."""
-    silent = 0
+    """Call `lost` when the head has not answered for more than a minute, as long as Ray waits."""
+    failures = 0
     while not ended.wait(_WATCH_S):
         gone = silence_of(address)
-        silent = silent + 1 if gone else 0
-        if gone and silent >= _MAX_SILENT:
+        failures = failures + 1 if gone else 0
+        if gone and failures >= _MAX_FAILURES:
             lost(gone)
             return
 
 
 @contextmanager
 def _short_folder() -> Generator[dict[str, Any]]:
-    """Ray's options for its folder, where the usual one is too long a path for its sockets.
+    """Options of `ray.init` where the path of its usual folder is too long for its sockets.
 
-    What is spilled from memory goes where it would have gone.
+    Objects are still spilled to the usual folder.
     """
     from ray._common.utils import get_default_ray_temp_dir
 
@@ -268,7 +257,7 @@ def _short_folder() -> Generator[dict[str, Any]]:
 
 @contextmanager
 def _silent_stderr() -> Generator[None]:
-    """Ray's core says a line of its own as it starts; what goes wrong is raised all the same."""
+    """Hide the line that Ray's core prints as it starts; errors are raised all the same."""
     sys.stderr.flush()
     kept = os.dup(2)
     with open(os.devnull, "w") as nowhere:

@@ -1,20 +1,29 @@
-"""The kinds of jobs: all that the verbs have to know of each, in one place.
+"""The kinds of jobs, what the verbs need of each, and what a step of a plan would cost.
 
-A new kind is a spec (a `JobSpec` in `Spec` and `SPECS`), a module such as `jobs/select.py` with
-its `Listed` and `Opened`, a line in `list_job` and in `RESULTS`, and a function that builds its
+A new kind is a spec (a `JobSpec` in `Spec` and `SPECS`), a line in `RESULTS`, a `Job` in a module
+such as `jobs/select.py`, a line in `stillhouse.jobs.run.list_job`, and a function that builds its
 `Result` (`pipelines/*_result.py`).
 """
 
-from typing import Any, Protocol, TypeAlias
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self, TypeAlias
 
 from stillhouse.distillation.spec import DistillSpec
 from stillhouse.mixing.spec import MixSpec
-from stillhouse.pipelines.context import Context
-from stillhouse.spec import SelectSpec
+from stillhouse.pipelines.context import Context, StepWork
+from stillhouse.report.blocks import Result
+from stillhouse.spec import ComputeSettings, SelectSpec
 from stillhouse.storage.artifact import Store
-from stillhouse.storage.filesystem import FileInfo
-from stillhouse.storage.run_record import RunRecord
+from stillhouse.storage.filesystem import FileInfo, join, list_names
+from stillhouse.storage.run_record import read_json, read_status
 from stillhouse.training.spec import TrainSpec
+
+CHARS_PER_TOKEN = 3.5
+_MAX_RUNS = 50
+_PASSES = {"train": 3, "score": 1}
+"""Forward passes a token, by the first word of a step that runs a language model."""
 
 Spec: TypeAlias = SelectSpec | TrainSpec | MixSpec | DistillSpec
 """Any job's spec; `job` says which."""
@@ -30,71 +39,149 @@ RESULTS = {
     "mix": ("models", "model_fingerprint"),
     "distill": ("distilled", "distilled_fingerprint"),
 }
-"""By job: the kind of artifact that it is run for, and the key of a result that names it."""
+"""By job: the kind of its artifact, and the key of the result that holds its fingerprint."""
 
 
-class Listed(Protocol):
-    """A job whose spec was checked and whose inputs were listed; the store was not touched."""
+class Job(ABC):
+    """A job of one kind. Its constructor checks the spec and lists the inputs."""
 
-    @property
-    def files(self) -> list[list[FileInfo]]:
-        """What it reads, by data source."""
-        ...
+    files: list[list[FileInfo]]
+    """The input files, by data source."""
 
-    def open(self, store: Store, *, remember: bool) -> "Opened":
-        """Look at the content of its inputs; `remember` writes their digests to the store."""
-        ...
+    @abstractmethod
+    def open(self, store: Store, *, remember: bool) -> Self:
+        """Look at the content of the inputs; `remember` writes their digests to the store."""
 
-
-class Opened(Protocol):
-    """A job whose inputs are known by content."""
-
+    @abstractmethod
     def identity(self) -> list[Any]:
-        """What it reads, as JSON values: content, not paths."""
-        ...
+        """The content of the opened inputs, without paths, as JSON values."""
 
-    def walk(self, ctx: Context) -> object:
-        """Go through the pipeline without a result: what `plan` does, with a dry context."""
-        ...
+    @abstractmethod
+    def walk(self, ctx: Context, run_uri: str = "") -> Any:
+        """Run the pipeline; with a dry context, up to the first step that has something to do."""
 
-    def run(self, ctx: Context, record: RunRecord) -> dict[str, Any]:
-        """Do it, write the report; the result, which `run --json` prints."""
-        ...
+    @abstractmethod
+    def result(self, ctx: Context, made: Any, run_uri: str) -> Result:
+        """The result of a finished `walk`."""
 
+    @abstractmethod
     def estimate(self, ctx: Context, *, complete: bool) -> dict[str, dict[str, Any]]:
         """By step: `parts` (None: not known yet), `reused`, `tokens`, `flops`, `seconds` or None.
 
         Args:
-            ctx: a dry one that was walked as far as it goes.
-            complete: it went to the end.
+            ctx: a dry context, after `walk`.
+            complete: whether `walk` reached the end.
         """
-        ...
 
+    def run(self, ctx: Context, run_uri: str) -> dict[str, Any]:
+        """Run the pipeline and write the report; the object that `run --json` prints."""
+        from stillhouse.report.page import write
 
-def list_job(spec: Spec) -> Listed:
-    """Check what a spec names and list what it reads.
-
-    Raises:
-        StillhouseError: something is not there, or does not fit.
-    """
-    if isinstance(spec, DistillSpec):  # a job's own module alone: the others are heavy
-        from stillhouse.jobs.distill import list_distill
-
-        return list_distill(spec)
-    if isinstance(spec, MixSpec):
-        from stillhouse.jobs.mix import list_mix
-
-        return list_mix(spec)
-    if isinstance(spec, SelectSpec):
-        from stillhouse.jobs.select import list_select
-
-        return list_select(spec)
-    from stillhouse.jobs.train import list_train
-
-    return list_train(spec)
+        return write(self.result(ctx, self.walk(ctx, run_uri), run_uri))
 
 
 def result_artifact(result: dict[str, Any]) -> tuple[str, str]:
-    """Kind and fingerprint of the artifact that a finished run was run for."""
+    """Kind and fingerprint of the artifact of a finished run."""
     kind, key = RESULTS[result["job"]]
     return kind, result[key]
+
+
+@dataclass(frozen=True, slots=True)
+class Speeds:
+    """What steps took in the newest runs of a store that did something in them.
+
+    `flops` a second of one worker, by step and by its first word; wall `seconds` of a part.
+    """
+
+    flops: Mapping[str, float]
+    seconds: Mapping[str, float]
+
+
+def speeds_of(store: Store) -> Speeds:
+    """Read from the records of a store's finished runs; nothing is tried out."""
+    folder = store.path("runs")
+    runs = [(read_status(join(folder, name)), join(folder, name)) for name in list_names(folder)]
+    done = [(status, uri) for status, uri in runs if status and status.get("state") == "done"]
+    done.sort(key=lambda run: run[0]["updated"], reverse=True)
+    flops: dict[str, float] = {}
+    seconds: dict[str, float] = {}
+    for status, uri in done[:_MAX_RUNS]:
+        cost = (read_json(uri, "result.json") or {}).get("cost", {})
+        for name, step in status["steps"].items():
+            made = step.get("parts", 0) - step.get("reused", 0)
+            if made <= 0 or "seconds" not in step:
+                continue
+            seconds.setdefault(name, step["seconds"] / made)
+            busy = cost.get("device_seconds", {}).get(name, 0)
+            counted = cost.get("flops", {}).get(name, 0) * made / step["parts"]
+            if busy and counted:
+                flops.setdefault(name, counted / busy)
+                flops.setdefault(name.split()[0], counted / busy)
+    return Speeds(flops, seconds)
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What a step reads or makes.
+
+    Attributes:
+        known: tokens of the input that exists.
+        new: tokens of the input that does not exist yet, in `new_parts` parts.
+        flops_per_token: of a forward pass of its language model; 0 without one, None where it is
+            not known.
+    """
+
+    known: float
+    new: float = 0
+    flops_per_token: float | None = 0
+    new_parts: int = 0
+
+
+def cost_row(
+    name: str,
+    work: StepWork | None,
+    estimate: Estimate,
+    speeds: Speeds,
+    compute: ComputeSettings,
+) -> dict[str, Any]:
+    """A step as `plan --json` has it: parts (None: not known yet), reused, and what is left."""
+    parts = work.parts + estimate.new_parts if work else None
+    reused = work.reused if work else 0
+    share_reused = work.reused / work.parts if work and work.parts else 0
+    passes = _PASSES.get(name.split()[0], 0)
+    left = estimate.new + estimate.known * (1 - share_reused)
+    each = estimate.flops_per_token
+    flops = None if each is None else passes * each * left
+    width = compute.trainers if passes == 3 else compute.scorers
+    return {
+        "parts": parts,
+        "reused": reused,
+        "tokens": round(estimate.known + estimate.new),
+        "flops": flops,
+        "seconds": _seconds(name, parts, reused, (flops or 0) / width, speeds),
+    }
+
+
+def parts_row(
+    work: StepWork | None, speeds: Speeds, name: str, parts: int | None = None, **amounts: int
+) -> dict[str, Any]:
+    """The same for a step whose tokens are not counted; `parts` where nothing was walked yet."""
+    parts = work.parts if work else parts
+    reused = work.reused if work else 0
+    seconds = _seconds(name, parts, reused, 0, speeds)
+    row = {"parts": parts, "reused": reused, "tokens": None, "flops": None, "seconds": seconds}
+    return row | (amounts if parts != reused else {})
+
+
+def _seconds(
+    name: str, parts: int | None, reused: int, flops: float, speeds: Speeds
+) -> float | None:
+    """How long the parts left take; None where no run of the store tells."""
+    if parts == reused:
+        return 0.0
+    if flops:
+        speed = speeds.flops.get(name) or speeds.flops.get(name.split()[0])
+        return flops / speed if speed else None
+    if parts is None or name not in speeds.seconds:
+        return None
+    return (parts - reused) * speeds.seconds[name]

@@ -1,64 +1,45 @@
-"""`job: mix` as the verbs see it."""
+"""`job: mix`: its inputs, its pipeline, and what its steps would cost."""
 
-from dataclasses import dataclass
 from typing import Any
 
-from stillhouse.jobs.costs import parts_row, speeds_of
+from stillhouse.jobs.kinds import Job, parts_row, speeds_of
 from stillhouse.mixing.spec import MixSpec
 from stillhouse.models.shape import model_uri, read_header
 from stillhouse.pipelines.context import Context
 from stillhouse.pipelines.given import check_tokenizer, model_identity, resolved
-from stillhouse.pipelines.mix_data import MixInputs, list_sources, open_sources
+from stillhouse.pipelines.mix_data import list_sources, open_sources
+from stillhouse.report.blocks import Result
 from stillhouse.storage.artifact import Store
-from stillhouse.storage.filesystem import FileInfo, absolute_uri, join
-from stillhouse.storage.run_record import RunRecord
+from stillhouse.storage.filesystem import absolute_uri, join
 from stillhouse.text.tokenizer import tokenizer_identity
 
 
-def list_mix(spec: MixSpec) -> "ListedMix":
-    """See `stillhouse.jobs.kinds.list_job`."""
-    spec = resolved(spec, Store(absolute_uri(spec.store)))
-    paths = spec.given_paths
-    for key, path in paths.items():
-        read_header(model_uri(path), f"{key} {path!r}")
-    if spec.tokenizer.path is not None:
-        check_tokenizer(spec.tokenizer, paths)
-    spec.policy.check(spec.train.accumulation, spec.train.micro_batch)
-    return ListedMix(spec, list_sources(spec))
+class MixJob(Job):
+    """A mix job; `given` are the digests of its model and of DoReMi's reference model."""
 
+    given: list[str | None]
 
-@dataclass(frozen=True, slots=True)
-class ListedMix:
-    """A mix job whose files were listed."""
+    def __init__(self, spec: MixSpec) -> None:
+        self.spec = spec = resolved(spec, Store(absolute_uri(spec.store)))
+        paths = spec.given_paths
+        for key, path in paths.items():
+            read_header(model_uri(path), f"{key} {path!r}")
+        if spec.tokenizer.path is not None:
+            check_tokenizer(spec.tokenizer, paths)
+        spec.policy.check(spec.train.accumulation, spec.train.micro_batch)
+        self.inputs = list_sources(spec)
+        sources = (self.inputs.target, *self.inputs.sources)
+        self.files = [list(source.files) for source in sources]
 
-    spec: MixSpec
-    inputs: MixInputs
-
-    @property
-    def files(self) -> list[list[FileInfo]]:
-        """Of the target, and of each source of arms."""
-        return [list(source.files) for source in (self.inputs.target, *self.inputs.sources)]
-
-    def open(self, store: Store, *, remember: bool) -> "OpenedMix":
-        """Digest the files."""
-        inputs = open_sources(store, self.inputs, remember=remember)
-        given = [
+    def open(self, store: Store, *, remember: bool) -> "MixJob":
+        self.inputs = open_sources(store, self.inputs, remember=remember)
+        self.given = [
             None if path is None else model_identity(store, model_uri(path), remember=remember)
             for path in (self.spec.model.path, self.spec.reference)
         ]
-        return OpenedMix(self.spec, inputs, given)
-
-
-@dataclass(frozen=True, slots=True)
-class OpenedMix:
-    """A mix job whose inputs are known by content; `given`: model and DoReMi's reference."""
-
-    spec: MixSpec
-    inputs: MixInputs
-    given: list[str | None]
+        return self
 
     def identity(self) -> list[Any]:
-        """Of target, arms, and what is given."""
         spec, tokenizer = self.spec, self.spec.tokenizer.path
         return [
             [[source.name, source.digests] for source in self.inputs.usable],
@@ -68,24 +49,17 @@ class OpenedMix:
             spec.policy.identity(),
         ]
 
-    def walk(self, ctx: Context) -> object:
-        """The whole pipeline; where it begins to train is where a dry one ends."""
+    def walk(self, ctx: Context, run_uri: str = "") -> Any:
         from stillhouse.pipelines.mix import run_mix_job
 
-        return run_mix_job(ctx, self.spec, self.inputs, "")
+        return run_mix_job(ctx, self.spec, self.inputs, join(run_uri, "decisions"))
 
-    def run(self, ctx: Context, record: RunRecord) -> dict[str, Any]:
-        """The pipeline, then the report."""
-        from stillhouse.pipelines.mix import run_mix_job
+    def result(self, ctx: Context, made: Any, run_uri: str) -> Result:
         from stillhouse.pipelines.mix_result import mix_result
-        from stillhouse.report.page import write
 
-        decisions = join(record.uri, "decisions")
-        made = run_mix_job(ctx, self.spec, self.inputs, decisions)
-        return write(mix_result(ctx, self.spec, made, record.uri))
+        return mix_result(ctx, self.spec, made, run_uri)
 
     def estimate(self, ctx: Context, *, complete: bool) -> dict[str, dict[str, Any]]:
-        """Runs, and the gradient passes of those to do; seconds as earlier runs took."""
         from stillhouse.mixing.spec import rules_of
 
         speeds, spec = speeds_of(ctx.store), self.spec
@@ -94,13 +68,13 @@ class OpenedMix:
         passes = sum(rule.plan.passes(rule.slots) * rule.num_steps for rule in rules)
         runs, mix = len(spec.seeds) * len(rules), ctx.work.get("mix")
         left = runs - mix.reused if mix else runs
-        asked = {
+        steps = {
             "tokenizer": {"parts": 1},
             "arms": {"parts": num_sources},
             "mix": {"parts": runs, "gradient_passes": passes * left // len(rules)},
         }
         return {
             name: parts_row(ctx.work.get(name), speeds, name, **amounts)
-            for name, amounts in asked.items()
+            for name, amounts in steps.items()
             if not complete or name in ctx.work
         }

@@ -1,4 +1,4 @@
-"""Paths in a spec: which ones only this machine can read, and the spec without any of them."""
+"""Paths in a spec: which of them only this machine can read, and the spec without any."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,8 +18,8 @@ _REFERENCES = {"threshold_from", "selection", "log"}
 
 
 @dataclass(frozen=True, slots=True)
-class _Place:
-    """A key that may hold paths: the steps to it, and what they may be besides paths."""
+class _PathKey:
+    """A key that may hold paths: the steps to it, its value, and whether it names data."""
 
     keys: tuple[str | int, ...]
     value: str | list[str] | None
@@ -34,7 +34,7 @@ class _Place:
         return [self.value] if isinstance(self.value, str) else self.value or []
 
     def is_local(self, path: str) -> bool:
-        """A name that is no path stays: of a model on the hub, of an artifact in the store."""
+        """Not a URI, the name of a model on the hub, or that of an artifact in the store."""
         if "://" in path:
             return False
         if self.keys[-1] in _REFERENCES:
@@ -46,18 +46,26 @@ class _Place:
     def absolute(self, path: str) -> str:
         return str(Path(path).expanduser().absolute()) if self.is_local(path) else path
 
+    def section_of(self, content: Any) -> Any:
+        """The section of a dumped spec that holds the last key."""
+        for key in self.keys[:-1]:
+            content = content[key]
+        return content
+
 
 def refuse_local_paths(spec: JobSpec, where: str) -> None:
     """Refuse a spec with local paths for a job that runs `where`.
 
-    `file:///...` is taken at its word: a disk that every node has mounted under the same path.
+    `file:///...` is accepted: a disk that every node has mounted under the same path.
 
     Raises:
         SpecError: naming each key and path.
     """
-    local = [(p.name, path) for p in _places(spec) for path in p.paths if p.is_local(path)]
+    local = [
+        (key.name, path) for key in _path_keys(spec) for path in key.paths if key.is_local(path)
+    ]
     others = {path for name, path in local if name != "tokenizer.path"}
-    found = [  # the tokenizer of a given model is by default the one beside it: said once
+    found = [  # the tokenizer of a given model is by default the one beside it: named once
         f"`{name}: {path}`"
         for name, path in local
         if name != "tokenizer.path" or path not in others
@@ -71,55 +79,43 @@ def refuse_local_paths(spec: JobSpec, where: str) -> None:
 
 def with_absolute_paths(spec: S) -> S:
     """The same job for another working directory on this machine."""
-    changed: dict[str, Any] = spec.model_dump(mode="json", exclude_unset=True)
-    for place in _places(spec):
-        if place.value is not None:
-            paths = [place.absolute(path) for path in place.paths]
-            _holder(changed, place)[place.keys[-1]] = (
-                paths[0] if isinstance(place.value, str) else paths
+    content: dict[str, Any] = spec.model_dump(mode="json", exclude_unset=True)
+    for key in _path_keys(spec):
+        if key.value is not None:
+            paths = [key.absolute(path) for path in key.paths]
+            key.section_of(content)[key.keys[-1]] = (
+                paths[0] if isinstance(key.value, str) else paths
             )
-    return type(spec).model_validate(changed)
+    return type(spec).model_validate(content)
 
 
 def identity_of(spec: JobSpec) -> dict[str, Any]:
-    """The settings that decide what a job makes: without widths, store and name, and without
-    paths, for the identity of what is read is its content.
+    """The settings that decide what a job makes: without widths, store, name and paths.
+
+    What is read is identified by its content instead.
     """
-    asked: dict[str, Any] = spec.model_dump(mode="json", exclude=NOT_IDENTITY)
-    for place in _places(spec):
-        if place.keys != ("store",):
-            _holder(asked, place).pop(place.keys[-1])
-    return asked
-
-
-def _places(spec: JobSpec) -> Iterator[_Place]:
-    """Every key that may hold paths, the store first."""
-    yield _Place(("store",), spec.store, True)
-    yield from _inside(spec, ())
-
-
-def _inside(section: BaseModel, keys: tuple[str | int, ...]) -> Iterator[_Place]:
-    for name in type(section).model_fields:
-        value = getattr(section, name)
-        is_data = isinstance(section, DataSource | ImageData)
-        yield from _found(value, (*keys, name), is_data)
-        if isinstance(section, ImageData) and name == "test" and isinstance(value, str):
-            yield _Place((*keys, name), value, is_data)
-
-
-def _found(value: Any, keys: tuple[str | int, ...], is_data: bool) -> Iterator[_Place]:
-    if isinstance(value, BaseModel):
-        yield from _inside(value, keys)
-    elif keys[-1] == "path" or keys[-1] in _REFERENCES:
-        yield _Place(keys, value, is_data)
-    elif isinstance(value, list | tuple):
-        for i, item in enumerate(value):
-            if isinstance(item, BaseModel):
-                yield from _inside(item, (*keys, i))
-
-
-def _holder(content: Any, place: _Place) -> Any:
-    """The section of a dumped spec that a place's last key is in."""
-    for key in place.keys[:-1]:
-        content = content[key]
+    content: dict[str, Any] = spec.model_dump(mode="json", exclude=NOT_IDENTITY)
+    for key in _path_keys(spec):
+        if key.keys != ("store",):
+            key.section_of(content).pop(key.keys[-1])
     return content
+
+
+def _path_keys(spec: JobSpec) -> Iterator[_PathKey]:
+    """Every key that may hold paths, the store first."""
+    yield _PathKey(("store",), spec.store, True)
+    yield from _in_section(spec, ())
+
+
+def _in_section(section: BaseModel, keys: tuple[str | int, ...]) -> Iterator[_PathKey]:
+    is_data = isinstance(section, DataSource | ImageData)
+    for name in type(section).model_fields:
+        value, place = getattr(section, name), (*keys, name)
+        if isinstance(value, BaseModel):
+            yield from _in_section(value, place)
+        elif name == "path" or name in _REFERENCES or (name == "test" and isinstance(value, str)):
+            yield _PathKey(place, value, is_data)
+        elif isinstance(value, list | tuple):
+            for i, item in enumerate(value):
+                if isinstance(item, BaseModel):
+                    yield from _in_section(item, (*place, i))

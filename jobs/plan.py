@@ -1,49 +1,30 @@
 """`stillhouse plan`: what a run would find finished, and what the rest would cost.
 
-Listings, footers, manifests and the digests of files that were read before are looked at, never
-the files themselves; nothing is computed. The pipeline itself is walked without doing anything, up
-to the first step with something to do: so far the figures are exact. Of the steps behind it, whose
-inputs do not exist yet, tokens are estimated from bytes; seconds are those of earlier runs of the
-store, if it has any.
+Listings, footers, manifests and known digests are looked at, never the input files themselves;
+nothing is computed. The pipeline is walked up to the first step with something to do: so far the
+figures are exact. Behind it tokens are estimated from bytes; seconds are those of earlier runs of
+the store, if there are any.
 """
 
 from typing import Any
 
-from stillhouse.jobs.kinds import Spec, list_job
-from stillhouse.jobs.run import finished_result, run_name
-from stillhouse.pipelines.context import Context, Unfinished
+from stillhouse.jobs.kinds import Spec
+from stillhouse.jobs.run import finished_result, list_job, run_name
+from stillhouse.pipelines.context import Context, Listener, Unfinished
 from stillhouse.storage.artifact import Manifest, Receipt, Store
 from stillhouse.storage.filesystem import absolute_uri, use_options
 
 _MAX_NAMED = 5
 
 
-class _LookingStore(Store):
-    """A store that nothing is written to: manifests that could be made are only made up."""
+class _ReadOnlyStore(Store):
+    """A store that nothing is written to."""
 
     def put_manifest(self, manifest: Manifest) -> Manifest:
-        """The manifest itself."""
         return manifest
 
     def put_receipt(self, kind: str, receipt: Receipt) -> Receipt:
-        """The receipt itself."""
         return receipt
-
-
-class _Silent:
-    """A listener that says nothing."""
-
-    def begin(self, step: str, total: int, reused: int, unit: str) -> None:
-        """Nothing."""
-
-    def advance(self, step: str, done: float, amount: float) -> None:
-        """Nothing."""
-
-    def end(self, step: str, seconds: float) -> None:
-        """Nothing."""
-
-    def note(self, kind: str, content: dict[str, Any]) -> None:
-        """Nothing."""
 
 
 def plan_job(spec: Spec) -> dict[str, Any]:
@@ -57,38 +38,37 @@ def plan_job(spec: Spec) -> dict[str, Any]:
         StillhouseError: inputs that cannot be listed or read.
     """
     use_options(spec.store, spec.storage_options)
-    store = _LookingStore(absolute_uri(spec.store))
+    store = _ReadOnlyStore(absolute_uri(spec.store))
     job = list_job(spec).open(store, remember=False)
     name = run_name(spec, job.identity())
-    finished = finished_result(store, name)
-    ctx = Context(store, spec.compute, _Silent(), dry=True)
+    finished = finished_result(store, name) is not None
+    ctx = Context(store, spec.compute, Listener(), dry=True)
     stopped = None
     try:
         job.walk(ctx)
     except Unfinished as error:
         stopped = str(error)
     steps = job.estimate(ctx, complete=stopped is None)
-    new = sorted(set(store.unread))
     return {
         "status": "nothing_to_do" if finished else "to_do",
         "job": spec.job,
         "run": store.path("runs", name),
         "steps": steps,
-        "notes": _notes(stopped, finished is not None, steps, new),
+        "notes": ["nothing to do: this spec and these inputs have a finished run"]
+        if finished
+        else _notes(stopped, steps, sorted(set(store.unread))),
     }
 
 
-def _notes(stopped: str | None, finished: bool, steps: dict[str, Any], new: list[str]) -> list[str]:
-    if finished:
-        return ["nothing to do: this spec and these inputs have a finished run"]
+def _notes(stopped: str | None, steps: dict[str, Any], new: list[str]) -> list[str]:
     notes: list[str] = []
     if new:
         more = f" and {len(new) - _MAX_NAMED} more" if len(new) > _MAX_NAMED else ""
         notes.append(
             f"taken for new, as no run of this store read them: {', '.join(new[:_MAX_NAMED])}{more}"
         )
-    left = {name: step["seconds"] for name, step in steps.items() if step["seconds"] != 0}
-    timed = [seconds for seconds in left.values() if seconds is not None]
+    left = [step["seconds"] for step in steps.values() if step["seconds"] != 0]
+    timed = [seconds for seconds in left if seconds is not None]
     if timed:
         notes.append(f"about {sum(timed):,.0f} s for {len(timed)} steps, as earlier runs took")
     if len(timed) < len(left):

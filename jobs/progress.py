@@ -1,26 +1,27 @@
-"""What a person sees while a job runs: bars on a terminal, plain lines otherwise, or nothing."""
+"""Listeners of a job's events: bars on a terminal, lines for logs, the record in the store."""
 
 import sys
-import time
+from dataclasses import dataclass, field
+from time import perf_counter
 from typing import Any
 
 from rich.progress import (
     BarColumn,
     Progress,
     SpinnerColumn,
-    TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
 
+from stillhouse.pipelines.context import Listener
 from stillhouse.report.terminal import Terminal, plain
+from stillhouse.storage.run_record import RunRecord
 
 _INTERVAL_S = 10.0
 _NOUNS = {"steps": "runs", "iterations": "sets"}
-"""What the parts of a step are, by the unit of its rate, where they have a name of their own."""
-_SHOWN = {"waiting", "recipe"}
-"""Kinds of notes: why nothing goes on, and how models are trained."""
+"""What the parts of a step are called, by the unit of its rate; otherwise `parts`."""
+_SHOWN_NOTES = {"waiting", "recipe"}
 
 
 def rate(amount: float, seconds: float, unit: str) -> str:
@@ -32,7 +33,21 @@ def rate(amount: float, seconds: float, unit: str) -> str:
     return f"{value:.3g} {unit}/s"
 
 
-class Bars:
+@dataclass
+class _StepState:
+    total: int
+    unit: str
+    done: float
+    bar: Any = None
+    amount: float = 0.0
+    started: float = field(default_factory=perf_counter)
+    shown: float = field(default_factory=perf_counter)
+
+    def rate(self) -> str:
+        return rate(self.amount, perf_counter() - self.started, self.unit)
+
+
+class Bars(Listener):
     """A bar for each step, on a terminal."""
 
     def __init__(self, console: Terminal) -> None:
@@ -45,82 +60,97 @@ class Bars:
             TimeRemainingColumn(compact=True),
             console=console,
         )
-        self._tasks: dict[str, tuple[TaskID, str, float]] = {}
-        self._amounts: dict[str, float] = {}
+        self._steps: dict[str, _StepState] = {}
         self._progress.start()
 
     def begin(self, step: str, total: int, reused: int, unit: str) -> None:
-        """A bar appears; what was found finished is filled in."""
         detail = f"{reused} of {total} reused" if reused else ""
-        task = self._progress.add_task(
+        bar = self._progress.add_task(
             plain(step), total=max(total, 1), completed=reused, detail=detail
         )
-        self._tasks[step] = (task, unit, time.perf_counter())
-        self._amounts[step] = 0.0
+        self._steps[step] = _StepState(total, unit, reused, bar)
 
     def advance(self, step: str, done: float, amount: float) -> None:
-        """The bar moves, the rate is shown."""
-        task, unit, started = self._tasks[step]
-        self._amounts[step] += amount
-        shown = rate(self._amounts[step], time.perf_counter() - started, unit)
-        self._progress.update(task, advance=done, detail=shown)
+        state = self._steps[step]
+        state.amount += amount
+        self._progress.update(state.bar, advance=done, detail=state.rate())
 
     def end(self, step: str, seconds: float) -> None:
-        """The bar is full."""
-        task = self._tasks[step][0]
-        self._progress.update(task, completed=self._progress.tasks[task].total)
+        state = self._steps[step]
+        self._progress.update(state.bar, completed=max(state.total, 1))
 
     def note(self, kind: str, content: dict[str, Any]) -> None:
-        """Notes go to the run's events; some are for people too."""
-        if kind in _SHOWN:
+        if kind in _SHOWN_NOTES:
             self._progress.console.print(f"{kind}: {content['message']}")
 
     def close(self) -> None:
-        """Leave the bars on the screen."""
+        """Stop redrawing; the bars stay on the screen."""
         self._progress.stop()
 
 
-class Lines:
-    """A line when a step begins and ends and every ten seconds between, for logs."""
+class Lines(Listener):
+    """A line on stderr when a step begins and ends, and every ten seconds in between."""
 
     def __init__(self) -> None:
-        self._steps: dict[str, list[Any]] = {}
+        self._steps: dict[str, _StepState] = {}
 
     def begin(self, step: str, total: int, reused: int, unit: str) -> None:
-        """Say what is to be done."""
-        now = time.perf_counter()
-        self._steps[step] = [total, float(reused), 0.0, unit, now, now]
-        self._say(f"{step}: {total} {_NOUNS.get(unit, 'parts')}, {reused} reused")
+        self._steps[step] = _StepState(total, unit, reused)
+        self._print(f"{step}: {total} {_NOUNS.get(unit, 'parts')}, {reused} reused")
 
     def advance(self, step: str, done: float, amount: float) -> None:
-        """Say how far it is, not more often than every ten seconds."""
         state = self._steps[step]
-        state[1] += done
-        state[2] += amount
-        now = time.perf_counter()
-        if now - state[5] >= _INTERVAL_S:
-            state[5] = now
-            unit, noun = state[3], _NOUNS.get(state[3], "parts")
-            shown = rate(state[2], now - state[4], unit)
-            self._say(f"{step}: {state[1]:.1f} of {state[0]} {noun}, {shown}")
+        state.done += done
+        state.amount += amount
+        if perf_counter() - state.shown >= _INTERVAL_S:
+            state.shown = perf_counter()
+            noun = _NOUNS.get(state.unit, "parts")
+            self._print(f"{step}: {state.done:.1f} of {state.total} {noun}, {state.rate()}")
 
     def end(self, step: str, seconds: float) -> None:
-        """Say how long it took."""
-        self._say(f"{step}: done in {seconds:.1f} s")
+        self._print(f"{step}: done in {seconds:.1f} s")
 
     def note(self, kind: str, content: dict[str, Any]) -> None:
-        """Notes go to the run's events; some are for people too."""
-        if kind in _SHOWN:
-            self._say(f"{kind}: {content['message']}")
+        if kind in _SHOWN_NOTES:
+            self._print(f"{kind}: {content['message']}")
 
     def close(self) -> None:
-        """Nothing to close."""
+        pass
 
-    def _say(self, text: str) -> None:
+    def _print(self, text: str) -> None:
         print(plain(text), file=sys.stderr, flush=True)
 
 
 def listener(quiet: bool) -> Bars | Lines:
-    """Bars on a terminal, else lines on stderr (stdout belongs to `--json`)."""
+    """Bars on a terminal, otherwise (and with `--json`) lines on stderr."""
     console = Terminal(stderr=True)
     return Bars(console) if console.is_terminal and not quiet else Lines()
+
+
+class Recorder(Listener):
+    """Writes the events to the run's record, and passes them on to `shown`."""
+
+    def __init__(self, shown: Listener, record: RunRecord) -> None:
+        self._shown, self._record = shown, record
+        self._done: dict[str, float] = {}
+
+    def begin(self, step: str, total: int, reused: int, unit: str) -> None:
+        self._shown.begin(step, total, reused, unit)
+        self._done[step] = float(reused)
+        self._record.step(step, state="running", parts=total, done=reused, reused=reused)
+        self._record.event("step", {"step": step, "parts": total, "reused": reused}, flush=True)
+
+    def advance(self, step: str, done: float, amount: float) -> None:
+        self._shown.advance(step, done, amount)
+        self._done[step] += done
+        self._record.step(step, done=round(self._done[step], 3))
+        self._record.event("progress", {"step": step, "done": done, "amount": amount})
+
+    def end(self, step: str, seconds: float) -> None:
+        self._shown.end(step, seconds)
+        self._record.step(step, state="done", seconds=round(seconds, 3))
+        self._record.event("step done", {"step": step, "seconds": round(seconds, 3)})
+
+    def note(self, kind: str, content: dict[str, Any]) -> None:
+        self._shown.note(kind, content)
+        self._record.event(kind, content)

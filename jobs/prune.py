@@ -1,4 +1,4 @@
-"""`stillhouse prune`: give back the space of what no finished run, pin or name refers to."""
+"""`stillhouse prune`: remove what no finished run, pin or published name refers to."""
 
 import time
 from collections import Counter
@@ -22,22 +22,22 @@ from stillhouse.storage.reachability import (
 from stillhouse.storage.run_record import read_json
 
 _BATCH = 500
-_REMOVING_S = LEASE_S / 2
-"""A batch that takes longer than this is continued under a new lease."""
+_BATCH_S = LEASE_S / 2
+"""A batch that takes longer is continued under a new lease."""
 
 
 def prune_store(uri: str, *, grace_hours: float, yes: bool) -> dict[str, Any]:
     """Find what nothing needs, and remove it where `yes` says so.
 
-    A run at work may reuse any finished task, also one that only a dead run needed. So while a
-    run is live (its status says running and was updated within the grace period) only
-    temporaries go; it is looked for runs again before every few hundred removals, and a run that
-    starts waits for their end (`stillhouse.storage.reachability`). Nothing younger than the grace
-    period is ever removed.
+    A live run may reuse any finished task, also one that only a dead run needed. So while a run
+    is live (its status says running and was updated within the grace period) only temporaries are
+    removed; runs are looked for again before every batch of removals, and a run that starts waits
+    for the end of the prune (`stillhouse.storage.reachability`).
 
     Args:
         uri: the store.
-        grace_hours: longer than any pause of a live run, and than clocks may differ.
+        grace_hours: nothing younger is removed; longer than any pause of a live run, and than the
+            clocks may differ.
         yes: remove; else only look.
 
     Returns:
@@ -57,15 +57,15 @@ def prune_store(uri: str, *, grace_hours: float, yes: bool) -> dict[str, Any]:
         "dry": not yes,
         "grace_hours": grace_hours,
         "live_runs": found.live,
-        "unreachable": _by_kind(found.gone),
-        "removed": _by_kind(removed),
+        "unreachable": _sums_by_kind(found.gone),
+        "removed": _sums_by_kind(removed),
         "objects": [item.path for item in found.gone],
     }
 
 
 @dataclass(frozen=True, slots=True)
 class StoreWalk:
-    """What a walk through a store found: live runs, what may go, and the roots that it began at."""
+    """What a walk through a store found: live runs, what may be removed, and its roots."""
 
     live: list[str]
     gone: list[StoredObject]
@@ -73,7 +73,7 @@ class StoreWalk:
 
 
 def look(store: str, before: float) -> StoreWalk:
-    """Walk through a store; only temporaries may go where a run is live."""
+    """Walk through a store; only temporaries may be removed while a run is live."""
     objects = list_objects(store)
     gone = unreachable(objects, references(store, objects), before)
     live = live_runs(store, objects, before)
@@ -93,7 +93,7 @@ def remove_found(store: str, found: StoreWalk, before: float) -> list[StoredObje
     try:
         while left:
             announce_prune(store)
-            until = time.monotonic() + _REMOVING_S
+            until = time.monotonic() + _BATCH_S
             if live_runs(store, list_objects(join(store, "runs")), before, prefix=""):
                 left = [item for item in left if item.is_temporary]
             # after the runs: one that has ended in between has its result by now
@@ -111,10 +111,9 @@ def remove_found(store: str, found: StoreWalk, before: float) -> list[StoredObje
 
 
 def _roots(store: str) -> list[StoredObject]:
-    folders = ("names", "pins", "runs")
     found = [
         replace(item, path=f"{folder}/{item.path}")
-        for folder in folders
+        for folder in ("names", "pins", "runs")
         for item in list_objects(join(store, folder))
     ]
     return [item for item in found if item.is_root]
@@ -123,13 +122,9 @@ def _roots(store: str) -> list[StoredObject]:
 def live_runs(
     store: str, objects: Sequence[StoredObject], before: float, prefix: str = "runs/"
 ) -> list[str]:
-    """Runs at work: something of theirs was written since `before`, and they did not end.
+    """Runs that wrote something since `before` and have not ended.
 
-    Args:
-        store: its URI.
-        objects: a listing with the runs in it.
-        before: seconds since 1970.
-        prefix: what stands before a run's name in the listed paths.
+    `objects` is a listing with the runs in it, `prefix` what precedes a run's name there.
     """
     young = [o.path for o in objects if o.path.startswith(prefix) and o.modified >= before]
     names = sorted({path[len(prefix) :].split("/", 1)[0] for path in young})
@@ -137,7 +132,7 @@ def live_runs(
     return [name for name, state in states.items() if state is None or state["state"] == "running"]
 
 
-def _by_kind(items: Sequence[StoredObject]) -> dict[str, dict[str, int]]:
+def _sums_by_kind(items: Sequence[StoredObject]) -> dict[str, dict[str, int]]:
     objects = Counter(item.kind for item in items)
     num_bytes: Counter[str] = Counter()
     for item in items:

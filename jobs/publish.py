@@ -1,6 +1,5 @@
 """`stillhouse publish`, and what a run with `publish: NAME` does at its end."""
 
-from datetime import UTC, datetime
 from typing import Any
 
 import yaml
@@ -8,7 +7,7 @@ from pydantic import ValidationError
 
 from stillhouse.errors import ArtifactError
 from stillhouse.jobs.ids import ARTIFACTS, MIN_PREFIX, resolve
-from stillhouse.jobs.kinds import RESULTS, SPECS, Spec, result_artifact
+from stillhouse.jobs.kinds import RESULTS, SPECS, result_artifact
 from stillhouse.reading.readers import open_artifact, open_selection
 from stillhouse.spec import NOT_IDENTITY, JobSpec
 from stillhouse.storage import names
@@ -17,7 +16,6 @@ from stillhouse.storage.commit import MARKER
 from stillhouse.storage.filesystem import absolute_uri, exists, join, read_bytes
 from stillhouse.storage.layout import has_manifest
 from stillhouse.storage.names import Publication, Version
-from stillhouse.storage.reachability import list_objects
 from stillhouse.storage.run_record import now, read_json
 
 
@@ -36,33 +34,27 @@ def check_name(store: Store, spec: JobSpec) -> None:
         SpecError: naming the keys that differ.
     """
     if spec.publish is not None:
-        now_stands = names.current(store.uri, spec.publish)
-        names.check_owner(now_stands, spec.publish, owner(spec), store.uri)
+        current = names.current(store.uri, spec.publish)
+        names.check_owner(current, spec.publish, owner(spec), store.uri)
 
 
 def publish_result(
     store: Store, spec: JobSpec, result: dict[str, Any], started: str
 ) -> dict[str, Any]:
-    """Publish what a run made under the spec's `publish`, unless that is what stands.
+    """Publish a run's result under the spec's `publish`, unless it is the current version.
 
-    Args:
-        store: the run's.
-        spec: the run's.
-        result: of the run.
-        started: when the run began, before it listed its inputs.
-
-    Returns:
-        `{"published": {name, version, new, the artifact's URI}}`; empty without a `publish`.
+    `started` is when the run began, before it listed its inputs. Returns `{"published": {name,
+    version, new, the artifact's URI}}`, or an empty dictionary without a `publish`.
     """
     if spec.publish is None:
         return {}
-    made = _made_by(result, spec, started)
-    version, new = names.publish_run(store.uri, spec.publish, made)
-    return {"published": _shown(store.uri, spec.publish, version, new)}
+    publication = _publication(result, spec, started)
+    version, new = names.publish_run(store.uri, spec.publish, publication)
+    return {"published": _published(store.uri, spec.publish, version, new)}
 
 
 def publish_by_hand(name: str, to: str | None, store: str) -> dict[str, Any]:
-    """Let a name stand for another selection, under a new number.
+    """Let a name stand for another artifact, under a new version number.
 
     Args:
         name: the name, or `STORE#name`.
@@ -74,7 +66,7 @@ def publish_by_hand(name: str, to: str | None, store: str) -> dict[str, Any]:
         The object that `publish --json` prints.
 
     Raises:
-        SpecError: no valid name. ArtifactError: no such store, version, run or selection.
+        SpecError: invalid name. ArtifactError: no such store, version, run or artifact.
     """
     given, name = names.split_name(name, store)
     uri = absolute_uri(given)
@@ -84,27 +76,28 @@ def publish_by_hand(name: str, to: str | None, store: str) -> dict[str, Any]:
         version, new = names.roll_back(uri, name, None if to is None else int(to))
     else:
         version, new = _publish_uri(uri, name, resolve(to, uri, ARTIFACTS))
-    return {"store": uri} | _shown(uri, name, version, new)
+    return {"store": uri} | _published(uri, name, version, new)
 
 
 def _publish_uri(store: str, name: str, to: str) -> tuple[Version, bool]:
+    """Publish the artifact at a URI, or that of the run there."""
     folder = absolute_uri(to)
     result = read_json(folder, "result.json")
-    kind, made = _named(to) if result is None else result_artifact(result)
+    kind, made = _artifact_at(to) if result is None else result_artifact(result)
     if not has_manifest(join(store, kind, made)):
         raise ArtifactError(f"{to} is not in the store {store}: a name refers to its own store")
-    stands = names.current(store, name)
-    if stands is not None and stands.kind != kind:
+    current = names.current(store, name)
+    if current is not None and current.kind != kind:
         raise ArtifactError(
-            f"{name!r} stands for one of `{stands.kind}` and {to} is one of `{kind}`: use another"
+            f"{name!r} stands for one of `{current.kind}` and {to} is one of `{kind}`: use another"
         )
     if kind == "models" and not exists(join(store, kind, made, "config.json")):
         raise ArtifactError(f"{to} is no trained model (no config.json): a name is for results")
-    publication = None if result is None else _made_by(result, _spec_of(folder), now())
+    publication = None if result is None else _publication(result, _spec_of(folder), now())
     return names.publish_by_hand(store, name, made, publication, kind)
 
 
-def _named(uri: str) -> tuple[str, str]:
+def _artifact_at(uri: str) -> tuple[str, str]:
     """Kind and fingerprint of the artifact at a URI, or of the selection that `STORE#name` is."""
     kinds = {kind for kind, _ in RESULTS.values()}
     is_artifact = has_manifest(absolute_uri(uri))
@@ -114,14 +107,14 @@ def _named(uri: str) -> tuple[str, str]:
     return manifest.kind, manifest.fingerprint
 
 
-def _made_by(result: dict[str, Any], spec: JobSpec, started: str) -> Publication:
+def _publication(result: dict[str, Any], spec: JobSpec, started: str) -> Publication:
     """What a finished run publishes; its spec owns the name from then on."""
     kind, made = result_artifact(result)
     run = result["run"].rsplit("/", 1)[-1]
     return Publication(made, run, owner(spec), started, kind)
 
 
-def _spec_of(run: str) -> Spec:
+def _spec_of(run: str) -> JobSpec:
     try:
         content = yaml.safe_load(read_bytes(join(run, "spec.yaml")))
         return SPECS[content["job"]].model_validate(content)
@@ -129,7 +122,7 @@ def _spec_of(run: str) -> Spec:
         raise ArtifactError(f"{run}/spec.yaml is missing or broken: run its spec again") from error
 
 
-def _shown(store: str, name: str, version: Version, new: bool) -> dict[str, Any]:
+def _published(store: str, name: str, version: Version, new: bool) -> dict[str, Any]:
     return {
         "name": name,
         "version": version.number,
@@ -137,52 +130,3 @@ def _shown(store: str, name: str, version: Version, new: bool) -> dict[str, Any]
         "again": version.again,
         "new": new,
     }
-
-
-def history_of(uri: str) -> dict[str, Any]:
-    """All versions of `STORE#name`: number, selection, when, the run, what it repeats.
-
-    Raises:
-        SpecError: no valid name. ArtifactError: nothing is published under it.
-    """
-    given, name = names.split_name(uri)
-    store = absolute_uri(given)
-    versions = names_of(store, only=name)
-    if not versions:
-        raise ArtifactError(f"nothing is published under {name!r} in {given}")
-    return {"store": store, **versions[0]}
-
-
-def names_of(store: str, only: str | None = None) -> list[dict[str, Any]]:
-    """Every published name of a store with its history, the newest version last."""
-    known = names.published_names(store)
-    times = {item.path: item.modified for item in list_objects(join(store, "names"))}
-    return [
-        {
-            "name": name,
-            "versions": [
-                {
-                    "version": version.number,
-                    "selection": version.selection,
-                    "published": _time(times.get(f"{name}/{version.number:08d}.json")),
-                    "run": _run_of(version),
-                    "again": version.again,
-                }
-                for version in names.history(store, name)
-            ],
-        }
-        for name in known
-        if only in (None, name)
-    ]
-
-
-def _run_of(version: Version) -> str | None:
-    """The run that made this version's selection, as far as the version knows."""
-    last = version.last
-    return last.run if last is not None and last.selection == version.selection else None
-
-
-def _time(modified: float | None) -> str | None:
-    if modified is None or modified == float("inf"):
-        return None
-    return datetime.fromtimestamp(modified, UTC).isoformat(timespec="seconds")

@@ -1,4 +1,4 @@
-"""Ray's Jobs API, with every failure in a sentence: connecting, attempts of a job, its output."""
+"""A running cluster and its jobs, through Ray's Jobs API; every failure is one sentence."""
 
 import asyncio
 import logging
@@ -22,8 +22,8 @@ from stillhouse.jobs.ids import ADDRESS_VARIABLE
 
 _TIMEOUT_S = 10
 _PAUSE_S = 2.0
-_MAX_SILENT = 15
-_TALKATIVE = (
+_MAX_FAILURES = 15
+_NOISY_LOGGERS = (
     "ray.dashboard.modules.dashboard_sdk",
     "ray.dashboard.modules.job.sdk",
     "ray._private.runtime_env.packaging",
@@ -47,15 +47,14 @@ def dashboard_url(given: str | None) -> str:
 
 
 class Cluster:
-    """A running cluster, reached over its dashboard."""
+    """A running cluster, reached over its dashboard.
+
+    Raises:
+        ClusterError: nothing answers, no Ray, another Ray version, no token or a wrong one.
+    """
 
     def __init__(self, address: str | None) -> None:
-        """Connect.
-
-        Raises:
-            ClusterError: nothing answers, no Ray, another Ray, no token or a wrong one.
-        """
-        for name in _TALKATIVE:
+        for name in _NOISY_LOGGERS:
             logging.getLogger(name).setLevel(logging.WARNING)
         self.url = dashboard_url(address)
         found = token()
@@ -88,7 +87,6 @@ class Cluster:
 
     @contextmanager
     def _explained(self) -> Generator[None]:
-        """Ray's own errors as ours."""
         try:
             yield
         except AuthenticationError:
@@ -100,21 +98,18 @@ class Cluster:
             ) from None
 
     def is_this_machine(self) -> bool:
-        """Whether all its nodes run here; a tunnel's loopback address does not tell."""
+        """Whether all its nodes run here; the address does not tell, because of tunnels."""
         nodes = self._get("/nodes?view=summary")["data"]["summary"]
         return {node.get("hostname") for node in nodes} == {socket.gethostname()}
 
     def attempts(self, name: str) -> dict[int, JobDetails]:
         """The attempts at a job by number: those with the submission id `name-NUMBER`."""
-        with self._explained():
-            known = self._client.list_jobs()
-        found = {job.submission_id: job for job in known if job.submission_id}
-        return {
-            int(end): job
-            for id_, job in found.items()
-            for start, _, end in [id_.rpartition("-")]
-            if start == name and end.isdigit()
-        }
+        found: dict[int, JobDetails] = {}
+        for job_id, job in self._jobs().items():
+            start, _, number = job_id.rpartition("-")
+            if start == name and number.isdigit():
+                found[int(number)] = job
+        return found
 
     def start(
         self,
@@ -126,59 +121,57 @@ class Cluster:
     ) -> bool:
         """Submit a job with the content of a zip as its working directory.
 
-        `pip`: requirements that its processes have beside those of the image.
-
-        Returns:
-            False if the id is taken: someone else submitted it at the same time.
+        `pip` are requirements beside those of the image. Returns False if the id is taken: it was
+        submitted by someone else at the same time.
         """
         environment: dict[str, Any] = {"working_dir": str(package)}
+        environment |= {"pip": list(pip)} if pip else {}
         with self._explained():
             try:
                 self._client.submit_job(
                     entrypoint=entrypoint,
                     submission_id=job_id,
-                    runtime_env=environment | ({"pip": list(pip)} if pip else {}),
+                    runtime_env=environment,
                     metadata=metadata,
                 )
             except RuntimeError:
-                if any(job.submission_id == job_id for job in self._client.list_jobs()):
+                if self.job(job_id) is not None:
                     return False
                 raise
         return True
 
     def job(self, job_id: str) -> JobDetails | None:
-        """What the cluster knows of a job; None if it does not know it."""
-        with self._explained():
-            known = self._client.list_jobs()
-        return next((job for job in known if job.submission_id == job_id), None)
+        """What the cluster knows of a job, or None."""
+        return self._jobs().get(job_id)
 
     def job_ids(self) -> list[str]:
-        """Submission ids of all jobs that the cluster knows."""
+        return list(self._jobs())
+
+    def _jobs(self) -> dict[str, JobDetails]:
         with self._explained():
             known = self._client.list_jobs()
-        return [job.submission_id for job in known if job.submission_id]
+        return {job.submission_id: job for job in known if job.submission_id}
 
     def output(self, job_id: str) -> str:
-        """All that a job has written so far."""
         with self._explained():
             return self._client.get_job_logs(job_id)
 
     def follow(self, job_id: str, write: Callable[[str], object]) -> JobDetails:
-        """Write the job's output as it comes, to its end; a broken connection is taken up again.
+        """Write the job's output as it comes, to its end, across broken connections.
 
         Raises:
             LostClusterError: the cluster does not answer for half a minute, or has another head
                 that does not know the job.
         """
-        shown = silent = 0
+        shown = failures = 0
         while True:
             shown = asyncio.run(self._tail(job_id, shown, write))
             try:
                 with self._explained():
                     job = self._client.get_job_info(job_id)
             except LostClusterError:
-                silent += 1
-                if silent > _MAX_SILENT:
+                failures += 1
+                if failures > _MAX_FAILURES:
                     raise
             except RuntimeError:
                 raise LostClusterError(
@@ -186,13 +179,13 @@ class Cluster:
                     "replaced; run the same command again to go on"
                 ) from None
             else:
-                silent = 0
+                failures = 0
                 if job.status.is_terminal():
                     return job
             time.sleep(_PAUSE_S)
 
     async def _tail(self, job_id: str, shown: int, write: Callable[[str], object]) -> int:
-        """Write what comes after the first `shown` characters; how many there are then."""
+        """Write what follows the first `shown` characters; the new number of characters."""
         seen = 0
         try:
             async for text in self._client.tail_job_logs(job_id):
@@ -201,7 +194,7 @@ class Cluster:
                 if new:
                     write(new)
         except (RuntimeError, aiohttp.ClientError, OSError):
-            pass  # whoever called looks at the job's status, and comes back if it goes on
+            pass  # the caller checks the job's status, and tails again if it is still running
         return max(seen, shown)
 
 

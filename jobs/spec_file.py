@@ -7,18 +7,20 @@ from typing import Annotated, Any, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from stillhouse.errors import SpecError
 from stillhouse.jobs.kinds import SPECS, Spec
 from stillhouse.storage.filesystem import read_bytes
 
+_UNION_MEMBERS = {"float", "int", "str", "bool", "constrained-float"}
+
 
 class _Loader(yaml.SafeLoader):
-    """YAML in which a key that stands twice is an error, not the second one's victory."""
+    """YAML in which a key given twice is an error; by default the second one wins."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        """The mapping of a node."""
         seen: set[object] = set()
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
@@ -39,7 +41,7 @@ def load_spec(path: str, overrides: list[str]) -> Spec:
         overrides: `a.b=value` each, the value read as YAML.
 
     Raises:
-        SpecError: not there, not YAML, or not a valid spec: one line for each complaint.
+        SpecError: no such file, not YAML, or not a valid spec: one line for each complaint.
     """
     content = _read(path)
     for override in overrides:
@@ -53,16 +55,6 @@ def parse_spec(content: dict[str, Any], path: str) -> Spec:
     Raises:
         SpecError: one line for each complaint.
     """
-    kind = _kind(path, content)
-    try:
-        return kind.model_validate(content)
-    except ValidationError as error:
-        lines = [_line(kind, detail) for detail in error.errors()]
-        raise SpecError("\n".join(f"{path}: {line}" for line in dict.fromkeys(lines))) from None
-
-
-def _kind(path: str, content: dict[str, Any]) -> type[Spec]:
-    """The settings class that `job` names."""
     known = ", ".join(SPECS)
     if "job" not in content:
         raise SpecError(f"{path}: `job` is missing; known: {known}")
@@ -70,7 +62,11 @@ def _kind(path: str, content: dict[str, Any]) -> type[Spec]:
     if not isinstance(job, str) or job not in SPECS:
         near = _nearest(str(job), list(SPECS))
         raise SpecError(f"{path}: `job: {job}` is not known{near}; known: {known}")
-    return SPECS[job]
+    try:
+        return SPECS[job].model_validate(content)
+    except ValidationError as error:
+        lines = [_line(SPECS[job], detail) for detail in error.errors()]
+        raise SpecError("\n".join(f"{path}: {line}" for line in dict.fromkeys(lines))) from None
 
 
 def _read(path: str) -> dict[str, Any]:
@@ -83,17 +79,17 @@ def _read(path: str) -> dict[str, Any]:
     try:
         content = _Loader(data).get_single_data()
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        where = getattr(error, "problem_mark", None)
-        place = f" line {where.line + 1}" if where else ""
+        mark = getattr(error, "problem_mark", None)
+        line = f" line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or "not UTF-8 text"
-        raise SpecError(f"{path}{place}: not YAML: {problem}") from None
+        raise SpecError(f"{path}{line}: not YAML: {problem}") from None
     if not isinstance(content, dict):
         raise SpecError(f"{path}: a spec is a YAML mapping that starts with `job:`")
     return content
 
 
 def _apply(content: dict[str, Any], override: str) -> None:
-    """Put `a.b=value` into the spec; every step but the last must be a mapping."""
+    """Put `a.b=value` into the spec; every step but the last must be a section."""
     path, equals, value = override.partition("=")
     keys = path.split(".")
     if not equals or not all(keys):
@@ -118,10 +114,10 @@ def _apply(content: dict[str, Any], override: str) -> None:
 
 def _line(spec: type[BaseModel], detail: ErrorDetails) -> str:
     """One complaint: key path, value, what is allowed, the nearest known key."""
-    place = ".".join(str(step) for step in _visible(spec, detail["loc"]))
+    steps, known = _written_path(spec, detail["loc"])
+    place = ".".join(map(str, steps))
     match detail["type"]:
         case "extra_forbidden":
-            known = _fields_at(spec, detail["loc"][:-1])
             near = _nearest(str(detail["loc"][-1]), known)
             return f"unknown key `{place}`{near}; known here: {', '.join(known)}"
         case "missing":
@@ -140,6 +136,28 @@ def _nearest(word: str, known: list[str]) -> str:
     return f" (did you mean `{found[0]}`?)" if found else ""
 
 
+def _written_path(
+    spec: type[BaseModel], loc: tuple[int | str, ...]
+) -> tuple[list[int | str], list[str]]:
+    """A location as the user wrote it, without pydantic's names of union members.
+
+    Returns:
+        Its steps, and the keys of the section that the last of them is in.
+    """
+    steps: list[int | str] = []
+    models: list[type[BaseModel]] = [spec]
+    fields: dict[str, FieldInfo] = {}
+    for position, step in enumerate(loc):
+        fields = {f.alias or n: f for model in models for n, f in model.model_fields.items()}
+        is_member = "[" in str(step) or str(step) in _UNION_MEMBERS
+        if step in fields:
+            steps.append(step)
+            models = _models(fields[str(step)].annotation)
+        elif isinstance(step, int) or (position == len(loc) - 1 and models and not is_member):
+            steps.append(step)
+    return steps, sorted(fields)
+
+
 def _models(annotation: Any) -> list[type[BaseModel]]:
     """The settings classes inside an annotation such as `float | DataSource`."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
@@ -147,31 +165,3 @@ def _models(annotation: Any) -> list[type[BaseModel]]:
     if get_origin(annotation) in (Union, types.UnionType, Annotated, list):
         return [model for part in get_args(annotation) for model in _models(part)]
     return []
-
-
-def _visible(spec: type[BaseModel], loc: tuple[int | str, ...]) -> list[int | str]:
-    """The location as the user wrote it, without pydantic's names of union members."""
-    steps: list[int | str] = []
-    here: list[type[BaseModel]] = [spec]
-    for position, step in enumerate(loc):
-        fields = {f.alias or n: f for model in here for n, f in model.model_fields.items()}
-        if step in fields:
-            steps.append(step)
-            here = _models(fields[str(step)].annotation)
-        elif (position == len(loc) - 1 and here and not _is_tag(step)) or isinstance(step, int):
-            steps.append(step)
-    return steps
-
-
-def _is_tag(step: int | str) -> bool:
-    text = str(step)
-    return "[" in text or text in {"float", "int", "str", "bool", "constrained-float"}
-
-
-def _fields_at(spec: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
-    here: list[type[BaseModel]] = [spec]
-    for step in loc:
-        fields = {f.alias or n: f for model in here for n, f in model.model_fields.items()}
-        if step in fields:
-            here = _models(fields[str(step)].annotation)
-    return sorted({f.alias or n for model in here for n, f in model.model_fields.items()})

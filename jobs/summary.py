@@ -11,8 +11,30 @@ from stillhouse.report.terminal import Terminal, styled
 
 _MAX_VERSIONS = 3
 _AMOUNTS = ("tokens", "gradient_passes", "epochs", "iterations")
-"""Keys of a planned step that say how much there is to do."""
+"""Keys of a planned step that say how much work it is."""
 _PUBLISHED = ("selection", "model", "distilled")
+
+
+def show_result(result: dict[str, Any]) -> None:
+    """What the job made, from its stored report, and where to look."""
+    console = Terminal()
+    if result["status"] == "nothing_to_do":
+        what = ": this spec and these inputs have a finished run"
+        console.print(styled(("nothing to do", "green"), what))
+    warnings = list(result["warnings"])
+    try:
+        console.show(read(result["run"]))
+    except (FileNotFoundError, ArtifactError) as error:
+        warnings.insert(0, error)
+    for warning in warnings:
+        console.say(("warning:", "yellow"), f" {warning}")
+    if "published" in result:
+        console.say(_published_line(result["published"]))
+    for name in _PUBLISHED:
+        if name in result["artifacts"]:
+            console.say(f"{name + ': ':<8}{result['artifacts'][name]}")
+    console.say(f"report: {result['report']}")
+    _print_next(console, "verify", result["run"])
 
 
 def _print_next(console: Terminal, *command: str) -> None:
@@ -20,39 +42,9 @@ def _print_next(console: Terminal, *command: str) -> None:
     console.say(f"next:   {shlex.join(['stillhouse', *command])}")
 
 
-def age_text(seconds: float) -> str:
-    """`3 h`: the largest unit of which there are two."""
-    for limit, unit in ((86400, "d"), (3600, "h"), (60, "min")):
-        if seconds >= 2 * limit:
-            return f"{seconds // limit:.0f} {unit}"
-    return f"{seconds:.0f} s"
-
-
-def show_result(found: dict[str, Any]) -> None:
-    """What the job made, from its stored report, and where to look."""
-    console = Terminal()
-    if found["status"] == "nothing_to_do":
-        what = ": this spec and these inputs have a finished run"
-        console.print(styled(("nothing to do", "green"), what))
-    try:
-        console.show(read(found["run"]))
-    except (FileNotFoundError, ArtifactError) as error:
-        console.say(("warning:", "yellow"), f" {error}")
-    for warning in found["warnings"]:
-        console.say(("warning:", "yellow"), f" {warning}")
-    if "published" in found:
-        console.say(_published_line(found["published"]))
-    for name in _PUBLISHED:
-        if name in found["artifacts"]:
-            console.say(f"{name + ': ':<8}{found['artifacts'][name]}")
-    console.say(f"report: {found['report']}")
-    _print_next(console, "verify", found["run"])
-
-
 def show_plan(planned: dict[str, Any]) -> None:
     """Every step with what it would cost."""
     console = Terminal()
-
     rows: list[list[Cell]] = []
     for name, step in planned["steps"].items():
         work = [f"{compact(step[key])} {words(key)}" for key in _AMOUNTS if step.get(key)]
@@ -76,68 +68,76 @@ def show_status(found: dict[str, Any]) -> None:
         _show_run(console, found)
 
 
-def _show_run(console: Terminal, found: dict[str, Any]) -> None:
-    open_ended = found["state"] in {"running", "lost"}
-    since = f", last heard of at {found['updated']}" if open_ended else ""
-    named = f" ({found['name']})" if found.get("name") else ""
-    console.say(f"{found['job']} run {found['run'][:12]}{named}: ", (found["state"], "bold"), since)
-    if found["state"] in {"lost", "stopped"}:
+def _show_run(console: Terminal, run: dict[str, Any]) -> None:
+    open_ended = run["state"] in {"running", "lost"}
+    since = f", last heard of at {run['updated']}" if open_ended else ""
+    named = f" ({run['name']})" if run.get("name") else ""
+    console.say(f"{run['job']} run {run['run'][:12]}{named}: ", (run["state"], "bold"), since)
+    if run["state"] in {"lost", "stopped"}:
         console.say("run or submit the same spec again to go on")
-    for one in found.get("earlier", []):
-        console.say(f"attempt {_attempt_text(one)}")
-    if found.get("error"):
-        console.say((f"{_failed_at(found)}{found['error']}", "red"))
+    for attempt in run.get("earlier", []):
+        console.say(f"attempt {_attempt_text(attempt)}")
+    if run.get("error"):
+        console.say((f"{_failed_at(run)}{run['error']}", "red"))
     keys = {"state": "text", **dict.fromkeys(("parts", "done", "reused", "seconds"), "number")}
-    rows = [[name, *(step.get(key) for key in keys)] for name, step in found["steps"].items()]
+    rows = [[name, *(step.get(key) for key in keys)] for name, step in run["steps"].items()]
     console.block(Table({"step": "text"} | keys, rows))
 
 
-def show_job(found: dict[str, Any]) -> None:
+def show_job(job: dict[str, Any]) -> None:
     """What Ray says of a submitted job, then its run as the store has it."""
     console = Terminal()
-    cluster, run = found["cluster"], found["run"]
+    cluster, run = job["cluster"], job["run"]
     if cluster is not None:
-        console.say(f"job {found['job_id']} at {cluster['address']}: ", (cluster["state"], "bold"))
+        console.say(f"job {job['job_id']} at {cluster['address']}: ", (cluster["state"], "bold"))
         if cluster["error"] and not (run or {}).get("error"):
             console.say((cluster["error"], "red"))
     else:
-        console.say(f"job {found['job_id']}: {found['why_not']}; from its store:")
+        console.say(f"job {job['job_id']}: {job['why_not']}; from its store:")
     if run is not None:
         if "was" in run:
             console.say(f"it made attempt {_attempt_text(run['was'])}; the run now:")
         show_status(run)
 
 
-def _attempt_text(one: dict[str, Any]) -> str:
+def _attempt_text(attempt: dict[str, Any]) -> str:
     """`2, begun at ...: failed at step score prior: ...`."""
-    error = f": {_failed_at(one)}{one['error']}" if one["error"] else ""
-    return f"{one['attempt']}, begun at {one['started']}: {one['state']}{error}"
+    error = f": {_failed_at(attempt)}{attempt['error']}" if attempt["error"] else ""
+    return f"{attempt['attempt']}, begun at {attempt['started']}: {attempt['state']}{error}"
 
 
-def _failed_at(found: dict[str, Any]) -> str:
+def _failed_at(attempt: dict[str, Any]) -> str:
     """`step score prior, part 0123..., node 10.0.0.7: `, as far as it is known."""
-    failed = found.get("failed_at") or {}
+    failed = attempt.get("failed_at") or {}
     named = [f"{key} {failed[key]}" for key in ("step", "part", "node") if failed.get(key)]
     return f"{', '.join(named)}: " if named else ""
 
 
-def _show_store(console: Terminal, found: dict[str, Any]) -> None:
+def _show_store(console: Terminal, store: dict[str, Any]) -> None:
     keys = ("run", "name", "job", "state", "updated")
     runs = [
-        [(row | {"run": row["run"][:12]}).get(key) or "" for key in keys] for row in found["runs"]
+        [(row | {"run": row["run"][:12]}).get(key) or "" for key in keys] for row in store["runs"]
     ]
-    console.block(Table(dict.fromkeys(keys, "text"), runs, f"runs in {found['store']}"))
-    if found["names"]:
-        _show_names(console, found["names"], _MAX_VERSIONS)
+    console.block(Table(dict.fromkeys(keys, "text"), runs, f"runs in {store['store']}"))
+    if store["names"]:
+        _show_names(console, store["names"], _MAX_VERSIONS)
     rows: list[list[Cell]] = []
-    for row in found["artifacts"]:
-        labels = [one.partition("/") for one in row["referred_by"]]
-        said = ", ".join(f"{kind}/{name[:12]}" for kind, _, name in labels[:2]) or "nothing"
-        said += f" and {len(labels) - 2} more" if len(labels) > 2 else ""
+    for row in store["artifacts"]:
+        labels = [label.partition("/") for label in row["referred_by"]]
+        text = ", ".join(f"{kind}/{name[:12]}" for kind, _, name in labels[:2]) or "nothing"
+        text += f" and {len(labels) - 2} more" if len(labels) > 2 else ""
         age = age_text(row["age_s"])
-        rows.append([row["kind"], row["fingerprint"][:12], row["bytes"], age, said])
+        rows.append([row["kind"], row["fingerprint"][:12], row["bytes"], age, text])
     columns = {"kind": "text", "artifact": "text", "size": "bytes", "age": "number"}
     console.block(Table(columns | {"referred to by": "text"}, rows, "artifacts"))
+
+
+def age_text(seconds: float) -> str:
+    """`3 h`: the largest unit of which there are two."""
+    for limit, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * limit:
+            return f"{seconds // limit:.0f} {unit}"
+    return f"{seconds:.0f} s"
 
 
 def _show_names(console: Terminal, named: list[dict[str, Any]], most: int) -> None:
@@ -167,12 +167,12 @@ def _published_line(found: dict[str, Any]) -> str:
     return f"{found['name']} {verb} version {found['version']}{again}: {what}"
 
 
-def show_changes(found: dict[str, Any], changed: list[str]) -> None:
+def show_changes(run: dict[str, Any], changed: list[str]) -> None:
     """A line for each step of a followed run that changed."""
     console = Terminal()
     for name in changed:
-        step = found["steps"][name]
-        line = f"{found['updated']}  {name}: {step.get('done', 0):g} of {step.get('parts', 0)}"
+        step = run["steps"][name]
+        line = f"{run['updated']}  {name}: {step.get('done', 0):g} of {step.get('parts', 0)}"
         done = step.get("state") == "done"
         console.say(f"{line}, done in {step['seconds']:.1f} s" if done else line)
 
@@ -188,7 +188,7 @@ def show_pruned(found: dict[str, Any]) -> None:
     else:
         console.say("nothing to remove")
     for run in found["live_runs"]:
-        console.say(f"run {run[:12]} is at work: only leftovers of writers go while it is")
+        console.say(f"run {run[:12]} is live: meanwhile only temporary files are removed")
     if found["dry"] and gone:
         _print_next(console, "prune", found["store"], "--yes")
 

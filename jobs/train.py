@@ -1,69 +1,77 @@
-"""`job: train` as the verbs see it."""
+"""`job: train`: its inputs, its pipeline, and what its steps would cost."""
 
-from dataclasses import dataclass
 from typing import Any
 
+from stillhouse.jobs.kinds import CHARS_PER_TOKEN, Estimate, Job, cost_row, speeds_of
+from stillhouse.models.shape import planned_shape
 from stillhouse.pipelines.context import Context
 from stillhouse.pipelines.given import resolved
-from stillhouse.pipelines.train_data import Listing, TrainInputs, list_data, open_data
+from stillhouse.pipelines.inputs import guess_bytes
+from stillhouse.pipelines.train_data import (
+    TEXT_LENGTH,
+    TextSet,
+    TrainInputs,
+    list_data,
+    open_data,
+)
+from stillhouse.report.blocks import Result
 from stillhouse.storage.artifact import Store
-from stillhouse.storage.filesystem import FileInfo, absolute_uri
-from stillhouse.storage.run_record import RunRecord
+from stillhouse.storage.filesystem import absolute_uri
+from stillhouse.text.tokenizer import load_tokenizer
 from stillhouse.training.spec import TrainSpec, check_width
+from stillhouse.training.task import TokenSet
 
 
-def list_train(spec: TrainSpec) -> "ListedTrain":
-    """See `stillhouse.jobs.kinds.list_job`."""
-    check_width(spec)
-    spec = resolved(spec, Store(absolute_uri(spec.store)))
-    return ListedTrain(spec, list_data(spec))
+class TrainJob(Job):
+    """A train job."""
 
-
-@dataclass(frozen=True, slots=True)
-class ListedTrain:
-    """A train job whose files were listed."""
-
-    spec: TrainSpec
-    listing: Listing
-
-    @property
-    def files(self) -> list[list[FileInfo]]:
-        """Of each data set, and of the held-out."""
-        return list(self.listing.values())
-
-    def open(self, store: Store, *, remember: bool) -> "OpenedTrain":
-        """Look at manifests, footers and digests."""
-        return OpenedTrain(self.spec, open_data(store, self.spec, self.listing, remember=remember))
-
-
-@dataclass(frozen=True, slots=True)
-class OpenedTrain:
-    """A train job whose inputs are known by content."""
-
-    spec: TrainSpec
     inputs: TrainInputs
 
+    def __init__(self, spec: TrainSpec) -> None:
+        check_width(spec)
+        self.spec = resolved(spec, Store(absolute_uri(spec.store)))
+        self._listing = list_data(self.spec)
+        self.files = list(self._listing.values())
+
+    def open(self, store: Store, *, remember: bool) -> "TrainJob":
+        self.inputs = open_data(store, self.spec, self._listing, remember=remember)
+        return self
+
     def identity(self) -> list[Any]:
-        """Of the data and of the tokenizer."""
         return [self.inputs.identity()]
 
-    def walk(self, ctx: Context) -> object:
-        """The whole pipeline."""
+    def walk(self, ctx: Context, run_uri: str = "") -> Any:
         from stillhouse.pipelines.train import run_train
 
         return run_train(ctx, self.spec, self.inputs)
 
-    def run(self, ctx: Context, record: RunRecord) -> dict[str, Any]:
-        """The pipeline, then the report."""
-        from stillhouse.pipelines.train import run_train
+    def result(self, ctx: Context, made: Any, run_uri: str) -> Result:
         from stillhouse.pipelines.train_result import train_result
-        from stillhouse.report.page import write
 
-        made = run_train(ctx, self.spec, self.inputs)
-        return write(train_result(ctx, self.spec, made, record.uri))
+        return train_result(ctx, self.spec, made, run_uri)
 
     def estimate(self, ctx: Context, *, complete: bool) -> dict[str, dict[str, Any]]:
-        """Tokens and FLOPs of the training; seconds as earlier ones of the store took."""
-        from stillhouse.jobs.train_plan import estimate_train
+        spec, inputs, speeds = self.spec, self.inputs, speeds_of(ctx.store)
+        given, training = inputs.tokenizer, spec.tokenizer and spec.tokenizer.train
+        vocab = training.vocab_size if training else 0
+        if given is not None:
+            vocab = load_tokenizer(str(given.folder), given.eos_token).vocab_size
+        length = spec.sequence_length or inputs.sequence_length or TEXT_LENGTH
+        texts = sum(_num_tokens(one) for one in inputs.sets.values() if isinstance(one, TextSet))
+        steps = {"scan": Estimate(texts), "tokens": Estimate(texts)} if texts else {}
+        tokens = spec.train.num_tokens or sum(map(_num_tokens, inputs.datasets))
+        flops = None  # of a given model: counted where it is loaded
+        if spec.init is None:
+            flops = planned_shape(spec.model, vocab, length).flops_per_token(length)
+        steps["train"] = Estimate(tokens, flops_per_token=flops)
+        return {
+            name: cost_row(name, ctx.work.get(name), estimate, speeds, spec.compute)
+            for name, estimate in steps.items()
+            if not complete or name in ctx.work
+        }
 
-        return estimate_train(self.spec, self.inputs, ctx, complete=complete)
+
+def _num_tokens(data: TokenSet | TextSet) -> float:
+    if isinstance(data, TokenSet):
+        return data.num_tokens
+    return guess_bytes(data.inputs.files) / CHARS_PER_TOKEN

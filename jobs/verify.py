@@ -27,11 +27,11 @@ def verify(uri: str, sample: int, large_bytes: int = _LARGE_BYTES) -> dict[str, 
     """Check a run with all that its result rests on, an artifact with that, or a whole store.
 
     Every byte is read: from `large_bytes` on in Ray tasks (of RAY_ADDRESS, else on this machine).
-    Where the bytes are right, what they say is checked: see `Verifier` and `_check_distilled`.
+    Where the bytes are right, their content is checked: see `Verifier` and `_check_distilled`.
 
     Args:
         uri: of a run, an artifact, `STORE#name` or a store.
-        sample: how many sequences' losses of a selection are computed again.
+        sample: for how many sequences of a selection the losses are recomputed.
         large_bytes: where Ray begins.
 
     Returns:
@@ -41,7 +41,7 @@ def verify(uri: str, sample: int, large_bytes: int = _LARGE_BYTES) -> dict[str, 
     Raises:
         ArtifactError: there is nothing to check.
     """
-    store, folder = _place(uri)
+    store, folder = _store_and_folder(uri)
     survey = survey_result(store, folder) if folder else survey_store(store)
     if folder and not survey.checked:
         if exists(join(store, folder, "spec.yaml")):
@@ -50,11 +50,19 @@ def verify(uri: str, sample: int, large_bytes: int = _LARGE_BYTES) -> dict[str, 
     problems = _compare(survey, large_bytes)
     found: dict[str, Any] = {"store": store, "checked": survey.checked, "problems": problems}
     if not folder:
-        loose = survey.there.keys() - survey.expected.keys()
-        survey.checked["objects that nothing names"] = len([p for p in loose if not _own(p)])
+        unnamed = survey.there.keys() - survey.expected.keys()
+        # these carry their own digest, or need none
+        known = (".json", f"/{PART_LIST}")
+        survey.checked["objects that nothing names"] = sum(
+            not path.endswith(known) and not path.startswith("runs/") for path in unnamed
+        )
     if problems or not folder:
         return found
-    kind, artifact = _artifact(store, folder)
+    result = read_json(join(store, folder), "result.json")
+    kind, artifact = folder.split("/")[0], join(store, folder)
+    if result is not None:
+        kind, made = result_artifact(result)
+        artifact = join(store, kind, made)
     found[kind.removesuffix("s")] = artifact
     if kind == "selections":
         found["seed"] = _check_selection(artifact, sample, survey, problems)
@@ -63,8 +71,8 @@ def verify(uri: str, sample: int, large_bytes: int = _LARGE_BYTES) -> dict[str, 
     return found
 
 
-def _place(uri: str) -> tuple[str, str]:
-    """The store of what is to check, and its folder there; an empty one for the whole store."""
+def _store_and_folder(uri: str) -> tuple[str, str]:
+    """The store, and the folder in it that is to be checked; empty for the whole store."""
     store, mark, name = uri.rpartition("#")
     if mark and "/" not in name:
         store = absolute_uri(store)
@@ -75,22 +83,8 @@ def _place(uri: str) -> tuple[str, str]:
     folder = absolute_uri(uri)
     if exists(join(folder, MARKER)):
         return folder, ""
-    pieces = folder.rsplit("/", 2)
-    return pieces[0], "/".join(pieces[1:])
-
-
-def _own(path: str) -> bool:
-    """Whether an object is checked by itself: it carries its own digest, or none is needed."""
-    return path.endswith((".json", f"/{PART_LIST}")) or path.startswith("runs/")
-
-
-def _artifact(store: str, folder: str) -> tuple[str, str]:
-    """Kind and URI of the artifact in a folder, or of what the finished run there made."""
-    result = read_json(join(store, folder), "result.json")
-    if result is None:
-        return folder.split("/")[0], join(store, folder)
-    kind, made = result_artifact(result)
-    return kind, join(store, kind, made)
+    store, kind, name = folder.rsplit("/", 2)
+    return store, f"{kind}/{name}"
 
 
 def _compare(survey: Survey, large_bytes: int) -> list[str]:
@@ -117,15 +111,17 @@ def _check_selection(uri: str, sample: int, survey: Survey, problems: list[str])
 
 
 def _check_distilled(folder: str, survey: Survey, problems: list[str]) -> None:
-    """A distilled set costs the bytes that it says, and its labels are of its classes."""
+    """A distilled set has the size that its manifest states, and labels of its classes."""
     from stillhouse.distillation.stored_sets import read_set
 
     manifest = load_manifest(folder, "distilled")
     store = folder.rsplit("/", 2)[0]
     found = read_set(read_table(join(store, manifest.parts[0].path)), folder)
-    said, classes = manifest.totals["image_bytes"], len(manifest.totals["class_names"])
+    stated, classes = manifest.totals["image_bytes"], len(manifest.totals["class_names"])
     survey.checked["images"] = len(found.images)
-    if found.stored.images != said:
-        problems.append(f"{folder}: images of {found.stored.images} bytes, {said} are said")
+    if found.stored.images != stated:
+        problems.append(
+            f"{folder}: images of {found.stored.images} bytes, its manifest states {stated}"
+        )
     if not 0 <= int(found.labels.min()) <= int(found.labels.max()) < classes:
         problems.append(f"{folder} has labels outside its {classes} classes")

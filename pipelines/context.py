@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from stillhouse.actors.metrics import StepMetrics
 from stillhouse.compute_settings import ComputeSettings, WorkerSettings
@@ -23,22 +23,20 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-class Listener(Protocol):
-    """Receives a job's events: a progress bar, a log, the run's record."""
+class Listener:
+    """Receives a job's events; every method does nothing unless it is overridden."""
 
     def begin(self, step: str, total: int, reused: int, unit: str) -> None:
         """A step starts with `total` parts, `reused` of them already finished."""
-        ...
 
     def advance(self, step: str, done: float, amount: float) -> None:
         """`done` more parts are finished; `amount` counts the step's unit, such as tokens."""
-        ...
 
-    def end(self, step: str, seconds: float) -> None: ...
+    def end(self, step: str, seconds: float) -> None:
+        """The step is complete."""
 
     def note(self, kind: str, content: dict[str, Any]) -> None:
         """Any other event of the run."""
-        ...
 
 
 @dataclass

@@ -59,11 +59,51 @@ class Driver:
 
         The driver is two processes, one that works and its parent, which takes it along.
         """
-        tasks = Path(f"/proc/{self.process.pid}/task").glob("*/children")
-        children = [int(pid) for place in tasks for pid in place.read_text().split()]
+        family = [self.process.pid, *_children(self.process.pid)]
         self.process.send_signal(signal.SIGKILL)
-        while any(_lives(pid) for pid in [self.process.pid, *children]):
+        while any(_lives(pid) for pid in family):
             time.sleep(0.01)
+
+
+def _children(pid):
+    tasks = Path(f"/proc/{pid}/task").glob("*/children")
+    return [int(child) for place in tasks for child in place.read_text().split()]
+
+
+def descendants(pid):
+    """Ids of a process and all that descend from it."""
+    found, pending = [], [pid]
+    while pending:
+        found.append(pending.pop())
+        pending += _children(found[-1])
+    return found
+
+
+class KillAt:
+    """A proxy's rule: the n-th PUT (from 0) of such a path kills, once.
+
+    `/selections/manifest` is the manifest of any selection.
+    """
+
+    def __init__(self, wanted, number, then, kill):
+        self.wanted, self.number, self.then, self.kill = wanted, number, then, kill
+        self.seen, self.killed = 0, False
+
+    def __call__(self, n, method, path):
+        if self.killed or method != "PUT" or not self._matches(path):
+            return None
+        self.seen += 1
+        if self.seen <= self.number:
+            return None
+        self.killed = True
+        self.kill()
+        return self.then
+
+    def _matches(self, path):
+        kind, _, rest = self.wanted.strip("/").partition("/")
+        if rest == "manifest":
+            return f"/{kind}/" in path and path.split("?")[0].endswith("/manifest.json")
+        return self.wanted in path
 
 
 def _lives(pid):

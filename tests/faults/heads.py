@@ -68,8 +68,8 @@ def running_head(
         command += [f"--dashboard-agent-listen-port={agent}", f"--metrics-export-port={metrics}"]
         command += [f"--ray-client-server-port={client}", "--dashboard-host=127.0.0.1"]
         command += ["--object-store-memory=200000000"]
-        told = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secret} if secret else {}
-        head = _start(command, {**environment, **told}, log, ports)
+        auth = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secret} if secret else {}
+        head = _start(command, {**environment, **auth}, log, ports)
         try:
             yield head
         finally:

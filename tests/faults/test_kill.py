@@ -1,7 +1,7 @@
 """SIGKILL at every commit point, found from outside by a proxy in front of the S3 server.
 
-The n-th PUT of a path is the moment: it is held while the driver is killed, and then either never
-reaches the server (before) or reaches it with nobody left to hear the answer (after).
+The n-th PUT of a path is held while the driver is killed, and then either never reaches the server
+(before the commit) or reaches it with no driver left to receive the answer (after it).
 """
 
 import os
@@ -10,7 +10,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from drivers import Bench
+from drivers import Bench, KillAt, descendants
 from fault_proxy import FaultProxy
 
 POINTS = {
@@ -19,33 +19,6 @@ POINTS = {
     "before the manifest": ("/selections/manifest", 0, "reset"),
     "after the manifest": ("/selections/manifest", 0, "lose answer"),
 }
-
-
-def matches(path, wanted):
-    """`/selections/manifest` is the manifest of any selection."""
-    kind, _, rest = wanted.strip("/").partition("/")
-    if rest == "manifest":
-        return f"/{kind}/" in path and path.split("?")[0].endswith("/manifest.json")
-    return wanted in path
-
-
-class KillAt:
-    """A proxy's rule: the n-th PUT (from 0) of such a path kills, once."""
-
-    def __init__(self, wanted, number, then, kill):
-        self.wanted, self.number, self.then, self.kill = wanted, number, then, kill
-        self.seen = 0
-        self.killed = False
-
-    def __call__(self, n, method, path):
-        if self.killed or method != "PUT" or not matches(path, self.wanted):
-            return None
-        self.seen += 1
-        if self.seen <= self.number:
-            return None
-        self.killed = True
-        self.kill()
-        return self.then
 
 
 def killed_at(bench, store, point):
@@ -75,33 +48,13 @@ def test_killed_at_every_commit_point_one_after_another(shared_bench, expected):
     assert bench.verify(result["run"])[0] == 0
 
 
-def children(pid):
-    """Ids of a process and all that descend from it."""
-    found, pending = [], [pid]
-    while pending:
-        found.append(pending.pop())
-        for tasks in Path(f"/proc/{found[-1]}/task").glob("*/children"):
-            pending += map(int, tasks.read_text().split())
-    return found
-
-
 def workers(driver, word):
     """Ids of the driver's Ray workers whose title has this word."""
-    titles = {pid: Path(f"/proc/{pid}/cmdline") for pid in children(driver.process.pid)}
+    titles = {pid: Path(f"/proc/{pid}/cmdline") for pid in descendants(driver.process.pid)}
     read = {pid: path.read_text() for pid, path in titles.items() if path.exists()}
     # Ray's own agents live and die with their node
     mine = {pid: t for pid, t in read.items() if t.startswith("ray::") and "Agent" not in t}
     return [pid for pid, title in mine.items() if word in title]
-
-
-@pytest.mark.soak
-@pytest.mark.parametrize("point", POINTS)
-def test_killed_at_one_point(bench, expected, point):
-    store = f"s3://{bench.bucket()}/store"
-    killed_at(bench, store, point)
-    code, _, errors = bench.start(store).end()
-    assert code == 0, errors
-    assert bench.contents(store) == expected
 
 
 @pytest.mark.soak
@@ -139,7 +92,7 @@ def worker_nodes():
 
 def is_at_work(raylet):
     """Whether a worker of this node is in the middle of something."""
-    titles = [Path(f"/proc/{pid}/cmdline").read_text() for pid in children(raylet)[1:]]
+    titles = [Path(f"/proc/{pid}/cmdline").read_text() for pid in descendants(raylet)[1:]]
     return any(t.startswith("ray::") and "Agent" not in t and "IDLE" not in t for t in titles)
 
 

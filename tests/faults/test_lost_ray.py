@@ -8,11 +8,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from drivers import KEYS, PATIENCE_S, STILLHOUSE
+from drivers import KEYS, PATIENCE_S, STILLHOUSE, KillAt, descendants
 from fault_proxy import FaultProxy
 from heads import TOKEN, clean_environment, free_ports, processes_of, running_head
 from small import small_spec
-from test_kill import KillAt, children
 
 from stillhouse.storage.run_record import LEASE_S, read_status
 
@@ -27,7 +26,7 @@ def command_of(pid):
 
 def raylets(pid):
     """Ids of the raylets among what descends from a process."""
-    return [child for child in children(pid) if command_of(child)[0].endswith("/raylet")]
+    return [child for child in descendants(pid) if command_of(child)[0].endswith("/raylet")]
 
 
 def has_ended(pid, timeout_s=PATIENCE_S):
@@ -80,7 +79,7 @@ def test_a_driver_that_is_stopped_or_killed(shared_bench, number):
     store, started, drivers = f"s3://{bench.bucket()}/store", [], []
 
     def kill():
-        drivers.extend(children(started[0].process.pid))
+        drivers.extend(descendants(started[0].process.pid))
         started[0].process.send_signal(number)
 
     rule = KillAt("/selections/manifest", 0, "reset", kill)
@@ -128,7 +127,7 @@ def test_a_head_that_dies_takes_no_driver_with_it_in_silence(
 
         def kill():
             mine = processes_of(head.process.pid)
-            started["drivers"] = [p for p in mine if "stillhouse.jobs.entry" in command_of(p)]
+            started["drivers"] = [p for p in mine if "stillhouse.jobs.cli" in command_of(p)]
             for pid in mine:
                 if pid not in started["drivers"]:
                     os.kill(pid, signal.SIGKILL)

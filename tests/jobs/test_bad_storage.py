@@ -1,4 +1,4 @@
-"""What a store that cannot be used gets: one sentence, exit code 4, and a run that can go on."""
+"""What a store that cannot be used gets, and a training that fails: one sentence, exit code 4."""
 
 import json
 import shutil
@@ -6,8 +6,9 @@ import socket
 import subprocess
 
 import pytest
+import ray
 import yaml
-from small import about, small_spec
+from small import LEARNING, MODEL, about, small_spec
 
 from stillhouse import open_selection
 from stillhouse.errors import ArtifactError
@@ -17,12 +18,14 @@ from stillhouse.storage.sealed import FORMAT_VERSION
 
 
 @pytest.fixture
-def run(world, untrained, tmp_path, reports):
+def run(world, tmp_path, reports, request):
     """Runs the small job on a store: (exit code, the error)."""
 
-    def call(store, **changes):
+    def call(store, trained=False, **changes):
+        models = {} if trained else request.getfixturevalue("untrained")
         spec = tmp_path / "spec.yaml"
-        spec.write_text(yaml.safe_dump(small_spec(world, **untrained, store=store, **changes)))
+        content = small_spec(world, store=str(store), **(models | changes))
+        spec.write_text(yaml.safe_dump(content))
         code, result = reports("run", str(spec))
         return code, result.get("error")
 
@@ -38,130 +41,115 @@ def s3_options(s3_url, monkeypatch):
     return lambda **options: use_options("s3://", options)
 
 
-def test_no_access(run, bucket, proxied):
-    proxied.rule = lambda *_: "403"
-    options = {"endpoint_url": proxied.url}
-    code, error = run(f"{bucket}/store", storage_options=options)
-    assert code == 4
-    assert error.endswith("(no access: check the credentials and the permissions of the path)")
-    assert f"{bucket}/store/store.json" in error
-
-
-def test_expired_credentials(run, bucket, proxied):
-    proxied.rule = lambda *_: "expired"
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        ("403", "(no access: check the credentials and the permissions of the path)"),
+        ("expired", "check the credentials"),
+        ("region", "the bucket is in another region: set AWS_REGION"),
+    ],
+)
+def test_a_server_that_refuses(run, bucket, proxied, answer, expected):
+    proxied.rule = lambda *_: answer
     code, error = run(f"{bucket}/store", storage_options={"endpoint_url": proxied.url})
-    assert code == 4
-    assert "ExpiredToken" in error and "check the credentials" in error
+    assert (code, expected in error, f"{bucket}/store/store.json" in error) == (4, True, True)
 
 
-def test_another_region(run, bucket, proxied):
-    proxied.rule = lambda *_: "region"
-    code, error = run(f"{bucket}/store", storage_options={"endpoint_url": proxied.url})
-    assert code == 4
-    assert "the bucket is in another region: set AWS_REGION" in error
-
-
-def test_no_bucket(run, s3_options):
+def test_no_bucket_and_no_server(run, s3_options, monkeypatch):
     s3_options()
     code, error = run("s3://no-such-bucket-here/store")
     assert code == 4
     assert "there is no such bucket: make it or give another `store`" in error
-
-
-def test_nothing_listens(run, s3_options, monkeypatch):
     monkeypatch.setattr("stillhouse.storage.retries._PATIENCE_S", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
     s3_options()
     endpoint = {"endpoint_url": f"http://127.0.0.1:{port}"}
     code, error = run("s3://bucket/store", storage_options=endpoint)
-    assert code == 4
-    assert "nothing answers there: check AWS_ENDPOINT_URL" in error
+    assert (code, "nothing answers there: check AWS_ENDPOINT_URL" in error) == (4, True)
 
 
-def test_a_secret_in_the_spec_is_refused_and_not_repeated(run):
-    code, error = run("s3://bucket/store", storage_options={"secret": "do-not-repeat"})
-    assert code == 2
-    assert "`storage_options`" in error and "do-not-repeat" not in error
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"storage_options": {"secret": "do-not-repeat"}}, "`storage_options`"),
+        (
+            {"storage_options": {"endpoint_url": "http://user:do-not-repeat@host:9000"}},
+            "holds a password or a signature",
+        ),
+        (
+            {"pool": {"path": ["a.jsonl", "https://host/a.jsonl?X-Amz-Signature=do-not-repeat"]}},
+            "`pool.path`",
+        ),
+    ],
+)
+def test_a_secret_in_a_spec_is_refused_and_not_repeated(run, changes, expected):
+    code, error = run("s3://bucket/store", **changes)
+    assert (code, expected in error, "do-not-repeat" in error) == (2, True, False)
 
 
-def test_a_password_in_a_url_is_refused_and_not_repeated(run):
-    endpoint = {"endpoint_url": "http://user:do-not-repeat@host:9000"}
-    for changes in (
-        {"storage_options": endpoint},
-        {"pool": {"path": ["a.jsonl", "https://host/a.jsonl?X-Amz-Signature=do-not-repeat"]}},
-    ):
-        code, error = run("s3://bucket/store", **changes)
-        assert code == 2
-        assert "holds a password or a signature" in error and "do-not-repeat" not in error
-        assert "endpoint_url`" in error or "`pool.path`" in error
-
-
-def test_a_store_that_is_a_file(run, tmp_path):
+def test_a_store_that_is_a_file_or_read_only(run, tmp_path, small_disk):
     (tmp_path / "store").write_text("")
-    code, error = run(str(tmp_path / "store"))
-    assert code == 4
-    assert "is a file, not a folder: give another `store`" in error
-
-
-def test_a_read_only_store(run, small_disk):
+    code, error = run(tmp_path / "store")
+    assert (code, "is a file, not a folder: give another `store`" in error) == (4, True)
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
-    code, error = run(str(small_disk / "store"))
-    assert code == 4
-    assert "read-only: give another `store`" in error
+    code, error = run(small_disk / "store")
+    assert (code, "read-only: give another `store`" in error) == (4, True)
+
+
+def remount(disk, size):
+    subprocess.run(["mount", "-o", f"remount,size={size}", str(disk)], check=True)
 
 
 @pytest.mark.soak
 def test_a_full_disk_stops_the_run_and_a_larger_one_lets_it_go_on(ray_cluster, run, small_disk):
-    def remount(size):
-        subprocess.run(["mount", "-o", f"remount,size={size}", str(small_disk)], check=True)
-
-    store = str(small_disk / "store")
-    remount("400k")
+    store = small_disk / "store"
+    remount(small_disk, "400k")
     code, error = run(store)
     assert code == 4
     assert "disk full: free space and run again, finished parts are kept" in error
-    remount("64m")
+    remount(small_disk, "64m")
     assert run(store) == (0, None)
-    [made] = (small_disk / "store" / "selections" / "about").glob("*/manifest.json")
-    assert verify(str(small_disk / "store" / "selections" / made.parent.name), 8)["problems"] == []
+    [made] = (store / "selections" / "about").glob("*/manifest.json")
+    assert verify(str(store / "selections" / made.parent.name), 8)["problems"] == []
 
 
-@pytest.fixture
-def copy(finished, tmp_path):
-    """A copy of the finished job's selections, with what a reader of them needs."""
-    folder = tmp_path / "copy"
+def test_a_disk_that_is_full_when_a_model_is_written(ray_cluster, run, small_disk):
+    """Everything before fits into a megabyte; the model alone is larger."""
+    remount(small_disk, "1m")
+    large = {"hidden_size": 192, "num_layers": 1}
+    prior = {"model": large, "num_tokens": 512, **LEARNING}
+    code, error = run(small_disk / "store", trained=True, prior=prior)
+    assert code == 4
+    assert error.startswith("writing ") and ".safetensors failed" in error
+    assert "disk full: free space and run again, finished parts are kept" in error
+
+
+def test_a_training_that_diverges(ray_cluster, run, tmp_path):
+    prior = {"model": MODEL, "num_tokens": 6000, "learning_rate": 1e30, "global_batch": 8}
+    code, error = run(tmp_path / "store", trained=True, prior=prior)
+    assert code == 4
+    assert error.startswith("step ") and "at learning rate" in error
+    assert "lower `learning_rate` or raise `warmup` (sources in the batch: code, food" in error
+    node = ray.get_runtime_context().worker.node_ip_address
+    [status] = (tmp_path / "store" / "runs").glob("*/status.json")
+    failed_at = json.loads(status.read_text())["failed_at"]
+    assert failed_at == {"step": "train prior", "part": "prior", "node": node}
+
+
+def test_manifests_of_another_version_or_kind(finished, tmp_path, reports):
     store = finished["run"].rsplit("/runs/", 1)[0]
     for kind in ("selections", "tokens"):
-        shutil.copytree(f"{store}/{kind}", folder / kind)
-    return folder
-
-
-def verified(reports, uri):
-    code, found = reports("verify", str(uri))
-    return code, " | ".join(found["problems"])
-
-
-def test_a_manifest_of_a_newer_version(copy, finished, reports):
-    folder = copy / "selections" / finished["selection_fingerprint"]
+        shutil.copytree(f"{store}/{kind}", tmp_path / kind)
+    folder = tmp_path / "selections" / finished["selection_fingerprint"]
     path = about(folder) / "manifest.json"
-    content = json.loads(path.read_text())
-    content["format_version"] = FORMAT_VERSION + 1
-    path.write_text(json.dumps(content))
-    code, error = verified(reports, folder)
-    assert code == 3
-    assert "was written by a newer Stillhouse" in error and "upgrade to read it" in error
-
-
-def test_a_broken_manifest(copy, finished, reports):
-    folder = copy / "selections" / finished["selection_fingerprint"]
-    path = about(folder) / "manifest.json"
-    path.write_bytes(b'{"kind": "selec')
-    code, error = verified(reports, folder)
-    assert code == 3
-    assert f"{path} is broken: " in error
-
-
-def test_another_kind_where_a_selection_is_expected(finished):
+    newer = json.loads(path.read_text()) | {"format_version": FORMAT_VERSION + 1}
+    for content, expected in (
+        (json.dumps(newer), "was written by a newer Stillhouse"),
+        ('{"kind": "selec', f"{path} is broken: "),
+    ):
+        path.write_text(content)
+        code, found = reports("verify", str(folder))
+        assert (code, expected in " | ".join(found["problems"])) == (3, True)
     with pytest.raises(ArtifactError, match="holds `tokens` where `selections` is needed"):
         open_selection(finished["artifacts"]["tokens"])

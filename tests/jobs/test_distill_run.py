@@ -43,7 +43,7 @@ def distilled(ray_cluster, tmp_path_factory):
     return store, run_job(spec(store), Quiet())
 
 
-def test_result_says_what_was_made(distilled):
+def test_the_result(distilled):
     _, result = distilled
     check_keys(result)
     found = result["distill"]
@@ -61,8 +61,8 @@ def test_result_says_what_was_made(distilled):
     assert draw_report(result["run"]) == result["report"]
 
 
-def test_set_opens_by_its_run(distilled):
-    _, result = distilled
+def test_the_set_opens_by_its_run_and_again_does_nothing(distilled):
+    store, result = distilled
     small = stillhouse.open_distilled(result["run"])
     assert small.images.shape == (20, 1, 8, 8)
     assert small.labels.tolist() == [label for label in range(10) for _ in range(2)]
@@ -71,26 +71,16 @@ def test_set_opens_by_its_run(distilled):
     assert small.trained_by["augmentation"] == ["crop", "scale"]
     with pytest.raises(ArtifactError, match="made no selection"):
         stillhouse.open_selection(result["run"])
-
-
-def test_again_does_nothing(distilled):
-    store, result = distilled
     again = run_job(spec(store), Quiet())
-    assert again["status"] == "nothing_to_do"
+    assert again["status"] == plan_job(spec(store))["status"] == "nothing_to_do"
     assert again["distilled_fingerprint"] == result["distilled_fingerprint"]
-    assert plan_job(spec(store))["status"] == "nothing_to_do"
-
-
-def test_plan_knows_what_is_there_for_another_method(distilled):
-    store, _ = distilled
-    other = TINY["method"] | {"name": "tesla"}
-    plan = plan_job(spec(store, method=other))
+    plan = plan_job(spec(store, method=TINY["method"] | {"name": "tesla"}))
     assert plan["notes"][-1] == "exact up to `distil`; behind it nothing is known yet"
-    assert plan["steps"]["distil"]["seconds"] > 0  # as with the other method
     steps = plan["steps"]
+    assert steps["distil"]["seconds"] > 0  # as with the other method
+    assert [*steps][:2] == ["images", "experts"]
     assert [*steps][-5:] == ["choose", "controls", "tune controls", "evaluate", "result"]
     assert steps["experts"]["reused"] == steps["experts"]["parts"] == 2
-    assert [*steps][:2] == ["images", "experts"]
     assert (steps["distil"]["parts"], steps["distil"]["reused"]) == (3, 0)
     assert steps["evaluate"]["parts"] is None
 
@@ -109,7 +99,7 @@ def by_two(distilled, folder, make=MatchingTask, **compute):
     return distil(ctx, task, ImageHostSettings(given))
 
 
-def test_two_distillers_learn_what_one_does(distilled, tmp_path):
+def test_two_distillers_give_the_set_of_one(distilled, tmp_path):
     store, _ = distilled
     receipts = by_two(distilled, tmp_path)
     assert [receipt.info["iteration"] for receipt in receipts] == [0, 2, 4]
@@ -151,7 +141,7 @@ class Failing(MatchingTask):
 
 
 @pytest.mark.soak
-def test_an_error_in_one_of_two_distillers_is_told_as_it_is(distilled, tmp_path):
+def test_an_error_in_one_of_two_distillers_is_reported_as_it_is(distilled, tmp_path):
     with pytest.raises(RuntimeError, match=r"KeyError: 'in one worker' \(.*:\d+\)"):
         by_two(distilled, tmp_path, Failing, max_attempts=1)
 
@@ -165,7 +155,7 @@ def set_after(iteration, store):
     raise AssertionError(f"no set of iteration {iteration}")
 
 
-def test_too_few_images_are_told_before_any_training(distilled):
+def test_too_few_images_are_refused_before_any_training(distilled):
     store, _ = distilled
     method = TINY["method"] | {"images_per_class": 40}
     listener, before = Quiet(), set(store.glob("runs/*"))
@@ -177,16 +167,16 @@ def test_too_few_images_are_told_before_any_training(distilled):
 
 
 @pytest.mark.soak
-def test_networks_that_cannot_be_built_are_told_before_any_training(distilled):
+def test_networks_that_cannot_be_built_are_refused_before_any_training(distilled):
     store, _ = distilled
     networks = [TINY["network"], {"depth": 7}]
     listener, before = Quiet(), set(store.glob("trajectories/*"))
-    asked = {
+    changes = {
         "evaluate": TINY["evaluate"] | {"networks": networks},
         "experts": TINY["experts"] | {"seed": 50},
     }
     with pytest.raises(ModelError, match=r"^`evaluate\.networks\.1`: images of 8 pixels"):
-        run_job(spec(store, **asked), listener)
+        run_job(spec(store, **changes), listener)
     assert [step for step, _, _ in listener.steps] == ["images", "experts"]
     assert set(store.glob("trajectories/*")) == before
 

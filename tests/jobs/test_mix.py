@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from mixing_world import by_task, parse, write_data, write_rows, write_spec
@@ -11,14 +12,18 @@ from result_keys import check_keys
 from small import Quiet
 
 from stillhouse.errors import InputError, SpecError
-from stillhouse.jobs.mix import list_mix
+from stillhouse.jobs.mix import MixJob
 from stillhouse.jobs.run import run_job
 from stillhouse.jobs.status import draw_report
 from stillhouse.mixing.decisions import log_parts, read_decisions
+from stillhouse.pipelines.mix import _Progress
+from stillhouse.pipelines.workers import STEP
 
 EXTEND = Path(__file__).parents[2] / "examples" / "extend"
 STEPS = 12
 ARMS = ["good", "noise", "other", "kept"]
+CONTROLS = {"controls": ["target_only", "uniform"], "tokenizer": {"train": {"vocab_size": 300}}}
+FIFTY = {"train": {"num_steps": 50, "evaluate_every": 25}}
 
 
 @pytest.fixture(scope="module")
@@ -28,13 +33,11 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def done(ray_cluster, data):
-    changes = {"controls": ["target_only", "uniform"], "tokenizer": {"train": {"vocab_size": 300}}}
-    return run_job(parse(data, **changes), Quiet())
+    return run_job(parse(data, **CONTROLS), Quiet())
 
 
-def losses(result, label):
-    manifest = Path(result["artifacts"]["models"][label]["0"]) / "manifest.json"
-    return json.loads(manifest.read_text())["totals"]["losses"]
+def manifest(result, label):
+    return json.loads(Path(result["artifacts"]["models"][label]["0"], "manifest.json").read_text())
 
 
 def test_a_job_mixes_and_reports(done, data):
@@ -54,26 +57,24 @@ def test_a_job_mixes_and_reports(done, data):
     page = Path(done["report"]).read_text()
     assert "ucb1" in page and "<script" not in page and page.count("data:image/png") == 1
     assert draw_report(done["run"]) == done["report"]
-    changes = {"controls": ["target_only", "uniform"], "tokenizer": {"train": {"vocab_size": 300}}}
-    again = run_job(parse(data, **changes), Quiet())
+    again = run_job(parse(data, **CONTROLS), Quiet())
     assert again["status"] == "nothing_to_do" and again["mix"] == done["mix"]
-
-
-def test_a_run_is_a_model_a_reference_and_a_tokenizer(done, data):
+    # the run is a model, a reference and a tokenizer
     run = {"from": done["run"]}
-    found = list_mix(parse(data, policy={"name": "doremi"} | run, model=run, tokenizer=run))
+    spec = parse(data, policy={"name": "doremi"} | run, model=run, tokenizer=run)
+    resolved = MixJob(spec).spec
     model = done["artifacts"]["models"]["ucb1"]["0"]
-    assert found.spec.given_paths == {"model": model, "policy": model}
-    assert found.spec.tokenizer.path == done["artifacts"]["tokenizer"]
+    assert resolved.given_paths == {"model": model, "policy": model}
+    assert resolved.tokenizer.path == done["artifacts"]["tokenizer"]
 
 
-def replay(data, done, workers, log=None, **changes):
-    """By so many workers, beside two arms that are not there; compared with the run."""
+def replay(data, done, workers, **changes):
+    """By so many workers, beside two arms that cannot be read; compared with the run."""
     (data / "torn.parquet").write_bytes(b"PAR1 no")
     selection = {"selection": str(data / "kept" / "selections" / "kept")}
     bad = [{"path": str(data / "gone")}, {"path": str(data / "torn.parquet")}]
     changes |= {
-        "policy": {"name": "replay", "log": log or done["run"]},
+        "policy": {"name": "replay", "log": done["run"]},
         "store": str(data / f"store{workers}"),
         "compute": {"trainers": workers},
         "auxiliary": [by_task(data), selection, *bad],
@@ -81,10 +82,13 @@ def replay(data, done, workers, log=None, **changes):
         "tokenizer": {"path": done["artifacts"]["tokenizer"]},
     }
     result = run_job(parse(data, **changes), Quiet())
-    wanted = done["mix"]["ucb1"]["seeds"]["0"]
-    assert result["mix"]["replay"]["seeds"]["0"]["decisions_sha256"] == wanted["decisions_sha256"]
-    for mine, theirs in zip(losses(result, "replay"), losses(done, "ucb1"), strict=True):
-        assert mine == pytest.approx(theirs, abs=1e-5)
+    expected = done["mix"]["ucb1"]["seeds"]["0"]
+    assert result["mix"]["replay"]["seeds"]["0"]["decisions_sha256"] == expected["decisions_sha256"]
+    mine, theirs = (
+        manifest(run, label)["totals"]["losses"]
+        for run, label in ((result, "replay"), (done, "ucb1"))
+    )
+    assert mine == [pytest.approx(loss, abs=1e-5) for loss in theirs]
     return result
 
 
@@ -94,7 +98,14 @@ def test_a_replay_has_the_order_and_losses_of_the_run(done, data):
     assert any("2 arms were left out" in warning for warning in result["warnings"])
 
 
-def test_a_policy_of_the_users_own(ray_cluster, data):
+@pytest.mark.soak
+def test_several_workers_replay_fifty_steps(ray_cluster, data):
+    fifty = run_job(parse(data, **FIFTY), Quiet())
+    for workers in (2, 4):
+        replay(data, fifty, workers, **FIFTY)
+
+
+def test_a_policy_of_the_users(ray_cluster, data):
     """One file in the folder that the job is run in; workers find it there too."""
     policy = {"name": "greedy_policy:Greedy", "initial_examples": 8, "floor": 0.05}
     changes = {"policy": policy, "store": str(data / "own"), "train": {"num_steps": 2}}
@@ -106,52 +117,52 @@ def test_a_policy_of_the_users_own(ray_cluster, data):
     decisions, _ = read_decisions(log_parts(result["artifacts"]["decisions"]["Greedy"]["0"]))
     first, later = decisions[0].probabilities, decisions[5].probabilities
     assert sum(first) == pytest.approx(1) and max(first) > min(first) and later is None
-    manifest = Path(result["artifacts"]["models"]["Greedy"]["0"]) / "manifest.json"
-    assert len(json.loads(manifest.read_text())["settings"]["policy"]["code"]) == 64
-
-
-FIFTY = {"train": {"num_steps": 50, "evaluate_every": 25}}
-
-
-@pytest.fixture(scope="module")
-def fifty(ray_cluster, data):
-    return run_job(parse(data, **FIFTY), Quiet())
-
-
-@pytest.mark.soak
-@pytest.mark.parametrize("workers", [2, 4])
-def test_several_workers_replay_fifty_steps(fifty, data, workers):
-    replay(data, fifty, workers, **FIFTY)
+    assert len(manifest(result, "Greedy")["settings"]["policy"]["code"]) == 64
 
 
 def test_bad_input_is_named_before_any_training(done, data):
     tokenizer = {"path": done["artifacts"]["tokenizer"]}
 
-    def bad(match, error=InputError, **changes):
+    def refused(match, error=InputError, **changes):
         given = {"store": str(data / "bad"), "tokenizer": tokenizer} | changes
         with pytest.raises(error, match=match):
             run_job(parse(data, **given), Quiet())
 
     given = {"path": str(data / "arms.parquet")}
-    empty = write_rows(data / "empty.parquet", [{"input": "a", "target": " "}])
-    (data / "broken.parquet").write_bytes(b"PAR1 no")
-    lone = write_rows(data / "lone.parquet", [{"input": "a", "choices": ["b"]}])
-    good = [given | {"name": n, "where": {"task": n}} for n in ("good", "noise")]
-    bad(r"arm `gone`: no files match", auxiliary=[*good, {"path": str(data / "gone")}])
-    bad(r"arm `empty`: no usable row .*empty `target`", auxiliary=[*good, {"path": empty}])
-    bad(
-        r"arm `broken`: .*skip_bad_arms: true",
-        auxiliary=[*good, {"path": str(data / "broken.parquet")}],
-    )
-    bad(r"`choices` without a column `target`", auxiliary=[*good, {"path": lone}])
-    bad(r"several arms of one name: \['good'\]", SpecError, auxiliary=[*good, good[0]])
-    bad(r"has 1 arm\(s\) \['good'\]", SpecError, auxiliary=good[0])
     target = {"path": str(data / "target.parquet")}
-    bad(r"the target is among the arms: `target`", SpecError, auxiliary=[*good, target])
-    by = target | {"by": "task"}
-    bad(r"value 'ring' of `by: task`", SpecError, auxiliary=[*good, by])
-    named = given | {"name": "ring", "where": {"task": "other"}}
-    bad(r"\['ring'\] is a value of `target.where`", SpecError, auxiliary=[*good, named])
-    few = {"path": target["path"], "num_shots": 99}
-    bad(r"24 rows .* fewer than `target.num_shots` 99", target=few)
-    bad(r"no log of decisions", policy={"name": "replay", "log": str(data / "none")})
+    empty = write_rows(data / "empty.parquet", [{"input": "a", "target": " "}])
+    lone = write_rows(data / "lone.parquet", [{"input": "a", "choices": ["b"]}])
+    broken = data / "broken.parquet"
+    broken.write_bytes(b"PAR1 no")
+    good = [given | {"name": n, "where": {"task": n}} for n in ("good", "noise")]
+    ring = given | {"name": "ring", "where": {"task": "other"}}
+    for match, arm in (
+        (r"arm `gone`: no files match", {"path": str(data / "gone")}),
+        (r"arm `empty`: no usable row .*empty `target`", {"path": empty}),
+        (r"arm `broken`: .*skip_bad_arms: true", {"path": str(broken)}),
+        (r"`choices` without a column `target`", {"path": lone}),
+    ):
+        refused(match, auxiliary=[*good, arm])
+    for match, arms in (
+        (r"several arms of one name: \['good'\]", [*good, good[0]]),
+        (r"has 1 arm\(s\) \['good'\]", good[0]),
+        (r"the target is among the arms: `target`", [*good, target]),
+        (r"value 'ring' of `by: task`", [*good, target | {"by": "task"}]),
+        (r"\['ring'\] is a value of `target.where`", [*good, ring]),
+    ):
+        refused(match, SpecError, auxiliary=arms)
+    refused(r"24 rows .* fewer than `target.num_shots` 99", target=target | {"num_shots": 99})
+    refused(r"no log of decisions", policy={"name": "replay", "log": str(data / "none")})
+
+
+def test_progress_after_a_worker_was_lost():
+    """It goes back to its checkpoint, the progress does not."""
+    told, noted = [], []
+    ctx = SimpleNamespace(listener=SimpleNamespace(note=lambda *note: noted.append(note)))
+    progress = _Progress(ctx, lambda done, amount: told.append((done, amount)))
+    for step in (5, 3, 10):
+        progress.take(STEP, {"step": step, "done": 0.0999 * step})
+    progress.take("run", {"label": "ucb1", "seed": 0, "step": 0, "done": 1})
+    progress.take(STEP, {"step": 25, "done": 1.5})
+    assert [amount for _, amount in told] == [5, 5, 0, 15]
+    assert round(sum(done for done, _ in told), 2) == 1.5 and len(noted) == 1

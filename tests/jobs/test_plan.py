@@ -6,11 +6,12 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from small import LEARNING, MODEL, digests, parse, rows, small_spec, write_shard
 
 from stillhouse import open_artifact
 from stillhouse.distillation.spec import DistillSpec
-from stillhouse.jobs.costs import Estimate, cost_row, speeds_of
+from stillhouse.jobs.kinds import Estimate, cost_row, speeds_of
 from stillhouse.jobs.plan import plan_job
 from stillhouse.mixing.spec import MixSpec
 from stillhouse.pipelines.context import StepWork
@@ -37,20 +38,21 @@ def test_of_a_store_that_does_not_exist(world, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_of_a_finished_job(world, finished):
+def test_of_a_finished_job(world, finished, reports, tmp_path):
     before = digests(world / "store")
-    planned = plan_job(parse(world, train=ALL))
-    assert planned["status"] == "nothing_to_do"
-    assert planned["run"] == finished["run"]
+    path = tmp_path / "spec.yaml"
+    path.write_text(yaml.safe_dump(small_spec(world, train=ALL)))
+    code, planned = reports("plan", str(path))
+    assert (code, planned["status"], planned["run"]) == (0, "nothing_to_do", finished["run"])
+    assert planned["notes"] == ["nothing to do: this spec and these inputs have a finished run"]
     assert all(step["parts"] == step["reused"] for step in planned["steps"].values())
     assert not any(step["seconds"] for step in planned["steps"].values())
     assert digests(world / "store") == before
 
 
-@pytest.mark.parametrize("shares", [{}, {"max_share": 0.5}])
-def test_of_another_tau(world, finished, shares):
+def test_of_another_tau(world, finished):
     before = digests(world / "store")
-    planned = plan_job(parse(world, train=ALL, selection={"tau": 11, **shares}))
+    planned = plan_job(parse(world, train=ALL, selection={"tau": 11, "max_share": 0.5}))
     steps = planned["steps"]
     for step in ("tokens", "train prior", "train conditional", "score prior", "score conditional"):
         assert steps[step]["parts"] == steps[step]["reused"] > 0
@@ -191,20 +193,10 @@ def test_of_mixing_and_distilling(tmp_path):
     assert not (tmp_path / "store").exists()
 
 
-def test_of_models_that_are_given(world, finished, given, tmp_path):
+def test_of_models_that_are_given(world, finished, given):
     """The digests of the models' files are not remembered either."""
     before = digests(world / "store")
     planned = plan_job(parse(world, **given))
     assert "train prior" not in planned["steps"]
     assert planned["steps"]["score prior"]["reused"] == 0
     assert digests(world / "store") == before
-
-
-def test_command_line(world, finished, reports, tmp_path):
-    import yaml
-
-    path = tmp_path / "spec.yaml"
-    path.write_text(yaml.safe_dump(small_spec(world, train=ALL)))
-    code, planned = reports("plan", str(path))
-    assert (code, planned["status"]) == (0, "nothing_to_do")
-    assert planned["notes"] == ["nothing to do: this spec and these inputs have a finished run"]

@@ -1,4 +1,4 @@
-"""Pruning a real store: what a finished run needs stays, also while a run is at work."""
+"""Pruning a real store: what a finished run needs stays, also while a run is live."""
 
 import os
 import shutil
@@ -17,14 +17,14 @@ from stillhouse.storage.artifact import Manifest, Store
 from stillhouse.storage.commit import check_store
 from stillhouse.storage.run_record import RunRecord
 
-DAY_S = 86400
+TWO_DAYS_S = 2 * 86400
 
 
 def age(folder):
     """Make every file look two days old."""
     for path in Path(folder).rglob("*"):
         if path.is_file():
-            os.utime(path, (time.time() - 2 * DAY_S,) * 2)
+            os.utime(path, (time.time() - TWO_DAYS_S,) * 2)
 
 
 def litter(store):
@@ -33,7 +33,7 @@ def litter(store):
     temporary = part.with_name(f"{part.name}.{'0' * 32}.tmp")
     for path in (part, temporary):
         path.write_bytes(b"lost")
-        os.utime(path, (time.time() - 2 * DAY_S,) * 2)
+        os.utime(path, (time.time() - TWO_DAYS_S,) * 2)
     return part, temporary
 
 
@@ -49,28 +49,23 @@ def names(store, kind):
     return {path.parent.name for path in (store / kind).rglob("manifest.json")}
 
 
-def test_without_yes_nothing_changes(store, reports):
+def test_a_finished_run_stays_whole(store, finished, reports):
     litter(store)
     before = digests(store)
     code, found = reports("prune", str(store))
     assert (code, found["dry"], found["removed"]) == (0, True, {})
     assert found["unreachable"]["scores"]["objects"] == 2
     assert digests(store) == before
-
-
-def test_a_finished_run_stays_whole(store, finished, reports):
-    litter(store)
     run = store / "runs" / Path(finished["run"]).name
     reusable = ("runs", "scans", "drops", "tokens/parts", "scores/parts")
-    before = digests(store, *reusable)
-    artifacts = {kind: names(store, kind) for kind in ("tokens", "scores", "selections")}
+    before, tokens = digests(store, *reusable), names(store, "tokens")
     code, found = reports("prune", str(store), "--yes")
     assert (code, found["live_runs"]) == (0, [])
     assert found["removed"] == found["unreachable"]
     assert finished["selection_fingerprint"] in names(store, "selections")
     after = digests(store, *reusable)
     assert {p: d for p, d in before.items() if "lost" not in p and p in after} == after
-    assert names(store, "tokens") == artifacts["tokens"]
+    assert names(store, "tokens") == tokens
     code, checked = reports("verify", str(run), "--sample", "8")
     assert (code, checked["problems"]) == (0, [])
     assert reports("prune", str(store), "--yes")[1]["objects"] == []
@@ -78,6 +73,10 @@ def test_a_finished_run_stays_whole(store, finished, reports):
 
 def test_without_its_run_an_artifact_goes_and_a_pin_stays(store, finished, reports):
     shutil.rmtree(store / "runs")
+    for path in store.rglob("*"):
+        os.utime(path)
+    assert reports("prune", str(store), "--yes")[1]["objects"] == []  # nothing young goes
+    age(store)
     reports("prune", str(store), "--yes")
     assert names(store, "selections") == names(store, "scores") == set()
     assert {Path(finished["artifacts"][n]).name for n in ("tokenizer", "prior")} <= (
@@ -85,15 +84,8 @@ def test_without_its_run_an_artifact_goes_and_a_pin_stays(store, finished, repor
     )
 
 
-def test_nothing_young_goes(store, reports):
-    shutil.rmtree(store / "runs")
-    for path in store.rglob("*"):
-        os.utime(path)
-    assert reports("prune", str(store), "--yes")[1]["objects"] == []
-
-
 class Pruning(Quiet):
-    """Prunes whenever the run tells something."""
+    """Prunes at every event of a run."""
 
     def __init__(self, store):
         super().__init__()
@@ -112,16 +104,16 @@ class Pruning(Quiet):
         self.live.append(prune_store(str(self.store), grace_hours=1, yes=True)["live_runs"])
 
 
-def test_a_run_at_work_keeps_what_it_may_reuse(store, world, given, reports):
+def test_a_live_run_keeps_what_it_may_reuse(store, world, given, reports):
     """No finished run names what it finds there, all of it is old, and pruning never rests."""
     spec = parse(world, store=str(store), **given)
     run_job(spec, Quiet())
     shutil.rmtree(store / "runs")
     age(store)
     part, temporary = litter(store)
-    heard = Pruning(store)
-    result = run_job(spec, heard)
-    assert heard.live == [[Path(result["run"]).name]] * len(heard.live) != []
+    listener = Pruning(store)
+    result = run_job(spec, listener)
+    assert listener.live == [[Path(result["run"]).name]] * len(listener.live) != []
     assert all(work["parts"] == work["reused"] for work in result["work"].values())
     assert reports("verify", result["run"], "--sample", "8")[0] == 0
     assert part.exists() and not temporary.exists()
@@ -130,13 +122,10 @@ def test_a_run_at_work_keeps_what_it_may_reuse(store, world, given, reports):
     assert reports("verify", result["run"], "--sample", "8")[0] == 0
 
 
-def test_of_no_store(tmp_path):
+def test_checkpoints_go_when_their_training_is_over(tmp_path, reports):
+    """A finished training's are removed; while a run is live none is."""
     with pytest.raises(ArtifactError, match="is not a store"):
         prune_store(str(tmp_path), grace_hours=24, yes=False)
-
-
-def test_checkpoints_go_when_their_training_is_over(tmp_path, reports):
-    """A finished training's are removed; while a run is at work none is."""
     store = Store(check_store(str(tmp_path / "store")))
     model, checkpoints = fingerprint("model"), fingerprint("its checkpoints")
     for kind, name in (("models", model), ("checkpoints", f"{checkpoints}/00000010")):

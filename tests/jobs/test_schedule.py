@@ -1,8 +1,10 @@
-"""What `stillhouse schedule` prints, held against the schemas of Kubernetes and run by a shell."""
+"""What `stillhouse schedule` prints, checked against Kubernetes' schemas and run by a shell."""
 
+import fcntl
 import os
 import re
 import subprocess
+import sys
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -11,10 +13,11 @@ import pytest
 import yaml
 from kubernetes_validate import ValidationError
 from manifests import check_objects
+from small import small_spec
 
 from stillhouse.errors import SpecError
-from stillhouse.jobs.manifests import merge
-from stillhouse.jobs.schedule import Place, object_name, schedule
+from stillhouse.jobs.kubernetes import merge
+from stillhouse.jobs.schedule import Place, least_gap_s, object_name, schedule
 from stillhouse.spec import SelectSpec
 
 DEPLOY = Path(__file__).parents[2] / "deploy" / "kubernetes"
@@ -28,6 +31,7 @@ REMOTE = {
     "prior": {"model": {"hidden_size": 128}},
 }
 IMAGE = Place(image="registry.example/stillhouse:1", service_account="stillhouse")
+LOCAL = {"store": "./store", "pool": {"path": ["s3://a/b", "data/*.parquet"]}}
 
 
 def remote(**changes):
@@ -41,6 +45,45 @@ def objects(kind, place=IMAGE, **changes):
     return found
 
 
+@pytest.mark.parametrize(
+    ("line", "gap_s"),
+    [
+        ("  0  3 * * *", 24 * 3600),
+        ("0 3,5 * * 1-5", 2 * 3600),
+        ("30 * * * *", 3600),
+        ("@weekly", 7 * 24 * 3600),
+        ("0 6 * * 1,3", 2 * 24 * 3600),
+        ("0 0 1 * *", 28 * 24 * 3600),
+        ("0 0 1 * 1", 24 * 3600),  # the first may be a Sunday: either day counts
+        ("0 23,1 * * *", 2 * 3600),
+        ("0 0 29 2 *", 1461 * 24 * 3600),
+        ("0 0 31 2 1", 7 * 24 * 3600),  # the weekday is enough
+        ("*/15 0-6,22,23 1 jan-MAR,12 Mon-Fri", 15 * 60),
+    ],
+)
+def test_time_between_two_runs(line, gap_s):
+    assert least_gap_s(line) == gap_s
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("", "has 0 fields, not 5: give minute, hour, day of month, month, weekday"),
+        ("0 0 3 * * *", "has 6 fields, not 5"),
+        ("@reboot", "has 1 fields, not 5.*@daily"),
+        ("60 3 * * *", "bad minute"),
+        ("0 25 * * *", "bad hour"),
+        ("0 3 * * 7", "weekdays 0 to 6"),
+        ("0 3 L * *", "plain days"),
+        ("0 3 * * Funday", "bad day-of-week"),
+        ("0 3 30 2 *", "bad day-of-month"),
+    ],
+)
+def test_bad_cron_lines(line, message):
+    with pytest.raises(SpecError, match=message):
+        schedule("books.yaml", remote(), [], line, "crontab", Place())
+
+
 def test_ray_cron_job():
     spec_map, job = objects("raycronjob", compute={"address": "auto", "scorers": 20})
     name = object_name("books.yaml", remote())
@@ -50,7 +93,9 @@ def test_ray_cron_job():
     assert job["spec"]["schedule"] == "0 3 * * *"
     template = job["spec"]["jobTemplate"]
     assert template["entrypoint"] == "bash /etc/stillhouse/run.sh"
-    assert (template["backoffLimit"], template["activeDeadlineSeconds"]) == (0, 85_500)
+    # each retry of KubeRay's would have the whole time again
+    assert (template["backoffLimit"], template["activeDeadlineSeconds"]) == (0, 24 * 3600 - 900)
+    assert template["ttlSecondsAfterFinished"] < 900
     cluster = template["rayClusterSpec"]
     assert cluster["rayVersion"] == version("ray")
     assert cluster["authOptions"] == {"mode": "token"}
@@ -60,8 +105,8 @@ def test_ray_cron_job():
     assert volumes["spec"]["configMap"]["name"] == name
     annotations = head["template"]["metadata"]["annotations"]
     assert annotations["cluster-autoscaler.kubernetes.io/safe-to-evict"] == "false"
-    assert [group["groupName"] for group in cluster["workerGroupSpecs"]] == ["cpu"]
-    assert {group["minReplicas"] for group in cluster["workerGroupSpecs"]} == {0}
+    [group] = cluster["workerGroupSpecs"]
+    assert (group["groupName"], group["minReplicas"]) == ("cpu", 0)
 
 
 @pytest.mark.parametrize(
@@ -72,7 +117,7 @@ def test_ray_cron_job():
         ({"scorers": 3, "trainers": 4, "gpus_per_worker": 2}, 4, 4, "2"),
     ],
 )
-def test_worker_groups_hold_what_the_spec_asks_for(compute, cpu_nodes, gpu_nodes, gpus):
+def test_worker_groups_hold_what_the_spec_needs(compute, cpu_nodes, gpu_nodes, gpus):
     _, job = objects("raycronjob", compute=compute)
     cpu, gpu = job["spec"]["jobTemplate"]["rayClusterSpec"]["workerGroupSpecs"]
     assert (cpu["maxReplicas"], gpu["maxReplicas"]) == (cpu_nodes, gpu_nodes)
@@ -97,39 +142,13 @@ def test_cron_job_submits_to_a_running_cluster():
     container = pod["containers"][0]
     assert container["command"] == ["stillhouse", "submit", "/etc/stillhouse/spec.yaml"]
     assert container["args"] == ["--address", place.address, "--follow"]
-    assert container["env"][0]["valueFrom"]["secretKeyRef"] == {
-        "name": "night",
-        "key": "auth_token",
-    }
     rule = spec["jobTemplate"]["spec"]["podFailurePolicy"]["rules"][0]
     assert rule == {"action": "FailJob", "onExitCodes": {"operator": "In", "values": [2, 3]}}
-
-
-@pytest.mark.parametrize(
-    ("cron", "deadline"),
-    [
-        ("0 3 * * *", 24 * 3600 - 900),
-        ("0 3,5 * * 1-5", 2 * 3600 - 900),
-        ("30 * * * *", 3600 - 900),
-        ("@weekly", 7 * 24 * 3600 - 900),
-        ("0 6 * * 1,3", 2 * 24 * 3600 - 900),
-        ("0 0 1 * *", 28 * 24 * 3600 - 900),
-        ("0 0 1 * 1", 24 * 3600 - 900),  # the first may be a Sunday: either day counts
-        ("0 23,1 * * *", 2 * 3600 - 900),
-        ("0 0 29 2 *", 1461 * 24 * 3600 - 900),
-    ],
-)
-def test_a_run_has_ended_before_the_next_cluster_starts(cron, deadline):
-    text = schedule("books.yaml", remote(), [], cron, "raycronjob", IMAGE)
-    template = list(yaml.safe_load_all(text))[1]["spec"]["jobTemplate"]
-    assert template["activeDeadlineSeconds"] == deadline
-    assert template["backoffLimit"] == 0  # each repetition would have the whole time again
-    assert template["ttlSecondsAfterFinished"] < 900
-
-
-def test_a_cluster_for_each_run_needs_time_between_two():
-    with pytest.raises(SpecError, match="comes every 15 minutes"):
-        schedule("books.yaml", remote(), [], "*/15 * * * *", "raycronjob", IMAGE)
+    for address, secret in ((place.address, "night"), ("https://ray.example", "ray-auth-token")):
+        _, job = objects("cronjob", replace(place, address=address))
+        pod = job["spec"]["jobTemplate"]["spec"]["template"]["spec"]
+        reference = pod["containers"][0]["env"][0]["valueFrom"]["secretKeyRef"]
+        assert reference == {"name": secret, "key": "auth_token"}
 
 
 def test_time_zones():
@@ -148,11 +167,10 @@ def test_time_zones():
     ("codes", "calls", "ends_with"),
     [([0], 1, 0), ([2], 1, 2), ([4, 3], 2, 3), ([1, 4, 137, 0], 4, 0), ([4] * 9, 4, 4)],
 )
-def test_the_script_repeats_what_may_come_out_otherwise(tmp_path, codes, calls, ends_with):
+def test_the_script_retries_what_may_succeed(tmp_path, codes, calls, ends_with):
     """A real shell; the programs that it calls write down that they were called."""
     spec_map, _ = objects("raycronjob")
-    script = tmp_path / "run.sh"
-    script.write_text(spec_map["data"]["run.sh"])
+    (tmp_path / "run.sh").write_text(spec_map["data"]["run.sh"])
     for name, then in (("stillhouse", 'exit "$(sed -n "${calls}p" codes)"'), ("sleep", "")):
         program = tmp_path / name
         program.write_text(
@@ -170,7 +188,7 @@ def test_the_script_repeats_what_may_come_out_otherwise(tmp_path, codes, calls, 
     assert waits == ["30", "60", "90"][: calls - 1]
 
 
-def test_what_a_cluster_of_ones_own_needs_is_merged_in():
+def test_the_users_additions_are_merged_in():
     """With the file that the documentation points to."""
     own = replace(IMAGE, merged=str(DEPLOY / "merge.yaml"))
     _, job = objects("raycronjob", own, compute={"scorers": 4, "gpus_per_worker": 1})
@@ -192,33 +210,19 @@ def test_what_a_cluster_of_ones_own_needs_is_merged_in():
     assert [t["key"] for t in gpu["template"]["spec"]["tolerations"]] == ["nvidia.com/gpu", "spot"]
     assert head["template"]["spec"]["nodeSelector"] == {"pool": "on-demand"}
     assert [c["name"] for c in head["template"]["spec"]["containers"]] == ["ray-head", "logs"]
-    assert head["template"]["spec"]["containers"][0]["resources"]["limits"] == {
-        "cpu": "4",
-        "memory": "32Gi",
-        "ephemeral-storage": "20Gi",
-    }
+    limits = head["template"]["spec"]["containers"][0]["resources"]["limits"]
+    assert limits == {"cpu": "4", "memory": "32Gi", "ephemeral-storage": "20Gi"}
     for pod in pods:
         mounts = [{m["name"] for m in c["volumeMounts"]} for c in pod["spec"]["containers"]]
         assert all("ray-logs" in names for names in mounts)
-
-
-def test_merging_by_hand():
     made = {"a": {"b": 1, "c": [1]}, "l": [{"name": "x", "v": 1}], "gone": 1, "s": "old"}
-    own = {
-        "a": {"c": [1, 2]},
-        "l": [{"name": "y"}, {"name": "x", "w": 2}],
-        "gone": None,
-        "s": "new",
-    }
-    assert merge(made, own) == {
-        "a": {"b": 1, "c": [1, 2]},
-        "l": [{"name": "x", "v": 1, "w": 2}, {"name": "y"}],
-        "s": "new",
-    }
+    own = {"a": {"c": [1, 2]}, "l": [{"name": "y"}, {"name": "x", "w": 2}], "gone": None, "s": "n"}
+    expected = {"a": {"b": 1, "c": [1, 2]}, "l": [{"name": "x", "v": 1, "w": 2}, {"name": "y"}]}
+    assert merge(made, own) == expected | {"s": "n"}
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         ("pods: {spec: {}}", "unknown key `pods`; known: pod, head, cpu, gpu, job"),
         ("pod: [1]", "a mapping of mappings"),
@@ -226,62 +230,64 @@ def test_merging_by_hand():
         (None, "no such file"),
     ],
 )
-def test_a_file_that_cannot_be_merged(tmp_path, content, said):
+def test_a_file_that_cannot_be_merged(tmp_path, content, message):
     path = tmp_path / "merge.yaml"
     if content is not None:
         path.write_text(content)
-    with pytest.raises(SpecError, match=said):
+    with pytest.raises(SpecError, match=message):
         objects("raycronjob", replace(IMAGE, merged=str(path)))
 
 
-def test_the_token_secret_of_another_address():
-    _, job = objects("cronjob", Place("https://ray.example", "i"))
-    pod = job["spec"]["jobTemplate"]["spec"]["template"]["spec"]
-    assert pod["containers"][0]["env"][0]["valueFrom"]["secretKeyRef"]["name"] == "ray-auth-token"
-
-
-def test_the_checker_refuses_what_a_cluster_would():
-    """A test that holds manifests against a checker is worth what the checker finds."""
+def test_the_checker_of_these_tests_refuses_what_a_cluster_would():
     _, job = objects("raycronjob")
+    head = ("spec", "jobTemplate", "rayClusterSpec", "headGroupSpec")
     for path, value in (
         (("spec", "concurrencyPolicy"), "Forbid"),
         (("spec", "jobTemplate", "entryPoint"), "x"),
-        (
-            ("spec", "jobTemplate", "rayClusterSpec", "headGroupSpec", "rayStartParams"),
-            {"num-cpus": 0},
-        ),
-        (
-            ("spec", "jobTemplate", "rayClusterSpec", "headGroupSpec", "template", "spec", "node"),
-            "x",
-        ),
+        ((*head, "rayStartParams"), {"num-cpus": 0}),
+        ((*head, "template", "spec", "node"), "x"),
         (("metadata", "labels"), {"a": 1}),
     ):
         changed = yaml.safe_load(yaml.safe_dump(job))
-        place = changed
+        section = changed
         for step in path[:-1]:
-            place = place[step]
-        place[path[-1]] = value
+            section = section[step]
+        section[path[-1]] = value
         with pytest.raises((AssertionError, ValidationError)):
             check_objects([changed])
 
 
+ZONE = {"image": "x", "time_zone": "Europe/Bärlin"}
+ACCOUNT = {"image": "x", "address": "h:1", "service_account": "A b"}
+
+
 @pytest.mark.parametrize(
-    ("kind", "place", "changes", "sentence"),
+    ("kind", "place", "changes", "message"),
     [
-        ("raycronjob", Place(), {}, "--kind raycronjob needs --image"),
-        ("cronjob", IMAGE, {}, "--kind cronjob submits to a running cluster: give --address"),
-        (
-            "raycronjob",
-            IMAGE,
-            {"store": "./store", "pool": {"path": ["s3://a/b", "data/*.parquet"]}},
-            "a RayCronJob cannot read local paths: `store: ./store`, `pool.path: data/[*].parquet`",
-        ),
-        ("cronjob", IMAGE, {"prior": {"path": "./p"}}, "a CronJob cannot.*`prior.path: ./p`"),
+        ("raycronjob", {}, {}, "--kind raycronjob needs --image"),
+        ("cronjob", {"image": "x"}, {}, "submits to a running cluster: give --address"),
+        ("raycronjob", {"image": "x"}, LOCAL, "a RayCronJob cannot read local paths: `store: ./st"),
+        ("cronjob", {"image": "x"}, LOCAL, "a CronJob cannot.*, `pool.path: data/[*].parquet`"),
+        ("raycronjob", {"image": "x", "address": "http://h:1"}, {}, "no use for --address"),
+        ("crontab", {"image": "x"}, {}, "no use for --image"),
+        ("crontab", {"service_account": "x"}, {}, "no use for --service-account"),
+        ("crontab", {"merged": "x"}, {}, "no use for --merge"),
+        ("crontab", {"time_zone": "Europe/Berlin"}, {}, "no use for --time-zone"),
+        ("raycronjob", ZONE, {}, "is unknown: use a name such as Europe/Berlin"),
+        ("raycronjob", ZONE | {"time_zone": "../etc"}, {}, "is unknown: use a name"),
+        ("crontab", {"address": "foo://h"}, {}, "is no dashboard"),
+        ("cronjob", {"image": "x", "address": "ray://h:10001"}, {}, "is no dashboard"),
+        ("cronjob", ACCOUNT, {}, "is not a valid name in Kubernetes"),
     ],
 )
-def test_what_cannot_be_scheduled(kind, place, changes, sentence):
-    with pytest.raises(SpecError, match=sentence):
-        schedule("books.yaml", remote(**changes), [], "0 3 * * *", kind, place)
+def test_what_cannot_be_scheduled(kind, place, changes, message):
+    with pytest.raises(SpecError, match=message):
+        schedule("books.yaml", remote(**changes), [], "0 3 * * *", kind, Place(**place))
+
+
+def test_a_cluster_for_each_run_needs_time_between_two():
+    with pytest.raises(SpecError, match="comes every 15 minutes"):
+        schedule("books.yaml", remote(), [], "*/15 * * * *", "raycronjob", IMAGE)
 
 
 def test_hub_names_and_mounted_disks_are_not_local():
@@ -321,34 +327,65 @@ def test_no_two_schedules_have_one_name():
     assert len({*names}) == len(names)
 
 
-@pytest.mark.parametrize(
-    ("kind", "place", "said"),
-    [
-        ("raycronjob", {"image": "x", "address": "http://h:1"}, "no use for --address"),
-        ("crontab", {"image": "x"}, "no use for --image"),
-        ("crontab", {"service_account": "x"}, "no use for --service-account"),
-        ("crontab", {"merged": "x"}, "no use for --merge"),
-        ("crontab", {"time_zone": "Europe/Berlin"}, "no use for --time-zone"),
-        ("raycronjob", {"image": "x", "time_zone": "Europe/Bärlin"}, "is no time zone"),
-        ("raycronjob", {"image": "x", "time_zone": "../etc"}, "is no time zone"),
-        ("crontab", {"address": "foo://h"}, "is no dashboard"),
-        ("cronjob", {"image": "x", "address": "ray://h:10001"}, "is no dashboard"),
-        ("cronjob", {"image": "x", "address": "h:1", "service_account": "A b"}, "is no name in"),
-    ],
-)
-def test_places_that_a_kind_cannot_have(kind, place, said):
-    with pytest.raises(SpecError, match=said):
-        schedule("books.yaml", remote(), [], "0 3 * * *", kind, Place(**place))
-
-
 def test_from_the_command_line(tmp_path, reports):
     path = tmp_path / "books.yaml"
     path.write_text(yaml.safe_dump(REMOTE))
-    code, found = reports(
-        "schedule", str(path), "--cron", "0 3 * * *", "--kind", "raycronjob", "--image", "x"
-    )
+    options = ["--cron", "0 3 * * *", "--kind", "raycronjob", "--image", "x"]
+    code, found = reports("schedule", str(path), *options)
     assert code == 0
     check_objects(yaml.safe_load_all(found["text"]))
-    code, found = reports("schedule", str(path), "--cron", "0 25 * * *", "--kind", "crontab")
-    assert code == 2
-    assert "hour '25' is out of range" in found["error"]
+
+
+def test_a_crontab_line_runs_as_it_is(tmp_path, monkeypatch):
+    """A shell runs the line; the spec has a mistake by then, so that no Ray starts."""
+    folder = tmp_path / "it's here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    path = folder / "my spec.yaml"
+    path.write_text(yaml.safe_dump(small_spec(tmp_path)))
+    sets = ["name=100% of it", "selection.tau=4"]
+    spec = SelectSpec.model_validate(small_spec(tmp_path, name="100% of it"))
+    text = schedule("my spec.yaml", spec, sets, "@daily", "crontab", Place())
+    comment, line = text.splitlines()
+    name = object_name("my spec.yaml", spec)
+    assert comment.startswith(f"# {name}: output and exit codes go to {name}.log")
+    when, command = line.split(" ", 1)
+    assert when == "@daily"
+    assert "%" not in command.replace(r"\%", "")
+    path.write_text("job: select\nselect: 1\n")
+    bare = ["env", "-i", "HOME=/", "sh", "-c", command.replace(r"\%", "%")]  # as cron starts it
+    assert subprocess.run(bare, check=False).returncode == 2
+    log = folder / f"{name}.log"
+    assert "unknown key `select`" in log.read_text()
+    assert log.read_text().endswith("\nexit code 2\n")
+    with open(folder / f"{name}.lock") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # as a run that is still working holds it
+        assert subprocess.run(bare, check=False).returncode == 75
+    assert log.read_text().endswith("\nexit code 75\n")
+    assert log.read_text().count("unknown key") == 1
+
+
+def test_a_crontab_line_sets_its_environment_but_no_secret(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("AWS_PROFILE", "night shift")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hidden")
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    program = tmp_path / "stillhouse"
+    program.write_text('#!/bin/sh\necho "$AWS_PROFILE, $PATH, $AWS_SECRET_ACCESS_KEY."')
+    program.chmod(0o755)
+    text = schedule("s3://b/a.yaml", remote(), [], "@daily", "crontab", Place())
+    command = text.splitlines()[1].removeprefix("@daily ").replace(r"\%", "%")
+    subprocess.run(["env", "-i", "sh", "-c", command], check=True)
+    log = tmp_path / f"{object_name('s3://b/a.yaml', remote())}.log"
+    assert f"night shift, {os.environ['PATH']}, ." in log.read_text()
+    assert "hidden" not in text
+
+
+def test_a_crontab_line_for_a_running_cluster():
+    place = Place("http://head:8265")
+    text = schedule("s3://b/books.yaml", remote(), ["a=b"], "0 3 * * *", "crontab", place)
+    assert text.splitlines()[1].startswith("0 3 * * * cd ")
+    assert " submit s3://b/books.yaml --set a=b --address http://head:8265 --follow; " in text
+    assert text.endswith(f">> {object_name('s3://b/books.yaml', remote())}.log 2>&1\n")
+    with pytest.raises(SpecError, match="cannot hold a line break"):
+        schedule("a.yaml", remote(), ["name=a\nb"], "0 3 * * *", "crontab", Place())

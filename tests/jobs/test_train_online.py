@@ -93,12 +93,12 @@ def test_any_number_of_scorers_and_trainers(ray_cluster, place, parse, trainers,
 
 
 def test_scorers_ask_for_what_scorers_need(monkeypatch):
-    asked = []
+    requested = []
 
     class Recorder:
         @classmethod
         def options(cls, **options):
-            asked.append(options)
+            requested.append(options)
             return cls
 
         @staticmethod
@@ -113,7 +113,7 @@ def test_scorers_ask_for_what_scorers_need(monkeypatch):
     ctx = SimpleNamespace(compute=compute, close_pool=lambda: None)
     with online.online_scorers(ctx, task) as made:
         assert made[1] == {"CPU": 0, "GPU": 0.25}
-    [options] = asked
+    [options] = requested
     assert options["num_gpus"] == 0.25
     assert (options["accelerator_type"], options["label_selector"]) == ("L4", {"pool": "spot"})
 

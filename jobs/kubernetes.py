@@ -1,6 +1,6 @@
 """What `stillhouse schedule` makes for Kubernetes: a ConfigMap with a CronJob or a RayCronJob.
 
-Every pod meets the restricted Pod Security Standard. What a cluster of one's own needs besides
+Every pod meets the restricted Pod Security Standard. What a user's own cluster needs besides
 (tolerations, selectors, secrets, other sizes) is merged in from a file: see `merge`.
 """
 
@@ -13,15 +13,15 @@ from urllib.parse import urlsplit
 from stillhouse.errors import SpecError
 from stillhouse.spec import JobSpec
 
-FOLDER = "/etc/stillhouse"
 PLACES = ("pod", "head", "cpu", "gpu", "job")
 """Keys of a file to merge: every pod template, the groups of a Ray cluster, the job's own spec."""
+_FOLDER = "/etc/stillhouse"
 _RETRIES = 3
 _SCRIPT = f"""\
-# Tries again after a failure, but for a bad spec (2) and bad data (3), which no repetition mends.
+# Tries again after a failure, except after a bad spec (2) or bad data (3).
 attempt=0
 while :; do
-  stillhouse run {FOLDER}/spec.yaml
+  stillhouse run {_FOLDER}/spec.yaml
   code=$?
   case $code in 0|2|3) exit $code;; esac
   attempt=$((attempt + 1))
@@ -34,11 +34,11 @@ _SUBMIT = {"cpu": "500m", "memory": "1Gi", "ephemeral-storage": "1Gi"}
 _HEAD = {"cpu": "4", "memory": "16Gi", "ephemeral-storage": "20Gi"}
 _CPU_NODE = {"cpu": "8", "memory": "32Gi", "ephemeral-storage": "50Gi"}
 _GPU_NODE = {"cpu": "8", "memory": "64Gi", "ephemeral-storage": "50Gi"}
-_CPUS = 8
-_PACKERS = 32
-_KEPT_S = 86_400
-_CLUSTER_KEPT_S = 600
-_LEAST_S = 1_800
+_NODE_CPUS = 8
+_TOKENIZER_CPUS = 32
+_JOB_TTL_S = 86_400
+_CLUSTER_TTL_S = 600
+_MIN_GAP_S = 1_800
 _POD_SECURITY = {
     "runAsNonRoot": True,
     "runAsUser": 1000,  # `ray` of Ray's own images, which Dockerfile is built from
@@ -48,16 +48,16 @@ _POD_SECURITY = {
 }
 _SECURITY = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
 _SCRAPED = {"prometheus.io/scrape": "true", "prometheus.io/port": "8080"}
-_STAYS = {
+_NOT_EVICTED = {
     "cluster-autoscaler.kubernetes.io/safe-to-evict": "false",
     "karpenter.sh/do-not-disrupt": "true",
 }
-"""On pods whose eviction costs the whole attempt: the head, and what submits."""
+"""For pods whose eviction costs the whole attempt: the head, and the one that submits."""
 _GPU_TAINT = {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}
 
 
 class Manifests:
-    """Objects of one schedule; `name` is what they are called."""
+    """The objects of one schedule, all called `name`; `merged` are the user's additions."""
 
     def __init__(
         self, name: str, spec: JobSpec, image: str, account: str | None, merged: dict[str, Any]
@@ -66,60 +66,54 @@ class Manifests:
         self._merged = merged
 
     def cron_job(self, when: str, zone: str | None, gap_s: int, address: str) -> list[Any]:
-        """A pod that submits to the cluster at `address` and follows."""
+        """A pod that submits to the cluster at `address` and follows the job."""
         token = {"name": _token_secret(address), "key": "auth_token"}
         container = self._container("submit", _SUBMIT) | {
-            "command": ["stillhouse", "submit", f"{FOLDER}/spec.yaml"],
+            "command": ["stillhouse", "submit", f"{_FOLDER}/spec.yaml"],
             "args": ["--address", address, "--follow"],
             "env": [{"name": "RAY_AUTH_TOKEN", "valueFrom": {"secretKeyRef": token}}],
         }
-        no_use = {"operator": "In", "values": [2, 3]}  # bad spec, bad data
+        not_retried = {"operator": "In", "values": [2, 3]}  # bad spec, bad data
         job = {
             "backoffLimit": _RETRIES,
-            "activeDeadlineSeconds": max(_deadline(gap_s), _LEAST_S),
-            "ttlSecondsAfterFinished": _KEPT_S,
-            "podFailurePolicy": {"rules": [{"action": "FailJob", "onExitCodes": no_use}]},
-            "template": self._pod("submit", container, _STAYS, spec_folder=True),
+            "activeDeadlineSeconds": max(_deadline(gap_s), _MIN_GAP_S),
+            "ttlSecondsAfterFinished": _JOB_TTL_S,
+            "podFailurePolicy": {"rules": [{"action": "FailJob", "onExitCodes": not_retried}]},
+            "template": self._pod("submit", container, _NOT_EVICTED, spec_folder=True),
         }
         schedule = {
             "schedule": when,
             "timeZone": zone or "Etc/UTC",
             "concurrencyPolicy": "Forbid",
             "startingDeadlineSeconds": 3600,
-            "jobTemplate": {"metadata": {"labels": self._labels()}, "spec": self._own("job", job)},
+            "jobTemplate": {"metadata": {"labels": self._labels()}, "spec": self._add("job", job)},
         }
-        return [
-            self._config_map({}),
-            self._object("batch/v1", "CronJob", spec=schedule),
-        ]
+        return [self._config_map({}), self._object("batch/v1", "CronJob", spec=schedule)]
 
     def ray_cron_job(self, when: str, zone: str | None, gap_s: int) -> list[Any]:
-        """A RayJob for each run: a head, workers from zero up as they are asked for, then nothing.
+        """A RayJob for each run: a head, workers from zero up as they are needed, then nothing.
 
-        KubeRay would start the next cluster beside one that is still at work: each has ended, by
-        its deadline at the latest, before the next is due. KubeRay repeats nothing (it could not
-        tell a bad spec from a lost node, and every repetition has the whole deadline again); the
-        job's own script does.
+        KubeRay would start the next cluster while one is still running: the deadline of each lies
+        before the next is due. KubeRay retries nothing (it cannot tell a bad spec from a lost
+        node, and each retry would have the whole deadline again); the job's own script does.
         """
-        if gap_s < _LEAST_S:
+        if gap_s < _MIN_GAP_S:
             raise SpecError(
                 f"--cron {when!r} comes every {gap_s // 60} minutes: a cluster for each run needs "
-                f"{_LEAST_S // 60}; submit to a running one instead (--kind cronjob)"
+                f"{_MIN_GAP_S // 60}; submit to a running one instead (--kind cronjob)"
             )
         submitter = self._container("ray-job-submitter", _SUBMIT)
         job = {
-            "entrypoint": f"bash {FOLDER}/run.sh",
+            "entrypoint": f"bash {_FOLDER}/run.sh",
             "backoffLimit": 0,
             "activeDeadlineSeconds": _deadline(gap_s),
             "shutdownAfterJobFinishes": True,
-            "ttlSecondsAfterFinished": _CLUSTER_KEPT_S,
-            "submitterPodTemplate": self._pod("submit", submitter, _STAYS),
+            "ttlSecondsAfterFinished": _CLUSTER_TTL_S,
+            "submitterPodTemplate": self._pod("submit", submitter, _NOT_EVICTED),
             "rayClusterSpec": self._cluster(),
         }
-        schedule: dict[str, Any] = {"schedule": when}
-        if zone is not None:
-            schedule["timeZone"] = zone
-        schedule["jobTemplate"] = self._own("job", job)
+        schedule = {"schedule": when} | ({"timeZone": zone} if zone is not None else {})
+        schedule |= {"jobTemplate": self._add("job", job)}
         return [
             self._config_map({"run.sh": _SCRIPT}),
             self._object("ray.io/v1", "RayCronJob", spec=schedule),
@@ -130,12 +124,15 @@ class Manifests:
         return {"apiVersion": version, "kind": kind, "metadata": metadata} | content
 
     def _config_map(self, scripts: dict[str, str]) -> dict[str, Any]:
-        """The spec as written; which cluster it runs on is not its business there."""
         return self._object("v1", "ConfigMap", data={"spec.yaml": self._spec.to_send()} | scripts)
 
     def _cluster(self) -> dict[str, Any]:
         head = self._container("ray-head", _HEAD)
         head["ports"] = [{"name": name, "containerPort": port} for name, port in _PORTS.items()]
+        group = {
+            "rayStartParams": {"num-cpus": "0"},
+            "template": self._pod("head", head, _SCRAPED | _NOT_EVICTED, spec_folder=True),
+        }
         return {
             "rayVersion": version("ray"),
             "authOptions": {"mode": "token"},
@@ -145,32 +142,26 @@ class Manifests:
                 "idleTimeoutSeconds": 60,
                 "securityContext": dict(_SECURITY),
             },
-            "headGroupSpec": self._own(
-                "head",
-                {
-                    "rayStartParams": {"num-cpus": "0"},
-                    "template": self._pod("head", head, _SCRAPED | _STAYS, spec_folder=True),
-                },
-            ),
-            "workerGroupSpecs": self._groups(),
+            "headGroupSpec": self._add("head", group),
+            "workerGroupSpecs": self._worker_groups(),
         }
 
-    def _groups(self) -> list[dict[str, Any]]:
+    def _worker_groups(self) -> list[dict[str, Any]]:
         """CPU workers for text, and GPU workers where models run on GPUs; all from zero."""
         compute = self._spec.compute
         width = max(compute.scorers, compute.trainers)
-        cpus = float(compute.packers or _PACKERS)
+        cpus = float(compute.packers or _TOKENIZER_CPUS)
         groups: list[dict[str, Any]] = []
         each = max(compute.gpus_of(compute.scorer), compute.gpus_of(compute.trainer))
         if each:
             gpus = max(1, math.ceil(each))
             node = _GPU_NODE | {"nvidia.com/gpu": str(gpus)}
-            groups.append(self._group("gpu", math.ceil(width * each / gpus), node))
+            groups.append(self._worker_group("gpu", math.ceil(width * each / gpus), node))
         else:
             cpus = max(cpus, width * compute.cpus_per_worker)
-        return [self._group("cpu", math.ceil(cpus / _CPUS), _CPU_NODE), *groups]
+        return [self._worker_group("cpu", math.ceil(cpus / _NODE_CPUS), _CPU_NODE), *groups]
 
-    def _group(self, name: str, most: int, node: dict[str, str]) -> dict[str, Any]:
+    def _worker_group(self, name: str, most: int, node: dict[str, str]) -> dict[str, Any]:
         pod = self._pod(name, self._container("ray-worker", node), _SCRAPED)
         if name == "gpu":
             pod["spec"]["tolerations"] = [_GPU_TAINT, *pod["spec"].get("tolerations", [])]
@@ -182,7 +173,7 @@ class Manifests:
             "rayStartParams": {},
             "template": pod,
         }
-        return self._own(name, group)
+        return self._add(name, group)
 
     def _container(self, name: str, amounts: dict[str, str]) -> dict[str, Any]:
         return {
@@ -200,7 +191,7 @@ class Manifests:
         *,
         spec_folder: bool = False,
     ) -> dict[str, Any]:
-        """A pod template. A pod of Ray that has stopped never comes back.
+        """A pod template. A stopped pod of Ray's is never restarted.
 
         `/tmp/ray` is a volume, with KubeRay's name for it, so that a container beside Ray's can
         read and ship its logs.
@@ -212,24 +203,21 @@ class Manifests:
             mounts.append({"name": "ray-logs", "mountPath": "/tmp/ray"})
         if spec_folder:
             volumes.append({"name": "spec", "configMap": {"name": self._name}})
-            mounts.append({"name": "spec", "mountPath": FOLDER, "readOnly": True})
-        if mounts:
-            container = container | {"volumeMounts": mounts}
+            mounts.append({"name": "spec", "mountPath": _FOLDER, "readOnly": True})
+        container = container | ({"volumeMounts": mounts} if mounts else {})
         pod: dict[str, Any] = {"restartPolicy": "Never"}
-        if self._account:
-            pod["serviceAccountName"] = self._account  # whose access to the store the pods have
+        pod |= {"serviceAccountName": self._account} if self._account else {}
         pod |= {"securityContext": deepcopy(_POD_SECURITY), "containers": [container]}
-        if volumes:
-            pod["volumes"] = volumes
+        pod |= {"volumes": volumes} if volumes else {}
         metadata = {"labels": self._labels(component), "annotations": dict(annotations)}
-        return self._own("pod", {"metadata": metadata, "spec": pod})
+        return self._add("pod", {"metadata": metadata, "spec": pod})
 
     def _labels(self, component: str | None = None) -> dict[str, str]:
         found = {"app.kubernetes.io/name": "stillhouse", "app.kubernetes.io/instance": self._name}
         return found | ({"app.kubernetes.io/component": component} if component else {})
 
-    def _own(self, place: str, made: dict[str, Any]) -> dict[str, Any]:
-        """`made` with what the user has for this place."""
+    def _add(self, place: str, made: dict[str, Any]) -> dict[str, Any]:
+        """`made` with the user's additions for this place."""
         return merge(made, self._merged.get(place) or {})
 
 
@@ -239,7 +227,7 @@ def _deadline(gap_s: int) -> int:
 
 
 def _token_secret(address: str) -> str:
-    """KubeRay keeps a token in a secret of the cluster's name, which its service tells."""
+    """The secret that KubeRay keeps a cluster's token in, named after the cluster."""
     host = urlsplit(address).hostname or ""
     cluster, found, _ = host.split(".")[0].rpartition("-head-svc")
     return cluster if found else "ray-auth-token"
@@ -251,31 +239,29 @@ def merge(made: Any, own: Any) -> Any:
     Mappings merge key by key, `null` removes a key. Items of a list that have the same `name`
     merge, an item without one merges into the first of `containers`, others are added.
     """
-    if isinstance(made, dict) and isinstance(own, dict):
-        merged = dict(made)
-        for key, value in own.items():
-            if value is None:
-                merged.pop(key, None)
-            elif key == "containers" and isinstance(value, list):
-                first = made.get(key, [{}])[0].get("name")
-                merged[key] = _merge_lists(made.get(key, []), value, first)
-            elif key in made:
-                merged[key] = merge(made[key], value)
-            else:
-                merged[key] = value
-        return merged
     if isinstance(made, list) and isinstance(own, list):
         return _merge_lists(made, own, None)
-    return own
+    if not (isinstance(made, dict) and isinstance(own, dict)):
+        return own
+    merged = dict(made)
+    for key, value in own.items():
+        if value is None:
+            merged.pop(key, None)
+        elif key == "containers" and isinstance(value, list):
+            first = made.get(key, [{}])[0].get("name")
+            merged[key] = _merge_lists(made.get(key, []), value, first)
+        else:
+            merged[key] = merge(made[key], value) if key in made else value
+    return merged
 
 
 def _merge_lists(made: list[Any], own: list[Any], default: str | None) -> list[Any]:
     merged = list(made)
     for item in own:
         name = item.get("name", default) if isinstance(item, dict) else None
-        places = [i for i, one in enumerate(merged) if name and one.get("name") == name]
-        if places:
-            merged[places[0]] = merge(merged[places[0]], item)
+        same = [i for i, other in enumerate(merged) if name and other.get("name") == name]
+        if same:
+            merged[same[0]] = merge(merged[same[0]], item)
         elif item not in merged:
             merged.append(item)
     return merged
