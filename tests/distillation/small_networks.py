@@ -9,8 +9,7 @@ import torch
 from torch import nn
 
 from stillhouse.distillation.evaluate import mean_logits, soft_loss
-from stillhouse.distillation.images import ImageData, load_images
-from stillhouse.distillation.prepared import Standardisation, fit_standardisation, frozen
+from stillhouse.distillation.prepared import Standardisation, frozen
 
 VECTORS = Path(__file__).parents[1] / "vectors"
 
@@ -79,11 +78,6 @@ def noise(*shape, seed=0):
 
 
 PLAIN = Standardisation((0.5,), (0.25,))
-
-
-def digits():
-    parts = load_images(ImageData(dataset="digits"))
-    return parts, fit_standardisation(parts.train)
 
 
 def two_workers(work):

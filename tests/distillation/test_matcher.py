@@ -8,14 +8,14 @@ from small_networks import relative_error, two_workers
 
 from stillhouse.distillation.adjoint import FlatModule
 from stillhouse.distillation.experts import resolved, train_expert
-from stillhouse.distillation.matching import SyntheticSet, TrajectoryMethod
+from stillhouse.distillation.matching import SyntheticSet
 from stillhouse.distillation.matching_task import Matcher
 from stillhouse.distillation.methods.ast import Ast
 from stillhouse.distillation.methods.datm import Datm
 from stillhouse.distillation.methods.ftd import Ftd
 from stillhouse.distillation.methods.mtt import Mtt
 from stillhouse.distillation.spec import ExpertSettings
-from stillhouse.errors import DivergedError, SpecError
+from stillhouse.errors import DivergedError
 from stillhouse.models.convnet import ConvNet
 from stillhouse.models.seeded import initialised
 
@@ -151,6 +151,14 @@ def test_a_learned_rate_halves_or_doubles_at_most(expert):
     assert {now / before for before, now in pairwise(rates)} <= {0.5, 2.0}
 
 
+def test_ftd_averages_the_images(expert):
+    matcher = matcher_of(FTD, expert)
+    start = matcher.synthetic.images
+    matcher.step()
+    mean = 0.9 * start + 0.1 * matcher.synthetic.images
+    torch.testing.assert_close(matcher.averaged.images, mean)
+
+
 def test_datms_window_grows_linearly():
     shape = {"min_start_epoch": 1, "max_start_epoch": 11, "growth_iterations": 4}
     method = Datm(name="datm", images_per_class=1, first_max_start_epoch=3, **shape)
@@ -172,20 +180,3 @@ def test_starts_are_drawn_from_the_window(expert):
     for _ in range(20):
         matcher.step()
     assert set(drawn) == {0, 1}
-
-
-def method(**window) -> TrajectoryMethod:
-    return Mtt(name="mtt", images_per_class=1, **window)
-
-
-@pytest.mark.parametrize(
-    ("asked", "epochs", "message"),
-    [
-        (method(min_start_epoch=5, max_start_epoch=5), 50, r"no start epoch lies in \[5, 5\)"),
-        (method(max_start_epoch=10), 10, r"start at epoch 9 and 2 epochs more lead beyond .* 10: "),
-    ],
-)
-def test_windows_outside_the_trajectory_are_refused(asked, epochs, message):
-    with pytest.raises(SpecError, match=message):
-        asked.check_window(epochs)
-    method(max_start_epoch=9).check_window(10)

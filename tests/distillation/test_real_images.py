@@ -87,6 +87,8 @@ def test_labels_are_the_mean_over_the_experts_that_are_right():
     assert found.tolist() == [[3, 1], [0, 2]]
     found = label_logits(experts, torch.tensor([0, 1]))
     assert found.tolist() == [[2, 0.5], [0, 2]]
+    none_right = torch.tensor([[[3.0, 1.0]], [[1.0, 0.0]]])
+    assert label_logits(none_right, torch.tensor([1])).tolist() == [[2, 0.5]]
 
 
 def test_right_images_come_first():
@@ -120,6 +122,8 @@ def test_representative_rows_are_different_and_repeatable(count):
     ]
     assert found[0] == found[1]
     assert len(set(found[0])) == count and set(found[0]) <= set(range(20))
+    equal = representative_rows(torch.ones(20, 3), count, torch.Generator().manual_seed(0))
+    assert len(set(equal.tolist())) == count
 
 
 def test_the_row_nearest_to_the_mean_represents_a_class_alone():

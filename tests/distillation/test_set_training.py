@@ -20,6 +20,8 @@ from stillhouse.distillation.evaluate import (
     towards_static,
     towards_stored,
 )
+from stillhouse.distillation.images import ImageData, load_images
+from stillhouse.distillation.prepared import fit_standardisation
 from stillhouse.distillation.recipes import Recipe, ViewSettings, published
 from stillhouse.errors import DivergedError
 
@@ -99,6 +101,18 @@ def test_the_published_protocols():
     p3 = protocol("p3", 10, factor=2)
     assert epoch_rate(p3.recipe, 300) == pytest.approx(5e-4)
     assert p3.recipe.views.min_scale == 0.5 and p3.recipe.views.patches == 2
+
+
+def test_a_network_learns_digits_from_few_real_images():
+    parts = load_images(ImageData(dataset="digits"))
+    standardisation = fit_standardisation(parts.train)
+    train, test = (
+        standardisation.apply(torch.from_numpy(part.pixels())) for part in (parts.train, parts.test)
+    )
+    labels = torch.from_numpy(parts.train.labels)[:300]
+    network = seeded(lambda: FlatHead(width=8, num_classes=10))
+    fit(network, train[:300], towards_classes(labels), plan(12), seed=0)
+    assert accuracy(network, test, torch.from_numpy(parts.test.labels)) > 0.8
 
 
 def test_accuracy_by_hand():
