@@ -36,8 +36,8 @@ from processes import in_fresh_process, memory_mb
 
 from stillhouse.distillation.adjoint import Descent, FlatModule, adjoint, descend
 from stillhouse.distillation.matching import Match, matching_objective
-from stillhouse.models.convnet import ConvNet
-from stillhouse.models.seeded import initialised
+from stillhouse.models.device import initialised
+from stillhouse.models.networks import ConvNet
 
 STEPS = (1, 4, 10, 20, 50)
 CLASSES, WIDTH, IMAGES = 10, 32, 10

@@ -22,7 +22,7 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
 from stillhouse.models.causal_lm import build_model
-from stillhouse.models.cpu import use_onednn_for_float32
+from stillhouse.models.device import use_onednn_for_float32
 from stillhouse.models.scoring import ScoringModel
 from stillhouse.spec import ModelSettings
 

@@ -31,9 +31,9 @@ from stillhouse.models.causal_lm import build_model, load_model, save_model
 from stillhouse.models.scoring import ScoringModel
 from stillhouse.spec import ModelSettings, Optimisation
 from stillhouse.text.tokenizer import Tokenizer, make_tokenizer, train_tokenizer
-from stillhouse.training.batches import Batch
 from stillhouse.training.evaluate import measure
 from stillhouse.training.loop import Trainer
+from stillhouse.training.stream import Batch
 
 LENGTH = 128
 VOCABULARY = 2048

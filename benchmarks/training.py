@@ -160,12 +160,11 @@ def way_memory(options: argparse.Namespace) -> dict[str, Any]:
     from stillhouse.models.causal_lm import build_model
     from stillhouse.spec import ModelSettings
     from stillhouse.text.tokenizer import load_tokenizer
-    from stillhouse.training.batches import Batch
     from stillhouse.training.fetch import PartReader, read_ahead
     from stillhouse.training.loop import Trainer
     from stillhouse.training.order import Rows, SampleOrder
     from stillhouse.training.spec import TrainSpec
-    from stillhouse.training.stream import TokenStream
+    from stillhouse.training.stream import Batch, TokenStream
 
     torch.set_num_threads(1)
     spec = TrainSpec.model_validate(yaml.safe_load(Path(options.spec).read_text()))

@@ -22,7 +22,7 @@ from stillhouse.storage.artifact import Store
 from stillhouse.storage.commit import check_store
 from stillhouse.storage.filesystem import remember_options, use_options
 from stillhouse.storage.run_record import RunRecord, now, read_json
-from stillhouse.training.recipe import RECIPE_VERSION
+from stillhouse.training.task import RECIPE_VERSION
 
 RUN_VERSION = 1
 SUBMISSION_VARIABLE = "STILLHOUSE_SUBMISSION"

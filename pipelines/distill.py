@@ -44,7 +44,7 @@ from stillhouse.errors import ArtifactError, InputError
 from stillhouse.pipelines.context import Context, Step, perform
 from stillhouse.pipelines.evaluation import Control, Evaluator, Tested
 from stillhouse.pipelines.image_inputs import ImageInputs
-from stillhouse.pipelines.workers import STEP, group_size, room, run_workers
+from stillhouse.pipelines.workers import STEP, run_workers
 from stillhouse.storage.artifact import Manifest, PartRef, Receipt, Store, load_manifest
 from stillhouse.storage.parquet import read_table
 from stillhouse.storage.task import Task
@@ -256,8 +256,8 @@ def distil(ctx: Context, task: MatchingTask, host: ImageHostSettings) -> list[Re
                 update={"trainers": ctx.compute.distillers, "min_trainers": None}
             )
             what, work = "the distillation", partial(_work, ctx.store, host, task)
-            with room(ctx, group_size(compute), what, setting="compute.distillers"):
-                run_workers(replace(ctx, compute=compute), what, work, on_event)
+            inner = replace(ctx, compute=compute)
+            run_workers(inner, what, work, on_event, setting="compute.distillers")
             done = ctx.store.finished(task.KIND, names)
             if len(done) < total:
                 raise ArtifactError(

@@ -18,7 +18,7 @@ import ray.data
 from ray.data import ActorPoolStrategy, DataContext, ExecutionResources
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from stillhouse.actors.window_reader import WindowReader
+from stillhouse.actors.windows import WindowReader
 from stillhouse.pipelines.pool import as_error
 from stillhouse.training.fetch import Fetch, PartReader, read_ahead
 from stillhouse.training.order import Window

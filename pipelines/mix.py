@@ -101,7 +101,7 @@ def _work(
 ) -> None:
     """In each worker: one run after another."""
     from stillhouse.mixing.run import run_mix
-    from stillhouse.models.causal_lm import choose_device
+    from stillhouse.models.device import choose_device
     from stillhouse.training.group import WorkerGroup
 
     device, group, before = choose_device(*place), WorkerGroup.current(), 0

@@ -1,6 +1,7 @@
-"""The models of a selection: prior, conditional, and the targets that it is judged by."""
+"""The models of a selection: prior, conditional, and the targets that evaluate it."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -10,27 +11,26 @@ from stillhouse.models.shape import ModelShape, planned_shape
 from stillhouse.pipelines.context import Context, pinned, run_tasks
 from stillhouse.pipelines.given import ModelRef, weights_digest
 from stillhouse.pipelines.tokens import TokenizerRef
-from stillhouse.pipelines.training import train_models
+from stillhouse.pipelines.training import make_task, train_models
 from stillhouse.pipelines.workers import Gang
 from stillhouse.selection.sampling import sample_rows
 from stillhouse.spec import ModelSettings, Optimisation, SelectSpec
 from stillhouse.storage.artifact import Manifest, Store
-from stillhouse.training.recipe import Start, choose
 from stillhouse.training.seen import Ranges, add_rows, file_digests, rows_with, trained_rows
 from stillhouse.training.spec import TrainingSettings
-from stillhouse.training.task import StartModel, TokenSet, TrainTask, token_set, with_order
+from stillhouse.training.task import Start, StartModel, TokenSet, TrainTask, choose, token_set
 
 
 class Models:
-    """Makes the models of one job. Every one is found again by what it was made from.
+    """Trains the models of one job, or finds them in the store.
 
-    Used as a context: one group of workers trains what is trained inside.
+    As a context it keeps one group of workers for the trainings inside.
 
     Args:
-        ctx: the run.
-        spec: of the job.
-        tokenizer: of all of them.
-        given: those that the spec names, by key.
+        given: the models that the spec names, by key.
+
+    Attributes:
+        trained: models that the job trained itself, by role.
     """
 
     def __init__(
@@ -43,7 +43,6 @@ class Models:
         self._ctx, self._spec, self._tokenizer, self._given = ctx, spec, tokenizer, given
         self._gang = Gang(ctx)
         self.trained: dict[str, Manifest] = {}
-        """Models that the job made itself, by role."""
 
     def __enter__(self) -> "Models":
         return self
@@ -56,18 +55,18 @@ class Models:
 
         Args:
             pool: its token parts.
-            check: told how many of the pool's rows it will be trained on, before it is.
+            check: called before a training with the number of the pool's rows that it takes.
         """
-        settings = self._spec.prior
         if "prior" in self._given:
             return self._given["prior"]
+        settings = self._spec.prior
         length = self._spec.sequence_length
         data = _sample(self._ctx.store, pool, settings.num_tokens // length, settings.seed)
         model = settings.model or ModelSettings()
         shape, step = self._shape(model), "train prior"
         learning = self._learning(settings, shape, data.num_tokens)
         task = self._task("prior", "prior", model, data, data.num_tokens, learning)
-        asked = choose(  # a pin outlives new shards, which may change how many tokens there are
+        asked = choose(  # not from the data: a pin outlives new shards, which may change their size
             settings,
             width=model.hidden_size,
             num_tokens=settings.num_tokens,
@@ -95,7 +94,7 @@ class Models:
         return self._tuned("conditional", prior, init, start, target)
 
     def down(self, prior: ModelRef, target: Manifest) -> ModelRef:
-        """RHO-down's model: of the prior's architecture and sizes, trained on the target alone."""
+        """RHO-down's model: of the prior's architecture and sizes, trained on the target only."""
         init = StartModel(prior.folder, prior.fingerprint, fresh=True)
         if prior.trained_here:
             init = self._spec.prior.model or ModelSettings()
@@ -114,10 +113,8 @@ class Models:
         data = token_set(self._ctx.store, target, "target")
         learning = self._learning(settings, prior.shape, num_tokens, start)
         task = self._task(role, role, init, data, num_tokens, learning)
-        step = f"train {role}"
-        return self._made(
-            train_models(self._ctx, self._gang, step, [task], prior.shape)[0], prior.shape
-        )
+        [made] = train_models(self._ctx, self._gang, f"train {role}", [task], prior.shape)
+        return self._made(made, prior.shape)
 
     def targets(
         self, selections: dict[str, Manifest], heldout: Manifest
@@ -151,8 +148,8 @@ class Models:
     def prior_rows(self, prior: ModelRef, pool: Manifest) -> dict[str, NDArray[np.int64]]:
         """Rows of the pool that the prior has seen, by the sha256 of their part.
 
-        The very rows where it was trained on this pool's sequences; else, as far as it tells, all
-        that hold a document that it has seen.
+        The exact rows if it was trained on this pool's sequences; else, as far as its folder tells,
+        all that hold a document it has seen.
         """
         found, seen = trained_rows(prior.folder, {part.sha256 for part in pool.parts})
         files = file_digests(pool) if seen else []
@@ -170,14 +167,13 @@ class Models:
         return ModelRef(weights_digest(manifest.files), folder, shape, tokens, trained_here=True)
 
     def _shape(self, model: ModelSettings) -> ModelShape:
-        words = self._tokenizer
-        num_positions = self._spec.sequence_length + words.num_extra
-        return planned_shape(model, words.vocab_size, num_positions)
+        num_positions = self._spec.sequence_length + self._tokenizer.num_extra
+        return planned_shape(model, self._tokenizer.vocab_size, num_positions)
 
     def _learning(
         self, settings: Optimisation, shape: ModelShape, num_tokens: int, start: Start = "fresh"
     ) -> TrainingSettings:
-        """The settings with numbers where they say `auto`; no checkpoint outlives the training."""
+        """The settings with `auto` resolved; no checkpoint outlives the training."""
         content = settings.model_dump(include=set(Optimisation.model_fields))
         return choose(
             TrainingSettings(**content, eval_points=1, keep_last=0),
@@ -197,23 +193,16 @@ class Models:
         settings: TrainingSettings,
         heldout: TokenSet | None = None,
     ) -> TrainTask:
-        words, compute = self._tokenizer, self._spec.compute
-        steps = max(1, round(num_tokens / (data.sequence_length * settings.batch_size)))
-        return TrainTask(
+        return make_task(
+            self._spec.compute,
+            self._tokenizer,
             role=role,
             label=label,
             init=init,
-            data=(data,),
+            data=[data],
+            settings=settings,
+            num_tokens=num_tokens,
             heldout=heldout,
-            tokenizer=words.path,
-            tokenizer_digest=words.digest,
-            eos_token=words.eos_token,
-            vocab_size=words.vocab_size,
-            bos_id=words.bos_id,
-            settings=with_order(settings, [data], steps),
-            num_steps=steps,
-            device=compute.device,
-            gpus=compute.gpus_of(compute.trainer),
         )
 
 
@@ -222,15 +211,13 @@ def _rows_with(seen: Ranges, item: tuple[str, list[str]]) -> NDArray[np.int64]:
 
 
 def _sample(store: Store, pool: Manifest, num_rows: int, seed: int) -> TokenSet:
-    """Random sequences of a pool, of a few hundred of its parts at most (`sample_rows`)."""
+    """Random sequences of a pool, from at most a few hundred of its parts (`sample_rows`)."""
     whole = token_set(store, pool, "pool")
     chosen = sample_rows(pool.parts, max(1, num_rows), seed)
-    return TokenSet(
-        name="pool",
+    return replace(
+        whole,
         uris=tuple(whole.uris[i] for i, _ in chosen),
         rows=tuple(len(rows) for _, rows in chosen),
         digests=tuple(whole.digests[i] for i, _ in chosen),
-        sequence_length=whole.sequence_length,
         chosen=tuple(rows for _, rows in chosen),
-        tokens=whole.tokens,
     )

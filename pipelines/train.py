@@ -1,9 +1,7 @@
 """`job: train`: tokens -> order -> workers -> model artifact."""
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any
 
 from stillhouse.models.shape import ModelShape, planned_shape
 from stillhouse.pipelines.context import Context
@@ -20,18 +18,20 @@ from stillhouse.pipelines.train_data import (
     given_paths,
     moments_of,
 )
-from stillhouse.pipelines.training import train_models
+from stillhouse.pipelines.training import make_task, online_scorers, train_models
 from stillhouse.pipelines.workers import Gang
+from stillhouse.spec import ModelSettings
 from stillhouse.storage.artifact import Manifest, Store
 from stillhouse.training.order import check_workers, default_lanes, default_window
-from stillhouse.training.recipe import choose
 from stillhouse.training.seen import trained_rows
 from stillhouse.training.spec import TrainSpec
 from stillhouse.training.task import (
     OnlineTask,
+    Start,
     StartModel,
     TokenSet,
     TrainTask,
+    choose,
     token_set,
     with_order,
 )
@@ -39,7 +39,7 @@ from stillhouse.training.task import (
 
 @dataclass(frozen=True, slots=True)
 class TrainRun:
-    """Everything that a train job made."""
+    """The results of a train job."""
 
     model: Manifest
     task: TrainTask
@@ -47,52 +47,40 @@ class TrainRun:
 
 
 def run_train(ctx: Context, spec: TrainSpec, inputs: TrainInputs) -> TrainRun:
-    """Train the model of a spec, or find it.
+    """Train the model of a spec, or find it in the store.
 
     Raises:
-        StillhouseError: whatever stopped it; run again to go on from the last checkpoint.
+        StillhouseError: run again to continue from the last checkpoint.
     """
     length = spec.sequence_length or inputs.sequence_length or TEXT_LENGTH
     texts = {key: one.inputs for key, one in inputs.sets.items() if isinstance(one, TextSet)}
     scans = scan_sources(ctx, texts).sources if texts else []
     tokenizer = _tokenizer(ctx, spec, inputs, scans)
-    positions = length + tokenizer.num_extra
-    needs = Needs(tokenizer.vocab_size, positions)
+    needs = Needs(tokenizer.vocab_size, length + tokenizer.num_extra)
     paths = given_paths(spec)
     init = given_models(ctx, {INIT: paths.pop(INIT)}, needs)[INIT] if INIT in paths else None
     models = given_models(ctx, paths, replace(needs, comparable=True))
     sets = _tokens(ctx, inputs.sets, scans, tokenizer, length)
     heldout = sets.pop() if HELDOUT in inputs.sets else None
-    shape = planned_shape(spec.model, tokenizer.vocab_size, positions)
-    task = train_task(spec, sets, heldout, tokenizer, init or shape)
-    task = replace(task, code=inputs.code)
-    shape = init.shape if init else shape
+    fresh = planned_shape(spec.model, needs.vocab_size, needs.num_positions)
+    shape = init.shape if init else fresh
+    task = replace(_task(spec, sets, heldout, tokenizer, init, shape), code=inputs.code)
     if spec.online is None:
         check_workers(task.order(), spec.compute.trainers)
     else:
-        task = with_online(spec, models, task)
-    with _online_scorers(ctx, task) as (scorers, held), Gang(ctx, held) as gang:
+        task = _with_online(spec, models, task)
+    with online_scorers(ctx, task) as (scorers, held), Gang(ctx, held) as gang:
         [model] = train_models(ctx, gang, "train", [task], shape, scorers)
     return TrainRun(model, task, tokenizer)
-
-
-def _online_scorers(
-    ctx: Context, task: TrainTask
-) -> AbstractContextManager[tuple[list[Any], dict[str, float]]]:
-    if task.online is None or ctx.store.find_manifest("models", task.fingerprint) or ctx.dry:
-        return nullcontext(([], {}))
-    from stillhouse.pipelines.online import online_scorers
-
-    return online_scorers(ctx, task)
 
 
 def _tokenizer(
     ctx: Context, spec: TrainSpec, inputs: TrainInputs, scans: Sequence[Scan]
 ) -> TokenizerRef:
-    """The tokenizer that is given, or one that is trained on the documents to train on."""
-    seen = inputs.tokenizer
-    if seen is not None:
-        return given_tokenizer(ctx, str(seen.folder), seen.eos_token, seen.bos)
+    """The given tokenizer, or one that is trained on the documents to train on."""
+    given = inputs.tokenizer
+    if given is not None:
+        return given_tokenizer(ctx, str(given.folder), given.eos_token, given.bos)
     assert spec.tokenizer is not None
     trained = [scan for scan in scans if scan.name != HELDOUT]
     paths = [path for scan in trained for path in scan.inputs.source.paths]
@@ -126,57 +114,49 @@ def _tokens(
     ]
 
 
-def train_task(
+def _task(
     spec: TrainSpec,
     sets: Sequence[TokenSet],
     heldout: TokenSet | None,
     tokenizer: TokenizerRef,
-    start: ModelRef | ModelShape,
+    init: ModelRef | None,
+    shape: ModelShape,
 ) -> TrainTask:
-    """The training as plain values, named by all that decides the model.
-
-    `start`: the model that it goes on from, or the shape of a fresh one.
-    """
-    init, origin = spec.model, "fresh"
-    if isinstance(start, ModelRef):
-        moments = moments_of(Store(start.folder.rsplit("/", 2)[0]), spec, start.folder)
-        init = StartModel(start.folder, start.fingerprint, moments=moments)
-        origin = "trained" if start.made_here else "given"
-    shape = start.shape if isinstance(start, ModelRef) else start
-    length, online = sets[0].sequence_length, spec.online
-    one_pass = sum(one.num_tokens for one in sets)  # of tau candidates one is trained on
-    num_tokens = spec.train.num_tokens or (one_pass if online is None else one_pass / online.tau)
+    """The training; `init` is the model that it continues from."""
+    start: ModelSettings | StartModel = spec.model
+    origin: Start = "fresh"
+    if init is not None:
+        moments = moments_of(Store(init.folder.rsplit("/", 2)[0]), spec, init.folder)
+        start = StartModel(init.folder, init.fingerprint, moments=moments)
+        origin = "trained" if init.made_here else "given"
+    one_pass: float = sum(one.num_tokens for one in sets)
+    if spec.online is not None:  # one of tau candidates is trained on
+        one_pass /= spec.online.tau
+    num_tokens = spec.train.num_tokens or one_pass
     settings = choose(
         spec.train,
         width=shape.hidden_size,
         num_tokens=num_tokens,
-        sequence_length=length,
+        sequence_length=sets[0].sequence_length,
         start=origin,
     )
-    num_steps = max(1, round(num_tokens / (length * settings.batch_size)))
-    return TrainTask(
+    return make_task(
+        spec.compute,
+        tokenizer,
         role="target",
         label=spec.name or "target",
-        init=init,
-        data=tuple(sets),
+        init=start,
+        data=sets,
+        settings=settings,
+        num_tokens=num_tokens,
         heldout=heldout,
-        tokenizer=tokenizer.path,
-        tokenizer_digest=tokenizer.digest,
-        eos_token=tokenizer.eos_token,
-        vocab_size=tokenizer.vocab_size,
-        bos_id=tokenizer.bos_id,
-        settings=with_order(settings, sets, num_steps),
-        num_steps=num_steps,
-        device=spec.compute.device,
-        gpus=spec.compute.gpus_of(spec.compute.trainer),
     )
 
 
-def with_online(spec: TrainSpec, models: Mapping[str, ModelRef], task: TrainTask) -> TrainTask:
-    """The same training on batches that are chosen while it goes on.
+def _with_online(spec: TrainSpec, models: Mapping[str, ModelRef], task: TrainTask) -> TrainTask:
+    """The training on batches chosen while it runs, by default from one pass over the data.
 
-    By default it sees each candidate once. Rows that the prior was trained on, as far as it tells,
-    and rows with held-out text are not chosen.
+    Rows that the prior was trained on, as far as its folder tells, are not chosen.
     """
     online, [pool] = spec.online, task.data
     assert online is not None
@@ -185,14 +165,11 @@ def with_online(spec: TrainSpec, models: Mapping[str, ModelRef], task: TrainTask
     num_steps = task.num_steps if spec.train.num_tokens else max(1, pool.num_rows // candidates)
     prior, conditional = models["online.prior"], models["online.conditional"]
     hidden, _ = trained_rows(prior.folder, pool.digests)
+    asked = {"checkpoint_every": spec.train.checkpoint_every}
     return replace(
         task,
         num_steps=num_steps,
-        settings=with_order(
-            task.settings.model_copy(update={"checkpoint_every": spec.train.checkpoint_every}),
-            task.data,
-            num_steps,
-        ),
+        settings=with_order(task.settings.model_copy(update=asked), task.data, num_steps),
         online=OnlineTask(
             candidates=candidates,
             lanes=lanes,

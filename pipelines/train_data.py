@@ -1,15 +1,19 @@
-"""What a training reads: selections, files of tokens, documents; and which tokenizer they have.
+"""A training's data before any work: selections, files of tokens, documents, and their tokenizer.
 
-Everything here is looked at before any work: listings, manifests, footers and digests.
+Only listings, manifests, footers and digests are read.
 """
 
 import json
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import PurePosixPath
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+
 from stillhouse.custom_code import CustomCode, find_named
-from stillhouse.data_settings import DataSource
+from stillhouse.data_settings import ColumnNames, DataSource
 from stillhouse.errors import ArtifactError, InputError, ModelError, SpecError
 from stillhouse.models.shape import model_uri, read_header
 from stillhouse.pipelines.given import check_vocabulary, model_identity
@@ -23,9 +27,11 @@ from stillhouse.storage.filesystem import (
     exists,
     join,
     list_names,
+    open_read,
 )
+from stillhouse.storage.parquet import open_parquet
+from stillhouse.text.records import read_records
 from stillhouse.text.tokenizer import BosSetting, load_tokenizer
-from stillhouse.training.files import columns_of, prompt_columns, token_length
 from stillhouse.training.spec import OBJECTIVES, FileData, SelectionData, TrainSpec
 from stillhouse.training.task import (
     CHECKPOINTS,
@@ -37,12 +43,16 @@ from stillhouse.training.task import (
 
 HELDOUT, INIT = "heldout", "init"
 TEXT_LENGTH = 256
-"""Tokens a sequence, where neither spec nor data say."""
+"""Tokens of a sequence, if neither spec nor data say."""
+_PAIRS = (("prompt", "completion"), ("input", "target"))
+"""Common names of prompt and answer, and those of the tasks of `job: mix`."""
+_MAX_CHARS = 10_000_000
+_LISTS = (pa.ListType, pa.LargeListType, pa.FixedSizeListType)
 
 
 @dataclass(frozen=True, slots=True)
-class TokenizerSeen:
-    """The tokenizer that some tokens were made with; `folder` where it is known."""
+class KnownTokenizer:
+    """The tokenizer that some tokens were made with; `folder` if it was found."""
 
     digest: str
     eos_token: str
@@ -52,14 +62,13 @@ class TokenizerSeen:
 
 @dataclass(frozen=True, slots=True)
 class TextSet:
-    """Documents that are still to be tokenised."""
+    """Documents to be tokenised."""
 
     name: str
     weight: float
     inputs: Inputs
 
     def identity(self) -> str:
-        """Fingerprint of content and of how it is read."""
         return self.inputs.identity()
 
 
@@ -68,46 +77,45 @@ class TrainInputs:
     """All that a train job reads, by content.
 
     Attributes:
-        sets: the data sets, then the held-out, by their keys in the spec.
-        tokenizer: with a folder; None where it is to be trained on the documents.
-        models: fingerprints of those that are given.
-        code: of an objective that is the user's.
+        sets: the data sets, then the held-out set, by their keys in the spec.
+        tokenizer: with a folder; None if it is to be trained on the documents.
+        models: fingerprints of the given ones.
+        code: of a user's objective.
     """
 
     sets: dict[str, TokenSet | TextSet]
-    tokenizer: TokenizerSeen | None
+    tokenizer: KnownTokenizer | None
     models: tuple[str, ...] = ()
     code: CustomCode | None = None
 
     @property
     def datasets(self) -> list[TokenSet | TextSet]:
-        """Those that are trained on."""
+        """The sets to train on."""
         return [one for key, one in self.sets.items() if key != HELDOUT]
 
     @property
     def sequence_length(self) -> int | None:
-        """Of the token sets; None where all are documents."""
-        found = (s.sequence_length for s in self.sets.values() if isinstance(s, TokenSet))
-        return next(found, None)
+        """Of the token sets; None if all are documents."""
+        lengths = (s.sequence_length for s in self.sets.values() if isinstance(s, TokenSet))
+        return next(lengths, None)
 
     def identity(self) -> list[Any]:
         """Fingerprints of all inputs."""
-        data = [s.identity() for s in self.sets.values()]
-        words = self.tokenizer
-        tokenizer = ["trained"] if words is None else [words.digest, words.eos_token]
+        data, given = [s.identity() for s in self.sets.values()], self.tokenizer
+        tokenizer = ["trained"] if given is None else [given.digest, given.eos_token]
         code = [] if self.code is None else [self.code.digest]
         return [data, *tokenizer, *self.models, *code]
 
 
 Listing = dict[str, list[FileInfo]]
-"""The files of a job, by key in the spec; none for selections and artifacts."""
+"""Files by key in the spec; none for selections and artifacts."""
 
 
 def keyed_data(spec: TrainSpec) -> dict[str, SelectionData | FileData]:
-    """The data sets and the held-out by their keys in the spec."""
+    """The data sets and the held-out set by their keys in the spec."""
     several = isinstance(spec.data, list)
-    found = {f"data.{i}" if several else "data": item for i, item in enumerate(spec.datasets)}
-    return found | ({HELDOUT: spec.heldout} if spec.heldout is not None else {})
+    data = {f"data.{i}" if several else "data": item for i, item in enumerate(spec.datasets)}
+    return data | ({HELDOUT: spec.heldout} if spec.heldout is not None else {})
 
 
 def list_data(spec: TrainSpec) -> Listing:
@@ -119,7 +127,7 @@ def list_data(spec: TrainSpec) -> Listing:
     listing: Listing = {}
     for key, item in keyed_data(spec).items():
         if isinstance(item, SelectionData):
-            _rows_of(item)
+            _sequences(item)
             listing[key] = []
         else:
             listing[key] = [] if _artifact_at(item) else list_source(item)
@@ -127,18 +135,22 @@ def list_data(spec: TrainSpec) -> Listing:
 
 
 def open_data(store: Store, spec: TrainSpec, listing: Listing, *, remember: bool) -> TrainInputs:
-    """Look at everything that a job reads.
+    """Read footers, manifests and digests of everything that a job reads.
 
     Raises:
         InputError: sequences of several lengths, or files that are neither tokens nor documents.
         ModelError: a tokenizer that the tokens were not made with. SpecError: none is known.
     """
-    seen: dict[str, TokenizerSeen] = {}
-    opener = _Opener(store, spec, remember, seen)
+    opener = _Opener(store, spec, remember)
     sets = {key: opener.open(key, one, listing[key]) for key, one in keyed_data(spec).items()}
-    _check_lengths(spec, {key: s for key, s in sets.items() if isinstance(s, TokenSet)})
+    lengths = {"sequence_length": spec.sequence_length} if spec.sequence_length else {}
+    lengths |= {key: s.sequence_length for key, s in sets.items() if isinstance(s, TokenSet)}
+    for key, length in lengths.items():
+        place, wanted = next(iter(lengths.items()))
+        if length != wanted:
+            raise InputError(f"`{key}` has sequences of {length} tokens, `{place}` of {wanted}")
     models = _models(store, spec, remember)
-    tokenizer = _tokenizer(spec, seen)
+    tokenizer = _tokenizer(spec, opener.tokenizers)
     if tokenizer is not None and models:
         folder = str(tokenizer.folder)
         made = load_tokenizer(folder, tokenizer.eos_token)
@@ -147,7 +159,7 @@ def open_data(store: Store, spec: TrainSpec, listing: Listing, *, remember: bool
 
 
 def own_objective(spec: TrainSpec) -> CustomCode | None:
-    """The code of an objective in a folder of the user's.
+    """The code of an objective in the user's folder.
 
     Raises:
         SpecError: as `find_named`.
@@ -157,7 +169,7 @@ def own_objective(spec: TrainSpec) -> CustomCode | None:
 
 
 def _models(store: Store, spec: TrainSpec, remember: bool) -> tuple[str, ...]:
-    """Fingerprints of the models that a spec gives."""
+    """Fingerprints of the given models."""
     folders = {key: model_uri(path) for key, path in given_paths(spec).items()}
     for key, folder in folders.items():
         config = json.loads(read_header(folder, f"{key} {folder!r}").config)
@@ -173,7 +185,7 @@ def _models(store: Store, spec: TrainSpec, remember: bool) -> tuple[str, ...]:
 
 
 def given_paths(spec: TrainSpec) -> dict[str, str]:
-    """The models that a spec gives, by their keys."""
+    """Paths of the models that a spec gives, by key."""
     given = {INIT: spec.init} if spec.init else {}
     if spec.online is not None:
         online = spec.online
@@ -182,10 +194,10 @@ def given_paths(spec: TrainSpec) -> dict[str, str]:
 
 
 def moments_of(store: Store, spec: TrainSpec, folder: str) -> str | None:
-    """Name of the checkpoints with the moments that `init.optimizer: keep` asks for; else None.
+    """Name of the checkpoints with the optimiser's moments for `init.optimizer: keep`; else None.
 
     Raises:
-        ModelError: no training of this store made the model, or its checkpoints are gone.
+        ModelError: the model was not trained in this store, or its checkpoints are gone.
     """
     if spec.init is None or spec.init.optimizer == "fresh":
         return None
@@ -199,21 +211,18 @@ def moments_of(store: Store, spec: TrainSpec, folder: str) -> str | None:
     return name
 
 
-@dataclass(frozen=True, slots=True)
 class _Opener:
-    """Opens data sets; what their tokens were made with is noted in `seen`, by key."""
+    """Opens data sets; `tokenizers`, by key, are those that their tokens were made with."""
 
-    store: Store
-    spec: TrainSpec
-    remember: bool
-    seen: dict[str, TokenizerSeen]
+    def __init__(self, store: Store, spec: TrainSpec, remember: bool) -> None:
+        self._store, self._spec, self._remember = store, spec, remember
+        self.tokenizers: dict[str, KnownTokenizer] = {}
 
     def open(
         self, key: str, item: SelectionData | FileData, files: list[FileInfo]
     ) -> TokenSet | TextSet:
-        """A data set."""
         if isinstance(item, SelectionData):
-            return self._artifact(key, item, _rows_of(item))
+            return self._artifact(key, item, _sequences(item))
         folder = _artifact_at(item)
         if folder is not None:
             return self._artifact(key, item, Artifact(folder))
@@ -222,7 +231,7 @@ class _Opener:
         if length is None:
             columns = prompt_columns(item, files[0].uri)
             return self._texts(name, item, item.model_copy(update={"columns": columns}), files)
-        digests = digest_files(self.store, files, remember=self.remember)
+        digests = digest_files(self._store, files, remember=self._remember)
         return TokenSet(
             name=name,
             weight=item.weight,
@@ -242,7 +251,7 @@ class _Opener:
         if token_length(parts[0].uri) is None:  # documents that were selected whole
             source = DataSource(path=[part.uri for part in parts], format="parquet")
             return self._texts("selection", item, source, list_source(source))
-        self.seen[key] = _tokenizer_of(artifact)
+        self.tokenizers[key] = _tokenizer_of(artifact)
         made = token_set(Store(artifact.store), artifact.manifest, "selection", item.weight)
         return replace(made, masked=LOSS_MASK in columns_of(parts[0].uri))
 
@@ -253,96 +262,71 @@ class _Opener:
         source: DataSource,
         files: list[FileInfo],
     ) -> TextSet:
-        size = self.spec.part_tokens
-        inputs = open_inputs(self.store, source, files, size, remember=self.remember)
+        size = self._spec.part_tokens
+        inputs = open_inputs(self._store, source, files, size, remember=self._remember)
         return TextSet(name, item.weight, inputs)
 
 
-def _rows_of(item: SelectionData) -> Artifact:
-    """The selection, or tokens, that a spec names.
+def _sequences(item: SelectionData) -> Artifact:
+    """A selection or tokens.
 
     Raises:
-        ArtifactError: there is none, or it is of another kind.
+        ArtifactError: missing, or of another kind.
     """
-    found = Artifact(item.from_)
-    if found.manifest.kind not in {"selections", "tokens"}:
+    artifact = Artifact(item.from_)
+    kind = artifact.manifest.kind
+    if kind not in {"selections", "tokens"}:
         raise ArtifactError(
-            f"{found.uri} holds `{found.manifest.kind}` where `selections` or `tokens` are needed"
+            f"{artifact.uri} holds `{kind}` where `selections` or `tokens` are needed"
         )
-    return found
+    return artifact
 
 
 def _artifact_at(item: FileData) -> str | None:
-    """The folder of an artifact, where the path is one."""
+    """The folder of the artifact that a path names, or None."""
     folder = absolute_uri(item.paths[0])
     return folder if len(item.paths) == 1 and exists(join(folder, "manifest.json")) else None
 
 
-def _check_lengths(spec: TrainSpec, sets: dict[str, TokenSet]) -> None:
-    lengths = {"sequence_length": spec.sequence_length} if spec.sequence_length else {}
-    lengths |= {key: found.sequence_length for key, found in sets.items()}
-    place, wanted = next(iter(lengths.items()), ("", None))
-    for key, found in sets.items():
-        if found.sequence_length != wanted:
-            raise InputError(
-                f"`{key}` has sequences of {found.sequence_length} tokens, `{place}` of {wanted}"
-            )
-
-
-def _tokenizer_of(artifact: Artifact) -> TokenizerSeen:
-    """The tokenizer of a selection or tokens artifact."""
-    manifest = artifact.manifest
+def _tokenizer_of(artifact: Artifact) -> KnownTokenizer:
+    """The tokenizer of a selection or tokens artifact, found in its store by content."""
+    manifest, store = artifact.manifest, Store(artifact.store)
     if manifest.kind == "selections":
         manifest = load_manifest(join(artifact.store, "tokens", manifest.inputs["tokens"]))
     settings = manifest.settings["tokenizer"]
-    folder = _find_tokenizer(Store(artifact.store), settings["digest"], settings["eos_token"])
-    return TokenizerSeen(settings["digest"], settings["eos_token"], folder)
-
-
-def _find_tokenizer(store: Store, digest: str, eos_token: str) -> str | None:
-    """The folder of a store's tokenizer with this content."""
+    wanted = settings["digest"], settings["eos_token"]
     for name in list_names(store.path("models")):
-        manifest = store.find_manifest("models", name)
-        if manifest is not None and manifest.totals.get("role") == "tokenizer":
-            same = manifest.totals["digest"], manifest.totals["eos_token"]
-            if same == (digest, eos_token):
-                return store.path("models", name)
-    return None
+        model = store.find_manifest("models", name)
+        totals = {} if model is None else model.totals
+        if totals.get("role") == "tokenizer" and (totals["digest"], totals["eos_token"]) == wanted:
+            return KnownTokenizer(*wanted, store.path("models", name))
+    return KnownTokenizer(*wanted, None)
 
 
-def _tokenizer(spec: TrainSpec, seen: dict[str, TokenizerSeen]) -> TokenizerSeen | None:
+def _tokenizer(spec: TrainSpec, known: dict[str, KnownTokenizer]) -> KnownTokenizer | None:
     """The tokenizer of the spec, of the data, or of `init`; None for one that is to be trained.
 
-    All that is known of has to be the same.
+    All known ones have to agree.
     """
-    if spec.tokenizer is not None and spec.tokenizer.train is not None:
-        if seen:
+    asked = spec.tokenizer
+    if asked is not None and asked.train is not None:
+        if known:
             raise SpecError(
-                f"`tokenizer.train`: `{next(iter(seen))}` is tokens already: leave `tokenizer` out"
+                f"`tokenizer.train`: `{next(iter(known))}` is tokens already: leave `tokenizer` out"
             )
         return None
-    if spec.tokenizer is not None:
-        asked = spec.tokenizer
-        chosen, place = _loaded(str(asked.path), asked.eos_token, asked.bos), "`tokenizer.path`"
-    elif spec.init is not None and not any(one.folder for one in seen.values()):
-        chosen, place = _loaded(str(spec.init.path), None, "auto"), "that of `init`"
+    found = [(key, one) for key, one in known.items() if one.folder is not None]
+    if asked is not None:
+        chosen, place = _load(str(asked.path), asked.eos_token, asked.bos), "`tokenizer.path`"
+    elif spec.init is not None and not found:
+        chosen, place = _load(str(spec.init.path), None, "auto"), "that of `init`"
+    elif found:
+        place, chosen = f"`{found[0][0]}`", found[0][1]
     else:
-        known = [(key, one) for key, one in seen.items() if one.folder is not None]
-        if not known:
-            raise SpecError(
-                "`tokenizer` is missing: the data do not tell which one they were made with"
-            )
-        place, chosen = f"`{known[0][0]}`", known[0][1]
-    return _agreeing(chosen, place, seen)
-
-
-def _loaded(path: str, eos_token: str | None, bos: BosSetting) -> TokenizerSeen:
-    made = load_tokenizer(path, eos_token)
-    return TokenizerSeen(made.digest, made.eos_token, path, bos)
-
-
-def _agreeing(chosen: TokenizerSeen, place: str, seen: dict[str, TokenizerSeen]) -> TokenizerSeen:
-    for key, other in seen.items():
+        raise SpecError(
+            "`tokenizer` is missing: the data do not tell which one they were made with"
+        )
+    for key, other in known.items():
         if (other.digest, other.eos_token) != (chosen.digest, chosen.eos_token):
             raise ModelError(
                 f"`{key}` was made with the tokenizer {other.digest[:12]} ({other.eos_token}), "
@@ -350,3 +334,67 @@ def _agreeing(chosen: TokenizerSeen, place: str, seen: dict[str, TokenizerSeen])
                 "tokens were made with, or leave `tokenizer` out"
             )
     return chosen
+
+
+def _load(path: str, eos_token: str | None, bos: BosSetting) -> KnownTokenizer:
+    made = load_tokenizer(path, eos_token)
+    return KnownTokenizer(made.digest, made.eos_token, path, bos)
+
+
+def token_length(uri: str) -> int | None:
+    """T of a Parquet file with a column `input_ids`; None for anything else.
+
+    Raises:
+        InputError: `input_ids` that are no lists of integers, or of several lengths.
+    """
+    if not uri.lower().endswith((".parquet", ".pq")):
+        return None
+    try:
+        with open_read(uri) as stream:
+            file = open_parquet(stream)
+            if "input_ids" not in file.schema_arrow.names:
+                return None
+            kind = file.schema_arrow.field("input_ids").type
+            if not isinstance(kind, _LISTS) or not pa.types.is_integer(kind.value_type):
+                raise InputError(f"{uri}: `input_ids` is {kind}, not lists of integers")
+            if pa.types.is_fixed_size_list(kind):
+                return kind.list_size
+            if not file.metadata.num_rows:
+                raise InputError(f"{uri} has no rows: remove it")
+            first = file.read_row_group(0, columns=["input_ids"])["input_ids"].combine_chunks()
+            lengths = np.unique(first.value_lengths().drop_null().to_numpy())
+    except pa.ArrowInvalid as error:
+        raise InputError(f"{uri} is not a Parquet file: {error}") from error
+    if first.null_count:
+        raise InputError(f"{uri}: {first.null_count} rows have no `input_ids`: remove them")
+    if len(lengths) != 1:
+        raise InputError(
+            f"{uri}: sequences of {lengths.min()} to {lengths.max()} tokens: pack them to one T"
+        )
+    return int(lengths[0])
+
+
+def prompt_columns(item: DataSource, uri: str) -> ColumnNames:
+    """The columns of a source; if it names none, prompts and answers under common names, if the
+    file at `uri` has them and no `text`.
+    """
+    if item.columns != ColumnNames():
+        return item.columns
+    names = columns_of(uri)
+    if not names:
+        records = read_records(
+            uri, lambda _: [], text="text", max_chars=_MAX_CHARS, given=item.reader
+        )
+        names = {key for record in islice(records, 1) for key in record.values}
+    pair = next((pair for pair in _PAIRS if set(pair) <= names), None)
+    if "text" in names or pair is None:
+        return item.columns
+    return ColumnNames(prompt=pair[0], text=pair[1])
+
+
+def columns_of(uri: str) -> set[str]:
+    """Columns of a Parquet file; none for another."""
+    if not uri.lower().endswith((".parquet", ".pq")):
+        return set()
+    with open_read(uri) as stream:
+        return {*open_parquet(stream).schema_arrow.names}

@@ -1,4 +1,4 @@
-"""What a train job says of its result: its numbers, and the sections of its report."""
+"""The result of a train job: its numbers, and the sections of its report."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,20 +9,19 @@ from stillhouse.pipelines.results import assemble, automatic, cost_numbers
 from stillhouse.pipelines.train import TrainRun
 from stillhouse.report.formatting import compact, decimals, percent
 from stillhouse.report.health import unfinished
-from stillhouse.training.divergence import late_fall
 from stillhouse.training.spec import TrainSpec
 
 _TOTALS = ("final_loss", "num_tokens", "num_steps", "order_sha256")
 _MEASURED = ("tokens_per_second", "data_wait_share", "mfu")
 _MOST_WAIT = 0.05
 _NUM_NAMED = 6
-"""Sources whose lines are told apart."""
+"""Sources with a colour and a name in the legend."""
 _SHOWN_SOURCES = 12
 _CHECKED = "Waiting for data, memory, and a loss that was still falling steeply were checked."
 
 
 def train_result(ctx: Context, spec: TrainSpec, made: TrainRun, run_uri: str) -> b.Result:
-    """Everything that a train job says: the object of `run --json`, and the page."""
+    """The numbers of `run --json`, and the blocks of the report."""
     totals, settings = made.model.totals, made.task.settings
     measured, heldout = totals["measured"], totals["curve"]
     numbers = {
@@ -66,7 +65,7 @@ def train_result(ctx: Context, spec: TrainSpec, made: TrainRun, run_uri: str) ->
 
 def _warnings(spec: TrainSpec, made: TrainRun) -> list[b.Warn]:
     measured = made.model.totals["measured"]
-    fall = late_fall([point["loss"] for point in made.model.totals["points"]])
+    fall = made.model.totals["late_fall"]
     found = [*unfinished([(made.task.label, fall, automatic(spec.train))])]
     if measured["data_wait_share"] > _MOST_WAIT:
         title = f"The training waited for data {measured['data_wait_share']:.0%} of its time."
@@ -137,7 +136,7 @@ def _learning(totals: dict[str, Any], marks: list[float]) -> list[b.Block]:
 
 
 def _sources(evaluations: Sequence[dict[str, Any]]) -> dict[str, dict[str, b.Points]]:
-    """Curves by source, `heldout` and `trained`: those held out, those with most tokens first."""
+    """Curves by source, `heldout` and `trained`; held-out sources first, then by tokens."""
     found: dict[str, dict[str, b.Points]] = {}
     tokens: dict[str, int] = {}
     for one in evaluations:

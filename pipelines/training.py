@@ -1,25 +1,65 @@
 """Trainings of language models in one group of workers: of `job: train` and of `job: select`.
 
-A training is shared by all workers, or, where there are several and one worker holds each, every
-worker does some of them alone, one after the other. In each worker Ray Data fetches windows of the
-parts ahead of the training; checkpoints go to the store in the background; a lost worker's group
-begins again at the last one.
+All workers share a training; or, if there are several that fit on one worker each, every worker
+does some of them alone, one after another. In each worker Ray Data fetches windows of the parts
+ahead of the training, or scorers choose its batches; checkpoints are written in the background.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+import ray
+
+from stillhouse.actors.pool_worker import get_result
 from stillhouse.errors import StillhouseError
 from stillhouse.models.shape import ModelShape
 from stillhouse.pipelines.context import Context, FailedAt
+from stillhouse.pipelines.placement import actor_options
+from stillhouse.pipelines.tokens import TokenizerRef
 from stillhouse.pipelines.workers import STEP, Gang
-from stillhouse.spec import Optimisation
+from stillhouse.spec import ComputeSettings, ModelSettings, Optimisation
 from stillhouse.storage.artifact import Manifest, Store
-from stillhouse.training.task import Tell, TrainTask
+from stillhouse.training.spec import TrainingSettings
+from stillhouse.training.task import StartModel, Tell, TokenSet, TrainTask, with_order
 
+LOOK_AHEAD = 4
+"""Windows scored before they are needed, so that a slow one does not stall the training."""
 _SMALL_TOKENS = 8 << 20
-"""Data of fewer tokens are read once, and kept, by a thread: no Ray Data is started for them."""
+"""Data of fewer tokens are read by a thread and cached: Ray Data takes seconds to start."""
+
+
+def make_task(
+    compute: ComputeSettings,
+    tokenizer: TokenizerRef,
+    *,
+    role: str,
+    label: str,
+    init: ModelSettings | StartModel,
+    data: Sequence[TokenSet],
+    settings: TrainingSettings,
+    num_tokens: float,
+    heldout: TokenSet | None = None,
+) -> TrainTask:
+    """A training on about `num_tokens`, with settings whose `auto` is resolved."""
+    num_steps = max(1, round(num_tokens / (data[0].sequence_length * settings.batch_size)))
+    return TrainTask(
+        role=role,
+        label=label,
+        init=init,
+        data=tuple(data),
+        heldout=heldout,
+        settings=with_order(settings, data, num_steps),
+        num_steps=num_steps,
+        tokenizer=tokenizer.path,
+        tokenizer_digest=tokenizer.digest,
+        eos_token=tokenizer.eos_token,
+        vocab_size=tokenizer.vocab_size,
+        bos_id=tokenizer.bos_id,
+        device=compute.device,
+        gpus=compute.trainer_gpus,
+    )
 
 
 def train_models(
@@ -33,8 +73,7 @@ def train_models(
     """Train every model that is not in the store yet; the manifests of all, in order.
 
     Args:
-        ctx: the run.
-        gang: the workers; started where there is something to train.
+        gang: the workers, started if there is something to train.
         step: its name in progress and accounts.
         tasks: the trainings; equal ones are done once.
         shape: of the models, to account for their FLOPs.
@@ -45,18 +84,17 @@ def train_models(
             `Gang.run`.
     """
     by_name = {task.fingerprint: task for task in tasks}
-    found = {name: ctx.store.find_manifest("models", name) for name in by_name}
-    todo = [task for name, task in by_name.items() if found[name] is None]
+    todo = [t for name, t in by_name.items() if ctx.store.find_manifest("models", name) is None]
     with ctx.step(step, total=len(by_name), reused=len(by_name) - len(todo)) as advance:
         if todo:
-            tell_recipe(ctx, step, todo[0].settings)
-            follow = _Follower(ctx, step, todo, advance)
+            note_recipe(ctx, step, todo[0].settings)
+            progress = _TrainProgress(ctx, step, todo, advance)
             work = partial(_work, ctx.store, tuple(todo), tuple(scorers))
             what = f"training {todo[0].label!r}" if len(todo) == 1 else f"{len(todo)} trainings"
             try:
-                gang.run(what, work, follow.hear)
+                gang.run(what, work, progress.on_event)
             except StillhouseError:
-                ctx.failed_at = FailedAt(step, follow.current, gang.failed_on)
+                ctx.failed_at = FailedAt(step, progress.current, gang.failed_on)
                 raise
     made = {name: ctx.store.get_manifest("models", name) for name in by_name}
     work = ctx.work[step]
@@ -68,27 +106,36 @@ def train_models(
     return [made[task.fingerprint] for task in tasks]
 
 
-def tell_recipe(ctx: Context, step: str, settings: Optimisation) -> None:
-    """Say how models are about to be trained: what `auto` became."""
+def note_recipe(ctx: Context, step: str, settings: Optimisation) -> None:
+    """Report the learning rate and batch, which may have been `auto`."""
     rate, batch = settings.peak_rate, settings.batch_size
-    said = f"{step}: learning rate {rate:g}, {batch:,} sequences a step"
-    content = {"step": step, "learning_rate": rate, "global_batch": batch, "message": said}
+    message = f"{step}: learning rate {rate:g}, {batch:,} sequences a step"
+    content = {"step": step, "learning_rate": rate, "global_batch": batch, "message": message}
     ctx.listener.note("recipe", content)
 
 
-class _Follower:
-    """Lets a step's progress move to where its trainings are, and keeps what they tell."""
+class _TrainProgress:
+    """Advances a step with its trainings' events, and notes what else they report.
 
-    def __init__(self, ctx: Context, step: str, tasks: Sequence[TrainTask], advance: Any) -> None:
+    Attributes:
+        current: label of the training with the latest event.
+    """
+
+    def __init__(
+        self,
+        ctx: Context,
+        step: str,
+        tasks: Sequence[TrainTask],
+        advance: Callable[[float, float], None],
+    ) -> None:
         self._ctx, self._step_name, self._advance = ctx, step, advance
         self._tasks = {task.fingerprint: task for task in tasks}
         self._steps = dict.fromkeys(self._tasks, 0)
         self._started: set[str] = set()
         self.current = tasks[0].label
-        """The training that was last told of."""
 
-    def hear(self, kind: str, content: dict[str, Any]) -> None:
-        """Take one of the workers' news."""
+    def on_event(self, kind: str, content: dict[str, Any]) -> None:
+        """See `OnEvent`."""
         name, step = content["training"], content.get("step", 0)
         task = self._tasks[name]
         self.current = task.label
@@ -106,28 +153,25 @@ class _Follower:
 
 
 def _work(store: Store, tasks: Sequence[TrainTask], scorers: Sequence[Any], tell: Tell) -> None:
-    """In each worker; the driver needs none of these modules, and some take seconds."""
-    from stillhouse.training.group import WorkerGroup
+    """In each worker. A training is not shared where each worker has one of its own, nor where the
+    data have fewer lanes than there are workers.
+    """
+    from stillhouse.training.group import WorkerGroup  # torch, which the driver does not need
 
     group = WorkerGroup.current()
-    there = [t.fingerprint for t in tasks if store.find_manifest("models", t.fingerprint)]
-    there = group.gather(there)[0]  # the first worker decides: another may be done meanwhile
-    todo = [task for task in tasks if task.fingerprint not in there]
-    shared = [task for task in todo if _is_shared(task, len(todo), group.size)]
-    alone = [task for task in todo if task not in shared]
-    for task in shared:
-        together = WorkerGroup.current(sharded=task.settings.sharding == "fsdp")
-        _train(store, task, scorers, tell, together)
+    done = [t.fingerprint for t in tasks if store.find_manifest("models", t.fingerprint)]
+    done = group.gather(done)[0]  # the first worker decides: another may see one more done
+    todo = [task for task in tasks if task.fingerprint not in done]
+    few = len(todo) < group.size or len(todo) == 1
+    alone: list[TrainTask] = []
+    for task in todo:
+        sharded = task.settings.sharding == "fsdp"
+        if (few or sharded) and (task.settings.lanes or 1) >= group.size:
+            _train(store, task, scorers, tell, WorkerGroup.current(sharded=sharded))
+        else:
+            alone.append(task)
     for task in alone[group.rank :: group.size]:
         _train(store, task, scorers, tell, WorkerGroup())
-
-
-def _is_shared(task: TrainTask, num_tasks: int, num_workers: int) -> bool:
-    """Whether all workers train one model together: not where each has one of its own, nor where
-    there is not a lane of the data for each of them.
-    """
-    enough = num_tasks < num_workers or task.settings.sharding == "fsdp" or num_tasks == 1
-    return enough and (task.settings.lanes or 1) >= num_workers
 
 
 def _train(store: Store, task: TrainTask, scorers: Sequence[Any], tell: Tell, group: Any) -> None:
@@ -140,12 +184,10 @@ def _train(store: Store, task: TrainTask, scorers: Sequence[Any], tell: Tell, gr
         train_worker,
     )
 
-    def say(kind: str, content: dict[str, Any]) -> None:
+    def tell_of_task(kind: str, content: dict[str, Any]) -> None:
         tell(kind, {**content, "training": task.fingerprint})
 
     if task.online is not None:
-        from stillhouse.pipelines.online import ask_ahead
-
         source = partial(online_batches, task, ask_ahead(scorers, task.num_steps))
     else:
         reader = PartReader.of(task.data, signals_wanted(task))
@@ -156,7 +198,47 @@ def _train(store: Store, task: TrainTask, scorers: Sequence[Any], tell: Tell, gr
             fetch = stream_windows(reader, direct=lanes * len(task.data))
         source = partial(streamed_batches, task, fetch)
     try:
-        train_worker(store, task, source, say, group)
+        train_worker(store, task, source, tell_of_task, group)
     except Exception:
-        say("failed", {})
+        tell_of_task("failed", {})
         raise
+
+
+@contextmanager
+def online_scorers(ctx: Context, task: TrainTask) -> Generator[tuple[list[Any], dict[str, float]]]:
+    """Actors that choose a training's batches, and the resources that all of them hold.
+
+    `compute.scorers` of them and at most one a lane; none if nothing is to be trained. They load
+    their models on first use.
+    """
+    if task.online is None or ctx.dry or ctx.store.find_manifest("models", task.fingerprint):
+        yield [], {}
+        return
+    from stillhouse.actors.windows import OnlineScorer
+
+    ctx.close_pool()
+    count = min(ctx.compute.scorers, task.online.lanes)
+    options = actor_options(ctx.compute, ctx.compute.scorer)
+    actor: Any = OnlineScorer
+    scorers = [
+        actor.options(**options).remote(task, rank, count, 2 * LOOK_AHEAD + 2)
+        for rank in range(count)
+    ]
+    try:
+        yield scorers, {"CPU": count * options["num_cpus"], "GPU": count * options["num_gpus"]}
+    finally:
+        for scorer in scorers:
+            ray.kill(scorer)
+
+
+def ask_ahead(scorers: Sequence[Any], num_windows: int) -> Callable[[int], list[Any]]:
+    """An `Ask` that requests windows before they are needed; made in each training worker."""
+    waiting: dict[int, list[Any]] = {}
+
+    def ask(number: int) -> list[Any]:
+        for ahead in range(number, min(number + LOOK_AHEAD + 1, num_windows)):
+            if ahead not in waiting:
+                waiting[ahead] = [scorer.window.remote(ahead) for scorer in scorers]
+        return get_result(waiting.pop(number))
+
+    return ask

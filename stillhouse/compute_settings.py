@@ -72,6 +72,17 @@ class ComputeSettings(Settings):
     def gpus_of(self, worker: WorkerSettings) -> float:
         return self.gpus_per_worker if worker.gpus is None else worker.gpus
 
+    @property
+    def trainer_gpus(self) -> float:
+        """GPUs of each training worker."""
+        return self.gpus_of(self.trainer)
+
+    @property
+    def needed_by_trainer(self) -> dict[str, float]:
+        """The resource that each training worker takes: GPUs, else CPUs."""
+        gpus = self.trainer_gpus
+        return {"GPU": gpus} if gpus else {"CPU": self.cpus_per_worker}
+
     def resources(self, gpus: float) -> dict[str, float]:
         """Ray's options for an actor; one without GPUs has `cpus_per_worker`."""
         return {"num_cpus": 0 if gpus else self.cpus_per_worker, "num_gpus": gpus}

@@ -78,7 +78,7 @@ class Optimisation(Settings):
 
     @property
     def peak_rate(self) -> float:
-        """The learning rate, after `auto` is resolved (`stillhouse.training.recipe`)."""
+        """The learning rate, after `auto` is resolved (`stillhouse.training.task.choose`)."""
         assert self.learning_rate != "auto"
         return self.learning_rate
 

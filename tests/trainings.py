@@ -9,8 +9,8 @@ import torch
 from stillhouse.fingerprint import sha256
 from stillhouse.spec import ModelSettings
 from stillhouse.text.tokenizer import load_tokenizer
-from stillhouse.training.batches import Batch
 from stillhouse.training.spec import TrainingSettings
+from stillhouse.training.stream import Batch
 from stillhouse.training.task import TokenSet, TrainTask, with_order
 
 MODEL = ModelSettings(hidden_size=32, num_layers=1)

@@ -36,10 +36,8 @@ from stillhouse.fingerprint import fingerprint
 from stillhouse.models.device import peak_bytes, reset_peak
 from stillhouse.storage.artifact import Receipt, Store
 from stillhouse.storage.task import Place
-from stillhouse.training.checkpoint import Checkpoints
-from stillhouse.training.fit import fit
+from stillhouse.training.checkpoint import WEIGHT, Checkpoints, Snapshot, fit
 from stillhouse.training.group import WorkerGroup
-from stillhouse.training.state import WEIGHT, Snapshot
 from stillhouse.training.task import Tell
 
 _OUTER_MOMENTUM = 0.5
@@ -364,7 +362,7 @@ def run_matching(
         try:
             fit(
                 matcher,
-                Checkpoints(store, task.fingerprint, {"task": task.fingerprint}),
+                Checkpoints(store, task.fingerprint),
                 group,
                 num_steps=method.num_iterations,
                 checkpoint_every=method.interval,

@@ -11,10 +11,8 @@ from stillhouse.mixing.spec import MixTask
 from stillhouse.mixing.trainer import MixRecord, MixTrainer
 from stillhouse.models.causal_lm import commit_model
 from stillhouse.storage.artifact import Manifest, Store
-from stillhouse.training.checkpoint import Checkpoints
-from stillhouse.training.fit import fit
+from stillhouse.training.checkpoint import Checkpoints, fit, put_snapshot
 from stillhouse.training.group import WorkerGroup
-from stillhouse.training.state import put_snapshot
 
 _CURVE_ROWS = 256
 
@@ -95,7 +93,7 @@ def run_mix(
     group, measured = group or WorkerGroup(), _Measured()
     trainer = MixTrainer(store, task, mixer, device=device, group=group)
     num_steps, every, patience = task.rule.num_steps, task.train.evaluate_every, task.train.patience
-    checkpoints = Checkpoints(store, task.fingerprint, {"task": task.fingerprint}, keep_last=1)
+    checkpoints = Checkpoints(store, task.fingerprint, keep_last=1)
 
     def after(record: MixRecord) -> float | None:
         measured.add(record)
@@ -118,7 +116,7 @@ def run_mix(
         )
         group.gather(None)  # wait until the first worker's checkpoints are written
         if measured.best_step != trainer.step_number:
-            best, model = checkpoints.load(measured.best_step).snapshot, trainer.model
+            best, model = checkpoints.load(measured.best_step), trainer.model
             put_snapshot(best, model, torch.optim.SGD(model.parameters(), lr=0.0))
         test = asdict(trainer.evaluate(trainer.shots.test))
         if group.rank == 0:

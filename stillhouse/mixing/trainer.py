@@ -54,9 +54,9 @@ from stillhouse.models.text_to_text import build_text_model, load_text_model
 from stillhouse.storage.artifact import Store
 from stillhouse.storage.parquet import read_table
 from stillhouse.text.tokenizer import PAD_TOKEN, load_tokenizer
+from stillhouse.training.checkpoint import Snapshot, put_snapshot, take_snapshot
 from stillhouse.training.group import WorkerGroup
 from stillhouse.training.optimisation import learning_rate, make_adafactor, make_optimizer
-from stillhouse.training.state import Snapshot, put_snapshot, take_snapshot
 
 _Sums: TypeAlias = tuple[int, int, Tensor]
 """Of one micro-batch: arm, number, and float32 [3]: NLL, tokens, excess."""

@@ -1,12 +1,19 @@
-"""Causal language models: made from settings, loaded and saved as transformers folders."""
+"""Causal language models: built from settings, loaded, saved, compiled, and their attention.
+
+transformers gives SDPA a dense mask [B, 1, T, T] wherever a model is compiled, which SDPA's fastest
+kernels do not support. `causal_sdpa` is the same function under a name for which no mask is built:
+causality is a flag then, on every device.
+"""
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from torch import nn
 from transformers import (
+    AttentionInterface,
     AutoConfig,
     AutoModelForCausalLM,
     GPTNeoXConfig,
@@ -16,16 +23,18 @@ from transformers import (
     PreTrainedModel,
     Qwen3Config,
 )
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from stillhouse.errors import ModelError
-from stillhouse.models.device import choose_device as choose_device
+from stillhouse.models.device import initialised
 from stillhouse.models.inspection import check_loaded
-from stillhouse.models.seeded import initialised
 from stillhouse.models.shape import planned_sizes
 from stillhouse.spec import Dtype, ModelSettings
 from stillhouse.storage.artifact import Manifest, Store
 from stillhouse.storage.filesystem import absolute_uri, list_names, read_bytes
 from stillhouse.storage.folders import local_folder, put_folder
+
+Attention = Literal["auto", "sdpa", "eager", "flash_attention_2"]
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 _CONFIGS: dict[str, type[PreTrainedConfig]] = {
@@ -34,6 +43,10 @@ _CONFIGS: dict[str, type[PreTrainedConfig]] = {
     "olmo2": Olmo2Config,
     "gpt_neox": GPTNeoXConfig,
 }
+_CAUSAL_SDPA = "causal_sdpa"
+_SDPA_FROM = 256  # positions above which SDPA is faster than eager on CPUs (docs/measurements.md)
+
+AttentionInterface.register(_CAUSAL_SDPA, sdpa_attention_forward)
 
 
 def choose_dtype(dtype: Dtype, device: torch.device) -> torch.dtype:
@@ -43,31 +56,17 @@ def choose_dtype(dtype: Dtype, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if dtype == "bfloat16" else torch.float32
 
 
-def model_config(
-    settings: ModelSettings, *, vocab_size: int, sequence_length: int, eos_id: int
-) -> PreTrainedConfig:
-    """The transformers configuration of `planned_sizes`.
-
-    Raises:
-        ModelError: as `planned_sizes`.
-    """
-    sizes = planned_sizes(settings, vocab_size, sequence_length)
-    special: dict[str, Any] = {"eos_token_id": eos_id, "bos_token_id": None, "pad_token_id": None}
-    return _CONFIGS[settings.architecture](**sizes, **special)
-
-
 def build_model(
     settings: ModelSettings, *, vocab_size: int, sequence_length: int, seed: int, eos_id: int
 ) -> PreTrainedModel:
     """A fresh float32 model on the CPU; its weights depend on the settings and the seed alone.
 
     Raises:
-        ModelError: as `model_config`.
+        ModelError: as `planned_sizes`.
     """
-    config = model_config(
-        settings, vocab_size=vocab_size, sequence_length=sequence_length, eos_id=eos_id
-    )
-    return initialised(lambda: AutoModelForCausalLM.from_config(config, dtype=torch.float32), seed)
+    sizes = planned_sizes(settings, vocab_size, sequence_length)
+    special: dict[str, Any] = {"eos_token_id": eos_id, "bos_token_id": None, "pad_token_id": None}
+    return _from_config(_CONFIGS[settings.architecture](**sizes, **special), seed)
 
 
 def build_like(path: str, *, seed: int) -> PreTrainedModel:
@@ -78,10 +77,7 @@ def build_like(path: str, *, seed: int) -> PreTrainedModel:
     """
     with local_folder(absolute_uri(path), (".json",)) as folder:
         try:
-            config = AutoConfig.from_pretrained(folder)
-            return initialised(
-                lambda: AutoModelForCausalLM.from_config(config, dtype=torch.float32), seed
-            )
+            return _from_config(AutoConfig.from_pretrained(folder), seed)
         except (OSError, ValueError, KeyError) as error:
             reason = " ".join(str(error).split())[:200]
             raise ModelError(
@@ -89,8 +85,12 @@ def build_like(path: str, *, seed: int) -> PreTrainedModel:
             ) from None
 
 
+def _from_config(config: PreTrainedConfig, seed: int) -> PreTrainedModel:
+    return initialised(lambda: AutoModelForCausalLM.from_config(config, dtype=torch.float32), seed)
+
+
 def load_model(path: str, *, dtype: Dtype, device: torch.device) -> PreTrainedModel:
-    """A model from a folder, an fsspec URI or the hub: safetensors only, no code from there.
+    """A model from a folder, an fsspec URI or the hub: safetensors only, none of its code is run.
 
     Raises:
         ModelError: as `load_weights`.
@@ -100,11 +100,11 @@ def load_model(path: str, *, dtype: Dtype, device: torch.device) -> PreTrainedMo
 
 
 def load_weights(kind: Any, path: str, dtype: torch.dtype) -> PreTrainedModel:
-    """A model by one of transformers' `AutoModel...` classes, on the CPU, every weight as stored.
+    """A model on the CPU by one of transformers' `AutoModel...` classes.
 
     Raises:
         ModelError: nothing there; not such a model in safetensors; weights that are missing, or
-            that the architecture does not know.
+            that the architecture does not have.
     """
     with local_folder(absolute_uri(path), (".json", ".safetensors")) as folder:
         try:
@@ -115,7 +115,7 @@ def load_weights(kind: Any, path: str, dtype: torch.dtype) -> PreTrainedModel:
                 trust_remote_code=False,
                 local_files_only=True,
                 output_loading_info=True,
-                ignore_mismatched_sizes=True,  # `check_loaded` says which
+                ignore_mismatched_sizes=True,  # `check_loaded` names them
             )
         except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
             reason = " ".join(str(error).replace(str(folder), path).split())[:300]
@@ -125,15 +125,14 @@ def load_weights(kind: Any, path: str, dtype: torch.dtype) -> PreTrainedModel:
 
 
 def save_model(model: PreTrainedModel, folder: Path) -> None:
-    """Write config.json and safetensors; the same weights give the same bytes.
+    """Write config.json and safetensors; equal weights give equal bytes.
 
-    transformers 5 writes of every T5 that its embeddings are tied, which 4.x believes: it would
-    tie them, and scale the decoder's outputs.
+    transformers 5 writes of every T5 that its embeddings are tied. 4.x believes it: it would tie
+    them, and scale the decoder's outputs. So config.json is corrected.
     """
     network: Any = model
-    network.should_save_on_this_rank = lambda _: (
-        True
-    )  # else only the first of a group's workers may
+    # by default transformers saves on the first worker of a process group only
+    network.should_save_on_this_rank = lambda _: True
     model.save_pretrained(folder)
     del network.should_save_on_this_rank
     head, path = model.get_output_embeddings(), folder / "config.json"
@@ -157,24 +156,66 @@ def commit_model(
     settings: dict[str, Any],
     totals: dict[str, Any],
 ) -> Manifest:
-    """Put a model with its tokenizer into the store as the artifact `name`.
+    """Write a model and its tokenizer to the store as the artifact `name`.
 
     Args:
         store, name: where.
-        model: whole, on the CPU.
-        tokenizer: folder of the tokenizer whose files go beside the weights.
-        files: more of them, by name.
+        model: unsharded, on the CPU.
+        tokenizer: folder of the tokenizer.
+        files: further files, by name.
         inputs, settings, totals: of the manifest.
-
-    Raises:
-        StorageError: as `put_folder`.
     """
     there = list_names(tokenizer)
-    found = {n: read_bytes(f"{tokenizer}/{n}") for n in TOKENIZER_FILES if n in there}
+    content = {n: read_bytes(f"{tokenizer}/{n}") for n in TOKENIZER_FILES if n in there}
+    content |= files or {}
 
     def save(folder: Path) -> None:
         save_model(model, folder)
-        for file, content in {**found, **(files or {})}.items():
-            (folder / file).write_bytes(content)
+        for file, data in content.items():
+            (folder / file).write_bytes(data)
 
     return put_folder(store, name, save, inputs=inputs, settings=settings, totals=totals)
+
+
+def layers_of(model: nn.Module) -> nn.ModuleList:
+    """The transformer layers: the first list of modules."""
+    return next(m for m in model.modules() if isinstance(m, nn.ModuleList))
+
+
+def compile_layers(model: PreTrainedModel) -> None:
+    """Compile each layer in place, for fixed shapes; one graph of the whole model takes longer."""
+    for layer in layers_of(model):
+        layer.compile(dynamic=False)
+
+
+def set_attention(model: PreTrainedModel, attention: Attention, length: int) -> None:
+    """Select the attention kernel for unpadded sequences of `length` tokens.
+
+    `auto` is SDPA; eager where the architecture has no SDPA, or on the CPU below 256 tokens.
+
+    Raises:
+        ModelError: the architecture has no such kernel, or its package is not installed.
+    """
+    name = _kernel(model, attention, length)
+    if model.config._attn_implementation == name:  # pyright: ignore[reportPrivateUsage]
+        return
+    try:
+        model.set_attn_implementation(name)
+    except (ValueError, ImportError) as error:
+        raise ModelError(
+            f"`attention: {attention}` does not go with the architecture "
+            f"{model.config.model_type!r}: {' '.join(str(error).split())[:200]}"
+        ) from error
+
+
+def _kernel(model: PreTrainedModel, attention: Attention, length: int) -> str:
+    traits: Any = model
+    if attention == "auto":
+        short = model.device.type == "cpu" and length < _SDPA_FROM
+        attention = "eager" if short or not traits._supports_sdpa else "sdpa"
+    config: Any = model.config.get_text_config()
+    windows = (getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size"))
+    causal = all(window is None or window >= length for window in windows)
+    if attention == "sdpa" and traits._supports_attention_backend and causal:
+        return _CAUSAL_SDPA
+    return attention

@@ -1,14 +1,15 @@
-"""What turns a causal model's hidden states into logits: a product, and what is done to it after.
+"""From a causal model's hidden states to its logits.
 
     logits = soft_cap * tanh(scale * (hidden @ weight.T + bias) / soft_cap)
 
-Scale and soft cap come from the configuration. That they are all that the architecture does is
-checked against its own code, so that a model which does anything else is refused.
+Scale and soft cap come from the configuration, and are checked against the logits that the
+architecture's own code computes: a model that does anything else is refused.
 """
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import product
 from typing import Any, NamedTuple
 
 import torch
@@ -26,18 +27,17 @@ _PROBE_SIZES = (0.0, 0.1, 1.0, 10.0, 100.0)  # logits: the first shows a bias, t
 
 @dataclass(frozen=True, slots=True)
 class LogitRule:
-    """What an architecture does to the product of hidden states and output embeddings."""
+    """What an architecture does after the product of hidden states and output embeddings."""
 
     scale: float = 1.0
     soft_cap: float | None = None
 
     def apply(self, product: Tensor) -> Tensor:
-        """Logits of the product (and bias)."""
         logits = product if self.scale == 1.0 else product * self.scale
         return logits if self.soft_cap is None else (logits / self.soft_cap).tanh() * self.soft_cap
 
     def product_gradient(self, gradient: Tensor, logits: Tensor) -> Tensor:
-        """The gradient at the product, from that at the logits."""
+        """Backward of `apply`: the gradient at the product, from the one at the logits."""
         if self.soft_cap is not None:
             gradient = gradient * (1 - (logits / self.soft_cap).square())
         return gradient if self.scale == 1.0 else gradient * self.scale
@@ -47,7 +47,7 @@ PLAIN = LogitRule()
 
 
 class Head(NamedTuple):
-    """The end of a causal model: `weight` [V, H], `bias` [V] where it has one, and its rule."""
+    """The output layer of a causal model: `weight` [V, H], `bias` [V] or None, and its rule."""
 
     weight: Tensor
     bias: Tensor | None = None
@@ -56,8 +56,8 @@ class Head(NamedTuple):
     def logits(self, hidden: Tensor) -> Tensor:
         """Hidden states [n, H] of any floating type -> float32 [n, V].
 
-        Never rounded to bfloat16 on the way: that alone would cost 1e-2 nats a token. GPUs
-        multiply bfloat16 and add up in float32; CPUs multiply in float32.
+        Products are accumulated in float32 and never rounded to bfloat16, which would cost 1e-2
+        nats a token.
         """
         weight = self.weight
         if weight.dtype == torch.bfloat16 and weight.is_cuda:
@@ -70,39 +70,37 @@ class Head(NamedTuple):
 
 
 def with_bos(input_ids: Tensor, bos_id: int | None) -> Tensor:
-    """Sequences [B, T] behind a beginning-of-sequence token, where there is one: [B, T or T+1]."""
+    """Sequences [B, T], after a beginning-of-sequence token if there is one: [B, T or T+1]."""
     if bos_id is None:
         return input_ids
     return torch.cat([input_ids.new_full((len(input_ids), 1), bos_id), input_ids], dim=1)
 
 
 def predicting(hidden: Tensor, length: int) -> Tensor:
-    """Of hidden states [B, T or T+1, H] those that predict the tokens 1 .. T-1: [B * (T-1), H]."""
+    """The hidden states [B, T or T+1, H] that predict tokens 1 .. T-1: [B * (T-1), H]."""
     return hidden[:, -length:-1].flatten(0, 1)
 
 
 def head_of(model: PreTrainedModel, rule: LogitRule) -> Head:
-    """The head with the weights that the model has now; `rule` is `logit_rule`'s."""
+    """The head with the model's current weights; `rule` from `logit_rule`."""
     embeddings: Any = model.get_output_embeddings()
     return Head(embeddings.weight, embeddings.bias, rule)
 
 
 def logit_rule(model: PreTrainedModel) -> LogitRule:
-    """What the model's architecture does to its logits, by its configuration and its own code.
+    """The rule of the model's architecture, from its configuration and its code.
 
-    The code behind the body is run on random hidden states and small output embeddings, in
-    float32: neither the model's weights nor their device matter, a model on `meta` will do.
+    The model's forward is run with random hidden states in place of the body and small output
+    embeddings, in float32: weights are not read, so a model on `meta` will do.
 
     Raises:
-        ModelError: it does something that no rule describes.
+        ModelError: no rule gives the logits that the code computes.
     """
-    network: Any = model
-    embeddings, kind = network.get_output_embeddings(), model.config.model_type
+    embeddings, kind = model.get_output_embeddings(), model.config.model_type
     if not isinstance(embeddings, nn.Linear):
         raise ModelError(f"the architecture {kind!r} has no output embeddings to score with")
-    generator = torch.Generator().manual_seed(0)
-    width, has_bias = embeddings.in_features, network.get_output_embeddings().bias is not None
-    small = nn.Linear(width, 16, bias=has_bias)
+    generator, width = torch.Generator().manual_seed(0), embeddings.in_features
+    small = nn.Linear(width, 16, bias=embeddings.bias is not None)  # pyright: ignore[reportUnnecessaryComparison]
     sizes = torch.tensor(_PROBE_SIZES)
     with torch.no_grad():
         for parameter in small.parameters():
@@ -111,7 +109,12 @@ def logit_rule(model: PreTrainedModel) -> LogitRule:
         hidden = hidden * (sizes / linear(hidden, small.weight).std(1).clamp(min=1e-6))[:, None]
         found = _own_logits(model, small, hidden)
         if found is not None:
-            for rule in _candidates(model.config.get_text_config()):
+            config: Any = model.config.get_text_config()
+            caps = [None, *_values(config, _CAPS)]
+            scales = [1.0, *_values(config, _FACTORS)]
+            scales += [1 / divisor for divisor in _values(config, _DIVISORS)]
+            for cap, scale in product(caps, scales):
+                rule = LogitRule(scale, cap)
                 logits = Head(small.weight, small.bias, rule).logits(hidden)
                 if torch.allclose(logits, found, rtol=1e-4, atol=1e-5):
                     return rule
@@ -121,19 +124,13 @@ def logit_rule(model: PreTrainedModel) -> LogitRule:
     )
 
 
-def _candidates(config: Any) -> Iterator[LogitRule]:
-    caps = [None, *_values(config, _CAPS)]
-    scales = [1.0, *_values(config, _FACTORS), *(1 / x for x in _values(config, _DIVISORS))]
-    return (LogitRule(scale, cap) for cap in caps for scale in scales)
-
-
 def _values(config: Any, names: tuple[str, ...]) -> list[float]:
     found = [getattr(config, name, None) for name in names]
     return [float(value) for value in found if isinstance(value, int | float) and value]
 
 
 class _Hidden:
-    """A body's output that holds hidden states and nothing else."""
+    """A body's output with hidden states only."""
 
     def __init__(self, hidden: Tensor) -> None:
         self.last_hidden_state = hidden
@@ -146,23 +143,22 @@ class _Hidden:
 
 
 def _own_logits(model: PreTrainedModel, small: nn.Module, hidden: Tensor) -> Tensor | None:
-    """The logits [n, v] that the model's code makes of hidden states [n, H]; None: not seen.
+    """The logits [n, v] that the model's code computes from hidden states [n, H]; None: unknown.
 
-    The body is stood in for. Some architectures call only its inner part (OPT), where the outer
-    one has to hand on what that gives.
+    The body is replaced by a stub. Some architectures (OPT) call its inner part directly: then the
+    outer part must return the inner one's output unchanged.
     """
     network: Any = model
     ids = torch.zeros((1, len(hidden)), dtype=torch.long)
-    inner = network.get_decoder()
-    for part in (network.base_model, inner):
-        with _stands_in(network, small, part, hidden) as calls:
+    for part in (network.base_model, network.get_decoder()):
+        with _stub(network, small, part, hidden) as calls:
             try:
                 logits = network(input_ids=ids, use_cache=False).logits
                 if part is not network.base_model:
                     outer = network.base_model(input_ids=ids, use_cache=False).last_hidden_state
                     if not torch.equal(outer, hidden[None]):
                         return None
-            except Exception:  # `part` was not what it calls, or its code wants a real body
+            except Exception:  # the code calls another part, or needs a real body
                 continue
         if calls:
             return logits[0].float()
@@ -170,10 +166,8 @@ def _own_logits(model: PreTrainedModel, small: nn.Module, hidden: Tensor) -> Ten
 
 
 @contextmanager
-def _stands_in(
-    network: Any, small: nn.Module, body: nn.Module, hidden: Tensor
-) -> Generator[list[bool]]:
-    """Small output embeddings and given hidden states in a model, for a moment."""
+def _stub(network: Any, small: nn.Module, body: nn.Module, hidden: Tensor) -> Generator[list[bool]]:
+    """Replace a model's output embeddings and body; yields a list that grows with each call."""
     head, calls = network.get_output_embeddings(), list[bool]()
 
     def forward(*_: Any, **__: Any) -> _Hidden:

@@ -1,17 +1,16 @@
-"""What a given model is, without reading its weights: its configuration, and its files' headers.
+"""Inspecting a given model without reading its weights: its configuration and its files' headers.
 
-The architecture is built on torch's `meta` device, where a model of any size takes no memory. Its
-loading by transformers is tried with stand-ins for the weights, so that a checkpoint which lacks
-some, or names them otherwise, is refused before any work.
+The architecture is built on torch's `meta` device, where a model of any size takes no memory, and
+transformers loads placeholders for the weights into it: a checkpoint that lacks some, or has other
+names for them, is refused before any work.
 """
 
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -30,15 +29,15 @@ _ATTENTION = {"attention", "full_attention", "sliding_attention", "chunked_atten
 
 
 def inspect_model(header: ModelHeader, *, encoder_decoder: bool = False) -> ModelShape:
-    """The shape of a model, after all that can be checked of it.
+    """Check a model and return its shape.
 
     Args:
         header: of its folder.
-        encoder_decoder: a text-to-text model is wanted, else one that can be scored with.
+        encoder_decoder: whether it must be a text-to-text model; else a decoder to score with.
 
     Raises:
-        ModelError: not a model of this kind; weights that are missing or under other names; an
-            architecture whose logits scoring does not know.
+        ModelError: a model of the other kind; weights that are missing or under other names; an
+            architecture whose logits are unknown (`logit_rule`).
     """
     what, config = header.what, _config(header)
     if config.is_encoder_decoder != encoder_decoder:
@@ -60,7 +59,7 @@ def _config(header: ModelHeader) -> PreTrainedConfig:
         Path(folder, "config.json").write_bytes(header.config)
         try:
             config: Any = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        except Exception as error:  # transformers raise whatever its parts do
+        except Exception as error:  # whatever an architecture's code raises
             reason = _line(error).replace(folder, "it")
             raise ModelError(f"{header.what}: its config.json cannot be used: {reason}") from error
     if getattr(config, "quantization_config", None):
@@ -104,14 +103,14 @@ def _check_weights(header: ModelHeader, model: PreTrainedModel) -> None:
 
 
 def check_loaded(info: dict[str, Any], what: str) -> None:
-    """Refuse a model of which transformers made up weights, or left some out.
+    """Refuse a model of which transformers initialised weights at random, or ignored some.
 
     Args:
-        info: transformers' own loading info; tied weights are not missing.
-        what: the model is called in the error.
+        info: transformers' loading info; tied weights are not missing.
+        what: name of the model for the error.
 
     Raises:
-        ModelError: naming the first weight, and how many there are.
+        ModelError: names the first such weight and their number.
     """
     missing, unexpected = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
     if missing or unexpected:
@@ -135,17 +134,25 @@ def check_loaded(info: dict[str, Any], what: str) -> None:
 
 
 def model_shape(model: PreTrainedModel) -> ModelShape:
-    """The shape of a model, counted on the model itself; on `meta` too."""
+    """The shape of a model, counted on its parameters; on `meta` too."""
     config: Any = model.config.get_text_config()
     network: Any = model
-    share = _active_share(config)
-    matrices = sum(
-        parameter.numel() * (share if _is_expert(name, parameter, config) else 1)
-        for name, module in _modules(network, config.is_encoder_decoder)
-        if not isinstance(module, nn.Embedding)
-        for parameter in module.parameters(recurse=False)
-        if parameter.dim() >= 2
-    )
+    experts, active = _first(config, _EXPERTS), _first(config, _ACTIVE)
+    active_share = active / experts if experts and active else 1.0
+    if config.is_encoder_decoder:
+        modules = list(network.named_modules())
+    else:  # without image encoders
+        modules = [*network.get_decoder().named_modules(), ("", network.get_output_embeddings())]
+    matrices = 0.0
+    for name, module in modules:
+        if not isinstance(module, nn.Embedding):
+            for parameter in module.parameters(recurse=False):
+                if parameter.dim() >= 2:
+                    stacked = parameter.dim() == 3 and parameter.shape[0] == experts
+                    is_expert = stacked or ".experts." in f"{name}."
+                    matrices += parameter.numel() * (active_share if is_expert else 1)
+    kinds = getattr(config, "layer_types", None) or getattr(config, "layers_block_type", None)
+    layers = sum(kind in _ATTENTION for kind in kinds) if kinds else config.num_hidden_layers
     num_rows, width = network.get_input_embeddings().weight.shape
     return ModelShape(
         architecture=model.config.model_type,
@@ -153,22 +160,13 @@ def model_shape(model: PreTrainedModel) -> ModelShape:
         vocab_size=num_rows,
         max_positions=getattr(config, "max_position_embeddings", None),
         matmul_parameters=round(matrices),
-        attention_width=_attention_layers(config) * _attention_width(config),
+        attention_width=layers * _attention_width(config),
     )
 
 
-def _modules(network: Any, encoder_decoder: bool) -> Iterator[tuple[str, nn.Module]]:
-    """Those that a token goes through: no image encoders."""
-    if encoder_decoder:
-        yield from network.named_modules()
-    else:
-        yield from network.get_decoder().named_modules()
-        yield "", network.get_output_embeddings()
-
-
 def _attention_width(config: Any) -> int:
-    """Of a layer: heads times the width of a head, the mean of keys' and values' where they differ
-    (multi-head latent attention); 0 without attention.
+    """Heads times head width of a layer, 0 without attention; the mean of keys' and values' widths
+    where they differ (multi-head latent attention).
     """
     heads = getattr(config, "num_attention_heads", None) or 0
     if not heads:
@@ -178,23 +176,6 @@ def _attention_width(config: Any) -> int:
     return heads * (keys + values) // 2 if keys and values else heads * width
 
 
-def _attention_layers(config: Any) -> int:
-    kinds = getattr(config, "layer_types", None) or getattr(config, "layers_block_type", None)
-    return sum(kind in _ATTENTION for kind in kinds) if kinds else config.num_hidden_layers
-
-
 def _first(config: Any, names: tuple[str, ...]) -> int | None:
-    found = [value for name in names if isinstance(value := getattr(config, name, None), int)]
-    return found[0] if found else None
-
-
-def _active_share(config: Any) -> float:
-    """Of a layer's experts, those that see a token."""
-    experts, active = _first(config, _EXPERTS), _first(config, _ACTIVE)
-    return active / experts if experts and active else 1.0
-
-
-def _is_expert(module: str, parameter: Tensor, config: Any) -> bool:
-    """One of many experts, stacked in one parameter or in modules of their own."""
-    stacked = parameter.dim() == 3 and parameter.shape[0] == _first(config, _EXPERTS)
-    return stacked or ".experts." in f"{module}."
+    found = (getattr(config, name, None) for name in names)
+    return next((value for value in found if isinstance(value, int)), None)

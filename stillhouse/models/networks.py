@@ -1,15 +1,125 @@
-"""Networks for images by their settings: ConvNet, ResNet-18, or anybody's factory."""
+"""Networks for images: ConvNet, ResNet-18, or a user's factory.
+
+ConvNet (Zhao et al. 2021) is the network of the dataset-distillation literature: `depth` blocks of
+3x3 convolution, norm, ReLU and 2x2 average pooling, then a linear layer. Parameters are ordered as
+there, so that expert trajectories are compatible: weight, bias, norm scale and shift of each block,
+then the classifier.
+
+ResNet-18 (He et al. 2016) has the stem for CIFAR-sized images that SRe2L, RDED and INFER use: 3x3,
+stride 1, no pooling.
+"""
 
 from importlib import import_module
+from itertools import pairwise
+from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from stillhouse.distillation.spec import NetworkSettings
 from stillhouse.errors import ModelError
-from stillhouse.models.convnet import ConvNet
-from stillhouse.models.resnet import ResNet18
-from stillhouse.models.seeded import initialised
+from stillhouse.models.device import initialised
+
+Norm = Literal["instance", "batch", "none"]
+
+
+class ConvNet(nn.Module):
+    """Images [B, C, H, W] to logits [B, num_classes].
+
+    `features` maps images to the last block's output [B, width, h, w]; `classifier` reads it
+    flattened. One-channel images are padded by 3 in the first block, so that 28x28 becomes 32x32.
+
+    Raises:
+        ModelError: the images are too small to be halved `depth` times.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_channels: int,
+        image_size: int,
+        num_classes: int,
+        depth: int = 3,
+        width: int = 128,
+        norm: Norm = "instance",
+    ) -> None:
+        super().__init__()
+        pad = 3 if num_channels == 1 else 1
+        side = (image_size + 2 * (pad - 1)) >> depth
+        if side < 1:
+            raise ModelError(
+                f"images of {image_size} pixels cannot be halved {depth} times: "
+                "lower the convnet's `depth` or give larger images"
+            )
+        layers: list[nn.Module] = []
+        for block in range(depth):
+            channels, padding = (width, 1) if block else (num_channels, pad)
+            layers.append(nn.Conv2d(channels, width, 3, padding=padding))
+            if norm != "none":
+                layers.append(_norm(norm, width))
+            layers += [nn.ReLU(), nn.AvgPool2d(2)]
+        self.features = nn.Sequential(*layers)
+        self.classifier = nn.Linear(width * side * side, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.classifier(self.features(images).flatten(1))
+
+
+class ResNet18(nn.Module):
+    """Images [B, C, H, W] of any size to logits [B, num_classes].
+
+    `features` gives the last stage's output [B, 8 * width, H / 8, W / 8] (rounded up); `classifier`
+    reads its mean over space. `width` is that of the first stage, 64 in the paper.
+    """
+
+    def __init__(
+        self, *, num_channels: int, num_classes: int, width: int = 64, norm: Norm = "batch"
+    ) -> None:
+        super().__init__()
+        widths = [width, width, 2 * width, 4 * width, 8 * width]
+        stages = [_convolution(num_channels, width, 3, 1, norm), _norm(norm, width), nn.ReLU()]
+        for stage, (inputs, outputs) in enumerate(pairwise(widths)):
+            stages.append(_Block(inputs, outputs, 1 if stage == 0 else 2, norm))
+            stages.append(_Block(outputs, outputs, 1, norm))
+        self.features = nn.Sequential(*stages)
+        self.classifier = nn.Linear(8 * width, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.classifier(self.features(images).mean((2, 3)))
+
+
+class _Block(nn.Module):
+    """Two 3x3 convolutions and a shortcut, projected by 1x1 where the shape changes."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int, norm: Norm) -> None:
+        super().__init__()
+        self.branch = nn.Sequential(
+            _convolution(inputs, outputs, 3, stride, norm),
+            _norm(norm, outputs),
+            nn.ReLU(),
+            _convolution(outputs, outputs, 3, 1, norm),
+            _norm(norm, outputs),
+        )
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or inputs != outputs:
+            self.shortcut = nn.Sequential(
+                _convolution(inputs, outputs, 1, stride, norm), _norm(norm, outputs)
+            )
+
+    def forward(self, images: Tensor) -> Tensor:
+        return (self.branch(images) + self.shortcut(images)).relu()
+
+
+def _convolution(inputs: int, outputs: int, size: int, stride: int, norm: Norm) -> nn.Module:
+    """With a bias only where no norm follows, whose shift would make it redundant."""
+    bias = norm == "none"
+    return nn.Conv2d(inputs, outputs, size, stride, padding=size // 2, bias=bias)
+
+
+def _norm(norm: Norm, channels: int) -> nn.Module:
+    if norm == "batch":
+        return nn.BatchNorm2d(channels)
+    return nn.GroupNorm(channels, channels) if norm == "instance" else nn.Identity()
 
 
 def build_network(
@@ -18,45 +128,42 @@ def build_network(
     """A fresh network on the CPU for images of (C, H, W); its weights depend on the seed alone.
 
     Raises:
-        ModelError: images too small for its depth, or a factory that is not there or fails.
+        ModelError: images too small for its depth, or a factory that is missing or fails.
     """
     channels, side, _ = shape
-    if settings.factory is not None:
-        return initialised(lambda: _from_factory(settings, shape, num_classes), seed)
-    if settings.name == "resnet18":
-        return initialised(
-            lambda: ResNet18(
+
+    def make() -> nn.Module:
+        if settings.factory is not None:
+            return _from_factory(settings.factory, settings, shape, num_classes)
+        if settings.name == "resnet18":
+            return ResNet18(
                 num_channels=channels,
                 num_classes=num_classes,
                 width=settings.width or 64,
                 norm=settings.norm or "batch",
-            ),
-            seed,
-        )
-    return initialised(
-        lambda: ConvNet(
+            )
+        return ConvNet(
             num_channels=channels,
             image_size=side,
             num_classes=num_classes,
             depth=settings.depth,
             width=settings.width or 128,
             norm=settings.norm or "instance",
-        ),
-        seed,
-    )
+        )
+
+    return initialised(make, seed)
 
 
 def _from_factory(
-    settings: NetworkSettings, shape: tuple[int, int, int], num_classes: int
+    factory: str, settings: NetworkSettings, shape: tuple[int, int, int], num_classes: int
 ) -> nn.Module:
-    assert settings.factory is not None
-    module, _, name = settings.factory.partition(":")
+    module, _, name = factory.partition(":")
     try:
         make = getattr(import_module(module), name)
-    except Exception as error:  # whatever its module does
+    except Exception as error:  # whatever the user's module raises
         why = str(error) if isinstance(error, ImportError | AttributeError) else repr(error)
         raise ModelError(
-            f"`factory: {settings.factory}` cannot be imported by a worker: {why}. Install its "
+            f"`factory: {factory}` cannot be imported by a worker: {why}. Install its "
             "package where workers run, or name its folder in PYTHONPATH"
         ) from error
     try:
@@ -64,19 +171,12 @@ def _from_factory(
             num_channels=shape[0], image_size=shape[1], num_classes=num_classes, **settings.options
         )
     except Exception as error:
-        raise ModelError(
-            f"`factory: {settings.factory}` raised {type(error).__name__}: {error}"
-        ) from error
+        raise ModelError(f"`factory: {factory}` raised {type(error).__name__}: {error}") from error
     if not isinstance(made, nn.Module):
-        raise ModelError(f"`factory: {settings.factory}` gave {type(made)}, no torch.nn.Module")
+        raise ModelError(f"`factory: {factory}` returned {type(made)}, not a torch.nn.Module")
     return made
 
 
-def num_parameters(network: nn.Module) -> int:
-    """All parameters."""
-    return sum(parameter.numel() for parameter in network.parameters())
-
-
 def state_tensors(network: nn.Module) -> dict[str, torch.Tensor]:
-    """Parameters and buffers as contiguous CPU tensors, to be stored."""
+    """Parameters and buffers as contiguous CPU tensors."""
     return {name: value.cpu().contiguous() for name, value in network.state_dict().items()}

@@ -1,4 +1,6 @@
-"""A causal model's sizes: what it can read and what it costs. Without torch, for the driver."""
+"""A causal model's sizes: what it can read and what it costs. Without torch, which the driver never
+imports.
+"""
 
 import json
 import struct
@@ -19,7 +21,6 @@ from stillhouse.storage.filesystem import (
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 _HEADER_LENGTH = struct.Struct("<Q")
-_TILE = 64  # tensor cores and vector units want whole ones
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,13 +28,12 @@ class ModelShape:
     """Sizes that decide what a model can be used for and what it costs.
 
     Attributes:
-        architecture: its `model_type`, as transformers call it.
-        hidden_size: its width.
-        vocab_size: rows of its embeddings.
-        max_positions: longest sequence it reads; None where there is no limit.
-        matmul_parameters: weights of the matrices that one token is multiplied with, the output
-            embeddings included, the look-up of input embeddings not; of experts, the active ones.
-        attention_width: heads times width of a head, over all layers with attention.
+        architecture: transformers' `model_type`.
+        vocab_size: rows of the embeddings.
+        max_positions: longest sequence; None: no limit.
+        matmul_parameters: weights that one token is multiplied with: all matrices, of experts the
+            active ones, with the output embeddings and without the input embeddings.
+        attention_width: heads times head width, summed over all layers with attention.
     """
 
     architecture: str
@@ -44,15 +44,15 @@ class ModelShape:
     attention_width: int
 
     def flops_per_token(self, sequence_length: int) -> int:
-        """FLOPs of a forward pass for one token; training on one takes three times that.
+        """FLOPs of a forward pass for one token; training takes three times as many.
 
-        Two for each weight, and causal attention: scores and values, two each, with T / 2 keys on
-        average. Norms, softmax and recurrent scans are left out.
+        Two per weight, and causal attention: scores and values, two each, over T / 2 keys on
+        average. Norms, softmax and recurrent scans are not counted.
         """
         return 2 * self.matmul_parameters + 2 * sequence_length * self.attention_width
 
     def check(self, what: str, vocab_size: int, sequence_length: int) -> None:
-        """Refuse a model that cannot read the sequences, a BOS token before them included.
+        """Check that a model can read sequences of this length, BOS included.
 
         Raises:
             ModelError: its vocabulary is smaller than the tokenizer's, or its context too short.
@@ -70,8 +70,8 @@ class ModelShape:
 
 
 def model_uri(path: str) -> str:
-    """Where a model's files lie: a local folder or URI as it is; a hub name is downloaded, for
-    this machine alone.
+    """The folder of a model: a local folder or URI unchanged; a hub name is downloaded to this
+    machine.
 
     Raises:
         ModelError: nothing there, and the hub has no such name (or cannot be reached).
@@ -94,12 +94,12 @@ def model_uri(path: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class ModelHeader:
-    """What a model's folder says of it, apart from the weights: enough to inspect it anywhere.
+    """A model's folder without its weights: enough to inspect it on any machine.
 
     Attributes:
-        what: it is called in errors.
-        config: the bytes of `config.json`.
-        shapes: of every stored tensor, by name.
+        what: name for error messages.
+        config: bytes of `config.json`.
+        shapes: shape of every stored tensor, by name.
     """
 
     what: str
@@ -108,10 +108,10 @@ class ModelHeader:
 
 
 def read_header(folder: str, what: str) -> ModelHeader:
-    """Read the small part of a model's folder.
+    """Read a model's configuration and the headers of its weight files.
 
     Raises:
-        ModelError: no configuration, no weights in safetensors, or not all of their files.
+        ModelError: no configuration, no weights in safetensors, or a missing file.
     """
     there = set(list_names(folder))
     if "config.json" not in there:
@@ -141,14 +141,11 @@ def read_header(folder: str, what: str) -> ModelHeader:
 def planned_sizes(settings: ModelSettings, vocab_size: int, sequence_length: int) -> dict[str, Any]:
     """The sizes of a fresh model, as its transformers configuration names them.
 
-    The vocabulary is rounded up to a multiple of 64.
-
     Raises:
-        ModelError: the width is no multiple of twice the number of heads (rotary positions turn
+        ModelError: the width is no multiple of twice the number of heads (rotary embeddings rotate
             pairs), or the context is shorter than the sequences.
     """
-    width = settings.hidden_size
-    heads = settings.num_heads or max(1, width // (64 if width >= 256 else 32))
+    width, heads = settings.hidden_size, default_heads(settings)
     if width % (2 * heads):
         raise ModelError(
             f"`model.hidden_size` {width} does not divide into {heads} heads of an even width: "
@@ -160,11 +157,11 @@ def planned_sizes(settings: ModelSettings, vocab_size: int, sequence_length: int
             f"`model.max_position` {positions} is below `sequence_length` {sequence_length}"
         )
     sizes: dict[str, Any] = {
-        "vocab_size": _round_up(vocab_size),
+        "vocab_size": round_up(vocab_size),
         "hidden_size": width,
         "num_hidden_layers": settings.num_layers,
         "num_attention_heads": heads,
-        "intermediate_size": settings.intermediate_size or _round_up(round(width * 8 / 3)),
+        "intermediate_size": default_mlp(settings),
         "max_position_embeddings": positions,
         "tie_word_embeddings": settings.tie_embeddings,
     }
@@ -173,15 +170,27 @@ def planned_sizes(settings: ModelSettings, vocab_size: int, sequence_length: int
     return sizes
 
 
-def _round_up(number: int) -> int:
-    return -(-number // _TILE) * _TILE
+def default_heads(settings: ModelSettings) -> int:
+    """`num_heads`; by default heads of 64, or of 32 below a width of 256."""
+    width = settings.hidden_size
+    return settings.num_heads or max(1, width // (64 if width >= 256 else 32))
+
+
+def default_mlp(settings: ModelSettings) -> int:
+    """`intermediate_size`; by default 8/3 of the width."""
+    return settings.intermediate_size or round_up(round(settings.hidden_size * 8 / 3))
+
+
+def round_up(number: int) -> int:
+    """To a multiple of 64, for whole tiles of tensor cores and vector units."""
+    return -(-number // 64) * 64
 
 
 def planned_shape(model: ModelSettings, vocab_size: int, sequence_length: int) -> ModelShape:
-    """The shape that a model of these settings will have.
+    """The shape of a fresh model.
 
-    A layer's matrices: four of H x H around the attention, and an MLP of three of H x I (two for
-    GPT-NeoX, whose MLP has no gate).
+    A layer has four H x H matrices for the attention and three H x I for the MLP (GPT-NeoX two: its
+    MLP has no gate).
 
     Raises:
         ModelError: as `planned_sizes`.

@@ -8,10 +8,9 @@ from transformers import AutoModelForSeq2SeqLM, PreTrainedModel, T5Config
 
 from stillhouse.errors import ModelError
 from stillhouse.models.causal_lm import build_model, load_model, load_weights
-from stillhouse.models.seeded import initialised
+from stillhouse.models.device import initialised
+from stillhouse.models.shape import default_heads, default_mlp, round_up
 from stillhouse.spec import ModelSettings
-
-_VOCAB_MULTIPLE = 64
 
 
 def build_text_model(
@@ -26,8 +25,8 @@ def build_text_model(
 ) -> PreTrainedModel:
     """A fresh float32 model on the CPU; its weights depend on the settings and the seed alone.
 
-    An encoder-decoder is T5 1.1: gated GELU, `num_layers` on both sides, no dropout, and an output
-    head of its own unless `tie_embeddings`.
+    An encoder-decoder is T5 1.1: gated GELU, `num_layers` on both sides, no dropout, and a separate
+    output head unless `tie_embeddings`.
 
     Raises:
         ModelError: the sizes do not fit each other.
@@ -40,23 +39,17 @@ def build_text_model(
             seed=seed,
             eos_id=eos_id,
         )
-    config = _t5_config(settings, vocab_size, eos_id, pad_id)
-    return initialised(lambda: _t5(config, settings.tie_embeddings), seed)
-
-
-def _t5_config(settings: ModelSettings, vocab_size: int, eos_id: int, pad_id: int) -> T5Config:
-    width = settings.hidden_size
-    heads = settings.num_heads or max(1, width // (64 if width >= 256 else 32))
+    width, heads = settings.hidden_size, default_heads(settings)
     if width % heads:
         raise ModelError(
             f"`model.hidden_size` {width} does not divide into {heads} heads: change "
             "`model.num_heads` or `model.hidden_size`"
         )
     sizes: dict[str, Any] = {
-        "vocab_size": -(-vocab_size // _VOCAB_MULTIPLE) * _VOCAB_MULTIPLE,
+        "vocab_size": round_up(vocab_size),
         "d_model": width,
         "d_kv": width // heads,
-        "d_ff": settings.intermediate_size or -(-round(width * 8 / 3) // 64) * 64,
+        "d_ff": default_mlp(settings),
         "num_layers": settings.num_layers,
         "num_heads": heads,
         "feed_forward_proj": "gated-gelu",
@@ -66,7 +59,7 @@ def _t5_config(settings: ModelSettings, vocab_size: int, eos_id: int, pad_id: in
         "decoder_start_token_id": pad_id,
         "tie_word_embeddings": settings.tie_embeddings,
     }
-    return T5Config(**sizes)
+    return initialised(lambda: _t5(T5Config(**sizes), settings.tie_embeddings), seed)
 
 
 def _t5(config: T5Config, tied: bool) -> PreTrainedModel:
@@ -79,7 +72,7 @@ def _t5(config: T5Config, tied: bool) -> PreTrainedModel:
 
 
 def load_text_model(path: str, *, encoder_decoder: bool, device: torch.device) -> PreTrainedModel:
-    """A model from a folder, an fsspec URI or the hub, in float32: safetensors only.
+    """A float32 model from a folder, an fsspec URI or the hub: safetensors only.
 
     Raises:
         ModelError: as `load_weights`.

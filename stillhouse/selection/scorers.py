@@ -120,8 +120,8 @@ class LanguageModelHost:
     bos_id: int | None = None
 
     def build(self, store: Store) -> LanguageModelScorer:
-        from stillhouse.models.causal_lm import choose_device, choose_dtype
-        from stillhouse.models.device import device_name
+        from stillhouse.models.causal_lm import choose_dtype
+        from stillhouse.models.device import choose_device, device_name
         from stillhouse.models.scoring import load_scoring_model
 
         device = choose_device(self.device, self.gpus)

@@ -1,22 +1,23 @@
-"""Checkpoints of a training in the store, written in the background while it goes on.
+"""A training's state, its checkpoints in the store, and the loop that resumes from them (`fit`).
 
-`checkpoints/<name>/<step>/`: weights and moments as safetensors (`model-*`, `optimizer-*`), the
-rest as JSON (`progress-*`), each file named by its content, and the manifest that names them all,
-created last. So a writer that dies leaves files that nobody sees, another that comes to the same
-step cannot mix its files with them, and every earlier checkpoint stays as it was.
+`checkpoints/<name>/<step>/` holds weights and moments as safetensors (`model-*`, `optimizer-*`),
+the rest as JSON (`progress-*`), each file named by its content, and a manifest of them all,
+written last. A writer that dies leaves files that nobody reads; another writer of the same step
+cannot mix its files with them, and earlier checkpoints stay as they were.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
+import torch
 from safetensors.torch import load, save
-from torch import Tensor
+from torch import Tensor, nn
 
 from stillhouse.errors import ArtifactError
 from stillhouse.fingerprint import canonical_json, sha256
@@ -25,37 +26,91 @@ from stillhouse.storage.commit import create
 from stillhouse.storage.filesystem import filesystem, list_names, read_bytes
 from stillhouse.storage.layout import MANIFEST
 from stillhouse.storage.retries import with_retries
-from stillhouse.training.state import MOMENT, WEIGHT, Snapshot
+from stillhouse.training.group import WorkerGroup, like, whole
 from stillhouse.training.task import CHECKPOINTS
 
+WEIGHT, MOMENT = "model.", "optimizer."
 _SHARD_BYTES = 1 << 30
-_PREFIXES = {"model": WEIGHT, "optimizer": MOMENT}
+
+RecordT = TypeVar("RecordT")
+RecordT_co = TypeVar("RecordT_co", covariant=True)
 
 
 @dataclass(frozen=True, slots=True)
-class Loaded:
-    """A checkpoint that was found: its step, the state, and broken newer ones, newest first."""
+class Snapshot:
+    """The state of a training between two steps, in copies on the CPU.
 
-    step: int
-    snapshot: Snapshot
-    broken: tuple[str, ...]
+    Attributes:
+        tensors: `model.<parameter>` and `optimizer.<moment>.<parameter>`, unsharded; shared weights
+            once.
+        progress: JSON values; `step` counts the steps done.
+    """
+
+    tensors: dict[str, Tensor]
+    progress: dict[str, Any]
+
+
+def take_snapshot(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    progress: dict[str, Any],
+    *,
+    keep: bool = True,
+) -> Snapshot:
+    """Copy the state; workers of a sharded training call this together.
+
+    Args:
+        keep: False for a worker that only helps to gather the tensors.
+    """
+    tensors: dict[str, Tensor] = {}
+
+    def put(name: str, tensor: Tensor) -> None:
+        full = whole(tensor.detach())
+        if keep:
+            tensors[name] = full.to("cpu", copy=True).contiguous()
+
+    for name, parameter in model.named_parameters():
+        put(WEIGHT + name, parameter)
+        for key, value in optimizer.state.get(parameter, {}).items():
+            put(f"{MOMENT}{key}.{name}", torch.as_tensor(value))  # Adafactor's step is an int
+    return Snapshot(tensors, progress)
+
+
+def put_snapshot(snapshot: Snapshot, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Restore weights and moments, sharded where the model is."""
+    for name, parameter in model.named_parameters():
+        with torch.no_grad():
+            parameter.copy_(like(snapshot.tensors[WEIGHT + name], parameter))
+    put_moments(snapshot.tensors, model, optimizer)
+
+
+def put_moments(
+    tensors: Mapping[str, Tensor], model: nn.Module, optimizer: torch.optim.Optimizer
+) -> None:
+    """Restore the moments among a snapshot's tensors, sharded where the model is."""
+    parameters = dict(model.named_parameters())
+    optimizer.state.clear()
+    for full_name, tensor in tensors.items():
+        if full_name.startswith(MOMENT):
+            key, name = full_name.removeprefix(MOMENT).split(".", 1)
+            optimizer.state[parameters[name]][key] = like(tensor, parameters[name]).clone()
+
+
+class _BrokenError(ArtifactError):
+    """An incomplete or damaged checkpoint."""
 
 
 class Checkpoints:
     """The checkpoints of one training. One worker writes them; any may load.
 
     Args:
-        store: where they lie.
-        name: fingerprint of the training.
-        identity: what has to be the same to go on from one: JSON values, nested by sections.
-        keep_last: how many of the newest are kept; the best one is kept beside them.
+        store: where they are.
+        name: fingerprint of the training, which its state depends on.
+        keep_last: how many of the newest are kept, beside the best one.
     """
 
-    def __init__(
-        self, store: Store, name: str, identity: Mapping[str, Any], *, keep_last: int = 2
-    ) -> None:
+    def __init__(self, store: Store, name: str, *, keep_last: int = 2) -> None:
         self._store, self._name, self._keep_last = store, name, keep_last
-        self._identity: dict[str, Any] = json.loads(canonical_json(dict(identity)))
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._writing: Future[None] | None = None
 
@@ -65,7 +120,6 @@ class Checkpoints:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
     ) -> None:
-        """The write under way is finished; its failure is raised if nothing else was."""
         try:
             self.wait()
         except Exception:
@@ -75,20 +129,19 @@ class Checkpoints:
             self._thread.shutdown()
 
     def save(self, snapshot: Snapshot, score: float | None = None) -> None:
-        """Write a snapshot in the background, after the one before it.
+        """Write a snapshot in the background, once the previous one is written.
 
         Args:
-            snapshot: of `Trainer.snapshot`.
             score: the held-out loss at this step, if it was measured; the lowest is the best.
 
         Raises:
-            StorageError: the write before it failed.
+            StorageError: the previous write failed.
         """
         self.wait()
         self._writing = self._thread.submit(self._write, snapshot, score)
 
     def wait(self) -> None:
-        """Until the last save is committed.
+        """Wait until the last snapshot is committed.
 
         Raises:
             StorageError: it could not be written.
@@ -101,40 +154,48 @@ class Checkpoints:
         """Steps of the committed checkpoints, ascending."""
         return sorted(self._scores())
 
-    def load_newest(self, until: int | None = None) -> Loaded | None:
-        """The newest checkpoint that is whole, or None. Broken ones are passed over and removed,
-        so that the training can write them again.
+    def load_newest(self, until: int | None = None) -> Snapshot | None:
+        """The newest complete checkpoint, or None. Broken ones are removed, so that the training
+        can write them again.
 
         Args:
-            until: no step after this one; later checkpoints are removed too.
-
-        Raises:
-            ArtifactError: it is of a training with another identity; names the first key.
+            until: the last step to consider; later checkpoints are removed too.
         """
-        broken: list[str] = []
         for step in reversed(self._folders()):
             if until is not None and step > until:
                 self._remove(step)
                 continue
             try:
                 if self._manifest(step) is not None:
-                    return Loaded(step, self.load(step).snapshot, tuple(broken))
-            except _BrokenError as error:
-                broken.append(str(error))
+                    return self.load(step)
+            except _BrokenError:
                 self._remove(step)
         return None
 
-    def load(self, step: int) -> Loaded:
+    def load(self, step: int) -> Snapshot:
         """The checkpoint of a step.
 
         Raises:
-            ArtifactError: not there, not whole, or of a training with another identity.
+            ArtifactError: missing or damaged.
         """
         manifest = self._manifest(step)
         if manifest is None:
             raise ArtifactError(f"no checkpoint at {self._uri(step)}")
-        check_same(manifest.settings, self._identity, self._uri(step))
-        return Loaded(step, self._read(step, manifest), ())
+        tensors: dict[str, Tensor] = {}
+        progress: dict[str, Any] = {}
+        for name, digest in manifest.files.items():
+            uri = f"{self._uri(step)}/{name}"
+            try:
+                data = read_bytes(uri)
+            except FileNotFoundError as error:
+                raise _BrokenError(f"{uri} is missing") from error
+            if sha256(data) != digest:
+                raise _BrokenError(f"{uri} is not what was written")
+            if name.endswith(".json"):
+                progress = json.loads(data)
+            else:
+                tensors |= load(data)
+        return Snapshot(tensors, progress)
 
     def remove_all(self) -> None:
         """Remove every checkpoint; the list of starts stays."""
@@ -156,32 +217,15 @@ class Checkpoints:
                 fingerprint=f"{self._name}/{step:08d}",
                 parts=(),
                 inputs={},
-                settings=self._identity,
+                settings={},
                 totals={"step": step, "score": score},
                 files=files,
             )
         )
         self._prune(step)
 
-    def _read(self, step: int, manifest: Manifest) -> Snapshot:
-        tensors: dict[str, Tensor] = {}
-        progress: dict[str, Any] = {}
-        for name, digest in manifest.files.items():
-            uri = f"{self._uri(step)}/{name}"
-            try:
-                data = read_bytes(uri)
-            except FileNotFoundError as error:
-                raise _BrokenError(f"{uri} is missing") from error
-            if sha256(data) != digest:
-                raise _BrokenError(f"{uri} is not what was written")
-            if name.endswith(".json"):
-                progress = json.loads(data)
-            else:
-                tensors |= load(data)
-        return Snapshot(tensors, progress)
-
     def _prune(self, newest: int) -> None:
-        """Remove all before `newest` but the last ones and the best, dead writers' files too."""
+        """Remove all before `newest` but the last and the best, and what dead writers left."""
         scores = {step: score for step, score in self._scores().items() if step <= newest}
         kept = set(sorted(scores)[-self._keep_last :])
         measured = [(score, -step) for step, score in scores.items() if score is not None]
@@ -192,7 +236,6 @@ class Checkpoints:
                 self._remove(step)
 
     def _scores(self) -> dict[int, float | None]:
-        """The committed checkpoints and how good they are."""
         scores: dict[int, float | None] = {}
         for step in self._folders():
             with suppress(_BrokenError):
@@ -202,7 +245,7 @@ class Checkpoints:
         return scores
 
     def _remove(self, step: int) -> None:
-        """The manifest goes first: whoever looks sees a checkpoint whole, or none."""
+        """Manifest first: a reader sees a checkpoint whole, or none."""
         fs, path = filesystem(self._uri(step))
         for name, recursive in ((f"{path}/{MANIFEST}", False), (path, True)):
             with suppress(FileNotFoundError):
@@ -226,70 +269,112 @@ class Checkpoints:
 
 
 def newest_moments(store: Store, name: str) -> dict[str, Tensor]:
-    """The optimiser's moments in the newest checkpoint of a training, whatever it was.
+    """The optimiser's moments in the newest checkpoint of a training.
 
     Raises:
-        ArtifactError: it has none any more.
+        ArtifactError: its checkpoints are gone.
     """
-    folders = list_names(store.path(CHECKPOINTS, name))
-    for step in sorted((int(f) for f in folders if f.isdigit()), reverse=True):
-        manifest = store.find_manifest(CHECKPOINTS, f"{name}/{step:08d}")
-        if manifest is not None:
-            there = Checkpoints(store, name, manifest.settings)
-            tensors = there.load(step).snapshot.tensors
-            return {name: value for name, value in tensors.items() if name.startswith(MOMENT)}
-    raise ArtifactError(
-        f"no checkpoint at {store.path(CHECKPOINTS, name)}: the optimiser's moments are gone "
-        "(`init.optimizer: fresh`)"
-    )
-
-
-class _BrokenError(ArtifactError):
-    """A checkpoint that is not whole."""
+    checkpoints = Checkpoints(store, name)
+    steps = checkpoints.steps()
+    if not steps:
+        raise ArtifactError(
+            f"no checkpoint at {store.path(CHECKPOINTS, name)}: the optimiser's moments are gone "
+            "(`init.optimizer: fresh`)"
+        )
+    tensors = checkpoints.load(steps[-1]).tensors
+    return {name: value for name, value in tensors.items() if name.startswith(MOMENT)}
 
 
 def _files(snapshot: Snapshot) -> Iterator[tuple[str, bytes]]:
-    """Name stem and bytes of each file; one at a time, about a gigabyte each at most."""
-    for kind, prefix in _PREFIXES.items():
-        for i, tensors in enumerate(_shards(snapshot.tensors, prefix)):
-            yield f"{kind}-{i:05d}", save(tensors)
+    """Name stem and bytes of each file, of at most about a gigabyte, one at a time."""
+    for kind, prefix in (("model", WEIGHT), ("optimizer", MOMENT)):
+        shards: list[dict[str, Tensor]] = []
+        num_bytes = 0
+        for name, tensor in snapshot.tensors.items():
+            if name.startswith(prefix):
+                if not shards or num_bytes + tensor.nbytes > _SHARD_BYTES:
+                    shards.append({})
+                    num_bytes = 0
+                shards[-1][name] = tensor
+                num_bytes += tensor.nbytes
+        for i, shard in enumerate(shards):
+            yield f"{kind}-{i:05d}", save(shard)
     yield "progress", canonical_json(snapshot.progress)
 
 
-def _shards(tensors: Mapping[str, Tensor], prefix: str) -> Iterator[dict[str, Tensor]]:
-    shard: dict[str, Tensor] = {}
-    num_bytes = 0
-    for name, tensor in tensors.items():
-        if not name.startswith(prefix):
-            continue
-        if shard and num_bytes + tensor.nbytes > _SHARD_BYTES:
-            yield shard
-            shard, num_bytes = {}, 0
-        shard[name] = tensor
-        num_bytes += tensor.nbytes
-    if shard:
-        yield shard
+class Resumable(Protocol[RecordT_co]):
+    """What `fit` trains: a `Trainer`, or anything else that advances in steps."""
+
+    def step(self) -> RecordT_co:
+        """Do one step; returns what `on_step` is given."""
+        ...
+
+    def snapshot(self) -> Snapshot: ...
+
+    def restore(self, snapshot: Snapshot) -> None: ...
 
 
-def check_same(there: Mapping[str, Any], here: Mapping[str, Any], place: str) -> None:
-    """Compare two identities, sections of keys and values.
+class Stateful(Protocol):
+    """Something that advances with a training and is kept in its checkpoints, as JSON values."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+def fit(
+    trainer: Resumable[RecordT],
+    checkpoints: Checkpoints,
+    group: WorkerGroup,
+    *,
+    num_steps: int,
+    checkpoint_every: int,
+    on_step: Callable[[RecordT], float | None],
+    on_start: Callable[[int], None] | None = None,
+    beside: Mapping[str, Stateful] | None = None,
+    until: int | None = None,
+    stopped: Callable[[], bool] | None = None,
+) -> int:
+    """Train up to `num_steps`, from the newest checkpoint; all workers call this.
+
+    A worker that dies, or an error, leaves what was committed; the next call continues from there,
+    with any number of workers. The first worker writes the checkpoints.
+
+    Args:
+        trainer: fresh; its state is replaced if there is a checkpoint.
+        num_steps: of the whole training.
+        checkpoint_every: steps; the last step is always kept.
+        on_step: called on every worker after every step; returns the held-out loss, if measured.
+        on_start: called on every worker with the step to continue from, before the first step.
+        beside: further state by name; the first worker's is kept.
+        until: as `Checkpoints.load_newest`; only the first worker's value counts.
+        stopped: asked before every step, with the same answer on all workers: ends the training,
+            which has to be at a checkpoint.
+
+    Returns:
+        The step of the checkpoint that it continued from, or 0.
 
     Raises:
-        ArtifactError: naming the first key that differs, and both values.
+        DivergedError: as `trainer.step`. StorageError: a checkpoint could not be written.
     """
-    first, second = _flat(there), _flat(here)
-    for key in sorted(first.keys() | second.keys()):
-        if first.get(key) != second.get(key):
-            raise ArtifactError(
-                f"{place} is of another training: `{key}` is {first.get(key)!r} there and "
-                f"{second.get(key)!r} here"
-            )
-
-
-def _flat(value: Any, path: str = "") -> dict[str, Any]:
-    if not isinstance(value, Mapping):
-        return {path: value}
-    found: dict[str, Any] = {}
-    for key, inner in value.items():  # pyright: ignore[reportUnknownVariableType]
-        found |= _flat(inner, f"{path}.{key}" if path else str(key))
-    return found
+    snapshot = checkpoints.load_newest(until) if group.rank == 0 else None
+    start = group.gather(0 if snapshot is None else snapshot.progress["step"])[0]
+    if start:
+        snapshot = snapshot or checkpoints.load(start)
+        trainer.restore(snapshot)
+        for name, part in (beside or {}).items():
+            part.load_state_dict(snapshot.progress["beside"][name])
+    if on_start is not None:
+        on_start(start)
+    with checkpoints:
+        for step in range(start + 1, num_steps + 1):
+            if stopped is not None and stopped():
+                break
+            score = on_step(trainer.step())
+            if step % checkpoint_every == 0 or step == num_steps:
+                snapshot = trainer.snapshot()
+                if group.rank == 0:
+                    states = {name: part.state_dict() for name, part in (beside or {}).items()}
+                    snapshot.progress["beside"] = states
+                    checkpoints.save(snapshot, score)
+    return start

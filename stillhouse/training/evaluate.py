@@ -1,9 +1,9 @@
-"""Mean NLL of a predicted token in nats, held out and in training, over all and by source.
+"""Mean NLL of a predicted token in nats, held out and in training, in total and by source.
 
-A packed sequence's tokens belong to the documents that own them.
+In a packed sequence, a token's source is that of the document that owns its position.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,12 +13,11 @@ from numpy.typing import NDArray
 from stillhouse.selection.color import TokenLosses, piece_sums
 from stillhouse.selection.quotas import MAX_SOURCES, OTHER
 from stillhouse.text.pieces import Pieces
-from stillhouse.training.batches import TokenSources
 from stillhouse.training.group import WorkerGroup
+from stillhouse.training.stream import TokenSources
 
 _BLOCK = 4096  # sequences whose token losses are held at once
-_MOST_SOURCES = 50_000
-"""Of training losses, held at once; beyond, the smaller half becomes `OTHER`."""
+_MOST_SOURCES = 50_000  # tracked during training; beyond, the smaller half becomes `OTHER`
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,10 +28,10 @@ class SourceLoss:
     num_tokens: int
 
 
-def told_apart(sums: Mapping[str, tuple[float, int]]) -> dict[str, SourceLoss]:
-    """Losses from sums of NLL and tokens by source: the largest `MAX_SOURCES`, the rest as one.
+def largest_sources(sums: Mapping[str, tuple[float, int]]) -> dict[str, SourceLoss]:
+    """Losses from sums of NLL and tokens by source: the `MAX_SOURCES` largest, the rest as `OTHER`.
 
-    Sorted by name; of equal size the name that comes first is the larger.
+    Sorted by name; of equally large ones those that come first by name are kept.
     """
     order = sorted(sums.keys() - {OTHER}, key=lambda name: (-sums[name][1], name))
     kept = {name: sums[name] for name in sorted(order[:MAX_SOURCES])}
@@ -48,15 +47,11 @@ def measure(
     pieces: Pieces | None = None,
     mask: NDArray[np.float32] | None = None,
 ) -> tuple[float, dict[str, SourceLoss]]:
-    """Held-out loss over all predicted tokens, and by source (empty without pieces).
-
-    A predicted token belongs to the piece that owns its position. Sources without one are left out,
-    the smallest are joined as by `told_apart`.
+    """Mean loss over all predicted tokens, and by source (empty without `pieces`).
 
     Args:
-        model: gives the losses.
         input_ids: integers [N, T], N >= 1.
-        pieces: of their documents.
+        pieces: the documents in them.
         mask: [N, T], 1 for tokens that count; default all.
     """
     blocks = range(0, len(input_ids), _BLOCK)
@@ -64,27 +59,24 @@ def measure(
     counted = np.ones_like(losses) if mask is None else mask[:, 1:]
     if mask is not None:
         losses = losses * counted
-    by_source = {} if pieces is None else _by_source(losses, counted, pieces)
+    by_source: dict[str, SourceLoss] = {}
+    if pieces is not None:
+        nll, tokens = (
+            np.bincount(
+                pieces.source,
+                piece_sums(values, pieces.sequence, pieces.start, pieces.end)[0].astype(np.float64),
+                len(pieces.sources),
+            )
+            for values in (losses, counted)
+        )
+        totals = zip(pieces.sources, nll.tolist(), tokens.tolist(), strict=True)
+        by_source = largest_sources({name: (n, int(t)) for name, n, t in totals if t > 0})
     total = float(losses.sum(dtype=np.float64))
     return total / max(1.0, float(counted.sum(dtype=np.float64))), by_source
 
 
-def _by_source(
-    losses: NDArray[np.float32], counted: NDArray[np.float32], pieces: Pieces
-) -> dict[str, SourceLoss]:
-    sums, counts = (
-        piece_sums(values, pieces.sequence, pieces.start, pieces.end)[0].astype(np.float64)
-        for values in (losses, counted)
-    )
-    num_sources = len(pieces.sources)
-    nll = np.bincount(pieces.source, sums, num_sources)
-    tokens = np.bincount(pieces.source, counts, num_sources)
-    found = enumerate(pieces.sources)
-    return told_apart({name: (float(nll[i]), int(tokens[i])) for i, name in found if tokens[i] > 0})
-
-
 class SourceLossTally:
-    """Sums over the steps since they were last taken; not part of a training's state."""
+    """Training losses by source since the last `take`; not part of a training's state."""
 
     def __init__(self) -> None:
         self._sums: dict[str, tuple[float, int]] = {}
@@ -95,7 +87,7 @@ class SourceLossTally:
         sources: TokenSources,
         mask: NDArray[np.float32] | None = None,
     ) -> None:
-        """Losses of the predicted tokens of a batch: [B, T-1], column t-1 for position t.
+        """Add the losses [B, T-1] of a batch's predicted tokens; column t-1 is position t.
 
         `mask` [B, T] marks those that count; default all.
         """
@@ -104,30 +96,24 @@ class SourceLossTally:
         losses = token_nll.ravel()[counted].astype(np.float64)
         nll = np.bincount(codes, losses, len(sources.names))
         tokens = np.bincount(codes, minlength=len(sources.names))
-        for i in np.flatnonzero(tokens):
-            self._add(sources.names[i], float(nll[i]), int(tokens[i]))
+        used = np.flatnonzero(tokens).tolist()
+        _add(self._sums, ((sources.names[i], (float(nll[i]), int(tokens[i]))) for i in used))
         if len(self._sums) > 2 * _MOST_SOURCES:
-            self._join_small()
-
-    def _add(self, name: str, nll: float, tokens: int) -> None:
-        before = self._sums.get(name, (0.0, 0))
-        self._sums[name] = before[0] + nll, before[1] + tokens
-
-    def _join_small(self) -> None:
-        order = sorted(self._sums, key=lambda name: (-self._sums[name][1], name))
-        for name in order[_MOST_SOURCES:]:
-            self._add(OTHER, *self._sums.pop(name))
+            order = sorted(self._sums, key=lambda name: (-self._sums[name][1], name))
+            small = [(OTHER, self._sums.pop(name)) for name in order[_MOST_SOURCES:]]
+            _add(self._sums, small)
 
     def take(self, group: WorkerGroup) -> dict[str, SourceLoss]:
-        """The losses of all workers' tokens by source (`told_apart`); then begin anew.
-
-        All workers have to call this at the same step.
-        """
-        found = group.gather(self._sums)
+        """The losses of all workers' tokens (`largest_sources`), and reset; all workers call it."""
+        gathered = group.gather(self._sums)
         self._sums = {}
         total: dict[str, tuple[float, int]] = {}
-        for sums in found:
-            for name, (nll, tokens) in sums.items():
-                before = total.get(name, (0.0, 0))
-                total[name] = before[0] + nll, before[1] + tokens
-        return told_apart(total)
+        for sums in gathered:
+            _add(total, sums.items())
+        return largest_sources(total)
+
+
+def _add(sums: dict[str, tuple[float, int]], more: Iterable[tuple[str, tuple[float, int]]]) -> None:
+    for name, (nll, tokens) in more:
+        before = sums.get(name, (0.0, 0))
+        sums[name] = before[0] + nll, before[1] + tokens

@@ -1,7 +1,8 @@
 """Reading the windows of an order from parts, ahead of the training.
 
-A `Fetch` maps windows to tables, one each and in the same order: here with one thread; Ray Data in
-a job. Each row carries the address at which it was found in its file through everything after.
+A `Fetch` maps windows to tables, one each, in the same order: with a thread here, with Ray Data in
+a job. Every row keeps the part and row it was read from. Without torch, which Ray Data's readers
+do not need.
 """
 
 from collections import OrderedDict, deque
@@ -21,7 +22,7 @@ from stillhouse.training.order import Window
 from stillhouse.training.task import TokenSet
 
 Fetch = Callable[[Iterator[Window]], Iterator[pa.Table]]
-"""Maps windows to tables of `PartReader.read`, one each and in their order."""
+"""Maps windows to tables as of `PartReader.read`, one each, in the same order."""
 
 CACHE_BYTES = 128 << 20
 _CACHED_FOOTERS = 256
@@ -30,13 +31,12 @@ _CACHED_FOOTERS = 256
 class PartReader:
     """Reads windows of parts; row groups without a wanted row are not read.
 
-    Row groups read last are kept, up to `CACHE_BYTES`: lanes and windows meet inside them. A data
-    set below that size is read once.
+    The row groups read last are cached, up to `CACHE_BYTES`: windows of several lanes share them.
 
     Args:
         uris: of all parts of all data sets, in the order's numbering.
         chosen: of each part the rows that the order counts, ascending; None: all of them.
-        signals: columns that an objective asks for; they may be missing.
+        signals: further columns to read, where a part has them.
     """
 
     def __init__(
@@ -45,32 +45,30 @@ class PartReader:
         chosen: Sequence[NDArray[np.int64] | None] | None = None,
         signals: Sequence[str] = (),
     ) -> None:
-        self._uris, self._chosen, self._signals = uris, chosen, signals
-        self._wanted = ("input_ids", "documents", *signals)
+        self._uris, self._signals = uris, signals
+        self._chosen = chosen or [None] * len(uris)
         self._groups: OrderedDict[tuple[int, int], pa.Table] = OrderedDict()
         self._num_bytes = 0
         self._metadata = lru_cache(_CACHED_FOOTERS)(self._read_metadata)
 
     @classmethod
     def of(cls, sets: Sequence[TokenSet], signals: Sequence[str] = ()) -> "PartReader":
-        """For the parts of some data sets."""
-        chosen = [
-            None if one.chosen is None else one.chosen[i]
-            for one in sets
-            for i in range(len(one.uris))
-        ]
+        """A reader of all parts of some data sets."""
+        chosen = [rows for one in sets for rows in one.chosen or [None] * len(one.uris)]
         return cls([uri for one in sets for uri in one.uris], chosen, signals)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """A copy in another process begins without what this one has read."""
+        """Pickled without its cache."""
         return PartReader, (self._uris, self._chosen, self._signals)
 
     def read(self, window: Window) -> pa.Table:
-        """Columns `part` and `row` (int64) of each row as it was found in the file, `input_ids`,
-        and `documents` and signals where the part has them; in the order of `window.spans`.
+        """The rows of a window, in the order of `window.spans`.
+
+        Columns: `input_ids`, `documents` and signals where the part has them, `part` and `row`
+        (int64, the row in the file).
 
         Raises:
-            ArtifactError: a part is missing, broken, or shorter than it should be.
+            ArtifactError: a part is missing, broken, or has too few rows.
         """
         tables = [t for s in window.spans for t in self._span(s.part, s.first, s.last)]
         table = pa.concat_tables(tables).combine_chunks()
@@ -82,8 +80,8 @@ class PartReader:
         return table
 
     def _span(self, part: int, first: int, last: int) -> Iterator[pa.Table]:
-        """Those of a part from the `first` to before the `last` of its wanted rows."""
-        metadata, chosen = self._metadata(part), self._rows(part)
+        """The wanted rows [first, last) of a part, one table a row group."""
+        metadata, chosen = self._metadata(part), self._chosen[part]
         start = taken = 0
         for group in range(metadata.num_row_groups):
             end = start + metadata.row_group(group).num_rows
@@ -95,23 +93,21 @@ class PartReader:
                 yield self._group(part, group, start).slice(begin, last - taken - begin)
             start, taken = end, taken + count
 
-    def _rows(self, part: int) -> NDArray[np.int64] | None:
-        return None if self._chosen is None else self._chosen[part]
-
     def _read_metadata(self, part: int) -> pq.FileMetaData:
         with open_part(self._uris[part]) as file:
             return file.metadata
 
     def _group(self, part: int, group: int, position: int) -> pa.Table:
-        """The wanted rows of a row group, which begins at row `position` of its part."""
+        """The wanted rows of a row group, whose first row is row `position` of its part."""
         if (part, group) in self._groups:
             self._groups.move_to_end((part, group))
             return self._groups[part, group]
         with open_part(self._uris[part], self._metadata(part)) as file:
-            columns = [name for name in self._wanted if name in file.schema_arrow.names]
+            names = {*file.schema_arrow.names}
+            columns = [n for n in ("input_ids", "documents", *self._signals) if n in names]
             table = file.read_row_group(group, columns=columns, use_threads=False)
         rows = np.arange(position, position + table.num_rows)
-        chosen = self._rows(part)
+        chosen = self._chosen[part]
         if chosen is not None:
             rows = chosen[slice(*np.searchsorted(chosen, [position, position + table.num_rows]))]
             table = table.take(pa.array(rows - position))
@@ -125,7 +121,7 @@ class PartReader:
 
 
 def read_ahead(reader: PartReader, rows: int) -> Fetch:
-    """A thread that reads windows while others are trained on: at least one, and `rows` rows."""
+    """A thread that reads ahead: at least one window, and at least `rows` rows."""
 
     def fetch(windows: Iterator[Window]) -> Iterator[pa.Table]:
         thread = ThreadPoolExecutor(1, "read-ahead")

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,24 +13,20 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from stillhouse.errors import DivergedError
-from stillhouse.models.attention import set_attention
-from stillhouse.models.causal_lm import choose_dtype
-from stillhouse.models.cpu import use_onednn_for_float32
+from stillhouse.models.causal_lm import choose_dtype, compile_layers, layers_of, set_attention
+from stillhouse.models.device import device_name, peak_flops, use_onednn_for_float32
 from stillhouse.models.head import logit_rule
 from stillhouse.models.inspection import model_shape
-from stillhouse.models.scoring import compile_layers, layers_of
 from stillhouse.spec import Optimisation
-from stillhouse.training.batches import Batch, BatchSource
-from stillhouse.training.divergence import LossGuard
+from stillhouse.training.checkpoint import Snapshot, put_moments, put_snapshot, take_snapshot
 from stillhouse.training.evaluate import SourceLoss, SourceLossTally
-from stillhouse.training.group import WorkerGroup, reshard, shard, whole
+from stillhouse.training.group import WorkerGroup, shard, whole
 from stillhouse.training.objectives import LossValue, Objective, ObjectiveFacts
 from stillhouse.training.objectives.cross_entropy import CrossEntropy
-from stillhouse.training.optimisation import learning_rate, make_optimizer
+from stillhouse.training.optimisation import LossGuard, learning_rate, make_optimizer
 from stillhouse.training.order import NO_SAMPLES, chain
-from stillhouse.training.state import Snapshot, put_moments, put_snapshot, take_snapshot
+from stillhouse.training.stream import Batch, BatchSource
 from stillhouse.training.task import LOSS_MASK
-from stillhouse.training.throughput import device_peak
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,14 +34,14 @@ class StepRecord:
     """One step of all workers.
 
     Attributes:
-        step: counts from 1.
+        step: counted from 1.
         tokens: all tokens so far.
         loss: mean NLL in nats.
         tokens_per_s: of all workers.
-        seconds: the step took.
-        data_wait_s: of these, this worker waited for data.
-        micro_batch: sequences a forward pass; smaller than it was after an out-of-memory.
-        mfu: model FLOPs utilisation, where the device's peak is known.
+        seconds, data_wait_s: of the step, and of these this worker's wait for data.
+        micro_batch: sequences a forward pass.
+        mfu: model FLOPs utilisation, if the device's peak is known. What activation checkpointing
+            computes again does not count.
     """
 
     step: int
@@ -60,15 +56,8 @@ class StepRecord:
     mfu: float | None
 
 
-class _Sums(NamedTuple):
-    """Of a worker's rows: their part of the mean NLL, and the NLL of each token [B, T-1]."""
-
-    nll: Tensor
-    token_nll: Tensor | None
-
-
 class _LossModule(nn.Module):
-    """Model and loss as one module: FSDP2 gathers what both need around its forward."""
+    """Model and loss in one module, so that FSDP2 gathers what both need around its forward."""
 
     def __init__(self, model: PreTrainedModel, objective: Objective) -> None:
         super().__init__()
@@ -81,20 +70,20 @@ class _LossModule(nn.Module):
 class Trainer:
     """Trains a model in place. Its state is the whole training: `snapshot`, `restore`.
 
-    On the CPU, the same inputs and thread count give the same bits, resumed or not. With several
-    workers each has a trainer, whose source gives it its rows of every global batch; their losses
-    are those of one worker up to float32's rounding.
+    On the CPU, equal inputs and thread counts give equal bits, resumed or not. With several workers
+    each has a trainer, whose source gives it its rows of every global batch; losses agree with
+    those of one worker up to float32 rounding.
 
-    Running out of memory halves the micro-batch for good, where the model is not sharded; the
-    global batch stays.
+    Out of memory halves the micro-batch for good, unless the model is sharded; the global batch
+    stays.
 
     Args:
         model: float32 weights, the same on all workers; moved to `device`.
-        objective: makes what is minimised; default `CrossEntropy` with the settings' `z_loss`.
+        objective: makes the loss; default `CrossEntropy` with the settings' `z_loss`.
         group: the workers.
-        activation_checkpointing: keep layers' inputs alone, compute the rest again in backward.
-        stop_on_explosion: stop also where the loss leaps up (`LossGuard`).
-        bos_id: stands before every sequence, for the model alone.
+        activation_checkpointing: keep only the layers' inputs and recompute the rest in backward.
+        stop_on_explosion: also stop if the loss explodes (`LossGuard`).
+        bos_id: put before every sequence, for the model only.
 
     Raises:
         ModelError: as `logit_rule`.
@@ -133,7 +122,8 @@ class Trainer:
         self._tally = SourceLossTally()
         self._step = self._tokens = 0
         self._chain = NO_SAMPLES
-        self._peak = device_peak(device, self._dtype)
+        bfloat16 = self._dtype == torch.bfloat16
+        self._peak = peak_flops(device_name(device)) if bfloat16 else None
         self._shape = model_shape(model)
         if activation_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -145,7 +135,7 @@ class Trainer:
 
     @property
     def order_sha256(self) -> str:
-        """The chain over the samples of all steps so far (`stillhouse.training.order.chain`)."""
+        """The digest of all samples so far (`stillhouse.training.order.chain`)."""
         return self._chain.hex()
 
     def step(self) -> StepRecord:
@@ -162,7 +152,9 @@ class Trainer:
         batch = self._source.next_batch()
         waited = perf_counter() - started
         rows = self._group.batch_rows(len(batch.input_ids))
-        sums = self._accumulate(self._here(batch.input_ids), self._there(batch.signals), rows)
+        ids = self._to_device(batch.input_ids)
+        signals = {name: self._to_device(values) for name, values in batch.signals.items()}
+        nll, token_nll = self._accumulate(ids, signals, rows)
         self._group.sum_gradients(self._model.parameters())
         norm = torch.nn.utils.clip_grad_norm_(
             self._model.parameters(), self._settings.max_grad_norm
@@ -173,14 +165,18 @@ class Trainer:
         num_tokens = sum(rows) * batch.input_ids.shape[1]
         self._tokens += num_tokens
         self._chain = chain(self._chain, self._group.gather_samples(batch.samples))
-        loss, size = torch.stack([self._group.total(sums.nll), whole(norm)]).tolist()
+        loss, size = torch.stack([self._group.total(nll), whole(norm)]).tolist()
         # the line above is the step's only wait for the device
-        if batch.sources is not None and sums.token_nll is not None:
+        if batch.sources is not None and token_nll is not None:
             mask = batch.signals.get(LOSS_MASK)
             mask = None if mask is None else mask.numpy()
-            self._tally.add(sums.token_nll.cpu().numpy(), batch.sources, mask)
+            self._tally.add(token_nll.cpu().numpy(), batch.sources, mask)
         self._check(loss, size, rate, batch)
         seconds = perf_counter() - started
+        mfu = None
+        if self._peak is not None:
+            flops = 3 * self._shape.flops_per_token(batch.input_ids.shape[1])
+            mfu = flops * num_tokens / seconds / (self._group.size * self._peak)
         return StepRecord(
             step=self._step,
             tokens=self._tokens,
@@ -191,21 +187,22 @@ class Trainer:
             seconds=seconds,
             data_wait_s=waited,
             micro_batch=self._micro(rows),
-            mfu=self._mfu(num_tokens / seconds, batch.input_ids.shape[1]),
+            mfu=mfu,
         )
 
-    def _here(self, tensor: Tensor) -> Tensor:
+    def _to_device(self, tensor: Tensor) -> Tensor:
         return tensor.to(self._device, non_blocking=True)
-
-    def _there(self, signals: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {name: self._here(values) for name, values in signals.items()}
 
     def _accumulate(
         self, input_ids: Tensor, signals: Mapping[str, Tensor], rows: list[int]
-    ) -> _Sums:
-        """Gradients of the mean over the global batch, from this worker's rows [b, T]."""
+    ) -> tuple[Tensor, Tensor | None]:
+        """Accumulate gradients of the mean over the global batch from this worker's rows [b, T].
+
+        Returns:
+            The rows' share of the mean NLL, and the NLL of each token [b, T-1] if it is known.
+        """
         counted = None
-        if LOSS_MASK in signals:  # of all workers, before any of them may run out of memory
+        if LOSS_MASK in signals:  # a sum over all workers, before any of them may run out of memory
             counted = self._group.total(signals[LOSS_MASK][:, 1:].sum()).clamp(min=1)
         while True:
             try:
@@ -232,27 +229,27 @@ class Trainer:
         signals: Mapping[str, Tensor],
         rows: list[int],
         counted: Tensor | None,
-    ) -> _Sums:
+    ) -> tuple[Tensor, Tensor | None]:
         self._model.train()
         total = torch.zeros((), device=self._device)
         token_nll: list[Tensor] = []
         size = self._micro(rows)
         for start in range(0, len(input_ids), size):
-            here = slice(start, start + size)
-            micro = {name: values[here] for name, values in signals.items()}
-            share: float | Tensor = len(input_ids[here]) / sum(rows)
+            part = slice(start, start + size)
+            micro = {name: values[part] for name, values in signals.items()}
+            share: float | Tensor = len(input_ids[part]) / sum(rows)
             if counted is not None:
                 share = micro[LOSS_MASK][:, 1:].sum() / counted
-            value = self._forward(input_ids[here], micro)
+            value = self._forward(input_ids[part], micro)
             (value.objective * (share * self._group.gradient_factor)).backward()
             total += value.nll.detach() * share
             if value.token_nll is not None:
                 token_nll.append(value.token_nll.detach())
-        if self._group.sharded:  # all workers gather its layers together: keep step with them
+        if self._group.sharded:  # layers are gathered by all workers: do as many passes as they do
             first = {name: values[:1] for name, values in signals.items()}
             for _ in range(-(-len(input_ids) // size), -(-max(rows) // size)):
                 (self._forward(input_ids[:1], first).objective * 0).backward()
-        return _Sums(total, torch.cat(token_nll) if token_nll else None)
+        return total, torch.cat(token_nll) if token_nll else None
 
     def _forward(self, micro: Tensor, signals: Mapping[str, Tensor]) -> LossValue:
         set_attention(self._model, "auto", micro.shape[1] + self._num_extra)
@@ -260,7 +257,7 @@ class Trainer:
             return self._loss(micro, signals)
 
     def _check(self, loss: float, norm: float, rate: float, batch: Batch) -> None:
-        """Stop a training that went wrong; the same on all workers."""
+        """Raise `DivergedError` if the training diverged; the same on all workers."""
         exploded = self._guard is not None and self._guard.exploded(loss)
         if not exploded and math.isfinite(loss) and math.isfinite(norm):
             return
@@ -273,41 +270,39 @@ class Trainer:
             + (f" (sources in the batch: {', '.join(sources)})" if sources else "")
         )
 
-    def _mfu(self, tokens_per_s: float, sequence_length: int) -> float | None:
-        if self._peak is None:
-            return None
-        flops = 3 * self._shape.flops_per_token(sequence_length)
-        return flops * tokens_per_s / (self._group.size * self._peak)
-
     @torch.no_grad()
     def token_nll(self, input_ids: NDArray[Any]) -> NDArray[np.float32]:
-        """NLL of each predicted token: integers [N, T] -> float32 [N, T-1], on all workers alike.
+        """NLL of each predicted token: integers [N, T] -> float32 [N, T-1], on all workers.
 
-        Each worker does its share, so all of them have to ask. The loss has to give `token_nll`.
+        Each worker computes its share, so all of them call this. The objective has to return
+        `token_nll`.
         """
         self._model.eval()
         share = -(-len(input_ids) // self._group.size)
         first = self._group.rank * share
-        mine = np.arange(first, first + share) % len(input_ids)  # the last ones may be filled up
+        mine = np.arange(first, first + share) % len(input_ids)  # the last shares may wrap around
         ids = torch.from_numpy(input_ids[mine].astype(np.int64))
         size = self._micro_batch or self._settings.batch_size
-        values = [self._forward(self._here(micro), {}).token_nll for micro in ids.split(size)]
+        values = [self._forward(self._to_device(micro), {}).token_nll for micro in ids.split(size)]
         if self._group.sharded:
-            reshard(self._loss)
-        found = torch.cat([value for value in values if value is not None]).cpu()
-        return self._group.gather_blocks(found)[: len(input_ids)].numpy()
+            # a forward without backward leaves the root's weights gathered, detached from the
+            # optimiser's shards
+            root: Any = self._loss
+            root.reshard()
+        losses = torch.cat([value for value in values if value is not None]).cpu()
+        return self._group.gather_blocks(losses)[: len(input_ids)].numpy()
 
     def take_source_losses(self) -> dict[str, SourceLoss]:
-        """Training losses by source since this was last asked for; all workers ask together.
+        """Training losses by source since the last call; all workers call this together.
 
-        Empty where the batches do not tell their sources, or the loss not its tokens.
+        Empty if the batches have no sources, or the objective returns no `token_nll`.
         """
         return self._tally.take(self._group)
 
     def snapshot(self) -> Snapshot:
-        """Weights, moments, step and the place in the stream; tensors on the first worker alone.
+        """Weights, moments, step and position in the stream; tensors on the first worker only.
 
-        Workers of a sharded training ask together.
+        The workers of a sharded training call this together.
         """
         chosen = self._settings.micro_batch
         progress: dict[str, Any] = {
@@ -324,14 +319,13 @@ class Trainer:
         return take_snapshot(self._model, self._optimizer, progress, keep=keep)
 
     def take_moments(self, tensors: Mapping[str, Tensor]) -> None:
-        """Begin with the optimiser's moments of another training of the same architecture."""
+        """Start with the optimiser's moments of another training of the same architecture."""
         put_moments(tensors, self._model, self._optimizer)
 
     def restore(self, snapshot: Snapshot) -> None:
-        """Go on from a snapshot of a training with the same model and settings.
+        """Continue from a snapshot of a training with the same model and settings.
 
-        The number of workers, and whether the model is sharded, may differ. A micro-batch that
-        was halved stays so.
+        The number of workers, and sharding, may differ. A micro-batch that was halved stays so.
         """
         put_snapshot(snapshot, self._model, self._optimizer)
         progress = snapshot.progress

@@ -1,12 +1,12 @@
-"""Scorers ahead of the trainer: CoLoR-Filter's batchwise form, which needs no stored scores.
+"""Online selection: CoLoR-Filter's batchwise form, scored ahead of the trainer, nothing stored.
 
     candidates  window n of the pool's order: the next tau * b sequences
     score       prior loss - conditional loss of each (`stillhouse.selection.color`)
-    batch n     the b best of them, in the order in which they came
+    batch n     the b best of them, in the candidates' order
 
-(Brandfonbrener et al. 2024, section 3: the selection of a batch; Algorithm 1 is the global form.)
-Scorers own whole lanes of the candidates' order, as training workers do, so that each part is read
-by one of them and the batches are the same for any number of scorers and of training workers.
+(Brandfonbrener et al. 2024, section 3; Algorithm 1 is the global form.) Each scorer has whole lanes
+of the candidates' order, as training workers do, so that one of them reads each part, and batches
+are the same for any number of scorers and of training workers.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,38 +24,34 @@ from stillhouse.selection.contamination import NgramIndex
 from stillhouse.storage.parquet import read_table
 from stillhouse.text.pieces import token_ids
 from stillhouse.text.tokenizer import load_tokenizer
-from stillhouse.training.batches import Batch, BatchSource, TokenSources
 from stillhouse.training.fetch import PartReader, read_ahead
-from stillhouse.training.stream import TokenStream
+from stillhouse.training.stream import Batch, BatchSource, TokenSources, TokenStream
 from stillhouse.training.task import OnlineTask, TrainTask
 
 
 @dataclass(frozen=True, slots=True)
 class ScoredWindow:
-    """Scored sequences of a window, those of one scorer's lanes, in their order.
+    """The scored sequences of a window in one scorer's lanes, in order.
 
     Attributes:
         input_ids: integers [n, T].
         samples: int64 [n, 2], part and row.
-        scores: float32 [n], larger is better; NaN where a model gave none or a row is excluded.
-        sources: int32 [n, T], indices into `names`.
-        names: of sources.
+        scores: float32 [n], larger is better; NaN if a loss is NaN or the row is excluded.
+        sources: of every token [n, T].
     """
 
     input_ids: NDArray[Any]
     samples: NDArray[np.int64]
     scores: NDArray[np.float32]
-    sources: NDArray[np.int32]
-    names: tuple[str, ...]
+    sources: TokenSources
 
 
 class WindowScorer:
-    """Scores the windows of one scorer's lanes, from any window on.
+    """Scores the windows of one scorer's lanes.
 
     Args:
         stream: its lanes of the candidates' order.
-        prior, conditional: the models.
-        excluded: bool [n], which rows of a batch may not be chosen.
+        excluded: marks the rows of a batch that may not be chosen, bool [n].
     """
 
     def __init__(
@@ -65,32 +61,33 @@ class WindowScorer:
         conditional: TokenLosses,
         excluded: Callable[[Batch], NDArray[np.bool_]] | None = None,
     ) -> None:
-        self._stream, self._prior, self._conditional = stream, prior, conditional
+        self._stream, self._models = stream, (prior, conditional)
         self._excluded = excluded
         self._state = stream.state_dict()
         self._size = int(self._state["order"]["global_batch"])
         self._next = 0
 
     def window(self, number: int) -> ScoredWindow:
-        """The candidates of window `number`; only the one after the last needs no seeking."""
+        """The candidates of window `number`; other than the next one, they are sought."""
         if number != self._next:
             self._stream.load_state_dict(self._state | {"consumed": number * self._size})
         batch = self._stream.next_batch()
         self._next = number + 1
         ids = batch.input_ids.numpy()
-        losses = [model.token_nll(ids) for model in (self._prior, self._conditional)]
+        losses = [model.token_nll(ids) for model in self._models]
         means = [nll.mean(axis=1, dtype=np.float64).astype(np.float32) for nll in losses]
         scores = color_score(*means)
         if self._excluded is not None:
             scores[self._excluded(batch)] = np.nan
         assert batch.sources is not None
-        return ScoredWindow(ids, batch.samples, scores, batch.sources.codes, batch.sources.names)
+        return ScoredWindow(ids, batch.samples, scores, batch.sources)
 
 
 def best_of(shares: Sequence[ScoredWindow], count: int) -> ScoredWindow:
-    """The `count` best of a window, whose shares come in the order of the scorers.
+    """The `count` best candidates of a window, in their order; of equally good ones the first.
 
-    Ties go to whom the order names first. The kept ones stay in that order.
+    Args:
+        shares: of all scorers, by rank.
 
     Raises:
         ModelError: fewer of them have a score.
@@ -103,21 +100,21 @@ def best_of(shares: Sequence[ScoredWindow], count: int) -> ScoredWindow:
             f"their loss is NaN) and {count} are to be kept: raise `online.tau`"
         )
     kept = np.sort(np.argsort(-scores, kind="stable")[:count])  # NaN comes last
-    names = tuple(dict.fromkeys(name for share in shares for name in share.names))
-    place = {name: code for code, name in enumerate(names)}
-    tables = [np.array([place[name] for name in share.names], np.int32) for share in shares]
-    sources = [table[share.sources] for table, share in zip(tables, shares, strict=True)]
+    place: dict[str, int] = {}
+    codes: list[NDArray[np.int32]] = []
+    for source in (share.sources for share in shares):
+        table = [place.setdefault(name, len(place)) for name in source.names]
+        codes.append(np.array(table, np.int32)[source.codes])
     return ScoredWindow(
         np.concatenate([share.input_ids for share in shares])[kept],
         np.concatenate([share.samples for share in shares])[kept],
         scores[kept],
-        np.concatenate(sources)[kept],
-        names,
+        TokenSources(np.concatenate(codes)[kept], tuple(place)),
     )
 
 
 Ask = Callable[[int], Sequence[ScoredWindow]]
-"""The shares of a window, by its number; asked with numbers that grow."""
+"""Maps a window's number to the scorers' shares of it; called with ascending numbers."""
 
 
 class OnlineBatches:
@@ -126,10 +123,9 @@ class OnlineBatches:
     The state is the number of windows consumed, for any number of workers and scorers.
 
     Args:
-        ask: gives a window's shares, of all scorers.
-        order: what decides the candidates (`SampleOrder.describe`).
+        order: of the candidates (`SampleOrder.describe`).
         global_batch: sequences kept of each window.
-        rank, num_workers: which rows of the batch are this worker's: neighbours.
+        rank, num_workers: determine this worker's rows, which are neighbours.
     """
 
     def __init__(
@@ -149,25 +145,23 @@ class OnlineBatches:
         self._window = 0
 
     def next_batch(self) -> Batch:
-        """This worker's rows of the next global batch."""
         best = best_of(self._ask(self._window), self._size)
         self._window += 1
         mine = self._rows
         return Batch(
             torch.from_numpy(best.input_ids[mine].astype(np.int64)),
             best.samples[mine],
-            TokenSources(best.sources[mine], best.names),
+            TokenSources(best.sources.codes[mine], best.sources.names),
         )
 
     def close(self) -> None:
-        """Nothing is read ahead here: the scorers do."""
+        """Nothing to do: scorers read ahead."""
 
     def state_dict(self) -> dict[str, Any]:
-        """How many windows were consumed, and of which candidates."""
         return self._identity | {"window": self._window}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on after that many windows.
+        """Continue after `window` windows.
 
         Raises:
             ArtifactError: the state is of other candidates.
@@ -210,20 +204,20 @@ def online_scorer(task: TrainTask, rank: int, num_scorers: int) -> WindowScorer:
 
 
 def _excluded(task: TrainTask, online: OnlineTask) -> Callable[[Batch], NDArray[np.bool_]]:
+    """Marks hidden rows, and rows that share word 13-grams with the held-out sequences."""
     tokenizer = load_tokenizer(task.tokenizer, task.eos_token)
     uris = task.heldout.uris if task.heldout else ()
     measured = (ids for uri in uris for ids in token_ids(read_table(uri)))
     index = NgramIndex.from_texts(map(tokenizer.decode, measured))
 
     def excluded(batch: Batch) -> NDArray[np.bool_]:
-        found = np.zeros(len(batch.samples), np.bool_)
+        marked = np.zeros(len(batch.samples), np.bool_)
         parts, rows = batch.samples.T
-        for part in np.unique(parts).tolist():
-            if part in online.hidden:
-                found |= (parts == part) & np.isin(rows, online.hidden[part])
+        for part in online.hidden.keys() & set(parts.tolist()):
+            marked |= (parts == part) & np.isin(rows, online.hidden[part])
         if len(index.hashes):
             texts = map(tokenizer.decode, batch.input_ids.numpy())
-            found |= np.array([index.hits(text) > 0 for text in texts], np.bool_)
-        return found
+            marked |= np.array([index.hits(text) > 0 for text in texts], np.bool_)
+        return marked
 
     return excluded

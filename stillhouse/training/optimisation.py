@@ -1,6 +1,8 @@
-"""AdamW and learning-rate schedules that end where the tokens end."""
+"""Optimisers, learning-rate schedules that end where the tokens end, and divergence checks."""
 
 import math
+from collections.abc import Sequence
+from statistics import fmean, variance
 
 import torch
 from torch import nn
@@ -15,7 +17,7 @@ def learning_rate(step: int, num_steps: int, settings: Optimisation) -> float:
 
     Linear warm-up that reaches the peak at its last step, then
     cosine: half a cosine to `final_learning_rate * peak`, reached at the last step;
-    wsd: the peak, then a line to the same end over the last fifth of the steps;
+    wsd: the peak, then linear to the same end over the last fifth of the steps;
     constant: the peak.
     """
     peak, end = settings.peak_rate, settings.peak_rate * settings.final_learning_rate
@@ -32,7 +34,7 @@ def learning_rate(step: int, num_steps: int, settings: Optimisation) -> float:
 
 
 def make_optimizer(model: nn.Module, settings: Optimisation) -> torch.optim.AdamW:
-    """Fused AdamW; weight decay on matrices alone, not on norms and biases."""
+    """Fused AdamW; weight decay on matrices only, not on norms and biases."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": settings.weight_decay},
@@ -44,10 +46,9 @@ def make_optimizer(model: nn.Module, settings: Optimisation) -> torch.optim.Adam
 
 
 def make_adafactor(model: nn.Module, settings: Optimisation) -> torch.optim.Optimizer:
-    """Adafactor as FLAD trains with: the given learning rate, no first moment.
+    """Adafactor (Shazeer, Stern 2018) as in FLAD: the given learning rate, no first moment.
 
-    Shazeer, Stern (2018), with relative steps and scaling by parameters off; `betas` and `eps` are
-    not read.
+    Relative steps and scaling by parameters are off; `betas` and `eps` are not used.
     """
     from transformers.optimization import Adafactor
 
@@ -59,3 +60,44 @@ def make_adafactor(model: nn.Module, settings: Optimisation) -> torch.optim.Opti
         relative_step=False,
         warmup_init=False,
     )
+
+
+class LossGuard:
+    """Detects a loss that explodes: NaN, infinite, or 3 nats (20 times the perplexity) above the
+    mean of about the last fifty steps, from step 20 on.
+
+    Attributes:
+        mean: the exponential mean, in nats; 0 before the first loss.
+    """
+
+    def __init__(self) -> None:
+        self.mean, self._steps = 0.0, 0
+
+    def exploded(self, loss: float) -> bool:
+        """Add a step's loss, unless it exploded."""
+        if not math.isfinite(loss) or (self._steps >= 20 and loss > self.mean + 3.0):
+            return True
+        self._steps += 1
+        keep = min(0.98, 1 - 1 / self._steps)
+        self.mean = keep * self.mean + (1 - keep) * loss
+        return False
+
+    def state_dict(self) -> dict[str, float]:
+        return {"mean": self.mean, "steps": self._steps}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        self.mean, self._steps = state["mean"], int(state["steps"])
+
+
+def late_fall(losses: Sequence[float]) -> float | None:
+    """Nats by which the mean of the last tenth of the losses is below that of the tenth before.
+
+    0 where the two are within two standard errors of each other; None below 20 losses.
+    """
+    tenth = len(losses) // 10
+    if tenth < 2:
+        return None
+    before, last = losses[-2 * tenth : -tenth], losses[-tenth:]
+    fall = fmean(before) - fmean(last)
+    noise = math.sqrt((variance(before) + variance(last)) / tenth)
+    return fall if fall > 2 * noise else 0.0

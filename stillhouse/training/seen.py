@@ -1,8 +1,8 @@
 """What a model was trained on: the documents it has seen, by the digest of their file and row.
 
 Kept beside the weights as `documents.parquet`: of each file (`file`, its sha256) ranges of rows
-[`first`, `last`). Sequences of parts that do not tell their documents are named by the part's own
-digest and row. Of batches that were chosen online, all candidates count as seen.
+[`first`, `last`). Sequences of parts without `documents` are given by the part's digest and row.
+With online selection, all candidates count as seen.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -23,11 +23,11 @@ from stillhouse.training.task import TRAINED_ON, TokenSet, TrainTask
 SEEN = "documents.parquet"
 Rows = NDArray[np.int64]
 Ranges = Mapping[str, NDArray[np.int64]]
-"""By the digest of a file: int64 [n, 2], ascending ranges of its rows."""
+"""By the digest of a file: ascending ranges of its rows, int64 [n, 2]."""
 
 
 def sequences_seen(order: SampleOrder, num_steps: int) -> dict[int, Rows]:
-    """By the index of a part: which of its rows the first steps of an order take, ascending."""
+    """The rows that the first steps of an order take, ascending, by the index of their part."""
     found: dict[int, list[Rows]] = {}
     draws = num_steps * order.rows_per_lane
     for dataset in range(order.num_datasets):
@@ -48,7 +48,7 @@ def sequences_seen(order: SampleOrder, num_steps: int) -> dict[int, Rows]:
 
 
 def documents_seen(task: TrainTask, rank: int = 0, num_workers: int = 1) -> dict[str, Rows]:
-    """By file: the rows of the documents that a worker's share of the parts gave to a training."""
+    """The documents seen in a worker's share of the parts: rows by the digest of their file."""
     places = [(one, i) for one in task.data for i in range(len(one.uris))]
     manifests: dict[str, Manifest] = {}
     found: dict[str, list[Rows]] = {}
@@ -57,7 +57,7 @@ def documents_seen(task: TrainTask, rank: int = 0, num_workers: int = 1) -> dict
         data, index = places[part]
         rows = rows if data.chosen is None else data.chosen[index][rows]
         if data.tokens is not None and data.tokens not in manifests:
-            with suppress(ArtifactError):  # no longer there: the parts' own digests have to do
+            with suppress(ArtifactError):  # gone: the parts' own digests are used
                 manifests[data.tokens] = load_manifest(data.tokens, "tokens")
         for file, mine in _documents(data, index, rows, manifests):
             found.setdefault(file, []).append(mine)
@@ -67,7 +67,7 @@ def documents_seen(task: TrainTask, rank: int = 0, num_workers: int = 1) -> dict
 def _documents(
     data: TokenSet, index: int, rows: Rows, manifests: Mapping[str, Manifest]
 ) -> Iterator[tuple[str, Rows]]:
-    """Digest of a file, and rows in it, for the documents of some rows of a part."""
+    """The documents of some rows of a part: digest of a file, and rows in it."""
     with open_part(data.uris[index]) as part:
         names = part.schema_arrow.names
         if (data.tokens or "") not in manifests or "documents" not in names:
@@ -89,7 +89,7 @@ def _documents(
 
 
 def file_digests(tokens: Manifest) -> list[list[str]]:
-    """The raw files of each part of a tokens artifact (of the unit it was packed from)."""
+    """Digests of the raw files from which each part of a tokens artifact was packed."""
     return [
         [file["sha256"] for file in unit["files"]]
         for unit in tokens.inputs["units"]
@@ -98,7 +98,7 @@ def file_digests(tokens: Manifest) -> list[list[str]]:
 
 
 def seen_bytes(shares: Sequence[Mapping[str, Rows]]) -> bytes:
-    """`documents.parquet` of what all workers found."""
+    """`documents.parquet`, from the rows of all workers."""
     files: list[str] = []
     ranges: list[NDArray[np.int64]] = []
     for file in sorted({name for share in shares for name in share}):
@@ -115,7 +115,7 @@ def seen_bytes(shares: Sequence[Mapping[str, Rows]]) -> bytes:
 
 
 def read_seen(folder: str) -> Ranges:
-    """The documents that the model of a folder has seen; empty where it does not tell."""
+    """The documents that a model has seen; empty if its folder has no `documents.parquet`."""
     if SEEN not in list_names(folder):
         return {}
     table = read_table(join(folder, SEEN))
@@ -126,11 +126,14 @@ def read_seen(folder: str) -> Ranges:
 
 
 def trained_rows(folder: str, parts: Collection[str]) -> tuple[dict[str, Rows], Ranges]:
-    """What a model has seen of a pool's token parts, given by sha256, as far as its folder tells.
+    """What a model has seen of a pool's token parts, as far as its folder tells.
+
+    Args:
+        parts: sha256 of the parts.
 
     Returns:
-        Rows by part; and the documents that it has seen, to be looked for beside these rows: none
-        where it was trained on rows of these very parts.
+        Rows by part; and the documents seen, which may be in further rows: none if the model was
+        trained on rows of these very parts.
     """
     found: dict[str, Rows] = {}
     if TRAINED_ON in list_names(folder):
@@ -150,14 +153,14 @@ def trained_rows(folder: str, parts: Collection[str]) -> tuple[dict[str, Rows], 
 
 
 def add_rows(found: dict[str, Rows], part: str, rows: Rows) -> None:
-    """Rows of a part beside those that are known."""
+    """Add rows of a part to those in `found`."""
     both = np.union1d(found.get(part, np.zeros(0, np.int64)), rows)
     if len(both):
         found[part] = both
 
 
 def trained_on_bytes(sets: Sequence[TokenSet]) -> bytes | None:
-    """`trained_on.parquet`: the chosen rows of token parts; None where parts were taken whole."""
+    """`trained_on.parquet`: the chosen rows of token parts; None if whole parts were used."""
     chosen = [
         (digest, rows)
         for one in sets
@@ -171,7 +174,7 @@ def trained_on_bytes(sets: Sequence[TokenSet]) -> bytes | None:
 
 
 def rows_with(uri: str, files: Sequence[str], seen: Ranges) -> Rows:
-    """Rows of a token part with a piece of a seen document; `files` are its unit's raw files."""
+    """Rows of a token part that hold a piece of a seen document; `files` as `file_digests`."""
     with open_part(uri) as part:
         pieces = read_pieces(part.read(["documents"]))
     hit = np.zeros(len(pieces.file), np.bool_)

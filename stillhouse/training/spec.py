@@ -82,33 +82,32 @@ class OnlineSettings(Settings):
     scoring: ScoringSettings = ScoringSettings()
 
 
-OBJECTIVES = {
-    "cross_entropy": "stillhouse.training.objectives.cross_entropy:CrossEntropy",
-}
-"""Those that have a short name, and the class of each."""
+OBJECTIVES = {"cross_entropy": "stillhouse.training.objectives.cross_entropy:CrossEntropy"}
+"""The classes of built-in objectives, by short name."""
 
 
 class ObjectiveSettings(Settings):
-    """What training minimises; every other key is a setting of the class."""
+    """What training minimises; all other keys are settings of the class."""
 
     model_config = ConfigDict(extra="allow")
 
     name: str = Field(
-        default="cross_entropy", description="or a class of your own: `package.module:Class`"
+        default="cross_entropy", description="or your own class: `package.module:Class`"
     )
 
-    def own(self) -> dict[str, Any]:
-        """The settings that the class is made with."""
+    @property
+    def options(self) -> dict[str, Any]:
+        """Keyword arguments of the class."""
         return self.model_extra or {}
 
     @model_validator(mode="after")
     def _known(self) -> "ObjectiveSettings":
         if self.name not in OBJECTIVES and ":" not in self.name:
             raise ValueError(
-                f"`objective.name: {self.name}`: one of {', '.join(OBJECTIVES)}, or a class of "
-                "your own as `package.module:Class`"
+                f"`objective.name: {self.name}`: one of {', '.join(OBJECTIVES)}, or your own class "
+                "as `package.module:Class`"
             )
-        unknown = sorted(self.own().keys() - {"z_loss"})
+        unknown = sorted(self.options.keys() - {"z_loss"})
         if self.name == "cross_entropy" and unknown:
             raise ValueError(f"`objective.{unknown[0]}`: cross_entropy has `z_loss` alone")
         return self
@@ -151,13 +150,18 @@ class TrainingSettings(Optimisation):
         default="none", description="fsdp: weights and moments are shared out over the workers"
     )
 
+    @property
+    def full_objective(self) -> ObjectiveSettings:
+        """The objective, cross_entropy with its `z_loss`, which may stand beside it."""
+        if self.objective.name != "cross_entropy" or "z_loss" in self.objective.options:
+            return self.objective
+        return ObjectiveSettings.model_validate({"name": "cross_entropy", "z_loss": self.z_loss})
 
-def minimised(settings: TrainingSettings) -> ObjectiveSettings:
-    """The objective with all of its settings: `z_loss` stands beside it as for other models."""
-    asked = settings.objective
-    if asked.name != "cross_entropy" or "z_loss" in asked.own():
-        return asked
-    return ObjectiveSettings.model_validate({"name": asked.name, "z_loss": settings.z_loss})
+    def identity(self) -> dict[str, Any]:
+        """What decides the weights: neither what is kept on the way nor how memory is saved."""
+        kept = {*Optimisation.model_fields, "eval_points", "lanes", "window"}
+        objective = self.full_objective.model_dump(mode="json")
+        return self.model_dump(mode="json", include=kept) | {"objective": objective}
 
 
 class TrainSpec(JobSpec):
@@ -190,45 +194,33 @@ class TrainSpec(JobSpec):
         return {"path": value} if isinstance(value, str) else value
 
     @model_validator(mode="after")
-    def _lanes_fit(self) -> "TrainSpec":
-        lanes, batch = self.train.lanes, self.train.global_batch
+    def _fits(self) -> "TrainSpec":
+        train, compute = self.train, self.compute
+        lanes, batch = train.lanes, train.global_batch
         if lanes is not None and batch != "auto" and batch % lanes:
             raise ValueError(f"`train.lanes` {lanes} does not divide `train.global_batch` {batch}")
-        most, least = self.compute.trainers, self.compute.min_trainers
+        most, least = compute.trainers, compute.min_trainers
         if least is not None and least > most:
             raise ValueError(f"`compute.min_trainers` {least} is above `compute.trainers` {most}")
-        if isinstance(self.data, list) and not self.data:
+        if not self.datasets:
             raise ValueError("`data`: give at least one data set")
-        return self
-
-    @model_validator(mode="after")
-    def _one_start(self) -> "TrainSpec":
         if self.init is not None and "model" in self.model_fields_set:
             raise ValueError("give either `model` or `init`: `init` has its own sizes")
-        training = self.tokenizer.train if self.tokenizer else None
-        if training is not None and (self.init is not None or self.online is not None):
+        trained = self.tokenizer is not None and self.tokenizer.train is not None
+        if trained and (self.init is not None or self.online is not None):
             raise ValueError(
-                "`tokenizer.train` beside a model that is given: it knows only the tokens of its "
+                "`tokenizer.train` beside a given model: it knows only the tokens of its "
                 "own tokenizer: leave `tokenizer` out, or give a copy of it by `tokenizer.path`"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _shards_fit(self) -> "TrainSpec":
-        compute = self.compute
         gpus = compute.gpus_of(compute.trainer)
         place = device_type(compute.device, gpus)
-        sharded = self.train.sharding == "fsdp" and compute.trainers > 1
+        sharded = train.sharding == "fsdp" and compute.trainers > 1
         if sharded and place == "cuda" and group_backend(place, gpus) == "gloo":
             raise ValueError(
                 f"`train.sharding: fsdp` needs a whole GPU a worker, not {gpus:g}: set "
                 "`compute.gpus_per_worker: 1`"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _online_fits(self) -> "TrainSpec":
-        if (self.train.select == "online") != (self.online is not None):
+        if (train.select == "online") != (self.online is not None):
             raise ValueError("`train.select: online` and the section `online` go together")
         if self.online is not None and len(self.datasets) > 1:
             raise ValueError("`train.select: online` chooses from one data set, not from a mixture")
@@ -236,21 +228,20 @@ class TrainSpec(JobSpec):
 
     @property
     def num_actors(self) -> int:
-        """Workers that have to run at once."""
+        """Actors that have to run at once."""
         scorers = self.compute.scorers if self.online is not None else 0
         return self.compute.trainers + scorers
 
     @property
     def datasets(self) -> "list[SelectionData | FileData]":
-        """The data sets as a list."""
         return self.data if isinstance(self.data, list) else [self.data]
 
 
 def check_width(spec: TrainSpec) -> None:
-    """Refuse a number of workers that the global batch, where it is given, does not divide into.
+    """Check that the lanes, or a given global batch, can be shared out to the workers.
 
     Raises:
-        SpecError: naming the numbers that would do.
+        SpecError: they cannot; names the numbers of workers that can.
     """
     whole = spec.train.lanes or spec.train.global_batch
     if whole != "auto" and whole % spec.compute.trainers:

@@ -1,34 +1,79 @@
 """A worker's share of every global batch, streamed from parts in the order of `SampleOrder`.
 
-Windows are fetched in the order of need, ahead of the training (`fetch`). A thread puts the next
-batch together while the model trains on this one. Memory: a window for each of the worker's lanes
-and data sets, and what is fetched ahead.
+Windows are fetched ahead of the training, in the order of need (`fetch`). A thread assembles the
+next batch while the model trains on the current one. Memory: a window for each of the worker's
+lanes and data sets, and what is fetched ahead.
 
     order = SampleOrder([Rows([part.num_rows for part in parts])], ...)
     stream = TokenStream(order, read_ahead(PartReader(uris), rows), rank=0, num_workers=4)
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from stillhouse.errors import ArtifactError
 from stillhouse.text.pieces import Pieces, read_pieces, token_ids
-from stillhouse.training.batches import Batch, TokenSources
 from stillhouse.training.fetch import Fetch
 from stillhouse.training.order import SampleOrder, Window
 from stillhouse.training.task import LOSS_MASK
 
 
+@dataclass(frozen=True, slots=True)
+class TokenSources:
+    """The source of every token: `codes` int32 [B, T] are indices into `names`."""
+
+    codes: NDArray[np.int32]
+    names: tuple[str, ...]
+
+    def present(self) -> list[str]:
+        """The sources of at least one token, sorted."""
+        return sorted(self.names[i] for i in np.unique(self.codes))
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """A global batch, or a worker's share of it.
+
+    Attributes:
+        input_ids: int64 [B, T], on the CPU.
+        samples: int64 [B, 2], part and row of each sequence.
+        sources: of every token, if they are known.
+        signals: further columns that an objective reads, by name: [B, T] or [B].
+    """
+
+    input_ids: Tensor
+    samples: NDArray[np.int64]
+    sources: TokenSources | None = None
+    signals: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
+
+
+class BatchSource(Protocol):
+    """An endless sequence of global batches (a worker's rows of them), resumable at any step."""
+
+    def next_batch(self) -> Batch:
+        """The next batch; always of the same shape."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+    def close(self) -> None:
+        """Stop reading ahead."""
+        ...
+
+
 @dataclass(slots=True)
 class _Loaded:
-    """A window in memory: its rows in the order of the file, and the order they are given in."""
+    """A window in memory: rows in file order, their shuffled order, and names of sources."""
 
     window: Window
     order: NDArray[np.int64]
@@ -37,10 +82,9 @@ class _Loaded:
     signals: dict[str, NDArray[np.float32]]
     pieces: Pieces | None
     names: list[str]
-    """Of the pieces' sources."""
 
     def token_codes(self, rows: NDArray[np.int64]) -> NDArray[np.int32]:
-        """The source of each token of some rows, as an index into `names`: int32 [n, T]."""
+        """The source of each token of some rows, as indices into `names`: int32 [n, T]."""
         length = self.input_ids.shape[1]
         if self.pieces is None:
             return np.zeros((len(rows), length), np.int32)
@@ -52,19 +96,17 @@ class _Loaded:
 
 
 _Taken = tuple[_Loaded, NDArray[np.int64], NDArray[np.int64]]
-"""Rows of a window, and their places in a batch."""
+"""A window, rows of it, and their places in a batch."""
 
 
 def _batch(taken: Sequence[_Taken]) -> Batch:
-    """The rows in the order of their places, with the sources that are in it: no more than it has
-    tokens, however many the data have.
-    """
+    """The rows in the order of their places, with names of the sources in this batch only."""
     names: dict[str, int] = {}
     codes: list[NDArray[np.int32]] = []
     for loaded, rows, _ in taken:
-        used, found = np.unique(loaded.token_codes(rows), return_inverse=True)
+        used, inverse = np.unique(loaded.token_codes(rows), return_inverse=True)
         table = [names.setdefault(loaded.names[i], len(names)) for i in used.tolist()]
-        codes.append(np.array(table, np.int32)[found].reshape(len(rows), -1))
+        codes.append(np.array(table, np.int32)[inverse].reshape(len(rows), -1))
     back = np.argsort(np.concatenate([places for _, _, places in taken]))
 
     def joined(arrays: Iterable[NDArray[Any]]) -> NDArray[Any]:
@@ -82,19 +124,18 @@ def _batch(taken: Sequence[_Taken]) -> Batch:
 
 
 class TokenStream:
-    """The rows of one worker's lanes; a `BatchSource`. State is the samples consumed by all.
+    """The rows of one worker's lanes; a `BatchSource`.
 
-    Concatenated in the order of ranks, the workers' batches are the global ones. The state of any
-    worker is that of all, and any other number of workers can go on from it.
+    The workers' batches, concatenated by rank, are the global batch. The state is the number of
+    samples that all workers consumed: it is the same on all, for any number of them.
 
     Args:
-        order: of all samples.
         fetch: reads the windows.
-        rank, num_workers: which lanes are this worker's.
-        names: what tokens of parts without `documents` are called, by data set.
-        num_steps: of the training: nothing behind it is read; default without end.
-        vocab_size: token ids are below it.
-        signals: columns that batches carry beside the tokens.
+        rank, num_workers: determine this worker's lanes.
+        names: by data set, the source of tokens of parts without `documents`.
+        num_steps: of the training; nothing beyond is read. Default: endless.
+        vocab_size: token ids have to be below it.
+        signals: further columns of the batches.
     """
 
     def __init__(
@@ -113,7 +154,6 @@ class TokenStream:
         self._num_steps, self._vocab_size, self._signals = num_steps, vocab_size, signals
         self._lanes = order.lanes_of(rank, num_workers)
         self._thread = ThreadPoolExecutor(1, "next-batch")
-        self._step = 0
         self._next: Future[Batch] | None = None
         self._seek(0)
 
@@ -132,18 +172,16 @@ class TokenStream:
         return batch
 
     def state_dict(self) -> dict[str, Any]:
-        """How many samples all workers were given, and of which order."""
         consumed = self._step * self._order.global_batch
         return {"consumed": consumed, "order": self._order.describe()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on after that many samples; nothing before them is read.
+        """Continue after `consumed` samples; nothing before them is read.
 
         Raises:
             ArtifactError: the state is of another order.
         """
-        here = self._order.describe()
-        for key, value in here.items():
+        for key, value in self._order.describe().items():
             if state["order"].get(key) != value:
                 raise ArtifactError(
                     f"the state was taken in an order with `{key}` {state['order'].get(key)!r}, "
@@ -152,13 +190,12 @@ class TokenStream:
         self._seek(state["consumed"] // self._order.global_batch)
 
     def close(self) -> None:
-        """Stop reading ahead."""
         self._thread.submit(self._tables.close).result()
         self._thread.shutdown(cancel_futures=True)
 
     def _seek(self, step: int) -> None:
         if self._next is not None:
-            self._next.exception()  # it works on what is replaced here
+            self._next.exception()  # wait: it uses what is replaced here
         self._step, self._next = step, None
         self._windows = self._order.windows(self._lanes, step, self._num_steps)
         self._tables: Any = self._fetch(self._order.windows(self._lanes, step, self._num_steps))
@@ -181,12 +218,12 @@ class TokenStream:
         """The rows at ascending `positions` of a data set's lane, with their `places`."""
         while len(positions):
             loaded = self._at(dataset, lane, int(positions[0]))
-            here = positions < loaded.window.end
-            yield loaded, loaded.order[positions[here] - loaded.window.start], places[here]
-            positions, places = positions[~here], places[~here]
+            inside = positions < loaded.window.end
+            yield loaded, loaded.order[positions[inside] - loaded.window.start], places[inside]
+            positions, places = positions[~inside], places[~inside]
 
     def _at(self, dataset: int, lane: int, position: int) -> _Loaded:
-        """The window in memory that holds a position; windows come in the order of need."""
+        """The window of a position; windows are loaded in the order of need."""
         loaded = self._current.get((dataset, lane))
         if loaded is None or position >= loaded.window.end:
             self._current.pop((dataset, lane), None)
@@ -199,11 +236,9 @@ class TokenStream:
         return loaded
 
     def _load(self, window: Window, table: pa.Table) -> _Loaded:
-        owned = "documents" in table.column_names
-        pieces = read_pieces(table) if owned else None
+        pieces = read_pieces(table) if "documents" in table.column_names else None
         names = [self._names[window.dataset]] if pieces is None else pieces.sources
         samples = np.stack([table[name].to_numpy() for name in ("part", "row")], axis=1)
-        order = window.permutation()
         ids = token_ids(table)
         low, high = int(ids.min()), int(ids.max())
         if low < 0 or (self._vocab_size is not None and high >= self._vocab_size):
@@ -213,12 +248,12 @@ class TokenStream:
                 "they were made with another one (`tokenizer`)"
             )
         signals = {name: self._signal(window, table, name, ids) for name in self._signals}
-        return _Loaded(window, order, ids, samples, signals, pieces, names)
+        return _Loaded(window, window.permutation(), ids, samples, signals, pieces, names)
 
     def _signal(
         self, window: Window, table: pa.Table, name: str, ids: NDArray[Any]
     ) -> NDArray[np.float32]:
-        """A column as float32 [n, T] or [n]; without a mask all tokens count."""
+        """A column as float32 [n, T] or [n]; a missing mask is all ones."""
         if name not in table.column_names:
             if name == LOSS_MASK:
                 return np.ones(ids.shape, np.float32)

@@ -1,12 +1,24 @@
-"""What a training of a language model is, as plain values: all that its workers need to be told.
+"""A training of a language model as plain values: all that its workers need.
 
-`job: train` and the models of `job: select` are the same task. Without torch, which takes a driver
-seconds to import and which it has no use for.
+`job: train` and the models of `job: select` are the same task. Without torch, which the driver
+never imports.
+
+`auto` follows the width H of the model and the number of tokens it is trained on:
+
+    learning rate = 2e-3 sqrt(128 / H), at most 0.5 / H    for a model from scratch
+    batch         = 1,024 sqrt(tokens / 1 M) tokens, a power of two sequences, at least 8
+
+Up to H = 256 and 1 M tokens both are measured (`benchmarks/learning_rate.py`,
+docs/measurements.md). Above, they follow published practice: Brown et al. (2020), table 2.1, has
+6e-4 at a width of 768 and 1.2e-4 at 4,096, where this gives 6.5e-4 and 1.2e-4; the useful batch
+grows with about the square root of the tokens (Zhang et al., 2024, "How does critical batch size
+scale in pre-training?"), here to 0.6 M at 300 B tokens, against 0.5 M to 3.2 M in GPT-3.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,21 +27,26 @@ from stillhouse.custom_code import CustomCode
 from stillhouse.fingerprint import fingerprint, sha256
 from stillhouse.spec import ModelSettings, Optimisation, ScoringSettings
 from stillhouse.storage.artifact import Manifest, Store
+from stillhouse.storage.task import Place, Task
 from stillhouse.training.order import Rows, SampleOrder, default_lanes, default_window
-from stillhouse.training.spec import TrainingSettings, minimised
+from stillhouse.training.spec import TrainingSettings
 
 CHECKPOINTS = "checkpoints"
-"""Where in the store those of all trainings lie."""
-TRAIN_VERSION = 3
-_CHECKPOINTS = 10  # of a training, unless that is less often than
-_MAX_EVERY = 1000  # steps
+"""The store's folder of checkpoints."""
 LOSS_MASK = "loss_mask"
-"""The column that says which tokens the loss counts: 0 or 1 for each of T positions."""
+"""The column of tokens that the loss counts: 0 or 1 for each of T positions."""
 TRAINED_ON = "trained_on.parquet"
 """Rows of token parts that a model was trained on, where they were chosen: `part`, `row`."""
+RECIPE_VERSION = 2
+"""Runs are named by their spec, which may say `auto`: raise it when the rule changes."""
+_NUM_CHECKPOINTS, _MAX_CHECKPOINT_STEPS = 10, 1000
 
 Tell = Callable[[str, dict[str, Any]], None]
-"""Says what happens to whoever follows a training: a word, and plain values. Does not wait."""
+"""Reports an event of a training without waiting: its kind, and plain values."""
+Start = Literal["fresh", "trained", "given"]
+"""What a training starts from: nothing, a model that this job trained, or one it was given."""
+_SHARE_OF_RATE: dict[Start, float] = {"fresh": 1.0, "trained": 1.0, "given": 0.1}
+S = TypeVar("S", bound=Optimisation)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +54,12 @@ class TokenSet:
     """Parts of packed sequences, in order.
 
     Attributes:
-        name: what tokens of parts without `documents` are called.
-        uris, rows, digests: of each part: where it lies, its sequences to train on, its sha256.
-        weight: share in a mixture, against the others'.
+        name: source of the tokens of parts without `documents`.
+        uris, rows, digests: of each part: location, number of sequences, sha256.
+        weight: share in a mixture, relative to the others'.
         chosen: of each part the rows to train on, int64 ascending; None: all of them.
-        tokens: URI of the tokens artifact whose manifest names the raw files of its documents.
-        masked: whether parts have a column `loss_mask`, of the tokens that the loss counts.
+        tokens: URI of the tokens artifact whose manifest names the documents' raw files.
+        masked: whether the parts have a column `loss_mask`.
     """
 
     name: str
@@ -57,18 +74,17 @@ class TokenSet:
 
     @property
     def num_rows(self) -> int:
-        """Sequences."""
         return sum(self.rows)
 
     @property
     def num_tokens(self) -> int:
-        """Tokens in them."""
         return self.num_rows * self.sequence_length
 
     def identity(self) -> str:
-        """Fingerprint of the content."""
+        """Fingerprint of content and weight."""
         rows = [] if self.chosen is None else [sha256(rows.tobytes()) for rows in self.chosen]
-        return fingerprint(["token set", self.digests, self.rows, rows])
+        length = self.sequence_length
+        return fingerprint(["token set", self.digests, self.rows, rows, length, self.weight])
 
 
 def token_set(store: Store, made: Manifest, name: str, weight: float = 1.0) -> TokenSet:
@@ -88,16 +104,15 @@ def token_set(store: Store, made: Manifest, name: str, weight: float = 1.0) -> T
 
 @dataclass(frozen=True, slots=True)
 class StartModel:
-    """The model of a folder that a training starts from.
+    """A model in a folder that a training starts from.
 
     Attributes:
-        folder: where it lies.
         digest: of its configuration and weights.
-        fresh: take its architecture and sizes alone, with fresh weights.
-        moments: name of the checkpoints whose newest one has the optimiser's moments; None: fresh.
+        fresh: use its architecture and sizes only, with fresh weights.
+        moments: name of the checkpoints that have the optimiser's moments; None: fresh ones.
     """
 
-    folder: str
+    folder: Place[str]
     digest: str
     fresh: bool = False
     moments: str | None = None
@@ -105,15 +120,13 @@ class StartModel:
 
 @dataclass(frozen=True, slots=True)
 class OnlineTask:
-    """How batches are chosen from a training's data while it goes on.
+    """How a training's batches are chosen from its data while it runs.
 
     Attributes:
         candidates: sequences of a window, tau times the batch.
         lanes, shuffled: of the candidates' order (`SampleOrder`).
-        prior, conditional: the models.
         hidden: rows that may not be chosen, ascending, by the index of their part. Nor may a row
-            that shares word 13-grams with a held-out one; it is judged by its own text, not by its
-            whole documents.
+            whose own text shares word 13-grams with a held-out one.
         gpus, threads: of each scorer.
     """
 
@@ -127,107 +140,61 @@ class OnlineTask:
     gpus: float
     threads: int
 
+    def identity(self) -> list[Any]:
+        models = [self.prior.digest, self.conditional.digest]
+        scoring = [self.scoring.dtype, self.scoring.attention]
+        return [self.candidates, self.lanes, self.shuffled, *models, *scoring]
 
-@dataclass(frozen=True, slots=True)
-class TrainTask:
-    """A model to train on streamed data. Small plain values: a worker needs nothing else.
+
+@dataclass(frozen=True)
+class TrainTask(Task):
+    """A model to train on streamed data.
 
     Attributes:
         role: `target`, `prior`, `conditional` or `down`.
-        label: what people call it, such as `prior` or `color, seed 0`.
         init: what a fresh model looks like, or the model to start from.
-        data, heldout: to train on; to measure on.
-        tokenizer: folder of the tokenizer that is saved with the model.
-        settings: with lanes, window and checkpoint_every filled in.
-        online: chooses the batches while it trains; None to take all samples in the order.
-        bos_id: stands before every sequence, for the model alone.
-        device, gpus: of each worker; no part of the identity.
+        heldout: measured on, never trained on.
+        settings: with lanes, window and checkpoint_every (`with_order`).
+        tokenizer: folder of the tokenizer, which is saved with the model.
+        bos_id: put before every sequence, for the model only.
+        online: chooses the batches; None: all samples in order.
+        code: of a user's objective.
+        label: name for people, such as `prior` or `color, seed 0`.
+        device, gpus: of each worker.
     """
 
+    KIND: ClassVar[str] = "models"
+    VERSION: ClassVar[int] = 4
+
     role: str
-    label: str
     init: ModelSettings | StartModel
     data: tuple[TokenSet, ...]
     heldout: TokenSet | None
-    tokenizer: str
+    settings: TrainingSettings
+    num_steps: int
+    tokenizer: Place[str]
     tokenizer_digest: str
     eos_token: str
     vocab_size: int
-    settings: TrainingSettings
-    num_steps: int
-    device: str
-    gpus: float
     bos_id: int | None = None
     online: OnlineTask | None = None
     code: CustomCode | None = None
-    """Of an objective that is the user's."""
-
-    @property
-    def fingerprint(self) -> str:
-        """Name of the model artifact."""
-        return fingerprint(["train", TRAIN_VERSION, self.identity])
+    label: Place[str] = ""
+    device: Place[str] = "auto"
+    gpus: Place[float] = 0
 
     @property
     def checkpoints(self) -> str:
-        """Name of its checkpoints."""
         return checkpoints_of(self.fingerprint)
 
     @property
-    def identity(self) -> dict[str, Any]:
-        """What decides the model, by section; what a checkpoint has to agree with."""
-        settings, tokenizer = self.settings, {"sha256": self.tokenizer_digest}
-        found: dict[str, Any] = {
-            "role": self.role,
-            "model": self._start(),
-            "train": settings.model_dump(mode="json", include=set(Optimisation.model_fields)),
-            "steps": {"num_steps": self.num_steps, "eval_points": settings.eval_points},
-            "order": {"lanes": settings.lanes, "window": settings.window},
-            "data": {
-                "sets": [{"weight": one.weight, "parts": one.identity()} for one in self.data],
-                "heldout": self.heldout.identity() if self.heldout else None,
-                "sequence_length": self.sequence_length,
-            },
-            "tokenizer": tokenizer | {"eos_token": self.eos_token},
-        }
-        objective = minimised(settings)
-        found["train"]["objective"] = objective.model_dump(mode="json")
-        if self.code is not None:
-            found["train"]["objective"]["code"] = self.code.digest
-        if self.bos_id is not None:
-            found["tokenizer"]["bos_id"] = self.bos_id
-        if self.online is not None:
-            online = self.online
-            found["order"] = {
-                "lanes": online.lanes,
-                "window": online.shuffled,
-                "candidates": online.candidates,
-            }
-            found["online"] = {
-                "models": [online.prior.digest, online.conditional.digest],
-                "scoring": online.scoring.model_dump(include={"dtype", "attention"}),
-            }
-        return found
-
-    def _start(self) -> dict[str, Any]:
-        if isinstance(self.init, ModelSettings):
-            return self.init.model_dump(mode="json")
-        found = {"like" if self.init.fresh else "weights": self.init.digest}
-        return found | ({"moments": self.init.moments} if self.init.moments else {})
-
-    @property
     def sequence_length(self) -> int:
-        """Tokens of a sequence."""
         return self.data[0].sequence_length
 
     @property
     def num_positions(self) -> int:
-        """Tokens that the model reads at once."""
+        """Tokens that the model reads at once: a sequence, and BOS."""
         return self.sequence_length + int(self.bos_id is not None)
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens that it is trained on; more than there are means further epochs."""
-        return self.num_steps * self.settings.batch_size * self.sequence_length
 
     def order(self) -> SampleOrder:
         """The order of its samples, or of the candidates for them.
@@ -247,21 +214,34 @@ class TrainTask:
 
 
 def checkpoints_of(model: str) -> str:
-    """Name of the checkpoints of a training, by that of its model."""
+    """Name of a training's checkpoints, from its model's name."""
     return fingerprint(["checkpoints", model])
+
+
+def choose(
+    settings: S, *, width: int, num_tokens: float, sequence_length: int, start: Start = "fresh"
+) -> S:
+    """The settings with numbers in place of `auto`; see the module's text.
+
+    A model that continues from one of this job has the same learning rate; from a given one a
+    tenth, for that is likely to be larger and to have been trained for longer.
+    """
+    chosen: dict[str, float | int] = {}
+    if settings.learning_rate == "auto":
+        rate = min(2e-3 * math.sqrt(128 / width), 0.5 / width) * _SHARE_OF_RATE[start]
+        chosen["learning_rate"] = float(f"{rate:.1e}")
+    if settings.global_batch == "auto":
+        wanted = 1024 * math.sqrt(num_tokens / 1e6) / sequence_length
+        chosen["global_batch"] = max(8, 2 ** round(math.log2(max(wanted, 1))))
+    return settings.model_copy(update=chosen)
 
 
 def with_order(
     settings: TrainingSettings, sets: Sequence[TokenSet], num_steps: int
 ) -> TrainingSettings:
-    """The settings with lanes, window and steps between checkpoints where they say none."""
+    """The settings with defaults for lanes, window and steps between checkpoints."""
     lanes = settings.lanes or default_lanes(settings.batch_size, min(one.num_rows for one in sets))
-    length = sets[0].sequence_length
-    every = max(1, min(_MAX_EVERY, num_steps // _CHECKPOINTS))
-    return settings.model_copy(
-        update={
-            "lanes": lanes,
-            "window": settings.window or default_window(lanes, length, len(sets)),
-            "checkpoint_every": settings.checkpoint_every or every,
-        }
-    )
+    window = settings.window or default_window(lanes, sets[0].sequence_length, len(sets))
+    every = max(1, min(_MAX_CHECKPOINT_STEPS, num_steps // _NUM_CHECKPOINTS))
+    every = settings.checkpoint_every or every
+    return settings.model_copy(update={"lanes": lanes, "window": window, "checkpoint_every": every})

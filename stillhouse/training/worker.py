@@ -2,13 +2,14 @@
 
     order -> fetch -> TokenStream -> Trainer -> fit (checkpoints) -> the first worker commits
 
-A worker that is called again, in another process and beside another number of workers, goes on
-from the newest checkpoint.
+A worker that is called again, in another process and with another number of workers, continues from
+the newest checkpoint.
 """
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from copy import deepcopy
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -18,77 +19,39 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
-from stillhouse.models.causal_lm import (
-    build_like,
-    build_model,
-    choose_device,
-    commit_model,
-    load_model,
-)
+from stillhouse.models.causal_lm import build_like, build_model, commit_model, load_model
+from stillhouse.models.device import choose_device
 from stillhouse.spec import ModelSettings
 from stillhouse.storage import numbered
 from stillhouse.storage.artifact import Store
 from stillhouse.storage.parquet import read_table
 from stillhouse.text.pieces import Pieces, read_pieces, token_ids
 from stillhouse.text.tokenizer import load_tokenizer
-from stillhouse.training.batches import BatchSource
-from stillhouse.training.checkpoint import Checkpoints, newest_moments
-from stillhouse.training.divergence import late_fall
+from stillhouse.training.checkpoint import WEIGHT, Checkpoints, Snapshot, fit, newest_moments
 from stillhouse.training.evaluate import measure
 from stillhouse.training.fetch import Fetch
-from stillhouse.training.fit import fit
 from stillhouse.training.group import WorkerGroup
-from stillhouse.training.history import History
 from stillhouse.training.loop import StepRecord, Trainer
 from stillhouse.training.objectives import make_objective, signals_of
 from stillhouse.training.online import Ask, OnlineBatches
+from stillhouse.training.optimisation import late_fall
 from stillhouse.training.seen import SEEN, documents_seen, seen_bytes, trained_on_bytes
-from stillhouse.training.spec import minimised
-from stillhouse.training.state import WEIGHT, Snapshot
-from stillhouse.training.stream import TokenStream
+from stillhouse.training.stream import BatchSource, TokenStream
 from stillhouse.training.task import CHECKPOINTS, LOSS_MASK, TRAINED_ON, Tell, TokenSet, TrainTask
 
 _TELL_S = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class Heldout:
-    """Held-out sequences [N, T], where the parts tell them their documents, and their mask [N, T]
-    of tokens that count.
-    """
-
-    input_ids: NDArray[Any]
-    pieces: Pieces | None
-    mask: NDArray[np.float32] | None
-
-
-def read_heldout(heldout: TokenSet | None) -> Heldout | None:
-    """All sequences of some token parts; None where there are no parts."""
-    if heldout is None:
-        return None
-    tables = [read_table(uri) for uri in heldout.uris]
-    columns = [
-        name
-        for name in ("input_ids", "documents", LOSS_MASK)
-        if all(name in table.column_names for table in tables)
-    ]
-    table = pa.concat_tables([table.select(columns) for table in tables])
-    ids = token_ids(table)
-    mask = None
-    if LOSS_MASK in columns:
-        values = table[LOSS_MASK].combine_chunks().flatten().to_numpy(zero_copy_only=False)
-        mask = values.astype(np.float32).reshape(ids.shape)
-    return Heldout(ids, read_pieces(table) if "documents" in columns else None, mask)
+_MAX_POINTS = 500
 
 
 def signals_wanted(task: TrainTask) -> list[str]:
-    """The columns that batches carry: a mask only where a data set has one."""
+    """The columns of the batches beside the tokens: a mask only if a data set has one."""
     masked = any(one.masked for one in task.data)
-    return [n for n in signals_of(minimised(task.settings), task.code) if masked or n != LOSS_MASK]
+    wanted = signals_of(task.settings.full_objective, task.code)
+    return [name for name in wanted if masked or name != LOSS_MASK]
 
 
 def streamed_batches(task: TrainTask, fetch: Fetch, group: WorkerGroup) -> BatchSource:
-    """All samples of a task in its order; `fetch` reads the windows of its parts."""
+    """All samples of a task in its order."""
     return TokenStream(
         task.order(),
         fetch,
@@ -102,7 +65,7 @@ def streamed_batches(task: TrainTask, fetch: Fetch, group: WorkerGroup) -> Batch
 
 
 def online_batches(task: TrainTask, ask: Ask, group: WorkerGroup) -> BatchSource:
-    """The best of each window of candidates, as scorers see them."""
+    """The best of each window of candidates."""
     return OnlineBatches(
         ask,
         task.order().describe(),
@@ -119,30 +82,28 @@ def train_worker(
     tell: Tell,
     group: WorkerGroup | None = None,
 ) -> None:
-    """Train, from the newest checkpoint where there is one, and commit the model.
+    """Train, from the newest checkpoint if there is one, and commit the model.
 
     Args:
-        store: where checkpoints and model go.
-        task: what to train.
+        store: for checkpoints and model.
         source: makes this worker's share of the batches.
-        tell: told by the first worker.
+        tell: called by the first worker.
         group: the workers, all of which call this; default this process alone.
 
     Raises:
         DivergedError: the loss became NaN or exploded; the last good checkpoint stays.
-        ArtifactError: a part that is not what it was, or checkpoints of another training.
+        ArtifactError: a part that was changed or lost.
     """
     settings = task.settings
     group = group or WorkerGroup()
     stream = source(group)
-    model = start_model(task)
     trainer = Trainer(
-        model,
+        start_model(task),
         stream,
         settings,
         device=choose_device(task.device, task.gpus),
         num_steps=task.num_steps,
-        objective=partial(make_objective, minimised(settings), task.code),
+        objective=partial(make_objective, settings.full_objective, task.code),
         group=group,
         activation_checkpointing=settings.activation_checkpointing,
         stop_on_explosion=True,
@@ -150,11 +111,15 @@ def train_worker(
     )
     if not isinstance(task.init, ModelSettings) and task.init.moments is not None:
         trainer.take_moments(newest_moments(store, task.init.moments))
-    history = History(task.num_steps)
-    watch = _Watch(trainer, task, history, tell if group.rank == 0 else _nothing)
-    checkpoints = Checkpoints(
-        store, task.checkpoints, task.identity, keep_last=max(1, settings.keep_last)
-    )
+    history = History(trainer, task, tell if group.rank == 0 else lambda *_: None)
+    checkpoints = Checkpoints(store, task.checkpoints, keep_last=max(1, settings.keep_last))
+
+    def on_start(step: int) -> None:
+        if group.rank == 0:
+            content = {"step": step, "workers": group.size, "time": time.time()}
+            numbered.append(store.path(CHECKPOINTS, task.checkpoints, "starts"), content)
+            tell("start", {"step": step, "workers": group.size})
+
     assert settings.checkpoint_every is not None
     fit(
         trainer,
@@ -162,8 +127,8 @@ def train_worker(
         group,
         num_steps=task.num_steps,
         checkpoint_every=settings.checkpoint_every,
-        on_step=watch.after_step,
-        on_start=partial(_note_start, store, task, group, watch),
+        on_step=history.add,
+        on_start=on_start,
         beside={"history": history},
     )
     snapshot = trainer.snapshot()
@@ -174,131 +139,183 @@ def train_worker(
         chosen = trained_on_bytes(task.data)
         if chosen is not None:
             files[TRAINED_ON] = chosen
-        _commit(store, task, snapshot, history, trainer.order_sha256, files)
+        _commit(store, task, snapshot, history.state_dict(), files)
         if not settings.keep_last:
             checkpoints.remove_all()
-        watch.tell_now()
+        history.tell_step()
 
 
 def start_model(task: TrainTask, seed: int | None = None) -> PreTrainedModel:
-    """The float32 model on the CPU, as it is before the first step."""
-    if not isinstance(task.init, ModelSettings):
-        if task.init.fresh:
-            return build_like(task.init.folder, seed=task.settings.seed)
-        return load_model(task.init.folder, dtype="float32", device=torch.device("cpu"))
-    return build_model(
-        task.init,
-        vocab_size=task.vocab_size,
-        sequence_length=task.num_positions,
-        seed=task.settings.seed if seed is None else seed,
-        eos_id=load_tokenizer(task.tokenizer, task.eos_token).eos_id,
-    )
+    """The float32 model on the CPU before the first step."""
+    seed = task.settings.seed if seed is None else seed
+    if isinstance(task.init, ModelSettings):
+        return build_model(
+            task.init,
+            vocab_size=task.vocab_size,
+            sequence_length=task.num_positions,
+            seed=seed,
+            eos_id=load_tokenizer(task.tokenizer, task.eos_token).eos_id,
+        )
+    if task.init.fresh:
+        return build_like(task.init.folder, seed=seed)
+    return load_model(task.init.folder, dtype="float32", device=torch.device("cpu"))
 
 
 def starts_of(store: Store, checkpoints: str) -> list[dict[str, int]]:
-    """Every time that a training began or went on: `step` and number of `workers`."""
+    """Every start of a training, the first and those after a loss: `step` and `workers`."""
     folder = store.path(CHECKPOINTS, checkpoints, "starts")
     return [numbered.read_version(folder, number) for number in numbered.versions(folder)]
 
 
-def _note_start(
-    store: Store, task: TrainTask, group: WorkerGroup, watch: "_Watch", step: int
-) -> None:
-    if group.rank == 0:
-        content = {"step": step, "workers": group.size, "time": time.time()}
-        numbered.append(store.path(CHECKPOINTS, task.checkpoints, "starts"), content)
-    watch.began(step, group.size)
-
-
-def _nothing(_: str, __: dict[str, Any]) -> None:
-    """What the other workers tell."""
-
-
 def evaluation_steps(num_steps: int, points: int) -> set[int]:
-    """Steps to measure after, evenly spaced, the last one among them."""
+    """Steps to evaluate after, evenly spaced, the last one included."""
     return {round(num_steps * (i + 1) / points) for i in range(points)} - {0}
 
 
-class _Watch:
-    """Measures, keeps the history, and tells how far the training is, about every second."""
+class _Heldout:
+    """All sequences [N, T] of some parts; documents and mask [N, T] if all parts have them."""
 
-    def __init__(self, trainer: Trainer, task: TrainTask, history: History, tell: Tell) -> None:
-        self._trainer, self._task, self._history, self._tell = trainer, task, history, tell
-        self._heldout = read_heldout(task.heldout)
-        self._points = evaluation_steps(task.num_steps, task.settings.eval_points)
+    def __init__(self, parts: TokenSet) -> None:
+        tables = [read_table(uri) for uri in parts.uris]
+        columns = [
+            name
+            for name in ("input_ids", "documents", LOSS_MASK)
+            if all(name in table.column_names for table in tables)
+        ]
+        table = pa.concat_tables([table.select(columns) for table in tables])
+        self.input_ids = token_ids(table)
+        self.pieces: Pieces | None = read_pieces(table) if "documents" in columns else None
+        self.mask: NDArray[np.float32] | None = None
+        if LOSS_MASK in columns:
+            values = table[LOSS_MASK].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+            self.mask = values.astype(np.float32).reshape(self.input_ids.shape)
+
+
+class History:
+    """A training's curves, evaluations and times, kept in its checkpoints and told as they come.
+
+    Losses are means over runs of steps, at most 500 in a training. Only what is computed is equal
+    for equal trainings; seconds are as measured.
+    """
+
+    def __init__(self, trainer: Trainer, task: TrainTask, tell: Tell) -> None:
+        self._trainer, self._tell, self._num_steps = trainer, tell, task.num_steps
+        self._heldout = None if task.heldout is None else _Heldout(task.heldout)
+        self._evaluations = evaluation_steps(task.num_steps, task.settings.eval_points)
+        self._every = -(-task.num_steps // _MAX_POINTS)
+        self._run: list[StepRecord] = []
         self._last: StepRecord | None = None
         self._told = time.monotonic()
+        self._state: dict[str, Any] = {
+            "points": [],
+            "evaluations": [],
+            "loss": None,
+            "seconds": 0.0,
+            "data_wait_s": 0.0,
+            "mfu_s": None,
+        }
 
-    def began(self, step: int, num_workers: int) -> None:
-        """The training begins, or goes on, after `step`."""
-        self._tell("start", {"step": step, "workers": num_workers})
-
-    def after_step(self, record: StepRecord) -> float | None:
-        """The held-out loss, after the steps at which it is measured."""
-        self._last = record
-        point = self._history.add(record)
-        if point is not None:
-            self._tell("point", point)
+    def add(self, record: StepRecord) -> float | None:
+        """Add a step; the held-out loss if it is measured after this step."""
+        state, self._last = self._state, record
+        state["seconds"] += record.seconds
+        state["data_wait_s"] += record.data_wait_s
+        state["loss"] = record.loss
+        if record.mfu is not None:
+            state["mfu_s"] = (state["mfu_s"] or 0.0) + record.mfu * record.seconds
+        self._run.append(record)
+        if record.step % self._every == 0 or record.step == self._num_steps:
+            self._add_point()
         if time.monotonic() - self._told > _TELL_S:
-            self.tell_now()
-        if record.step not in self._points:
-            return None
+            self.tell_step()
+        return self._evaluate(record) if record.step in self._evaluations else None
+
+    def _add_point(self) -> None:
+        run, last = self._run, self._run[-1]
+        seconds = sum(r.seconds for r in run)
+        first = run[0].tokens - run[0].tokens_per_s * run[0].seconds
+        point = {
+            "step": last.step,
+            "tokens": last.tokens,
+            "loss": sum(r.loss for r in run) / len(run),
+            "grad_norm": max(r.grad_norm for r in run),
+            "learning_rate": last.learning_rate,
+            "tokens_per_s": (last.tokens - first) / seconds,
+            "data_wait_share": sum(r.data_wait_s for r in run) / seconds,
+        }
+        self._run = []
+        self._state["points"].append(point)
+        self._tell("point", point)
+
+    def _evaluate(self, record: StepRecord) -> float | None:
         trained, held = self._trainer.take_source_losses(), self._heldout
         nll, by_source = record.loss, {}
         if held is not None:
             nll, by_source = measure(self._trainer, held.input_ids, held.pieces, held.mask)
-        self._tell("evaluation", self._history.evaluated(record, nll, by_source, trained))
+        evaluation = {
+            "step": record.step,
+            "tokens": record.tokens,
+            "nll": nll,
+            "heldout": {name: asdict(loss) for name, loss in by_source.items()},
+            "trained": {name: asdict(loss) for name, loss in trained.items()},
+        }
+        self._state["evaluations"].append(evaluation)
+        self._tell("evaluation", evaluation)
         return nll if held is not None else None
 
-    def tell_now(self) -> None:
-        """Say how far the training is."""
+    def tell_step(self) -> None:
+        """Tell the last step."""
         self._told = time.monotonic()
         if self._last is not None:
             self._tell("step", {"step": self._last.step, "tokens": self._last.tokens})
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**deepcopy(self._state), "run": [asdict(record) for record in self._run]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._run = [StepRecord(**record) for record in state["run"]]
+        self._state = {key: deepcopy(value) for key, value in state.items() if key != "run"}
 
 
 def _commit(
     store: Store,
     task: TrainTask,
     snapshot: Snapshot,
-    history: History,
-    order: str,
+    history: dict[str, Any],
     files: dict[str, bytes],
 ) -> None:
-    """Put the model, its tokenizer and what is known of its training into the store."""
-    found = history.state_dict()
-    seconds, model = found["seconds"], start_model(task, seed=0)
+    """Write the model, its tokenizer and the training's history to the store."""
+    progress, seconds, model = snapshot.progress, history["seconds"], start_model(task, seed=0)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(snapshot.tensors[WEIGHT + name])
+    evaluations = history["evaluations"]
     commit_model(
         store,
         task.fingerprint,
         model,
         task.tokenizer,
         files=files,
-        inputs={"data": task.identity["data"], "checkpoints": None},
-        settings=task.identity,
+        inputs={"data": [one.identity() for one in task.data]},
+        settings={"train": task.settings.identity()},
         totals={
             "role": task.role,
             "label": task.label,
-            "num_tokens": snapshot.progress["tokens"],
-            "num_steps": snapshot.progress["step"],
+            "num_tokens": progress["tokens"],
+            "num_steps": progress["step"],
             "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
-            "order_sha256": order,
-            "final_loss": found["loss"],
-            "late_fall": late_fall([point["loss"] for point in found["points"]]),
-            "curve": [[e["tokens"], e["nll"]] for e in found["evaluations"]]
-            if task.heldout
-            else [],
-            "evaluations": found["evaluations"],
-            "points": found["points"],
+            "order_sha256": progress["order_sha256"],
+            "final_loss": history["loss"],
+            "late_fall": late_fall([point["loss"] for point in history["points"]]),
+            "curve": [[e["tokens"], e["nll"]] for e in evaluations] if task.heldout else [],
+            "evaluations": evaluations,
+            "points": history["points"],
             "measured": {
                 "seconds": seconds,
-                "tokens_per_second": snapshot.progress["tokens"] / seconds,
-                "data_wait_share": found["data_wait_s"] / seconds,
-                "mfu": None if found["mfu_s"] is None else found["mfu_s"] / seconds,
-                "halved_to": snapshot.progress["halved_to"],
+                "tokens_per_second": progress["tokens"] / seconds,
+                "data_wait_share": history["data_wait_s"] / seconds,
+                "mfu": None if history["mfu_s"] is None else history["mfu_s"] / seconds,
+                "halved_to": progress["halved_to"],
                 "starts": starts_of(store, task.checkpoints),
             },
         },

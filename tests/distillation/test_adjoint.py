@@ -18,9 +18,8 @@ from stillhouse.distillation.matching import (
     matching_gradients,
     matching_objective,
 )
-from stillhouse.models.convnet import ConvNet
-from stillhouse.models.resnet import ResNet18
-from stillhouse.models.seeded import initialised
+from stillhouse.models.device import initialised
+from stillhouse.models.networks import ConvNet, ResNet18
 
 NORMS = st.sampled_from(["instance", "batch", "none"])
 

@@ -19,7 +19,7 @@ from stillhouse.distillation.methods.ast import (
 from stillhouse.distillation.methods.ftd import gsam_direction
 from stillhouse.distillation.spec import ExpertSettings, Smoothing
 from stillhouse.errors import ArtifactError
-from stillhouse.models.convnet import ConvNet
+from stillhouse.models.networks import ConvNet
 
 MODULE = ConvNet(num_channels=3, image_size=16, num_classes=4, depth=2, width=4)
 NETWORK = FlatModule(MODULE)

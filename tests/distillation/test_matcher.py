@@ -16,8 +16,8 @@ from stillhouse.distillation.methods.ftd import Ftd
 from stillhouse.distillation.methods.mtt import Mtt
 from stillhouse.distillation.spec import ExpertSettings
 from stillhouse.errors import DivergedError
-from stillhouse.models.convnet import ConvNet
-from stillhouse.models.seeded import initialised
+from stillhouse.models.device import initialised
+from stillhouse.models.networks import ConvNet
 
 GROUPS = ("flip", "crop")
 SHARED = {

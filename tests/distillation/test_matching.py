@@ -14,7 +14,7 @@ from stillhouse.distillation.methods.ast import (
     balance_factor,
     perturb,
 )
-from stillhouse.models.convnet import ConvNet
+from stillhouse.models.networks import ConvNet
 
 NETWORK = FlatModule(ConvNet(num_channels=3, image_size=16, num_classes=4, depth=2, width=4))
 

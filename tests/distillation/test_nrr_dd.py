@@ -22,8 +22,7 @@ from stillhouse.distillation.methods.nrr_dd import (
 from stillhouse.distillation.prepared import frozen
 from stillhouse.distillation.recipes import ViewSettings
 from stillhouse.errors import DivergedError
-from stillhouse.models.convnet import ConvNet
-from stillhouse.models.resnet import ResNet18
+from stillhouse.models.networks import ConvNet, ResNet18
 
 VECTOR = tensors("dd_nrr_01_from_description.npz")
 

@@ -9,11 +9,12 @@ import pytest
 from small import Quiet, make_models
 from trainings import tokens_of, train_task
 
+from stillhouse.actors import windows
 from stillhouse.compute_settings import ComputeSettings
 from stillhouse.errors import ModelError
 from stillhouse.jobs.run import run_job
 from stillhouse.models.causal_lm import build_model, save_model
-from stillhouse.pipelines import online
+from stillhouse.pipelines import training
 from stillhouse.spec import ModelSettings, ScoringSettings
 from stillhouse.training.online import best_of, online_scorer
 from stillhouse.training.order import NO_SAMPLES, chain, default_lanes
@@ -105,13 +106,14 @@ def test_scorers_ask_for_what_scorers_need(monkeypatch):
         def remote(*_):
             return None
 
-    monkeypatch.setattr(online, "OnlineScorer", Recorder)
-    monkeypatch.setattr(online.ray, "kill", lambda _: None)
+    monkeypatch.setattr(windows, "OnlineScorer", Recorder)
+    monkeypatch.setattr(training.ray, "kill", lambda _: None)
     scorer = {"gpus": 0.25, "accelerator": "L4", "labels": {"pool": "spot"}}
     compute = ComputeSettings(scorers=2, gpus_per_worker=1, scorer=scorer)
-    task = SimpleNamespace(online=SimpleNamespace(lanes=1))
-    ctx = SimpleNamespace(compute=compute, close_pool=lambda: None)
-    with online.online_scorers(ctx, task) as made:
+    task = SimpleNamespace(online=SimpleNamespace(lanes=1), fingerprint="a" * 64)
+    store = SimpleNamespace(find_manifest=lambda *_: None)
+    ctx = SimpleNamespace(compute=compute, close_pool=lambda: None, dry=False, store=store)
+    with training.online_scorers(ctx, task) as made:
         assert made[1] == {"CPU": 0, "GPU": 0.25}
     [options] = requested
     assert options["num_gpus"] == 0.25

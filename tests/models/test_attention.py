@@ -1,4 +1,4 @@
-"""Which attention runs: by the sequences' length, without a mask where there is nothing to mask."""
+"""The attention kernel: chosen by sequence length, without a mask where causality is enough."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,15 +12,14 @@ from trainings import Sequences
 from transformers import AutoModelForCausalLM, BloomConfig, Gemma2Config, Gemma3TextConfig
 
 from stillhouse.errors import ModelError
-from stillhouse.models.attention import set_attention
-from stillhouse.models.causal_lm import build_model
+from stillhouse.models.causal_lm import build_model, set_attention
 from stillhouse.models.scoring import ScoringModel
 from stillhouse.spec import ModelSettings, Optimisation
 from stillhouse.training.loop import Trainer
 
-ARCHITECTURES = ["llama", "qwen3", "olmo2", "gpt_neox"]
 VOCAB, LONG = 320, 272
-SEEN = [0, 1, 63, 120, 200, 255, 270]
+POSITIONS = [0, 1, 63, 120, 200, 255, 270]
+HEADS = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16}
 
 
 def small(architecture: str = "llama", length: int = LONG) -> Any:
@@ -38,26 +37,26 @@ def tokens(num_rows: int, length: int = LONG) -> NDArray[Any]:
 
 
 def losses_in_float64(model: Any, input_ids: NDArray[Any]) -> NDArray[np.float64]:
-    """At some positions, each by a forward pass of the tokens up to it alone."""
-    found: list[list[float]] = []
+    """At some positions, each by a forward pass over the tokens up to it only."""
+    losses: list[list[float]] = []
     model.double()
     for row in torch.from_numpy(input_ids.astype(np.int64)):
-        found.append([])
-        for t in SEEN:
+        losses.append([])
+        for t in POSITIONS:
             with torch.inference_mode():
                 logits = model(input_ids=row[None, : t + 1]).logits[0, -1].double()
-                found[-1].append(float(logits.exp().sum().log() - logits[row[t + 1]]))
+                losses[-1].append(float(logits.exp().sum().log() - logits[row[t + 1]]))
     model.float()
-    return np.array(found)
+    return np.array(losses)
 
 
 @pytest.fixture
-def asked_of_sdpa(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """What compiled graphs ask of SDPA: they are compiled as ever, but run as they were traced."""
-    asked: list[dict[str, Any]] = []
+def sdpa_calls(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """Arguments of SDPA in compiled graphs, which are traced as usual and then run uncompiled."""
+    calls: list[dict[str, Any]] = []
 
     def backend(graph: torch.fx.GraphModule, _: Any) -> Callable[..., Any]:
-        asked.extend(
+        calls.extend(
             dict(node.kwargs)
             for node in graph.graph.nodes
             if node.target is scaled_dot_product_attention
@@ -69,41 +68,39 @@ def asked_of_sdpa(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         torch, "compile", lambda function, **kw: compile_function(function, backend=backend, **kw)
     )
     torch._dynamo.reset()
-    return asked
+    return calls
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_compiled_scoring_gives_sdpa_no_mask(
-    architecture: str, asked_of_sdpa: list[dict[str, Any]]
+@pytest.mark.parametrize("architecture", ["llama", "qwen3", "olmo2", "gpt_neox", "training"])
+def test_compiled_models_give_sdpa_no_mask(
+    architecture: str, sdpa_calls: list[dict[str, Any]]
 ) -> None:
-    model, ids = small(architecture), tokens(3)
-    expected = losses_in_float64(model, ids)
-    scorer = ScoringModel(model, dtype=torch.float32, micro_batch=2, compile=True, attention="sdpa")
-    np.testing.assert_allclose(scorer.token_nll(ids)[:, SEEN], expected, atol=2e-5)
-    assert asked_of_sdpa
-    assert all(ask["attn_mask"] is None and ask["is_causal"] is True for ask in asked_of_sdpa)
-
-
-def test_compiled_training_gives_sdpa_no_mask(asked_of_sdpa: list[dict[str, Any]]) -> None:
-    settings = Optimisation(global_batch=2, compile="on", learning_rate=1e-3)
-    source = Sequences(tokens(2), batch_size=2)
-    model = small()
-    expected = losses_in_float64(model, tokens(2))
-    trainer = Trainer(model, source, settings, device=torch.device("cpu"), num_steps=1)
-    np.testing.assert_allclose(trainer.token_nll(tokens(2))[:, SEEN], expected, atol=2e-5)
-    trainer.step()
-    assert asked_of_sdpa
-    assert all(ask["attn_mask"] is None and ask["is_causal"] is True for ask in asked_of_sdpa)
+    ids = tokens(3)
+    if architecture == "training":
+        settings = Optimisation(global_batch=3, compile="on", learning_rate=1e-3)
+        model, source = small(), Sequences(ids, batch_size=3)
+        expected = losses_in_float64(model, ids)
+        trainer = Trainer(model, source, settings, device=torch.device("cpu"), num_steps=1)
+        found = trainer.token_nll(ids)
+        trainer.step()
+    else:
+        model = small(architecture)
+        expected = losses_in_float64(model, ids)
+        options: dict[str, Any] = {"micro_batch": 2, "compile": True, "attention": "sdpa"}
+        found = ScoringModel(model, dtype=torch.float32, **options).token_nll(ids)
+    np.testing.assert_allclose(found[:, POSITIONS], expected, atol=2e-5)
+    assert sdpa_calls
+    assert all(call["attn_mask"] is None and call["is_causal"] is True for call in sdpa_calls)
 
 
 @pytest.mark.parametrize(("length", "expected"), [(255, "eager"), (256, "causal_sdpa")])
-def test_automatic_attention_on_the_cpu_goes_by_the_sequences(length: int, expected: str) -> None:
+def test_automatic_attention_on_the_cpu_goes_by_length(length: int, expected: str) -> None:
     model = small(length=4096)
     ScoringModel(model, dtype=torch.float32).token_nll(tokens(1, length))
     assert model.config._attn_implementation == expected
 
 
-def test_an_explicit_choice_stays() -> None:
+def test_an_explicit_choice_is_kept() -> None:
     model = small()
     set_attention(model, "eager", 512)
     assert model.config._attn_implementation == "eager"
@@ -120,27 +117,20 @@ def tiny(config: type[Any], **sizes: Any) -> Any:
 
 
 def test_a_sliding_window_is_still_masked() -> None:
-    """Six layers, of which five see 100 tokens: without a mask they would see all 272."""
-    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16}
+    """Six layers, of which five attend to 100 tokens: without a mask they would to all 272."""
     sizes = {"intermediate_size": 32, "num_hidden_layers": 6, "sliding_window": 100}
-    model = tiny(Gemma3TextConfig, initializer_range=0.5, **heads, **sizes)
+    model = tiny(Gemma3TextConfig, initializer_range=0.5, **HEADS, **sizes)
     model.set_attn_implementation("eager")
     expected = losses_in_float64(model, tokens(2))
     set_attention(model, "auto", LONG)
     assert model.config._attn_implementation == "sdpa"
     found = ScoringModel(model, dtype=torch.float32).token_nll(tokens(2))
-    np.testing.assert_allclose(found[:, SEEN], expected, atol=1e-3)
+    np.testing.assert_allclose(found[:, POSITIONS], expected, atol=1e-3)
     set_attention(model, "sdpa", 100)
     assert model.config._attn_implementation == "causal_sdpa"
 
 
-@pytest.mark.parametrize(
-    ("config", "sizes"),
-    [
-        (BloomConfig, {"n_head": 2}),  # attends in its own code
-        (Gemma2Config, {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16}),
-    ],
-)
+@pytest.mark.parametrize(("config", "sizes"), [(BloomConfig, {"n_head": 2}), (Gemma2Config, HEADS)])
 def test_architectures_without_sdpa_stay_eager(config: type[Any], sizes: dict[str, Any]) -> None:
     model = tiny(config, **sizes)
     set_attention(model, "auto", LONG)

@@ -5,7 +5,6 @@ import pytest
 from stillhouse.compute_settings import device_type, group_backend
 from stillhouse.errors import ClusterError
 from stillhouse.pipelines.placement import NodeType, actor_options, check_placement
-from stillhouse.pipelines.workers import group_size
 from stillhouse.spec import ComputeSettings
 
 SPOT = {"ray.io/market-type": "spot"}
@@ -46,8 +45,7 @@ def test_scorers_and_trainers_have_needs_of_their_own():
     ],
 )
 def test_the_device_decides_where_and_how(device, gpus, computes, sums):
-    compute = ComputeSettings(device=device, gpus_per_worker=gpus)
-    assert group_size(compute).device == device_type(device, gpus) == computes
+    assert device_type(device, gpus) == computes
     assert group_backend(computes, gpus) == sums
 
 

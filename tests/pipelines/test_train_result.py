@@ -46,6 +46,7 @@ def result_of(sources=0, heldout=0, work=None, measured=None, **changes):
         "num_tokens": 10_000,
         "num_steps": 100,
         "final_loss": 3.1,
+        "late_fall": None,
         "curve": [[1000 * n, loss(n)] for n in range(1, 11)],
         "points": [
             {

@@ -11,7 +11,6 @@ import ray
 import ray.cloudpickle
 from small import Quiet
 
-from stillhouse.actors.worker_group import GroupSize
 from stillhouse.distillation.matching_task import MatchingTask
 from stillhouse.distillation.methods.mtt import Mtt
 from stillhouse.distillation.prepared import ImageHostSettings, Preparation
@@ -19,7 +18,7 @@ from stillhouse.distillation.spec import NetworkSettings
 from stillhouse.errors import ClusterError, DivergedError
 from stillhouse.pipelines.context import Context
 from stillhouse.pipelines.distill import distil
-from stillhouse.pipelines.workers import group_size, room, run_workers
+from stillhouse.pipelines.workers import room, run_workers
 from stillhouse.spec import ComputeSettings
 from stillhouse.storage.artifact import Store
 
@@ -86,14 +85,13 @@ def test_a_cluster_that_stays_too_small_is_named_and_asked_for_no_longer(
 ):
     compute = ComputeSettings(trainers=64, min_trainers=32, wait_s=0.1)
     ctx = Context(Store(str(tmp_path)), compute, Asked())
-    size = group_size(compute)
-    assert size == GroupSize(64, 32, 1, 0, 1, "cpu", max_failures=2, max_preemptions=100)
     scorers = ", scorers included" if beside else ""
     said = (
         f"it needs {32 + beside} CPUs for 32 workers{scorers}, the cluster has 4: add nodes, or "
         "lower `compute.trainers`"
     )
-    with pytest.raises(ClusterError, match=said), room(ctx, size, "it", {"CPU": beside, "GPU": 0}):
+    held = {"CPU": beside, "GPU": 0}
+    with pytest.raises(ClusterError, match=said), room(ctx, "it", held, "compute.trainers"):
         raise AssertionError
     assert ctx.listener.seen == [("waiting", said, [{"CPU": 1}] * 64)]
     assert asked_of_autoscaler() == []

@@ -203,7 +203,7 @@ import numpy as np
 from stillhouse.selection.ledger import OwnedTokens, Tally, tally_part
 from stillhouse.selection.ranking import PartScores
 from stillhouse.selection.quotas import LabelCounts
-from stillhouse.training.batches import TokenSources
+from stillhouse.training.stream import TokenSources
 from stillhouse.training.group import WorkerGroup
 from stillhouse.training.evaluate import SourceLossTally
 

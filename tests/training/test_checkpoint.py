@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not there, the last and the best, and refused where they do not belong."""
+"""Checkpoints: complete or absent, the last and the best kept; `fit` resumes to the same bits."""
 
 import os
 import subprocess
@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from training_parts import make_trainer, same, write_parts
 
 from stillhouse.errors import ArtifactError, StorageError
 from stillhouse.storage.artifact import Store
-from stillhouse.training.checkpoint import Checkpoints
-from stillhouse.training.state import Snapshot
+from stillhouse.training.checkpoint import Checkpoints, Snapshot, fit
+from stillhouse.training.group import WorkerGroup
 
-IDENTITY = {"model": {"hidden_size": 32}, "train": {"learning_rate": 0.01, "seed": 0}}
-NAME = "a" * 64
+NAME, LAST = "a" * 64, 12
 
 
 def snapshot(step):
@@ -32,112 +32,69 @@ def store(tmp_path):
     return Store(str(tmp_path))
 
 
-def checkpoints(store, identity=IDENTITY, keep_last=2):
-    return Checkpoints(store, NAME, identity, keep_last=keep_last)
-
-
 def save(store, *steps, **scores):
-    with checkpoints(store) as writer:
+    with Checkpoints(store, NAME) as writer:
         for step in steps:
             writer.save(snapshot(step), scores.get(f"s{step}"))
 
 
-def same(loaded, step):
-    expected = snapshot(step)
-    assert loaded.step == step and loaded.snapshot.progress == expected.progress
-    assert loaded.snapshot.tensors.keys() == expected.tensors.keys()
-    for name, tensor in expected.tensors.items():
-        assert torch.equal(loaded.snapshot.tensors[name], tensor)
+def newest_is(store, step):
+    return same(Checkpoints(store, NAME).load_newest(), snapshot(step))
 
 
 def folder(store, step):
     return Path(store.path("checkpoints", NAME, f"{step:08d}"))
 
 
-def test_nothing_there(store):
-    assert checkpoints(store).load_newest() is None
-    assert checkpoints(store).steps() == []
-
-
-def test_what_was_saved_is_loaded(store):
-    save(store, 10, 20)
-    same(checkpoints(store).load(10), 10)
-    with pytest.raises(ArtifactError, match=r"no checkpoint at .*00000030"):
-        checkpoints(store).load(30)
-    loaded = checkpoints(store).load_newest()
-    same(loaded, 20)
-    assert loaded.broken == ()
+def test_what_was_saved_is_loaded(store, monkeypatch):
+    assert Checkpoints(store, NAME).load_newest() is None
+    save(store, 10)
     names = sorted(path.name.split("-")[0] for path in folder(store, 10).iterdir())
     assert names == ["manifest.json", "model", "optimizer", "progress"]
+    monkeypatch.setattr("stillhouse.training.checkpoint._SHARD_BYTES", 50)
+    save(store, 20)
+    assert len(list(folder(store, 20).glob("model-*"))) == 2
+    assert newest_is(store, 20)
+    assert same(Checkpoints(store, NAME).load(10), snapshot(10))
+    with pytest.raises(ArtifactError, match=r"no checkpoint at .*00000030"):
+        Checkpoints(store, NAME).load(30)
 
 
 def test_the_last_and_the_best_are_kept(store):
     save(store, 10, 20, 30, 40, 50, s10=3.0, s20=2.5, s30=2.9, s40=2.5, s50=2.8)
-    assert checkpoints(store).steps() == [40, 50]  # of equally good ones, the later
+    assert Checkpoints(store, NAME).steps() == [40, 50]  # of equally good ones, the later
     save(store, 60, 70, s60=2.6, s70=2.7)
-    assert checkpoints(store).steps() == [40, 60, 70]
     names = sorted(path.name for path in folder(store, 0).parent.iterdir())
     assert names == ["00000040", "00000060", "00000070"]
-    same(checkpoints(store).load_newest(), 70)
+    assert newest_is(store, 70)
 
 
-def test_a_checkpoint_is_there_whole_or_not_at_all(store):
-    save(store, 10, 20)
-    (folder(store, 20) / "manifest.json").unlink()  # its writer died before the last create
-    same(checkpoints(store).load_newest(), 10)
-    save(store, 20)  # made again
-    same(checkpoints(store).load_newest(), 20)
-
-
-@pytest.mark.parametrize("damage", ["cut", "gone", "manifest"])
-def test_a_broken_one_is_passed_over_and_made_again(store, damage):
+@pytest.mark.parametrize("damage", ["no manifest", "cut", "gone", "manifest"])
+def test_a_broken_one_is_skipped_and_written_again(store, damage):
     save(store, 10, 20)
     file = next(folder(store, 20).glob("optimizer-*"))
-    if damage == "gone":
-        file.unlink()
+    manifest = folder(store, 20) / "manifest.json"
+    if damage in ("gone", "no manifest"):
+        (file if damage == "gone" else manifest).unlink()
     else:
-        broken = file if damage == "cut" else folder(store, 20) / "manifest.json"
+        broken = file if damage == "cut" else manifest
         broken.write_bytes(broken.read_bytes()[:40])
-    loaded = checkpoints(store).load_newest()
-    same(loaded, 10)
-    assert len(loaded.broken) == 1 and "00000020" in loaded.broken[0]
-    assert checkpoints(store).steps() == [10]
+    assert newest_is(store, 10)
+    assert Checkpoints(store, NAME).steps() == [10]
     save(store, 20)
-    same(checkpoints(store).load_newest(), 20)
+    assert newest_is(store, 20)
 
 
-@pytest.mark.parametrize(
-    ("section", "key", "value", "message"),
-    [
-        ("model", "hidden_size", 64, r"`model.hidden_size` is 32 there and 64 here"),
-        ("train", "learning_rate", 0.02, r"`train.learning_rate` is 0.01 there and 0.02 here"),
-        ("train", "z_loss", 0.1, r"`train.z_loss` is None there and 0.1 here"),
-    ],
-)
-def test_another_training_is_refused(store, section, key, value, message):
+def test_a_failed_write_is_raised_once_and_the_others_stay(store):
     save(store, 10)
-    other = IDENTITY | {section: IDENTITY[section] | {key: value}}
-    with pytest.raises(ArtifactError, match=message):
-        checkpoints(store, other).load_newest()
-
-
-def test_large_states_are_cut_in_files(store, monkeypatch):
-    monkeypatch.setattr("stillhouse.training.checkpoint._SHARD_BYTES", 50)
-    save(store, 10)
-    assert len(list(folder(store, 10).glob("model-*"))) == 2
-    same(checkpoints(store).load_newest(), 10)
-
-
-def test_a_failed_write_is_told_and_the_others_stay(store):
-    save(store, 10)
-    writer = checkpoints(store)
+    writer = Checkpoints(store, NAME)
     folder(store, 20).write_bytes(b"in the way")
     writer.save(snapshot(20))
     with pytest.raises(StorageError, match="a file stands where a folder is needed"):
         writer.wait()
-    writer.wait()  # told once
+    writer.wait()
     folder(store, 20).unlink()
-    same(checkpoints(store).load_newest(), 10)
+    assert newest_is(store, 10)
 
 
 DYING = """
@@ -156,12 +113,58 @@ save(Store(sys.argv[1]), 20)
 """
 
 
-def test_a_process_that_dies_in_the_middle_leaves_the_others_valid(store):
+def test_a_process_that_dies_while_writing_leaves_the_others_valid(store):
     save(store, 10)
     run = [sys.executable, "-c", DYING, store.uri, "1"]
-    path = os.pathsep.join([os.getcwd(), str(Path(__file__).parent)])
+    here = Path(__file__).parent
+    path = os.pathsep.join([os.getcwd(), str(here), str(here.parent)])
     assert subprocess.run(run, env=os.environ | {"PYTHONPATH": path}).returncode == 9
     assert len(list(folder(store, 20).iterdir())) == 1  # and no manifest
-    same(checkpoints(store).load_newest(), 10)
+    assert newest_is(store, 10)
     save(store, 20)
-    same(checkpoints(store).load_newest(), 20)
+    assert newest_is(store, 20)
+
+
+class StoppedError(Exception):
+    pass
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Train up to step 12 with checkpoints in a store; optionally stop after `stop` steps."""
+    uris = write_parts(tmp_path)
+
+    def run(store, stop=None):
+        losses = {}
+
+        def on_step(record):
+            losses[record.step] = record.loss
+            if record.step == stop:
+                raise StoppedError
+            return record.loss if record.step % 2 == 0 else None
+
+        trainer = make_trainer(uris)
+        checkpoints = Checkpoints(Store(f"{tmp_path}/{store}"), NAME)
+        options = {"num_steps": LAST, "checkpoint_every": 3, "on_step": on_step}
+        try:
+            first = fit(trainer, checkpoints, WorkerGroup(), **options)
+        except StoppedError:
+            first = None
+        return first, losses, trainer, checkpoints.steps()
+
+    return run
+
+
+def test_a_resumed_training_has_the_same_bits(start):
+    first, whole, trainer, steps = start("whole")
+    assert (first, [*whole], steps) == (0, [*range(1, LAST + 1)], [9, 12])
+    _, head, _, steps = start("stopped", stop=8)
+    assert steps == [3, 6]
+    first, rest, resumed, steps = start("stopped")
+    assert (first, [*rest], steps) == (6, [*range(7, LAST + 1)], [9, 12])
+    assert head == {step: whole[step] for step in head}
+    assert rest == {step: whole[step] for step in rest}
+    assert resumed.order_sha256 == trainer.order_sha256
+    assert same(resumed.snapshot(), trainer.snapshot())
+    first, losses, _, _ = start("whole")
+    assert (first, losses) == (LAST, {})  # finished: nothing to do

@@ -2,24 +2,16 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from training_parts import small_model
 
-from stillhouse.models.causal_lm import build_model
 from stillhouse.models.scoring import ScoringModel
 from stillhouse.selection.quotas import OTHER
-from stillhouse.spec import ModelSettings
 from stillhouse.text.pieces import Pieces
-from stillhouse.training.evaluate import SourceLoss, measure, told_apart
+from stillhouse.training.evaluate import SourceLoss, SourceLossTally, largest_sources, measure
+from stillhouse.training.group import WorkerGroup
+from stillhouse.training.stream import TokenSources
 
-MODEL = ScoringModel(
-    build_model(
-        ModelSettings(hidden_size=32, num_layers=1),
-        vocab_size=64,
-        sequence_length=6,
-        seed=0,
-        eos_id=0,
-    ),
-    dtype=torch.float32,
-)
+MODEL = ScoringModel(small_model(length=6), dtype=torch.float32)
 IDS = np.random.default_rng(0).integers(0, 64, (3, 6)).astype(np.uint16)
 
 
@@ -45,7 +37,7 @@ def test_sources_own_their_positions() -> None:
     )
     losses = MODEL.token_nll(IDS)
     _, found = measure(MODEL, IDS, pieces)
-    assert list(found) == ["books", "wiki"]  # code owns one position, and that is not predicted
+    assert list(found) == ["books", "wiki"]  # code owns one position, which is not predicted
     assert (found["wiki"].num_tokens, found["books"].num_tokens) == (8, 7)
     wiki = np.concatenate([losses[0, :3], losses[2]])
     books = np.concatenate([losses[0, 3:], losses[1]])
@@ -54,11 +46,27 @@ def test_sources_own_their_positions() -> None:
 
 
 def test_the_smallest_of_many_sources_are_one() -> None:
-    """1,200 sources of 1 to 1,200 tokens; those of 1 to 200 are together."""
+    """1,200 sources of 1 to 1,200 tokens; those of 1 to 200 are joined."""
     sums = {f"s{n:04}": (2.0 * n, n) for n in range(1, 1201)}
-    found = told_apart(sums | {OTHER: (30.0, 3)})  # one of that very name is small as well
+    found = largest_sources(sums | {OTHER: (30.0, 3)})  # joined with a source of that very name
     assert len(found) == 1001
     assert list(found) == [*(f"s{n:04}" for n in range(201, 1201)), OTHER]
     assert found["s0201"] == SourceLoss(2.0, 201)
     tokens = sum(range(1, 201)) + 3
     assert found[OTHER] == SourceLoss((2.0 * (tokens - 3) + 30.0) / tokens, tokens)
+
+
+def test_training_losses_belong_to_the_owner_of_a_position() -> None:
+    tally, names = SourceLossTally(), ("web", "books", "code")
+    sources = TokenSources(np.array([[0, 0, 1], [2, 1, 1]], np.int32), names)
+    tally.add(np.array([[1, 2], [3, 4]], np.float32), sources)
+    tally.add(np.array([[5, 6], [7, 8]], np.float32), sources)
+    sea = TokenSources(np.array([[1, 1, 1]], np.int32), ("web", "sea"))  # other codes and names
+    tally.add(np.array([[9, 9]], np.float32), sea)
+    # the first position of a sequence is not predicted, so `code` has no token
+    assert tally.take(WorkerGroup()) == {
+        "books": SourceLoss((2 + 3 + 4 + 6 + 7 + 8) / 6, 6),
+        "sea": SourceLoss(9, 2),
+        "web": SourceLoss(3, 2),
+    }
+    assert tally.take(WorkerGroup()) == {}

@@ -4,55 +4,45 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from training_parts import same, small_model
 from trainings import Sequences
 from transformers import PreTrainedModel
 
 from stillhouse.errors import DivergedError
-from stillhouse.models.causal_lm import build_model
-from stillhouse.spec import ModelSettings, Optimisation
-from stillhouse.training.batches import Batch, TokenSources
+from stillhouse.spec import Optimisation
 from stillhouse.training.loop import StepRecord, Trainer
 from stillhouse.training.objectives import LossValue, Objective, ObjectiveFacts
 from stillhouse.training.objectives.cross_entropy import CrossEntropy
 from stillhouse.training.order import NO_SAMPLES, chain
-from stillhouse.training.state import Snapshot
+from stillhouse.training.stream import Batch, TokenSources
 
 CPU = torch.device("cpu")
 LENGTH, BATCH, STEPS = 12, 4, 6
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
-def model(seed: int = 0) -> PreTrainedModel:
-    settings = ModelSettings(hidden_size=32, num_layers=1)
-    return build_model(settings, vocab_size=64, sequence_length=LENGTH, seed=seed, eos_id=0)
-
-
-def source(batch_size: int = BATCH, signals: dict | None = None) -> Sequences:
+def source(signals: dict | None = None) -> Sequences:
     """Sequences that count upwards: easy to learn."""
     starts = np.random.default_rng(0).integers(0, 64, (10, 1))
     ids = ((starts + np.arange(LENGTH)) % 64).astype(np.uint16)
-    return Sequences(ids, batch_size=batch_size, seed=3, signals=signals)
+    return Sequences(ids, batch_size=BATCH, seed=3, signals=signals)
 
 
 def settings(**changes: object) -> Optimisation:
     return Optimisation.model_validate({"learning_rate": 1e-2, "global_batch": BATCH, **changes})
 
 
-def trainer(seed: int = 0, **changes: object) -> Trainer:
-    chosen = settings(**changes)
-    return Trainer(model(seed), source(), chosen, device=CPU, num_steps=STEPS)
+def trainer(seed: int = 0, batches: Any = None, objective: Any = None, **changes: Any) -> Trainer:
+    """A trainer of six steps; `changes` to its settings."""
+    options: dict[str, Any] = {"device": CPU, "num_steps": STEPS, "objective": objective}
+    options |= {n: changes.pop(n) for n in ("num_steps", "stop_on_explosion") if n in changes}
+    return Trainer(small_model(seed), batches or source(), settings(**changes), **options)
 
 
 def train(device: torch.device = CPU, **changes: object) -> list[StepRecord]:
     """Sixty steps."""
-    run = Trainer(model(), source(), settings(**changes), device=device, num_steps=60)
+    run = Trainer(small_model(), source(), settings(**changes), device=device, num_steps=60)
     return [run.step() for _ in range(60)]
-
-
-def same(one: Snapshot, other: Snapshot) -> bool:
-    tensors, others = one.tensors, other.tensors
-    equal = tensors.keys() == others.keys() and one.progress == other.progress
-    return equal and all(torch.equal(tensors[name], others[name]) for name in tensors)
 
 
 def test_it_learns_and_records() -> None:
@@ -66,14 +56,8 @@ def test_it_learns_and_records() -> None:
     assert last.grad_norm > 0 and last.tokens_per_s > 0
 
 
-def test_same_inputs_same_bits() -> None:
-    first, again = trainer(), trainer()
-    records = [first.step() for _ in range(STEPS)], [again.step() for _ in range(STEPS)]
-    assert [r.loss for r in records[0]] == [r.loss for r in records[1]]
-    assert same(first.snapshot(), again.snapshot())
-
-
-def test_resumed_at_every_step_gives_the_same_bits() -> None:
+def test_resumed_at_every_step_it_has_the_same_bits() -> None:
+    """At step 0 too: equal inputs give equal bits."""
     whole = trainer()
     states = [whole.snapshot()]
     losses: list[float] = []
@@ -104,38 +88,20 @@ def test_the_z_loss_is_trained_on_but_not_reported() -> None:
 
 
 def test_gradients_are_clipped() -> None:
-    held = model()
-    run = Trainer(held, source(), settings(max_grad_norm=1e-12), device=CPU, num_steps=STEPS)
-    before = held.model.norm.weight.detach().clone()
+    run = trainer(max_grad_norm=1e-12)
+    norm = run._model.model.norm.weight
+    before = norm.detach().clone()
     assert run.step().grad_norm > 1e-3
-    # AdamW divides by the gradient's size, so eps alone makes tiny gradients tiny steps
-    assert (held.model.norm.weight - before).abs().max() < 1e-5
-
-
-def test_a_loss_of_the_callers_own() -> None:
-    def doubled(facts: ObjectiveFacts) -> Objective:
-        plain = CrossEntropy(facts, 0.0)
-
-        def loss(held: PreTrainedModel, input_ids: torch.Tensor, signals: Any) -> LossValue:
-            value = plain(held, input_ids, signals)
-            return LossValue(value.objective * 2, value.nll * 2)
-
-        return loss
-
-    def first(**options: object) -> float:
-        run = Trainer(model(), source(), settings(z_loss=0), device=CPU, num_steps=STEPS, **options)
-        return run.step().loss
-
-    assert first(objective=doubled) == pytest.approx(2 * first())
+    # AdamW divides by the gradient's size, so only eps makes tiny gradients tiny steps
+    assert (norm - before).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_divergence_names_the_step(bad: float) -> None:
-    held = model()
-    run = Trainer(held, source(), settings(), device=CPU, num_steps=STEPS)
+    run = trainer()
     run.step(), run.step()
     with torch.no_grad():
-        held.model.embed_tokens.weight[:] = bad
+        run._model.model.embed_tokens.weight[:] = bad
     with pytest.raises(DivergedError, match=r"step 3 of 6: loss nan.*learning_rate"):
         run.step()
 
@@ -145,7 +111,7 @@ def test_bfloat16_trains_on_the_cpu() -> None:
 
 
 def fussy(most: int, error: type[BaseException]):
-    """A loss that runs out of memory with more than `most` sequences."""
+    """An objective that runs out of memory with more than `most` sequences."""
 
     def make(facts: ObjectiveFacts) -> Objective:
         plain = CrossEntropy(facts)
@@ -164,8 +130,7 @@ def fussy(most: int, error: type[BaseException]):
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError, MemoryError])
 def test_out_of_memory_halves_the_micro_batch(error: type[BaseException]) -> None:
     whole = trainer(micro_batch=1)
-    loss = fussy(1, error)
-    held = Trainer(model(), source(), settings(), device=CPU, num_steps=STEPS, objective=loss)
+    held = trainer(objective=fussy(1, error))
     records = [held.step() for _ in range(STEPS)]
     assert [record.loss for record in records] == [whole.step().loss for _ in range(STEPS)]
     assert {record.micro_batch for record in records} == {1}
@@ -176,39 +141,28 @@ def test_out_of_memory_halves_the_micro_batch(error: type[BaseException]) -> Non
 
 
 def test_out_of_memory_with_one_sequence_says_what_to_do() -> None:
-    loss = fussy(0, torch.OutOfMemoryError)
-    held = Trainer(model(), source(), settings(), device=CPU, num_steps=STEPS, objective=loss)
     with pytest.raises(torch.OutOfMemoryError) as caught:
-        held.step()
-    assert (
-        "step 1 with 1 sequences a forward pass: lower `micro_batch`" in caught.value.__notes__[0]
-    )
+        trainer(objective=fussy(0, torch.OutOfMemoryError)).step()
+    said = "step 1 with 1 sequences a forward pass: lower `micro_batch`"
+    assert said in caught.value.__notes__[0]
 
 
-class Labelled:
+class Labelled(Sequences):
     """Batches whose first two positions are of one source, and the rest of another."""
 
-    def __init__(self, names: tuple[str, ...]) -> None:
-        self._batches, self._names = source(), names
-
     def next_batch(self) -> Batch:
-        batch = self._batches.next_batch()
+        batch = super().next_batch()
         codes = np.ones(batch.input_ids.shape, np.int32)
         codes[:, :2] = 0
-        return Batch(batch.input_ids, batch.samples, TokenSources(codes, self._names))
+        return Batch(batch.input_ids, batch.samples, TokenSources(codes, ("sea", "law")))
 
-    def state_dict(self) -> dict[str, int]:
-        return self._batches.state_dict()
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        self._batches.load_state_dict(state)
-
-    def close(self) -> None:
-        pass
+def labelled() -> Labelled:
+    return Labelled(source()._ids, batch_size=BATCH, seed=3)
 
 
 def test_losses_by_source_add_up_to_the_loss() -> None:
-    run = Trainer(model(), Labelled(("sea", "law")), settings(), device=CPU, num_steps=STEPS)
+    run = trainer(batches=labelled())
     record = run.step()
     found = run.take_source_losses()
     assert {name: loss.num_tokens for name, loss in found.items()} == {
@@ -221,36 +175,29 @@ def test_losses_by_source_add_up_to_the_loss() -> None:
 
 
 def test_an_explosion_names_step_and_sources() -> None:
-    held = model()
-    run = Trainer(
-        held,
-        Labelled(("sea", "law")),
-        settings(learning_rate=1e-4),
-        device=CPU,
-        num_steps=50,
-        stop_on_explosion=True,
-    )
+    options = {"num_steps": 50, "stop_on_explosion": True}
+    run = trainer(batches=labelled(), learning_rate=1e-4, **options)
     for _ in range(25):
         run.step()
     with torch.no_grad():
-        held.model.embed_tokens.weight.mul_(100)
+        run._model.model.embed_tokens.weight.mul_(100)
     with pytest.raises(DivergedError, match=r"step 26 of 50: loss .* after a mean of 4.*law, sea"):
         run.step()
 
 
-def test_a_step_says_how_long_it_waited() -> None:
+def test_times_and_order_of_a_step() -> None:
     run = trainer()
     record = run.step()
     assert 0 <= record.data_wait_s <= record.seconds
     assert record.tokens_per_s == pytest.approx(BATCH * LENGTH / record.seconds)
-    assert record.mfu is None  # a CPU has no peak here
+    assert record.mfu is None  # a CPU has no known peak
     assert run.order_sha256 == chain(NO_SAMPLES, source().next_batch().samples).hex()
 
 
 @GPU
 def test_model_flops_utilisation_on_a_gpu() -> None:
     cuda = torch.device("cuda")
-    run = Trainer(model(), source(), settings(compile="off"), device=cuda, num_steps=STEPS)
+    run = Trainer(small_model(), source(), settings(compile="off"), device=cuda, num_steps=STEPS)
     assert 0 < (run.step().mfu or 0) < 1
 
 
@@ -266,11 +213,9 @@ def test_a_mask_gives_the_mean_over_marked_tokens_of_the_whole_batch(
 ) -> None:
     """However the batch is split, and though its sequences have 0 to 11 marked tokens."""
     mask = np.arange(LENGTH) >= np.arange(10)[:, None] + 2
-    source_ = source(signals={"loss_mask": mask})
-    batch = source(signals={"loss_mask": mask}).next_batch()
-    held = model()
-    logits = held(input_ids=batch.input_ids).logits[:, :-1]
+    batch = source({"loss_mask": mask}).next_batch()
+    logits = small_model()(input_ids=batch.input_ids).logits[:, :-1]
     kept = batch.signals["loss_mask"][:, 1:].bool()
     expected = torch.nn.functional.cross_entropy(logits[kept], batch.input_ids[:, 1:][kept])
-    run = Trainer(held, source_, settings(micro_batch=micro_batch), device=CPU, num_steps=STEPS)
+    run = trainer(batches=source({"loss_mask": mask}), micro_batch=micro_batch)
     assert run.step().loss == pytest.approx(float(expected.detach()), rel=1e-5)

@@ -1,4 +1,4 @@
-"""The order of samples: laws that hold for every data set, and what it costs."""
+"""The order of samples: properties for any data set, its memory, and mixtures of data sets."""
 
 import hashlib
 import itertools
@@ -14,6 +14,7 @@ from samples import step_samples
 from stillhouse.errors import InputError, SpecError
 from stillhouse.training.order import (
     NO_SAMPLES,
+    Mixture,
     Rows,
     SampleOrder,
     Span,
@@ -32,17 +33,14 @@ def order_of(part_rows, *, global_batch=8, lanes=4, window=5, seed=1, weights=No
 PARTS = st.lists(st.integers(0, 12), min_size=1, max_size=8).filter(lambda rows: sum(rows) >= 8)
 
 
-def test_the_order_is_pinned():
+def test_the_order_never_changes():
     order = order_of([[3, 4, 2]], global_batch=3, lanes=3, window=2)
-    assert [step_samples(order, step) for step in range(4)] == PINNED
-
-
-PINNED = [
-    [(2, 1), (0, 2), (1, 1)],
-    [(2, 0), (0, 1), (1, 2)],
-    [(0, 0), (1, 0), (1, 3)],
-    [(1, 1), (2, 0), (0, 1)],
-]
+    assert [step_samples(order, step) for step in range(4)] == [
+        [(2, 1), (0, 2), (1, 1)],
+        [(2, 0), (0, 1), (1, 2)],
+        [(0, 0), (1, 0), (1, 3)],
+        [(1, 1), (2, 0), (0, 1)],
+    ]
 
 
 @settings(max_examples=40, deadline=None)
@@ -162,13 +160,11 @@ def test_memory_does_not_grow_with_rows():
     assert large < 1.3 * small < 10_000_000
 
 
-def test_lanes_are_equal_to_a_row():
+def test_lanes_and_first_windows():
+    """Lanes differ by a row at most; first windows differ, so that lanes fetch in turn."""
     order = order_of([[7, 8, 7]])
     assert [order.lane_rows(0, lane) for lane in range(4)] == [5, 6, 5, 6]
     assert order.window_at(0, 0, 0).spans == (Span(2, 0, 5),)
-
-
-def test_first_windows_differ_so_that_lanes_fetch_by_turns():
     order = order_of([[100] * 4], lanes=4, window=40)
     assert [order.window_at(0, lane, 0).num_rows for lane in range(4)] == [40, 35, 30, 25]
     assert [order.window_at(0, lane, 99).num_rows for lane in range(4)] == [20, 25, 30, 35]
@@ -214,3 +210,41 @@ def test_what_is_refused():
     with pytest.raises(SpecError, match=r"`compute.trainers` 3 .* use one of \[1, 2, 4\]"):
         check_workers(order_of([[20]]), 3)
     check_workers(order_of([[20]]), 2)
+    with pytest.raises(SpecError, match=r"weights of data sets must be positive, not \[1, 0\]"):
+        Mixture([1, 0], 0)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.floats(0.01, 100), min_size=2, max_size=5), st.integers(1, 3000))
+def test_shares_of_a_mixture_hold_at_any_time(weights, draws):
+    mixture = Mixture(weights, seed=1)
+    datasets, positions = mixture.draws(2, 0, draws)
+    done = draws - draws % 256
+    for i, weight in enumerate(weights):
+        mine = np.flatnonzero(datasets == i)
+        assert mixture.num_drawn(i, 2, draws) == len(mine)
+        assert positions[mine].tolist() == list(range(len(mine)))
+        assert [mixture.draw_of(i, 2, n) for n in range(len(mine))[::50]] == mine[::50].tolist()
+        assert abs((mine < done).sum() - done * weight / sum(weights)) < 2
+    for first in {0, draws // 2, max(0, draws - 300)}:
+        part, places = mixture.draws(2, first, draws - first)
+        assert part.tolist() == datasets[first:].tolist()
+        assert places.tolist() == positions[first:].tolist()
+
+
+def test_a_small_weight_beside_two_large_ones_never_loses_a_draw():
+    mixture = Mixture([4.0, 0.01171875, 9.75], seed=1)
+    datasets, _ = mixture.draws(0, 0, 256 * 400)
+    counts = np.bincount(datasets, minlength=3)
+    assert counts.sum() == 256 * 400
+    exact = 256 * 400 * np.array([4.0, 0.01171875, 9.75]) / 13.76171875
+    assert np.abs(counts - exact).max() <= 1
+
+
+def test_draws_differ_by_lane_and_seed_and_one_data_set_is_drawn_in_order():
+    first = Mixture([1, 1], 0).draws(0, 0, 60)[0].tolist()
+    assert first != Mixture([1, 1], 0).draws(1, 0, 60)[0].tolist()
+    assert first != Mixture([1, 1], 1).draws(0, 0, 60)[0].tolist()
+    mixture = Mixture([3.0], seed=0)
+    assert [part.tolist() for part in mixture.draws(0, 7, 3)] == [[0, 0, 0], [7, 8, 9]]
+    assert mixture.num_drawn(0, 0, 9) == mixture.draw_of(0, 0, 9) == 9

@@ -1,8 +1,7 @@
-"""A worker of a streamed training, alone in this process: resumed, committed, refused."""
+"""A training's worker, alone in this process: resumed, committed, refused; a training's history."""
 
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -11,7 +10,7 @@ from architectures import own_nll
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load
-from test_stream import LENGTH, write_part
+from training_parts import LENGTH, write_part
 from trainings import tokens_of, train_task
 
 from stillhouse.errors import ArtifactError, DivergedError
@@ -24,11 +23,13 @@ from stillhouse.storage.filesystem import read_bytes
 from stillhouse.storage.parquet import read_table
 from stillhouse.training.checkpoint import Checkpoints
 from stillhouse.training.fetch import PartReader, read_ahead
+from stillhouse.training.loop import StepRecord
 from stillhouse.training.order import NO_SAMPLES, chain
 from stillhouse.training.seen import read_seen, trained_rows
 from stillhouse.training.spec import TrainingSettings
 from stillhouse.training.task import StartModel
 from stillhouse.training.worker import (
+    History,
     evaluation_steps,
     starts_of,
     streamed_batches,
@@ -66,29 +67,33 @@ def task(place):
     return make
 
 
+@pytest.fixture
+def local(tmp_path):
+    return Store(check_store(str(tmp_path / "local")))
+
+
 class LostError(Exception):
     pass
 
 
 def run(store, task, stop=None):
-    """Train; a worker that hears of `stop` dies. What was told."""
-    told = []
+    """Train, or raise after the point of step `stop`; the events."""
+    events = []
 
     def tell(kind, content):
-        told.append((kind, content))
+        events.append((kind, content))
         if stop is not None and kind == "point" and content["step"] == stop:
             raise LostError
 
     fetch = read_ahead(PartReader.of(task.data), 8)
     train_worker(store, task, partial(streamed_batches, task, fetch), tell)
-    return told
+    return events
 
 
-def test_killed_at_any_step_it_ends_in_the_same_bytes(store, task, tmp_path):
+def test_killed_at_any_step_it_ends_in_the_same_bytes(store, task, local):
     """On a folder and on S3; the uninterrupted one is trained in another store."""
-    whole = Store(check_store(str(tmp_path / "whole")))
-    told = run(whole, task())
-    model = whole.get_manifest("models", task().fingerprint)
+    events = run(local, task())
+    model = local.get_manifest("models", task().fingerprint)
     for stop in (3, 9):
         with pytest.raises(LostError):
             run(store, task(), stop)
@@ -103,13 +108,13 @@ def test_killed_at_any_step_it_ends_in_the_same_bytes(store, task, tmp_path):
     assert {k: resumed.totals[k] for k in same} == {k: model.totals[k] for k in same}
     computed = ("step", "tokens", "loss", "grad_norm", "learning_rate")
     assert [[p[k] for k in computed] for p in resumed.totals["points"]] == [
-        [p[k] for k in computed] for kind, p in told if kind == "point"
+        [p[k] for k in computed] for kind, p in events if kind == "point"
     ]
     assert len(resumed.totals["measured"]["starts"]) == 3
 
 
 def chain_by_hand(order):
-    """The chain over the order's rows: of every lane two a step, window after window."""
+    """The digest over the order's rows: of every lane two a step, window after window."""
     lanes = []
     for lane in range(4):
         windows = order.windows(range(lane, lane + 1), 0, STEPS)
@@ -120,10 +125,11 @@ def chain_by_hand(order):
     return digest.hex()
 
 
-def test_what_is_committed(task, tmp_path):
-    store = Store(check_store(str(tmp_path / "store")))
-    told = run(store, task())
-    made = store.get_manifest("models", task().fingerprint)
+def test_what_is_committed(task, local):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    events = run(local, task())
+    made = local.get_manifest("models", task().fingerprint)
     totals = made.totals
     assert totals["num_tokens"] == STEPS * 8 * LENGTH and totals["num_steps"] == STEPS
     assert [tokens // (8 * LENGTH) for tokens, _ in totals["curve"]] == [4, 8, 12]
@@ -131,64 +137,42 @@ def test_what_is_committed(task, tmp_path):
     last = totals["evaluations"][-1]
     assert set(last["heldout"]) == {"sea", "s2"} and set(last["trained"]) == {"sea", "s0", "s1"}
     assert sum(one["num_tokens"] for one in last["trained"].values()) == 4 * 8 * (LENGTH - 1)
-    assert told[0] == ("start", {"step": 0, "workers": 1})
+    assert events[0] == ("start", {"step": 0, "workers": 1})
     assert totals["order_sha256"] == chain_by_hand(task().order())
+    folder = folder_of(local, task())
     for name, wanted in made.files.items():
-        assert sha256(read_bytes(store.path("models", made.fingerprint, name))) == wanted
-
-
-def test_the_model_opens_in_transformers(task, tmp_path):
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    store = Store(check_store(str(tmp_path / "store")))
-    run(store, task())
-    folder = store.path("models", task().fingerprint)
-    words = AutoTokenizer.from_pretrained(folder)
-    batch = words("the ship wind", return_tensors="pt")
+        assert sha256(read_bytes(f"{folder}/{name}")) == wanted
+    batch = AutoTokenizer.from_pretrained(folder)("the ship wind", return_tensors="pt")
     model = AutoModelForCausalLM.from_pretrained(folder)
     assert model(input_ids=batch["input_ids"]).logits.isfinite().all()
 
 
-def test_another_spec_under_the_same_name_is_refused(task, tmp_path):
-    store = Store(check_store(str(tmp_path / "store")))
-    with pytest.raises(LostError):
-        run(store, task(), stop=5)
-    checkpoints = Checkpoints(store, task().checkpoints, task(seed=1).identity)
-    with pytest.raises(ArtifactError, match=r"`train.seed` is 0 there and 1 here"):
-        checkpoints.load_newest()
-
-
-def test_a_loss_that_explodes_keeps_the_last_good_checkpoint(task, tmp_path):
-    store = Store(check_store(str(tmp_path / "store")))
+def test_a_loss_that_explodes_commits_no_model(task, local):
     wild = task(learning_rate=1e38, warmup=0.5, schedule="constant", max_grad_norm=1e9)
     with pytest.raises(DivergedError, match=r"step \d+ of 12: loss .* \(sources in the batch: s0"):
-        run(store, wild)
-    assert store.find_manifest("models", wild.fingerprint) is None
+        run(local, wild)
+    assert local.find_manifest("models", wild.fingerprint) is None
 
 
-def test_tokens_of_another_tokenizer_are_noticed(task, tmp_path):
-    store = Store(check_store(str(tmp_path / "store")))
-    small = replace(task(), vocab_size=200)
+def test_tokens_of_another_tokenizer_are_refused(task, local):
     with pytest.raises(
         ArtifactError, match=r"data set 'pool' has the token id 2\d\d, the tokenizer"
     ):
-        run(store, small)
+        run(local, replace(task(), vocab_size=200))
 
 
-def test_nothing_is_read_behind_the_last_step(task, tmp_path):
+def test_nothing_is_read_beyond_the_last_step(task, local):
     """Twelve steps of eight are three epochs of 32 rows: each lane's windows, three times."""
-    store = Store(check_store(str(tmp_path / "store")))
-    asked = []
+    read = []
 
     def fetch(windows):
         for window in windows:
-            asked.append((window.lane, window.epoch, window.index))
+            read.append((window.lane, window.epoch, window.index))
             yield PartReader.of(task().data).read(window)
 
-    train_worker(store, task(), partial(streamed_batches, task(), fetch), lambda *_: None)
-    assert len(asked) == len(set(asked))
-    assert {epoch for _, epoch, _ in asked} == {0, 1, 2}
-    assert Path(store.path("models", task().fingerprint, "manifest.json")).exists()
+    train_worker(local, task(), partial(streamed_batches, task(), fetch), lambda *_: None)
+    assert len(read) == len(set(read))
+    assert {epoch for _, epoch, _ in read} == {0, 1, 2}
 
 
 @given(st.integers(1, 200), st.integers(1, 20))
@@ -202,9 +186,9 @@ def folder_of(store, task):
     return store.path("models", task.fingerprint)
 
 
-def test_chosen_rows_alone_are_trained_on_and_told(task, tmp_path):
-    """Three rows of each part, for two passes; the model tells them, and its documents."""
-    store = Store(check_store(str(tmp_path / "store")))
+def test_only_chosen_rows_are_trained_on_and_recorded(task, local):
+    """Three rows of each part, for two passes; the model's folder records rows and documents."""
+    store = local
     rows = np.array([1, 4, 9])
     whole = task().data[0]
     data = replace(whole, rows=(3, 3), chosen=(rows, rows))
@@ -231,8 +215,8 @@ def test_chosen_rows_alone_are_trained_on_and_told(task, tmp_path):
     assert seen == {key: [[1, 2], [4, 5], [9, 10]] for key in whole.digests}
 
 
-def test_part_of_a_pass_is_told_exactly(task, tmp_path):
-    store = Store(check_store(str(tmp_path / "store")))
+def test_part_of_a_pass_is_recorded_exactly(task, local):
+    store = local
     short = task(num_steps=2)
     run(store, short)
     order, wanted = short.order(), set()
@@ -250,9 +234,9 @@ def test_part_of_a_pass_is_told_exactly(task, tmp_path):
     assert found == wanted and len(wanted) == 16
 
 
-def test_a_model_to_start_from(task, tmp_path):
-    """Its weights; with its moments it goes on as one training would; or its architecture."""
-    store = Store(check_store(str(tmp_path / "store")))
+def test_a_model_to_start_from(task, local):
+    """Its weights, its weights and moments, or only its architecture."""
+    store = local
     first = task(schedule="constant", warmup=0.0)
     run(store, first)
     init = StartModel(folder_of(store, first), "a" * 64)
@@ -271,8 +255,8 @@ def test_a_model_to_start_from(task, tmp_path):
     steps = {}
     for moments in (None, first.checkpoints):
         tuned = task(init=replace(init, moments=moments), schedule="constant", warmup=0.0)
-        told = run(store, tuned)
-        steps[moments] = [p["loss"] for kind, p in told if kind == "point"]
+        events = run(store, tuned)
+        steps[moments] = [p["loss"] for kind, p in events if kind == "point"]
     assert steps[None][0] == steps[first.checkpoints][0]
     assert steps[None][1] != steps[first.checkpoints][1]
     gone = task(init=replace(init, moments="b" * 64))
@@ -280,19 +264,19 @@ def test_a_model_to_start_from(task, tmp_path):
         run(store, gone)
 
 
-def test_checkpoints_that_nobody_keeps(task, tmp_path):
-    store = Store(check_store(str(tmp_path / "store")))
-    run(store, task(keep_last=0))
-    assert Checkpoints(store, task(keep_last=0).checkpoints, {}).steps() == []
-    run(store, task(seed=3))
-    assert Checkpoints(store, task(seed=3).checkpoints, {}).steps() != []
+def test_checkpoints_are_kept_only_if_asked(task, local):
+    """`keep_last` is no part of a model's name."""
+    run(local, task(keep_last=0))
+    assert Checkpoints(local, task().checkpoints).steps() == []
+    run(local, task(seed=3))
+    assert Checkpoints(local, task(seed=3).checkpoints).steps() != []
 
 
-def test_a_bos_token_stands_before_every_sequence(task, tmp_path):
+def test_a_bos_token_stands_before_every_sequence(task, local):
     """In training, in what is measured on the way, and in scoring; the parts have none."""
     from transformers import AutoModelForCausalLM
 
-    store, bos = Store(check_store(str(tmp_path / "store"))), 7
+    store, bos = local, 7
     begun = task(bos_id=bos)
     run(store, begun)
     made = store.get_manifest("models", begun.fingerprint)
@@ -306,19 +290,32 @@ def test_a_bos_token_stands_before_every_sequence(task, tmp_path):
     np.testing.assert_allclose(scores, expected.mean(1), atol=1e-5)
 
 
-def test_the_name_is_of_what_decides_the_weights(task):
-    base = task()
-    assert base.fingerprint == replace(base, label="x", gpus=1, device="cuda").fingerprint
-    others = [
-        replace(base, role="prior"),
-        replace(base, num_steps=13),
-        replace(base, vocab_size=301, tokenizer_digest="b" * 64),
-        replace(base, init=StartModel("f", "c" * 64)),
-        replace(base, init=StartModel("f", "d" * 64)),
-        replace(base, init=StartModel("f", "d" * 64, fresh=True)),
-        replace(base, bos_id=1),
-        task(seed=1),
-        task(warmup=0.3),
-        task(data=replace(base.data[0], chosen=(np.arange(20), np.arange(12)))),
-    ]
-    assert len({task_.fingerprint for task_ in (base, *others)}) == 11
+def record(step, seconds, mfu):
+    return StepRecord(
+        step=step,
+        tokens=100 * step,
+        loss=1.0,
+        learning_rate=0.1,
+        grad_norm=1.0,
+        tokens_per_s=100 / seconds,
+        seconds=seconds,
+        data_wait_s=seconds / 10,
+        micro_batch=1,
+        mfu=mfu,
+    )
+
+
+def test_times_and_utilisation_are_of_the_whole_training(task):
+    """A slow first step (it compiles) weighs as long as it took, over a resume too."""
+    long = task(1000, heldout=None, eval_points=1)
+    first, second = (History(None, long, lambda *_: None) for _ in range(2))
+    first.add(record(1, 8.0, 0.1))
+    second.load_state_dict(first.state_dict())
+    for step, seconds in ((2, 1.0), (3, 1.0)):
+        second.add(record(step, seconds, 0.6))
+    found = second.state_dict()
+    assert (found["seconds"], found["data_wait_s"]) == pytest.approx((10.0, 1.0))
+    assert found["mfu_s"] / found["seconds"] == pytest.approx(0.2)  # (8 x 0.1 + 2 x 0.6) / 10
+    unknown = History(None, long, lambda *_: None)
+    unknown.add(record(1, 1.0, None))
+    assert unknown.state_dict()["mfu_s"] is None

@@ -4,8 +4,8 @@
     train.objective: {name: "my_package.losses:Focal", gamma: 2}
 
 It is made once in every worker, as `Class(facts, **settings)`, and called for every micro-batch. A
-class that is not ours comes from an installed package, or from the folder that the job is run in:
-then its code is sent to the workers, and is part of the model's name.
+user's class comes from an installed package, or from the folder that the job is run in: then its
+code is sent to the workers, and is part of the model's name.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,14 +23,14 @@ from stillhouse.training.spec import OBJECTIVES, ObjectiveSettings
 
 
 class LossValue(NamedTuple):
-    """What a step minimises, and the mean NLL in nats that is reported; both scalars.
+    """The loss to minimise, and the mean NLL in nats that is reported; both scalars.
 
     Both are means over the tokens that count: the T-1 predicted ones of each sequence, or those of
-    them that the signal `loss_mask` marks. Where there are none they are 0. The trainer weighs the
+    them that the signal `loss_mask` marks; 0 if there are none. The trainer weighs the
     micro-batches of a step by these numbers of tokens.
 
-    `token_nll` float32 [B, T-1], where the objective has it, is what losses by source and on
-    held-out sequences are made of; column t-1 belongs to position t.
+    `token_nll` float32 [B, T-1], column t-1 for position t, is needed for losses by source and on
+    held-out sequences; None if the objective cannot give it.
     """
 
     objective: Tensor
@@ -40,11 +40,11 @@ class LossValue(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ObjectiveFacts:
-    """What an objective is told of the training when it is made.
+    """What an objective is made with.
 
     Attributes:
-        rule: what the architecture does to its logits.
-        bos_id: stands before every sequence, for the model alone.
+        rule: of the architecture's logits.
+        bos_id: put before every sequence, for the model only.
         compiled: whether layers and losses are compiled.
     """
 
@@ -53,37 +53,32 @@ class ObjectiveFacts:
     compiled: bool = False
 
     def hidden(self, model: PreTrainedModel, input_ids: Tensor) -> Tensor:
-        """Hidden states [B * (T-1), H] that predict the tokens 1 .. T-1 of input_ids [B, T]."""
+        """Hidden states [B * (T-1), H] that predict tokens 1 .. T-1 of input_ids [B, T]."""
         body: Any = model.base_model
         given = with_bos(input_ids, self.bos_id)
         states = body(input_ids=given, use_cache=False).last_hidden_state
         return predicting(states, input_ids.shape[1])
 
     def logits(self, model: PreTrainedModel, input_ids: Tensor) -> Tensor:
-        """Logits float32 [B, T-1, V] of the tokens 1 .. T-1 of input_ids [B, T]; all at once."""
-        hidden = self.hidden(model, input_ids)
-        return head_of(model, self.rule).logits(hidden).view(len(input_ids), -1, _width(model))
-
-
-def _width(model: PreTrainedModel) -> int:
-    embeddings: Any = model.get_output_embeddings()
-    return embeddings.weight.shape[0]
+        """Logits float32 [B, T-1, V] of tokens 1 .. T-1 of input_ids [B, T], all in memory."""
+        logits = head_of(model, self.rule).logits(self.hidden(model, input_ids))
+        return logits.view(len(input_ids), -1, logits.shape[1])
 
 
 class Objective(Protocol):
-    """What a class has to have to be an objective; it is made as `Class(facts, **settings)`."""
+    """An objective; made as `Class(facts, **settings)`."""
 
     def __call__(
         self, model: PreTrainedModel, input_ids: Tensor, signals: Mapping[str, Tensor]
     ) -> LossValue:
-        """The loss of a micro-batch, with gradients to the model's parameters.
+        """The loss of a micro-batch, differentiable by the model's parameters.
 
-        Called under `torch.no_grad` too, for held-out sequences, without signals.
+        Also called under `torch.no_grad`, for held-out sequences, without signals.
 
         Args:
-            model: a causal language model on its device; under autocast where a dtype is set.
+            model: a causal language model on its device; under autocast if a dtype is set.
             input_ids: int64 [B, T], without padding and without BOS.
-            signals: the columns that the class names in `signals`, which all parts have to have:
+            signals: the columns that the class lists in `signals`, which all parts must have:
                 float32 [B, T] or [B] on the same device. `loss_mask` [B, T] may be missing: then
                 all tokens count.
         """
@@ -93,35 +88,31 @@ class Objective(Protocol):
 def make_objective(
     settings: ObjectiveSettings, code: CustomCode | None, facts: ObjectiveFacts
 ) -> Objective:
-    """The objective of a spec; `code` as of `objective_class`.
+    """The objective of a spec.
 
     Raises:
         SpecError: no such module or class, or settings that it does not take.
     """
-    kind = objective_class(settings.name, code)
+    kind = _class(settings.name, code)
     try:
-        return kind(facts, **settings.own())
+        return kind(facts, **settings.options)
     except TypeError as error:
         raise SpecError(f"`train.objective: {settings.name}`: {error}") from error
 
 
-def objective_class(name: str, code: CustomCode | None = None) -> Any:
-    """The class of a name in `OBJECTIVES`, or of `module:Class`, from `code` where it is given.
+def signals_of(settings: ObjectiveSettings, code: CustomCode | None = None) -> Sequence[str]:
+    """The columns that an objective reads: the attribute `signals` of its class."""
+    return getattr(_class(settings.name, code), "signals", ())
 
-    Raises:
-        SpecError: it cannot be imported.
-    """
+
+def _class(name: str, code: CustomCode | None) -> Any:
+    """A class of `OBJECTIVES`, or `module:Class`, from `code` if it is sent along."""
     module, _, kind = OBJECTIVES.get(name, name).partition(":")
     try:
-        found = import_module(module) if code is None else import_code(code, module)
-        return getattr(found, kind)
+        imported = import_module(module) if code is None else import_code(code, module)
+        return getattr(imported, kind)
     except (ImportError, AttributeError) as error:
         raise SpecError(
             f"`train.objective: {name}` cannot be imported by a worker: {error}. Install its "
             "package where workers run"
         ) from error
-
-
-def signals_of(settings: ObjectiveSettings, code: CustomCode | None = None) -> Sequence[str]:
-    """The columns that an objective asks for, by the attribute `signals` of its class."""
-    return getattr(objective_class(settings.name, code), "signals", ())

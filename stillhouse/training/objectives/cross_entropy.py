@@ -1,12 +1,12 @@
-"""Next-token loss with z-loss, in chunks: memory for some logits, not for all of [B, T, V].
+"""Next-token loss with z-loss, in chunks: logits [B, T, V] are never all in memory.
 
     nll = mean over predicted tokens of (z - l_target),  z = logsumexp(l)
     objective = nll + z_loss * mean z^2
 
-Gradients are made in the forward pass, while a chunk's probabilities are at hand, so nothing is
-computed twice:  d objective / d l = [p * (1 + 2 * z_loss * z) - onehot(target)] / tokens.
-With a mask, means are over its tokens, and the gradients of all others are 0.
-What the architecture does to its logits (`stillhouse.models.head`) is in them, and in gradients.
+Gradients are computed in the forward pass, from the same probabilities, so that nothing is computed
+twice:  d objective / d l = [p * (1 + 2 * z_loss * z) - onehot(target)] / tokens.
+With a mask, means are over its tokens, and the gradients of all others are 0. Logits and gradients
+include the architecture's scale and soft cap (`stillhouse.models.head`).
 """
 
 from collections.abc import Callable, Mapping
@@ -26,12 +26,8 @@ _MIN_CHUNK = 64
 
 
 class CrossEntropy:
-    """The loss of language modelling over all T-1 predicted positions, EOS included, or over those
-    that `loss_mask` marks.
-
-    Args:
-        facts: of the training.
-        z_loss: factor of the mean squared logsumexp.
+    """The language-modelling loss over all T-1 predicted positions, EOS included, or those that
+    `loss_mask` marks; `z_loss` is the factor of the mean squared logsumexp.
     """
 
     signals: ClassVar[tuple[str, ...]] = (LOSS_MASK,)
@@ -42,7 +38,6 @@ class CrossEntropy:
     def __call__(
         self, model: PreTrainedModel, input_ids: Tensor, signals: Mapping[str, Tensor]
     ) -> LossValue:
-        """See `Objective`."""
         facts = self._facts
         hidden = facts.hidden(model, input_ids)
         head = head_of(model, facts.rule)
@@ -56,7 +51,7 @@ class CrossEntropy:
                 head.bias,
                 facts.rule,
                 input_ids[:, 1:].flatten(),
-                None if mask is None else _shares(mask[:, 1:].flatten().float()),
+                None if mask is None else _weights(mask[:, 1:].flatten().float()),
                 self._z_loss,
                 torch.is_grad_enabled(),
                 _compiled_losses() if facts.compiled else _losses,
@@ -64,13 +59,13 @@ class CrossEntropy:
         return LossValue(objective, nll, token_nll.view(len(input_ids), -1))
 
 
-def _shares(mask: Tensor) -> Tensor:
-    """Weights [n] that make a mean over all of n tokens one over those that count."""
+def _weights(mask: Tensor) -> Tensor:
+    """Weights [n] with which a mean over all n tokens is the mean over the marked ones."""
     return mask * (len(mask) / mask.sum().clamp(min=1))
 
 
 class _Losses(NamedTuple):
-    """Of a chunk: NLLs [n], logsumexps [n], and the objective's gradient [n, V] where asked for."""
+    """Of a chunk: NLLs [n], logsumexps [n], and the objective's gradient [n, V] or None."""
 
     nll: Tensor
     z: Tensor
@@ -86,15 +81,13 @@ def _losses(
     rule: LogitRule,
     share: Tensor | None,
 ) -> _Losses:
-    """Of float32 logits [n, V] and targets [n, 1]; the gradient is that before `rule`.
+    """Losses of a chunk's float32 logits [n, V] and targets [n, 1].
 
     Args:
-        logits, target: of a chunk.
-        z_loss: factor of the mean squared logsumexp.
         total: tokens of all chunks.
-        dtype: of the gradient; None for none.
-        rule: what made the logits of the product that the gradient goes to.
-        share: [n], of the tokens in the means; None where all count alike.
+        dtype: of the gradient; None to compute none.
+        rule: the gradient is at its input, the product.
+        share: weights [n] of the tokens; None if all are 1.
     """
     target_logit = logits.gather(1, target)
     if torch.compiler.is_compiling():  # one pass over the logits, and no scatter
@@ -125,8 +118,8 @@ def _compiled_losses() -> Callable[..., _Losses]:
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
-    """hidden [n, H], weight [V, H], bias [V] or None, targets [n], shares [n] or None -> objective,
-    NLL (scalars) and NLLs [n].
+    """hidden [n, H], weight [V, H], bias [V] or None, targets [n], token weights [n] or None ->
+    objective and NLL (scalars), NLLs [n].
     """
 
     @staticmethod

@@ -8,10 +8,8 @@ from torch.nn.functional import cross_entropy
 
 from stillhouse.distillation.spec import NetworkSettings
 from stillhouse.errors import ModelError
-from stillhouse.models.convnet import ConvNet
-from stillhouse.models.networks import build_network
-from stillhouse.models.resnet import ResNet18
-from stillhouse.models.seeded import initialised
+from stillhouse.models.device import initialised
+from stillhouse.models.networks import ConvNet, ResNet18, build_network
 
 VECTORS = Path(__file__).parents[1] / "vectors"
 
@@ -44,36 +42,29 @@ def test_convnet_reproduces_the_reference():
 
 
 @pytest.mark.parametrize(
-    ("channels", "size", "classes", "depth", "expected"),
-    [(3, 32, 10, 3, 320_010), (3, 32, 100, 3, 504_420), (1, 28, 10, 3, 317_706)],
+    ("channels", "size", "classes", "expected"),
+    [(3, 32, 10, 320_010), (3, 32, 100, 504_420), (1, 28, 10, 317_706)],
 )
-def test_convnet_has_the_published_number_of_parameters(channels, size, classes, depth, expected):
-    shape = {"num_channels": channels, "image_size": size, "num_classes": classes}
-    assert count(ConvNet(**shape, depth=depth)) == expected
+def test_published_numbers_of_parameters(channels, size, classes, expected):
+    assert count(ConvNet(num_channels=channels, image_size=size, num_classes=classes)) == expected
+    assert count(ResNet18(num_channels=3, num_classes=10)) == 11_173_962
 
 
 @pytest.mark.parametrize(("norm", "expected"), [("instance", 16), ("batch", 16), ("none", 0)])
-def test_norm_adds_a_scale_and_a_shift_per_channel(norm, expected):
+def test_norms(norm, expected):
+    """A scale and a shift per channel; ResNet-18 halves the image three times with any of them."""
     network = ConvNet(num_channels=3, image_size=8, num_classes=2, depth=1, width=8, norm=norm)
     assert count(network) == 8 * 27 + 8 + expected + (8 * 16 + 1) * 2
     assert network(torch.zeros(5, 3, 8, 8)).shape == (5, 2)
+    network = ResNet18(num_channels=1, num_classes=4, width=2, norm=norm)
+    images = torch.randn(2, 1, 20, 20, generator=torch.Generator().manual_seed(0))
+    assert network.features(images).shape == (2, 16, 3, 3)
+    assert network(images).shape == (2, 4)
 
 
 def test_images_too_small_for_the_depth_are_refused():
     with pytest.raises(ModelError, match=r"images of 4 pixels .* `depth`"):
         ConvNet(num_channels=3, image_size=4, num_classes=2, depth=3)
-
-
-def test_resnet_has_the_published_number_of_parameters():
-    assert count(ResNet18(num_channels=3, num_classes=10)) == 11_173_962
-
-
-@pytest.mark.parametrize("norm", ["instance", "batch", "none"])
-def test_resnet_halves_the_image_three_times(norm):
-    network = ResNet18(num_channels=1, num_classes=4, width=2, norm=norm)
-    images = torch.randn(2, 1, 20, 20, generator=torch.Generator().manual_seed(0))
-    assert network.features(images).shape == (2, 16, 3, 3)
-    assert network(images).shape == (2, 4)
 
 
 def dropping(num_channels, image_size, num_classes, p=0.0):
@@ -85,31 +76,29 @@ def failing(num_channels, image_size, num_classes):
     raise KeyError("no such size")
 
 
-def factory(name, **options):
-    return NetworkSettings(name="factory", factory=f"{__name__}:{name}", options=options)
-
-
-def test_a_factory_by_import_path():
-    made = build_network(factory("dropping", p=0.5), (1, 8, 8), 10, 0)
-    assert made(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
-    with pytest.raises(ModelError, match="failing` raised KeyError: 'no such size'"):
-        build_network(factory("failing"), (1, 8, 8), 10, 0)
-    with pytest.raises(ModelError, match=r"nowhere` cannot be imported .*PYTHONPATH"):
-        build_network(factory("nowhere"), (1, 8, 8), 10, 0)
-
-
-def test_a_module_that_does_not_run_is_told_in_a_line(tmp_path, monkeypatch):
+def test_factories(tmp_path, monkeypatch):
     (tmp_path / "h7_broken.py").write_text("size = {}['none']")
     (tmp_path / "h7_worse.py").write_text("def make(:")
     monkeypatch.syspath_prepend(str(tmp_path))
-    for name, why in (("h7_broken", "KeyError"), ("h7_worse", "SyntaxError"), ("h7_no", "h7_no")):
-        given = NetworkSettings(name="factory", factory=f"{name}:make")
-        with pytest.raises(ModelError, match=rf"`factory: {name}:make` cannot .*{why}") as told:
-            build_network(given, (1, 8, 8), 10, 0)
-        assert "\n" not in str(told.value)
+
+    def build(factory, **options):
+        settings = NetworkSettings(name="factory", factory=factory, options=options)
+        return build_network(settings, (1, 8, 8), 10, 0)
+
+    assert build(f"{__name__}:dropping", p=0.5)(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
+    for factory, message in {
+        f"{__name__}:failing": "failing` raised KeyError: 'no such size'",
+        f"{__name__}:nowhere": r"nowhere` cannot be imported .*PYTHONPATH",
+        "h7_broken:make": r"`factory: h7_broken:make` cannot .*KeyError",
+        "h7_worse:make": r"`factory: h7_worse:make` cannot .*SyntaxError",
+        "h7_no:make": r"`factory: h7_no:make` cannot .*h7_no",
+    }.items():
+        with pytest.raises(ModelError, match=message) as caught:
+            build(factory)
+        assert "\n" not in str(caught.value)
 
 
-def test_seed_alone_decides_the_weights():
+def test_weights_depend_on_the_seed_alone():
     def make():
         return ResNet18(num_channels=1, num_classes=2, width=2)
 
