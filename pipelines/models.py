@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,8 +65,7 @@ class Models:
         data = _sample(self._ctx.store, pool, settings.num_tokens // length, settings.seed)
         model = settings.model or ModelSettings()
         shape, step = self._shape(model), "train prior"
-        learning = self._learning(settings, shape, data.num_tokens)
-        task = self._task("prior", "prior", model, data, data.num_tokens, learning)
+        task = self._task(settings, shape, data, data.num_tokens, role="prior", init=model)
         asked = choose(  # not from the data: a pin outlives new shards, which may change their size
             settings,
             width=model.hidden_size,
@@ -89,32 +89,31 @@ class Models:
         """The conditional: the prior fine-tuned on the target, or given."""
         if "conditional" in self._given:
             return self._given["conditional"]
-        init = StartModel(prior.folder, prior.fingerprint)
         start: Start = "trained" if prior.trained_here else "given"
-        return self._tuned("conditional", prior, init, start, target)
+        init = StartModel(prior.folder, prior.fingerprint)
+        return self._tuned("conditional", prior, target, init, start)
 
     def down(self, prior: ModelRef, target: Manifest) -> ModelRef:
         """RHO-down's model: of the prior's architecture and sizes, trained on the target only."""
         init = StartModel(prior.folder, prior.fingerprint, fresh=True)
         if prior.trained_here:
             init = self._spec.prior.model or ModelSettings()
-        return self._tuned("down", prior, init, "fresh", target)
+        return self._tuned("down", prior, target, init, "fresh")
 
     def _tuned(
         self,
         role: str,
         prior: ModelRef,
+        target: Manifest,
         init: ModelSettings | StartModel,
         start: Start,
-        target: Manifest,
     ) -> ModelRef:
-        settings = self._spec.conditional
+        settings, shape = self._spec.conditional, prior.shape
         num_tokens = settings.num_tokens or round(settings.epochs * target.num_tokens)
         data = token_set(self._ctx.store, target, "target")
-        learning = self._learning(settings, prior.shape, num_tokens, start)
-        task = self._task(role, role, init, data, num_tokens, learning)
-        [made] = train_models(self._ctx, self._gang, f"train {role}", [task], prior.shape)
-        return self._made(made, prior.shape)
+        task = self._task(settings, shape, data, num_tokens, role=role, init=init, start=start)
+        [made] = train_models(self._ctx, self._gang, f"train {role}", [task], shape)
+        return self._made(made, shape)
 
     def targets(
         self, selections: dict[str, Manifest], heldout: Manifest
@@ -124,18 +123,18 @@ class Models:
         assert train is not None
         store, shape = self._ctx.store, self._shape(train.model)
         tokens = train.num_tokens or selections[self._spec.rule].num_tokens
-        learning = self._learning(train, shape, tokens)
-        learning = learning.model_copy(update={"eval_points": train.eval_points})
         held = token_set(store, heldout, "heldout")
         tasks = [
             self._task(
-                "target",
-                f"{name}, seed {seed}",
-                train.model,
+                train.model_copy(update={"seed": seed}),
+                shape,
                 token_set(store, selection, name),
                 tokens,
-                learning.model_copy(update={"seed": seed}),
-                held,
+                role="target",
+                label=f"{name}, seed {seed}",
+                init=train.model,
+                heldout=held,
+                eval_points=train.eval_points,
             )
             for seed in train.all_seeds
             for name, selection in selections.items()
@@ -170,40 +169,24 @@ class Models:
         num_positions = self._spec.sequence_length + self._tokenizer.num_extra
         return planned_shape(model, self._tokenizer.vocab_size, num_positions)
 
-    def _learning(
-        self, settings: Optimisation, shape: ModelShape, num_tokens: int, start: Start = "fresh"
-    ) -> TrainingSettings:
-        """The settings with `auto` resolved; no checkpoint outlives the training."""
-        content = settings.model_dump(include=set(Optimisation.model_fields))
-        return choose(
-            TrainingSettings(**content, eval_points=1, keep_last=0),
-            width=shape.hidden_size,
-            num_tokens=num_tokens,
-            sequence_length=self._spec.sequence_length,
-            start=start,
-        )
-
     def _task(
         self,
-        role: str,
-        label: str,
-        init: ModelSettings | StartModel,
+        settings: Optimisation,
+        shape: ModelShape,
         data: TokenSet,
         num_tokens: int,
-        settings: TrainingSettings,
-        heldout: TokenSet | None = None,
+        *,
+        role: str,
+        label: str | None = None,
+        eval_points: int = 1,
+        **options: Any,
     ) -> TrainTask:
-        return make_task(
-            self._spec.compute,
-            self._tokenizer,
-            role=role,
-            label=label,
-            init=init,
-            data=[data],
-            settings=settings,
-            num_tokens=num_tokens,
-            heldout=heldout,
-        )
+        """A training whose checkpoints are removed at its end; `options` as of `make_task`."""
+        content = settings.model_dump(include=set(Optimisation.model_fields))
+        training = TrainingSettings(**content, eval_points=eval_points, keep_last=0)
+        options |= {"role": role, "label": label or role}
+        where = self._spec.compute, self._tokenizer
+        return make_task(*where, shape, [data], training, num_tokens, **options)
 
 
 def _rows_with(seen: Ranges, item: tuple[str, list[str]]) -> NDArray[np.int64]:

@@ -31,7 +31,6 @@ from stillhouse.training.task import (
     StartModel,
     TokenSet,
     TrainTask,
-    choose,
     token_set,
     with_order,
 )
@@ -132,23 +131,17 @@ def _task(
     one_pass: float = sum(one.num_tokens for one in sets)
     if spec.online is not None:  # one of tau candidates is trained on
         one_pass /= spec.online.tau
-    num_tokens = spec.train.num_tokens or one_pass
-    settings = choose(
-        spec.train,
-        width=shape.hidden_size,
-        num_tokens=num_tokens,
-        sequence_length=sets[0].sequence_length,
-        start=origin,
-    )
     return make_task(
         spec.compute,
         tokenizer,
+        shape,
+        sets,
+        spec.train,
+        spec.train.num_tokens or one_pass,
         role="target",
         label=spec.name or "target",
         init=start,
-        data=sets,
-        settings=settings,
-        num_tokens=num_tokens,
+        start=origin,
         heldout=heldout,
     )
 

@@ -22,7 +22,15 @@ from stillhouse.pipelines.workers import STEP, Gang
 from stillhouse.spec import ComputeSettings, ModelSettings, Optimisation
 from stillhouse.storage.artifact import Manifest, Store
 from stillhouse.training.spec import TrainingSettings
-from stillhouse.training.task import StartModel, Tell, TokenSet, TrainTask, with_order
+from stillhouse.training.task import (
+    Start,
+    StartModel,
+    Tell,
+    TokenSet,
+    TrainTask,
+    choose,
+    with_order,
+)
 
 LOOK_AHEAD = 4
 """Windows scored before they are needed, so that a slow one does not stall the training."""
@@ -33,17 +41,27 @@ _SMALL_TOKENS = 8 << 20
 def make_task(
     compute: ComputeSettings,
     tokenizer: TokenizerRef,
+    shape: ModelShape,
+    data: Sequence[TokenSet],
+    settings: TrainingSettings,
+    num_tokens: float,
     *,
     role: str,
     label: str,
     init: ModelSettings | StartModel,
-    data: Sequence[TokenSet],
-    settings: TrainingSettings,
-    num_tokens: float,
+    start: Start = "fresh",
     heldout: TokenSet | None = None,
 ) -> TrainTask:
-    """A training on about `num_tokens`, with settings whose `auto` is resolved."""
-    num_steps = max(1, round(num_tokens / (data[0].sequence_length * settings.batch_size)))
+    """A training of a model of `shape` on about `num_tokens`; `auto` settings are resolved."""
+    length = data[0].sequence_length
+    settings = choose(
+        settings,
+        width=shape.hidden_size,
+        num_tokens=num_tokens,
+        sequence_length=length,
+        start=start,
+    )
+    num_steps = max(1, round(num_tokens / (length * settings.batch_size)))
     return TrainTask(
         role=role,
         label=label,
