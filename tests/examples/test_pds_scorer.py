@@ -7,13 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from pydantic import ValidationError
-from small import small_spec
 from unrolled import unrolled
 
 from stillhouse.errors import DivergedError, InputError
 from stillhouse.selection.own import find_code, fit
-from stillhouse.spec import SelectSpec
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 sys.path.insert(0, str(EXAMPLES))
@@ -39,14 +36,6 @@ def scorer():
     fresh = code.build({**SMALL, "num_steps": 10, "every": 5})
     fresh.load(state)
     return fresh
-
-
-@pytest.mark.parametrize(
-    "asked", ["pds", {"import": "stillhouse.selection.pds:PdsScorer", "settings": {"window": 64}}]
-)
-def test_its_old_names_are_refused_with_what_to_do(tmp_path, asked):
-    with pytest.raises(ValidationError, match=r"put `examples/pds_scorer\.py` beside the spec"):
-        SelectSpec.model_validate(small_spec(tmp_path, scorer=asked))
 
 
 def test_texts_like_the_target_score_higher(scorer):
