@@ -90,6 +90,22 @@ class Artifact:
     def num_tokens(self) -> int:
         return self.manifest.num_tokens
 
+    def to_datasets(self, *, streaming: bool = False) -> Any:
+        """The rows as a Hugging Face `Dataset` (`IterableDataset` with `streaming`)."""
+        import datasets
+
+        files = [
+            glob.escape(part.uri) if protocol_of(part.uri) == "file" else part.uri
+            for part in self.parts
+        ]
+        return datasets.load_dataset(
+            "parquet",
+            data_files=files,
+            split="train",
+            streaming=streaming,
+            storage_options=known_options(self.uri) or None,
+        )
+
 
 class Selection(Artifact):
     """A selection: the kept rows with their scores and addresses."""
@@ -135,22 +151,6 @@ class Selection(Artifact):
                 for group in range(file.num_row_groups):
                     table = file.read_row_group(group, columns=columns, use_threads=False)
                     yield from table.combine_chunks().to_batches()
-
-    def to_datasets(self, *, streaming: bool = False) -> Any:
-        """A Hugging Face `Dataset` (`IterableDataset` with `streaming`)."""
-        import datasets
-
-        files = [
-            glob.escape(part.uri) if protocol_of(part.uri) == "file" else part.uri
-            for part in self.parts
-        ]
-        return datasets.load_dataset(
-            "parquet",
-            data_files=files,
-            split="train",
-            streaming=streaming,
-            storage_options=known_options(self.uri) or None,
-        )
 
     def to_torch(
         self,
@@ -202,6 +202,9 @@ class Selection(Artifact):
 
 class Distilled(Artifact):
     """A distilled set as a network is trained on it.
+
+    `to_datasets` has the stored rows: `image` (to look at), `label`, `values`; INFER's are real
+    images, then compensators (`stored_sets`).
 
     Attributes:
         images: float32 [N, C, H, W], preprocessed.
@@ -261,19 +264,6 @@ class Distilled(Artifact):
         if LABELS not in self.manifest.files:
             raise ArtifactError(f"{self.uri} has one label an image, none of views")
         return load(read_bytes(join(self.about, LABELS)))["labels"]
-
-    def to_datasets(self) -> Any:
-        """A Hugging Face `Dataset` of the stored rows: `image` (to look at), `label`, `values`.
-
-        INFER's are real images, then compensators (`stored_sets`).
-        """
-        import datasets
-
-        files = [part.uri for part in self.parts]
-        known = known_options(self.uri) or None
-        return datasets.load_dataset(
-            "parquet", data_files=files, split="train", storage_options=known
-        )
 
 
 def part_files(tokens: Manifest) -> list[list[dict[str, Any]]]:

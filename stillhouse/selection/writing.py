@@ -23,7 +23,7 @@ from stillhouse.selection.ranking import LOSS_COLUMNS, PartScores, RankedPart, S
 from stillhouse.storage.artifact import Store
 from stillhouse.storage.parquet import read_table
 from stillhouse.storage.task import Output, Place, Task
-from stillhouse.text.documents import read_rows
+from stillhouse.text.documents import Document, read_documents
 from stillhouse.text.duplicates import keyed_uniform
 from stillhouse.text.pieces import Pieces, read_pieces, row_sources
 from stillhouse.text.tasks import UnitFile
@@ -180,15 +180,16 @@ def _documents(
     for index in np.unique(file):
         wanted = sorted(int(r) for r in raw[file == index])
         place = member.files[index]
-        for document in read_rows(
+        for item in read_documents(
             place.uri,
-            wanted,
             file=int(index),
             name=place.digest[:12],
             settings=source,
+            rows=wanted,
             label=place.label,
         ):
-            texts[int(index), document.row] = document.text
+            if isinstance(item, Document):
+                texts[int(index), item.row] = item.text
     return pa.table(
         {
             "id": pieces.ids.take(pa.array(first)),

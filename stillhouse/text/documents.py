@@ -69,7 +69,7 @@ def read_documents(
     file: int,
     name: str,
     settings: DataSource,
-    rows: tuple[int, int] | None = None,
+    rows: Sequence[int] = ALL_ROWS,
     label: str | None = None,
 ) -> Iterator[Document | DeadLetter]:
     """The documents and dead letters of a file, in order.
@@ -79,30 +79,26 @@ def read_documents(
         file: its index in the sorted listing, copied into the results.
         name: its path relative to the listing; `name:row` is the id of rows without one.
         settings: format, columns, default source, longest text.
-        rows: half-open range of raw rows; default all.
+        rows: numbers of the raw rows to read, sorted.
         label: the source of all rows; default the rows' own.
 
     Raises:
         InputError: a missing column that the spec names, an unknown suffix.
         BadFileError: a truncated file, or one of another format.
     """
-    wanted = range(*rows) if rows else ALL_ROWS
-    yield from _Reader(uri, file, name, settings, label).read(wanted)
-
-
-def read_rows(
-    uri: str,
-    rows: Sequence[int],
-    *,
-    file: int,
-    name: str,
-    settings: DataSource,
-    label: str | None = None,
-) -> Iterator[Document]:
-    """The documents at some raw rows (sorted) of a file; arguments as of `read_documents`."""
-    for document in _Reader(uri, file, name, settings, label).read(rows):
-        if isinstance(document, Document):
-            yield document
+    reader = _Reader(uri, file, name, settings, label)
+    records = read_records(
+        uri,
+        reader.columns,
+        text=settings.columns.text,
+        max_chars=settings.max_chars,
+        given=settings.reader,
+        wanted=rows,
+    )
+    try:
+        yield from map(reader.document, records)
+    except BadFileError as error:
+        raise BadFileError(f"{error}; repair it, or set `skip_bad_files: true`") from error
 
 
 class _Reader:
@@ -113,37 +109,13 @@ class _Reader:
     ) -> None:
         self._uri, self._file, self._name, self._settings = uri, file, name, settings
         self._source = source  # of all rows, whose column is not read then
-        columns = settings.columns
-        self._asked = {"text": columns.text, "id": columns.id}
-        if columns.prompt is not None:
-            self._asked["prompt"] = columns.prompt
-        if source is None:
-            self._asked["source"] = columns.source
-        self._labels = [
-            (key, path)
-            for key, path in self._asked.items()
-            if path and key not in {"text", "prompt"}
-        ]
+        unread = {"prompt"} if settings.columns.prompt is None else set[str]()
+        unread |= {"source"} if source is not None else set()
+        self._paths: dict[str, str | None] = settings.columns.model_dump(exclude=unread)
 
-    def read(self, wanted: Sequence[int]) -> Iterator[Document | DeadLetter]:
-        settings = self._settings
-        records = read_records(
-            self._uri,
-            self._columns,
-            text=settings.columns.text,
-            max_chars=settings.max_chars,
-            given=settings.reader,
-            wanted=wanted,
-        )
-        try:
-            for record in records:
-                yield self._document(record)
-        except BadFileError as error:
-            raise BadFileError(f"{error}; repair it, or set `skip_bad_files: true`") from error
-
-    def _columns(self, schema: pa.Schema) -> list[str]:
+    def columns(self, schema: pa.Schema) -> list[str]:
         """The columns to read of a Parquet file."""
-        for key, path in self._asked.items():
+        for key, path in self._paths.items():
             if path is not None and column_of(schema, path) is None:
                 paths = column_paths(schema)
                 near = get_close_matches(path, paths, n=1)
@@ -152,10 +124,10 @@ class _Reader:
                     f"{self._uri}: no column `{path}` (`columns.{key}`){hint}. It has "
                     f"{', '.join(paths)}"
                 )
-        paths = [path or key for key, path in self._asked.items()]
+        paths = [path or key for key, path in self._paths.items()]
         return [path for path in dict.fromkeys(paths) if column_of(schema, path) is not None]
 
-    def _document(self, record: Record) -> Document | DeadLetter:
+    def document(self, record: Record) -> Document | DeadLetter:
         values, settings = record.values, self._settings
         text = as_text(record.raw if record.broken else find(values, settings.columns.text))
         try:
@@ -190,7 +162,7 @@ class _Reader:
         return str(text)
 
     def _label(self, values: dict[str, Any], key: str) -> str:
-        path = self._asked[key] or key
+        path = self._paths[key] or key
         try:
             return label(find(values, path))
         except ValueError as error:
@@ -201,8 +173,9 @@ class _Reader:
 
     def _absent(self, values: dict[str, Any]) -> str:
         """A message about the first of id and source that the spec names and the row lacks."""
-        for key, path in self._labels:
-            if find(values, path) is ABSENT:
+        for key in ("id", "source"):
+            path = self._paths.get(key)
+            if path and find(values, path) is ABSENT:
                 return f"no key `{path}` (`columns.{key}`); keys: {_keys(values)}"
         return ""
 

@@ -30,6 +30,7 @@ from stillhouse.text.documents import DeadLetter, Document, read_documents
 from stillhouse.text.duplicates import document_hash
 from stillhouse.text.packing import Packer, pack, token_dtype, tokens_table
 from stillhouse.text.pieces import LABELS_SCHEMA, label_table, read_pieces
+from stillhouse.text.records import ALL_ROWS
 from stillhouse.text.tokenizer import Tokenizer, load_tokenizer
 
 T = TypeVar("T")
@@ -288,7 +289,7 @@ def _read_file(task: ScanTask, index: int) -> Iterator[Document | DeadLetter]:
         file=index,
         name=file.digest[:12],
         settings=task.source,
-        rows=file.rows,
+        rows=range(*file.rows) if file.rows else ALL_ROWS,
         label=file.label,
     )
 

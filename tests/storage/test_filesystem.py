@@ -5,7 +5,6 @@ import os
 import random
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pyarrow as pa
@@ -58,24 +57,12 @@ def test_read(folder):
     assert read_bytes(join(folder, "b/c")) == b"b/c"
     assert read_many([join(folder, name) for name in ("b/c", "a")]) == [b"b/c", b"a"]
     assert read_many([]) == []
+    assert (list_names(folder), list_names(join(folder, "b"))) == (["a", "b"], ["c"])
     assert exists(join(folder, "a"))
     assert not exists(join(folder, "b/d"))
     for read in (read_bytes, open_read):
         with pytest.raises(FileNotFoundError):
             read(join(folder, "nothing"))
-
-
-def test_reading_a_folder(tmp_path):
-    with pytest.raises(StorageError, match=r"reading .* failed: .*Is a directory"):
-        read_bytes(str(tmp_path))
-
-
-def test_list_names(folder):
-    assert list_names(folder) == []
-    put_all(folder, ["b", "a", "deep/er/x"])
-    assert list_names(folder) == ["a", "b", "deep"]
-    assert list_names(join(folder, "deep")) == ["er"]
-    assert list_names(join(folder, "nothing")) == []
 
 
 def test_open_read_is_a_file(folder):
@@ -160,7 +147,9 @@ def test_links_to_folders_are_followed_once(tmp_path):
     assert names_of([str(tmp_path / "pool")]) == ["a.jsonl", "linked/deep/b.jsonl"]
 
 
-def test_a_name_that_is_not_utf8(tmp_path):
+def test_names_and_folders_that_are_refused(tmp_path):
+    with pytest.raises(StorageError, match=r"reading .* failed: .*Is a directory"):
+        read_bytes(str(tmp_path))
     (tmp_path / os.fsdecode(b"\xff.jsonl")).write_bytes(b"x")
     with pytest.raises(InputError, match=r"xff.jsonl' is not UTF-8: rename it"):
         list_files([str(tmp_path)], SUFFIXES)
@@ -177,6 +166,7 @@ def test_a_bracket_that_is_part_of_a_name(tmp_path):
 
 
 def test_nothing_matches(folder):
+    assert list_names(folder) == list_names(join(folder, "nothing")) == []
     put_all(folder, ["x/a.txt"])
     for path in ("x", "nothing", "x/*.jsonl", "x/b.txt"):
         with pytest.raises(InputError, match=rf"no files match '.*{path[-3:]}' \(looking for"):
@@ -216,16 +206,6 @@ def test_unreadable_folder_is_no_empty_folder(tmp_path):
     (tmp_path / "closed").chmod(0o700)
     assert "StorageError: listing" in done.stderr
     assert "Permission denied" in done.stderr
-
-
-def test_other_filesystems():
-    name = f"memory://listing-{time.time_ns()}"
-    put_all(name, ["a.jsonl", "b/c.jsonl", "d.txt"])
-    found = list_files([name], SUFFIXES)
-    assert [f.name for f in found] == ["a.jsonl", "b/c.jsonl"]
-    assert [read_bytes(f.uri) for f in found] == [b"a.jsonl", b"b/c.jsonl"]
-    with open_read(found[1].uri) as file:
-        assert file.read() == b"b/c.jsonl"
 
 
 def test_options_reach_fsspec_and_workers(s3_url, bucket, monkeypatch):

@@ -50,51 +50,25 @@ def failing(*errors):
     return action
 
 
-def test_passing_errors_are_retried():
+def test_transient_errors_alone_are_retried():
     action = failing(TimeoutError(), OSError(errno.EIO, "?"), ConnectionResetError())
     assert with_retries(action, "reading x") == 4
-
-
-@pytest.mark.parametrize(
-    "error",
-    [
+    final = [
         PermissionError(errno.EACCES, "no"),
         OSError(errno.ENOSPC, "No space left on device"),
         OSError(errno.EROFS, "Read-only file system"),
         NotADirectoryError(errno.ENOTDIR, "Not a directory"),
         ValueError("Invalid endpoint: x"),
-    ],
-)
-def test_final_errors_are_not_retried(error):
-    with pytest.raises(StorageError, match="reading x failed") as caught:
-        with_retries(failing(error), "reading x")
-    assert caught.value.__cause__ is error
-    assert caught.value.exit_code == 4
-
-
-@pytest.mark.parametrize("error", [FileNotFoundError, FileExistsError, SpecError, KeyError])
-def test_answers_and_bugs_pass_through(error):
-    with pytest.raises(error):
-        with_retries(failing(error("x")), "reading x")
-
-
-@pytest.mark.parametrize(
-    ("error", "sentence"),
-    [
-        (
-            OSError(errno.ENOSPC, "No space left on device"),
-            "writing x failed: [Errno 28] No space left on device "
-            "(disk full: free space and run again, finished parts are kept)",
-        ),
-        (
-            OSError(errno.EROFS, "Read-only file system"),
-            "writing x failed: [Errno 30] Read-only file system (read-only: give another `store`)",
-        ),
-        (TimeoutError(), "writing x failed: TimeoutError"),
-    ],
-)
-def test_explain(error, sentence):
-    assert explain(error, "writing x") == sentence
+    ]
+    for error in final:
+        with pytest.raises(StorageError, match="reading x failed") as caught:
+            with_retries(failing(error), "reading x")
+        assert caught.value.__cause__ is error
+        assert caught.value.exit_code == 4
+    for kind in (FileNotFoundError, FileExistsError, SpecError, KeyError):
+        with pytest.raises(kind):
+            with_retries(failing(kind("x")), "reading x")
+    assert explain(TimeoutError(), "writing x") == "writing x failed: TimeoutError"
 
 
 def full_round(store):
@@ -169,32 +143,25 @@ def test_failure_inside_arrow_keeps_its_type(bucket, proxied, impatient):
             pq.ParquetFile(file)
 
 
-def test_every_call_is_one_request_when_it_fails(bucket, proxied, impatient):
-    """Retries of botocore and s3fs would multiply with ours."""
+def test_no_access_and_no_bucket(bucket, proxied):
+    """A call that fails is one request: retries of botocore and s3fs would multiply with ours."""
+    replace_x = lambda uri: replace(uri + "/x", b"")  # noqa: E731
     proxied.rule = lambda *_: "403"
-    with pytest.raises(StorageError):
-        create(f"{bucket}/x", b"")
-    assert len(proxied.requests) == 1
-
-
-@pytest.mark.parametrize(
-    "call",
-    [
+    for call in (
         check_store,
         lambda uri: read_bytes(uri + "/x"),
-        lambda uri: list_names(uri),
+        list_names,
         lambda uri: list_files([uri], [".txt"]),
-        lambda uri: replace(uri + "/x", b""),
-    ],
-)
-def test_no_access(bucket, proxied, call):
-    proxied.rule = lambda *_: "403"
-    with pytest.raises(StorageError, match=r"failed: AccessDenied by the proxy \(no access: check"):
-        call(bucket)
-
-
-def test_no_bucket(s3_url):
-    for call in (check_store, lambda uri: replace(uri + "/x", b"")):
+        replace_x,
+    ):
+        with pytest.raises(StorageError, match=r"AccessDenied by the proxy \(no access: check"):
+            call(bucket)
+    proxied.requests.clear()
+    with pytest.raises(StorageError):
+        check_store(bucket)
+    assert len(proxied.requests) == 1
+    proxied.rule = lambda *_: None
+    for call in (check_store, replace_x):
         with pytest.raises(StorageError, match="there is no such bucket: make it or give another"):
             call("s3://no-such-bucket-here")
     with pytest.raises(InputError, match="/pool: there is no bucket 'no-such-bucket-here'"):

@@ -11,15 +11,14 @@ from stillhouse.text.documents import (
     DeadLetter,
     Document,
     read_documents,
-    read_rows,
 )
 
 PLAIN = DataSource(path="unused")
 NAMED = DataSource(path="unused", columns=ColumnNames(text="body", id="key", source="kind"))
 
 
-def read(path, settings=PLAIN, rows=None):
-    return list(read_documents(str(path), file=3, name="n", settings=settings, rows=rows))
+def read(path, settings=PLAIN, **rows):
+    return list(read_documents(str(path), file=3, name="n", settings=settings, **rows))
 
 
 def write_parquet(path, columns, **options):
@@ -73,11 +72,10 @@ def test_a_missing_column_is_named_with_those_that_exist(tmp_path):
 def test_parquet_ranges_and_single_rows(tmp_path):
     texts = [f"t{i}" for i in range(1000)]
     path = write_parquet(tmp_path / "a.parquet", {"text": texts}, row_group_size=300)
-    assert [d.row for d in read(path, rows=(250, 610))] == list(range(250, 610))
+    assert [d.row for d in read(path, rows=range(250, 610))] == list(range(250, 610))
     wanted = [0, 299, 300, 301, 999]
-    found = list(read_rows(str(path), wanted, file=3, name="n", settings=PLAIN))
-    assert [(d.row, d.text) for d in found] == [(r, f"t{r}") for r in wanted]
-    assert list(read_rows(str(path), [], file=3, name="n", settings=PLAIN)) == []
+    assert [(d.row, d.text) for d in read(path, rows=wanted)] == [(r, f"t{r}") for r in wanted]
+    assert read(path, rows=[]) == []
 
 
 def test_bad_rows_of_parquet(tmp_path):
@@ -148,9 +146,9 @@ def test_json_ranges_single_rows_and_names(tmp_path):
     path = lines(
         tmp_path / "a.jsonl", *({"body": f"t{i}", "key": i, "kind": "s"} for i in range(9))
     )
-    assert [d.text for d in read(path, NAMED, rows=(2, 4))] == ["t2", "t3"]
-    found = read_rows(str(path), [1, 8], file=0, name="n", settings=NAMED)
-    assert list(found) == [Document(0, 1, "1", "s", "t1"), Document(0, 8, "8", "s", "t8")]
+    assert [d.text for d in read(path, NAMED, rows=range(2, 4))] == ["t2", "t3"]
+    found = [Document(3, 1, "1", "s", "t1"), Document(3, 8, "8", "s", "t8")]
+    assert read(path, NAMED, rows=[1, 8]) == found
 
 
 def test_a_line_beyond_all_limits_is_skipped_without_reading_it_whole(tmp_path):
@@ -167,7 +165,7 @@ def test_plain_text_is_one_document(tmp_path):
     path.write_text("# title\n\nbody\n")
     settings = DataSource(path="x", source="notes")
     assert read(path, settings) == [Document(3, 0, "n:0", "notes", "# title\n\nbody\n")]
-    assert read(path, rows=(1, 2)) == []
+    assert read(path, rows=range(1, 2)) == []
     for limit in (3, 2):
         assert read(path, DataSource(path="x", max_chars=limit))[0].reason == (
             f"longer than {limit} characters (`max_chars`), a plain text file is one document"

@@ -19,9 +19,7 @@ DAY = datetime.date(2024, 2, 29)
 
 
 def read(path, settings=PLAIN, label=None):
-    return list(
-        read_documents(str(path), file=0, name="n", settings=settings, rows=None, label=label)
-    )
+    return list(read_documents(str(path), file=0, name="n", settings=settings, label=label))
 
 
 def put(path, columns):
