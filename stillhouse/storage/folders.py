@@ -69,7 +69,7 @@ def copy_folder(
 
 
 @contextmanager
-def local_folder(uri: str, suffixes: tuple[str, ...] = ("",)) -> Generator[Path]:
+def local_folder(uri: str, suffixes: tuple[str, ...]) -> Generator[Path]:
     """A local folder itself; of a remote one a temporary copy of the files with these suffixes."""
     if protocol_of(uri) == "file":
         yield Path(uri)

@@ -4,7 +4,7 @@ Without one, a flipped bit is silently read as other values.
 """
 
 import io
-from collections.abc import Generator, Mapping
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import IO, Any
 
@@ -17,12 +17,8 @@ from stillhouse.storage.filesystem import open_read, read_bytes
 ROW_GROUP = 8192
 
 
-def parquet_bytes(
-    table: pa.Table, metadata: Mapping[str, str] | None = None, row_group: int = ROW_GROUP
-) -> bytes:
+def parquet_bytes(table: pa.Table, row_group: int = ROW_GROUP) -> bytes:
     """The table as one Parquet file, compressed by zstd."""
-    if metadata:
-        table = table.replace_schema_metadata(dict(metadata))
     buffer = io.BytesIO()
     pq.write_table(
         table, buffer, compression="zstd", row_group_size=row_group, write_page_checksum=True

@@ -59,13 +59,13 @@ def hash_range(hashes: Hashes, num_ranges: int) -> NDArray[np.int64]:
     return (leading * np.uint64(num_ranges) >> np.uint64(32)).astype(np.int64)
 
 
-def heldout_split(hashes: Hashes, share: float, seed: int) -> NDArray[np.bool_]:
+def heldout_split(hashes: Hashes, share: float) -> NDArray[np.bool_]:
     """Hold out about `share` of the texts: uint8[n, 16] -> bool[n], all copies on one side.
 
-    The side of a text depends on its hash and `seed` alone, with two exceptions: of two or more
-    rows at least one is held out, and of two or more different texts at least one is not.
+    The side of a text depends on its hash alone, with two exceptions: of two or more rows at least
+    one is held out, and of two or more different texts at least one is not.
     """
-    draw = keyed_uniform(_halves(hashes)[0], seed)
+    draw = keyed_uniform(_halves(hashes)[0], 0)
     if len(draw) < 2:
         return np.zeros(len(draw), dtype=np.bool_)
     held_out = (draw < share) | (draw == draw.min())
@@ -171,7 +171,7 @@ class SplitTask(Task):
 
     def run(self, store: Store, host: Any, loaded: Any) -> Output:
         scanned = read_scans(store, self.scans)
-        held = heldout_split(scanned.hashes, self.share, 0)
+        held = heldout_split(scanned.hashes, self.share)
         later = np.zeros(len(held), bool)
         if self.deduplicate:
             later = later_occurrences(scanned.hashes)

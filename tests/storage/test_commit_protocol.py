@@ -82,8 +82,9 @@ class Protocol(RuleBasedStateMachine):
         receipts = self.store.finished("tokens", TASKS)
         if len(receipts) == len(TASKS) and self.inline_parts < len(TASKS):
             rows = [_row(receipts[task].parts[0]) for task in TASKS]
-            listed = parquet_bytes(pa.Table.from_pylist(rows), {"writer": writer})
-            create(self.store.path("tokens", FINGERPRINT, "parts.parquet"), listed)
+            parts = pa.Table.from_pylist(rows).replace_schema_metadata({"writer": writer})
+            data = parquet_bytes(parts)
+            create(self.store.path("tokens", FINGERPRINT, "parts.parquet"), data)
 
     @rule(writer=WRITERS)
     def run_to_the_end(self, writer):

@@ -54,7 +54,7 @@ def test_local_folder(folder):
     """Of a remote folder only the files with the suffixes are copied."""
     replace(join(folder, "a.json"), b"{}")
     replace(join(folder, "b.bin"), bytes(9 << 20))
-    with local_folder(folder) as local:
+    with local_folder(folder, (".json", ".bin")) as local:
         assert sorted(path.name for path in local.iterdir()) == ["a.json", "b.bin"]
         assert (local / "a.json").read_bytes() == b"{}"
         assert (local / "b.bin").stat().st_size == 9 << 20

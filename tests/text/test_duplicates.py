@@ -47,16 +47,6 @@ def test_later_occurrences_are_those_a_set_has_seen(listed):
     assert later_occurrences(hashes.reshape(-1).view("V16")).tolist() == expected
 
 
-@given(texts, st.integers(1, 5))
-def test_ranges_taken_alone_find_the_same_duplicates(listed, num_ranges):
-    hashes = hashes_of(listed)
-    ranges = hash_range(hashes, num_ranges)
-    found = np.zeros(len(listed), dtype=bool)
-    for index in range(num_ranges):
-        found[ranges == index] = later_occurrences(hashes[ranges == index])
-    assert np.array_equal(found, later_occurrences(hashes))
-
-
 def test_ranges_are_of_equal_size_and_in_order():
     hashes = np.zeros((256, 16), dtype=np.uint8)
     hashes[:, 0] = np.arange(256)
@@ -64,22 +54,15 @@ def test_ranges_are_of_equal_size_and_in_order():
     assert hash_range(hashes, 3)[[0, 85, 86, 255]].tolist() == [0, 0, 1, 2]
 
 
-@given(texts, st.floats(0.01, 0.99), st.integers(0, 9))
-def test_copies_of_a_text_are_held_out_together_and_both_sides_have_some(listed, share, seed):
-    held_out = heldout_split(hashes_of(listed), share, seed)
-    sides = {}
-    for text, out in zip(listed, held_out, strict=True):
-        assert sides.setdefault(normalise(text), out) == out
-    assert held_out.any() == (len(listed) >= 2)
-    assert len(sides) < 2 or not held_out.all()
-
-
-def test_about_the_share_is_held_out_and_the_seed_decides_which():
+def test_about_the_share_is_held_out_in_any_order():
     hashes = hashes_of([str(i) for i in range(5000)])
-    first, second = heldout_split(hashes, 0.1, seed=0), heldout_split(hashes, 0.1, seed=1)
-    assert 440 < first.sum() < 560
-    assert (first & second).sum() < 90
-    assert np.array_equal(first[::-1], heldout_split(hashes[::-1], 0.1, seed=0))
+    held_out = heldout_split(hashes, 0.1)
+    assert 440 < held_out.sum() < 560
+    assert np.array_equal(held_out[::-1], heldout_split(hashes[::-1], 0.1))
+    for share in (0.001, 0.999):  # of two rows one is held out, of two texts one is not
+        assert sorted(heldout_split(hashes_of(["a", "b"]), share)) == [False, True]
+        assert heldout_split(hashes_of(["a", "a"]), share).all()
+        assert not heldout_split(hashes_of(["a"]), share).any()
 
 
 def test_keyed_uniform_is_uniform_even_for_keys_in_a_row():
