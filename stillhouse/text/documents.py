@@ -204,4 +204,4 @@ def _clean(text: str) -> str:
 def _preview(text: Any) -> str:
     if isinstance(text, bytes):
         text = text[: 4 * _PREVIEW_CHARS].decode(errors="replace")
-    return "" if text is None else _clean(str(text)[:_PREVIEW_CHARS])
+    return "" if text is None or text is ABSENT else _clean(str(text)[:_PREVIEW_CHARS])

@@ -139,7 +139,9 @@ def test_json_lines_with_every_kind_of_bad_row(tmp_path, name):
         8: "text is not a string but int",
         9: "invalid Unicode (lone surrogate)",
     }
-    assert all(len(r.preview.encode()) <= 200 for r in results if isinstance(r, DeadLetter))
+    previews = {r.row: r.preview for r in results if isinstance(r, DeadLetter)}
+    assert all(len(preview.encode()) <= 200 for preview in previews.values())
+    assert (previews[6], previews[7], previews[8]) == ("", "", "4")
 
 
 def test_json_ranges_single_rows_and_names(tmp_path):
