@@ -12,8 +12,8 @@ from small import LEARNING, MODEL, Quiet
 
 from stillhouse.data_settings import DataSource
 from stillhouse.errors import BadFileError, CustomCodeError, SpecError
-from stillhouse.jobs.package import own_code
 from stillhouse.jobs.run import run_job
+from stillhouse.jobs.submit import own_code
 from stillhouse.mixing.preparation import Example, read_examples
 from stillhouse.mixing.spec import TargetTask
 from stillhouse.pipelines.inputs import list_source
