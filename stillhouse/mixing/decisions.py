@@ -85,8 +85,11 @@ def read_decisions(parts: Iterable[bytes]) -> tuple[list[Decision], list[str]]:
 
     Rows that are in two parts, because a run was killed between log and checkpoint, are kept once.
 
+    Args:
+        parts: at least one.
+
     Raises:
-        InputError: no part, or parts of runs with different arms or different decisions.
+        InputError: parts of runs with different arms or different decisions.
     """
     rows: dict[tuple[int, int], Decision] = {}
     names: list[list[str]] = []
@@ -101,8 +104,6 @@ def read_decisions(parts: Iterable[bytes]) -> tuple[list[Decision], list[str]]:
                     f"step {decision.step}, slot {decision.slot} is in two parts of the log that "
                     "disagree: `policy.log` must name the decisions of one run"
                 )
-    if not names:
-        raise InputError("the log of decisions has no parts: check `policy.log`")
     return [rows[place] for place in sorted(rows)], names[0]
 
 

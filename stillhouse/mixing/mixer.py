@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from stillhouse.errors import DivergedError, SpecError
+from stillhouse.errors import DivergedError
 from stillhouse.mixing.decisions import (
     Decision,
     chain,
@@ -77,14 +77,8 @@ class Mixer:
         """Restore what `checkpoint` returned.
 
         Raises:
-            SpecError: it is of other arms; names the difference. InputError: its log is gone.
+            InputError: its log is gone.
         """
-        if state["arms"] != self._arms:
-            gone, new = {*state["arms"]} - {*self._arms}, {*self._arms} - {*state["arms"]}
-            raise SpecError(
-                f"the checkpoint has other arms: gone from the spec: {sorted(gone)}, new: "
-                f"{sorted(new)}, or in another order; give `auxiliary` the arms it began with"
-            )
         self.begin(state["initial_rewards"])
         for key, value in state["policy"].items():
             fresh = self._state[key]
@@ -158,7 +152,6 @@ class Mixer:
         saved = {k: v for k, v in self._state.items() if not k.startswith("_")}
         return {
             "step": self._step,
-            "arms": self._arms,
             "initial_rewards": self._initial,
             "policy": {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in saved.items()},
             "rng": self._rng.bit_generator.state,
