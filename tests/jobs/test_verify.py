@@ -266,6 +266,9 @@ def test_files_that_are_gone_or_too_many(selection, problems, reports):
     assert f"{path} is missing, " in found
     by = f"selections/about/{selection.name}/manifest.json"
     assert f"{ledger} is missing, {by} names it" in found
+
+
+def test_an_artifact_that_is_not_there(selection, reports):
     (scores_folder(selection, "prior") / "manifest.json").unlink()
     for uri in (selection, selection.parent / "nothing" / "here"):
         code, found = reports("verify", str(uri))
