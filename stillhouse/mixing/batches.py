@@ -142,10 +142,10 @@ def choose_shots(target: pa.Table, *, num_shots: int, seed: int) -> Shots:
     test: list[Row] = []
     pool: list[Row] = []
     for record in target.to_pylist():
-        ids = [np.array(record[name], np.int32) for name in ("input_ids", "target_ids")]
+        ids, target = (np.array(record[name], np.int32) for name in ("input_ids", "target_ids"))
         choices = tuple(np.array(choice, np.int32) for choice in record["choices"] or ())
         of_split = test if record["split"] == "test" else pool
-        of_split.append(Row(*ids, choices, record["answer"]))
+        of_split.append(Row(ids, target, choices, record["answer"]))
     if not test:
         raise InputError("`target` has no rows whose column `split` is `test`: nothing to measure")
     if len(pool) < num_shots:
