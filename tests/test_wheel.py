@@ -88,8 +88,9 @@ def test_it_works_outside_of_the_checkout(wheel, tmp_path):
         (project / name / "__init__.py").write_text(f"raise RuntimeError('{name} of the user')")
     program = (
         "import stillhouse, stillhouse.jobs.cli, stillhouse.pipelines.select, stillhouse.actors\n"
-        "from stillhouse.report.page import environment\n"
-        "environment().get_template('page.html.j2')\n"
+        "from stillhouse.report.blocks import Result\n"
+        "from stillhouse.report.page import render\n"
+        "render(Result('select', 'title', '2026-01-01T00:00:00Z', {}, [], ''))\n"
         "print(stillhouse.__file__)\n"
     )
     python = str(bare / "bin" / "python")

@@ -117,6 +117,10 @@ class StartModel:
     fresh: bool = False
     moments: str | None = None
 
+    def identity(self) -> dict[str, str]:
+        found = {"like" if self.fresh else "weights": self.digest}
+        return found | ({"moments": self.moments} if self.moments else {})
+
 
 @dataclass(frozen=True, slots=True)
 class OnlineTask:

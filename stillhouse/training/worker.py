@@ -25,6 +25,7 @@ from stillhouse.spec import ModelSettings
 from stillhouse.storage import numbered
 from stillhouse.storage.artifact import Store
 from stillhouse.storage.parquet import read_table
+from stillhouse.storage.task import identity
 from stillhouse.text.pieces import Pieces, read_pieces, token_ids
 from stillhouse.text.tokenizer import load_tokenizer
 from stillhouse.training.checkpoint import WEIGHT, Checkpoints, Snapshot, fit, newest_moments
@@ -290,14 +291,21 @@ def _commit(
         for name, parameter in model.named_parameters():
             parameter.copy_(snapshot.tensors[WEIGHT + name])
     evaluations = history["evaluations"]
+    sets = [{"weight": one.weight, "parts": one.identity()} for one in task.data]
+    train = task.settings.identity()
+    if task.code is not None:
+        train["objective"]["code"] = task.code.digest
+    tokenizer = {"sha256": task.tokenizer_digest, "eos_token": task.eos_token}
+    if task.bos_id is not None:
+        tokenizer["bos_id"] = task.bos_id
     commit_model(
         store,
         task.fingerprint,
         model,
         task.tokenizer,
         files=files,
-        inputs={"data": [one.identity() for one in task.data]},
-        settings={"train": task.settings.identity()},
+        inputs={"data": {"sets": sets, "heldout": task.heldout and task.heldout.identity()}},
+        settings={"model": identity(task.init), "train": train, "tokenizer": tokenizer},
         totals={
             "role": task.role,
             "label": task.label,

@@ -60,7 +60,7 @@ def test_scores_that_differ_by_rounding_are_adopted(score, dtype, offset):
 @pytest.mark.parametrize(("dtype", "offset"), [("float32", 1e-2), ("bfloat16", 0.5)])
 def test_other_scores_under_the_same_name_are_refused(score, dtype, offset):
     score(0, dtype)
-    with pytest.raises(ArtifactError, match=r"scores/parts/.* holds other values than are made"):
+    with pytest.raises(ArtifactError, match=r"scores/parts/.* has other values than are made"):
         score(offset, dtype)
 
 
