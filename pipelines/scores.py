@@ -168,6 +168,7 @@ class PoolScores:
         work.tokens = pool.num_tokens + (self._heldout.num_tokens if ranks else 0)
         work.flops = flops_per_token * work.tokens
         unit, better = _UNITS[kind]
+        bos_id = host.bos_id if isinstance(host, LanguageModelHost) else None
         manifest = Manifest(
             kind="scores",
             fingerprint=fingerprint(["scores", [task.fingerprint for task in tasks]]),
@@ -178,7 +179,8 @@ class PoolScores:
                 "model": host.folder.removeprefix(store.uri + "/"),
             },
             settings={"scorer": kind, "unit": unit, "better": better}
-            | self._spec.scoring.model_dump(include={"dtype", "attention"}),
+            | self._spec.scoring.model_dump(include={"dtype", "attention"})
+            | ({} if bos_id is None else {"bos_id": bos_id}),
             totals={"nan": sum(receipt.counts["nan"] for receipt in receipts)},
             made_by=receipts[0].info,
         )

@@ -90,7 +90,7 @@ def test_it_works_outside_of_the_checkout(wheel, tmp_path):
         "import stillhouse, stillhouse.jobs.cli, stillhouse.pipelines.select, stillhouse.actors\n"
         "from stillhouse.report.blocks import Result\n"
         "from stillhouse.report.page import render\n"
-        "render(Result('select', 'title', '2026-01-01T00:00:00Z', {}, [], ''))\n"
+        "render(Result('select', 't', '2026-01-01T00:00:00Z', {'run': 'r'}, []))\n"
         "print(stillhouse.__file__)\n"
     )
     python = str(bare / "bin" / "python")

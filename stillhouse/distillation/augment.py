@@ -129,6 +129,8 @@ def rotate(images: Tensor, angle: Tensor) -> Tensor:
 
 
 def _affine(images: Tensor, entries: list[Tensor]) -> Tensor:
+    if not len(images):  # a worker without rows of a small batch; PyTorch refuses empty grids
+        return images
     theta = torch.stack(entries, 1).view(-1, 2, 3)
     grid = functional.affine_grid(theta, list(images.shape), align_corners=True)
     return functional.grid_sample(images, grid, align_corners=True)

@@ -88,7 +88,6 @@ def run_mix(
 
     Raises:
         DivergedError: a loss, or too many rewards, were not finite.
-        ArtifactError: the checkpoint is of another run.
     """
     group, measured = group or WorkerGroup(), _Measured()
     trainer = MixTrainer(store, task, mixer, device=device, group=group)

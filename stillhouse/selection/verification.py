@@ -241,9 +241,11 @@ class Verifier:
             manifest = self.scores[name]
             model = manifest.inputs["model"]  # given ones by their full URI
             folder = self.store.path(model) if model.startswith("models/") else model
-            settings = ScoringSettings(dtype="float32")
+            settings, bos_id = ScoringSettings(dtype="float32"), manifest.settings.get("bos_id")
             try:
-                scorer = load_scoring_model(folder, settings, device="auto", gpus=0, threads=1)
+                scorer = load_scoring_model(
+                    folder, settings, device="auto", gpus=0, threads=1, bos_id=bos_id
+                )
             except ArtifactError as error:
                 self.findings.problem(f"the model of `{name}` cannot be loaded: {error}")
                 continue

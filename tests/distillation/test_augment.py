@@ -74,7 +74,8 @@ def test_augmentation_is_the_same_in_parts(group):
     images, drawn = VECTOR["x"], draw(group, 1, batch_size=3)
     whole = augment(images, drawn)
     assert whole.shape == images.shape and not torch.equal(whole, images)
-    parts = [augment(images[rows], drawn.part(rows)) for rows in (slice(0, 1), slice(1, 3))]
+    shares = (slice(0, 0), slice(0, 1), slice(1, 3))  # one worker without rows
+    parts = [augment(images[rows], drawn.part(rows)) for rows in shares]
     assert torch.equal(torch.cat(parts), whole)
 
 

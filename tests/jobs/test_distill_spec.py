@@ -100,6 +100,7 @@ DATM_STARTS = "`method.first_max_start_epoch: 30` has to lie above `min_start_ep
         ({"method": method("mtt", balanced=True)}, "unknown key `method.balanced`"),
         ({"method": method("mtt", max_start_epoch=15)}, MTT_ENDS),
         ({"method": method("mtt", min_start_epoch=14)}, "no start epoch lies in [14, 14)"),
+        ({"method": method("ast", num_steps=1)}, "there is no step for each epoch's match"),
         ({"method": method("datm", first_max_start_epoch=30)}, DATM_STARTS),
         ({"teachers": [TEACHER]}, "`method: ast` matches trajectories"),
         ({"squeeze": {"epochs": 5}}, "`squeeze` trains `teachers`, `method: ast` has none"),

@@ -17,6 +17,7 @@ from tokenizers import processors
 
 from stillhouse import open_selection
 from stillhouse.errors import ModelError, SpecError
+from stillhouse.jobs.verify import verify
 from stillhouse.mixing.spec import MixSpec
 from stillhouse.pipelines.given import check_given
 from stillhouse.spec import SelectSpec
@@ -166,3 +167,4 @@ def test_hub_models_are_read_from_the_store(ray_cluster: str, hub: Path) -> None
         found = kept[column[name]].to_numpy()
         np.testing.assert_allclose(found, expected, atol=1e-4)
         assert result["artifacts"][name].startswith(str(hub / "store"))
+    assert verify(result["run"], 16)["problems"] == []

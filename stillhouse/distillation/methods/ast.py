@@ -17,6 +17,8 @@ from torch import Tensor
 
 from stillhouse.distillation.adjoint import FlatModule
 from stillhouse.distillation.matching import Match, StartFrom, TrajectoryMethod
+from stillhouse.distillation.spec import DistillSpec
+from stillhouse.errors import SpecError
 
 
 class Ast(TrajectoryMethod):
@@ -30,6 +32,15 @@ class Ast(TrajectoryMethod):
     graded: bool = Field(default=True, description="weigh the match of epoch i of M by i / M")
     balanced: bool = Field(default=True, description="the student's loss grows with the epoch")
     perturbed: bool = Field(default=True, description="the student starts a little beside")
+
+    def check_spec(self, spec: DistillSpec) -> None:
+        super().check_spec(spec)
+        if self.intermediate and self.num_steps < self.expert_epochs:
+            raise SpecError(
+                f"`method.num_steps` {self.num_steps} is below `method.expert_epochs` "
+                f"{self.expert_epochs}: there is no step for each epoch's match: raise it, or set "
+                "`method.intermediate: false`"
+            )
 
     @property
     def matched_epochs(self) -> range:
