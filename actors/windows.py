@@ -7,7 +7,9 @@ import pyarrow as pa
 import ray
 
 from stillhouse.errors import StillhouseError
+from stillhouse.storage.artifact import Store
 from stillhouse.training.fetch import PartReader
+from stillhouse.training.signals import with_signals
 from stillhouse.training.task import TrainTask
 
 if TYPE_CHECKING:  # torch, which readers do not need
@@ -29,6 +31,22 @@ class WindowReader:
             return self._reader.read(batch["window"][0])
         except StillhouseError as error:
             return pa.table({"error": [type(error).__name__], "message": [str(error)]})
+
+
+class WindowTeacher(WindowReader):
+    """Reads windows and adds what teachers say of their tokens."""
+
+    def __init__(self, reader: PartReader, task: TrainTask, store: Store) -> None:
+        super().__init__(reader)
+        self._settings = task.settings.objective.signal_settings
+        self._teachers = [host.build(store) for host in task.teachers]
+
+    def __call__(self, batch: dict[str, Any]) -> pa.Table:
+        """As `WindowReader`, with the columns of `stillhouse.training.signals`."""
+        table = super().__call__(batch)
+        if "error" in table.column_names:
+            return table
+        return with_signals(table, self._teachers, self._settings)
 
 
 @ray.remote(max_restarts=-1, max_task_retries=-1)

@@ -7,8 +7,9 @@ the first windows.
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Any
 
@@ -29,16 +30,34 @@ _AHEAD_BYTES = 256 << 20
 """Of the object store, for each worker."""
 
 
-def stream_windows(reader: PartReader, *, direct: int) -> Fetch:
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """The actors that Ray Data maps windows to tables with.
+
+    Attributes:
+        actor, arguments: the class, and what it is made with.
+        workers: actors of this training worker.
+        options: resources and placement; None: no resources, on the worker's node.
+    """
+
+    actor: type
+    arguments: tuple[Any, ...]
+    workers: int = 1
+    options: Mapping[str, Any] | None = None
+
+
+def stream_windows(reader: PartReader, *, direct: int, stage: Stage | None = None) -> Fetch:
     """A `Fetch` in which Ray Data reads all windows but the first `direct` ones.
 
-    `direct` is the number that a worker needs to start: one for each lane and data set.
+    `direct` is the number that a worker needs to start: one for each lane and data set. `stage`
+    reads the others; default a reader on the worker's node.
     """
+    actors = stage or Stage(WindowReader, (reader,))
 
     def fetch(windows: Iterator[Window]) -> Iterator[pa.Table]:
         head = list(islice(windows, direct))
         first = next(windows, None)
-        tail = iter(()) if first is None else _one_ahead(_streamed(reader, chain([first], windows)))
+        tail = iter(()) if first is None else _one_ahead(_streamed(actors, chain([first], windows)))
         yield from read_ahead(reader, 1)(iter(head))
         yield from tail
 
@@ -62,12 +81,12 @@ def _one_ahead(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
     return give()
 
 
-def _streamed(reader: PartReader, windows: Iterator[Window]) -> Iterator[pa.Table]:
+def _streamed(stage: Stage, windows: Iterator[Window]) -> Iterator[pa.Table]:
     while batch := list(islice(windows, _DESCRIPTORS)):
-        yield from _whole(batch, _blocks(reader, batch))
+        yield from _whole(batch, _blocks(stage, batch))
 
 
-def _blocks(reader: PartReader, windows: list[Window]) -> Iterator[pa.Table]:
+def _blocks(stage: Stage, windows: list[Window]) -> Iterator[pa.Table]:
     """The rows of some windows in order, in blocks of Ray Data's choice."""
     for name in [n for n in logging.root.manager.loggerDict if n.startswith("ray.data")]:
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -77,14 +96,17 @@ def _blocks(reader: PartReader, windows: list[Window]) -> Iterator[pa.Table]:
     context.execution_options.preserve_order = True
     context.execution_options.resource_limits = ExecutionResources(object_store_memory=_AHEAD_BYTES)
     rows: list[dict[str, Any]] = [{"window": window} for window in windows]
-    here = ray.get_runtime_context().get_node_id()
+    options = stage.options
+    if options is None:
+        node = ray.get_runtime_context().get_node_id()
+        strategy = NodeAffinitySchedulingStrategy(node, soft=True)
+        options = {"num_cpus": 0, "scheduling_strategy": strategy}
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
-        WindowReader,
-        fn_constructor_args=(reader,),
+        stage.actor,
+        fn_constructor_args=stage.arguments,
         batch_size=1,
-        compute=ActorPoolStrategy(size=1),
-        num_cpus=0,
-        scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=True),
+        compute=ActorPoolStrategy(size=stage.workers),
+        **options,
     )
     yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1)
 

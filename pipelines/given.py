@@ -49,6 +49,7 @@ S = TypeVar("S", bound=Settings)
 _ARTIFACTS_OF_RUNS = {
     "data": ("selection",),
     "init": ("model",),
+    "teachers": ("model",),
     "model": ("model",),
     "policy": ("model",),
     "prior": ("prior", "model"),

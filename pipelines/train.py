@@ -7,11 +7,13 @@ from stillhouse.models.shape import ModelShape, planned_shape
 from stillhouse.pipelines.context import Context
 from stillhouse.pipelines.given import ModelRef, Needs, given_models
 from stillhouse.pipelines.scan import Scan, scan_sources
+from stillhouse.pipelines.teachers import stored_signals, teacher_hosts
 from stillhouse.pipelines.tokenizer import given_tokenizer, scanned_tokenizer
 from stillhouse.pipelines.tokens import NO_DROPS, Packing, TokenizerRef, pack_tasks, tokenise
 from stillhouse.pipelines.train_data import (
     HELDOUT,
     INIT,
+    TEACHER,
     TEXT_LENGTH,
     TextSet,
     TrainInputs,
@@ -58,12 +60,20 @@ def run_train(ctx: Context, spec: TrainSpec, inputs: TrainInputs) -> TrainRun:
     needs = Needs(tokenizer.vocab_size, length + tokenizer.num_extra)
     paths = given_paths(spec)
     init = given_models(ctx, {INIT: paths.pop(INIT)}, needs)[INIT] if INIT in paths else None
+    taught_by = {key: paths.pop(key) for key in [*paths] if key.startswith(TEACHER)}
+    taught_by = [*given_models(ctx, taught_by, needs).values()]
+    teachers = teacher_hosts(spec, taught_by, tokenizer)
     models = given_models(ctx, paths, replace(needs, comparable=True))
     sets = _tokens(ctx, inputs.sets, scans, tokenizer, length)
     heldout = sets.pop() if HELDOUT in inputs.sets else None
+    objective = spec.train.objective
+    if objective.signals == "stored":
+        sets = stored_signals(ctx, objective, inputs.code, teachers, taught_by, sets)
     fresh = planned_shape(spec.model, needs.vocab_size, needs.num_positions)
     shape = init.shape if init else fresh
-    task = replace(_task(spec, sets, heldout, tokenizer, init, shape), code=inputs.code)
+    task = _task(spec, sets, heldout, tokenizer, init, shape)
+    live = spec.compute if teachers and objective.signals == "live" else None
+    task = replace(task, code=inputs.code, teachers=teachers, live=live)
     if spec.online is None:
         check_workers(task.order(), spec.compute.trainers)
     else:

@@ -41,7 +41,7 @@ from stillhouse.training.task import (
     token_set,
 )
 
-HELDOUT, INIT = "heldout", "init"
+HELDOUT, INIT, TEACHER = "heldout", "init", "train.objective.teachers."
 TEXT_LENGTH = 256
 """Tokens of a sequence, if neither spec nor data say."""
 _PAIRS = (("prompt", "completion"), ("input", "target"))
@@ -187,9 +187,9 @@ def _models(store: Store, spec: TrainSpec, remember: bool) -> tuple[str, ...]:
 def given_paths(spec: TrainSpec) -> dict[str, str]:
     """Paths of the models that a spec gives, by key."""
     given = {INIT: spec.init} if spec.init else {}
-    if spec.online is not None:
-        online = spec.online
+    if (online := spec.online) is not None:
         given |= {"online.prior": online.prior, "online.conditional": online.conditional}
+    given |= {f"{TEACHER}{i}": one for i, one in enumerate(spec.train.objective.teachers)}
     return {key: str(one.path) for key, one in given.items()}
 
 

@@ -193,7 +193,8 @@ def _work(store: Store, tasks: Sequence[TrainTask], scorers: Sequence[Any], tell
 
 
 def _train(store: Store, task: TrainTask, scorers: Sequence[Any], tell: Tell, group: Any) -> None:
-    from stillhouse.pipelines.fetch import stream_windows
+    from stillhouse.actors.windows import WindowTeacher
+    from stillhouse.pipelines.fetch import Stage, stream_windows
     from stillhouse.training.fetch import PartReader, read_ahead
     from stillhouse.training.worker import (
         online_batches,
@@ -209,7 +210,12 @@ def _train(store: Store, task: TrainTask, scorers: Sequence[Any], tell: Tell, gr
         source = partial(online_batches, task, ask_ahead(scorers, task.num_steps))
     else:
         reader = PartReader.of(task.data, signals_wanted(task))
-        if sum(one.num_tokens for one in task.data) <= _SMALL_TOKENS:
+        if task.live is not None:
+            options = actor_options(task.live, task.live.scorer)
+            workers = max(1, task.live.scorers // group.size)
+            stage = Stage(WindowTeacher, (reader, task, store), workers, options)
+            fetch = stream_windows(reader, direct=0, stage=stage)
+        elif sum(one.num_tokens for one in task.data) <= _SMALL_TOKENS:
             fetch = read_ahead(reader, 1)
         else:
             lanes = -(-(task.settings.lanes or 1) // group.size)
@@ -224,13 +230,21 @@ def _train(store: Store, task: TrainTask, scorers: Sequence[Any], tell: Tell, gr
 
 @contextmanager
 def online_scorers(ctx: Context, task: TrainTask) -> Generator[tuple[list[Any], dict[str, float]]]:
-    """Actors that choose a training's batches, and the resources that all of them hold.
+    """Actors that choose a training's batches, and the resources that these or live teachers hold.
 
     `compute.scorers` of them and at most one a lane; none if nothing is to be trained. They load
     their models on first use.
     """
-    if task.online is None or ctx.dry or ctx.store.find_manifest("models", task.fingerprint):
+    if ctx.dry or ctx.store.find_manifest("models", task.fingerprint):
         yield [], {}
+        return
+    if task.online is None:
+        held = {}
+        if task.live is not None:  # started by the training workers
+            options = actor_options(ctx.compute, ctx.compute.scorer)
+            count = max(ctx.compute.trainers, ctx.compute.scorers)
+            held = {"CPU": count * options["num_cpus"], "GPU": count * options["num_gpus"]}
+        yield [], held
         return
     from stillhouse.actors.windows import OnlineScorer
 

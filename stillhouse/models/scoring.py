@@ -6,6 +6,7 @@ one padded with copies of its first row, so that a sequence's losses do not depe
 neighbours. `benchmarks/kernel.py` measures it.
 """
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -76,8 +77,30 @@ class ScoringModel:
     def token_nll(self, input_ids: NDArray[Any]) -> NDArray[np.float32]:
         """NLL in nats: integers [N, T] -> float32 [N, T-1]; column t-1 belongs to position t.
 
+        Raises:
+            torch.OutOfMemoryError, MemoryError: a single sequence is too much.
+        """
+        if not len(input_ids):
+            return np.empty((0, input_ids.shape[1] - 1), np.float32)
+        [losses] = self.map_logits(input_ids, lambda logits, ids: [self._nll(logits, ids)])
+        return losses
+
+    def map_logits(
+        self,
+        input_ids: NDArray[Any],
+        reduce: Callable[..., Sequence[Tensor]],
+        *columns: NDArray[Any],
+    ) -> list[NDArray[Any]]:
+        """What `reduce` makes of the logits of every predicted token, as arrays [N, T-1, ...].
+
         Out of memory halves the micro-batch for good and starts this call over, so that all its
         rows are computed with one size.
+
+        Args:
+            input_ids: integers [N, T], N > 0.
+            reduce: float32 logits [n, V], the tokens that they predict [n], and the columns' values
+                [n, ...] -> tensors [n, ...]. It is called for some thousand positions at a time.
+            columns: arrays [N, T-1, ...].
 
         Raises:
             torch.OutOfMemoryError, MemoryError: a single sequence is too much.
@@ -86,25 +109,32 @@ class ScoringModel:
         self._model.eval()
         set_attention(self._model, self._attention, length + int(self._bos_id is not None))
         size = self._asked or max(1, _MICRO_BATCH_TOKENS[self._device.type] // length)
-        losses = np.empty((num_rows, length - 1), np.float32)
+        blocks: list[list[NDArray[Any]]] = []
         start = 0
         while start < num_rows:
             try:
-                block = input_ids[start : start + size]
-                losses[start : start + size] = self._micro_batch_nll(block, size)[: len(block)]
+                block, *values = (a[start : start + size] for a in (input_ids, *columns))
+                made = self._reduced(block, values, size, reduce)
+                blocks.append([array[: len(block)] for array in made])
                 start += size
             except (torch.OutOfMemoryError, MemoryError):
                 if size == 1:
                     raise
                 size = self._asked = size // 2
-                start = 0
+                start, blocks = 0, []
                 if self._device.type == "cuda":
                     torch.cuda.empty_cache()
         self.micro_batch = size
-        return losses
+        return [np.concatenate(arrays) for arrays in zip(*blocks, strict=True)]
 
     @torch.inference_mode()
-    def _micro_batch_nll(self, block: NDArray[Any], size: int) -> NDArray[np.float32]:
+    def _reduced(
+        self,
+        block: NDArray[Any],
+        columns: Sequence[NDArray[Any]],
+        size: int,
+        reduce: Callable[..., Sequence[Tensor]],
+    ) -> list[NDArray[Any]]:
         rows = np.arange(size)
         rows[len(block) :] = 0
         ids = torch.from_numpy(block[rows].astype(np.int64)).to(self._device)
@@ -115,11 +145,16 @@ class ScoringModel:
         targets = ids[:, 1:].reshape(-1)
         chunk = max(_MIN_CHUNK, _CHUNK_LOGITS[self._device.type] // len(self._head.weight))
         count = -(-len(targets) // chunk)  # of equal length: at most two shapes to compile
+        beside = [torch.from_numpy(c[rows]).to(self._device).flatten(0, 1) for c in columns]
+        chunks = [values.chunk(count) for values in (hidden, targets, *beside)]
         parts = [
-            self._nll(self._head.logits(h), y)
-            for h, y in zip(hidden.chunk(count), targets.chunk(count), strict=True)
+            reduce(self._head.logits(states), *values)
+            for states, *values in zip(*chunks, strict=True)
         ]
-        return torch.cat(parts).view(size, -1).cpu().numpy()
+        return [
+            torch.cat(tensors).unflatten(0, (size, -1)).cpu().numpy()
+            for tensors in zip(*parts, strict=True)
+        ]
 
 
 def token_losses(logits: Tensor, targets: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from stillhouse.errors import ArtifactError
 from stillhouse.storage.parquet import open_part
 from stillhouse.training.order import Window
+from stillhouse.training.signals import SignalPart, column
 from stillhouse.training.task import TokenSet
 
 Fetch = Callable[[Iterator[Window]], Iterator[pa.Table]]
@@ -37,6 +38,7 @@ class PartReader:
         uris: of all parts of all data sets, in the order's numbering.
         chosen: of each part the rows that the order counts, ascending; None: all of them.
         signals: further columns to read, where a part has them.
+        beside: of each teacher and part, the parts with its signals.
     """
 
     def __init__(
@@ -44,8 +46,9 @@ class PartReader:
         uris: Sequence[str],
         chosen: Sequence[NDArray[np.int64] | None] | None = None,
         signals: Sequence[str] = (),
+        beside: Sequence[Sequence[Sequence[SignalPart]]] = (),
     ) -> None:
-        self._uris, self._signals = uris, signals
+        self._uris, self._signals, self._beside = uris, signals, beside
         self._chosen = chosen or [None] * len(uris)
         self._groups: OrderedDict[tuple[int, int], pa.Table] = OrderedDict()
         self._num_bytes = 0
@@ -55,11 +58,13 @@ class PartReader:
     def of(cls, sets: Sequence[TokenSet], signals: Sequence[str] = ()) -> "PartReader":
         """A reader of all parts of some data sets."""
         chosen = [rows for one in sets for rows in one.chosen or [None] * len(one.uris)]
-        return cls([uri for one in sets for uri in one.uris], chosen, signals)
+        teachers = max(len(one.signals) for one in sets)
+        beside = [[part for one in sets for part in one.signals[i]] for i in range(teachers)]
+        return cls([uri for one in sets for uri in one.uris], chosen, signals, beside)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled without its cache."""
-        return PartReader, (self._uris, self._chosen, self._signals)
+        return PartReader, (self._uris, self._chosen, self._signals, self._beside)
 
     def read(self, window: Window) -> pa.Table:
         """The rows of a window, in the order of `window.spans`.
@@ -106,6 +111,10 @@ class PartReader:
             names = {*file.schema_arrow.names}
             columns = [n for n in ("input_ids", "documents", *self._signals) if n in names]
             table = file.read_row_group(group, columns=columns, use_threads=False)
+        for i, teacher in enumerate(self._beside):
+            found = _rows_of(teacher[part], position, table.num_rows)
+            for name in found.column_names:
+                table = table.append_column(column(name, i), found[name])
         rows = np.arange(position, position + table.num_rows)
         chosen = self._chosen[part]
         if chosen is not None:
@@ -118,6 +127,25 @@ class PartReader:
         while self._num_bytes > CACHE_BYTES and len(self._groups) > 1:
             self._num_bytes -= self._groups.popitem(last=False)[1].nbytes
         return table
+
+
+def _rows_of(parts: Sequence[SignalPart], first: int, count: int) -> pa.Table:
+    """The rows [first, first + count) of consecutive parts."""
+    tables: list[pa.Table] = []
+    start = 0
+    for part in parts:
+        if start < first + count and first < start + part.rows:
+            with open_part(part.uri) as file:
+                group_start = start
+                for group in range(file.metadata.num_row_groups):
+                    num_rows = file.metadata.row_group(group).num_rows
+                    if group_start < first + count and first < group_start + num_rows:
+                        begin = max(first - group_start, 0)
+                        table = file.read_row_group(group, use_threads=False)
+                        tables.append(table.slice(begin, first + count - group_start - begin))
+                    group_start += num_rows
+        start += part.rows
+    return pa.concat_tables(tables).combine_chunks()
 
 
 def read_ahead(reader: PartReader, rows: int) -> Fetch:

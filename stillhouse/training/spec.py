@@ -8,6 +8,8 @@ from stillhouse.compute_settings import device_type, group_backend
 from stillhouse.data_settings import FROM_SETTING, DataSource, PartTokens, TokenizerSettings
 from stillhouse.errors import SpecError
 from stillhouse.spec import Count, JobSpec, ModelSettings, Optimisation, ScoringSettings, Settings
+from stillhouse.storage.task import identity
+from stillhouse.training.signals import Sampling, SignalSettings
 
 Weight = Annotated[float, Field(gt=0)]
 
@@ -82,8 +84,18 @@ class OnlineSettings(Settings):
     scoring: ScoringSettings = ScoringSettings()
 
 
-OBJECTIVES = {"cross_entropy": "stillhouse.training.objectives.cross_entropy:CrossEntropy"}
+_HERE = "stillhouse.training.objectives"
+OBJECTIVES = {
+    "cross_entropy": f"{_HERE}.cross_entropy:CrossEntropy",
+    "distil": f"{_HERE}.distil:Distil",
+}
 """The classes of built-in objectives, by short name."""
+
+
+class TeacherModel(GivenModel):
+    """A language model to learn from; it has the student's tokenizer."""
+
+    weight: Weight = Field(default=1.0, description="relative to the other teachers'")
 
 
 class ObjectiveSettings(Settings):
@@ -95,10 +107,43 @@ class ObjectiveSettings(Settings):
         default="cross_entropy", description="or your own class: `package.module:Class`"
     )
 
+    teachers: list[TeacherModel] = Field(
+        default=[], description="of objectives that learn from models, such as `distil`"
+    )
+    signals: Literal["stored", "live"] = Field(
+        default="stored",
+        description="stored: teachers score the data once, before the training; live: ahead of it, "
+        "each time the data are read",
+    )
+    top_k: Count = Field(
+        default=32, description="tokens kept of a teacher's distribution, at 6 bytes each"
+    )
+    sampling: Sampling = Field(
+        default="top", description="top: the likeliest; importance: drawn, unbiased on average"
+    )
+    temperatures: list[Annotated[float, Field(gt=0)]] = Field(
+        default=[1.0],
+        min_length=1,
+        description="at which signals can be read; the objective's `temperature` is one of them",
+    )
+
     @property
     def options(self) -> dict[str, Any]:
         """Keyword arguments of the class."""
         return self.model_extra or {}
+
+    @property
+    def signal_settings(self) -> SignalSettings:
+        """What is kept of the teachers' distributions."""
+        return SignalSettings(self.top_k, self.sampling, tuple(self.temperatures))
+
+    def identity(self) -> dict[str, Any]:
+        """Name and options; with teachers, their weights and what is kept of them."""
+        named = {"name": self.name, **self.options}
+        if not self.teachers:
+            return named
+        weights = [teacher.weight for teacher in self.teachers]
+        return named | {"weights": weights, "kept": identity(self.signal_settings)}
 
     @model_validator(mode="after")
     def _known(self) -> "ObjectiveSettings":
@@ -110,6 +155,23 @@ class ObjectiveSettings(Settings):
         unknown = sorted(self.options.keys() - {"z_loss"})
         if self.name == "cross_entropy" and unknown:
             raise ValueError(f"`objective.{unknown[0]}`: cross_entropy has `z_loss` alone")
+        if self.name == "cross_entropy" and self.teachers:
+            raise ValueError("`objective.teachers`: cross_entropy has none; use `name: distil`")
+        if self.name == "distil" and not self.teachers:
+            raise ValueError("`objective.teachers`: distil needs at least one: [{path: ...}]")
+        temperature = self.options.get("temperature", self.temperatures[0])
+        if self.teachers and temperature not in self.temperatures:
+            raise ValueError(
+                f"`objective.temperature: {temperature}` is not one of `objective.temperatures` "
+                f"{self.temperatures}, at which the teachers' tails are kept"
+            )
+        if self.sampling == "importance" and self.options.get("direction") == "reverse":
+            raise ValueError(
+                "`objective.direction: reverse` needs `sampling: top`: drawn tokens do not say how "
+                "likely the others are"
+            )
+        if self.sampling == "importance" and temperature != 1.0:
+            raise ValueError("`objective.sampling: importance` is drawn at `temperature: 1.0`")
         return self
 
 
@@ -160,7 +222,7 @@ class TrainingSettings(Optimisation):
     def identity(self) -> dict[str, Any]:
         """What decides the weights: neither what is kept on the way nor how memory is saved."""
         kept = {*Optimisation.model_fields, "eval_points", "lanes", "window"}
-        objective = self.full_objective.model_dump(mode="json")
+        objective = self.full_objective.identity()
         return self.model_dump(mode="json", include=kept) | {"objective": objective}
 
 

@@ -46,7 +46,7 @@ class Batch:
         input_ids: int64 [B, T], on the CPU.
         samples: int64 [B, 2], part and row of each sequence.
         sources: of every token, if they are known.
-        signals: further columns that an objective reads, by name: [B, T] or [B].
+        signals: further columns that an objective reads, by name: [B] or [B, m], such as [B, T].
     """
 
     input_ids: Tensor
@@ -79,7 +79,7 @@ class _Loaded:
     order: NDArray[np.int64]
     input_ids: NDArray[Any]
     samples: NDArray[np.int64]
-    signals: dict[str, NDArray[np.float32]]
+    signals: dict[str, NDArray[Any]]
     pieces: Pieces | None
     names: list[str]
 
@@ -252,8 +252,8 @@ class TokenStream:
 
     def _signal(
         self, window: Window, table: pa.Table, name: str, ids: NDArray[Any]
-    ) -> NDArray[np.float32]:
-        """A column as float32 [n, T] or [n]; a missing mask is all ones."""
+    ) -> NDArray[Any]:
+        """A column as [n] or [n, m], the mask as float32; a missing mask is all ones."""
         if name not in table.column_names:
             if name == LOSS_MASK:
                 return np.ones(ids.shape, np.float32)
@@ -264,5 +264,7 @@ class TokenStream:
         column = table[name].combine_chunks()
         if pa.types.is_nested(column.type):
             column = column.flatten()
-        values = column.to_numpy(zero_copy_only=False).astype(np.float32)
-        return values if len(values) == len(ids) else values.reshape(ids.shape)
+        values = column.to_numpy(zero_copy_only=False)
+        if name == LOSS_MASK or values.dtype in (np.bool_, np.float64):
+            values = values.astype(np.float32)
+        return values if len(values) == len(ids) else values.reshape(len(ids), -1)

@@ -23,12 +23,14 @@ from typing import Any, ClassVar, Literal, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from stillhouse.compute_settings import ComputeSettings
 from stillhouse.custom_code import CustomCode
 from stillhouse.fingerprint import fingerprint, sha256
 from stillhouse.spec import ModelSettings, Optimisation, ScoringSettings
 from stillhouse.storage.artifact import Manifest, Store
 from stillhouse.storage.task import Place, Task
 from stillhouse.training.order import Rows, SampleOrder, default_lanes, default_window
+from stillhouse.training.signals import SignalPart, TeacherHost
 from stillhouse.training.spec import TrainingSettings
 
 CHECKPOINTS = "checkpoints"
@@ -60,6 +62,7 @@ class TokenSet:
         chosen: of each part the rows to train on, int64 ascending; None: all of them.
         tokens: URI of the tokens artifact whose manifest names the documents' raw files.
         masked: whether the parts have a column `loss_mask`.
+        signals: of each teacher, the parts with its signals for each part.
     """
 
     name: str
@@ -71,6 +74,7 @@ class TokenSet:
     chosen: tuple[NDArray[np.int64], ...] | None = None
     tokens: str | None = None
     masked: bool = False
+    signals: tuple[tuple[tuple[SignalPart, ...], ...], ...] = ()
 
     @property
     def num_rows(self) -> int:
@@ -163,6 +167,8 @@ class TrainTask(Task):
         bos_id: put before every sequence, for the model only.
         online: chooses the batches; None: all samples in order.
         code: of a user's objective.
+        teachers: of the objective; their signals are in the data sets, or made as these are read.
+        live: where such teachers run.
         label: name for people, such as `prior` or `color, seed 0`.
         device, gpus: of each worker.
     """
@@ -183,6 +189,8 @@ class TrainTask(Task):
     bos_id: int | None = None
     online: OnlineTask | None = None
     code: CustomCode | None = None
+    teachers: tuple[TeacherHost, ...] = ()
+    live: Place[ComputeSettings | None] = None
     label: Place[str] = ""
     device: Place[str] = "auto"
     gpus: Place[float] = 0

@@ -37,6 +37,7 @@ from stillhouse.training.objectives import make_objective, signals_of
 from stillhouse.training.online import Ask, OnlineBatches
 from stillhouse.training.optimisation import late_fall
 from stillhouse.training.seen import SEEN, documents_seen, seen_bytes, trained_on_bytes
+from stillhouse.training.signals import COLUMNS, column
 from stillhouse.training.stream import BatchSource, TokenStream
 from stillhouse.training.task import CHECKPOINTS, LOSS_MASK, TRAINED_ON, Tell, TokenSet, TrainTask
 
@@ -48,7 +49,8 @@ def signals_wanted(task: TrainTask) -> list[str]:
     """The columns of the batches beside the tokens: a mask only if a data set has one."""
     masked = any(one.masked for one in task.data)
     wanted = signals_of(task.settings.full_objective, task.code)
-    return [name for name in wanted if masked or name != LOSS_MASK]
+    own = [name for name in wanted if masked or name != LOSS_MASK]
+    return own + [column(name, i) for i in range(len(task.teachers)) for name in COLUMNS]
 
 
 def streamed_batches(task: TrainTask, fetch: Fetch, group: WorkerGroup) -> BatchSource:
@@ -295,7 +297,7 @@ def _commit(
     train = task.settings.identity()
     if task.code is not None:
         train["objective"]["code"] = task.code.digest
-    tokenizer = {"sha256": task.tokenizer_digest, "eos_token": task.eos_token}
+    tokenizer: dict[str, Any] = {"sha256": task.tokenizer_digest, "eos_token": task.eos_token}
     if task.bos_id is not None:
         tokenizer["bos_id"] = task.bos_id
     commit_model(

@@ -9,7 +9,7 @@ code is sent to the workers, and is part of the model's name.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import Any, NamedTuple, Protocol
 
@@ -46,11 +46,16 @@ class ObjectiveFacts:
         rule: of the architecture's logits.
         bos_id: put before every sequence, for the model only.
         compiled: whether layers and losses are compiled.
+        teachers: the share of each teacher, adding up to 1; its signals are the columns
+            `ids.<i>`, `log_probs.<i>` and `tails.<i>` (`stillhouse.training.signals`).
+        temperatures: of the columns of tails.
     """
 
     rule: LogitRule
     bos_id: int | None = None
     compiled: bool = False
+    teachers: tuple[float, ...] = ()
+    temperatures: tuple[float, ...] = (1.0,)
 
     def hidden(self, model: PreTrainedModel, input_ids: Tensor) -> Tensor:
         """Hidden states [B * (T-1), H] that predict tokens 1 .. T-1 of input_ids [B, T]."""
@@ -78,9 +83,9 @@ class Objective(Protocol):
         Args:
             model: a causal language model on its device; under autocast if a dtype is set.
             input_ids: int64 [B, T], without padding and without BOS.
-            signals: the columns that the class lists in `signals`, which all parts must have:
-                float32 [B, T] or [B] on the same device. `loss_mask` [B, T] may be missing: then
-                all tokens count.
+            signals: the columns that the class lists in `signals`, which all parts must have, and
+                those of teachers: [B] or [B, m] in the column's type on the same device.
+                `loss_mask` float32 [B, T] may be missing: then all tokens count.
         """
         ...
 
@@ -94,6 +99,9 @@ def make_objective(
         SpecError: no such module or class, or settings that it does not take.
     """
     kind = _class(settings.name, code)
+    weights = [teacher.weight for teacher in settings.teachers]
+    shares = tuple(weight / sum(weights) for weight in weights)
+    facts = replace(facts, teachers=shares, temperatures=tuple(settings.temperatures))
     try:
         return kind(facts, **settings.options)
     except TypeError as error:

@@ -1,0 +1,205 @@
+"""Do the losses of teachers and weak supervision behave as their papers say? Small experiments.
+
+    python benchmarks/teachers.py --json OUT.jsonl [--stage bags information unlabelled]
+
+One line of JSON for each cell; running again does what is missing. Stages:
+
+* bags: linear regression from the means of bags (aggregate responses). Excess risk by bag size k
+  and rho: it explodes where there are as many bags as features; at low noise some rho is best.
+* information: MI-alpha of correlated Gaussian pairs, whose mutual information is known.
+* unlabelled: a Gaussian mixture in 200 dimensions from 10 labels and unlabelled data (RSS).
+
+At the end a table of each stage.
+"""
+
+import argparse
+import json
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from stillhouse.training.objectives.aggregate import squared
+from stillhouse.training.objectives.distiller import mi_alpha
+from stillhouse.training.objectives.robust import linear_objective
+
+Cell = tuple[str, dict[str, Any]]
+"""Its stage and its settings."""
+
+RHOS = (0.0, 0.05, 0.1, 0.3, 1.0)
+BAGS = [
+    *((400, 100, 0.5, k) for k in (1, 2, 3, 4, 5)),
+    *((1000, 100, 0.5, k) for k in (2, 5)),
+    *((1000, 100, 2.0, k) for k in (2, 5)),
+]
+"""Samples, features, noise, bag size."""
+
+
+def bags_cell(samples: int, features: int, noise: float, k: int, rho: float) -> dict[str, float]:
+    """Mean excess risk |theta_hat - theta|^2 over 12 seeds, and its standard error."""
+    risks = [_bag_risk(seed, samples, features, noise, k, rho) for seed in range(12)]
+    return {"risk": float(np.mean(risks)), "error": float(np.std(risks, ddof=1) / 12**0.5)}
+
+
+def _bag_risk(seed: int, samples: int, features: int, noise: float, k: int, rho: float) -> float:
+    generator = np.random.default_rng(seed)
+    theta = generator.standard_normal(features) / features**0.5
+    num_bags = samples // k
+    x = generator.standard_normal((num_bags, k, features))
+    means = (x @ theta + noise * generator.standard_normal((num_bags, k))).mean(1)
+    # The loss is a quadratic of theta: its minimum solves H theta = -g, with both from autograd.
+    inputs, targets = torch.from_numpy(x), torch.from_numpy(means)
+
+    def loss(value: torch.Tensor) -> torch.Tensor:
+        return squared(inputs @ value, targets, rho)
+
+    zero = torch.zeros(features, dtype=torch.float64)
+    slope = torch.autograd.functional.jacobian(loss, zero)
+    curvature = torch.autograd.functional.hessian(loss, zero)
+    found = torch.linalg.lstsq(curvature, -slope, driver="gelsd").solution  # pyright: ignore
+    return float(np.square(found.numpy() - theta).sum())
+
+
+RHO_TRUE = (0.5, 0.9, 0.97)
+ALPHAS = (0.0, 0.5, 0.9, 1.0)
+_DIMENSIONS, _BATCH, _STEPS, _LAST = 4, 64, 1500, 300
+
+
+def information_cell(correlation: float, alpha: float) -> dict[str, float]:
+    """The bound in nats, mean and standard deviation of the last 300 batches, and the truth."""
+    torch.manual_seed(0)
+    generator = torch.Generator().manual_seed(1)
+
+    def network(outputs: int) -> nn.Sequential:
+        return nn.Sequential(nn.Linear(_DIMENSIONS, 64), nn.ReLU(), nn.Linear(64, outputs))
+
+    student, teacher, baseline = network(32), network(32), network(1)
+    parameters = [p for net in (student, teacher, baseline) for p in net.parameters()]
+    optimizer = torch.optim.Adam(parameters, lr=1e-3)
+    logit = math.log(alpha / (1 - alpha)) if 0 < alpha < 1 else (1e4 if alpha else -1e4)
+    values: list[float] = []
+    for _ in range(_STEPS):
+        x, noise = (torch.randn(_BATCH, _DIMENSIONS, generator=generator) for _ in range(2))
+        y = correlation * x + (1 - correlation**2) ** 0.5 * noise
+        bound = mi_alpha(student(x) @ teacher(y).T, baseline(x)[:, 0], logit)
+        optimizer.zero_grad()
+        (-bound).backward()
+        optimizer.step()
+        values.append(bound.item())
+    truth = -_DIMENSIONS / 2 * math.log(1 - correlation**2)
+    last = np.array(values[-_LAST:])
+    return {"bound": float(last.mean()), "std": float(last.std()), "truth": truth}
+
+
+UNLABELLED = [
+    (10, 1000, 0.0, 1.0),
+    (10, 10000, 0.0, 1.0),
+    (10, 10000, 0.5, 1.0),
+    (20, 2000, 0.0, 5.0),
+    (40, 4000, 0.0, 5.0),
+    (40, 10000, 0.5, 5.0),
+]
+"""Labelled and unlabelled samples, shift of the unlabelled, lambda."""
+
+
+def unlabelled_cell(labelled: int, others: int, shift: float, weight: float) -> dict[str, float]:
+    """Mean accuracy over three seeds of the labelled start and of RSS."""
+    found = np.array([_rss(seed, labelled, others, shift, weight) for seed in range(3)])
+    start, after = found.mean(0)
+    return {"start": float(start), "rss": float(after), "std": float(found[:, 1].std(ddof=1))}
+
+
+def _rss(seed: int, m: int, n: int, shift: float, weight: float) -> tuple[float, float]:
+    generator = np.random.default_rng(seed)
+    dimensions = 200
+
+    def unit() -> NDArray[np.float64]:
+        vector = generator.standard_normal(dimensions)
+        return vector / np.linalg.norm(vector)
+
+    mean = unit()
+    moved = mean + shift * unit()
+    y, signs = generator.choice([-1.0, 1.0], m), generator.choice([-1.0, 1.0], n)
+    x = y[:, None] * mean + generator.standard_normal((m, dimensions))
+    other = torch.from_numpy(signs[:, None] * moved + generator.standard_normal((n, dimensions)))
+    labelled = torch.from_numpy(x), torch.from_numpy(y)
+    start = (x * y[:, None]).mean(0)
+    theta = torch.from_numpy(start / np.linalg.norm(start))
+    velocity = torch.zeros_like(theta)
+    steps, rate = 400, 0.3
+    for step in range(steps):
+        theta.requires_grad_()
+        loss = linear_objective(theta, labelled, other, (0.5, 0.5), weight)
+        (slope,) = torch.autograd.grad(loss, theta)
+        velocity = 0.9 * velocity - rate * (1 - step / steps) * slope
+        theta = theta.detach() + velocity
+        theta = theta / theta.norm()
+
+    def accuracy(direction: NDArray[np.float64]) -> float:
+        """Of a direction on the labelled distribution: Phi(mean . direction / |direction|)."""
+        value = mean @ direction / np.linalg.norm(direction)
+        return 0.5 * (1 + math.erf(value / 2**0.5))
+
+    return accuracy(start), accuracy(theta.numpy())
+
+
+STAGES: dict[str, tuple[Callable[..., dict[str, float]], list[dict[str, Any]]]] = {
+    "bags": (
+        bags_cell,
+        [
+            {"samples": n, "features": d, "noise": s, "k": k, "rho": rho}
+            for n, d, s, k in BAGS
+            for rho in RHOS
+        ],
+    ),
+    "information": (
+        information_cell,
+        [{"correlation": r, "alpha": a} for r in RHO_TRUE for a in ALPHAS],
+    ),
+    "unlabelled": (
+        unlabelled_cell,
+        [{"labelled": m, "others": n, "shift": s, "weight": w} for m, n, s, w in UNLABELLED],
+    ),
+}
+
+
+def missing(stages: list[str], done: list[dict[str, Any]]) -> Iterator[Cell]:
+    """The cells of some stages that have no line yet."""
+    there = [(line["stage"], line["settings"]) for line in done]
+    for stage in stages:
+        yield from ((stage, s) for s in STAGES[stage][1] if (stage, s) not in there)
+
+
+def main() -> None:
+    """Do what is missing, and print all."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--json", type=Path, required=True)
+    parser.add_argument("--stage", nargs="*", choices=[*STAGES], default=[*STAGES])
+    chosen = parser.parse_args()
+    torch.set_num_threads(1)
+    lines = chosen.json.read_text().splitlines() if chosen.json.exists() else []
+    done = [json.loads(line) for line in lines]
+    for stage, settings in missing(chosen.stage, done):
+        started = perf_counter()
+        found = STAGES[stage][0](**settings)
+        line = {"stage": stage, "settings": settings, **found, "seconds": perf_counter() - started}
+        done.append(line)
+        with chosen.json.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+    for line in done:
+        if line["stage"] in chosen.stage:
+            numbers = {k: v for k, v in line.items() if isinstance(v, float)}
+            said = ", ".join(f"{name} {value:.3f}" for name, value in numbers.items())
+            print(line["stage"], *(f"{k}={v}" for k, v in line["settings"].items()), "->", said)
+
+
+if __name__ == "__main__":
+    main()
