@@ -7,6 +7,7 @@ from stillhouse.models.shape import planned_shape
 from stillhouse.pipelines.context import Context
 from stillhouse.pipelines.given import resolved
 from stillhouse.pipelines.inputs import guess_bytes
+from stillhouse.pipelines.teachers import SIGNALS
 from stillhouse.pipelines.train_data import (
     TEXT_LENGTH,
     TextSet,
@@ -63,12 +64,19 @@ class TrainJob(Job):
         flops = None  # of a given model: counted where it is loaded
         if spec.init is None:
             flops = planned_shape(spec.model, vocab, length).flops_per_token(length)
+        objective = spec.train.objective
+        scored = len(objective.teachers) * sum(map(_num_tokens, inputs.datasets))
+        if scored and objective.signals == "stored":
+            steps[SIGNALS] = Estimate(scored, flops_per_token=None)
         steps["train"] = Estimate(tokens, flops_per_token=flops)
-        return {
+        rows = {
             name: cost_row(name, ctx.work.get(name), estimate, speeds, spec.compute)
             for name, estimate in steps.items()
             if not complete or name in ctx.work
         }
+        if SIGNALS in rows:
+            rows[SIGNALS]["bytes"] = round(scored * objective.signal_settings.bytes_per_token)
+        return rows
 
 
 def _num_tokens(data: TokenSet | TextSet) -> float:

@@ -14,7 +14,8 @@ from stillhouse.training.signals import SignalPart, SignalTask, TeacherHost
 from stillhouse.training.spec import ObjectiveSettings, TrainSpec
 from stillhouse.training.task import TokenSet
 
-STEP = "teacher signals"
+SIGNALS = "teacher signals"
+"""The step's name."""
 
 
 def teacher_hosts(
@@ -69,8 +70,8 @@ def stored_signals(
             for uri, rows, digest in zip(one.uris, one.rows, one.digests, strict=True)
         ]
         compute = ctx.compute
-        receipts = perform(ctx, Step(STEP, tasks, teacher, compute.scorers, compute.scorer))
-        work = ctx.work[STEP]
+        receipts = perform(ctx, Step(SIGNALS, tasks, teacher, compute.scorers, compute.scorer))
+        work = ctx.work[SIGNALS]
         tokens = sum(receipt.counts["tokens"] for receipt in receipts)
         work.tokens += tokens
         work.flops += float(model.shape.flops_per_token(sets[0].sequence_length)) * tokens

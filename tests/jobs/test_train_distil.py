@@ -13,13 +13,14 @@ from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM
 
 from stillhouse.errors import ModelError, SpecError
+from stillhouse.jobs.plan import plan_job
 from stillhouse.jobs.run import run_job
 from stillhouse.training.spec import TrainSpec
 
 LENGTH, STEPS, TOP_K = 32, 12, 5
 
 
-def train(folder, **changes):
+def spec(folder, **changes):
     content = {
         "job": "train",
         "store": str(folder / "store"),
@@ -29,7 +30,11 @@ def train(folder, **changes):
         "part_tokens": 4096,
         "model": {"hidden_size": 16, "num_layers": 1},
     }
-    return run_job(TrainSpec.model_validate(content | changes), Quiet())
+    return TrainSpec.model_validate(content | changes)
+
+
+def train(folder, **changes):
+    return run_job(spec(folder, **changes), Quiet())
 
 
 def learning(teacher, **changes):
@@ -96,6 +101,16 @@ def test_signals_are_the_teachers_likeliest_tokens(world, stored):
             tails = np.stack(signals["tails"].to_numpy())
             np.testing.assert_allclose(tails.reshape(rest.shape), rest, atol=1e-3)
     assert matched == len(parts)
+
+
+def test_plan_says_how_large_signals_will_be(world, stored):
+    folder, teacher = world
+    chars = sum(map(len, pq.read_table(folder / "pool")["text"].to_pylist()))
+    settings = learning(teacher, top_k=7, temperatures=[1.0, 2.0])
+    step = plan_job(spec(folder, tokenizer={"from": teacher["run"]}, train=settings))["steps"]
+    step = step["teacher signals"]
+    assert step["bytes"] == step["tokens"] * (7 * 6 + 2 * 4)
+    assert chars / 5 < step["tokens"] < chars / 2 and step["reused"] == 0
 
 
 def test_live_signals_give_the_losses_of_stored_ones(world, stored):
