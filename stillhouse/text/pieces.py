@@ -1,14 +1,16 @@
 """Token parts as arrays: the ids, and the pieces of documents as flat columns."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from stillhouse.errors import ArtifactError
-from stillhouse.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:  # specs are read without tokenizers
+    from stillhouse.text.tokenizer import Tokenizer
 
 Grain = Literal["sequences", "documents"]
 LABELLED: tuple[Grain, ...] = ("sequences", "documents")
@@ -90,7 +92,7 @@ def read_pieces(table: pa.Table) -> Pieces:
 
 
 def row_texts(
-    table: pa.Table, pieces: Pieces, row: int, grain: str, tokenizer: Tokenizer
+    table: pa.Table, pieces: Pieces, row: int, grain: str, tokenizer: "Tokenizer"
 ) -> tuple[str, str, str]:
     """Text, source and document id of a row (a sequence or a document) of a token part.
 
