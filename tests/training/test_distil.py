@@ -106,8 +106,8 @@ def test_chunks_give_the_loss_and_gradients_of_all_at_once(monkeypatch):
         nll = cross_entropy(logits, targets, reduction="none")
         return ChunkLosses(nll * 2, nll)
 
-    total, nll = chunked_losses(hidden, Head(weight), losses, [targets])
-    found = torch.autograd.grad(total * 3, [hidden, weight])
+    mean, _, nll = chunked_losses(hidden, Head(weight), losses, [targets], None)
+    found = torch.autograd.grad(mean * 3 * 150, [hidden, weight])
     whole = cross_entropy(hidden @ weight.T, targets, reduction="none")
     torch.testing.assert_close(nll, whole.detach())
     wanted = torch.autograd.grad(whole.sum() * 6, [hidden, weight])

@@ -8,8 +8,8 @@ from transformers import PreTrainedModel
 from stillhouse.models.causal_lm import build_model
 from stillhouse.models.head import PLAIN
 from stillhouse.spec import ModelSettings
-from stillhouse.training.objectives import ObjectiveFacts
-from stillhouse.training.objectives import cross_entropy as chunked
+from stillhouse.training.objectives import ObjectiveFacts, chunked
+from stillhouse.training.objectives import cross_entropy as objective
 from stillhouse.training.objectives.cross_entropy import CrossEntropy
 
 VOCAB, FACTS = 192, ObjectiveFacts(PLAIN)
@@ -44,7 +44,7 @@ def test_same_loss_and_gradients_as_all_logits_at_once(
     monkeypatch.setitem(chunked._CHUNK_LOGITS, "cpu", chunk_logits)
     if compiled:  # traced, as for a GPU, and run without the minutes of a C++ compiler
         monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
-        chunked._compiled_losses.cache_clear()
+        objective._compiled_losses.cache_clear()
     model = small(architecture, tie)
     ids = torch.randint(0, VOCAB, (6, 16), generator=torch.Generator().manual_seed(0))
     logits = model(input_ids=ids).logits[:, :-1].flatten(0, 1)

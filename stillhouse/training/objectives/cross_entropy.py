@@ -11,18 +11,21 @@ include the architecture's scale and soft cap (`stillhouse.models.head`).
 
 from collections.abc import Callable, Mapping
 from functools import cache
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from stillhouse.models.head import Head, LogitRule, head_of
+from stillhouse.models.head import LogitRule, head_of
 from stillhouse.training.objectives import LossValue, ObjectiveFacts
+from stillhouse.training.objectives.chunked import (
+    ChunkLosses,
+    chunked_losses,
+    product_dtype,
+    token_weights,
+)
 from stillhouse.training.task import LOSS_MASK
-
-_CHUNK_LOGITS = {"cpu": 1 << 22, "cuda": 1 << 27}  # 16 MB; 512 MB of a GPU
-_MIN_CHUNK = 64
 
 
 class CrossEntropy:
@@ -38,30 +41,23 @@ class CrossEntropy:
     def __call__(
         self, model: PreTrainedModel, input_ids: Tensor, signals: Mapping[str, Tensor]
     ) -> LossValue:
-        facts = self._facts
-        hidden = facts.hidden(model, input_ids)
-        head = head_of(model, facts.rule)
-        kind = hidden.device.type
-        mask = signals.get(LOSS_MASK)
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
-        with torch.autocast(kind, enabled=False):
-            objective, nll, token_nll = _ChunkedCrossEntropy.apply(
-                hidden.to(dtype),
-                head.weight,
-                head.bias,
-                facts.rule,
-                input_ids[:, 1:].flatten(),
-                None if mask is None else _weights(mask[:, 1:].flatten().float()),
-                self._z_loss,
-                torch.is_grad_enabled(),
-                _compiled_losses() if facts.compiled else _losses,
-            )  # pyright: ignore[reportGeneralTypeIssues]
+        facts, z_loss = self._facts, self._z_loss
+        hidden, head = facts.hidden(model, input_ids), head_of(model, facts.rule)
+        weights = token_weights(signals.get(LOSS_MASK))
+        columns = [input_ids[:, 1:].flatten(), *([] if weights is None else [weights])]
+        dtype = product_dtype(hidden) if torch.is_grad_enabled() else None
+        losses_of = _compiled_losses() if facts.compiled else _losses
+
+        def losses(logits: Tensor, targets: Tensor, share: Tensor | None = None) -> ChunkLosses:
+            target, total = targets[:, None], len(hidden)
+            with torch.no_grad():
+                nll, z, gradient = losses_of(
+                    logits.detach(), target, z_loss, total, dtype, facts.rule, share
+                )
+            return ChunkLosses(nll + z_loss * z.square(), nll, gradient)
+
+        objective, nll, token_nll = chunked_losses(hidden, head, losses, columns, weights)
         return LossValue(objective, nll, token_nll.view(len(input_ids), -1))
-
-
-def _weights(mask: Tensor) -> Tensor:
-    """Weights [n] with which a mean over all n tokens is the mean over the marked ones."""
-    return mask * (len(mask) / mask.sum().clamp(min=1))
 
 
 class _Losses(NamedTuple):
@@ -115,56 +111,3 @@ def _losses(
 @cache
 def _compiled_losses() -> Callable[..., _Losses]:
     return torch.compile(_losses, dynamic=False)
-
-
-class _ChunkedCrossEntropy(torch.autograd.Function):
-    """hidden [n, H], weight [V, H], bias [V] or None, targets [n], token weights [n] or None ->
-    objective and NLL (scalars), NLLs [n].
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        hidden: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        rule: LogitRule,
-        targets: Tensor,
-        shares: Tensor | None,
-        z_loss: float,
-        learning: bool,
-        losses_of: Callable[..., _Losses],
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        matrix = weight.detach().to(hidden.dtype)
-        head = Head(matrix, None if bias is None else bias.detach(), rule)
-        chunk = max(_MIN_CHUNK, _CHUNK_LOGITS[hidden.device.type] // len(matrix))
-        hidden_grad = torch.empty_like(hidden)
-        head_grad = torch.zeros_like(weight, dtype=torch.float32)
-        bias_grad = None if bias is None else torch.zeros_like(bias, dtype=torch.float32)
-        token_nll = hidden.new_empty(len(hidden), dtype=torch.float32)
-        nll, squares = hidden.new_zeros(2, dtype=torch.float32)
-        dtype = hidden.dtype if learning else None
-        length = -(-len(hidden) // -(-len(hidden) // chunk))  # equal chunks: two shapes at most
-        for start in range(0, len(hidden), length):
-            part = slice(start, start + length)
-            logits, target = head.logits(hidden[part]), targets[part, None]
-            share = None if shares is None else shares[part]
-            losses, z, grad = losses_of(logits, target, z_loss, len(hidden), dtype, rule, share)
-            token_nll[part] = losses
-            nll += (losses if share is None else losses * share).sum()
-            squares += (z.square() if share is None else z.square() * share).sum()
-            if grad is None:
-                continue
-            if bias_grad is not None:
-                bias_grad += grad.sum(0, dtype=torch.float32)
-            torch.mm(grad, matrix, out=hidden_grad[part])
-            head_grad += grad.t() @ hidden[part]
-        ctx.save_for_backward(hidden_grad, head_grad, bias_grad)
-        nll, squares = nll / len(hidden), squares / len(hidden)
-        ctx.mark_non_differentiable(nll, token_nll)
-        return nll + z_loss * squares, nll, token_nll
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, bias = (g if g is None else g * grads[0] for g in ctx.saved_tensors)
-        return hidden, weight, bias, None, None, None, None, None, None

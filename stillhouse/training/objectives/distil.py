@@ -139,27 +139,16 @@ class Distil:
         facts = self._facts
         hidden = facts.hidden(model, input_ids)
         count = len(hidden)
-        mask = signals.get(LOSS_MASK)
-        weights = torch.ones(count, device=hidden.device)
-        if mask is not None:
-            weights = token_weights(mask[:, 1:].flatten())
-        columns = [weights, input_ids[:, 1:].flatten()]
+        columns = [input_ids[:, 1:].flatten()]
         for i in range(len(facts.teachers) if signals else 0):
             ids, log_probs, tails = (signals[column(name, i)] for name in COLUMNS)
             columns += [ids.view(count, -1).long(), log_probs.view(count, -1)]
             columns += [tails.view(count, -1)[:, self._tail]]
-        kind = hidden.device.type
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
-        with torch.autocast(kind, enabled=False):
-            total, nll = chunked_losses(
-                hidden.to(dtype), head_of(model, facts.rule), self._losses, columns
-            )
-        mean = (nll * weights).sum() / count
-        return LossValue(total / count, mean, nll.view(len(input_ids), -1))
+        head, weights = head_of(model, facts.rule), token_weights(signals.get(LOSS_MASK))
+        objective, nll, token_nll = chunked_losses(hidden, head, self._losses, columns, weights)
+        return LossValue(objective, nll, token_nll.view(len(input_ids), -1))
 
-    def _losses(
-        self, logits: Tensor, weights: Tensor, targets: Tensor, *stored: Tensor
-    ) -> ChunkLosses:
+    def _losses(self, logits: Tensor, targets: Tensor, *stored: Tensor) -> ChunkLosses:
         log_z = logits.logsumexp(1)
         nll = log_z - logits.gather(1, targets[:, None])[:, 0]
         objective = nll + self._z_loss * log_z.square()
@@ -172,4 +161,4 @@ class Distil:
             ]
             soft = torch.stack(losses).sum(0)
             objective = (1 - self._weight) * objective + self._weight * soft
-        return ChunkLosses(objective * weights, nll)
+        return ChunkLosses(objective, nll)
