@@ -52,7 +52,7 @@ def test_the_loss_is_that_of_smoothed_labels(folder):
 def test_names_that_are_none(folder):
     with pytest.raises(SpecError, match=r"smoothed_loss:Sharp`: the module has no `Sharp`"):
         find_named("train.objective.name", "smoothed_loss:Sharp")
-    with pytest.raises(ValueError, match=r"`objective.name: focal`: one of cross_entropy, .*or your own class"):
+    with pytest.raises(ValueError, match=r"`objective.name: focal`: one of cross_entropy, "):
         ObjectiveSettings(name="focal")
     with pytest.raises(ValueError, match=r"`objective.gamma`: cross_entropy has `z_loss` alone"):
         ObjectiveSettings.model_validate({"gamma": 2})
