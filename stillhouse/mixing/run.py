@@ -116,7 +116,8 @@ def run_mix(
         group.gather(None)  # wait until the first worker's checkpoints are written
         if measured.best_step != trainer.step_number:
             best, model = checkpoints.load(measured.best_step), trainer.model
-            put_snapshot(best, model, torch.optim.SGD(model.parameters(), lr=0.0))
+            frozen = torch.optim.SGD(model.parameters(), lr=0.0)
+            put_snapshot(best, dict(model.named_parameters()), frozen)
         test = asdict(trainer.evaluate(trainer.shots.test))
         if group.rank == 0:
             totals = asdict(measured) | {"test": test, "workers": group.size} | mixer.summary()

@@ -251,11 +251,12 @@ class MixTrainer:
             "drawn": sorted(self.drawn.items()),
             "mixer": self._mixer.checkpoint() if first else None,
         }
-        return take_snapshot(self.model, self.optimizer, progress, keep=first)
+        parameters = dict(self.model.named_parameters())
+        return take_snapshot(parameters, self.optimizer, progress, keep=first)
 
     def restore(self, snapshot: Snapshot) -> None:
         """Restore a snapshot of the same run, with any number of workers."""
-        put_snapshot(snapshot, self.model, self.optimizer)
+        put_snapshot(snapshot, dict(self.model.named_parameters()), self.optimizer)
         progress = snapshot.progress
         self.step_number, self.passes = progress["step"], progress["passes"]
         self.target_drawn = progress["target_drawn"]

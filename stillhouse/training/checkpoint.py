@@ -51,7 +51,7 @@ class Snapshot:
 
 
 def take_snapshot(
-    model: nn.Module,
+    parameters: Mapping[str, nn.Parameter],
     optimizer: torch.optim.Optimizer,
     progress: dict[str, Any],
     *,
@@ -69,26 +69,29 @@ def take_snapshot(
         if keep:
             tensors[name] = full.to("cpu", copy=True).contiguous()
 
-    for name, parameter in model.named_parameters():
+    for name, parameter in parameters.items():
         put(WEIGHT + name, parameter)
         for key, value in optimizer.state.get(parameter, {}).items():
             put(f"{MOMENT}{key}.{name}", torch.as_tensor(value))  # Adafactor's step is an int
     return Snapshot(tensors, progress)
 
 
-def put_snapshot(snapshot: Snapshot, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Restore weights and moments, sharded where the model is."""
-    for name, parameter in model.named_parameters():
+def put_snapshot(
+    snapshot: Snapshot, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer
+) -> None:
+    """Restore weights and moments, sharded where the parameters are."""
+    for name, parameter in parameters.items():
         with torch.no_grad():
             parameter.copy_(like(snapshot.tensors[WEIGHT + name], parameter))
-    put_moments(snapshot.tensors, model, optimizer)
+    put_moments(snapshot.tensors, parameters, optimizer)
 
 
 def put_moments(
-    tensors: Mapping[str, Tensor], model: nn.Module, optimizer: torch.optim.Optimizer
+    tensors: Mapping[str, Tensor],
+    parameters: Mapping[str, nn.Parameter],
+    optimizer: torch.optim.Optimizer,
 ) -> None:
-    """Restore the moments among a snapshot's tensors, sharded where the model is."""
-    parameters = dict(model.named_parameters())
+    """Restore the moments among a snapshot's tensors, sharded where the parameters are."""
     optimizer.state.clear()
     for full_name, tensor in tensors.items():
         if full_name.startswith(MOMENT):

@@ -9,7 +9,7 @@ A training is shared in one of two ways; both give every worker the mean over th
   gathered when they are needed. All workers have to run the same micro-batches.
 """
 
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -54,11 +54,15 @@ class WorkerGroup:
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Sum the gradients of a replicated model in place, to equal bits on all workers."""
+        self.sum_tensors([p.grad for p in parameters if p.grad is not None])
+
+    def sum_tensors(self, tensors: Iterable[Tensor]) -> None:
+        """The same for tensors, which every worker has as many of; none where sharded."""
         if self.size == 1 or self.sharded:
             return
         buckets: list[list[Tensor]] = [[]]
         num_bytes = 0
-        for gradient in (p.grad for p in parameters if p.grad is not None):
+        for gradient in tensors:
             if buckets[-1] and num_bytes + gradient.nbytes > _BUCKET_BYTES:
                 buckets.append([])
                 num_bytes = 0
@@ -81,10 +85,16 @@ class WorkerGroup:
         if self.size == 1:
             return samples
         rows = self.batch_rows(len(samples))
-        mine = torch.zeros(max(rows), 2, dtype=torch.int64)
-        mine[: len(samples)] = torch.from_numpy(samples)
-        blocks = self.gather_blocks(mine).numpy().reshape(self.size, -1, 2)
-        return np.concatenate([block[:n] for block, n in zip(blocks, rows, strict=True)])
+        return self.gather_rows(torch.from_numpy(samples), rows).numpy()
+
+    def gather_rows(self, mine: Tensor, rows: Sequence[int]) -> Tensor:
+        """The workers' CPU tensors [b, m] as one [B, m]; `rows` are the b of each worker."""
+        if self.size == 1:
+            return mine
+        block = torch.zeros(max(rows), *mine.shape[1:], dtype=mine.dtype)
+        block[: len(mine)] = mine
+        blocks = self.gather_blocks(block).split(max(rows))
+        return torch.cat([block[:n] for block, n in zip(blocks, rows, strict=True)])
 
     def gather_blocks(self, block: Tensor) -> Tensor:
         """The workers' CPU tensors, of one shape, concatenated along the first axis."""

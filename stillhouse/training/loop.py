@@ -1,7 +1,7 @@
 """The training loop: global batches in micro-batches, one optimiser step each, exact resume."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
@@ -10,19 +10,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
-from stillhouse.errors import DivergedError
-from stillhouse.models.causal_lm import choose_dtype, compile_layers, layers_of, set_attention
+from stillhouse.errors import DivergedError, SpecError
+from stillhouse.models.causal_lm import choose_dtype
 from stillhouse.models.device import device_name, peak_flops, use_onednn_for_float32
-from stillhouse.models.head import logit_rule
-from stillhouse.models.inspection import model_shape
 from stillhouse.spec import Optimisation
 from stillhouse.training.checkpoint import Snapshot, put_moments, put_snapshot, take_snapshot
 from stillhouse.training.evaluate import SourceLoss, SourceLossTally
 from stillhouse.training.group import WorkerGroup, shard, whole
-from stillhouse.training.objectives import LossValue, Objective, ObjectiveFacts
-from stillhouse.training.objectives.cross_entropy import CrossEntropy
+from stillhouse.training.learner import LanguageLearner, Learner, MakeObjective
+from stillhouse.training.objectives import LossValue
 from stillhouse.training.optimisation import LossGuard, learning_rate, make_optimizer
 from stillhouse.training.order import NO_SAMPLES, chain
 from stillhouse.training.stream import Batch, BatchSource
@@ -56,17 +53,6 @@ class StepRecord:
     mfu: float | None
 
 
-class _LossModule(nn.Module):
-    """Model and loss in one module, so that FSDP2 gathers what both need around its forward."""
-
-    def __init__(self, model: PreTrainedModel, objective: Objective) -> None:
-        super().__init__()
-        self.model, self.objective = model, objective
-
-    def forward(self, input_ids: Tensor, signals: Mapping[str, Tensor]) -> LossValue:
-        return self.objective(self.model, input_ids, signals)
-
-
 class Trainer:
     """Trains a model in place. Its state is the whole training: `snapshot`, `restore`.
 
@@ -79,59 +65,56 @@ class Trainer:
 
     Args:
         model: float32 weights, the same on all workers; moved to `device`.
-        objective: makes the loss; default `CrossEntropy` with the settings' `z_loss`.
+        objective: makes the loss; default that of the learner.
+        learner: the kind of model; `options` are its further arguments.
         group: the workers.
-        activation_checkpointing: keep only the layers' inputs and recompute the rest in backward.
         stop_on_explosion: also stop if the loss explodes (`LossGuard`).
-        bos_id: put before every sequence, for the model only.
 
     Raises:
-        ModelError: as `logit_rule`.
+        ModelError: as the learner.
     """
 
     def __init__(
         self,
-        model: PreTrainedModel,
+        model: nn.Module,
         source: BatchSource,
         settings: Optimisation,
         *,
         device: torch.device,
         num_steps: int,
-        objective: Callable[[ObjectiveFacts], Objective] | None = None,
+        objective: MakeObjective | None = None,
+        learner: Callable[..., Learner] = LanguageLearner,
         group: WorkerGroup | None = None,
-        activation_checkpointing: bool = False,
         stop_on_explosion: bool = False,
-        bos_id: int | None = None,
+        **options: Any,
     ) -> None:
-        model.to(device)  # pyright: ignore[reportArgumentType]
+        model.to(device)
         if device.type == "cpu":
             use_onednn_for_float32()
-        compiled = settings.compile == "on" or (
-            settings.compile == "auto" and device.type == "cuda"
-        )
-        facts = ObjectiveFacts(logit_rule(model), bos_id, compiled)
-        chosen = objective(facts) if objective else CrossEntropy(facts, settings.z_loss)
+        self._group = group or WorkerGroup()
         self._model, self._source, self._settings = model, source, settings
         self._device, self._num_steps = device, num_steps
-        self._num_extra = int(bos_id is not None)
-        self._group = group or WorkerGroup()
-        self._loss = _LossModule(model, chosen)
+        self._learner = learner(
+            model, objective, settings, device=device, group=self._group, **options
+        )
+        self._objective = self._learner.objective
         self._dtype = choose_dtype(settings.dtype, device)
         self._micro_batch = settings.micro_batch
         self._guard = LossGuard() if stop_on_explosion else None
         self._tally = SourceLossTally()
         self._step = self._tokens = 0
         self._chain = NO_SAMPLES
+        self._second: list[Tensor] = []
         bfloat16 = self._dtype == torch.bfloat16
         self._peak = peak_flops(device_name(device)) if bfloat16 else None
-        self._shape = model_shape(model)
-        if activation_checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
-        if compiled:
-            compile_layers(model)
         if self._group.sharded:
-            shard(self._loss, layers_of(model), device)
-        self._optimizer = make_optimizer(model, settings)
+            if hasattr(self._objective, "survey") or hasattr(self._objective, "join"):
+                raise SpecError(
+                    "`train.sharding: fsdp`: this objective needs the whole model on every worker"
+                )
+            shard(self._learner, self._learner.layers, device)
+        self._trained = [p for p in self._learner.parameters() if p.requires_grad]
+        self._optimizer = make_optimizer(self._learner, settings)
 
     @property
     def order_sha256(self) -> str:
@@ -149,20 +132,22 @@ class Trainer:
         rate = learning_rate(self._step, self._num_steps, self._settings)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
+        at_step = getattr(self._objective, "at_step", None)
+        if at_step is not None:
+            at_step(self._step, self._num_steps)
         batch = self._source.next_batch()
         waited = perf_counter() - started
-        rows = self._group.batch_rows(len(batch.input_ids))
-        ids = self._to_device(batch.input_ids)
+        rows = self._group.batch_rows(len(batch.inputs))
+        ids = self._to_device(batch.inputs)
         signals = {name: self._to_device(values) for name, values in batch.signals.items()}
         nll, token_nll = self._accumulate(ids, signals, rows)
-        self._group.sum_gradients(self._model.parameters())
-        norm = torch.nn.utils.clip_grad_norm_(
-            self._model.parameters(), self._settings.max_grad_norm
-        )
+        self._group.sum_gradients(self._trained)
+        self._join_second()
+        norm = torch.nn.utils.clip_grad_norm_(self._trained, self._settings.max_grad_norm)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         self._step += 1
-        num_tokens = sum(rows) * batch.input_ids.shape[1]
+        num_tokens = sum(rows) * self._learner.units(ids)
         self._tokens += num_tokens
         self._chain = chain(self._chain, self._group.gather_samples(batch.samples))
         loss, size = torch.stack([self._group.total(nll), whole(norm)]).tolist()
@@ -175,8 +160,8 @@ class Trainer:
         seconds = perf_counter() - started
         mfu = None
         if self._peak is not None:
-            flops = 3 * self._shape.flops_per_token(batch.input_ids.shape[1])
-            mfu = flops * num_tokens / seconds / (self._group.size * self._peak)
+            flops = 3 * self._learner.flops(ids) * sum(rows)
+            mfu = flops / seconds / (self._group.size * self._peak)
         return StepRecord(
             step=self._step,
             tokens=self._tokens,
@@ -194,9 +179,9 @@ class Trainer:
         return tensor.to(self._device, non_blocking=True)
 
     def _accumulate(
-        self, input_ids: Tensor, signals: Mapping[str, Tensor], rows: list[int]
+        self, inputs: Tensor, signals: Mapping[str, Tensor], rows: list[int]
     ) -> tuple[Tensor, Tensor | None]:
-        """Accumulate gradients of the mean over the global batch from this worker's rows [b, T].
+        """Accumulate gradients of the mean over the global batch from this worker's rows [b, ...].
 
         Returns:
             The rows' share of the mean NLL, and the NLL of each token [b, T-1] if it is known.
@@ -204,13 +189,17 @@ class Trainer:
         counted = None
         if LOSS_MASK in signals:  # a sum over all workers, before any of them may run out of memory
             counted = self._group.total(signals[LOSS_MASK][:, 1:].sum()).clamp(min=1)
+        survey = getattr(self._objective, "survey", None)
+        if survey is not None:
+            self._objective.learn(self._surveyed(survey, inputs, signals, rows))
+        least = self._learner.rows_together
         while True:
             try:
-                return self._backward(input_ids, signals, rows, counted)
+                return self._backward(inputs, signals, rows, counted)
             except (torch.OutOfMemoryError, MemoryError) as error:
-                if self._group.sharded or self._micro(rows) == 1:
+                if self._group.sharded or self._micro(rows) <= least:
                     error.add_note(
-                        f"step {self._step + 1} with {self._micro(rows)} sequences a forward pass: "
+                        f"step {self._step + 1} with {self._micro(rows)} rows a forward pass: "
                         "lower `micro_batch`, or set `activation_checkpointing`"
                     )
                     raise
@@ -220,41 +209,85 @@ class Trainer:
                 torch.cuda.empty_cache()
 
     def _micro(self, rows: list[int]) -> int:
-        """Sequences a forward pass."""
-        return min(self._micro_batch or max(rows), max(rows))
+        """Rows a forward pass."""
+        together = self._learner.rows_together
+        return -(-min(self._micro_batch or max(rows), max(rows)) // together) * together
+
+    @torch.no_grad()
+    def _surveyed(
+        self,
+        survey: Callable[..., Tensor],
+        inputs: Tensor,
+        signals: Mapping[str, Tensor],
+        rows: list[int],
+    ) -> Tensor:
+        """What the objective asks of every row of the global batch: [B, m] on every worker."""
+        values: list[Tensor] = []
+        for part in self._micro_batches(len(inputs), rows):
+            micro = {name: column[part] for name, column in signals.items()}
+            with self._cast():
+                values.append(survey(self._model, inputs[part], micro).float().cpu())
+        return self._group.gather_rows(torch.cat(values), rows).to(self._device)
+
+    def _micro_batches(self, count: int, rows: list[int]) -> Iterator[slice]:
+        size = self._micro(rows)
+        return (slice(start, start + size) for start in range(0, count, size))
 
     def _backward(
         self,
-        input_ids: Tensor,
+        inputs: Tensor,
         signals: Mapping[str, Tensor],
         rows: list[int],
         counted: Tensor | None,
     ) -> tuple[Tensor, Tensor | None]:
         self._model.train()
+        self._second = []
         total = torch.zeros((), device=self._device)
         token_nll: list[Tensor] = []
-        size = self._micro(rows)
-        for start in range(0, len(input_ids), size):
-            part = slice(start, start + size)
+        for part in self._micro_batches(len(inputs), rows):
             micro = {name: values[part] for name, values in signals.items()}
-            share: float | Tensor = len(input_ids[part]) / sum(rows)
+            share: float | Tensor = len(inputs[part]) / sum(rows)
             if counted is not None:
                 share = micro[LOSS_MASK][:, 1:].sum() / counted
-            value = self._forward(input_ids[part], micro)
-            (value.objective * (share * self._group.gradient_factor)).backward()
+            value = self._forward(inputs[part], micro)
+            factor = share * self._group.gradient_factor
+            if value.second is not None:
+                self._keep_second(value.second * factor)
+            (value.objective * factor).backward()
             total += value.nll.detach() * share
             if value.token_nll is not None:
                 token_nll.append(value.token_nll.detach())
         if self._group.sharded:  # layers are gathered by all workers: do as many passes as they do
-            first = {name: values[:1] for name, values in signals.items()}
-            for _ in range(-(-len(input_ids) // size), -(-max(rows) // size)):
-                (self._forward(input_ids[:1], first).objective * 0).backward()
+            size, few = self._micro(rows), self._learner.rows_together
+            first = {name: values[:few] for name, values in signals.items()}
+            for _ in range(-(-len(inputs) // size), -(-max(rows) // size)):
+                (self._forward(inputs[:few], first).objective * 0).backward()
         return total, torch.cat(token_nll) if token_nll else None
 
+    def _keep_second(self, loss: Tensor) -> None:
+        """Add up the gradients of a second loss, apart from those of the first."""
+        found: Any = torch.autograd.grad(loss, self._trained, retain_graph=True, allow_unused=True)
+        zeros = self._second or [torch.zeros_like(parameter) for parameter in self._trained]
+        pairs = zip(zeros, found, strict=True)
+        self._second = [one if more is None else one + more for one, more in pairs]
+
+    def _join_second(self) -> None:
+        """Replace the gradients by what the objective makes of those of its two losses."""
+        if not self._second:
+            return
+        self._group.sum_tensors(self._second)
+        first = [torch.zeros_like(p) if p.grad is None else p.grad for p in self._trained]
+        joined = self._objective.join(first, self._second)
+        for parameter, gradient in zip(self._trained, joined, strict=True):
+            parameter.grad = gradient
+        self._second = []
+
     def _forward(self, micro: Tensor, signals: Mapping[str, Tensor]) -> LossValue:
-        set_attention(self._model, "auto", micro.shape[1] + self._num_extra)
-        with torch.autocast(self._device.type, self._dtype, enabled=self._dtype != torch.float32):
-            return self._loss(micro, signals)
+        with self._cast():
+            return self._learner(micro, signals)
+
+    def _cast(self) -> torch.autocast:
+        return torch.autocast(self._device.type, self._dtype, enabled=self._dtype != torch.float32)
 
     def _check(self, loss: float, norm: float, rate: float, batch: Batch) -> None:
         """Raise `DivergedError` if the training diverged; the same on all workers."""
@@ -270,27 +303,35 @@ class Trainer:
             + (f" (sources in the batch: {', '.join(sources)})" if sources else "")
         )
 
-    @torch.no_grad()
     def token_nll(self, input_ids: NDArray[Any]) -> NDArray[np.float32]:
         """NLL of each predicted token: integers [N, T] -> float32 [N, T-1], on all workers.
 
         Each worker computes its share, so all of them call this. The objective has to return
         `token_nll`.
         """
+        return self.map_rows(
+            lambda ids: self._forward(ids, {}).token_nll, torch.from_numpy(input_ids)
+        )
+
+    @torch.no_grad()
+    def map_rows(
+        self, function: Callable[[Tensor], Tensor | None], inputs: Tensor
+    ) -> NDArray[np.float32]:
+        """Values [N, ...] of rows [N, ...] in evaluation mode, from all workers' shares."""
         self._model.eval()
-        share = -(-len(input_ids) // self._group.size)
+        share = -(-len(inputs) // self._group.size)
         first = self._group.rank * share
-        mine = np.arange(first, first + share) % len(input_ids)  # the last shares may wrap around
-        ids = torch.from_numpy(input_ids[mine].astype(np.int64))
+        mine = torch.arange(first, first + share) % len(inputs)  # the last shares may wrap around
+        rows = inputs[mine] if inputs.is_floating_point() else inputs[mine].long()
         size = self._micro_batch or self._settings.batch_size
-        values = [self._forward(self._to_device(micro), {}).token_nll for micro in ids.split(size)]
+        values = [function(self._to_device(micro)) for micro in rows.split(size)]
         if self._group.sharded:
             # a forward without backward leaves the root's weights gathered, detached from the
             # optimiser's shards
-            root: Any = self._loss
+            root: Any = self._learner
             root.reshard()
         losses = torch.cat([value for value in values if value is not None]).cpu()
-        return self._group.gather_blocks(losses)[: len(input_ids)].numpy()
+        return self._group.gather_blocks(losses)[: len(inputs)].numpy()
 
     def take_source_losses(self) -> dict[str, SourceLoss]:
         """Training losses by source since the last call; all workers call this together.
@@ -316,18 +357,18 @@ class Trainer:
         if self._group.rank and not self._group.sharded:
             return Snapshot({}, progress)
         keep = self._group.rank == 0
-        return take_snapshot(self._model, self._optimizer, progress, keep=keep)
+        return take_snapshot(self._learner.trained, self._optimizer, progress, keep=keep)
 
     def take_moments(self, tensors: Mapping[str, Tensor]) -> None:
         """Start with the optimiser's moments of another training of the same architecture."""
-        put_moments(tensors, self._model, self._optimizer)
+        put_moments(tensors, self._learner.trained, self._optimizer)
 
     def restore(self, snapshot: Snapshot) -> None:
         """Continue from a snapshot of a training with the same model and settings.
 
         The number of workers, and sharding, may differ. A micro-batch that was halved stays so.
         """
-        put_snapshot(snapshot, self._model, self._optimizer)
+        put_snapshot(snapshot, self._learner.trained, self._optimizer)
         progress = snapshot.progress
         self._step, self._tokens = progress["step"], progress["tokens"]
         self._chain = bytes.fromhex(progress["order_sha256"])

@@ -73,7 +73,7 @@ class WindowScorer:
             self._stream.load_state_dict(self._state | {"consumed": number * self._size})
         batch = self._stream.next_batch()
         self._next = number + 1
-        ids = batch.input_ids.numpy()
+        ids = batch.inputs.numpy()
         losses = [model.token_nll(ids) for model in self._models]
         means = [nll.mean(axis=1, dtype=np.float64).astype(np.float32) for nll in losses]
         scores = color_score(*means)
@@ -216,7 +216,7 @@ def _excluded(task: TrainTask, online: OnlineTask) -> Callable[[Batch], NDArray[
         for part in online.hidden.keys() & set(parts.tolist()):
             marked |= (parts == part) & np.isin(rows, online.hidden[part])
         if len(index.hashes):
-            texts = map(tokenizer.decode, batch.input_ids.numpy())
+            texts = map(tokenizer.decode, batch.inputs.numpy())
             marked |= np.array([index.hits(text) > 0 for text in texts], np.bool_)
         return marked
 

@@ -43,13 +43,13 @@ class Batch:
     """A global batch, or a worker's share of it.
 
     Attributes:
-        input_ids: int64 [B, T], on the CPU.
+        inputs: token ids int64 [B, T] or images float32 [B, C, H, W], on the CPU.
         samples: int64 [B, 2], part and row of each sequence.
         sources: of every token, if they are known.
         signals: further columns that an objective reads, by name: [B] or [B, m], such as [B, T].
     """
 
-    input_ids: Tensor
+    inputs: Tensor
     samples: NDArray[np.int64]
     sources: TokenSources | None = None
     signals: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])

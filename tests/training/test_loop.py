@@ -152,9 +152,9 @@ class Labelled(Sequences):
 
     def next_batch(self) -> Batch:
         batch = super().next_batch()
-        codes = np.ones(batch.input_ids.shape, np.int32)
+        codes = np.ones(batch.inputs.shape, np.int32)
         codes[:, :2] = 0
-        return Batch(batch.input_ids, batch.samples, TokenSources(codes, ("sea", "law")))
+        return Batch(batch.inputs, batch.samples, TokenSources(codes, ("sea", "law")))
 
 
 def labelled() -> Labelled:
@@ -214,8 +214,8 @@ def test_a_mask_gives_the_mean_over_marked_tokens_of_the_whole_batch(
     """However the batch is split, and though its sequences have 0 to 11 marked tokens."""
     mask = np.arange(LENGTH) >= np.arange(10)[:, None] + 2
     batch = source({"loss_mask": mask}).next_batch()
-    logits = small_model()(input_ids=batch.input_ids).logits[:, :-1]
+    logits = small_model()(input_ids=batch.inputs).logits[:, :-1]
     kept = batch.signals["loss_mask"][:, 1:].bool()
-    expected = torch.nn.functional.cross_entropy(logits[kept], batch.input_ids[:, 1:][kept])
+    expected = torch.nn.functional.cross_entropy(logits[kept], batch.inputs[:, 1:][kept])
     run = trainer(batches=source({"loss_mask": mask}), micro_batch=micro_batch)
     assert run.step().loss == pytest.approx(float(expected.detach()), rel=1e-5)

@@ -80,11 +80,11 @@ def test_each_batch_holds_the_best_of_its_window(uris):
     whole, online = stream(uris), batches(scorers(uris, 1))
     for _ in range(7):
         window, batch = whole.next_batch(), online.next_batch()
-        ids = window.input_ids.numpy()
+        ids = window.inputs.numpy()
         scores = (PRIOR.token_nll(ids) - CONDITIONAL.token_nll(ids)).mean(axis=1)
         best = sorted(range(WINDOW), key=lambda i: (-scores[i], i))[:BATCH]
         assert batch.samples.tolist() == window.samples[sorted(best)].tolist()
-        assert batch.input_ids.tolist() == ids[sorted(best)].tolist()
+        assert batch.inputs.tolist() == ids[sorted(best)].tolist()
         assert batch.sources.present() == ["web"]
 
 

@@ -61,7 +61,7 @@ def steps(streams, count):
     found = []
     for _ in range(count):
         batches = [s.next_batch() for s in streams]
-        ids = np.concatenate([b.input_ids.numpy() for b in batches])
+        ids = np.concatenate([b.inputs.numpy() for b in batches])
         samples = np.concatenate([b.samples for b in batches])
         found.append((samples.tolist(), ids.tolist()))
     return found
@@ -72,7 +72,7 @@ def test_ids_belong_to_their_samples(parts):
     for samples, ids in with_ids:
         assert [row[:2] for row in ids] == samples
         assert all(row[2:] == [0, 1, 2, 3] for row in ids)
-    assert str(stream(parts).next_batch().input_ids.dtype) == "torch.int64"
+    assert str(stream(parts).next_batch().inputs.dtype) == "torch.int64"
 
 
 @pytest.mark.parametrize("num_workers", [2, 3, 4])

@@ -206,7 +206,7 @@ def test_only_chosen_rows_are_trained_on_and_recorded(task, local):
     everything = sorted([part, row] for part in range(2) for row in rows.tolist())
     assert sorted(samples[:6]) == sorted(samples[6:]) == everything
     for batch in asked:
-        for (part, row), ids in zip(batch.samples.tolist(), batch.input_ids.tolist(), strict=True):
+        for (part, row), ids in zip(batch.samples.tolist(), batch.inputs.tolist(), strict=True):
             assert ids == pq.read_table(whole.uris[part])["input_ids"][row].as_py()
     here, beside = trained_rows(folder_of(store, some), whole.digests)
     assert {k: v.tolist() for k, v in here.items()} == {key: [1, 4, 9] for key in whole.digests}

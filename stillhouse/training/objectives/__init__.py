@@ -9,7 +9,7 @@ code is sent to the workers, and is part of the model's name.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from typing import Any, NamedTuple, Protocol
 
@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from stillhouse.custom_code import CustomCode, import_code
 from stillhouse.errors import SpecError
 from stillhouse.models.head import LogitRule, head_of, predicting, with_bos
+from stillhouse.training.group import WorkerGroup
 from stillhouse.training.spec import OBJECTIVES, ObjectiveSettings
 
 
@@ -31,11 +32,14 @@ class LossValue(NamedTuple):
 
     `token_nll` float32 [B, T-1], column t-1 for position t, is needed for losses by source and on
     held-out sequences; None if the objective cannot give it.
+
+    The gradients of `second` are summed apart; the objective's `join` makes one of the two.
     """
 
     objective: Tensor
     nll: Tensor
     token_nll: Tensor | None = None
+    second: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +53,9 @@ class ObjectiveFacts:
         teachers: the share of each teacher, adding up to 1; its signals are the columns
             `ids.<i>`, `log_probs.<i>` and `tails.<i>` (`stillhouse.training.signals`).
         temperatures: of the columns of tails.
+        group: the workers of the training.
+        models: the teachers themselves, of objectives with `needs_models`: on the device, in
+            evaluation mode, without gradients.
     """
 
     rule: LogitRule
@@ -56,6 +63,8 @@ class ObjectiveFacts:
     compiled: bool = False
     teachers: tuple[float, ...] = ()
     temperatures: tuple[float, ...] = (1.0,)
+    group: WorkerGroup = field(default_factory=WorkerGroup)
+    models: tuple[PreTrainedModel, ...] = ()
 
     def hidden(self, model: PreTrainedModel, input_ids: Tensor) -> Tensor:
         """Hidden states [B * (T-1), H] that predict tokens 1 .. T-1 of input_ids [B, T]."""
@@ -71,7 +80,21 @@ class ObjectiveFacts:
 
 
 class Objective(Protocol):
-    """An objective; made as `Class(facts, **settings)`."""
+    """An objective; made as `Class(facts, **settings)`.
+
+    If it is a `torch.nn.Module`, its parameters are trained with the model's and kept in
+    checkpoints, not with the model. Further members are asked for where they exist:
+
+        signals: Sequence[str]          columns of the data that it reads
+        needs_models: bool              it gets its teachers' models, not their signals
+        rows_together: int              consecutive rows that have to enter one forward pass
+        at_step(step, num_steps)        before every step, on every worker
+        survey(model, inputs, signals)  [b, m] of every row, before the step and without gradients;
+        learn(values)                   gets those of the whole global batch [B, m]
+        join(first, second)             the gradients to use, from those of `LossValue.objective`
+                                        and `second`: lists over all trained parameters, summed
+                                        over the workers
+    """
 
     def __call__(
         self, model: PreTrainedModel, input_ids: Tensor, signals: Mapping[str, Tensor]

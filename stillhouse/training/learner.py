@@ -1,0 +1,109 @@
+"""What a trainer trains: a model and its objective, with all that depends on the kind of model."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from stillhouse.models.causal_lm import compile_layers, layers_of, set_attention
+from stillhouse.models.head import logit_rule
+from stillhouse.models.inspection import model_shape
+from stillhouse.spec import Optimisation
+from stillhouse.training.group import WorkerGroup
+from stillhouse.training.objectives import LossValue, ObjectiveFacts
+from stillhouse.training.objectives.cross_entropy import CrossEntropy
+
+MakeObjective = Callable[[ObjectiveFacts], Any]
+
+
+class Learner(nn.Module):
+    """Model and objective in one module, so that FSDP2 gathers what both need around its forward.
+
+    The objective may be a module too; its parameters are trained and kept with the model's.
+    """
+
+    def __init__(self, model: nn.Module, objective: Any) -> None:
+        super().__init__()
+        self.model, self.objective = model, objective
+
+    def forward(self, inputs: Tensor, signals: Mapping[str, Tensor]) -> LossValue:
+        return self.objective(self.model, inputs, signals)
+
+    @property
+    def trained(self) -> dict[str, nn.Parameter]:
+        """The parameters of the model, and under `objective.` those of the objective."""
+        own = self.objective if isinstance(self.objective, nn.Module) else nn.Module()
+        named = {f"objective.{name}": one for name, one in own.named_parameters()}
+        return dict(self.model.named_parameters()) | named
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        """Sharded one by one."""
+        return nn.ModuleList()
+
+    @property
+    def rows_together(self) -> int:
+        """Consecutive rows of a global batch that have to enter one forward pass."""
+        return getattr(self.objective, "rows_together", 1)
+
+    def units(self, inputs: Tensor) -> int:
+        """Tokens, or images, in a row of a batch."""
+        return 1
+
+    def flops(self, inputs: Tensor) -> float:
+        """Of a row's forward pass; 0 where they are not counted."""
+        return 0.0
+
+
+class LanguageLearner(Learner):
+    """A causal language model, on batches of token ids [B, T].
+
+    Args:
+        model: float32 weights, on its device; changed in place.
+        objective: default `CrossEntropy` with the settings' `z_loss`.
+        bos_id: put before every sequence, for the model only.
+        activation_checkpointing: keep only the layers' inputs and recompute the rest in backward.
+
+    Raises:
+        ModelError: as `logit_rule`.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        objective: MakeObjective | None,
+        settings: Optimisation,
+        *,
+        device: torch.device,
+        group: WorkerGroup,
+        bos_id: int | None = None,
+        activation_checkpointing: bool = False,
+    ) -> None:
+        compiled = settings.compile == "on" or (
+            settings.compile == "auto" and device.type == "cuda"
+        )
+        facts = ObjectiveFacts(logit_rule(model), bos_id, compiled, group=group)
+        made = objective(facts) if objective else CrossEntropy(facts, settings.z_loss)
+        super().__init__(model, made)
+        self._num_extra, self._shape = int(bos_id is not None), model_shape(model)
+        if activation_checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        if compiled:
+            compile_layers(model)
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        return layers_of(self.model)
+
+    def forward(self, inputs: Tensor, signals: Mapping[str, Tensor]) -> LossValue:
+        model: Any = self.model
+        set_attention(model, "auto", inputs.shape[1] + self._num_extra)
+        return super().forward(inputs, signals)
+
+    def units(self, inputs: Tensor) -> int:
+        return inputs.shape[1]
+
+    def flops(self, inputs: Tensor) -> float:
+        return self._shape.flops_per_token(inputs.shape[1]) * inputs.shape[1]
