@@ -143,7 +143,7 @@ def test_out_of_memory_halves_the_micro_batch(error: type[BaseException]) -> Non
 def test_out_of_memory_with_one_sequence_says_what_to_do() -> None:
     with pytest.raises(torch.OutOfMemoryError) as caught:
         trainer(objective=fussy(0, torch.OutOfMemoryError)).step()
-    said = "step 1 with 1 sequences a forward pass: lower `micro_batch`"
+    said = "step 1 with 1 rows a forward pass: lower `micro_batch`"
     assert said in caught.value.__notes__[0]
 
 
