@@ -264,7 +264,7 @@ def measure_resume(folder: Path) -> dict[str, Any]:
 def _resume(spec: str, store: Path) -> tuple[float, int]:
     """Seconds from the start of a process until its training goes on, and after which step."""
     from stillhouse.storage.artifact import Store
-    from stillhouse.training.worker import starts_of
+    from stillhouse.training.run import starts_of
 
     [checkpoints] = [path.name for path in (store / "checkpoints").iterdir()]
     before = len(starts_of(Store(str(store)), checkpoints))

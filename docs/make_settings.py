@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from stillhouse.classification.spec import ClassifySpec
 from stillhouse.custom_code import import_named
 from stillhouse.distillation.spec import METHODS, DistillSpec, Method
 from stillhouse.mixing.policy import POLICIES, Policy
@@ -26,9 +27,12 @@ PAGE = ROOT / "docs" / "settings.md"
 JOBS: dict[str, type[JobSpec]] = {
     "select": SelectSpec,
     "train": TrainSpec,
+    "classify": ClassifySpec,
     "mix": MixSpec,
     "distill": DistillSpec,
 }
+HEADINGS = {"classify": "train, task: classify"}
+"""Of specs that are not named by their job alone; the key is that of their example."""
 BY_NAME: dict[type[Settings], dict[str, str]] = {Policy: POLICIES, Method: METHODS}
 """Base classes whose subclasses a section names: short name and place of each."""
 SHORT = {
@@ -183,7 +187,7 @@ def page() -> str:
     text = HEAD + f"\n## Every job\n\n{(JobSpec.__doc__ or '').strip()}\n\n{table(JobSpec)}\n"
     for job, spec in JOBS.items():
         example = (ROOT / "examples" / f"{job}.yaml").read_text().strip()
-        text += f"\n## job: {job}\n\n{(spec.__doc__ or '').strip()}\n\n"
+        text += f"\n## job: {HEADINGS.get(job, job)}\n\n{(spec.__doc__ or '').strip()}\n\n"
         text += f"```yaml\n{example}\n```\n\n{table(spec)}\n"
         own = {model: paths for model, paths in FOUND[job].items() if users[model] == [job]}
         text += "".join(section(model, paths) for model, paths in own.items())

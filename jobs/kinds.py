@@ -10,7 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self, TypeAlias
 
+from stillhouse.classification.spec import ClassifySpec
 from stillhouse.distillation.spec import DistillSpec
+from stillhouse.errors import SpecError
 from stillhouse.mixing.spec import MixSpec
 from stillhouse.pipelines.context import Context, StepWork
 from stillhouse.report.blocks import Result
@@ -25,7 +27,7 @@ _MAX_RUNS = 50
 _PASSES = {"train": 3, "score": 1}
 """Forward passes a token, by the first word of a step that runs a language model."""
 
-Spec: TypeAlias = SelectSpec | TrainSpec | MixSpec | DistillSpec
+Spec: TypeAlias = SelectSpec | TrainSpec | ClassifySpec | MixSpec | DistillSpec
 """Any job's spec; `job` says which."""
 SPECS: dict[str, type[Spec]] = {
     "select": SelectSpec,
@@ -33,6 +35,24 @@ SPECS: dict[str, type[Spec]] = {
     "mix": MixSpec,
     "distill": DistillSpec,
 }
+TASKS: dict[str, type[Spec]] = {"language": TrainSpec, "classify": ClassifySpec}
+"""The specs of `job: train`, by `task`."""
+
+
+def spec_model(content: Mapping[str, Any]) -> type[Spec]:
+    """The class of a spec's content, whose `job` is one of `SPECS`.
+
+    Raises:
+        SpecError: an unknown task.
+    """
+    if content["job"] != "train" or "task" not in content:
+        return SPECS[content["job"]]
+    task = content["task"]
+    if not isinstance(task, str) or task not in TASKS:
+        raise SpecError(f"`task: {task}` is not known; known for `job: train`: {', '.join(TASKS)}")
+    return TASKS[task]
+
+
 RESULTS = {
     "select": ("selections", "selection_fingerprint"),
     "train": ("models", "model_fingerprint"),

@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from stillhouse.errors import ArtifactError
 from stillhouse.jobs.ids import ARTIFACTS, MIN_PREFIX, resolve
-from stillhouse.jobs.kinds import RESULTS, SPECS, result_artifact
+from stillhouse.jobs.kinds import RESULTS, result_artifact, spec_model
 from stillhouse.reading.readers import open_artifact, open_selection
 from stillhouse.spec import NOT_IDENTITY, JobSpec
 from stillhouse.storage import names
@@ -117,7 +117,7 @@ def _publication(result: dict[str, Any], spec: JobSpec, started: str) -> Publica
 def _spec_of(run: str) -> JobSpec:
     try:
         content = yaml.safe_load(read_bytes(join(run, "spec.yaml")))
-        return SPECS[content["job"]].model_validate(content)
+        return spec_model(content).model_validate(content)
     except (FileNotFoundError, yaml.YAMLError, ValidationError, LookupError, TypeError) as error:
         raise ArtifactError(f"{run}/spec.yaml is missing or broken: run its spec again") from error
 

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any
 
+from stillhouse.classification.spec import ClassifySpec
 from stillhouse.distillation.spec import DistillSpec
 from stillhouse.errors import LostClusterError, StorageError, require
 from stillhouse.fingerprint import fingerprint
@@ -47,6 +48,10 @@ def list_job(spec: Spec) -> Job:
         from stillhouse.jobs.select import SelectJob
 
         return SelectJob(spec)
+    if isinstance(spec, ClassifySpec):
+        from stillhouse.jobs.classify import ClassifyJob
+
+        return ClassifyJob(spec)
     from stillhouse.jobs.train import TrainJob
 
     return TrainJob(spec)

@@ -11,7 +11,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from stillhouse.errors import SpecError
-from stillhouse.jobs.kinds import SPECS, Spec
+from stillhouse.jobs.kinds import SPECS, Spec, spec_model
 from stillhouse.storage.filesystem import read_bytes
 
 _UNION_MEMBERS = {"float", "int", "str", "bool", "constrained-float"}
@@ -63,9 +63,13 @@ def parse_spec(content: dict[str, Any], path: str) -> Spec:
         near = _nearest(str(job), list(SPECS))
         raise SpecError(f"{path}: `job: {job}` is not known{near}; known: {known}")
     try:
-        return SPECS[job].model_validate(content)
+        model = spec_model(content)
+    except SpecError as error:
+        raise SpecError(f"{path}: {error}") from None
+    try:
+        return model.model_validate(content)
     except ValidationError as error:
-        lines = [_line(SPECS[job], detail) for detail in error.errors()]
+        lines = [_line(model, detail) for detail in error.errors()]
         raise SpecError("\n".join(f"{path}: {line}" for line in dict.fromkeys(lines))) from None
 
 

@@ -17,6 +17,7 @@ from typing import Any
 from zipfile import ZIP_DEFLATED, ZipFile, ZipInfo
 
 import stillhouse
+from stillhouse.classification.spec import ClassifySpec
 from stillhouse.custom_code import CustomCode, find_named
 from stillhouse.data_settings import reader_code
 from stillhouse.distillation.spec import DistillSpec
@@ -187,6 +188,11 @@ def own_code(spec: JobSpec) -> list[CustomCode]:
         from stillhouse.pipelines.image_inputs import named_code
 
         code += named_code(spec)
+    if isinstance(spec, ClassifySpec):
+        from stillhouse.pipelines.classify_data import classifier_code
+
+        networks, own = classifier_code(spec)
+        code += [*networks, own]
     if isinstance(spec, MixSpec) and spec.policy.name not in POLICIES:
         code.append(find_named("policy.name", spec.policy.name))
     if isinstance(spec, TrainSpec):

@@ -1,4 +1,4 @@
-"""What a distil job reads from outside its store: images, given experts, the user's own code."""
+"""What a job on images reads from outside its store: images, given experts, own code."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -54,17 +54,22 @@ def open_images(
         ArtifactError: a given expert is missing, or was trained on other kinds of pixels.
         BadFileError: a file vanished. SpecError: the user's code is not here.
     """
-    digests = [d.sha256 for d in digest_files(store, files, remember=remember)] if files else []
-    settings = spec.data.model_dump(mode="json", exclude={"path"})
-    if isinstance(spec.data.test, str):
-        settings.pop("test")
-    names = [file.name for file in files]
-    images = fingerprint(["images", IMAGES_VERSION, settings, names, digests])
+    images = images_identity(store, spec.data, files, remember=remember)
     uris = [absolute_uri(uri) for uri in (spec.experts and spec.experts.path) or []]
     zca = spec.preprocessing.zca
     experts = tuple(GivenExpert(_expert_name(uri, zca), uri) for uri in uris)
     code = tuple(own.digest for own in named_code(spec))
     return ImageInputs(Preparation(images, zca, code), experts)
+
+
+def images_identity(store: Store, data: ImageData, files: list[FileInfo], *, remember: bool) -> str:
+    """The fingerprint of the images artifact: the files' content, and the settings that read it."""
+    digests = [d.sha256 for d in digest_files(store, files, remember=remember)] if files else []
+    settings = data.model_dump(mode="json", exclude={"path"})
+    if isinstance(data.test, str):
+        settings.pop("test")
+    names = [file.name for file in files]
+    return fingerprint(["images", IMAGES_VERSION, settings, names, digests])
 
 
 def _expert_name(uri: str, zca: bool) -> str:

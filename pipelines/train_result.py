@@ -1,6 +1,6 @@
 """The result of a train job: its numbers, and the sections of its report."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import stillhouse.report.blocks as b
@@ -17,7 +17,7 @@ _MOST_WAIT = 0.05
 _NUM_NAMED = 6
 """Sources with a colour and a name in the legend."""
 _SHOWN_SOURCES = 12
-_CHECKED = "Waiting for data, memory, and a loss that was still falling steeply were checked."
+CHECKED = "Waiting for data, memory, and a loss that was still falling steeply were checked."
 
 
 def train_result(ctx: Context, spec: TrainSpec, made: TrainRun, run_uri: str) -> b.Result:
@@ -51,11 +51,13 @@ def train_result(ctx: Context, spec: TrainSpec, made: TrainRun, run_uri: str) ->
             "tokenizer": made.tokenizer.path,
         },
         numbers=numbers,
-        warnings=b.Warnings(_warnings(spec, made), _CHECKED),
+        warnings=b.Warnings(
+            training_warnings(totals, made.task.label, automatic(spec.train)), CHECKED
+        ),
         lead=_lead(totals),
         sections=[
             b.Section("learning", "How it learned", _learning(totals, marks)),
-            b.Section("speed", "How it ran", _speed(totals["points"], starts, marks)),
+            b.Section("speed", "How it ran", speed(totals["points"], starts, marks)),
             b.Section("data", "What it saw", _data(made)),
         ],
         footer="Losses are means over predicted tokens, in nats; a token's source is that of the "
@@ -63,16 +65,18 @@ def train_result(ctx: Context, spec: TrainSpec, made: TrainRun, run_uri: str) ->
     )
 
 
-def _warnings(spec: TrainSpec, made: TrainRun) -> list[b.Warn]:
-    measured = made.model.totals["measured"]
-    fall = made.model.totals["late_fall"]
-    found = [*unfinished([(made.task.label, fall, automatic(spec.train))])]
+def training_warnings(
+    totals: Mapping[str, Any], label: str, automatic: bool, rows: str = "sequences"
+) -> list[b.Warn]:
+    """What to look at first in a training; `automatic`: learning rate and batch were `auto`."""
+    measured = totals["measured"]
+    found = [*unfinished([(label, totals["late_fall"], automatic)])]
     if measured["data_wait_share"] > _MOST_WAIT:
         title = f"The training waited for data {measured['data_wait_share']:.0%} of its time."
         advice = "The store may be slow or far away; larger row groups or parts help."
         found.append(b.Warn(title, advice))
     if measured["halved_to"] is not None:
-        title = f"The micro-batch was halved to {measured['halved_to']} sequences."
+        title = f"The micro-batch was halved to {measured['halved_to']} {rows}."
         advice = "The device's memory did not hold more; the global batch stayed as it was."
         found.append(b.Warn(title, advice))
     return found
@@ -149,22 +153,33 @@ def _sources(evaluations: Sequence[dict[str, Any]]) -> dict[str, dict[str, b.Poi
     return {name: found[name] for name in order}
 
 
-def _speed(
-    points: Sequence[dict[str, Any]], starts: list[list[int]], marks: list[float]
+def speed(
+    points: Sequence[dict[str, Any]],
+    starts: list[list[int]],
+    marks: list[float],
+    units: str = "tokens",
 ) -> list[b.Block]:
+    """Throughput in `units` a second, waiting, and the starts: units before, and workers."""
+
     def lines(caption: str, name: str, values: Sequence[float], y_title: str) -> b.Curves:
         curve = [(one["tokens"], value) for one, value in zip(points, values, strict=True)]
         return b.Curves(
-            caption, {name: [curve]}, name, y_title=y_title, marks=marks, from_zero=True
+            caption,
+            {name: [curve]},
+            name,
+            x_title=f"{units} trained on",
+            y_title=y_title,
+            marks=marks,
+            from_zero=True,
         )
 
-    speed = [one["tokens_per_s"] for one in points]
+    rates = [one["tokens_per_s"] for one in points]
     waiting = [100 * one["data_wait_share"] for one in points]
     charts: list[b.Block] = [
-        lines("Tokens a second, all workers", "tokens/s", speed, "tokens a second"),
+        lines(f"{units.title()} a second, all workers", f"{units}/s", rates, f"{units} a second"),
         lines("Waiting for data", "waiting", waiting, "percent of the time"),
     ]
-    columns, caption = {"After tokens": "compact", "workers": "compact"}, "Every start"
+    columns, caption = {f"After {units}": "compact", "workers": "compact"}, "Every start"
     every = b.Table(columns, [[*row] for row in starts], caption, style="short")
     return [b.Group(charts), *([every] if marks else [])]
 

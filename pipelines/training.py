@@ -1,4 +1,4 @@
-"""Trainings of language models in one group of workers: of `job: train` and of `job: select`.
+"""Trainings in one group of workers: of `job: train` and of the models of `job: select`.
 
 All workers share a training; or, if there are several that fit on one worker each, every worker
 does some of them alone, one after another. In each worker Ray Data fetches windows of the parts
@@ -13,6 +13,7 @@ from typing import Any
 import ray
 
 from stillhouse.actors.pool_worker import get_result
+from stillhouse.classification.task import ClassifyTask
 from stillhouse.errors import StillhouseError
 from stillhouse.models.shape import ModelShape
 from stillhouse.pipelines.context import Context, FailedAt
@@ -36,6 +37,7 @@ LOOK_AHEAD = 4
 """Windows scored before they are needed, so that a slow one does not stall the training."""
 _SMALL_TOKENS = 8 << 20
 """Data of fewer tokens are read by a thread and cached: Ray Data takes seconds to start."""
+AnyTrainTask = TrainTask | ClassifyTask
 
 
 def make_task(
@@ -101,11 +103,30 @@ def train_models(
         DivergedError, ArtifactError: as `train_worker`. PartFailedError, ClusterError: as
             `Gang.run`.
     """
+    made = run_trainings(ctx, gang, step, tasks, scorers=scorers)
+    work, distinct = ctx.work[step], {one.fingerprint: one for one in made}
+    work.tokens += sum(one.totals["num_tokens"] for one in distinct.values())
+    work.flops = 3.0 * shape.flops_per_token(tasks[0].sequence_length) * work.tokens
+    return made
+
+
+def run_trainings(
+    ctx: Context,
+    gang: Gang,
+    step: str,
+    tasks: Sequence[AnyTrainTask],
+    unit: str = "tokens",
+    scorers: Sequence[Any] = (),
+) -> list[Manifest]:
+    """The same for models of any kind, without an account of tokens and FLOPs; `unit` is what a
+    step of progress counts.
+    """
     by_name = {task.fingerprint: task for task in tasks}
     todo = [t for name, t in by_name.items() if ctx.store.find_manifest("models", name) is None]
-    with ctx.step(step, total=len(by_name), reused=len(by_name) - len(todo)) as advance:
+    reused = len(by_name) - len(todo)
+    with ctx.step(step, total=len(by_name), reused=reused, unit=unit) as advance:
         if todo:
-            note_recipe(ctx, step, todo[0].settings)
+            note_recipe(ctx, step, todo[0].settings, "sequences" if unit == "tokens" else unit)
             progress = _TrainProgress(ctx, step, todo, advance)
             work = partial(_work, ctx.store, tuple(todo), tuple(scorers))
             what = f"training {todo[0].label!r}" if len(todo) == 1 else f"{len(todo)} trainings"
@@ -116,18 +137,16 @@ def train_models(
                 raise
     made = {name: ctx.store.get_manifest("models", name) for name in by_name}
     work = ctx.work[step]
-    work.tokens += sum(one.totals["num_tokens"] for one in made.values())
-    work.flops = 3.0 * shape.flops_per_token(tasks[0].sequence_length) * work.tokens
     for task in todo:
         measured = made[task.fingerprint].totals["measured"]
         work.device_seconds += measured["seconds"] * measured["starts"][-1]["workers"]
     return [made[task.fingerprint] for task in tasks]
 
 
-def note_recipe(ctx: Context, step: str, settings: Optimisation) -> None:
-    """Report the learning rate and batch, which may have been `auto`."""
+def note_recipe(ctx: Context, step: str, settings: Optimisation, rows: str = "sequences") -> None:
+    """Report the learning rate and batch, which may have been `auto`; `rows` are a batch's."""
     rate, batch = settings.peak_rate, settings.batch_size
-    message = f"{step}: learning rate {rate:g}, {batch:,} sequences a step"
+    message = f"{step}: learning rate {rate:g}, {batch:,} {rows} a step"
     content = {"step": step, "learning_rate": rate, "global_batch": batch, "message": message}
     ctx.listener.note("recipe", content)
 
@@ -143,7 +162,7 @@ class _TrainProgress:
         self,
         ctx: Context,
         step: str,
-        tasks: Sequence[TrainTask],
+        tasks: Sequence[AnyTrainTask],
         advance: Callable[[float, float], None],
     ) -> None:
         self._ctx, self._step_name, self._advance = ctx, step, advance
@@ -163,14 +182,14 @@ class _TrainProgress:
             self._started.add(name)
         moved = step - self._steps[name]
         if kind in (STEP, "start") and moved > 0:
-            tokens = moved * task.settings.batch_size * task.sequence_length
-            self._advance(moved / task.num_steps, tokens if kind == STEP else 0)
+            units = moved * task.step_units
+            self._advance(moved / task.num_steps, units if kind == STEP else 0)
             self._steps[name] = step
         if kind not in (STEP, "failed"):
             self._ctx.listener.note(f"train {kind}", {**content, "training": task.label})
 
 
-def _work(store: Store, tasks: Sequence[TrainTask], scorers: Sequence[Any], tell: Tell) -> None:
+def _work(store: Store, tasks: Sequence[AnyTrainTask], scorers: Sequence[Any], tell: Tell) -> None:
     """In each worker. A training is not shared where each worker has one of its own, nor where the
     data have fewer lanes than there are workers.
     """
@@ -181,18 +200,37 @@ def _work(store: Store, tasks: Sequence[TrainTask], scorers: Sequence[Any], tell
     done = group.gather(done)[0]  # the first worker decides: another may see one more done
     todo = [task for task in tasks if task.fingerprint not in done]
     few = len(todo) < group.size or len(todo) == 1
-    alone: list[TrainTask] = []
+    alone: list[AnyTrainTask] = []
     for task in todo:
-        sharded = task.settings.sharding == "fsdp"
-        if (few or sharded) and (task.settings.lanes or 1) >= group.size:
-            _train(store, task, scorers, tell, WorkerGroup.current(sharded=sharded))
+        if (few or task.sharded) and (task.settings.lanes or 1) >= group.size:
+            _train(store, task, scorers, tell, WorkerGroup.current(sharded=task.sharded))
         else:
             alone.append(task)
     for task in alone[group.rank :: group.size]:
         _train(store, task, scorers, tell, WorkerGroup())
 
 
-def _train(store: Store, task: TrainTask, scorers: Sequence[Any], tell: Tell, group: Any) -> None:
+def _train(
+    store: Store, task: AnyTrainTask, scorers: Sequence[Any], tell: Tell, group: Any
+) -> None:
+    def tell_of_task(kind: str, content: dict[str, Any]) -> None:
+        tell(kind, {**content, "training": task.fingerprint})
+
+    try:
+        if isinstance(task, ClassifyTask):
+            from stillhouse.classification.worker import train_classifier
+
+            train_classifier(store, task, tell_of_task, group)
+        else:
+            _train_language(store, task, scorers, tell_of_task, group)
+    except Exception:
+        tell_of_task("failed", {})
+        raise
+
+
+def _train_language(
+    store: Store, task: TrainTask, scorers: Sequence[Any], tell: Tell, group: Any
+) -> None:
     from stillhouse.actors.windows import WindowTeacher
     from stillhouse.pipelines.fetch import Stage, stream_windows
     from stillhouse.training.fetch import PartReader, read_ahead
@@ -202,9 +240,6 @@ def _train(store: Store, task: TrainTask, scorers: Sequence[Any], tell: Tell, gr
         streamed_batches,
         train_worker,
     )
-
-    def tell_of_task(kind: str, content: dict[str, Any]) -> None:
-        tell(kind, {**content, "training": task.fingerprint})
 
     if task.online is not None:
         source = partial(online_batches, task, ask_ahead(scorers, task.num_steps))
@@ -221,11 +256,7 @@ def _train(store: Store, task: TrainTask, scorers: Sequence[Any], tell: Tell, gr
             lanes = -(-(task.settings.lanes or 1) // group.size)
             fetch = stream_windows(reader, direct=lanes * len(task.data))
         source = partial(streamed_batches, task, fetch)
-    try:
-        train_worker(store, task, source, tell_of_task, group)
-    except Exception:
-        tell_of_task("failed", {})
-        raise
+    train_worker(store, task, source, tell, group)
 
 
 @contextmanager

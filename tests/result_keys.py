@@ -35,6 +35,15 @@ KEYS: dict[str, dict[str, set[str]]] = {
         "train/sources/*": {"nll", "num_tokens"},
         "cost": {"flops", "device_seconds"},
     },
+    "classify": {
+        "": COMMON | {"model_fingerprint", "train", "cost", "dead_letters"},
+        "artifacts": {"model", "images"},
+        "work/*": {"parts", "reused"},
+        "train": {"task", "accuracy", "validation_accuracy", "nll", "final_loss", "num_images"}
+        | {"num_steps", "order_sha256", "images_per_second", "data_wait_share", "learning_rate"}
+        | {"global_batch", "restarts"},
+        "cost": {"device_seconds"},
+    },
     "mix": {
         "": COMMON | {"model_fingerprint", "mix", "rows", "skipped_arms"},
         "artifacts": {"tokenizer", "models", "decisions"},
@@ -56,9 +65,9 @@ KEYS: dict[str, dict[str, set[str]]] = {
 }
 
 
-def check_keys(result: dict[str, Any]) -> None:
-    """Every object of a job's result has exactly the keys of its kind."""
-    for path, keys in KEYS[result["job"]].items():
+def check_keys(result: dict[str, Any], kind: str | None = None) -> None:
+    """Every object of a job's result has exactly the keys of its kind, by default of its job."""
+    for path, keys in KEYS[kind or result["job"]].items():
         found = [result]
         for name in path.split("/") if path else []:
             found = [v for one in found for v in (one.values() if name == "*" else [one[name]])]

@@ -17,7 +17,7 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 from safetensors.torch import load, save
-from torch import Tensor, nn
+from torch import Tensor
 
 from stillhouse.errors import ArtifactError
 from stillhouse.fingerprint import canonical_json, sha256
@@ -41,8 +41,8 @@ class Snapshot:
     """The state of a training between two steps, in copies on the CPU.
 
     Attributes:
-        tensors: `model.<parameter>` and `optimizer.<moment>.<parameter>`, unsharded; shared weights
-            once.
+        tensors: `model.<parameter or buffer>` and `optimizer.<moment>.<parameter>`, unsharded;
+            shared weights once.
         progress: JSON values; `step` counts the steps done.
     """
 
@@ -51,7 +51,7 @@ class Snapshot:
 
 
 def take_snapshot(
-    parameters: Mapping[str, nn.Parameter],
+    state: Mapping[str, Tensor],
     optimizer: torch.optim.Optimizer,
     progress: dict[str, Any],
     *,
@@ -69,26 +69,26 @@ def take_snapshot(
         if keep:
             tensors[name] = full.to("cpu", copy=True).contiguous()
 
-    for name, parameter in parameters.items():
-        put(WEIGHT + name, parameter)
-        for key, value in optimizer.state.get(parameter, {}).items():
+    for name, tensor in state.items():
+        put(WEIGHT + name, tensor)
+        for key, value in optimizer.state.get(tensor, {}).items():
             put(f"{MOMENT}{key}.{name}", torch.as_tensor(value))  # Adafactor's step is an int
     return Snapshot(tensors, progress)
 
 
 def put_snapshot(
-    snapshot: Snapshot, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer
+    snapshot: Snapshot, state: Mapping[str, Tensor], optimizer: torch.optim.Optimizer
 ) -> None:
-    """Restore weights and moments, sharded where the parameters are."""
-    for name, parameter in parameters.items():
+    """Restore weights, buffers and moments, sharded where the parameters are."""
+    for name, tensor in state.items():
         with torch.no_grad():
-            parameter.copy_(like(snapshot.tensors[WEIGHT + name], parameter))
-    put_moments(snapshot.tensors, parameters, optimizer)
+            tensor.copy_(like(snapshot.tensors[WEIGHT + name], tensor))
+    put_moments(snapshot.tensors, state, optimizer)
 
 
 def put_moments(
     tensors: Mapping[str, Tensor],
-    parameters: Mapping[str, nn.Parameter],
+    parameters: Mapping[str, Tensor],
     optimizer: torch.optim.Optimizer,
 ) -> None:
     """Restore the moments among a snapshot's tensors, sharded where the parameters are."""

@@ -39,6 +39,20 @@ class Learner(nn.Module):
         return dict(self.model.named_parameters()) | named
 
     @property
+    def state(self) -> Mapping[str, Tensor]:
+        """What checkpoints keep beside the optimiser's moments, by name."""
+        return self.trained
+
+    def at_step(self, step: int, num_steps: int) -> None:
+        """Before every step, on every worker."""
+        if hasattr(self.objective, "at_step"):
+            self.objective.at_step(step, num_steps)
+
+    def survey(self, inputs: Tensor, signals: Mapping[str, Tensor]) -> Tensor:
+        """What the objective asks of every row of a global batch: [b, m]."""
+        return self.objective.survey(self.model, inputs, signals)
+
+    @property
     def layers(self) -> nn.ModuleList:
         """Sharded one by one."""
         return nn.ModuleList()

@@ -132,9 +132,7 @@ class Trainer:
         rate = learning_rate(self._step, self._num_steps, self._settings)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
-        at_step = getattr(self._objective, "at_step", None)
-        if at_step is not None:
-            at_step(self._step, self._num_steps)
+        self._learner.at_step(self._step, self._num_steps)
         batch = self._source.next_batch()
         waited = perf_counter() - started
         rows = self._group.batch_rows(len(batch.inputs))
@@ -189,9 +187,8 @@ class Trainer:
         counted = None
         if LOSS_MASK in signals:  # a sum over all workers, before any of them may run out of memory
             counted = self._group.total(signals[LOSS_MASK][:, 1:].sum()).clamp(min=1)
-        survey = getattr(self._objective, "survey", None)
-        if survey is not None:
-            self._objective.learn(self._surveyed(survey, inputs, signals, rows))
+        if hasattr(self._objective, "survey"):
+            self._objective.learn(self._surveyed(inputs, signals, rows))
         least = self._learner.rows_together
         while True:
             try:
@@ -214,19 +211,14 @@ class Trainer:
         return -(-min(self._micro_batch or max(rows), max(rows)) // together) * together
 
     @torch.no_grad()
-    def _surveyed(
-        self,
-        survey: Callable[..., Tensor],
-        inputs: Tensor,
-        signals: Mapping[str, Tensor],
-        rows: list[int],
-    ) -> Tensor:
+    def _surveyed(self, inputs: Tensor, signals: Mapping[str, Tensor], rows: list[int]) -> Tensor:
         """What the objective asks of every row of the global batch: [B, m] on every worker."""
+        self._model.train()  # as in the pass that follows, whatever was before
         values: list[Tensor] = []
         for part in self._micro_batches(len(inputs), rows):
             micro = {name: column[part] for name, column in signals.items()}
             with self._cast():
-                values.append(survey(self._model, inputs[part], micro).float().cpu())
+                values.append(self._learner.survey(inputs[part], micro).float().cpu())
         return self._group.gather_rows(torch.cat(values), rows).to(self._device)
 
     def _micro_batches(self, count: int, rows: list[int]) -> Iterator[slice]:
@@ -357,7 +349,7 @@ class Trainer:
         if self._group.rank and not self._group.sharded:
             return Snapshot({}, progress)
         keep = self._group.rank == 0
-        return take_snapshot(self._learner.trained, self._optimizer, progress, keep=keep)
+        return take_snapshot(self._learner.state, self._optimizer, progress, keep=keep)
 
     def take_moments(self, tensors: Mapping[str, Tensor]) -> None:
         """Start with the optimiser's moments of another training of the same architecture."""
@@ -368,7 +360,7 @@ class Trainer:
 
         The number of workers, and sharding, may differ. A micro-batch that was halved stays so.
         """
-        put_snapshot(snapshot, self._learner.trained, self._optimizer)
+        put_snapshot(snapshot, self._learner.state, self._optimizer)
         progress = snapshot.progress
         self._step, self._tokens = progress["step"], progress["tokens"]
         self._chain = bytes.fromhex(progress["order_sha256"])

@@ -175,18 +175,9 @@ class ObjectiveSettings(Settings):
         return self
 
 
-class TrainingSettings(Optimisation):
-    """How the model is trained, in which order, and what is kept on the way."""
+class StreamedTraining(Optimisation):
+    """How a model is trained, in which order, and what is kept on the way."""
 
-    objective: ObjectiveSettings = Field(
-        default=ObjectiveSettings(),
-        description="what is minimised; cross_entropy takes `z_loss` from beside it",
-    )
-    num_tokens: Count | None = Field(default=None, description="default: one pass over the data")
-    select: Literal["global", "online"] = Field(
-        default="global",
-        description="online: batches are chosen from the data while it trains (section `online`)",
-    )
     eval_points: Count = Field(
         default=10, description="evaluations over the run, the last at the end"
     )
@@ -204,6 +195,20 @@ class TrainingSettings(Optimisation):
     keep_last: Annotated[int, Field(ge=0)] = Field(
         default=2,
         description="checkpoints kept, beside the best one; 0: none once the model is there",
+    )
+
+
+class TrainingSettings(StreamedTraining):
+    """How a language model is trained."""
+
+    objective: ObjectiveSettings = Field(
+        default=ObjectiveSettings(),
+        description="what is minimised; cross_entropy takes `z_loss` from beside it",
+    )
+    num_tokens: Count | None = Field(default=None, description="default: one pass over the data")
+    select: Literal["global", "online"] = Field(
+        default="global",
+        description="online: batches are chosen from the data while it trains (section `online`)",
     )
     activation_checkpointing: bool = Field(
         default=False, description="less memory for a third more work"
@@ -230,6 +235,9 @@ class TrainSpec(JobSpec):
     """`job: train`: train a model on a selection, on files, or on a mixture of several."""
 
     job: Literal["train"]
+    task: Literal["language"] = Field(
+        default="language", description="or `classify`: a classifier of images, with other keys"
+    )
     data: TrainingData | list[TrainingData]
     tokenizer: TokenizerSettings | None = Field(
         default=None, description="default: the data's own, or that of `init`"

@@ -200,6 +200,16 @@ class TrainTask(Task):
         return checkpoints_of(self.fingerprint)
 
     @property
+    def sharded(self) -> bool:
+        """Whether several workers share out the weights."""
+        return self.settings.sharding == "fsdp"
+
+    @property
+    def step_units(self) -> int:
+        """Tokens a step."""
+        return self.settings.batch_size * self.sequence_length
+
+    @property
     def sequence_length(self) -> int:
         return self.data[0].sequence_length
 
@@ -248,12 +258,16 @@ def choose(
     return settings.model_copy(update=chosen)
 
 
+def steps_between(num_steps: int) -> int:
+    """Steps between checkpoints: a tenth of the training, 1,000 at most."""
+    return max(1, min(_MAX_CHECKPOINT_STEPS, num_steps // _NUM_CHECKPOINTS))
+
+
 def with_order(
     settings: TrainingSettings, sets: Sequence[TokenSet], num_steps: int
 ) -> TrainingSettings:
     """The settings with defaults for lanes, window and steps between checkpoints."""
     lanes = settings.lanes or default_lanes(settings.batch_size, min(one.num_rows for one in sets))
     window = settings.window or default_window(lanes, sets[0].sequence_length, len(sets))
-    every = max(1, min(_MAX_CHECKPOINT_STEPS, num_steps // _NUM_CHECKPOINTS))
-    every = settings.checkpoint_every or every
+    every = settings.checkpoint_every or steps_between(num_steps)
     return settings.model_copy(update={"lanes": lanes, "window": window, "checkpoint_every": every})

@@ -9,7 +9,7 @@ import sys
 import ray
 from small import Quiet
 
-from stillhouse.jobs.kinds import SPECS
+from stillhouse.jobs.kinds import spec_model
 from stillhouse.jobs.run import run_job
 
 
@@ -25,7 +25,7 @@ def main():
     for line in sys.stdin:
         try:
             spec = json.loads(line)
-            result = run_job(SPECS[spec["job"]].model_validate(spec), Quiet())
+            result = run_job(spec_model(spec).model_validate(spec), Quiet())
             said = {"result": result}
         except Exception as error:
             said = {"error": f"{type(error).__name__}: {error}"}

@@ -25,16 +25,11 @@ from stillhouse.training.checkpoint import Checkpoints
 from stillhouse.training.fetch import PartReader, read_ahead
 from stillhouse.training.loop import StepRecord
 from stillhouse.training.order import NO_SAMPLES, chain
+from stillhouse.training.run import History, evaluation_steps, starts_of
 from stillhouse.training.seen import read_seen, trained_rows
 from stillhouse.training.spec import TrainingSettings
 from stillhouse.training.task import StartModel
-from stillhouse.training.worker import (
-    History,
-    evaluation_steps,
-    starts_of,
-    streamed_batches,
-    train_worker,
-)
+from stillhouse.training.worker import streamed_batches, train_worker
 
 STEPS, PART_ROWS = 12, (20, 12)
 OPTIMISATION = set(TrainingSettings.model_fields)
@@ -305,10 +300,11 @@ def record(step, seconds, mfu):
     )
 
 
-def test_times_and_utilisation_are_of_the_whole_training(task):
+def test_times_and_utilisation_are_of_the_whole_training():
     """A slow first step (it compiles) weighs as long as it took, over a resume too."""
-    long = task(1000, heldout=None, eval_points=1)
-    first, second = (History(None, long, lambda *_: None) for _ in range(2))
+    first, second, unknown = (
+        History(1000, 1, lambda *_: None, lambda _: ({}, None)) for _ in range(3)
+    )
     first.add(record(1, 8.0, 0.1))
     second.load_state_dict(first.state_dict())
     for step, seconds in ((2, 1.0), (3, 1.0)):
@@ -316,6 +312,5 @@ def test_times_and_utilisation_are_of_the_whole_training(task):
     found = second.state_dict()
     assert (found["seconds"], found["data_wait_s"]) == pytest.approx((10.0, 1.0))
     assert found["mfu_s"] / found["seconds"] == pytest.approx(0.2)  # (8 x 0.1 + 2 x 0.6) / 10
-    unknown = History(None, long, lambda *_: None)
     unknown.add(record(1, 1.0, None))
     assert unknown.state_dict()["mfu_s"] is None

@@ -8,7 +8,8 @@ user's class comes from an installed package, or from the folder that the job is
 code is sent to the workers, and is part of the model's name.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from typing import Any, NamedTuple, Protocol
@@ -121,24 +122,36 @@ def make_objective(
     Raises:
         SpecError: no such module or class, or settings that it does not take.
     """
-    kind = _class(settings.name, code)
+    kind = objective_class(OBJECTIVES.get(settings.name, settings.name), code)
     weights = [teacher.weight for teacher in settings.teachers]
     shares = tuple(weight / sum(weights) for weight in weights)
     facts = replace(facts, teachers=shares, temperatures=tuple(settings.temperatures))
-    try:
+    with refused_settings(settings.name):
         return kind(facts, **settings.options)
+
+
+@contextmanager
+def refused_settings(name: str) -> Generator[None]:
+    """Settings that the class of an objective does not take become a `SpecError`."""
+    try:
+        yield
     except TypeError as error:
-        raise SpecError(f"`train.objective: {settings.name}`: {error}") from error
+        raise SpecError(f"`train.objective: {name}`: {error}") from error
 
 
 def signals_of(settings: ObjectiveSettings, code: CustomCode | None = None) -> Sequence[str]:
     """The columns that an objective reads: the attribute `signals` of its class."""
-    return getattr(_class(settings.name, code), "signals", ())
+    kind = objective_class(OBJECTIVES.get(settings.name, settings.name), code)
+    return getattr(kind, "signals", ())
 
 
-def _class(name: str, code: CustomCode | None) -> Any:
-    """A class of `OBJECTIVES`, or `module:Class`, from `code` if it is sent along."""
-    module, _, kind = OBJECTIVES.get(name, name).partition(":")
+def objective_class(name: str, code: CustomCode | None) -> Any:
+    """The class `module:Class`, from `code` if it is sent along.
+
+    Raises:
+        SpecError: no such module or class.
+    """
+    module, _, kind = name.partition(":")
     try:
         imported = import_module(module) if code is None else import_code(code, module)
         return getattr(imported, kind)

@@ -1,0 +1,1 @@
+"""`job: train` with `task: classify`: a network for images, trained as language models are."""

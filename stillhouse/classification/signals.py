@@ -1,0 +1,60 @@
+"""What teachers say of all training images, made once: raw logits, as float16."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import pyarrow as pa
+
+from stillhouse.classification.task import StoredClassifier
+from stillhouse.errors import InputError
+from stillhouse.storage.artifact import Store
+from stillhouse.storage.task import Output, Place, Task
+
+if TYPE_CHECKING:
+    from stillhouse.distillation.prepared import ImageHost
+
+_BATCH = 512
+
+
+@dataclass(frozen=True)
+class LogitsTask(Task):
+    """One teacher's logits of the training images of an artifact.
+
+    Its part has a row an image: `logits` fixed_size_list<float16, C>, in the order of the job's
+    classes.
+
+    Attributes:
+        images: fingerprint of the images artifact.
+        key: of the teacher in the spec, for messages.
+    """
+
+    KIND: ClassVar[str] = "signals"
+
+    images: str
+    teacher: StoredClassifier
+    key: Place[str]
+
+    def run(self, store: Store, host: "ImageHost", loaded: object = None) -> Output:
+        """Answer to all images.
+
+        Raises:
+            InputError: a logit is not finite, or beyond float16; unknown classes.
+        """
+        import torch
+
+        from stillhouse.classification.stored import load_teacher
+        from stillhouse.distillation.stored_sets import lists
+
+        prepared = host.prepared
+        teacher = load_teacher(self.teacher, prepared, self.key).to(prepared.device)
+        with torch.inference_mode():
+            batches = [teacher(batch).half().cpu() for batch in prepared.train.split(_BATCH)]
+        logits = torch.cat(batches)
+        broken = int((~logits.isfinite()).any(1).sum())
+        if broken:
+            raise InputError(
+                f"`{self.key}`: the logits of {broken} of {len(logits)} images are not finite "
+                "numbers of 16 bits: give another teacher"
+            )
+        table = pa.table({"logits": lists(logits.numpy())})
+        return Output((table,), {"images": len(logits)})

@@ -1,0 +1,223 @@
+"""The spec of `job: train` with `task: classify`."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field, model_validator
+
+from stillhouse.data_settings import FROM_SETTING
+from stillhouse.distillation.images import ImageData
+from stillhouse.distillation.spec import NetworkSettings
+from stillhouse.spec import JobSpec, Settings
+from stillhouse.training.spec import StreamedTraining, Weight
+
+_HERE = "stillhouse.training.objectives"
+CLASSIFIER_OBJECTIVES = {
+    "cross_entropy": f"{_HERE}.classify:Classify",
+}
+"""The classes of built-in objectives for images, by short name."""
+NEED_TEACHERS: dict[str, int] = {}
+"""Objectives with teachers, and how many."""
+LIVE_OBJECTIVES: tuple[str, ...] = ()
+"""Objectives that need more of their teachers than logits: these are in the workers."""
+BATCH, RATE = 128, 1e-3
+"""Images a step and learning rate where the spec has `auto`."""
+
+
+class GivenClassifier(Settings):
+    """A classifier of images that exists."""
+
+    path: str | None = Field(
+        default=None,
+        description="a folder that `task: classify` made; or a state dict in safetensors, whose "
+        "`network` is given too",
+    )
+    from_: str | None = Field(default=None, alias="from", description=FROM_SETTING)
+    network: NetworkSettings | None = Field(default=None, description="of a state dict alone")
+
+    @model_validator(mode="after")
+    def _one_of(self) -> "GivenClassifier":
+        if (self.path is None) == (self.from_ is None):
+            raise ValueError("give either `path` or `from`")
+        state_dict = self.path is not None and self.path.endswith(".safetensors")
+        if state_dict != (self.network is not None):
+            raise ValueError("`network` goes with a `path` to a state dict (*.safetensors)")
+        return self
+
+
+class ClassifierTeacher(GivenClassifier):
+    """A classifier to learn from; it knows all classes of the data, by name."""
+
+    weight: Weight = Field(default=1.0, description="relative to the other teachers'")
+
+
+class ClassifierObjective(Settings):
+    """What the training of a classifier minimises; all other keys are settings of the class."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: str = Field(
+        default="cross_entropy",
+        description=f"one of {', '.join(CLASSIFIER_OBJECTIVES)}; or your own class: "
+        "`package.module:Class`",
+    )
+    teachers: list[ClassifierTeacher] = Field(
+        default=[], description="classifiers that the objective learns from"
+    )
+    signals: Literal["stored", "live"] = Field(
+        default="stored",
+        description="stored: the teachers' logits of all training images are made once; live: "
+        "teachers answer inside the workers, to the images as augmented",
+    )
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Keyword arguments of the class."""
+        return self.model_extra or {}
+
+    @property
+    def place(self) -> str:
+        """`module:Class`."""
+        return CLASSIFIER_OBJECTIVES.get(self.name, self.name)
+
+    @property
+    def bag_size(self) -> int:
+        """Rows that are known together only, and stay together."""
+        return int(self.options.get("bag_size", 1))
+
+    def identity(self) -> dict[str, Any]:
+        """Name and options; with teachers, their weights and where they answer."""
+        named = {"name": self.name, **self.options}
+        if not self.teachers:
+            return named
+        return named | {"weights": [t.weight for t in self.teachers], "signals": self.signals}
+
+    @model_validator(mode="after")
+    def _known(self) -> "ClassifierObjective":
+        if self.name not in CLASSIFIER_OBJECTIVES and ":" not in self.name:
+            raise ValueError(
+                f"`objective.name: {self.name}`: one of {', '.join(CLASSIFIER_OBJECTIVES)}, or "
+                "your own class as `package.module:Class`"
+            )
+        if ":" in self.name:
+            return self
+        needed, given = NEED_TEACHERS.get(self.name, 0), len(self.teachers)
+        if bool(needed) != bool(given) or (needed == 2 and given != 2):
+            many = {0: "no teachers", 1: "at least one: [{from: ...}]", 2: "two"}[needed]
+            raise ValueError(f"`objective.teachers`: {self.name} has {many}")
+        size = self.options.get("bag_size", 1)
+        if not isinstance(size, int) or size < 1:
+            raise ValueError(f"`objective.bag_size: {size}` is no number of rows")
+        return self
+
+
+class ClassifierTraining(StreamedTraining):
+    """How a classifier is trained: as language models are, an image for a sequence."""
+
+    objective: ClassifierObjective = Field(
+        default=ClassifierObjective(), description="what is minimised"
+    )
+    num_epochs: Annotated[float, Field(gt=0)] = Field(
+        default=10, description="passes over the training images"
+    )
+    augmentation: list[Literal["flip", "crop"]] = Field(
+        default=[],
+        description="flip: left and right; crop: moved by up to an eighth of the side; drawn by "
+        "seed, step and row",
+    )
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the weights."""
+        kept = {*type(self).model_fields} - {"objective", "checkpoint_every", "keep_last"}
+        objective = self.objective.identity()
+        return self.model_dump(mode="json", include=kept) | {"objective": objective}
+
+    def check_batch(self, num_workers: int) -> None:
+        """Check that batches can be shared out to the workers in whole bags.
+
+        Raises:
+            ValueError: they cannot.
+        """
+        size, batch = self.objective.bag_size, self.global_batch
+        if batch == "auto":
+            batch = BATCH // size * size or size
+        if batch % size:
+            raise ValueError(
+                f"`train.objective.bag_size: {size}` does not divide `train.global_batch: {batch}`"
+            )
+        lanes = self.lanes or batch // size
+        if batch // size % lanes:
+            raise ValueError(
+                f"`train.lanes` {lanes} does not divide `train.global_batch` {batch}"
+                + (f" ({batch // size} bags)" if size > 1 else "")
+            )
+        if lanes % num_workers:
+            fits = [n for n in range(1, lanes + 1) if lanes % n == 0]
+            raise ValueError(
+                f"`compute.trainers` {num_workers} does not divide `train.global_batch` {batch} "
+                f"(`train.lanes` {self.lanes or 'by default'}): use one of {fits}"
+            )
+
+    @model_validator(mode="after")
+    def _of_images(self) -> "ClassifierTraining":
+        for key in ("z_loss", "compile"):
+            if key in self.model_fields_set and getattr(self, key) not in (0, "off", "auto"):
+                raise ValueError(f"`train.{key}` is of language models: leave it out")
+        objective = self.objective
+        if objective.teachers and objective.signals == "stored" and self.augmentation:
+            raise ValueError(
+                "`train.augmentation` shows other images than teachers have answered to: set "
+                "`train.objective.signals: live`"
+            )
+        return self
+
+
+class InitClassifier(GivenClassifier):
+    """The classifier that a training starts from."""
+
+    head: Literal["keep", "fresh"] = Field(
+        default="keep",
+        description="fresh: a new classifier layer, for other classes; it reads `classifier`",
+    )
+    frozen: bool = Field(default=False, description="only the classifier layer is trained")
+
+
+class ClassifySpec(JobSpec):
+    """`job: train` with `task: classify`: train a classifier of images."""
+
+    job: Literal["train"]
+    task: Literal["classify"]
+    data: ImageData
+    network: NetworkSettings = NetworkSettings()
+    init: InitClassifier | None = Field(
+        default=None, description="start from this classifier instead of a fresh `network`"
+    )
+    train: ClassifierTraining = ClassifierTraining()
+
+    @property
+    def num_actors(self) -> int:
+        return self.compute.trainers
+
+    @property
+    def own_names(self) -> list[str]:
+        """The user's networks, each once, as `package.module:name`."""
+        given = [*self.train.objective.teachers, *([self.init] if self.init else [])]
+        networks = [self.network, *(one.network for one in given if one.network)]
+        return sorted({one.factory for one in networks if one.factory})
+
+    @model_validator(mode="after")
+    def _fits(self) -> "ClassifySpec":
+        if self.init is not None and "network" in self.model_fields_set:
+            raise ValueError("give either `network` or `init`: `init` has its own network")
+        compute = self.compute
+        if compute.min_trainers is not None and compute.min_trainers > compute.trainers:
+            raise ValueError(
+                f"`compute.min_trainers` {compute.min_trainers} is above `compute.trainers` "
+                f"{compute.trainers}"
+            )
+        if self.init is None and self.network.batch_norm and compute.trainers > 1:
+            raise ValueError(
+                "`compute.trainers` above 1 splits batches, but `network` takes batch statistics: "
+                "set one trainer, or a `norm` other than batch"
+            )
+        self.train.check_batch(compute.trainers)
+        return self

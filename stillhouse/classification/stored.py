@@ -1,0 +1,153 @@
+"""Classifiers in the store: written with all that they are built from, and read as teachers."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor, nn
+
+from stillhouse.classification.learner import kept_buffers
+from stillhouse.classification.task import CONFIG, StoredClassifier
+from stillhouse.distillation.prepared import WEIGHTS, Prepared, Standardisation, frozen
+from stillhouse.distillation.spec import NetworkSettings
+from stillhouse.errors import ArtifactError, InputError
+from stillhouse.models.networks import build_network, state_tensors
+from stillhouse.storage.filesystem import read_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class BuiltFrom:
+    """What a classifier is built from, beside its weights.
+
+    Attributes:
+        shape: (C, H, W) of the images it reads.
+        standardisation: of their pixels.
+    """
+
+    network: NetworkSettings
+    shape: tuple[int, int, int]
+    class_names: tuple[str, ...]
+    standardisation: Standardisation
+
+    @classmethod
+    def of(cls, network: NetworkSettings, prepared: Prepared) -> "BuiltFrom":
+        """For the images of a job."""
+        return cls(network, prepared.shape, prepared.class_names, prepared.standardisation)
+
+    def build(self, seed: int) -> nn.Module:
+        """A fresh network on the CPU."""
+        return build_network(self.network, self.shape, len(self.class_names), seed)
+
+    def to_bytes(self) -> bytes:
+        content = {
+            "network": self.network.model_dump(mode="json"),
+            "shape": list(self.shape),
+            "class_names": list(self.class_names),
+            "mean": list(self.standardisation.mean),
+            "std": list(self.standardisation.std),
+        }
+        return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
+
+    @classmethod
+    def read(cls, data: bytes) -> "BuiltFrom":
+        content: dict[str, Any] = json.loads(data)
+        channels, height, width = content["shape"]
+        return cls(
+            NetworkSettings.model_validate(content["network"]),
+            (channels, height, width),
+            tuple(content["class_names"]),
+            Standardisation(tuple(content["mean"]), tuple(content["std"])),
+        )
+
+
+def files_of(network: nn.Module, built: BuiltFrom) -> dict[str, bytes]:
+    """The files of a classifier's folder."""
+    return {CONFIG: built.to_bytes(), WEIGHTS: save(state_tensors(network))}
+
+
+def put_tensors(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Set the parameters and buffers of a network, by name."""
+    with torch.no_grad():
+        for name, value in (dict(network.named_parameters()) | kept_buffers(network)).items():
+            value.copy_(tensors[name])
+
+
+def load_classifier(stored: StoredClassifier, prepared: Prepared) -> tuple[nn.Module, BuiltFrom]:
+    """A stored classifier on the CPU; a state dict alone is taken for one of the job's images.
+
+    Raises:
+        ArtifactError: files are missing or do not fit. InputError: weights that are not finite.
+    """
+    try:
+        if stored.network is None:
+            built = BuiltFrom.read(read_bytes(f"{stored.uri}/{CONFIG}"))
+            tensors = load(read_bytes(f"{stored.uri}/{WEIGHTS}"))
+        else:
+            built = BuiltFrom.of(stored.network, prepared)
+            tensors = load(read_bytes(stored.uri))
+    except FileNotFoundError as error:
+        raise ArtifactError(f"{stored.uri}: a file of the classifier is missing") from error
+    except (KeyError, ValueError, SafetensorError) as error:
+        raise ArtifactError(f"{stored.uri} is no classifier of images: {error}") from error
+    network = built.build(0)
+    try:
+        network.load_state_dict(tensors)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ArtifactError(
+            f"{stored.uri}: its weights fit no {built.network.label}: {reason}"
+        ) from error
+    if not all(bool(value.isfinite().all()) for value in tensors.values()):
+        raise InputError(f"{stored.uri} has weights that are not finite")
+    return network, built
+
+
+class ImageTeacher(nn.Module):
+    """A frozen classifier that answers to a job's images with logits of the job's classes."""
+
+    def __init__(self, network: nn.Module, built: BuiltFrom, prepared: Prepared, key: str) -> None:
+        super().__init__()
+        if built.shape != prepared.shape:
+            raise InputError(
+                f"`{key}` reads images of {built.shape} (channels, height, width), the data have "
+                f"{prepared.shape}: set `data.image_size`, or give another teacher"
+            )
+        index = {name: i for i, name in enumerate(built.class_names)}
+        unknown = [name for name in prepared.class_names if name not in index]
+        if unknown:
+            raise InputError(
+                f"`{key}` does not know the class {unknown[0]!r} ({len(unknown)} of "
+                f"{prepared.num_classes} classes are unknown to it; it knows "
+                f"{', '.join(built.class_names[:6])}): give a teacher of all classes"
+            )
+        self.network = frozen(network)
+        self._from, self._to = prepared.standardisation, built.standardisation
+        self._columns = [index[name] for name in prepared.class_names]
+        self._all = self._columns == list(range(len(built.class_names)))
+
+    def own(self, images: Tensor) -> Tensor:
+        """Images as the teacher was trained on them."""
+        if self._from == self._to:
+            return images
+        return self._to.apply(self._from.pixels(images))
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits = self.network(self.own(images))
+        return logits if self._all else logits[:, self._columns]
+
+    def train(self, mode: bool = True) -> "ImageTeacher":
+        """It stays in evaluation mode."""
+        return super().train(False)
+
+
+def load_teacher(stored: StoredClassifier, prepared: Prepared, key: str) -> ImageTeacher:
+    """A stored classifier as a teacher; `key` in the spec is named in errors.
+
+    Raises:
+        InputError: another shape of images, unknown classes. ArtifactError: as `load_classifier`.
+    """
+    return ImageTeacher(*load_classifier(stored, prepared), prepared, key).eval()

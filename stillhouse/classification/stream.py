@@ -1,0 +1,126 @@
+"""A worker's share of every global batch of images, in the order of `SampleOrder`.
+
+All images are in memory, preprocessed. A sample of the order is an image, or a bag of images that
+are known together only: then bags, made once from the seed, are what is shuffled and shared out.
+"""
+
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from stillhouse.distillation.augment import crop, flip
+from stillhouse.errors import ArtifactError
+from stillhouse.training.order import SampleOrder, Window
+from stillhouse.training.stream import Batch
+
+_BAGS, _VIEWS = 10, 11  # first word of a random generator's key
+_SHIFT = 0.125  # of the side
+
+
+def bags_of(num_images: int, size: int, seed: int) -> NDArray[np.int64]:
+    """Rows of disjoint random bags: int64 [num_images // size, size]; what is left is in none."""
+    if size == 1:
+        return np.arange(num_images)[:, None]
+    rows = np.random.default_rng([_BAGS, seed]).permutation(num_images)
+    return rows[: num_images // size * size].reshape(-1, size)
+
+
+class ImageStream:
+    """The rows of one worker's lanes; a `BatchSource`.
+
+    Args:
+        order: of bags.
+        images: float32 [N, C, H, W] on the CPU.
+        columns: signals of every image, [N] or [N, m], by name.
+        bags: rows of every sample of the order, [samples, size].
+        augmentation: `flip`, `crop`; drawn by seed, step and row.
+    """
+
+    def __init__(
+        self,
+        order: SampleOrder,
+        images: Tensor,
+        columns: Mapping[str, Tensor],
+        bags: NDArray[np.int64],
+        *,
+        rank: int = 0,
+        num_workers: int = 1,
+        augmentation: tuple[str, ...] = (),
+    ) -> None:
+        self._order, self._images, self._columns, self._bags = order, images, columns, bags
+        self._lanes, self._augmentation = order.lanes_of(rank, num_workers), augmentation
+        self._current: dict[int, tuple[Window, NDArray[np.int64]]] = {}
+        self._thread = ThreadPoolExecutor(1, "next-batch")
+        self._step = 0
+        self._next: Future[Batch] | None = None
+
+    def next_batch(self) -> Batch:
+        """This worker's images of the next global batch; the one after it is prepared meanwhile."""
+        ready = self._next or self._thread.submit(self._assemble, self._step)
+        batch = ready.result()
+        self._step += 1
+        self._next = self._thread.submit(self._assemble, self._step)
+        return batch
+
+    def _assemble(self, step: int) -> Batch:
+        width = self._order.rows_per_lane
+        samples = [
+            self._sample(lane, step * width + i) for lane in self._lanes for i in range(width)
+        ]
+        rows = self._bags[samples].reshape(-1)
+        index = torch.from_numpy(rows)
+        images = self._images[index]
+        if self._augmentation:
+            images = augmented(images, rows, self._augmentation, self._order.seed, step)
+        parts = np.stack([np.zeros_like(rows), rows], axis=1)
+        signals = {name: values[index] for name, values in self._columns.items()}
+        return Batch(images, parts, signals=signals)
+
+    def state_dict(self) -> dict[str, Any]:
+        consumed = self._step * self._order.global_batch
+        return {"consumed": consumed, "order": self._order.describe()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue after `consumed` samples.
+
+        Raises:
+            ArtifactError: the state is of another order.
+        """
+        if state["order"] != self._order.describe():
+            raise ArtifactError("the checkpoint was taken in another order of the images")
+        if self._next is not None:
+            self._next.exception()  # wait: it uses what is changed here
+        self._step, self._next = state["consumed"] // self._order.global_batch, None
+
+    def close(self) -> None:
+        """End the thread."""
+        self._thread.shutdown(cancel_futures=True)
+
+    def _sample(self, lane: int, position: int) -> int:
+        """The sample at a lane's `position`, counted over all epochs."""
+        window, rows = self._current.get(lane, (None, None))
+        if window is None or rows is None or not window.start <= position < window.end:
+            window = self._order.window_at(0, lane, position)
+            rows = window.samples()[window.permutation(), 1]
+            self._current[lane] = window, rows
+        return int(rows[position - window.start])
+
+
+def augmented(
+    images: Tensor, rows: NDArray[np.int64], kinds: tuple[str, ...], seed: int, step: int
+) -> Tensor:
+    """Images [B, C, H, W] of rows [B], each drawn by itself: the same on any number of workers."""
+    side = images.shape[-1]
+    most = int(side * _SHIFT + 0.5)
+    draws = [np.random.default_rng([_VIEWS, seed, step, int(row)]) for row in rows]
+    if "crop" in kinds:
+        shifts = np.stack([draw.integers(-most, most + 1, 2) for draw in draws])
+        images = crop(images, *torch.from_numpy(shifts).T)
+    if "flip" in kinds:
+        images = flip(images, torch.tensor([draw.random() for draw in draws]))
+    return images

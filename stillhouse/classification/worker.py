@@ -1,0 +1,211 @@
+"""What each worker of a classifier's training does, from the images to the model artifact."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from stillhouse.classification.learner import (
+    LABELS,
+    ClassifierFacts,
+    ImageLearner,
+    classifier_layer,
+    teacher_logits,
+)
+from stillhouse.classification.stored import (
+    BuiltFrom,
+    files_of,
+    load_classifier,
+    load_teacher,
+    put_tensors,
+)
+from stillhouse.classification.stream import ImageStream, bags_of
+from stillhouse.classification.task import ClassifyTask, weighted
+from stillhouse.distillation.prepared import Preparation, Prepared, prepare
+from stillhouse.distillation.stored_sets import flat_values
+from stillhouse.models.device import choose_device
+from stillhouse.storage.artifact import Store
+from stillhouse.storage.folders import put_folder
+from stillhouse.storage.parquet import read_table
+from stillhouse.storage.task import identity
+from stillhouse.training.checkpoint import WEIGHT, Snapshot
+from stillhouse.training.group import WorkerGroup
+from stillhouse.training.loop import StepRecord, Trainer
+from stillhouse.training.objectives import objective_class, refused_settings
+from stillhouse.training.run import History, complete, training_totals
+from stillhouse.training.task import Tell
+
+
+def train_classifier(
+    store: Store, task: ClassifyTask, tell: Tell, group: WorkerGroup | None = None
+) -> None:
+    """Train, from the newest checkpoint if there is one, and commit the classifier.
+
+    Args:
+        store: for images, checkpoints and model.
+        tell: called by the first worker.
+        group: the workers, all of which call this; default this process alone.
+
+    Raises:
+        DivergedError: the loss became NaN or exploded; the last good checkpoint stays.
+        ModelError: the network cannot be built for these images.
+        SpecError: an objective that does not take its settings, batch norm on several workers.
+    """
+    group, settings = group or WorkerGroup(), task.settings
+    prepared = prepare(store, Preparation(task.images, zca=False), torch.device("cpu"))
+    network, built = start_network(task, prepared)
+    kind: Any = objective_class(settings.objective.place, task.own)
+    live = settings.objective.signals == "live" or getattr(kind, "needs_models", False)
+    teachers = [
+        load_teacher(one, prepared, f"train.objective.teachers.{i}")
+        for i, one in enumerate(task.teachers if live else ())
+    ]
+    facts = ClassifierFacts(
+        network=network,
+        num_classes=prepared.num_classes,
+        num_images=len(prepared.train),
+        shape=prepared.shape,
+        teachers=weighted([one.weight for one in settings.objective.teachers]),
+        models=tuple(teachers),
+        seed=settings.seed,
+        group=group,
+    )
+    stream = _stream(store, task, prepared, kind, group)
+    trainer = Trainer(
+        network,
+        stream,
+        settings,
+        device=choose_device(task.device, task.gpus),
+        num_steps=task.num_steps,
+        learner=partial(ImageLearner, make=partial(_make, task, kind, facts), teachers=teachers),
+        group=group,
+        stop_on_explosion=True,
+    )
+    measure = partial(measured, trainer, network)
+    history = History(
+        task.num_steps,
+        settings.eval_points,
+        tell if group.rank == 0 else lambda *_: None,
+        partial(_evaluation, measure, prepared.validation),
+    )
+
+    def commit(snapshot: Snapshot) -> None:
+        stream.close()
+        test = measure(*prepared.test)
+        if group.rank == 0:
+            _commit(store, task, built, snapshot, history.state_dict(), test)
+
+    complete(store, task, trainer, history, tell, group, commit)
+
+
+def start_network(task: ClassifyTask, prepared: Prepared) -> tuple[nn.Module, BuiltFrom]:
+    """The network on the CPU before the first step, and what it is built from."""
+    seed, init = task.settings.seed, task.init
+    if init is None:
+        assert task.network is not None
+        built = BuiltFrom.of(task.network, prepared)
+        return built.build(seed), built
+    given, its = load_classifier(init.model, prepared)
+    built = BuiltFrom.of(its.network, prepared)
+    network = built.build(seed)
+    kept, fresh = given.state_dict(), network.state_dict()
+    if init.head == "fresh":
+        new = {name for name in fresh if name.startswith("classifier.")}
+        classifier_layer(network)
+        kept |= {name: fresh[name] for name in new}
+    else:
+        load_teacher(init.model, prepared, "init")  # its classes and shape have to be the job's
+    network.load_state_dict(kept)
+    if init.frozen:
+        network.requires_grad_(False)
+        classifier_layer(network).requires_grad_(True)
+    return network, built
+
+
+def _make(task: ClassifyTask, kind: Any, facts: ClassifierFacts) -> Any:
+    objective = task.settings.objective
+    with refused_settings(objective.name):
+        return kind(facts, **objective.options)
+
+
+def _stream(
+    store: Store, task: ClassifyTask, prepared: Prepared, kind: Any, group: WorkerGroup
+) -> ImageStream:
+    """This worker's images, with their labels and the teachers' stored logits."""
+    settings = task.settings
+    bags = bags_of(len(prepared.train), settings.objective.bag_size, settings.seed)
+    columns: dict[str, Tensor] = {LABELS: prepared.train_labels}
+    for i, part in enumerate(task.logits):
+        values = flat_values(read_table(store.path(part.path)), "logits")
+        columns[teacher_logits(i)] = torch.from_numpy(values).view(len(prepared.train), -1)
+    columns_of: Callable[..., dict[str, Tensor]] | None = getattr(kind, "columns", None)
+    if columns_of is not None:
+        columns = columns_of(columns, bags, settings)
+    return ImageStream(
+        task.order(),
+        prepared.train,
+        columns,
+        bags,
+        rank=group.rank,
+        num_workers=group.size,
+        augmentation=tuple(settings.augmentation),
+    )
+
+
+def measured(
+    trainer: Trainer, network: nn.Module, images: Tensor, labels: Tensor
+) -> dict[str, float]:
+    """Accuracy, and NLL in nats, of images [N, C, H, W]; all workers call this together."""
+    logits = torch.from_numpy(trainer.map_rows(lambda micro: network(micro).float(), images))
+    right = int((logits.argmax(1) == labels).sum())
+    nll = cross_entropy(logits.double(), labels)
+    return {"accuracy": right / len(labels), "nll": float(nll)}
+
+
+def _evaluation(
+    measure: Callable[..., dict[str, float]], part: tuple[Tensor, Tensor], _: StepRecord
+) -> tuple[dict[str, Any], float]:
+    found = measure(*part)
+    return dict(found), found["nll"]
+
+
+def _commit(
+    store: Store,
+    task: ClassifyTask,
+    built: BuiltFrom,
+    snapshot: Snapshot,
+    history: dict[str, Any],
+    test: dict[str, float],
+) -> None:
+    """Write the network, what it is built from, and the training's history to the store."""
+    network = built.build(0)
+    own = {name.removeprefix(WEIGHT): tensor for name, tensor in snapshot.tensors.items()}
+    put_tensors(network, own)
+
+    def write(folder: Path) -> None:
+        for name, data in files_of(network, built).items():
+            (folder / name).write_bytes(data)
+
+    train = task.settings.identity()
+    if task.own is not None:
+        train["objective"]["code"] = task.own.digest
+    evaluations = history["evaluations"]
+    put_folder(
+        store,
+        task.fingerprint,
+        write,
+        inputs={"images": task.images, "teachers": [one.digest for one in task.teachers]},
+        settings={"network": identity(task.network), "init": identity(task.init), "train": train},
+        totals={
+            "role": "classifier",
+            "label": task.label,
+            "num_parameters": sum(parameter.numel() for parameter in network.parameters()),
+            "test": test,
+            "curve": [[one["tokens"], one["nll"]] for one in evaluations],
+            **training_totals(store, task.checkpoints, snapshot, history),
+        },
+    )

@@ -1,0 +1,190 @@
+"""`job: train` with `task: classify` on real Ray: widths, a killed worker, the report, refusals."""
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from PIL import Image
+from result_keys import check_keys
+from samples import order_digest
+from small import Quiet
+from workers import command_line
+
+from stillhouse.errors import StillhouseError
+from stillhouse.jobs.plan import plan_job
+from stillhouse.jobs.run import run_job
+from stillhouse.jobs.spec_file import parse_spec
+from stillhouse.jobs.status import draw_report
+from stillhouse.report.page import read
+from stillhouse.training.order import Rows, SampleOrder
+
+NETWORK = {"name": "convnet", "depth": 2, "width": 8}
+NUM_IMAGES = 320
+
+
+def content(store, trainers=1, **changes):
+    """300 digits, 20 steps of 32."""
+    learning = {"num_epochs": 2, "global_batch": 32, "learning_rate": 3e-3, "eval_points": 2}
+    return {
+        "job": "train",
+        "task": "classify",
+        "store": str(store),
+        "data": {"dataset": "digits", "num_images": NUM_IMAGES},
+        "network": NETWORK,
+        "train": learning | changes.pop("train", {}),
+        "compute": {"trainers": trainers},
+    } | changes
+
+
+def run(spec, listener=None):
+    return run_job(parse_spec(spec, "spec.yaml"), listener or Quiet())
+
+
+def manifest(result):
+    return json.loads(Path(result["artifacts"]["model"], "manifest.json").read_text())
+
+
+def losses(result):
+    return [point["loss"] for point in manifest(result)["totals"]["points"]]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    return tmp_path_factory.mktemp("classify")
+
+
+@pytest.fixture(scope="module")
+def trained(ray_cluster, place):
+    """By one worker."""
+    return run(content(place / "one"))
+
+
+class Killer(Quiet):
+    """Kills the one training worker of this process's Ray at a point of the training."""
+
+    def __init__(self):
+        super().__init__()
+        self.killed = 0
+
+    def note(self, kind, content):
+        if kind == "train point" and content["step"] >= 9 and not self.killed:
+            children = psutil.Process().children(recursive=True)
+            [worker] = [p for p in children if "WorkerGroupActor" in command_line(p)]
+            self.killed = worker.pid
+            os.kill(worker.pid, signal.SIGKILL)
+
+
+def test_the_result_is_the_contract(trained, place):
+    found = trained["train"]
+    assert (trained["status"], trained["job"], found["task"]) == ("done", "train", "classify")
+    check_keys(trained, "classify")
+    totals = manifest(trained)["totals"]
+    rows = NUM_IMAGES // 32 * 2
+    assert (found["num_steps"], found["num_images"]) == (rows, NUM_IMAGES * 2)
+    images = json.loads(Path(trained["artifacts"]["images"], "manifest.json").read_text())
+    count = images["parts"][0]["num_rows"]  # drawn class by class
+    order = SampleOrder([Rows((count,))], global_batch=32, seed=0, lanes=32, window=count)
+    assert found["order_sha256"] == order_digest(order, rows)
+    assert 0.3 < found["accuracy"] <= 1 and found["restarts"] == 0
+    assert found["validation_accuracy"] == totals["evaluations"][-1]["accuracy"]
+    json.dumps(trained, allow_nan=False)
+    again = run(content(place / "one"))
+    assert (again["status"], again["train"]) == ("nothing_to_do", found)
+    planned = plan_job(parse_spec(content(place / "new"), "spec.yaml"))
+    assert {name: step["parts"] for name, step in planned["steps"].items()} == {
+        "images": 1,
+        "train": 1,
+    }
+
+
+def test_the_report_shows_it(trained):
+    right = read(trained["run"]).find("learning", "curves")[0].curves["validation"][0]
+    assert right[-1][1] == pytest.approx(100 * trained["train"]["validation_accuracy"])
+    assert "Test accuracy" in Path(draw_report(trained["run"])).read_text()
+
+
+def test_two_workers_have_the_losses_of_one(trained, place):
+    found = run(content(place / "two", 2))
+    assert found["model_fingerprint"] == trained["model_fingerprint"]
+    assert found["train"]["order_sha256"] == trained["train"]["order_sha256"]
+    assert losses(found) == pytest.approx(losses(trained), rel=1e-5)
+
+
+def test_a_killed_worker_changes_no_byte(trained, place):
+    killer = Killer()
+    found = run(content(place / "killed"), killer)
+    assert killer.killed and found["train"]["restarts"] == 1
+    assert manifest(found)["files"] == manifest(trained)["files"]
+
+
+def test_a_student_starts_from_it(trained, place):
+    """By run; with a fresh head nothing but the head is trained where the rest is frozen."""
+    init = {"from": trained["run"], "head": "fresh", "frozen": True}
+    spec = content(place / "one", init=init)
+    del spec["network"]
+    found = run(spec)
+    from safetensors.torch import load_file
+
+    first, second = (
+        load_file(Path(one["artifacts"]["model"], "weights.safetensors"))
+        for one in (trained, found)
+    )
+    same = {name: bool((first[name] == second[name]).all()) for name in first}
+    assert {name for name, equal in same.items() if not equal} == {
+        "classifier.weight",
+        "classifier.bias",
+    }
+
+
+def write_images(folder, names, side=8, count=6):
+    rng = np.random.default_rng(0)
+    for name in names:
+        (folder / name).mkdir(parents=True)
+        for i in range(count):
+            pixels = rng.integers(0, 255, (side, side), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{i}.png")
+
+
+def refused(spec, match, code):
+    with pytest.raises(StillhouseError, match=match) as found:
+        run(spec)
+    assert found.value.exit_code == code
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"task": "paint"}, r"`task: paint` is not known; known for `job: train`: language, cl"),
+        ({"netwrk": {}}, r"unknown key `netwrk` \(did you mean `network`\?\)"),
+        ({"network": {"name": "resnet18"}}, r"`compute\.trainers` above 1 splits batches"),
+        ({"train": {"global_batch": 31}}, r"`compute\.trainers` 2 does not divide"),
+        ({"train": {"global_batch": 32, "lanes": 3}}, r"`train\.lanes` 3 does not divide"),
+        ({"train": {"z_loss": 0.1}}, r"`train\.z_loss` is of language models"),
+        ({"train": {"objective": {"name": "distil"}}}, r"`objective\.name: distil`: one of"),
+        ({"init": {"path": "x", "head": "keep"}}, "give either `network` or `init`"),
+        ({"data": {"path": "/nowhere/images"}}, "/nowhere/images"),
+    ],
+)
+def test_bad_specs_are_refused_by_name(tmp_path, changes, match):
+    refused(content(tmp_path, 2, **changes), match, 3 if "data" in changes else 2)
+
+
+def test_a_network_too_deep_for_the_images(ray_cluster, tmp_path):
+    deep = {"name": "convnet", "depth": 9}
+    refused(content(tmp_path, network=deep), "cannot be halved 9 times", 2)
+
+
+def test_a_start_of_other_classes_is_refused(trained, tmp_path):
+    write_images(tmp_path / "cats", ["cat", "dog"])
+    spec = content(
+        tmp_path / "store",
+        data={"path": str(tmp_path / "cats")},
+        init={"path": trained["artifacts"]["model"]},
+        train={"global_batch": 4},
+    )
+    del spec["network"]
+    refused(spec, r"`init` does not know the class 'cat' \(2 of 2 classes", 3)
