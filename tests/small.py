@@ -119,7 +119,7 @@ def small_spec(folder, **changes):
         "prior": {"model": MODEL, "num_tokens": 6000, **LEARNING},
         "conditional": {"epochs": 1, **LEARNING},
         "selection": {"tau": 8},
-        "compute": {"scorers": 2, "trainers": 2, "packers": 1},
+        "compute": {"scorers": 1, "trainers": 1, "packers": 1},
     }
     return spec | changes
 

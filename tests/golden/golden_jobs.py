@@ -28,6 +28,7 @@ from mixing_world import write_data
 from mixing_world import write_spec as write_mix_spec
 from small import DIGITS, LEARNING, MODEL, MTT, make_models, make_world, small_spec
 
+TWO = {"compute": {"scorers": 2, "trainers": 2, "packers": 1}}
 STEPS, LENGTH, BATCH = 24, 32, 8
 SELECT: dict[str, dict[str, Any]] = {
     "color": {},
@@ -66,7 +67,7 @@ def select(folder: Path) -> dict[str, Any]:
     made = make_models(folder)
     found = {}
     for name, changes in SELECT.items():
-        result = run(folder, f"select-{name}", small_spec(folder, **made, **changes))
+        result = run(folder, f"select-{name}", small_spec(folder, **made, **TWO, **changes))
         rows = stillhouse.open_selection(result["run"]).to_arrow().read_all().to_pylist()
         found[name] = {
             "kept": [_places(row) for row in rows],
@@ -81,7 +82,7 @@ def select(folder: Path) -> dict[str, Any]:
 def train(folder: Path) -> dict[str, Any]:
     """Order and losses of a training on a selection, offline and with batches chosen online."""
     models = make_models(folder)
-    kept = run(folder, "select-for-train", small_spec(folder, **models))
+    kept = run(folder, "select-for-train", small_spec(folder, **models, **TWO))
     spec = {
         "job": "train",
         "store": str(folder / "store"),

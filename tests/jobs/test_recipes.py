@@ -102,7 +102,6 @@ def test_a_train_job(auto, tmp_path):
         "store": str(tmp_path),
         "data": {"selection": auto[0]["artifacts"]["selection"]},
         "model": WIDE,
-        "compute": {"trainers": 2},
     }
     messages = Messages()
     result = run_job(TrainSpec.model_validate(spec), messages)
