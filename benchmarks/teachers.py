@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from stillhouse.training.objectives.aggregate import squared
-from stillhouse.training.objectives.distiller import mi_alpha
+from stillhouse.training.objectives.layer_losses import mi_alpha
 from stillhouse.training.objectives.robust import linear_objective
 
 Cell = tuple[str, dict[str, Any]]

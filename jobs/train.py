@@ -66,7 +66,7 @@ class TrainJob(Job):
             flops = planned_shape(spec.model, vocab, length).flops_per_token(length)
         objective = spec.train.objective
         scored = len(objective.teachers) * sum(map(_num_tokens, inputs.datasets))
-        if scored and objective.signals == "stored":
+        if scored and objective.kept_signals == "stored":
             steps[SIGNALS] = Estimate(scored, flops_per_token=None)
         steps["train"] = Estimate(tokens, flops_per_token=flops)
         rows = {

@@ -27,7 +27,7 @@ def teacher_hosts(
         SpecError: more tokens are to be kept than the vocabulary has.
     """
     objective, compute = spec.train.objective, spec.compute
-    if models and objective.top_k > tokenizer.vocab_size:
+    if objective.kept_signals and objective.top_k > tokenizer.vocab_size:
         raise SpecError(
             f"`train.objective.top_k: {objective.top_k}`: the tokenizer has only "
             f"{tokenizer.vocab_size} tokens"

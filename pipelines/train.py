@@ -67,12 +67,12 @@ def run_train(ctx: Context, spec: TrainSpec, inputs: TrainInputs) -> TrainRun:
     sets = _tokens(ctx, inputs.sets, scans, tokenizer, length)
     heldout = sets.pop() if HELDOUT in inputs.sets else None
     objective = spec.train.objective
-    if objective.signals == "stored":
+    if objective.kept_signals == "stored":
         sets = stored_signals(ctx, objective, inputs.code, teachers, taught_by, sets)
     fresh = planned_shape(spec.model, needs.vocab_size, needs.num_positions)
     shape = init.shape if init else fresh
     task = _task(spec, sets, heldout, tokenizer, init, shape)
-    live = spec.compute if teachers and objective.signals == "live" else None
+    live = spec.compute if objective.kept_signals == "live" else None
     task = replace(task, code=inputs.code, teachers=teachers, live=live)
     if spec.online is None:
         check_workers(task.order(), spec.compute.trainers)

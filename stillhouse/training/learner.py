@@ -1,6 +1,6 @@
 """What a trainer trains: a model and its objective, with all that depends on the kind of model."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -78,6 +78,8 @@ class LanguageLearner(Learner):
         model: float32 weights, on its device; changed in place.
         objective: default `CrossEntropy` with the settings' `z_loss`.
         bos_id: put before every sequence, for the model only.
+        teachers: on the device; objectives with `needs_models` get them, frozen.
+        vocab_size: of the tokenizer.
         activation_checkpointing: keep only the layers' inputs and recompute the rest in backward.
 
     Raises:
@@ -93,12 +95,27 @@ class LanguageLearner(Learner):
         device: torch.device,
         group: WorkerGroup,
         bos_id: int | None = None,
+        teachers: Sequence[PreTrainedModel] = (),
+        vocab_size: int | None = None,
         activation_checkpointing: bool = False,
     ) -> None:
         compiled = settings.compile == "on" or (
             settings.compile == "auto" and device.type == "cuda"
         )
-        facts = ObjectiveFacts(logit_rule(model), bos_id, compiled, group=group)
+        self._teachers = tuple(teachers)
+        for teacher in teachers:
+            teacher.eval().requires_grad_(False)
+            if compiled:
+                compile_layers(teacher)
+        facts = ObjectiveFacts(
+            logit_rule(model),
+            bos_id,
+            compiled,
+            group=group,
+            models=self._teachers,
+            config=model.config,
+            vocab_size=vocab_size,
+        )
         made = objective(facts) if objective else CrossEntropy(facts, settings.z_loss)
         super().__init__(model, made)
         self._num_extra, self._shape = int(bos_id is not None), model_shape(model)
@@ -112,8 +129,9 @@ class LanguageLearner(Learner):
         return layers_of(self.model)
 
     def forward(self, inputs: Tensor, signals: Mapping[str, Tensor]) -> LossValue:
-        model: Any = self.model
-        set_attention(model, "auto", inputs.shape[1] + self._num_extra)
+        student: Any = self.model
+        for model in (student, *self._teachers):
+            set_attention(model, "auto", inputs.shape[1] + self._num_extra)
         return super().forward(inputs, signals)
 
     def units(self, inputs: Tensor) -> int:

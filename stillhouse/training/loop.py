@@ -97,6 +97,7 @@ class Trainer:
         self._learner = learner(
             model, objective, settings, device=device, group=self._group, **options
         )
+        self._learner.to(device)  # what the objective learns too
         self._objective = self._learner.objective
         self._dtype = choose_dtype(settings.dtype, device)
         self._micro_batch = settings.micro_batch
@@ -135,7 +136,7 @@ class Trainer:
         self._learner.at_step(self._step, self._num_steps)
         batch = self._source.next_batch()
         waited = perf_counter() - started
-        rows = self._group.batch_rows(len(batch.inputs))
+        rows = self._rows(len(batch.inputs))
         ids = self._to_device(batch.inputs)
         signals = {name: self._to_device(values) for name, values in batch.signals.items()}
         nll, token_nll = self._accumulate(ids, signals, rows)
@@ -172,6 +173,21 @@ class Trainer:
             micro_batch=self._micro(rows),
             mfu=mfu,
         )
+
+    def _rows(self, mine: int) -> list[int]:
+        """Rows of a global batch on each worker.
+
+        Raises:
+            SpecError: they do not divide into the rows that have to stay together.
+        """
+        rows, together = self._group.batch_rows(mine), self._learner.rows_together
+        if any(count % together for count in rows):
+            raise SpecError(
+                f"the objective compares {together} consecutive sequences with each other, and the "
+                f"workers have {rows} of a batch: `train.global_batch` and each worker's share of "
+                f"it have to be multiples of {together}"
+            )
+        return rows
 
     def _to_device(self, tensor: Tensor) -> Tensor:
         return tensor.to(self._device, non_blocking=True)

@@ -88,8 +88,13 @@ _HERE = "stillhouse.training.objectives"
 OBJECTIVES = {
     "cross_entropy": f"{_HERE}.cross_entropy:CrossEntropy",
     "distil": f"{_HERE}.distil:Distil",
+    "distiller": f"{_HERE}.distiller:Distiller",
+    "self_distillation": f"{_HERE}.self_distillation:SelfDistillation",
+    "autodistil": f"{_HERE}.autodistil:AutoDistil",
 }
 """The classes of built-in objectives, by short name."""
+WITH_ONE_MODEL = ("distiller", "self_distillation", "autodistil")
+"""Built-in objectives with `needs_models`, of one teacher each."""
 
 
 class TeacherModel(GivenModel):
@@ -110,10 +115,12 @@ class ObjectiveSettings(Settings):
     teachers: list[TeacherModel] = Field(
         default=[], description="of objectives that learn from models, such as `distil`"
     )
-    signals: Literal["stored", "live"] = Field(
+    signals: Literal["stored", "live", "none"] = Field(
         default="stored",
         description="stored: teachers score the data once, before the training; live: ahead of it, "
-        "each time the data are read",
+        "each time the data are read; none: they run in the training workers, for objectives "
+        "that need the models themselves: "
+        f"{', '.join(WITH_ONE_MODEL)}, and your own with `needs_models`",
     )
     top_k: Count = Field(
         default=32, description="tokens kept of a teacher's distribution, at 6 bytes each"
@@ -133,6 +140,18 @@ class ObjectiveSettings(Settings):
         return self.model_extra or {}
 
     @property
+    def runs_teachers(self) -> bool:
+        """Whether teachers run in the training workers, without signals."""
+        return bool(self.teachers) and (self.signals == "none" or self.name in WITH_ONE_MODEL)
+
+    @property
+    def kept_signals(self) -> Literal["stored", "live", None]:
+        """How signals are kept; None: there are none."""
+        if not self.teachers or self.runs_teachers or self.signals == "none":
+            return None
+        return self.signals
+
+    @property
     def signal_settings(self) -> SignalSettings:
         """What is kept of the teachers' distributions."""
         return SignalSettings(self.top_k, self.sampling, tuple(self.temperatures))
@@ -143,6 +162,8 @@ class ObjectiveSettings(Settings):
         if not self.teachers:
             return named
         weights = [teacher.weight for teacher in self.teachers]
+        if self.runs_teachers:
+            return named | {"weights": weights}
         return named | {"weights": weights, "kept": identity(self.signal_settings)}
 
     @model_validator(mode="after")
@@ -159,8 +180,12 @@ class ObjectiveSettings(Settings):
             raise ValueError("`objective.teachers`: cross_entropy has none; use `name: distil`")
         if self.name == "distil" and not self.teachers:
             raise ValueError("`objective.teachers`: distil needs at least one: [{path: ...}]")
+        if self.name in WITH_ONE_MODEL:
+            return self._checked_with_model()
+        if self.name == "distil" and self.signals == "none":
+            raise ValueError("`objective.signals: none`: distil learns from signals")
         temperature = self.options.get("temperature", self.temperatures[0])
-        if self.teachers and temperature not in self.temperatures:
+        if self.kept_signals and temperature not in self.temperatures:
             raise ValueError(
                 f"`objective.temperature: {temperature}` is not one of `objective.temperatures` "
                 f"{self.temperatures}, at which the teachers' tails are kept"
@@ -172,6 +197,21 @@ class ObjectiveSettings(Settings):
             )
         if self.sampling == "importance" and temperature != 1.0:
             raise ValueError("`objective.sampling: importance` is drawn at `temperature: 1.0`")
+        return self
+
+    def _checked_with_model(self) -> "ObjectiveSettings":
+        if len(self.teachers) != 1:
+            raise ValueError(
+                f"`objective.teachers`: {self.name} learns from one model, not "
+                f"{len(self.teachers)}: [{{path: ...}}]"
+            )
+        for key in ("signals", "top_k", "sampling", "temperatures"):
+            value = getattr(self, key)
+            if value not in (type(self).model_fields[key].default, "none"):
+                raise ValueError(
+                    f"`objective.{key}: {value}`: the teacher of {self.name} runs in the training "
+                    "workers and keeps no signals: leave it out"
+                )
         return self
 
 

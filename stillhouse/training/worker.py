@@ -44,6 +44,8 @@ def signals_wanted(task: TrainTask) -> list[str]:
     masked = any(one.masked for one in task.data)
     wanted = signals_of(task.settings.full_objective, task.code)
     own = [name for name in wanted if masked or name != LOSS_MASK]
+    if task.settings.objective.runs_teachers:
+        return own
     return own + [column(name, i) for i in range(len(task.teachers)) for name in COLUMNS]
 
 
@@ -91,20 +93,23 @@ def train_worker(
         DivergedError: the loss became NaN or exploded; the last good checkpoint stays.
         ArtifactError: a part that was changed or lost.
     """
-    settings = task.settings
+    settings, device = task.settings, choose_device(task.device, task.gpus)
     group = group or WorkerGroup()
     stream = source(group)
+    running = task.teachers if settings.objective.runs_teachers else ()
     trainer = Trainer(
         start_model(task),
         stream,
         settings,
-        device=choose_device(task.device, task.gpus),
+        device=device,
         num_steps=task.num_steps,
         objective=partial(make_objective, settings.full_objective, task.code),
         group=group,
         activation_checkpointing=settings.activation_checkpointing,
         stop_on_explosion=True,
         bos_id=task.bos_id,
+        teachers=[load_model(t.folder, dtype=settings.dtype, device=device) for t in running],
+        vocab_size=task.vocab_size,
     )
     if not isinstance(task.init, ModelSettings) and task.init.moments is not None:
         trainer.take_moments(newest_moments(store, task.init.moments))

@@ -1,5 +1,7 @@
 """Losses between a student and its teachers, against numbers of the references."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -8,8 +10,9 @@ from vector_cases import cases, check, double
 from stillhouse.training.objectives import (
     dhkd,
     distil,
-    distiller,
+    layer_losses,
     lsskd,
+    self_distillation,
 )
 
 
@@ -88,7 +91,7 @@ def test_distiller_logit_losses(given, wanted):
     teacher, temperature = double(given["teacher_logits"]), given["temperature"]
     losses = {
         "kd_ce": lambda s: distil.soft_cross_entropy(s, teacher, temperature).mean(),
-        "kd_mse": lambda s: distiller.logit_mse(s, teacher, temperature),
+        "kd_mse": lambda s: layer_losses.logit_mse(s, teacher, temperature).mean(),
     }
     for name, loss in losses.items():
         check(loss, given["student_logits"], wanted[name]["loss"], wanted[name]["grad"])
@@ -98,12 +101,19 @@ def test_distiller_logit_losses(given, wanted):
 def test_hidden_losses(given, wanted):
     teacher = double(given["teacher_hidden"])
     mask = double(given["mask"]) if given["mask"] else torch.ones(teacher.shape[:2]).double()
+
+    def pkd(student: Tensor) -> Tensor:
+        return layer_losses.normalised_distance(student[:, 0], teacher[:, 0]).mean()
+
+    def of_states(name: str) -> Callable[[Tensor], Tensor]:
+        loss = layer_losses.STATE_LOSSES[name]
+        return lambda s: layer_losses.group_means(loss(s, teacher), mask, len(mask))[0]
+
     names = {"ce": "hid_ce_loss", "mse": "hid_mse_loss", "cos": "cos_loss", "pkd": "pkd_loss"}
     for name, key in names.items():
-        loss = distiller.HIDDEN_LOSSES[name]
         known = wanted[key]
         check(
-            lambda s, loss=loss: loss(s, teacher, mask),
+            pkd if name == "pkd" else of_states(name),
             given["student_hidden"],
             known["loss"],
             known["grad"],
@@ -112,7 +122,7 @@ def test_hidden_losses(given, wanted):
 
 @pytest.mark.parametrize(("given", "wanted"), cases("distiller_03_layer_map"))
 def test_layer_pairs(given, wanted):
-    pairs = distiller.layer_pairs(
+    pairs = layer_losses.layer_pairs(
         given["strategy"],
         given["teacher_layers"],
         given["student_layers"],
@@ -125,7 +135,7 @@ def test_layer_pairs(given, wanted):
 def test_mutual_information_bound(given, wanted):
     baseline, alpha = double(given["log_baseline"]), given["alpha_logit"]
     check(
-        lambda f: -distiller.mi_alpha(f, baseline, alpha),
+        lambda f: -layer_losses.mi_alpha(f, baseline, alpha),
         given["scores"],
         wanted["loss"],
         wanted["loss_grad_scores"],
@@ -134,7 +144,7 @@ def test_mutual_information_bound(given, wanted):
     )
     scores = double(given["scores"])
     check(
-        lambda q: -distiller.mi_alpha(scores, q, alpha),
+        lambda q: -layer_losses.mi_alpha(scores, q, alpha),
         given["log_baseline"],
         wanted["loss"],
         wanted["loss_grad_baseline"],
@@ -164,4 +174,15 @@ def test_rotations_and_branches(given, wanted):
     known = double(wanted["class_scores_from_joint"])
     torch.testing.assert_close(
         torch.stack([lsskd.class_scores(b) for b in aux]), known, rtol=1e-9, atol=1e-11
+    )
+
+
+@pytest.mark.parametrize(("given", "wanted"), cases("selfdistill_01_losses"))
+def test_distance_of_states(given, wanted):
+    teacher = double(given["teacher_cls_unmasked"])
+    check(
+        lambda s: self_distillation.squared_distances(s, teacher).mean(),
+        given["student_cls_unmasked"],
+        wanted["distill_loss"],
+        wanted["distill_grad_student_cls"],
     )

@@ -15,7 +15,7 @@ from importlib import import_module
 from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from stillhouse.custom_code import CustomCode, import_code
 from stillhouse.errors import SpecError
@@ -57,6 +57,8 @@ class ObjectiveFacts:
         group: the workers of the training.
         models: the teachers themselves, of objectives with `needs_models`: on the device, in
             evaluation mode, without gradients.
+        config: of the model that is trained.
+        vocab_size: of the tokenizer; padding of a model's vocabulary is not counted.
     """
 
     rule: LogitRule
@@ -66,6 +68,14 @@ class ObjectiveFacts:
     temperatures: tuple[float, ...] = (1.0,)
     group: WorkerGroup = field(default_factory=WorkerGroup)
     models: tuple[PreTrainedModel, ...] = ()
+    config: PreTrainedConfig | None = None
+    vocab_size: int | None = None
+
+    @property
+    def configs(self) -> list[Any]:
+        """Of the language model that is trained, then of its teachers."""
+        found = [self.config, *(model.config for model in self.models)]
+        return [one.get_text_config() for one in found if one is not None]
 
     def hidden(self, model: PreTrainedModel, input_ids: Tensor) -> Tensor:
         """Hidden states [B * (T-1), H] that predict tokens 1 .. T-1 of input_ids [B, T]."""
@@ -123,6 +133,11 @@ def make_objective(
         SpecError: no such module or class, or settings that it does not take.
     """
     kind = objective_class(OBJECTIVES.get(settings.name, settings.name), code)
+    if getattr(kind, "needs_models", False) and not settings.runs_teachers:
+        raise SpecError(
+            f"`train.objective: {settings.name}` has `needs_models`: set `signals: none` too, "
+            "so that its teachers run in the training workers"
+        )
     weights = [teacher.weight for teacher in settings.teachers]
     shares = tuple(weight / sum(weights) for weight in weights)
     facts = replace(facts, teachers=shares, temperatures=tuple(settings.temperatures))

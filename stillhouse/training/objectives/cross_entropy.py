@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from stillhouse.models.head import LogitRule, head_of
+from stillhouse.models.head import Head, LogitRule, head_of
 from stillhouse.training.objectives import LossValue, ObjectiveFacts
 from stillhouse.training.objectives.chunked import (
     ChunkLosses,
@@ -41,8 +41,14 @@ class CrossEntropy:
     def __call__(
         self, model: PreTrainedModel, input_ids: Tensor, signals: Mapping[str, Tensor]
     ) -> LossValue:
+        hidden = self._facts.hidden(model, input_ids)
+        return self.of(hidden, head_of(model, self._facts.rule), input_ids, signals)
+
+    def of(
+        self, hidden: Tensor, head: Head, input_ids: Tensor, signals: Mapping[str, Tensor]
+    ) -> LossValue:
+        """The loss of hidden states [B * (T-1), H] that are known already, under a head."""
         facts, z_loss = self._facts, self._z_loss
-        hidden, head = facts.hidden(model, input_ids), head_of(model, facts.rule)
         weights = token_weights(signals.get(LOSS_MASK))
         columns = [input_ids[:, 1:].flatten(), *([] if weights is None else [weights])]
         dtype = product_dtype(hidden) if torch.is_grad_enabled() else None

@@ -1,98 +1,224 @@
-"""Distiller (He et al. 2021, arXiv 2109.11105): losses on hidden states of matched layers.
+"""Distiller (He et al. 2021, arXiv 2109.11105): a student imitates a teacher's logits and layers.
 
-    objective = w_kd L(logits) + sum over pairs of layers w l(student layer, teacher layer)
+    objective = logits_weight * L(logits) + layers_weight * sum over pairs l(student i, teacher j)
+                + hard_weight * CE
 
-Pairs of layers come from `layer_pairs` (skip, last) or from a transport plan (emd). Of the losses
-l, `mi` maximises a lower bound of the mutual information of student and teacher states (MI-alpha,
-after Poole et al. 2019): alpha = 1 has low variance and is at most log B, alpha = 0 rests on a
-learned baseline and has high variance.
+    L    `mse`: mean ((s - t) / T)^2; `ce`: -sum p_t log p_s at temperature T. There is no factor
+         T^2, so that T changes the weight of the term too.
+    l    `mse`, `cos`, `ce` (softmax over the width) at every position; `pkd` and `mi` of one state
+         a sequence. Entry 0 of the layers is the embeddings' output.
+
+Ours: the authors read position 0, which attends to nothing in a causal model; `pkd` and `mi` take
+the mean state of a sequence. The critic of `mi` scores sequences against each other: a product of
+two small networks, one for each student and each teacher layer. The authors' code compares
+positions of pooled sequences instead. `emd` finds its transport plan by Sinkhorn's iterations.
+
+What couples sequences (`mi`, `emd`, `mixup`) does so within groups of `group_rows` consecutive rows
+of the global batch: neither workers nor micro-batches change the loss.
 """
 
 import math
-from collections.abc import Callable
+import zlib
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cosine_similarity, normalize
+from transformers import PreTrainedModel
 
-from stillhouse.training.objectives.distil import promoted
+from stillhouse.errors import SpecError
+from stillhouse.models.device import initialised
+from stillhouse.models.head import Head, head_of, logit_rule, with_bos
+from stillhouse.training.objectives import LossValue, ObjectiveFacts
+from stillhouse.training.objectives.chunked import ChunkLosses, chunked_losses, token_weights
+from stillhouse.training.objectives.cross_entropy import CrossEntropy
+from stillhouse.training.objectives.distil import soft_cross_entropy
+from stillhouse.training.objectives.layer_losses import STATE_LOSSES, logit_mse
+from stillhouse.training.objectives.layer_term import LayerTerm
+from stillhouse.training.objectives.teaching import counted, layer_states, only_teacher
+from stillhouse.training.task import LOSS_MASK
 
-
-def logit_mse(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
-    """Mean of ((s - t) / T)^2 over all logits [n, C]: a scalar."""
-    return ((promoted(student) - promoted(teacher.detach())) / temperature).square().mean()
-
-
-def hidden_mse(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
-    """Mean squared difference over the positions [B, T] that count and the width of [B, T, H]."""
-    squares = (promoted(student) - promoted(teacher.detach())).square().mean(-1)
-    return (squares * mask).sum() / mask.sum()
-
-
-def hidden_cosine(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
-    """Mean of 1 - cosine over the positions that count."""
-    cosines = cosine_similarity(promoted(student), promoted(teacher.detach()), dim=-1)
-    return ((1 - cosines) * mask).sum() / mask.sum()
+_BETA = 0.4  # both parameters of mixup's distribution
 
 
-def hidden_cross_entropy(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
-    """Mean cross-entropy between softmaxes over the width, at the positions that count."""
-    target = promoted(teacher.detach()).softmax(-1)
-    losses = -(target * promoted(student).log_softmax(-1)).sum(-1)
-    return (losses * mask).sum() / mask.sum()
-
-
-def hidden_pkd(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
-    """Squared distance of the normalised states of position 0, mean over the batch; no mask."""
-    first = normalize(promoted(student[:, 0]), dim=-1)
-    return (first - normalize(promoted(teacher[:, 0].detach()), dim=-1)).square().sum(-1).mean()
-
-
-HIDDEN_LOSSES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
-    "mse": hidden_mse,
-    "cos": hidden_cosine,
-    "ce": hidden_cross_entropy,
-    "pkd": hidden_pkd,
-}
-
-
-def layer_pairs(
-    strategy: str, teacher_layers: int, student_layers: int, *, attention: bool = False
-) -> list[tuple[int, int]]:
-    """(student, teacher) indices by `skip` or `last`.
-
-    Hidden states have the embeddings' output at 0, so a model of n layers has n + 1; attention has
-    one entry a layer.
-    """
-    count = student_layers if attention else student_layers + 1
-    if strategy == "last":
-        return [(i, teacher_layers - student_layers + i) for i in range(count)]
-    if attention:
-        return [(i, (i + 1) * teacher_layers // student_layers - 1) for i in range(count)]
-    return [(i, i * teacher_layers // student_layers) for i in range(count)]
-
-
-def mi_alpha(scores: Tensor, log_baseline: Tensor, alpha_logit: float) -> Tensor:
-    """The lower bound I_alpha in nats, a scalar, of critic scores [B, B] and log baselines [B].
-
-        b_ij = log(alpha m_ij + (1 - alpha) exp(q_i)),  m_ij = mean over k != j of exp(f_ik)
-        I = 1 + mean_{i != j}(f_ii - b_ij) - mean_{i != j} exp(f_ij - b_ii)
+class Distiller(nn.Module):
+    """Its parameters, a map between widths and the critics of `mi`, are trained with the student.
 
     Args:
-        scores: f_ij of student i and teacher j; the diagonal holds the pairs that belong together.
-        log_baseline: q, learned.
-        alpha_logit: logit of alpha.
+        facts: of the training.
+        logits, layers: the losses L and l.
+        logits_weight, layers_weight, hard_weight: of the three terms; one of 0 is left out.
+        mapping: `skip` and `last` pair every student layer with one teacher layer; `emd` moves all
+            student layers to all teacher layers at the least cost.
+        layer_weights: shares of the layers in `emd`: equal, or learned.
+        temperature: T of the logits.
+        alpha: of `mi`, in [0, 1].
+        group_rows: sequences that are compared with each other.
+        mixup: train on mixtures of pairs of sequences' embeddings, weighed by Beta(0.4, 0.4). The
+            reported training loss is then that of the mixtures.
+        seed: of the parameters and of mixup.
+
+    Raises:
+        SpecError: a setting out of range, or a teacher with fewer layers than `last` needs.
     """
-    scores, log_baseline = promoted(scores), promoted(log_baseline)
-    size = len(scores)
-    diagonal = torch.eye(size, dtype=torch.bool, device=scores.device)
-    others = scores[:, None, :].masked_fill(diagonal[None], -torch.inf)
-    log_mean = others.logsumexp(-1) - math.log(size - 1)
-    alpha = torch.tensor(alpha_logit, dtype=scores.dtype, device=scores.device)
-    log_alpha = nn.functional.logsigmoid(alpha)
-    log_rest = nn.functional.logsigmoid(-alpha)
-    bias = torch.logaddexp(log_alpha + log_mean, log_rest + log_baseline[:, None].expand_as(scores))
-    own = scores.diagonal()
-    joint = (own[:, None] - bias)[~diagonal].mean()
-    marginal = (scores - bias.diagonal()[:, None]).exp()[~diagonal].mean()
-    return 1 + joint - marginal
+
+    needs_models: ClassVar[bool] = True
+    signals: ClassVar[tuple[str, ...]] = (LOSS_MASK,)
+
+    def __init__(
+        self,
+        facts: ObjectiveFacts,
+        logits: Literal["mse", "ce"] = "mse",
+        layers: Literal["mse", "cos", "pkd", "ce", "mi"] = "mse",
+        logits_weight: float = 1.0,
+        layers_weight: float = 1.0,
+        hard_weight: float = 0.0,
+        mapping: Literal["skip", "last", "emd"] = "skip",
+        layer_weights: Literal["uniform", "learned"] = "uniform",
+        temperature: float = 1.0,
+        alpha: float = 0.9,
+        group_rows: int = 8,
+        mixup: bool = False,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self._facts, self._seed, self._step = facts, seed, 0
+        teacher = only_teacher(facts, "distiller")
+        self._plain = CrossEntropy(facts, 0.0)
+        self._logits = logits
+        self._weights = logits_weight, layers_weight, hard_weight
+        self._temperature, self._mixup = temperature, mixup
+        for name, value, known in (
+            ("logits", logits, ("mse", "ce")),
+            ("layers", layers, (*STATE_LOSSES, "pkd", "mi")),
+            ("mapping", mapping, ("skip", "last", "emd")),
+            ("layer_weights", layer_weights, ("uniform", "learned")),
+        ):
+            _check(name, value, value in known, f"one of {', '.join(known)}")
+        _check("temperature", temperature, temperature > 0, "above 0")
+        _check("alpha", alpha, 0 <= alpha <= 1, "between 0 and 1")
+        _check("group_rows", group_rows, group_rows >= 2, "2 or more")
+        sizes = [config.get_text_config() for config in facts.configs]
+        depths = [size.num_hidden_layers for size in sizes]
+        widths = [size.hidden_size for size in sizes]
+        vocab = min(facts.vocab_size or math.inf, *(size.vocab_size for size in sizes))
+        _check("logits", logits, logits == "mse" or vocab > 1, "mse for a single logit")
+        short = mapping == "last" and depths[1] < depths[0]
+        _check("mapping", mapping, not short, f"skip or emd: the teacher has {depths[1]} layers")
+        self._vocab, self._rule = int(vocab), logit_rule(teacher)
+        couples = mixup or (layers_weight and (layers == "mi" or mapping == "emd"))
+        self.rows_together = group_rows if couples else 1
+        if layers_weight:
+            self.layers = initialised(
+                lambda: LayerTerm(
+                    layers,
+                    mapping,
+                    depths,
+                    widths,
+                    alpha=alpha,
+                    learned=layer_weights == "learned",
+                    rows=self.rows_together,
+                ),
+                seed,
+            )
+
+    @property
+    def _teacher(self) -> PreTrainedModel:
+        """Not an attribute, which would make it a part of this module."""
+        return self._facts.models[0]
+
+    def at_step(self, step: int, num_steps: int) -> None:
+        """See `Objective`."""
+        self._step = step
+
+    def forward(
+        self, model: PreTrainedModel, input_ids: Tensor, signals: Mapping[str, Tensor]
+    ) -> LossValue:
+        """See `Objective`. Without gradients, as on held-out sequences, the plain loss."""
+        if not torch.is_grad_enabled():
+            return self._plain(model, input_ids, signals)
+        given = with_bos(input_ids, self._facts.bos_id)
+        mixture = self._draw(input_ids) if self._mixup else None
+        inputs = [self._inputs(one, given, mixture) for one in (model, self._teacher)]
+        student = layer_states(model, input_ids.shape[1], **inputs[0])
+        with torch.no_grad():
+            teacher = layer_states(self._teacher, input_ids.shape[1], **inputs[1])
+        value = self._of_logits(model, student[-1], teacher[-1], input_ids, signals, mixture)
+        if not self._weights[1]:
+            return value
+        with torch.autocast(input_ids.device.type, enabled=False):
+            layers = self.layers(student, teacher, counted(input_ids, signals))
+        return value._replace(objective=value.objective + self._weights[1] * layers)
+
+    def _inputs(
+        self, model: PreTrainedModel, given: Tensor, mixture: tuple[Tensor, Tensor] | None
+    ) -> dict[str, Tensor]:
+        if mixture is None:
+            return {"input_ids": given}
+        partner, share = mixture
+        embed: Any = model.get_input_embeddings()
+        states = embed(given)
+        share = share[:, None, None].to(states.dtype)
+        return {"inputs_embeds": share * states + (1 - share) * states[partner]}
+
+    def _draw(self, input_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """A partner [B] within its group and a share [B] for each row.
+
+        They follow from seed, step and the group's tokens, so that they are the same wherever the
+        group is.
+        """
+        size, partners, shares = self.rows_together, list[Any](), list[Any]()
+        for start, group in enumerate(input_ids.cpu().split(size)):
+            tokens = zlib.crc32(group.numpy().tobytes())
+            draws = np.random.default_rng([self._seed, self._step, tokens])
+            partners.append(start * size + draws.permutation(len(group)))
+            shares.append(draws.beta(_BETA, _BETA, len(group)))
+        partner, share = (torch.from_numpy(np.concatenate(x)) for x in (partners, shares))
+        return partner.to(input_ids.device), share.float().to(input_ids.device)
+
+    def _of_logits(
+        self,
+        model: PreTrainedModel,
+        student: Tensor,
+        teacher: Tensor,
+        input_ids: Tensor,
+        signals: Mapping[str, Tensor],
+        mixture: tuple[Tensor, Tensor] | None,
+    ) -> LossValue:
+        """The first and the last term, in chunks of positions."""
+        soft, _, hard = self._weights
+        targets = input_ids[:, 1:]
+        columns = [targets.flatten(), teacher.flatten(0, 1)]
+        if mixture is not None:
+            partner, share = mixture
+            columns += [targets[partner].flatten(), share.repeat_interleave(targets.shape[1])]
+        known = Head(*head_of(self._teacher, self._rule))
+
+        def losses(logits: Tensor, target: Tensor, states: Tensor, *mixed: Tensor) -> ChunkLosses:
+            def nll_of(ids: Tensor) -> Tensor:
+                return logits.logsumexp(1) - logits.gather(1, ids[:, None])[:, 0]
+
+            nll = nll_of(target)
+            if mixed:
+                nll = mixed[1] * nll + (1 - mixed[1]) * nll_of(mixed[0])
+            objective = hard * nll
+            if soft:
+                with torch.no_grad():
+                    taught = known.logits(states)[:, : self._vocab]
+                loss = logit_mse if self._logits == "mse" else soft_cross_entropy
+                objective = objective + soft * loss(
+                    logits[:, : self._vocab], taught, self._temperature
+                )
+            return ChunkLosses(objective, nll)
+
+        weights = token_weights(signals.get(LOSS_MASK))
+        head = head_of(model, self._facts.rule)
+        found = chunked_losses(student.flatten(0, 1), head, losses, columns, weights)
+        token_nll = None if mixture is not None else found[2].view_as(targets)
+        return LossValue(found[0], found[1], token_nll)
+
+
+def _check(name: str, value: object, fits: bool, wanted: str) -> None:
+    if not fits:
+        raise SpecError(f"`train.objective.{name}: {value}`: use {wanted}")
