@@ -1,8 +1,10 @@
 """A network for images and its objective, as a trainer trains them.
 
 An objective for images is a class made as `Class(facts, **settings)`, called with the network,
-images [b, C, H, W] and the signals of these rows: `labels` int64 [b], and `logits.<i>` [b, C] of
-each teacher. It may have all that `stillhouse.training.objectives.Objective` lists.
+images [b, C, H, W] and the signals of these rows: `labels` and `rows` int64 [b], classes and
+numbers in the training part, and `logits.<i>` [b, C] of each teacher. It may have all that
+`stillhouse.training.objectives.Objective` lists, and a static `columns(columns, bags, settings,
+num_classes)` that replaces the signals of all images.
 """
 
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -22,7 +24,7 @@ from stillhouse.training.group import WorkerGroup
 from stillhouse.training.learner import Learner
 from stillhouse.training.objectives import LossValue
 
-LABELS = "labels"
+LABELS, ROWS = "labels", "rows"
 _DRAWS = 12  # first word of a random generator's key
 
 
@@ -102,9 +104,16 @@ class ImageLearner(Learner):
         super().at_step(step, num_steps)
 
     def forward(self, inputs: Tensor, signals: Mapping[str, Tensor]) -> LossValue:
-        with torch.no_grad():
-            answers = {teacher_logits(i): one(inputs) for i, one in enumerate(self._teachers)}
-        return super().forward(inputs, {**signals, **answers})
+        return super().forward(inputs, self._answered(inputs, signals))
+
+    def survey(self, inputs: Tensor, signals: Mapping[str, Tensor]) -> Tensor:
+        return super().survey(inputs, self._answered(inputs, signals))
+
+    @torch.no_grad()
+    def _answered(self, inputs: Tensor, signals: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """The signals, with the answers of teachers that are here."""
+        answers = {teacher_logits(i): one(inputs) for i, one in enumerate(self._teachers)}
+        return {**signals, **answers}
 
 
 def kept_buffers(module: nn.Module) -> dict[str, Tensor]:

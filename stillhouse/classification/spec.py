@@ -13,9 +13,13 @@ from stillhouse.training.spec import StreamedTraining, Weight
 _HERE = "stillhouse.training.objectives"
 CLASSIFIER_OBJECTIVES = {
     "cross_entropy": f"{_HERE}.classify:Classify",
+    "kd": f"{_HERE}.kd:Kd",
+    "dhkd": f"{_HERE}.dhkd:Dhkd",
+    "weak_to_strong": f"{_HERE}.weak_to_strong:WeakToStrong",
+    "bags": f"{_HERE}.aggregate:Bags",
 }
 """The classes of built-in objectives for images, by short name."""
-NEED_TEACHERS: dict[str, int] = {}
+NEED_TEACHERS = {"kd": 1, "dhkd": 1, "weak_to_strong": 1}
 """Objectives with teachers, and how many."""
 LIVE_OBJECTIVES: tuple[str, ...] = ()
 """Objectives that need more of their teachers than logits: these are in the workers."""

@@ -11,6 +11,7 @@ from torch.nn.functional import cross_entropy
 
 from stillhouse.classification.learner import (
     LABELS,
+    ROWS,
     ClassifierFacts,
     ImageLearner,
     classifier_layer,
@@ -138,13 +139,13 @@ def _stream(
     """This worker's images, with their labels and the teachers' stored logits."""
     settings = task.settings
     bags = bags_of(len(prepared.train), settings.objective.bag_size, settings.seed)
-    columns: dict[str, Tensor] = {LABELS: prepared.train_labels}
+    columns = {LABELS: prepared.train_labels, ROWS: torch.arange(len(prepared.train))}
     for i, part in enumerate(task.logits):
         values = flat_values(read_table(store.path(part.path)), "logits")
         columns[teacher_logits(i)] = torch.from_numpy(values).view(len(prepared.train), -1)
     columns_of: Callable[..., dict[str, Tensor]] | None = getattr(kind, "columns", None)
     if columns_of is not None:
-        columns = columns_of(columns, bags, settings)
+        columns = columns_of(columns, bags, settings, prepared.num_classes)
     return ImageStream(
         task.order(),
         prepared.train,

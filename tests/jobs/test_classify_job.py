@@ -140,6 +140,19 @@ def test_a_student_starts_from_it(trained, place):
     }
 
 
+def test_a_student_learns_from_it(trained, place):
+    """Stored answers are made once, for any objective; live ones are not stored."""
+    teachers = [{"from": trained["run"]}]
+    kd = run(content(place / "one", train={"objective": {"name": "kd", "teachers": teachers}}))
+    assert kd["work"]["teacher signals"] == {"parts": 1, "reused": 0}
+    dhkd = run(content(place / "one", train={"objective": {"name": "dhkd", "teachers": teachers}}))
+    assert dhkd["work"]["teacher signals"] == {"parts": 1, "reused": 1}
+    live = {"name": "kd", "teachers": teachers, "signals": "live"}
+    found = run(content(place / "one", train={"objective": live, "augmentation": ["crop"]}))
+    assert "teacher signals" not in found["work"]
+    assert len({one["model_fingerprint"] for one in (kd, dhkd, found)}) == 3
+
+
 def write_images(folder, names, side=8, count=6):
     rng = np.random.default_rng(0)
     for name in names:
@@ -165,6 +178,8 @@ def refused(spec, match, code):
         ({"train": {"global_batch": 32, "lanes": 3}}, r"`train\.lanes` 3 does not divide"),
         ({"train": {"z_loss": 0.1}}, r"`train\.z_loss` is of language models"),
         ({"train": {"objective": {"name": "distil"}}}, r"`objective\.name: distil`: one of"),
+        ({"train": {"objective": {"name": "kd"}}}, "kd has at least one"),
+        ({"train": {"objective": {"name": "bags", "bag_size": 5}}}, "5` does not divide `train.gl"),
         ({"init": {"path": "x", "head": "keep"}}, "give either `network` or `init`"),
         ({"data": {"path": "/nowhere/images"}}, "/nowhere/images"),
     ],

@@ -7,13 +7,24 @@ gradients over all parameters the distillation's component along the other is ta
 (`aligned`), which the paper uses for pairs of different architectures.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import torch
-from torch import Tensor
-from torch.nn.functional import logsigmoid
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, logsigmoid
 
-from stillhouse.training.objectives.distil import promoted
+from stillhouse.classification.learner import (
+    LABELS,
+    ClassifierFacts,
+    classifier_layer,
+    teacher_logits,
+    with_features,
+)
+from stillhouse.errors import SpecError
+from stillhouse.training.objectives import LossValue
+from stillhouse.training.objectives.distil import promoted, softmax_kl
+from stillhouse.training.objectives.kd import not_negative, positive
 
 
 def binary_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
@@ -46,3 +57,81 @@ def aligned(hard: Sequence[Tensor], soft: Sequence[Tensor]) -> list[Tensor]:
     assert isinstance(dot, Tensor) and isinstance(norm, Tensor)
     factor = torch.where(norm > 0, (-dot).clamp(min=0) / norm.clamp(min=1e-38), 0.0)
     return [s + (1 + factor) * h for h, s in zip(hard, soft, strict=True)]
+
+
+def _softmax(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    return softmax_kl(student, teacher, temperature).mean()
+
+
+_LOSSES = {"binary_kl_norm": binary_kl_norm, "binary_kl": binary_kl, "kl": _softmax}
+
+
+class Dhkd(nn.Module):
+    """Two heads on the features that the network's `classifier` reads; the second one is its own.
+
+    Args:
+        facts: of the training.
+        gamma, alpha: weights of the labels and of the teachers.
+        temperature: T, at which logits are compared.
+        loss: `binary_kl_norm`, the published one; `binary_kl` and `kl` to compare.
+        heads: 2, the published; 1 to compare: the network's own head takes both losses.
+        head: the second one: `linear`, or `nonlinear` for pairs of different architectures (with
+            batch norm, so on one worker).
+        align: whether gradients are aligned (`aligned`), as for such pairs.
+    """
+
+    def __init__(
+        self,
+        facts: ClassifierFacts,
+        gamma: float = 1.0,
+        alpha: float = 1.0,
+        temperature: float = 2.0,
+        loss: Literal["binary_kl_norm", "binary_kl", "kl"] = "binary_kl_norm",
+        heads: int = 2,
+        head: Literal["linear", "nonlinear"] = "linear",
+        align: bool = False,
+    ) -> None:
+        super().__init__()
+        positive(temperature=temperature)
+        not_negative(gamma=gamma, alpha=alpha)
+        for name, value, known in (
+            ("loss", loss, [*_LOSSES]),
+            ("heads", heads, [1, 2]),
+            ("head", head, ["linear", "nonlinear"]),
+        ):
+            if value not in known:
+                raise SpecError(f"`train.objective.{name}: {value}`: one of {known}")
+        self._gamma, self._alpha, self._temperature = gamma, alpha, temperature
+        self._loss, self._shares, self._align = _LOSSES[loss], facts.teachers, align
+        self.head: nn.Module | None = None
+        if heads == 2:
+            width, classes = classifier_layer(facts.network).in_features, facts.num_classes
+            self.head = nn.Linear(width, classes)
+            if head == "nonlinear":
+                self.head = nn.Sequential(
+                    nn.Linear(width, 200),
+                    nn.Dropout(0.1),
+                    nn.BatchNorm1d(200),
+                    nn.ReLU(),
+                    nn.Linear(200, classes),
+                )
+
+    def forward(
+        self, network: nn.Module, images: Tensor, signals: Mapping[str, Tensor]
+    ) -> LossValue:
+        """See `stillhouse.classification.learner`."""
+        logits, features = with_features(network, images)
+        nll = cross_entropy(promoted(logits), signals[LABELS])
+        other = logits if self.head is None else self.head(features)
+        losses = [
+            share * self._loss(other, signals[teacher_logits(i)], self._temperature)
+            for i, share in enumerate(self._shares)
+        ]
+        soft = self._alpha * torch.stack(losses).sum()
+        if self._align:
+            return LossValue(self._gamma * nll, nll, second=soft)
+        return LossValue(self._gamma * nll + soft, nll)
+
+    def join(self, first: Sequence[Tensor], second: Sequence[Tensor]) -> list[Tensor]:
+        """The aligned gradients of both losses."""
+        return aligned(first, second)

@@ -1,0 +1,266 @@
+"""Objectives of classifiers: two workers train as one, what is dropped leaves outputs as they are,
+and every built-in objective against its equation, computed here.
+"""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from image_parts import CLASSES, COUNTS, NAME, SMALL, losses, make_task, manifest, put_images
+from safetensors.torch import load_file, save_file
+from torch.nn.functional import kl_div, log_softmax, softmax
+
+from stillhouse.classification.learner import ClassifierFacts
+from stillhouse.classification.signals import LogitsTask
+from stillhouse.classification.stored import BuiltFrom, load_teacher
+from stillhouse.classification.stream import bags_of
+from stillhouse.classification.task import StoredClassifier
+from stillhouse.classification.worker import train_classifier
+from stillhouse.distillation.prepared import ImageHostSettings, Preparation, prepare
+from stillhouse.distillation.spec import NetworkSettings
+from stillhouse.errors import InputError, SpecError
+from stillhouse.storage.artifact import Store
+from stillhouse.storage.task import commit
+from stillhouse.training.group import WorkerGroup
+from stillhouse.training.objectives.aggregate import Bags
+from stillhouse.training.objectives.dhkd import Dhkd
+from stillhouse.training.objectives.kd import Kd
+from stillhouse.training.objectives.weak_to_strong import WeakToStrong
+
+TAUGHT = [{"path": "teacher"}]
+OBJECTIVES = {
+    "kd": {"name": "kd", "teachers": TAUGHT},
+    "dhkd": {"name": "dhkd", "teachers": TAUGHT, "align": True},
+    "one head": {"name": "dhkd", "teachers": TAUGHT, "heads": 1, "loss": "kl"},
+    "weak_to_strong": {"name": "weak_to_strong", "teachers": TAUGHT},
+    "bags": {"name": "bags", "bag_size": 4, "epsilon": 5.0},
+}
+
+
+def quiet(*_):
+    return None
+
+
+def host(store):
+    return ImageHostSettings(Preparation(NAME, zca=False), "cpu").build(store)
+
+
+def make_store(folder):
+    """Images, and a teacher with its logits: the store, and what a task needs of the teacher."""
+    store = Store(str(folder / "store"))
+    put_images(store)
+    task = make_task(num_epochs=3, seed=1)
+    train_classifier(store, task, quiet)
+    teacher = StoredClassifier("a" * 64, store.path("models", task.fingerprint))
+    asked = LogitsTask(NAME, teacher, "train.objective.teachers.0")
+    receipt = commit(store, asked, asked.run(store, host(store)))
+    return store, {"teachers": [teacher], "logits": list(receipt.parts)}
+
+
+def tasks(taught):
+    """The trainings of all objectives, of 12 steps."""
+    made = {}
+    for name, objective in OBJECTIVES.items():
+        given = taught if "teachers" in objective else {}
+        made[name] = make_task(objective, num_epochs=2, eval_points=1, **given)
+    return made
+
+
+def worker(rank, folder, taught):
+    """One of two processes."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=2)
+    store = Store(f"{folder}/two")
+    for task in tasks(taught).values():
+        train_classifier(store, task, quiet, WorkerGroup.current())
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """One process's results, those of two, and the tasks."""
+    folder = tmp_path_factory.mktemp("objectives")
+    store, taught = make_store(folder)
+    two = Store(str(folder / "two"))
+    put_images(two)
+    taught["logits"] = [replace(part, path=str(part.path)) for part in taught["logits"]]
+    for part in taught["logits"]:  # signals lie in the first store
+        target = Path(two.path(part.path))
+        target.parent.mkdir(parents=True)
+        target.write_bytes(Path(store.path(part.path)).read_bytes())
+    torch.multiprocessing.spawn(worker, (str(folder), taught), nprocs=2)
+    made = tasks(taught)
+    for task in made.values():
+        train_classifier(store, task, quiet)
+    return store, two, made
+
+
+@pytest.mark.parametrize("name", [*OBJECTIVES])
+def test_two_workers_train_as_one(trained, name):
+    store, two, made = trained
+    task = made[name]
+    assert losses(two, task) == pytest.approx(losses(store, task), rel=1e-5)
+    first, second = (manifest(one, task).totals for one in (store, two))
+    assert first["order_sha256"] == second["order_sha256"]
+    assert first["points"][-1]["loss"] < first["points"][0]["loss"]
+
+
+def built_again(store, task):
+    folder = Path(store.path("models", task.fingerprint))
+    network = BuiltFrom.read((folder / "config.json").read_bytes()).build(3).eval()
+    network.load_state_dict(load_file(folder / "weights.safetensors"))
+    return network
+
+
+def test_a_dropped_head_leaves_outputs_as_they_are(trained):
+    """The folder has the network alone, and measures what was measured with the head in place."""
+    store, _, made = trained
+    network = built_again(store, made["dhkd"])
+    assert {name.split(".")[0] for name in network.state_dict()} == {"features", "classifier"}
+    images, labels = prepare(store, Preparation(NAME, zca=False), torch.device("cpu")).test
+    with torch.no_grad():
+        right = (network(images).argmax(1) == labels).float().mean()
+    assert manifest(store, made["dhkd"]).totals["test"]["accuracy"] == pytest.approx(float(right))
+
+
+def batch(seed=0, size=8):
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randn(size, 1, 8, 8, generator=generator)
+    teacher = 3 * torch.randn(size, CLASSES, generator=generator)
+    labels = torch.randint(0, CLASSES, (size,), generator=generator)
+    return images, {"labels": labels, "logits.0": teacher.half(), "rows": torch.arange(size)}
+
+
+def facts(network, classes=CLASSES):
+    return ClassifierFacts(network, classes, COUNTS[0], (1, 8, 8), teachers=(1.0,))
+
+
+def network_of(classes=CLASSES):
+    settings = NetworkSettings.model_validate(SMALL)
+    from stillhouse.models.networks import build_network
+
+    return build_network(settings, (1, 8, 8), classes, 0)
+
+
+def test_kd_is_its_equation():
+    network, (images, signals) = network_of(), batch()
+    value = Kd(facts(network), weight=0.3, temperature=2.0)(network, images, signals)
+    logits = network(images).detach().double()
+    own = -log_softmax(logits, 1)[range(8), signals["labels"]].mean()
+    soft = softmax(signals["logits.0"].double() / 2, 1)
+    other = kl_div(log_softmax(logits / 2, 1), soft, reduction="batchmean")
+    assert value.nll.item() == pytest.approx(own.item(), rel=1e-5)
+    expected = 0.7 * own + 0.3 * 4 * other
+    assert value.objective.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_dhkd_keeps_the_losses_apart_and_aligns_all_parameters():
+    network, (images, signals) = network_of(), batch()
+    objective = Dhkd(facts(network), alpha=0.5, align=True)
+    value = objective(network, images, signals)
+    assert value.second is not None
+    parameters = [*network.parameters(), *objective.parameters()]
+    first, second = (
+        torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
+        for loss in (value.objective, value.second)
+    )
+    # labels reach the network's head alone, teachers the second head alone, both the features
+    assert [gradient is None for gradient in first[-2:]] == [True, True]
+    assert [gradient is None for gradient in second[-4:-2]] == [True, True]
+    pair = [
+        [torch.zeros_like(p) if g is None else g for g, p in zip(one, parameters, strict=True)]
+        for one in (first, second)
+    ]
+    flat = [torch.cat([g.flatten() for g in one]).double() for one in pair]
+    dot = flat[0] @ flat[1]
+    soft = flat[1] - dot / (flat[0] @ flat[0]) * flat[0] if dot < 0 else flat[1]
+    joined = torch.cat([g.flatten() for g in objective.join(*pair)]).double()
+    torch.testing.assert_close(joined, flat[0] + soft, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("classes", [2, 4])
+def test_weak_labels_set_how_many_of_each_class_are_hard(classes):
+    network, (images, signals) = network_of(classes), batch(size=40)
+    signals = {"logits.0": signals["logits.0"][:, :classes]}  # no labels: they are not read
+    objective = WeakToStrong(facts(network, classes), maximum=1.0, warmup=0.5)
+    objective.at_step(9, 10)
+    objective.learn(objective.survey(network, images, signals))
+    value = objective(network, images, signals)
+    probs = softmax(network(images).detach(), 1).double()
+    weak = softmax(signals["logits.0"].double(), 1)
+    if classes == 2:
+        hard = (probs[:, 0] < np.quantile(probs[:, 0], weak[:, 1].mean())).long()
+        expected = -probs.log()[range(40), hard].mean()
+        assert value.objective.item() == pytest.approx(expected.item(), rel=1e-5)
+    expected = -(weak * probs.log()).sum(1).mean()
+    assert value.nll.item() == pytest.approx(expected.item(), rel=1e-5)
+    objective.at_step(0, 10)
+    start = objective(network, images, signals)
+    assert start.objective.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_bags_read_shares_alone_and_their_noise_is_drawn_once():
+    labels, bags = torch.arange(COUNTS[0]) % CLASSES, bags_of(COUNTS[0], 5, 0)
+    plain = make_task({"name": "bags", "bag_size": 5}, global_batch=15).settings
+    noisy = make_task({"name": "bags", "bag_size": 5, "epsilon": 1.0}, global_batch=15).settings
+    columns = Bags.columns({"labels": labels}, bags, plain, CLASSES)
+    assert set(columns) == {"shares"}
+    for bag in bags[:3]:
+        expected = np.bincount(labels.numpy()[bag], minlength=CLASSES) / 5
+        np.testing.assert_allclose(columns["shares"][bag].numpy(), [expected] * 5, atol=1e-6)
+    assert float(columns["shares"].sum()) == pytest.approx(95)  # one image of 96 is in no bag
+    once, twice = (Bags.columns({"labels": labels}, bags, noisy, CLASSES) for _ in range(2))
+    assert torch.equal(once["shares"], twice["shares"])
+    assert not torch.equal(once["shares"], columns["shares"])
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "match"),
+    [
+        (Kd, {"weight": 2}, r"`train\.objective\.weight: 2` is not between 0 and 1"),
+        (Kd, {"temperature": 0}, r"`train\.objective\.temperature: 0` has to be above 0"),
+        (Dhkd, {"heads": 3}, r"`train\.objective\.heads: 3`: one of \[1, 2\]"),
+        (WeakToStrong, {"schedule": "mine"}, "use paper or released"),
+        (Bags, {"rho": -1}, r"`train\.objective\.rho: -1` is not between 0 and 1"),
+    ],
+)
+def test_settings_out_of_range_are_refused_by_name(kind, options, match):
+    with pytest.raises(SpecError, match=match):
+        kind(facts(network_of()), **options)
+
+
+def test_a_teacher_that_does_not_fit_is_refused(trained, tmp_path):
+    store, _, made = trained
+    folder = tmp_path / "teacher"
+    folder.mkdir()
+    source = Path(store.path("models", made["kd"].fingerprint))
+    content = json.loads((source / "config.json").read_text())
+    weights = load_file(source / "weights.safetensors")
+    prepared = prepare(store, Preparation(NAME, zca=False), torch.device("cpu"))
+    stored, key = StoredClassifier("b" * 64, str(folder)), "train.objective.teachers.0"
+
+    def put(changes, tensors):
+        (folder / "config.json").write_text(json.dumps(content | changes))
+        save_file(tensors, folder / "weights.safetensors")
+
+    names = content["class_names"]
+    put({"class_names": ["another", *names[1:]]}, weights)
+    with pytest.raises(
+        InputError, match=r"teachers\.0` does not know the class 'class 0' \(1 of 4"
+    ):
+        load_teacher(stored, prepared, key)
+    put({}, weights | {"classifier.bias": torch.full((CLASSES,), torch.nan)})
+    with pytest.raises(InputError, match="weights that are not finite"):
+        load_teacher(stored, prepared, key)
+    put({}, weights | {"classifier.bias": torch.full((CLASSES,), 1e30)})
+    with pytest.raises(InputError, match="the logits of 96 of 96 images are not finite"):
+        LogitsTask(NAME, stored, key).run(store, host(store))
+    put({"class_names": names[::-1]}, weights)  # the same network, its classes renamed
+    with torch.no_grad():
+        turned = load_teacher(stored, prepared, key)(prepared.train[:5])
+        expected = built_again(store, made["kd"])(prepared.train[:5]).flip(1)
+    assert torch.equal(turned, expected)
