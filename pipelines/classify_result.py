@@ -39,6 +39,7 @@ def classify_result(ctx: Context, spec: ClassifySpec, made: ClassifyRun, run_uri
             "learning_rate": settings.peak_rate,
             "global_batch": settings.batch_size,
             "restarts": len(measured["starts"]) - 1,
+            "attention": totals["attention"],
         },
         "cost": {"device_seconds": cost_numbers(ctx.work)["device_seconds"]},
         "dead_letters": made.images.totals["dead_letters"],

@@ -17,11 +17,17 @@ CLASSIFIER_OBJECTIVES = {
     "dhkd": f"{_HERE}.dhkd:Dhkd",
     "weak_to_strong": f"{_HERE}.weak_to_strong:WeakToStrong",
     "bags": f"{_HERE}.aggregate:Bags",
+    "lsskd": f"{_HERE}.lsskd:Lsskd",
+    "hybrid": f"{_HERE}.hybrid:Hybrid",
+    "masked": f"{_HERE}.masked:Masked",
+    "robust": f"{_HERE}.robust:Robust",
+    "self_past": f"{_HERE}.small_losses:SelfPast",
+    "co_teaching": f"{_HERE}.small_losses:CoTeaching",
 }
 """The classes of built-in objectives for images, by short name."""
-NEED_TEACHERS = {"kd": 1, "dhkd": 1, "weak_to_strong": 1}
+NEED_TEACHERS = {"kd": 1, "dhkd": 1, "weak_to_strong": 1, "hybrid": 2}
 """Objectives with teachers, and how many."""
-LIVE_OBJECTIVES: tuple[str, ...] = ()
+LIVE_OBJECTIVES = ("hybrid",)
 """Objectives that need more of their teachers than logits: these are in the workers."""
 BATCH, RATE = 128, 1e-3
 """Images a step and learning rate where the spec has `auto`."""

@@ -29,6 +29,7 @@ from stillhouse.classification.task import ClassifyTask, weighted
 from stillhouse.distillation.prepared import Preparation, Prepared, prepare
 from stillhouse.distillation.stored_sets import flat_values
 from stillhouse.models.device import choose_device
+from stillhouse.models.vit import Vit
 from stillhouse.storage.artifact import Store
 from stillhouse.storage.folders import put_folder
 from stillhouse.storage.parquet import read_table
@@ -37,8 +38,12 @@ from stillhouse.training.checkpoint import WEIGHT, Snapshot
 from stillhouse.training.group import WorkerGroup
 from stillhouse.training.loop import StepRecord, Trainer
 from stillhouse.training.objectives import objective_class, refused_settings
+from stillhouse.training.objectives.hybrid import attention_diagnostics
 from stillhouse.training.run import History, complete, training_totals
 from stillhouse.training.task import Tell
+
+_SHOWN = 64
+"""Validation images that attention is measured on."""
 
 
 def train_classifier(
@@ -60,9 +65,11 @@ def train_classifier(
     prepared = prepare(store, Preparation(task.images, zca=False), torch.device("cpu"))
     network, built = start_network(task, prepared)
     kind: Any = objective_class(settings.objective.place, task.own)
-    live = settings.objective.signals == "live" or getattr(kind, "needs_models", False)
+    device = choose_device(task.device, task.gpus)
+    needed = getattr(kind, "needs_models", False)
+    live = settings.objective.signals == "live" or needed
     teachers = [
-        load_teacher(one, prepared, f"train.objective.teachers.{i}")
+        load_teacher(one, prepared, f"train.objective.teachers.{i}").to(device)
         for i, one in enumerate(task.teachers if live else ())
     ]
     facts = ClassifierFacts(
@@ -80,9 +87,13 @@ def train_classifier(
         network,
         stream,
         settings,
-        device=choose_device(task.device, task.gpus),
+        device=device,
         num_steps=task.num_steps,
-        learner=partial(ImageLearner, make=partial(_make, task, kind, facts), teachers=teachers),
+        learner=partial(
+            ImageLearner,
+            make=partial(_make, task, kind, facts),
+            teachers=() if needed else teachers,
+        ),
         group=group,
         stop_on_explosion=True,
     )
@@ -98,7 +109,8 @@ def train_classifier(
         stream.close()
         test = measure(*prepared.test)
         if group.rank == 0:
-            _commit(store, task, built, snapshot, history.state_dict(), test)
+            shown = prepared.validation[0][:_SHOWN]
+            _commit(store, task, built, snapshot, history.state_dict(), test, shown)
 
     complete(store, task, trainer, history, tell, group, commit)
 
@@ -181,8 +193,12 @@ def _commit(
     snapshot: Snapshot,
     history: dict[str, Any],
     test: dict[str, float],
+    shown: Tensor,
 ) -> None:
-    """Write the network, what it is built from, and the training's history to the store."""
+    """Write the network, what it is built from, and the training's history to the store.
+
+    Attention, of a vit, is measured on the images `shown`.
+    """
     network = built.build(0)
     own = {name.removeprefix(WEIGHT): tensor for name, tensor in snapshot.tensors.items()}
     put_tensors(network, own)
@@ -191,6 +207,9 @@ def _commit(
         for name, data in files_of(network, built).items():
             (folder / name).write_bytes(data)
 
+    attention = None
+    if isinstance(network, Vit):
+        attention = attention_diagnostics(network, shown)
     train = task.settings.identity()
     if task.own is not None:
         train["objective"]["code"] = task.own.digest
@@ -206,6 +225,7 @@ def _commit(
             "label": task.label,
             "num_parameters": sum(parameter.numel() for parameter in network.parameters()),
             "test": test,
+            "attention": attention,
             "curve": [[one["tokens"], one["nll"]] for one in evaluations],
             **training_totals(store, task.checkpoints, snapshot, history),
         },

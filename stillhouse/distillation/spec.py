@@ -47,11 +47,15 @@ _Decay = Annotated[float, Field(ge=0)]
 class NetworkSettings(Settings):
     """A network for images."""
 
-    name: Literal["convnet", "resnet18", "factory"] = Field(
+    name: Literal["convnet", "resnet18", "vit", "factory"] = Field(
         default="convnet", description="`package.module:function` is short for `factory`"
     )
-    depth: Count = Field(default=3, description="convnet: blocks, each halves the image")
-    width: Count | None = Field(default=None, description="channels; convnet 128, resnet18 64")
+    depth: Count = Field(
+        default=3, description="convnet: blocks, each halves the image; vit: blocks"
+    )
+    width: Count | None = Field(
+        default=None, description="channels; convnet 128, resnet18 and vit 64"
+    )
     norm: Literal["instance", "batch", "none"] | None = Field(
         default=None, description="convnet instance, resnet18 batch"
     )
@@ -61,7 +65,10 @@ class NetworkSettings(Settings):
         description="`package.module:function`, called with num_channels, image_size, num_classes "
         "and `options`; gives a torch.nn.Module",
     )
-    options: dict[str, Any] = Field(default={}, description="keyword arguments of the factory")
+    options: dict[str, Any] = Field(
+        default={},
+        description="keyword arguments of the factory; vit: `patch` 4, `heads` 4",
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -77,8 +84,12 @@ class NetworkSettings(Settings):
         unread = {
             "convnet": {"options"},
             "resnet18": {"options", "depth"},
+            "vit": {"norm"},
             "factory": {"depth", "width", "norm"},
         }[self.name]
+        unknown = sorted(self.options.keys() - {"patch", "heads"}) if self.name == "vit" else []
+        if unknown:
+            raise ValueError(f"`options.{unknown[0]}`: a vit has `patch` and `heads`")
         for key in sorted(unread):
             if getattr(self, key) != type(self).model_fields[key].default:
                 raise ValueError(f"`{key}` does nothing for `name: {self.name}`: leave it out")
@@ -96,7 +107,8 @@ class NetworkSettings(Settings):
         if self.factory is not None:
             options = [f"{name} {value}" for name, value in sorted(self.options.items())]
             return ", ".join([self.factory, *options])
-        base = f"convnet-{self.depth}" if self.name == "convnet" else self.name
+        base = self.name if self.name == "resnet18" else f"{self.name}-{self.depth}"
+        base += "".join(f", {name} {value}" for name, value in sorted(self.options.items()))
         width = f", width {self.width}" if self.width else ""
         norm = {None: "", "none": ", no norm"}.get(self.norm, f", {self.norm} norm")
         return base + width + norm

@@ -1,4 +1,4 @@
-"""Networks for images: ConvNet, ResNet-18, or a user's factory.
+"""Networks for images: ConvNet, ResNet-18, a small vision transformer, or a user's factory.
 
 ConvNet (Zhao et al. 2021) is the network of the dataset-distillation literature: `depth` blocks of
 3x3 convolution, norm, ReLU and 2x2 average pooling, then a linear layer. Parameters are ordered as
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from stillhouse.distillation.spec import NetworkSettings
 from stillhouse.errors import ModelError
 from stillhouse.models.device import initialised
+from stillhouse.models.vit import Vit
 
 Norm = Literal["instance", "batch", "none"]
 
@@ -61,6 +62,11 @@ class ConvNet(nn.Module):
         self.features = nn.Sequential(*layers)
         self.classifier = nn.Linear(width * side * side, num_classes)
 
+    @property
+    def stages(self) -> list[nn.Module]:
+        """The end of each block."""
+        return [layer for layer in self.features if isinstance(layer, nn.AvgPool2d)]
+
     def forward(self, images: Tensor) -> Tensor:
         return self.classifier(self.features(images).flatten(1))
 
@@ -83,6 +89,12 @@ class ResNet18(nn.Module):
             stages.append(_Block(outputs, outputs, 1, norm))
         self.features = nn.Sequential(*stages)
         self.classifier = nn.Linear(8 * width, num_classes)
+
+    @property
+    def stages(self) -> list[nn.Module]:
+        """The end of each stage of two blocks."""
+        blocks = [layer for layer in self.features if isinstance(layer, _Block)]
+        return [*blocks[1::2]]
 
     def forward(self, images: Tensor) -> Tensor:
         return self.classifier(self.features(images).mean((2, 3)))
@@ -141,6 +153,15 @@ def build_network(
                 num_classes=num_classes,
                 width=settings.width or 64,
                 norm=settings.norm or "batch",
+            )
+        if settings.name == "vit":
+            return Vit(
+                num_channels=channels,
+                image_size=side,
+                num_classes=num_classes,
+                depth=settings.depth,
+                width=settings.width or 64,
+                **settings.options,
             )
         return ConvNet(
             num_channels=channels,

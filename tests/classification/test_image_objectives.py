@@ -28,7 +28,12 @@ from stillhouse.storage.task import commit
 from stillhouse.training.group import WorkerGroup
 from stillhouse.training.objectives.aggregate import Bags
 from stillhouse.training.objectives.dhkd import Dhkd
+from stillhouse.training.objectives.hybrid import Hybrid
 from stillhouse.training.objectives.kd import Kd
+from stillhouse.training.objectives.lsskd import Lsskd
+from stillhouse.training.objectives.masked import Masked
+from stillhouse.training.objectives.robust import Robust
+from stillhouse.training.objectives.small_losses import CoTeaching, SelfPast
 from stillhouse.training.objectives.weak_to_strong import WeakToStrong
 
 TAUGHT = [{"path": "teacher"}]
@@ -38,7 +43,14 @@ OBJECTIVES = {
     "one head": {"name": "dhkd", "teachers": TAUGHT, "heads": 1, "loss": "kl"},
     "weak_to_strong": {"name": "weak_to_strong", "teachers": TAUGHT},
     "bags": {"name": "bags", "bag_size": 4, "epsilon": 5.0},
+    "lsskd": {"name": "lsskd"},
+    "masked": {"name": "masked", "mask": 0.5},
+    "hybrid": {"name": "hybrid", "teachers": [*TAUGHT, *TAUGHT]},
+    "robust": {"name": "robust", "num_labelled": 16, "steps": 2},
+    "self_past": {"name": "self_past", "lag": 1},
+    "co_teaching": {"name": "co_teaching", "forget_rate": 0.3},
 }
+VIT = {"name": "vit", "depth": 2, "width": 16, "options": {"heads": 2}}
 
 
 def quiet(*_):
@@ -58,15 +70,24 @@ def make_store(folder):
     teacher = StoredClassifier("a" * 64, store.path("models", task.fingerprint))
     asked = LogitsTask(NAME, teacher, "train.objective.teachers.0")
     receipt = commit(store, asked, asked.run(store, host(store)))
-    return store, {"teachers": [teacher], "logits": list(receipt.parts)}
+    vits = []
+    for objective in ({"name": "masked", "mask": 0.5}, {}):
+        task = make_task(objective, VIT, num_epochs=1, seed=1)
+        train_classifier(store, task, quiet)
+        path = store.path("models", task.fingerprint)
+        vits.append(StoredClassifier(task.fingerprint, path))
+    return store, {"teachers": [teacher], "logits": list(receipt.parts), "vits": vits}
 
 
 def tasks(taught):
     """The trainings of all objectives, of 12 steps."""
     made = {}
     for name, objective in OBJECTIVES.items():
-        given = taught if "teachers" in objective else {}
-        made[name] = make_task(objective, num_epochs=2, eval_points=1, **given)
+        given = {name: taught[name] for name in ("teachers", "logits") if "teachers" in objective}
+        if name == "hybrid":
+            given = {"teachers": taught["vits"]}
+        network = VIT if name in ("masked", "hybrid") else None
+        made[name] = make_task(objective, network, num_epochs=2, eval_points=1, **given)
     return made
 
 
@@ -106,7 +127,7 @@ def test_two_workers_train_as_one(trained, name):
     assert losses(two, task) == pytest.approx(losses(store, task), rel=1e-5)
     first, second = (manifest(one, task).totals for one in (store, two))
     assert first["order_sha256"] == second["order_sha256"]
-    assert first["points"][-1]["loss"] < first["points"][0]["loss"]
+    assert min(losses(store, task)) < losses(store, task)[0]
 
 
 def built_again(store, task):
@@ -116,15 +137,16 @@ def built_again(store, task):
     return network
 
 
-def test_a_dropped_head_leaves_outputs_as_they_are(trained):
-    """The folder has the network alone, and measures what was measured with the head in place."""
+@pytest.mark.parametrize("name", ["dhkd", "lsskd", "co_teaching"])
+def test_what_is_dropped_leaves_outputs_as_they_are(trained, name):
+    """The folder has the network alone, and measures what was measured in the training."""
     store, _, made = trained
-    network = built_again(store, made["dhkd"])
+    network = built_again(store, made[name])
     assert {name.split(".")[0] for name in network.state_dict()} == {"features", "classifier"}
     images, labels = prepare(store, Preparation(NAME, zca=False), torch.device("cpu")).test
     with torch.no_grad():
         right = (network(images).argmax(1) == labels).float().mean()
-    assert manifest(store, made["dhkd"]).totals["test"]["accuracy"] == pytest.approx(float(right))
+    assert manifest(store, made[name]).totals["test"]["accuracy"] == pytest.approx(float(right))
 
 
 def batch(seed=0, size=8):
@@ -218,6 +240,92 @@ def test_bags_read_shares_alone_and_their_noise_is_drawn_once():
     assert not torch.equal(once["shares"], columns["shares"])
 
 
+def test_lsskd_is_its_equation():
+    network, (images, signals) = network_of(), batch(size=4)
+    objective = Lsskd(facts(network), temperature=2.0, branch_weight=0.5, feature_weight=0.2)
+    value = objective(network, images, signals)
+    turned = torch.stack([torch.rot90(images, turn, (2, 3)) for turn in range(4)], 1).flatten(0, 1)
+    with torch.no_grad():
+        first = network.features[:4](turned)
+        last = network.features[4:](first)
+        logits = network(turned)[::4].double()
+        branches = [b(x).double() for b, x in zip(objective.branches, (first, last), strict=True)]
+        projected = objective.projections[0](first.mean((2, 3)))
+    main = -log_softmax(logits, 1)[range(4), signals["labels"]].mean()
+    joint = (signals["labels"][:, None] * 4 + torch.arange(4)).flatten()
+    own = sum(-log_softmax(one, 1)[range(16), joint].mean() for one in branches)
+    soft = softmax(branches[1] / 2, 1)
+    mimic = 4 * kl_div(log_softmax(branches[0] / 2, 1), soft, reduction="batchmean")
+    gap = (projected - last.mean((2, 3))).square().mean()
+    expected = main + 0.5 * own + mimic + 0.2 * gap
+    assert value.objective.item() == pytest.approx(expected.item(), rel=1e-4)
+    assert value.nll.item() == pytest.approx(main.item(), rel=1e-5)
+
+
+def test_robust_reads_so_many_labels_and_moves_images_against_a_price():
+    labels = torch.arange(COUNTS[0]) % CLASSES
+    settings = make_task({"name": "robust", "num_labelled": 18}).settings
+    known = Robust.columns({"labels": labels}, bags_of(COUNTS[0], 1, 0), settings, CLASSES)
+    shown = known["labels"] >= 0
+    assert (known["labels"][shown] == labels[shown]).all()
+    assert torch.bincount(labels[shown]).tolist() == [4, 4, 4, 4]
+    network, (images, signals) = network_of(), batch()
+    signals["labels"][4:] = -1
+    own = network(images).detach()
+    plain = Robust(facts(network), 16, weight=0.5, gamma=1e6, gamma_unlabelled=1e6)
+    value = plain(network, images, signals)  # nothing moves at this price
+    targets = torch.where(signals["labels"] >= 0, signals["labels"], own.argmax(1))
+    losses = -log_softmax(own.double(), 1)[range(8), targets]
+    scales = torch.tensor([96 / 16] * 4 + [0.5 * 96 / 80] * 4)
+    assert value.objective.item() == pytest.approx((losses * scales).mean().item(), rel=1e-4)
+    moved = Robust(facts(network), 16, weight=0.5, gamma=1.0, gamma_unlabelled=1.0)
+    assert moved(network, images, signals).objective > value.objective
+
+
+def test_self_past_learns_from_the_epoch_that_it_names():
+    network, (images, signals) = network_of(), batch()
+    objective = SelfPast(facts(network), lag=2, weight=1.0, temperature=2.0)
+    past = []
+    for epoch in range(4):
+        objective.learn(objective.survey(network, images, signals).detach())
+        value = objective(network, images, signals)
+        logits = network(images).detach()
+        past.append(logits.half())
+        extra = 0.0
+        if epoch >= 2:
+            soft = softmax(past[epoch - 2].double() / 2, 1)
+            own = log_softmax(logits.double() / 2, 1)
+            extra = 4 * kl_div(own, soft, reduction="batchmean").item()
+        assert value.objective.item() - value.nll.item() == pytest.approx(extra, abs=1e-5)
+        with torch.no_grad():
+            network.classifier.weight.mul_(1.5)
+
+
+def test_co_teaching_swaps_the_small_losses():
+    network, (images, signals) = network_of(), batch()
+    objective = CoTeaching(facts(network), forget_rate=0.5, ramp=0.0)
+    objective.at_step(3, 10)
+    objective.learn(objective.survey(network, images, signals).detach())
+    value = objective(network, images, signals)
+    losses = [
+        -log_softmax(one(images).detach(), 1)[range(8), signals["labels"]]
+        for one in (network, objective.peer)
+    ]
+    assert not torch.allclose(*losses)
+    chosen = [torch.topk(loss, 4, largest=False).indices for loss in losses]
+    expected = losses[0][chosen[1]].mean() + losses[1][chosen[0]].mean()
+    assert value.objective.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_a_vit_reports_its_attention(trained):
+    store, _, made = trained
+    found = manifest(store, made["hybrid"]).totals["attention"]
+    assert [len(found[name]) for name in ("distance", "nmi")] == [2, 2]
+    assert 0 < found["distance"][0] < 2**0.5  # the mean over a grid of 2 x 2 is 0.85 if uniform
+    assert all(0 <= value <= 1 for value in found["nmi"])
+    assert manifest(store, made["kd"]).totals["attention"] is None
+
+
 @pytest.mark.parametrize(
     ("kind", "options", "match"),
     [
@@ -225,6 +333,11 @@ def test_bags_read_shares_alone_and_their_noise_is_drawn_once():
         (Kd, {"temperature": 0}, r"`train\.objective\.temperature: 0` has to be above 0"),
         (Dhkd, {"heads": 3}, r"`train\.objective\.heads: 3`: one of \[1, 2\]"),
         (WeakToStrong, {"schedule": "mine"}, "use paper or released"),
+        (Lsskd, {"feature_weight": -1}, r"`train\.objective\.feature_weight: -1` has to be 0 or"),
+        (Masked, {}, r"needs `network: \{name: vit\}`, not ConvNet"),
+        (Hybrid, {}, r"needs `network: \{name: vit\}`, not ConvNet"),
+        (Robust, {"num_labelled": 3}, r"`train\.objective\.num_labelled: 3`: there are 4 classes"),
+        (CoTeaching, {"forget_rate": 1}, r"`train\.objective\.forget_rate: 1` is not in \[0, 1\)"),
         (Bags, {"rho": -1}, r"`train\.objective\.rho: -1` is not between 0 and 1"),
     ],
 )

@@ -7,10 +7,22 @@
 Start from the labelled solution: from a random one the second term finds any gap between clusters.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
+import numpy as np
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from stillhouse.classification.learner import LABELS, ClassifierFacts
+from stillhouse.classification.spec import ClassifierTraining
+from stillhouse.errors import SpecError
+from stillhouse.training.objectives import LossValue
+from stillhouse.training.objectives.distil import promoted
+from stillhouse.training.objectives.kd import not_negative, positive
+
+_LABELLED = 15  # first word of a random generator's key
 
 
 def linear_margin(decision: Tensor, labels: Tensor, gamma: float) -> Tensor:
@@ -45,7 +57,7 @@ def linear_objective(
 
 
 def worst_case(
-    loss: Callable[[Tensor], Tensor], inputs: Tensor, gamma: float, steps: int = 15
+    loss: Callable[[Tensor], Tensor], inputs: Tensor, gamma: float | Tensor, steps: int = 15
 ) -> Tensor:
     """Inputs [n, ...] moved to where loss - gamma |z - x|^2 is largest, by gradient ascent.
 
@@ -55,7 +67,7 @@ def worst_case(
     Args:
         loss: losses [n] of inputs, each of its own row.
         inputs: x; the result has no graph.
-        gamma: the price of squared distance.
+        gamma: the price of squared distance, or one for each row [n, 1, ...].
         steps: after the first one.
     """
     start = inputs.detach()
@@ -69,3 +81,79 @@ def worst_case(
     for step in range(steps):
         moved = moved + (pull(moved) - (moved - start)) / (step + 2) ** 0.5
     return moved.detach()
+
+
+class Robust:
+    """A labelled part of the images, and all others without their labels (RSS).
+
+    Images are moved by gradient ascent to where loss minus price is largest; labels of the
+    unlabelled ones are the network's own decisions. Start from the labelled solution (`init`): it
+    is the same objective with `weight: 0`.
+
+    Args:
+        facts: of the training.
+        num_labelled: images whose labels are read, drawn by class from the seed.
+        weight: lambda of the unlabelled ones.
+        gamma, gamma_unlabelled: prices of squared distance; they have to exceed the curvature of
+            the loss.
+        steps: of the ascent; each is a pass.
+    """
+
+    def __init__(
+        self,
+        facts: ClassifierFacts,
+        num_labelled: int,
+        weight: float = 1.0,
+        gamma: float = 1.0,
+        gamma_unlabelled: float = 1.0,
+        steps: int = 5,
+    ) -> None:
+        positive(gamma=gamma, gamma_unlabelled=gamma_unlabelled)
+        not_negative(weight=weight, steps=steps)
+        count = num_labelled // facts.num_classes * facts.num_classes
+        if not 0 < count <= facts.num_images:
+            raise SpecError(
+                f"`train.objective.num_labelled: {num_labelled}`: there are {facts.num_classes} "
+                f"classes and {facts.num_images} images"
+            )
+        self._gammas, self._steps = (gamma, gamma_unlabelled), steps
+        # a mean over a batch of rows so weighted is, on average, that of both parts apart
+        others = facts.num_images - count
+        self._scales = facts.num_images / count, weight * facts.num_images / max(others, 1)
+
+    @staticmethod
+    def columns(
+        columns: Mapping[str, Tensor],
+        bags: NDArray[np.int64],
+        settings: ClassifierTraining,
+        num_classes: int,
+    ) -> dict[str, Tensor]:
+        """Labels of the labelled images; -1 of all others."""
+        labels, draws = columns[LABELS], np.random.default_rng([_LABELLED, settings.seed])
+        each = int(settings.objective.options.get("num_labelled", 0)) // num_classes
+        known = torch.full_like(labels, -1)
+        for label in range(num_classes):
+            rows = torch.from_numpy(draws.permutation(np.flatnonzero(labels.numpy() == label)))
+            known[rows[:each]] = label
+        return {**columns, LABELS: known}
+
+    def __call__(
+        self, network: nn.Module, images: Tensor, signals: Mapping[str, Tensor]
+    ) -> LossValue:
+        """See `stillhouse.classification.learner`; the NLL is that of the labelled images."""
+        labels = signals[LABELS]
+        known = labels >= 0
+        with torch.no_grad():
+            logits = promoted(network(images))
+        targets = torch.where(known, labels, logits.argmax(1))
+        price = torch.where(known, *map(images.new_tensor, self._gammas))
+
+        def loss(moved: Tensor) -> Tensor:
+            return cross_entropy(promoted(network(moved)), targets, reduction="none")
+
+        moved = worst_case(loss, images, price[:, None, None, None], self._steps)
+        cost = price * (moved - images).square().flatten(1).sum(1)
+        scale = torch.where(known, *map(images.new_tensor, self._scales))
+        own = cross_entropy(logits, targets, reduction="none")
+        nll = (own * known * self._scales[0]).mean()
+        return LossValue(((loss(moved) - cost) * scale).mean(), nll)
