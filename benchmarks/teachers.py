@@ -1,6 +1,7 @@
 """Do the losses of teachers and weak supervision behave as their papers say? Small experiments.
 
     python benchmarks/teachers.py --json OUT.jsonl [--stage bags information unlabelled]
+    python benchmarks/teachers.py --json OUT.jsonl --stage distil --data DATA --store STORE
 
 One line of JSON for each cell; running again does what is missing. Stages:
 
@@ -8,6 +9,13 @@ One line of JSON for each cell; running again does what is missing. Stages:
   and rho: it explodes where there are as many bags as features; at low noise some rho is best.
 * information: MI-alpha of correlated Gaussian pairs, whose mutual information is known.
 * unlabelled: a Gaussian mixture in 200 dimensions from 10 labels and unlabelled data (RSS).
+* distil: a language model of 1 M parameters on books, with a teacher of 5 M, and without one at
+  equal tokens and at equal FLOPs.
+* wellread: pre-trained, distilled and fine-tuned, or some of these, at equal tokens.
+* autodistil: do relation losses in a super-network rank its sub-networks?
+
+The last three train with `job: train` on DATA (`teacher_models.py`), three seeds each; `--small`
+trains one seed on a hundredth, to find mistakes.
 
 At the end a table of each stage.
 """
@@ -16,6 +24,8 @@ import argparse
 import json
 import math
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -23,6 +33,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from teacher_models import Bench, autodistil_cell, distil_cell, ray_session, wellread_cell
 from torch import nn
 
 from stillhouse.training.objectives.aggregate import squared
@@ -167,13 +178,26 @@ STAGES: dict[str, tuple[Callable[..., dict[str, float]], list[dict[str, Any]]]] 
         [{"labelled": m, "others": n, "shift": s, "weight": w} for m, n, s, w in UNLABELLED],
     ),
 }
+SEEDS = (0, 1, 2)
+OF_MODELS: dict[str, tuple[Callable[..., dict[str, float]], list[dict[str, Any]]]] = {
+    "distil": (
+        distil_cell,
+        [{"seed": seed, "arm": arm} for seed in SEEDS for arm in ("distil", "ce", "flops")],
+    ),
+    "wellread": (
+        wellread_cell,
+        [{"seed": seed, "arm": arm} for seed in SEEDS for arm in ("pd", "pf", "d", "s")],
+    ),
+    "autodistil": (autodistil_cell, [{"seed": seed} for seed in SEEDS]),
+}
 
 
 def missing(stages: list[str], done: list[dict[str, Any]]) -> Iterator[Cell]:
     """The cells of some stages that have no line yet."""
     there = [(line["stage"], line["settings"]) for line in done]
     for stage in stages:
-        yield from ((stage, s) for s in STAGES[stage][1] if (stage, s) not in there)
+        cells = (STAGES | OF_MODELS)[stage][1]
+        yield from ((stage, s) for s in cells if (stage, s) not in there)
 
 
 def main() -> None:
@@ -182,18 +206,30 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--json", type=Path, required=True)
-    parser.add_argument("--stage", nargs="*", choices=[*STAGES], default=[*STAGES])
+    parser.add_argument("--stage", nargs="*", choices=[*STAGES, *OF_MODELS], default=[*STAGES])
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--store", type=Path)
+    parser.add_argument("--small", action="store_true")
     chosen = parser.parse_args()
+    if {*chosen.stage} & {*OF_MODELS} and not (chosen.data and chosen.store):
+        parser.error("stages with language models need --data and --store")
+    bench = Bench(chosen.data, chosen.store, chosen.small)
+    functions = {name: function for name, (function, _) in STAGES.items()}
+    functions |= {name: partial(function, bench) for name, (function, _) in OF_MODELS.items()}
     torch.set_num_threads(1)
     lines = chosen.json.read_text().splitlines() if chosen.json.exists() else []
     done = [json.loads(line) for line in lines]
-    for stage, settings in missing(chosen.stage, done):
-        started = perf_counter()
-        found = STAGES[stage][0](**settings)
-        line = {"stage": stage, "settings": settings, **found, "seconds": perf_counter() - started}
-        done.append(line)
-        with chosen.json.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+    with ray_session(chosen.store) if chosen.store else nullcontext():
+        for stage, settings in missing(chosen.stage, done):
+            if chosen.small and settings.get("seed"):
+                continue
+            started = perf_counter()
+            found = functions[stage](**settings)
+            line = {"stage": stage, "settings": settings, **found}
+            line["seconds"] = perf_counter() - started
+            done.append(line)
+            with chosen.json.open("a") as file:
+                file.write(json.dumps(line) + "\n")
     for line in done:
         if line["stage"] in chosen.stage:
             numbers = {k: v for k, v in line.items() if isinstance(v, float)}

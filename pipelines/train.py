@@ -80,6 +80,9 @@ def run_train(ctx: Context, spec: TrainSpec, inputs: TrainInputs) -> TrainRun:
         task = _with_online(spec, models, task)
     with online_scorers(ctx, task) as (scorers, held), Gang(ctx, held) as gang:
         [model] = train_models(ctx, gang, "train", [task], shape, scorers)
+    if objective.runs_teachers:
+        read = sum(one.shape.flops_per_token(task.sequence_length) for one in taught_by)
+        ctx.work["train"].flops += float(read) * ctx.work["train"].tokens
     return TrainRun(model, task, tokenizer)
 
 

@@ -65,6 +65,12 @@ def test_a_teacher_runs_in_the_workers(world):
     listener = Quiet()
     alone = run_job(spec(folder, **options, train=learning(**objective)), listener)
     assert "teacher signals" not in {name for name, *_ in listener.steps}
+    vocabulary, tokens = 320, LENGTH * 8 * STEPS  # 300 tokens, in whole tiles
+    student, teacher = (
+        2 * (4 * h**2 + 3 * h * mlp + vocabulary * h) + 2 * LENGTH * h
+        for h, mlp in ((16, 64), (32, 128))
+    )
+    assert alone["cost"]["flops"]["train"] == (3 * student + teacher) * tokens
     both = train(
         folder,
         **options,

@@ -8,6 +8,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from training_parts import VOCAB, small_model
 
+from stillhouse.errors import SpecError
 from stillhouse.models.causal_lm import build_model
 from stillhouse.models.head import PLAIN
 from stillhouse.spec import ModelSettings
@@ -159,6 +160,14 @@ def test_objective_and_gradients_are_the_definition():
     slopes = torch.autograd.grad(wanted, learned)
     for one, other in zip(found, slopes, strict=True):
         torch.testing.assert_close(one.double(), other, rtol=1e-4, atol=1e-6)
+
+
+def test_softmax_of_one_logit_is_refused():
+    """Its cross-entropy is constant: no gradient."""
+    teacher = small_model(seed=2)
+    facts = ObjectiveFacts(PLAIN, config=teacher.config, models=(teacher,), vocab_size=1)
+    with pytest.raises(SpecError, match="use mse for a single logit"):
+        Distiller(facts, logits="ce")
 
 
 def test_mixup_pairs_sequences_of_a_group_by_what_they_say():

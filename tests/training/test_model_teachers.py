@@ -14,6 +14,7 @@ from stillhouse.errors import SpecError
 from stillhouse.models.causal_lm import build_model
 from stillhouse.spec import ModelSettings
 from stillhouse.training.group import WorkerGroup
+from stillhouse.training.objectives import cross_entropy as cross_entropy_module
 from stillhouse.training.objectives import make_objective
 from stillhouse.training.spec import ObjectiveSettings
 
@@ -85,6 +86,17 @@ def test_workers_and_micro_batches_change_no_losses(world, name):
         assert [x[0] for x in other] == pytest.approx([x[0] for x in alone], rel=1e-5)
         assert [x[1] for x in other] == pytest.approx([x[1] for x in alone], rel=1e-3)
     assert alone[-1][0] != alone[0][0]
+
+
+@pytest.mark.parametrize("name", [*CASES])
+def test_compiled_layers_change_no_losses(world, name, monkeypatch):
+    """Traced as for a GPU, of the student and of the teacher."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    cross_entropy_module._compiled_losses.cache_clear()
+    alone, compiled = trainer(name, world[0]), trainer(name, world[0], compile="on")
+    for one, other in zip(steps(alone, 3), steps(compiled, 3), strict=True):
+        assert other == pytest.approx(one, rel=1e-3)
+    cross_entropy_module._compiled_losses.cache_clear()
 
 
 @pytest.mark.parametrize("name", [*CASES])

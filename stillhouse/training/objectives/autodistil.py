@@ -167,8 +167,11 @@ class AutoDistil:
         config = facts.configs[0]
         self.space = space_of(config, layers, heads, hidden, mlp_ratios)
         self._facts, self._teacher = facts, only_teacher(facts, "autodistil")
-        with projections(self._teacher.base_model):
+        body: Any = self._teacher.base_model
+        with projections(body):
             pass  # it has them
+        # a compiled layer does not see hooks that come and go
+        body.layers[-1]._compiled_call_impl = None
         narrow = min(one.heads for one in self.space) * head_width(config)
         if relation_heads > narrow:
             raise SpecError(
@@ -196,13 +199,13 @@ class AutoDistil:
                 "cannot be computed again: lower `train.micro_batch` instead"
             )
         given, facts = with_bos(input_ids, self._facts.bos_id), self._facts
-        taught, shares = (
-            teacher_projections(self._teacher, given),
-            row_shares(counted(input_ids, signals)),
-        )
+        taught = teacher_projections(self._teacher, given)
+        shares = row_shares(counted(input_ids, signals))
         head, value, total = head_of(model, facts.rule), None, torch.zeros((), device=given.device)
         for size in sandwich(self.space, self._step):
-            body = self._bodies.setdefault(size, SubModel(model.config, size))
+            if size not in self._bodies:
+                self._bodies[size] = SubModel(model.config, size)
+            body = self._bodies[size]
             with projections(body.body) as own:
                 states = body.states(model, given)
             with torch.autocast(given.device.type, enabled=False):
@@ -230,7 +233,6 @@ def teacher_projections(teacher: PreTrainedModel, given: Tensor) -> list[Tensor]
     return found
 
 
-@torch.no_grad()
 def best_sub_network(
     model: PreTrainedModel,
     teacher: PreTrainedModel,
@@ -257,10 +259,24 @@ def best_sub_network(
             f"the smallest sub-network takes {min(costs.values()):,} FLOPs a token, more than the "
             f"{max_flops:,.0f} that are allowed"
         )
+    fitting = [one for one in space if costs[one] <= max_flops]
+    losses = proxy_losses(model, teacher, fitting, input_ids, relation_heads)
+    return min(losses, key=lambda one: (losses[one], one))
+
+
+@torch.no_grad()
+def proxy_losses(
+    model: PreTrainedModel,
+    teacher: PreTrainedModel,
+    space: Sequence[SubNetwork],
+    input_ids: Tensor,
+    relation_heads: int = 12,
+) -> dict[SubNetwork, float]:
+    """The mean relation loss of each sub-network on token ids [B, T]."""
     taught, losses = teacher_projections(teacher, input_ids), dict[SubNetwork, float]()
-    for size in (one for one in space if costs[one] <= max_flops):
+    for size in space:
         body = SubModel(model.config, size)
         with projections(body.body) as own:
             body.states(model, input_ids)
         losses[size] = relation_losses(own, taught, num_heads=relation_heads).mean().item()
-    return min(losses, key=lambda one: (losses[one], one))
+    return losses
