@@ -2,6 +2,7 @@
 
     python benchmarks/teachers.py --json OUT.jsonl [--stage bags information unlabelled]
     python benchmarks/teachers.py --json OUT.jsonl --stage distil --data DATA --store STORE
+    python benchmarks/teachers.py --json OUT.jsonl --stage lsskd weak_to_strong --data FASHION
 
 One line of JSON for each cell; running again does what is missing. Stages:
 
@@ -16,6 +17,13 @@ One line of JSON for each cell; running again does what is missing. Stages:
 
 The last three train with `job: train` on DATA (`teacher_models.py`), three seeds each; `--small`
 trains one seed on a hundredth, to find mistakes.
+
+* lsskd: a ConvNet on 1,000 to 5,000 labels of Fashion-MNIST, by labels alone or with branches.
+  FASHION is the folder of its four IDX files.
+* weak_to_strong: a probe on features that know the other classes tells T-shirts from shirts, taught
+  by a small network with 60 labels. PGR: the share of the gap to the ceiling that is closed.
+
+Of these two `--small` does one small cell.
 
 At the end a table of each stage.
 """
@@ -34,6 +42,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from teacher_models import Bench, autodistil_cell, distil_cell, ray_session, wellread_cell
+from teachers_fashion import lsskd_cell, weak_to_strong_cell
 from torch import nn
 
 from stillhouse.training.objectives.aggregate import squared
@@ -191,12 +200,38 @@ OF_MODELS: dict[str, tuple[Callable[..., dict[str, float]], list[dict[str, Any]]
     "autodistil": (autodistil_cell, [{"seed": seed} for seed in SEEDS]),
 }
 
+OF_IMAGES: dict[str, tuple[Callable[..., dict[str, float]], list[dict[str, Any]]]] = {
+    "lsskd": (
+        lsskd_cell,
+        [
+            {"labels": n, "objective": name, "epochs": 30, "seed": seed}
+            for n in (1000, 5000)
+            for name in ("cross_entropy", "lsskd")
+            for seed in SEEDS
+        ],
+    ),
+    "weak_to_strong": (
+        weak_to_strong_cell,
+        [
+            {"known": 60, "others": 4000, "pretrained": 10000, "epochs": 10, "seed": seed}
+            for seed in range(8)
+        ],
+    ),
+}
+SMALL: dict[str, dict[str, Any]] = {
+    "lsskd": {"labels": 300, "objective": "lsskd", "epochs": 1, "seed": 0},
+    "weak_to_strong": {"known": 60, "others": 400, "pretrained": 400, "epochs": 1, "seed": 0},
+}
+"""One cell of each stage on Fashion-MNIST."""
 
-def missing(stages: list[str], done: list[dict[str, Any]]) -> Iterator[Cell]:
+
+def missing(stages: list[str], done: list[dict[str, Any]], *, small: bool) -> Iterator[Cell]:
     """The cells of some stages that have no line yet."""
     there = [(line["stage"], line["settings"]) for line in done]
     for stage in stages:
-        cells = (STAGES | OF_MODELS)[stage][1]
+        cells = (STAGES | OF_MODELS | OF_IMAGES)[stage][1]
+        if small and stage in SMALL:
+            cells = [SMALL[stage]]
         yield from ((stage, s) for s in cells if (stage, s) not in there)
 
 
@@ -206,21 +241,26 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--json", type=Path, required=True)
-    parser.add_argument("--stage", nargs="*", choices=[*STAGES, *OF_MODELS], default=[*STAGES])
+    parser.add_argument(
+        "--stage", nargs="*", choices=[*STAGES, *OF_MODELS, *OF_IMAGES], default=[*STAGES]
+    )
     parser.add_argument("--data", type=Path)
     parser.add_argument("--store", type=Path)
     parser.add_argument("--small", action="store_true")
     chosen = parser.parse_args()
     if {*chosen.stage} & {*OF_MODELS} and not (chosen.data and chosen.store):
         parser.error("stages with language models need --data and --store")
+    if {*chosen.stage} & {*OF_IMAGES} and not chosen.data:
+        parser.error("stages on Fashion-MNIST need --data, the folder of its IDX files")
     bench = Bench(chosen.data, chosen.store, chosen.small)
     functions = {name: function for name, (function, _) in STAGES.items()}
     functions |= {name: partial(function, bench) for name, (function, _) in OF_MODELS.items()}
+    functions |= {n: partial(function, chosen.data) for n, (function, _) in OF_IMAGES.items()}
     torch.set_num_threads(1)
     lines = chosen.json.read_text().splitlines() if chosen.json.exists() else []
     done = [json.loads(line) for line in lines]
     with ray_session(chosen.store) if chosen.store else nullcontext():
-        for stage, settings in missing(chosen.stage, done):
+        for stage, settings in missing(chosen.stage, done, small=chosen.small):
             if chosen.small and settings.get("seed"):
                 continue
             started = perf_counter()

@@ -134,6 +134,24 @@ def test_train(gpu_ray, place, kept):
     assert result["train"]["num_steps"] == steps
 
 
+def test_classify(gpu_ray, place):
+    """A classifier on two workers, and a student of it on one."""
+    spec = {
+        "job": "train",
+        "task": "classify",
+        "store": str(place / "store"),
+        "data": {"dataset": "digits", "num_images": 100},
+        "network": {"name": "convnet", "depth": 2, "width": 4},
+        "train": {"num_epochs": 1, "global_batch": 20},
+        "compute": on_gpus(1, trainers=2),
+    }
+    made = gpu_ray(spec)
+    assert made["train"]["num_steps"] == 5
+    objective = {"name": "kd", "teachers": [{"from": made["run"]}]}
+    taught = {"train": spec["train"] | {"objective": objective}, "compute": on_gpus(0.5)}
+    assert gpu_ray(spec | taught)["work"]["teacher signals"]["parts"] == 1
+
+
 def test_online_selection(gpu_ray, place, kept):
     online = {name: {"path": str(place / name)} for name in GIVEN[1:]} | {"tau": 2}
     compute = on_gpus(0.5, scorers=2, trainers=2)
