@@ -1,6 +1,7 @@
 """Trainings of classifiers in this process: results, resume, augmentation, and refusals."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from safetensors.torch import load_file
 from stillhouse.classification.stored import BuiltFrom
 from stillhouse.classification.stream import ImageStream, augmented, bags_of
 from stillhouse.classification.worker import train_classifier
+from stillhouse.custom_code import find_named
 from stillhouse.errors import SpecError
 from stillhouse.storage.artifact import Store
 from stillhouse.training.group import WorkerGroup
@@ -163,3 +165,15 @@ def test_dropout_resumes_exactly(store, tmp_path, monkeypatch):
 def test_unknown_settings_are_refused_by_name(store):
     with pytest.raises(SpecError, match=r"`train.objective: cross_entropy`.*'tempo'"):
         train_classifier(store, make_task({"tempo": 3}), quiet)
+
+
+def test_an_objective_of_ones_own(store):
+    """Its code is sent along, and is part of the name."""
+    name = "own_loss:Scaled"
+    task = make_task({"name": name, "factor": 0.0}, num_epochs=1)
+    own = replace(task, own=find_named("train.objective.name", name))
+    train_classifier(store, own, quiet)
+    assert own.fingerprint != task.fingerprint
+    made = manifest(store, own)
+    assert made.settings["train"]["objective"]["code"] == own.own.digest
+    assert made.totals["points"][-1]["grad_norm"] == 0
