@@ -17,6 +17,7 @@ from pydantic_core import PydanticUndefined
 from stillhouse.classification.spec import ClassifySpec
 from stillhouse.custom_code import import_named
 from stillhouse.distillation.spec import METHODS, DistillSpec, Method
+from stillhouse.jobs.chain_spec import ChainSpec
 from stillhouse.mixing.policy import POLICIES, Policy
 from stillhouse.mixing.spec import MixSpec
 from stillhouse.spec import JobSpec, SelectSpec, Settings
@@ -30,6 +31,7 @@ JOBS: dict[str, type[JobSpec]] = {
     "classify": ClassifySpec,
     "mix": MixSpec,
     "distill": DistillSpec,
+    "chain": ChainSpec,
 }
 HEADINGS = {"classify": "train, task: classify"}
 """Of specs that are not named by their job alone; the key is that of their example."""

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from stillhouse.jobs.kinds import Spec
+from stillhouse.jobs.chain_spec import AnySpec
 from stillhouse.jobs.process import extra_named
 from stillhouse.jobs.spec_file import load_spec, parse_spec
 from stillhouse.pipelines.context import Listener
@@ -32,9 +32,9 @@ def run(spec: Mapping[str, Any] | str | Path, on_event: OnEvent | None = None) -
         StillhouseError: whatever stopped it. Call again with the same spec to go on.
     """
     with extra_named():
-        from stillhouse.jobs.run import run_job
+        from stillhouse.jobs.chain import run_spec
 
-        return run_job(_read(spec), _Events(on_event) if on_event else Listener())
+        return run_spec(_read(spec), _Events(on_event) if on_event else Listener())
 
 
 def plan(spec: Mapping[str, Any] | str | Path) -> dict[str, Any]:
@@ -50,12 +50,12 @@ def plan(spec: Mapping[str, Any] | str | Path) -> dict[str, Any]:
         StillhouseError: the spec is wrong, or something that it names does not exist.
     """
     with extra_named():
-        from stillhouse.jobs.plan import plan_job
+        from stillhouse.jobs.chain_plan import plan_spec
 
-        return plan_job(_read(spec))
+        return plan_spec(_read(spec))
 
 
-def _read(spec: Mapping[str, Any] | str | Path) -> Spec:
+def _read(spec: Mapping[str, Any] | str | Path) -> AnySpec:
     if isinstance(spec, Mapping):
         return parse_spec({**spec}, "spec")
     return load_spec(os.fspath(spec), [])

@@ -83,8 +83,9 @@ def run(spec: Spec, sets: Sets = None, as_json: AsJson = False) -> VerbOutput:
 
     Example: `stillhouse run examples/select.yaml --set selection.tau=16`
     """
+    from stillhouse.jobs.chain import run_spec
     from stillhouse.jobs.progress import listener
-    from stillhouse.jobs.run import SUBMISSION_VARIABLE, run_job
+    from stillhouse.jobs.run import SUBMISSION_VARIABLE
     from stillhouse.jobs.summary import show_result
 
     if SUBMISSION_VARIABLE in os.environ:
@@ -94,7 +95,7 @@ def run(spec: Spec, sets: Sets = None, as_json: AsJson = False) -> VerbOutput:
     loaded = _load(spec, sets)
     shown = listener(quiet=as_json)
     try:
-        return VerbOutput(run_job(loaded, shown), show_result)
+        return VerbOutput(run_spec(loaded, shown), show_result)
     finally:
         shown.close()
 
@@ -106,10 +107,10 @@ def plan(spec: Spec, sets: Sets = None) -> VerbOutput:
 
     Example: `stillhouse plan examples/select.yaml`
     """
-    from stillhouse.jobs.plan import plan_job
+    from stillhouse.jobs.chain_plan import plan_spec
     from stillhouse.jobs.summary import show_plan
 
-    return VerbOutput(plan_job(_load(spec, sets)), show_plan)
+    return VerbOutput(plan_spec(_load(spec, sets)), show_plan)
 
 
 @app.command()

@@ -12,7 +12,7 @@ from typing import Any, Self, TypeAlias
 
 from stillhouse.classification.spec import ClassifySpec
 from stillhouse.distillation.spec import DistillSpec
-from stillhouse.errors import SpecError
+from stillhouse.errors import ArtifactError, SpecError
 from stillhouse.mixing.spec import MixSpec
 from stillhouse.pipelines.context import Context, StepWork
 from stillhouse.report.blocks import Result
@@ -28,7 +28,7 @@ _PASSES = {"train": 3, "score": 1}
 """Forward passes a token, by the first word of a step that runs a language model."""
 
 Spec: TypeAlias = SelectSpec | TrainSpec | ClassifySpec | MixSpec | DistillSpec
-"""Any job's spec; `job` says which."""
+"""The spec of any job but a chain; `job` says which."""
 SPECS: dict[str, type[Spec]] = {
     "select": SelectSpec,
     "train": TrainSpec,
@@ -101,7 +101,16 @@ class Job(ABC):
 
 
 def result_artifact(result: dict[str, Any]) -> tuple[str, str]:
-    """Kind and fingerprint of the artifact of a finished run."""
+    """Kind and fingerprint of the artifact of a finished run.
+
+    Raises:
+        ArtifactError: a chain, which has one for each step.
+    """
+    if result["job"] not in RESULTS:
+        raise ArtifactError(
+            f"{result['run']} is a chain: name one of its steps: "
+            + ", ".join(step["run"] for step in result["chain"]["steps"].values())
+        )
     kind, key = RESULTS[result["job"]]
     return kind, result[key]
 

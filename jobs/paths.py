@@ -119,3 +119,7 @@ def _in_section(section: BaseModel, keys: tuple[str | int, ...]) -> Iterator[_Pa
             for i, item in enumerate(value):
                 if isinstance(item, BaseModel):
                     yield from _in_section(item, (*place, i))
+        elif isinstance(value, dict):
+            for key, item in value.items():
+                if isinstance(item, BaseModel):
+                    yield from _in_section(item, (*place, key))

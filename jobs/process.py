@@ -14,7 +14,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from functools import wraps
 from typing import Annotated, Any, NamedTuple
@@ -140,7 +140,8 @@ def _print_error(error: Exception, message: str, as_json: bool, debug: bool) -> 
         traceback.print_exception(error)
     typer.secho(f"error: {plain(message)}", fg="red", err=True)
     if as_json:
-        print(json.dumps({"status": "error", "error": message}))
+        details = error.details if isinstance(error, StillhouseError) else {}
+        print(json.dumps({"status": "error", "error": message, **details}))
 
 
 def supervise() -> None:
@@ -178,14 +179,16 @@ def supervise() -> None:
             signal.signal(number, forward)
     signal.pthread_sigmask(signal.SIG_SETMASK, before)
     messages: dict[str, Any] = {}
+    runs: list[str] = []
     with open(receiving, "rb") as pipe:
         for line in pipe:
             messages |= json.loads(line)
+            runs += [messages.pop("run")] if "run" in messages else []
     _, status = os.waitpid(child, 0)
     if "ended" in messages:
         os._exit(messages["ended"])
     stopped_by = next(iter(forwarded), None)
-    os._exit(_explain(stopped_by, os.waitstatus_to_exitcode(status), messages))
+    os._exit(_explain(stopped_by, os.waitstatus_to_exitcode(status), messages, runs))
 
 
 def tell_parent(**content: Any) -> None:
@@ -206,8 +209,10 @@ def end(code: int, error: str) -> None:
     os._exit(code)
 
 
-def _explain(stopped_by: int | None, code: int, messages: dict[str, Any]) -> int:
-    """Say what ended the child, on stderr, in `--json` and in the run's record; the exit code."""
+def _explain(
+    stopped_by: int | None, code: int, messages: dict[str, Any], runs: Sequence[str]
+) -> int:
+    """Say what ended the child, on stderr, in `--json` and in the runs' records; the exit code."""
     if stopped_by is not None:
         why = f"the driver was stopped by {signal.Signals(stopped_by).name}"
     elif code == -signal.SIGKILL:
@@ -217,13 +222,14 @@ def _explain(stopped_by: int | None, code: int, messages: dict[str, Any]) -> int
     else:
         why = "Ray ended the driver: the cluster's head, or Ray on this machine, died"
     _print_error_line(f"{why}: run the same command again to go on")
-    if "run" in messages:
+    if runs:
         from stillhouse.storage.filesystem import use_options
         from stillhouse.storage.run_record import mark_stopped
 
         with suppress(Exception):  # the store itself may be unreachable
             use_options(messages["store"], messages["options"])
-            mark_stopped(messages["run"], why)
+            for run in runs:
+                mark_stopped(run, why)
     return 4
 
 

@@ -1,7 +1,8 @@
 """`stillhouse run`: one job from its spec to its result; nothing where the result exists."""
 
 import os
-from contextlib import suppress
+from collections.abc import Callable, Generator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -18,7 +19,7 @@ from stillhouse.jobs.progress import Recorder
 from stillhouse.jobs.publish import check_name, publish_result
 from stillhouse.mixing.spec import MixSpec
 from stillhouse.pipelines.context import Context, FailedAt, Listener
-from stillhouse.spec import SelectSpec
+from stillhouse.spec import JobSpec, SelectSpec
 from stillhouse.storage.artifact import Store
 from stillhouse.storage.commit import check_store
 from stillhouse.storage.filesystem import remember_options, use_options
@@ -64,47 +65,83 @@ def run_job(spec: Spec, shown: Listener) -> dict[str, Any]:
         MissingExtraError: Ray or the libraries of models are not installed.
         StillhouseError: whatever stopped it; finished parts stay, run again to go on.
     """
-    require("ray", "torch", "transformers")
-    worker_env = use_options(spec.store, spec.storage_options)
-    started = now()
-    remember_options(spec.store, spec.storage_options)
-    job = list_job(spec)
-    store = Store(check_store(spec.store))
-    check_name(store, spec)
-    job.open(store, remember=True)
-    name = run_name(spec, job.identity())
-    record = RunRecord(store, name)
-    found = finished_result(store, name)
-    if found is not None:
+    run = Run(spec)
+    return run.finished() or run.start(shown)
+
+
+class Run:
+    """A job whose inputs are known by content; nothing has run yet.
+
+    Raises:
+        MissingExtraError, StillhouseError: as `run_job`.
+    """
+
+    def __init__(self, spec: Spec) -> None:
+        require("ray", "torch", "transformers")
+        self.spec = spec
+        self._worker_env = use_options(spec.store, spec.storage_options)
+        self._began = now()
+        remember_options(spec.store, spec.storage_options)
+        job = list_job(spec)
+        self._store = Store(check_store(spec.store))
+        check_name(self._store, spec)
+        self._job = job.open(self._store, remember=True)
+        self._name = run_name(spec, job.identity())
+
+    def finished(self) -> dict[str, Any] | None:
+        """The result of an earlier run, published if the spec says so; None if there is none."""
+        found = finished_result(self._store, self._name)
+        if found is None:
+            return None
         reused = {step: w | {"reused": w["parts"]} for step, w in found["work"].items()}
-        published = publish_result(store, spec, found, started)
+        published = publish_result(self._store, self.spec, found, self._began)
         return found | {"status": "nothing_to_do", "work": reused} | published
-    record.start(spec.to_yaml(), spec.job, os.environ.get(SUBMISSION_VARIABLE), spec.name)
-    process.tell_parent(run=record.uri, store=spec.store, options=spec.storage_options)
-    ctx = Context(store, spec.compute, Recorder(shown, record), run=name)
-    try:
-        lost = partial(_end, record) if process.is_supervised() else None
-        with cluster(spec.compute, worker_env, spec.num_actors, lost):
+
+    def start(self, shown: Listener) -> dict[str, Any]:
+        """Run it to its end; the object that `run --json` prints."""
+        spec, store = self.spec, self._store
+        record = RunRecord(store, self._name)
+        record.start(spec.to_yaml(), spec.job, os.environ.get(SUBMISSION_VARIABLE), spec.name)
+        ctx = Context(store, spec.compute, Recorder(shown, record), run=self._name)
+        where = recorded(record, spec, lambda: ctx.failed_at or FailedAt())
+        with where, connected(spec, self._worker_env, record):
             from stillhouse.pipelines.placement import check_placement
 
             check_placement(
                 spec.compute, lambda text: ctx.listener.note("waiting", {"message": text})
             )
             try:
-                result = job.run(ctx, record.uri)
+                result = self._job.run(ctx, record.uri)
             finally:
                 ctx.close_pool()
                 ctx.metrics("").forget()
+        record.put_result(result)
+        record.finish("done")
+        return result | publish_result(store, spec, result, self._began)
+
+
+@contextmanager
+def recorded(
+    record: RunRecord, spec: JobSpec, failed_at: Callable[[], FailedAt]
+) -> Generator[None]:
+    """Tell the parent process of a run that has started; an error inside ends its record."""
+    process.tell_parent(run=record.uri, store=spec.store, options=spec.storage_options)
+    try:
+        yield
     except BaseException as error:
         with suppress(StorageError):  # the store may be what failed
             stopped = isinstance(error, KeyboardInterrupt | SystemExit | LostClusterError)
             state = "stopped" if stopped else "failed"
-            failed_at = asdict(ctx.failed_at or FailedAt())
-            record.finish(state, process.failure_text(error), failed_at)
+            record.finish(state, process.failure_text(error), asdict(failed_at()))
         raise
-    record.put_result(result)
-    record.finish("done")
-    return result | publish_result(store, spec, result, started)
+
+
+def connected(
+    spec: JobSpec, worker_env: dict[str, str], record: RunRecord
+) -> AbstractContextManager[None]:
+    """A Ray session with room for a job; if it is lost, the record says so."""
+    lost = partial(_end, record) if process.is_supervised() else None
+    return cluster(spec.compute, worker_env, spec.num_actors, lost)
 
 
 def _end(record: RunRecord, why: str) -> None:

@@ -11,7 +11,9 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from stillhouse.errors import SpecError
-from stillhouse.jobs.kinds import SPECS, Spec, spec_model
+from stillhouse.jobs.chain_spec import AnySpec, ChainSpec, check_step
+from stillhouse.jobs.kinds import SPECS, spec_model
+from stillhouse.spec import JobSpec
 from stillhouse.storage.filesystem import read_bytes
 
 _UNION_MEMBERS = {"float", "int", "str", "bool", "constrained-float"}
@@ -33,7 +35,7 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def load_spec(path: str, overrides: list[str]) -> Spec:
+def load_spec(path: str, overrides: list[str]) -> AnySpec:
     """Read, override and validate a spec.
 
     Args:
@@ -49,21 +51,25 @@ def load_spec(path: str, overrides: list[str]) -> Spec:
     return parse_spec(content, path)
 
 
-def parse_spec(content: dict[str, Any], path: str) -> Spec:
+def parse_spec(content: dict[str, Any], path: str) -> AnySpec:
     """Validate the content of a spec; `path` is where it comes from, for messages.
 
     Raises:
         SpecError: one line for each complaint.
     """
-    known = ", ".join(SPECS)
+    jobs = [*SPECS, "chain"]
+    known = ", ".join(jobs)
     if "job" not in content:
         raise SpecError(f"{path}: `job` is missing; known: {known}")
     job = content["job"]
-    if not isinstance(job, str) or job not in SPECS:
-        near = _nearest(str(job), list(SPECS))
-        raise SpecError(f"{path}: `job: {job}` is not known{near}; known: {known}")
+    if not isinstance(job, str) or job not in jobs:
+        raise SpecError(
+            f"{path}: `job: {job}` is not known{_nearest(str(job), jobs)}; known: {known}"
+        )
+    if job == "chain" and isinstance(content.get("steps"), dict):
+        content = content | {"steps": _steps(content["steps"], path)}
     try:
-        model = spec_model(content)
+        model = ChainSpec if job == "chain" else spec_model(content)
     except SpecError as error:
         raise SpecError(f"{path}: {error}") from None
     try:
@@ -71,6 +77,16 @@ def parse_spec(content: dict[str, Any], path: str) -> Spec:
     except ValidationError as error:
         lines = [_line(model, detail) for detail in error.errors()]
         raise SpecError("\n".join(f"{path}: {line}" for line in dict.fromkeys(lines))) from None
+
+
+def _steps(steps: dict[str, Any], path: str) -> dict[str, JobSpec]:
+    """The steps of a chain, whose complaints name them."""
+    for name, content in steps.items():
+        try:
+            check_step(name, content)
+        except ValueError as error:
+            raise SpecError(f"{path}: {error}") from None
+    return {name: parse_spec(content, f"{path}: steps.{name}") for name, content in steps.items()}
 
 
 def _read(path: str) -> dict[str, Any]:

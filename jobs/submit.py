@@ -23,11 +23,13 @@ from stillhouse.data_settings import reader_code
 from stillhouse.distillation.spec import DistillSpec
 from stillhouse.errors import SpecError
 from stillhouse.fingerprint import fingerprint
-from stillhouse.jobs.kinds import Job, Spec
+from stillhouse.jobs.chain import Chain, list_spec
+from stillhouse.jobs.chain_spec import AnySpec, ChainSpec
+from stillhouse.jobs.kinds import Job
 from stillhouse.jobs.paths import refuse_local_paths, with_absolute_paths
 from stillhouse.jobs.publish import check_name
 from stillhouse.jobs.ray_jobs import Cluster
-from stillhouse.jobs.run import SUBMISSION_VARIABLE, list_job
+from stillhouse.jobs.run import SUBMISSION_VARIABLE
 from stillhouse.mixing.policy import POLICIES
 from stillhouse.mixing.spec import MixSpec
 from stillhouse.pipelines.train_data import own_objective
@@ -48,7 +50,7 @@ _VERSION = 1
 
 
 def run_submit(
-    spec: Spec, address: str | None, *, follow: bool, command: str, quiet: bool
+    spec: AnySpec, address: str | None, *, follow: bool, command: str, quiet: bool
 ) -> tuple[dict[str, Any], int]:
     """Submit a job, or attach to it, and show its output to the end with `follow`.
 
@@ -79,7 +81,7 @@ def run_submit(
     return job | ended, ended["exit_code"]
 
 
-def submit_job(spec: Spec, cluster: Cluster) -> dict[str, Any]:
+def submit_job(spec: AnySpec, cluster: Cluster) -> dict[str, Any]:
     """Check the spec and its inputs, then submit it, or attach to an attempt that is not over.
 
     Local paths are accepted only for a cluster on this machine.
@@ -118,16 +120,16 @@ def submit_job(spec: Spec, cluster: Cluster) -> dict[str, Any]:
             return job | new
 
 
-def check_reach(spec: Spec) -> Job:
+def check_reach(spec: AnySpec) -> Job | Chain:
     """Check from here that data, models and store can be read, and that `publish` is free."""
     use_options(spec.store, spec.storage_options)
     remember_options(spec.store, spec.storage_options)
-    job = list_job(spec)
+    job = list_spec(spec)
     check_name(Store(check_store(spec.store)), spec)
     return job
 
 
-def submission_name(spec: Spec, job: Job) -> str:
+def submission_name(spec: AnySpec, job: Job | Chain) -> str:
     """The fingerprint of a job before its data are read: of the spec and the listed files.
 
     Widths do not count: submitting again with others attaches to the running job.
@@ -180,6 +182,8 @@ def own_code(spec: JobSpec) -> list[CustomCode]:
     Raises:
         SpecError: it is not here, or is too large.
     """
+    if isinstance(spec, ChainSpec):
+        return [code for step in spec.steps.values() for code in own_code(step)]
     code: list[CustomCode | None] = [*reader_code(spec)]
     if isinstance(spec, SelectSpec):
         code += [find_code(spec.scorer.import_)] if spec.scorer is not None else []

@@ -59,6 +59,13 @@ def verify(uri: str, sample: int, large_bytes: int = _LARGE_BYTES) -> dict[str, 
     if problems or not folder:
         return found
     result = read_json(join(store, folder), "result.json")
+    if result is not None and result["job"] == "chain":
+        for step in result["chain"]["steps"].values():
+            one = verify(step["run"], sample, large_bytes)
+            problems += one["problems"]
+            for what, count in one["checked"].items():
+                survey.checked[what] = survey.checked.get(what, 0) + count
+        return found
     kind, artifact = folder.split("/")[0], join(store, folder)
     if result is not None:
         kind, made = result_artifact(result)

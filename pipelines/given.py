@@ -6,7 +6,7 @@ into the store once, where every worker finds it: a hub's cache or a folder is o
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import TypeVar
@@ -61,23 +61,55 @@ _KINDS = ("runs", "selections", "tokens", "models")
 _ID = re.compile(r"[0-9a-f]{8,64}")
 
 
-def resolved(spec: S, store: Store, section: str = "data") -> S:
+def resolved(spec: S, store: Store) -> S:
     """The spec with what each `from` names, as a `path` where the section has one."""
+
+    def found(settings: Settings, section: str, name: str) -> dict[str, str | None]:
+        uri = find_input(store, name, section)
+        has_path = "path" in type(settings).model_fields
+        return {"path": uri, "from_": None} if has_path else {"from_": uri}
+
+    return _each_from(spec, found, "data")
+
+
+def with_names(spec: S, uris: Mapping[str, str]) -> S:
+    """The spec with a URI in place of each `from` that is a name in `uris`."""
+    return _each_from(spec, lambda _, __, name: {"from_": uris.get(name, name)}, "data")
+
+
+def inputs_by_name(spec: Settings) -> list[tuple[str, str]]:
+    """The section and the text of every `from`."""
+    found: list[tuple[str, str]] = []
+
+    def note(_: Settings, section: str, name: str) -> dict[str, str | None]:
+        found.append((section, name))
+        return {}
+
+    _each_from(spec, note, "data")
+    return found
+
+
+def artifacts_of(section: str) -> tuple[str, ...]:
+    """The artifacts of a run, by their keys in its result, of which a section takes the first."""
+    return _ARTIFACTS_OF_RUNS[section]
+
+
+def _each_from(
+    spec: S, change: Callable[[Settings, str, str], Mapping[str, str | None]], section: str
+) -> S:
+    """The spec with what `change` makes of every section that has a `from`."""
     changes: dict[str, object] = {}
     for name in type(spec).model_fields:
         value, inner = getattr(spec, name), name if name in _ARTIFACTS_OF_RUNS else section
         if isinstance(value, Settings):
-            made: object = resolved(value, store, inner)
+            made: object = _each_from(value, change, inner)
         elif isinstance(value, list) and any(isinstance(one, Settings) for one in value):
-            made = [resolved(one, store, inner) for one in value]
+            made = [_each_from(one, change, inner) for one in value]
         else:
             continue
         changes |= {name: made} if made != value else {}
     name = getattr(spec, "from_", None)
-    if name is not None:
-        uri = find_input(store, name, section)
-        has_path = "path" in type(spec).model_fields
-        changes |= {"path": uri, "from_": None} if has_path else {"from_": uri}
+    changes |= change(spec, section, name) if name is not None else {}
     return spec.model_copy(update=changes) if changes else spec
 
 

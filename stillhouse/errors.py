@@ -4,13 +4,17 @@ Exit codes: 2 bad spec or usage, 3 bad input data, 4 stopped but resumable, 1 an
 A message has the offending value, the place, and the key or command that fixes it.
 """
 
+from collections.abc import Mapping
 from importlib.util import find_spec
+from typing import Any
 
 
 class StillhouseError(Exception):
     """Base of every error that Stillhouse raises on purpose."""
 
     exit_code = 1
+    details: Mapping[str, Any] = {}
+    """What `--json` says beside the message."""
 
 
 class SpecError(StillhouseError):
@@ -125,6 +129,14 @@ class DivergedError(StillhouseError):
     """A training loss became NaN or infinite, or rose steeply."""
 
     exit_code = 4
+
+
+class StepFailedError(StillhouseError):
+    """A step of a chain failed; its exit code is the step's own."""
+
+    def __init__(self, message: str, exit_code: int, details: Mapping[str, Any]) -> None:
+        super().__init__(message)
+        self.exit_code, self.details = exit_code, details
 
 
 class ClusterError(StillhouseError):

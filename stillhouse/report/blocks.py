@@ -133,6 +133,26 @@ class Heat:
 
 
 @dataclass(frozen=True, slots=True)
+class Node:
+    """A step: its kind of job, its main numbers, a link, and the nodes whose results it uses."""
+
+    name: str
+    job: str
+    headline: str
+    link: str
+    needs: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Lineage:
+    """Nodes, each after those that it needs, with a line from each of these."""
+
+    caption: str
+    nodes: list[Node]
+    kind: Literal["lineage"] = "lineage"
+
+
+@dataclass(frozen=True, slots=True)
 class ImageRow:
     """Pictures (base64 PNG) under a name, with smaller ones beside them."""
 
@@ -201,7 +221,7 @@ class Group:
     kind: Literal["group"] = "group"
 
 
-_Chart = Curves | Histogram | Cells | Heat
+_Chart = Curves | Histogram | Cells | Heat | Lineage
 _Any = Text | Facts | Table | _Chart | Images | Cards | Warnings | Group
 Block: TypeAlias = Annotated[_Any, Discriminator("kind")]
 

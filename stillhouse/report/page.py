@@ -13,6 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from stillhouse.errors import ArtifactError
 from stillhouse.report import charts, formatting
 from stillhouse.report.blocks import Result
+from stillhouse.report.lineage import lineage
 from stillhouse.storage.commit import replace
 from stillhouse.storage.filesystem import join, read_bytes
 
@@ -21,6 +22,7 @@ CHARTS = {
     "histogram": charts.histogram,
     "cells": charts.cells,
     "heat": charts.heat,
+    "lineage": lineage,
 }
 
 

@@ -1,0 +1,132 @@
+"""`stillhouse plan` of a chain: what is finished, and what the rest would cost.
+
+A step whose inputs are there is planned as any job is. Of one that waits for another, tokens and
+FLOPs follow from its settings and from what that other step is expected to make.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from stillhouse.data_settings import TokenizerSettings, TokenizerTraining
+from stillhouse.jobs.chain import Chain
+from stillhouse.jobs.chain_spec import AnySpec, ChainSpec
+from stillhouse.jobs.kinds import Estimate, Spec, cost_row, speeds_of
+from stillhouse.jobs.plan import plan_job
+from stillhouse.models.shape import planned_shape
+from stillhouse.pipelines.train_data import TEXT_LENGTH
+from stillhouse.spec import ConditionalSettings, ModelSettings, PriorSettings, SelectSpec
+from stillhouse.storage.artifact import Store
+from stillhouse.storage.filesystem import absolute_uri, use_options
+from stillhouse.training.spec import TrainSpec
+
+
+def plan_spec(spec: AnySpec) -> dict[str, Any]:
+    """What `run` would do with a spec, without doing it; see `plan_job`."""
+    return _plan_chain(spec) if isinstance(spec, ChainSpec) else plan_job(spec)
+
+
+def _plan_chain(spec: ChainSpec) -> dict[str, Any]:
+    use_options(spec.store, spec.storage_options)
+    chain, store = Chain(spec), Store(absolute_uri(spec.store))
+    runs: dict[str, str] = {}
+    steps: dict[str, dict[str, Any]] = {}
+    notes: list[str] = []
+    for name in chain.order:
+        waits = [one for one in chain.needs[name] if one not in runs]
+        if waits:
+            rows = _priced(spec, name, chain, steps)
+            notes.append(f"{name}: estimated, as it waits for {', '.join(waits)}")
+        else:
+            planned = plan_job(spec.step(name, runs))
+            rows = planned["steps"]
+            if planned["status"] == "nothing_to_do":
+                runs[name] = planned["run"]
+            notes += [f"{name}: {note}" for note in planned["notes"]]
+        steps |= {f"{name}: {step}": row for step, row in rows.items()}
+    return {
+        "status": "nothing_to_do" if len(runs) == len(chain.order) else "to_do",
+        "job": "chain",
+        "run": store.path("runs", chain.name),
+        "steps": steps,
+        "notes": notes,
+    }
+
+
+def _priced(
+    spec: ChainSpec, name: str, chain: Chain, planned: Mapping[str, Mapping[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """The rows of a step that waits for others, by the name of its step."""
+    step: Any = spec.step(name, {})
+    if isinstance(step, SelectSpec):
+        rows = plan_job(_with_fresh_models(spec, step))["steps"]
+        parts = [part for part in ("prior", "conditional", "tokenizer") if _from(step, part)]
+        given = {part if part == "tokenizer" else f"train {part}" for part in parts}
+        return {step_name: row for step_name, row in rows.items() if step_name not in given}
+    if not isinstance(step, TrainSpec):
+        return {
+            step.job: cost_row(step.job, None, Estimate(0), speeds_of(_store(spec)), step.compute)
+        }
+    made = [
+        planned[f"{one}: selection"]["tokens"]
+        for one in chain.needs[name]
+        if f"{one}: selection" in planned
+    ]
+    tokens = step.train.num_tokens or sum(made)
+    length = step.sequence_length or TEXT_LENGTH
+    origin = step.init.from_ if step.init is not None else None
+    model = _model_of(spec, origin) if origin else step.model
+    flops = planned_shape(model, _vocabulary(spec, chain, name), length).flops_per_token(length)
+    estimates = {"train": Estimate(tokens, flops_per_token=flops)}
+    teachers = len(step.train.objective.teachers)
+    if teachers and step.train.objective.signals == "stored":
+        scored = Estimate(teachers * sum(made), flops_per_token=None)
+        estimates = {"teacher signals": scored} | estimates
+    speeds = speeds_of(_store(spec))
+    return {
+        step_name: cost_row(step_name, None, estimate, speeds, step.compute)
+        for step_name, estimate in estimates.items()
+    }
+
+
+def _store(spec: ChainSpec) -> Store:
+    return Store(absolute_uri(spec.store))
+
+
+def _from(step: SelectSpec, part: str) -> str | None:
+    return getattr(step, part).from_
+
+
+def _with_fresh_models(spec: ChainSpec, step: SelectSpec) -> Spec:
+    """The step with models of the same sizes in place of those that other steps make."""
+    changes: dict[str, Any] = {}
+    if step.prior.from_ in spec.steps:
+        model = _model_of(spec, step.prior.from_)
+        changes["prior"] = PriorSettings.model_validate({"model": model.model_dump()})
+    if step.conditional.from_ in spec.steps:
+        changes["conditional"] = ConditionalSettings()
+    if step.tokenizer.from_ in spec.steps:
+        changes["tokenizer"] = TokenizerSettings(train=TokenizerTraining())
+    return step.model_copy(update=changes)
+
+
+def _model_of(spec: ChainSpec, name: str | None) -> ModelSettings:
+    """The sizes of the model that a step trains, or continues from."""
+    step: Any = spec.steps.get(name or "")
+    if isinstance(step, TrainSpec):
+        if step.init is not None and step.init.from_ in spec.steps:
+            return _model_of(spec, step.init.from_)
+        return step.model
+    if isinstance(step, SelectSpec):
+        return step.prior.model or ModelSettings()
+    return ModelSettings()
+
+
+def _vocabulary(spec: ChainSpec, chain: Chain, name: str) -> int:
+    """Tokens of the tokenizer that a step, or one that it needs, trains."""
+    for one in (name, *chain.needs[name]):
+        tokenizer = getattr(spec.steps[one], "tokenizer", None)
+        if tokenizer is not None and tokenizer.train is not None:
+            return tokenizer.train.vocab_size
+        if one != name and chain.needs[one]:
+            return _vocabulary(spec, chain, one)
+    return TokenizerTraining().vocab_size

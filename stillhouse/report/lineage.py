@@ -1,0 +1,62 @@
+"""The lineage of a chain: a column for each distance from the first steps, lines between them.
+
+Nodes are HTML, placed in percent, so that text keeps its size; lines are drawn in a square that the
+page stretches over the box.
+"""
+
+from markupsafe import Markup
+
+from stillhouse.report.blocks import Lineage
+from stillhouse.report.charts import SIZE
+from stillhouse.report.formatting import visible
+
+_ROW_EM = 6.5
+_COLUMN_EM = 13
+_EDGE = 0.42
+"""Half of a node's width, as a share of its column."""
+
+
+def lineage(data: Lineage) -> Markup:
+    """Nodes with their links, and curves from what each one needs."""
+    column: dict[str, int] = {}
+    for node in data.nodes:
+        column[node.name] = max((column[one] + 1 for one in node.needs), default=0)
+    columns = [[n.name for n in data.nodes if column[n.name] == c] for c in {*column.values()}]
+    most = max(len(names) for names in columns)
+    place = {
+        name: ((c + 0.5) / len(columns), (row + 0.5) / len(names))
+        for c, names in enumerate(columns)
+        for row, name in enumerate(names)
+    }
+    edge = _EDGE / len(columns)
+    lines = Markup("").join(
+        _curve(place[one][0] + edge, place[one][1], place[node.name][0] - edge, place[node.name][1])
+        for node in data.nodes
+        for one in node.needs
+    )
+    nodes = Markup("").join(
+        Markup(
+            '<a class="node" href="{}" style="left:{:.2f}%;top:{:.2f}%;width:{:.2f}%">'
+            "<b>{}</b><small>{}</small><span>{}</span></a>"
+        ).format(
+            node.link,
+            100 * place[node.name][0],
+            100 * place[node.name][1],
+            200 * edge,
+            visible(node.name),
+            visible(node.job),
+            visible(node.headline),
+        )
+        for node in data.nodes
+    )
+    return Markup(
+        '<div class="scroll"><div class="lineage" style="height:{}em;min-width:{}em">'
+        '<svg viewBox="0 0 {} {}" preserveAspectRatio="none" aria-hidden="true">{}</svg>{}'
+        "</div></div>"
+    ).format(_ROW_EM * most, _COLUMN_EM * len(columns), SIZE, SIZE, lines, nodes)
+
+
+def _curve(x: float, y: float, to_x: float, to_y: float) -> Markup:
+    middle = (x + to_x) / 2
+    points = [round(SIZE * value) for value in (x, y, middle, y, middle, to_y, to_x, to_y)]
+    return Markup('<path class="edge" d="M{} {}C{} {} {} {} {} {}"/>').format(*points)
