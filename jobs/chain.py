@@ -21,9 +21,9 @@ from stillhouse.jobs import process
 from stillhouse.jobs.chain_result import StepResult, chain_numbers, chain_result
 from stillhouse.jobs.chain_spec import AnySpec, ChainSpec
 from stillhouse.jobs.kinds import Job
-from stillhouse.jobs.run import SUBMISSION_VARIABLE, Run, connected, list_job, recorded, run_job
+from stillhouse.jobs.run import SUBMISSION_VARIABLE, JobRun, connected, list_job, recorded, run_job
+from stillhouse.named_inputs import artifacts_of, inputs_by_name
 from stillhouse.pipelines.context import FailedAt, Listener
-from stillhouse.pipelines.given import artifacts_of, inputs_by_name
 from stillhouse.report.page import write
 from stillhouse.spec import NOT_IDENTITY, JobSpec
 from stillhouse.storage.artifact import Store
@@ -170,7 +170,7 @@ class _Steps:
     shown: Listener
     record: RunRecord | None = None
     results: dict[str, StepResult] = field(default_factory=dict[str, StepResult])
-    ready: dict[str, Run] = field(default_factory=dict[str, Run])
+    ready: dict[str, JobRun] = field(default_factory=dict[str, JobRun])
     failed: str | None = None
 
     def __post_init__(self) -> None:
@@ -186,7 +186,7 @@ class _Steps:
             if name in known or not {*self.chain.needs[name]} <= {*self.results}:
                 continue
             runs = {one: made.result["run"] for one, made in self.results.items()}
-            run = Run(self.chain.spec.step(name, runs))
+            run = JobRun(self.chain.spec.step(name, runs))
             found = run.finished()
             if found is None:
                 self.ready[name] = run

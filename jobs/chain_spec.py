@@ -7,7 +7,7 @@ import yaml
 from pydantic import Field, SerializeAsAny, field_validator, model_validator
 
 from stillhouse.jobs.kinds import Spec, spec_model
-from stillhouse.pipelines.given import with_names
+from stillhouse.named_inputs import with_names
 from stillhouse.spec import ComputeSettings, JobSpec
 
 StepName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,39}$")]

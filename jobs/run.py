@@ -65,11 +65,11 @@ def run_job(spec: Spec, shown: Listener) -> dict[str, Any]:
         MissingExtraError: Ray or the libraries of models are not installed.
         StillhouseError: whatever stopped it; finished parts stay, run again to go on.
     """
-    run = Run(spec)
+    run = JobRun(spec)
     return run.finished() or run.start(shown)
 
 
-class Run:
+class JobRun:
     """A job whose inputs are known by content; nothing has run yet.
 
     Raises:

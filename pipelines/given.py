@@ -6,7 +6,7 @@ into the store once, where every worker finds it: a hub's cache or a folder is o
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import TypeVar
@@ -21,6 +21,7 @@ from stillhouse.models.shape import (
     planned_sizes,
     read_header,
 )
+from stillhouse.named_inputs import artifacts_of, each_from
 from stillhouse.pipelines.context import Context, run_tasks
 from stillhouse.reading.readers import open_selection
 from stillhouse.selection.own import find_code
@@ -46,17 +47,6 @@ from stillhouse.training.task import TRAINED_ON
 
 INSPECT_VERSION = 2
 S = TypeVar("S", bound=Settings)
-_ARTIFACTS_OF_RUNS = {
-    "data": ("selection",),
-    "init": ("model",),
-    "teachers": ("model",),
-    "model": ("model",),
-    "policy": ("model",),
-    "prior": ("prior", "model"),
-    "conditional": ("conditional", "model"),
-    "tokenizer": ("tokenizer",),
-}
-"""By the section with `from`: which of a run's artifacts it takes, the first that exists."""
 _KINDS = ("runs", "selections", "tokens", "models")
 _ID = re.compile(r"[0-9a-f]{8,64}")
 
@@ -69,48 +59,7 @@ def resolved(spec: S, store: Store) -> S:
         has_path = "path" in type(settings).model_fields
         return {"path": uri, "from_": None} if has_path else {"from_": uri}
 
-    return _each_from(spec, found, "data")
-
-
-def with_names(spec: S, uris: Mapping[str, str]) -> S:
-    """The spec with a URI in place of each `from` that is a name in `uris`."""
-    return _each_from(spec, lambda _, __, name: {"from_": uris.get(name, name)}, "data")
-
-
-def inputs_by_name(spec: Settings) -> list[tuple[str, str]]:
-    """The section and the text of every `from`."""
-    found: list[tuple[str, str]] = []
-
-    def note(_: Settings, section: str, name: str) -> dict[str, str | None]:
-        found.append((section, name))
-        return {}
-
-    _each_from(spec, note, "data")
-    return found
-
-
-def artifacts_of(section: str) -> tuple[str, ...]:
-    """The artifacts of a run, by their keys in its result, of which a section takes the first."""
-    return _ARTIFACTS_OF_RUNS[section]
-
-
-def _each_from(
-    spec: S, change: Callable[[Settings, str, str], Mapping[str, str | None]], section: str
-) -> S:
-    """The spec with what `change` makes of every section that has a `from`."""
-    changes: dict[str, object] = {}
-    for name in type(spec).model_fields:
-        value, inner = getattr(spec, name), name if name in _ARTIFACTS_OF_RUNS else section
-        if isinstance(value, Settings):
-            made: object = _each_from(value, change, inner)
-        elif isinstance(value, list) and any(isinstance(one, Settings) for one in value):
-            made = [_each_from(one, change, inner) for one in value]
-        else:
-            continue
-        changes |= {name: made} if made != value else {}
-    name = getattr(spec, "from_", None)
-    changes |= change(spec, section, name) if name is not None else {}
-    return spec.model_copy(update=changes) if changes else spec
+    return each_from(spec, found)
 
 
 def find_input(store: Store, name: str, section: str = "data") -> str:
@@ -159,9 +108,9 @@ def _made_by(run: str, section: str) -> str:
     if result is None:
         known = "the run is not finished" if exists(join(run, "spec.yaml")) else "no run"
         raise ArtifactError(f"{run}: {known} (see `stillhouse status {run}`)")
-    made = [result["artifacts"].get(key) for key in _ARTIFACTS_OF_RUNS[section]]
+    made = [result["artifacts"].get(key) for key in artifacts_of(section)]
     found = next((uri for uri in made if uri), None)
-    if found is None and "model" in _ARTIFACTS_OF_RUNS[section] and "model_fingerprint" in result:
+    if found is None and "model" in artifacts_of(section) and "model_fingerprint" in result:
         found = join(run.rsplit("/", 2)[0], "models", result["model_fingerprint"])  # the best
     if found is None:
         noun = {"data": "selection", "init": "model", "policy": "model"}.get(section, section)
