@@ -33,6 +33,7 @@ JOBS: dict[str, type[JobSpec]] = {
     "distill": DistillSpec,
     "chain": ChainSpec,
 }
+
 HEADINGS = {"classify": "train, task: classify"}
 """Of specs that are not named by their job alone; the key is that of their example."""
 BY_NAME: dict[type[Settings], dict[str, str]] = {Policy: POLICIES, Method: METHODS}

@@ -12,6 +12,8 @@ from stillhouse.jobs.chain import Chain
 from stillhouse.jobs.chain_spec import AnySpec, ChainSpec
 from stillhouse.jobs.kinds import Estimate, Spec, cost_row, speeds_of
 from stillhouse.jobs.plan import plan_job
+from stillhouse.jobs.sweep import Sweep
+from stillhouse.jobs.sweep_spec import SweepSpec
 from stillhouse.models.shape import planned_shape
 from stillhouse.pipelines.train_data import TEXT_LENGTH
 from stillhouse.spec import ConditionalSettings, ModelSettings, PriorSettings, SelectSpec
@@ -22,7 +24,33 @@ from stillhouse.training.spec import TrainSpec
 
 def plan_spec(spec: AnySpec) -> dict[str, Any]:
     """What `run` would do with a spec, without doing it; see `plan_job`."""
+    if isinstance(spec, SweepSpec):
+        return _plan_sweep(spec)
     return _plan_chain(spec) if isinstance(spec, ChainSpec) else plan_job(spec)
+
+
+def _plan_sweep(spec: SweepSpec) -> dict[str, Any]:
+    """Every variant as if it were alone; of an optuna search one, as often as it may run."""
+    sweep = Sweep(spec)
+    use_options(spec.store, spec.storage_options)
+    variants = sweep.variants or {"each": spec.sweep.drawn([0.0] * len(spec.sweep.over))}
+    planned = {name: plan_job(sweep.checked(values)) for name, values in variants.items()}
+    todo = [name for name, one in planned.items() if one["status"] == "to_do"]
+    notes = [f"{len(variants) - len(todo)} of {len(variants)} variants are finished; steps that "
+             "variants share are done once"]  # fmt: skip
+    if sweep.search == "optuna":
+        notes = [f"one of {spec.sweep.max_runs} variants, each proposed after those before it"]
+    return {
+        "status": "to_do" if todo else "nothing_to_do",
+        "job": "sweep",
+        "run": Store(absolute_uri(spec.store)).path("runs", sweep.name),
+        "steps": {
+            f"{name}: {step}": row
+            for name, one in planned.items()
+            for step, row in one["steps"].items()
+        },
+        "notes": notes,
+    }
 
 
 def _plan_chain(spec: ChainSpec) -> dict[str, Any]:
@@ -37,7 +65,7 @@ def _plan_chain(spec: ChainSpec) -> dict[str, Any]:
             rows = _priced(spec, name, chain, steps)
             notes.append(f"{name}: estimated, as it waits for {', '.join(waits)}")
         else:
-            planned = plan_job(spec.step(name, runs))
+            planned = plan_spec(spec.step(name, runs))
             rows = planned["steps"]
             if planned["status"] == "nothing_to_do":
                 runs[name] = planned["run"]

@@ -7,6 +7,7 @@ import yaml
 from pydantic import Field, SerializeAsAny, field_validator, model_validator
 
 from stillhouse.jobs.kinds import Spec, spec_model
+from stillhouse.jobs.sweep_spec import SweepSpec
 from stillhouse.named_inputs import with_names
 from stillhouse.spec import ComputeSettings, JobSpec
 
@@ -38,13 +39,15 @@ class ChainSpec(JobSpec):
             raise ValueError("`publish`: a chain has several results: give it in a step")
         return self
 
-    def step(self, name: str, runs: Mapping[str, str]) -> Spec:
+    def step(self, name: str, runs: Mapping[str, str]) -> Spec | SweepSpec:
         """The whole spec of a step; `runs` are the URIs of those that it may name."""
         own: Any = self.steps[name]
         compute = self.compute.model_dump(exclude_unset=True)
         compute |= own.compute.model_dump(exclude_unset=True)
         inherited = {key: getattr(self, key) for key in INHERITED}
         inherited |= {"compute": ComputeSettings.model_validate(compute), "name": own.name or name}
+        if isinstance(own, SweepSpec):
+            inherited["of"] = own.of.model_copy(update=inherited)
         return with_names(own.model_copy(update=inherited), runs)
 
     @property
@@ -52,17 +55,25 @@ class ChainSpec(JobSpec):
         return max(self.step(name, {}).num_actors for name in self.steps)
 
     def to_yaml(self) -> str:
-        content = self.model_dump(mode="json", exclude={"publish"})
-        for step in content["steps"].values():
-            for key in INHERITED:
-                del step[key]
+        steps = {name: yaml.safe_load(step.to_yaml()) for name, step in self.steps.items()}
         for name, step in self.steps.items():
             given = step.compute.model_dump(mode="json", exclude_unset=True)
-            content["steps"][name]["compute"] = given
-        return yaml.safe_dump({"job": "chain"} | content, sort_keys=False, allow_unicode=True)
+            steps[name] = {key: v for key, v in steps[name].items() if key not in INHERITED}
+            steps[name]["compute"] = given
+        return self._yaml(self.model_dump(mode="json", exclude={"publish", "steps"}), steps)
+
+    def to_send(self) -> str:
+        content = self.model_dump(mode="json", exclude={"steps"}, exclude_unset=True)
+        content.get("compute", {}).pop("address", None)
+        steps = {name: yaml.safe_load(step.to_send()) for name, step in self.steps.items()}
+        return self._yaml(content, steps)
+
+    def _yaml(self, content: dict[str, Any], steps: dict[str, Any]) -> str:
+        whole = {"job": "chain"} | content | {"steps": steps}
+        return yaml.safe_dump(whole, sort_keys=False, allow_unicode=True)
 
 
-AnySpec: TypeAlias = Spec | ChainSpec
+AnySpec: TypeAlias = Spec | SweepSpec | ChainSpec
 
 
 def _step_spec(name: str, content: Any) -> JobSpec:
@@ -75,6 +86,9 @@ def _step_spec(name: str, content: Any) -> JobSpec:
     if isinstance(content, JobSpec):
         return content
     check_step(name, content)
+    if "sweep" in content:
+        of = {key: value for key, value in content.items() if key != "sweep"}
+        return SweepSpec.model_validate({"of": _step_spec(name, of), "sweep": content["sweep"]})
     return spec_model(content).model_validate(content)
 
 

@@ -13,6 +13,7 @@ from pydantic_core import ErrorDetails
 from stillhouse.errors import SpecError
 from stillhouse.jobs.chain_spec import AnySpec, ChainSpec, check_step
 from stillhouse.jobs.kinds import SPECS, spec_model
+from stillhouse.jobs.sweep_spec import SweepSpec
 from stillhouse.spec import JobSpec
 from stillhouse.storage.filesystem import read_bytes
 
@@ -66,12 +67,19 @@ def parse_spec(content: dict[str, Any], path: str) -> AnySpec:
         raise SpecError(
             f"{path}: `job: {job}` is not known{_nearest(str(job), jobs)}; known: {known}"
         )
+    if "sweep" in content:
+        of = parse_spec({key: one for key, one in content.items() if key != "sweep"}, path)
+        return _validated(SweepSpec, {"of": of, "sweep": content["sweep"]}, path)
     if job == "chain" and isinstance(content.get("steps"), dict):
         content = content | {"steps": _steps(content["steps"], path)}
     try:
         model = ChainSpec if job == "chain" else spec_model(content)
     except SpecError as error:
         raise SpecError(f"{path}: {error}") from None
+    return _validated(model, content, path)
+
+
+def _validated(model: type[Any], content: dict[str, Any], path: str) -> Any:
     try:
         return model.model_validate(content)
     except ValidationError as error:

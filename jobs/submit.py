@@ -30,6 +30,7 @@ from stillhouse.jobs.paths import refuse_local_paths, with_absolute_paths
 from stillhouse.jobs.publish import check_name
 from stillhouse.jobs.ray_jobs import Cluster
 from stillhouse.jobs.run import SUBMISSION_VARIABLE
+from stillhouse.jobs.sweep_spec import SweepSpec
 from stillhouse.mixing.policy import POLICIES
 from stillhouse.mixing.spec import MixSpec
 from stillhouse.pipelines.train_data import own_objective
@@ -182,6 +183,8 @@ def own_code(spec: JobSpec) -> list[CustomCode]:
     Raises:
         SpecError: it is not here, or is too large.
     """
+    if isinstance(spec, SweepSpec):
+        return own_code(spec.of)
     if isinstance(spec, ChainSpec):
         return [code for step in spec.steps.values() for code in own_code(step)]
     code: list[CustomCode | None] = [*reader_code(spec)]

@@ -23,7 +23,7 @@ def show_result(result: dict[str, Any]) -> None:
         console.print(styled(("nothing to do", "green"), what))
     warnings = list(result["warnings"])
     try:
-        console.show(read(result["run"]))
+        console.show(read(result.get("sweep", result)["run"]))
     except (FileNotFoundError, ArtifactError) as error:
         warnings.insert(0, error)
     for warning in warnings:

@@ -36,6 +36,7 @@ EXTRAS = {
     "s3fs": "s3",
     "gcsfs": "gcs",
     "adlfs": "azure",
+    "optuna": "sweep",
 }
 """The extra of this package that installs a module."""
 

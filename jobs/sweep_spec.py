@@ -1,0 +1,148 @@
+"""The key `sweep` of a job: variants of its spec, of which the best is its result."""
+
+import itertools
+import math
+from collections.abc import Mapping
+from copy import deepcopy
+from typing import Annotated, Any, Literal, TypeAlias
+
+import numpy as np
+import yaml
+from pydantic import Field, SerializeAsAny, field_validator, model_validator
+
+from stillhouse.jobs.kinds import spec_model
+from stillhouse.settings import Count, Settings
+from stillhouse.spec import NOT_IDENTITY, JobSpec
+
+Value: TypeAlias = float | int | str | bool | None
+
+
+class SweepRange(Settings):
+    """Numbers between two limits; whole ones if both limits are."""
+
+    min: float
+    max: float
+    log: bool = Field(default=False, description="drawn by their logarithm")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "SweepRange":
+        if not self.min < self.max:
+            raise ValueError("`min` has to be below `max`")
+        if self.log and self.min <= 0:
+            raise ValueError("`log` needs a `min` above 0")
+        return self
+
+    @property
+    def whole(self) -> bool:
+        return not self.log and self.min.is_integer() and self.max.is_integer()
+
+    def at(self, share: float) -> float | int:
+        """The number at a share in [0, 1) of the range."""
+        if self.whole:
+            return int(self.min + math.floor(share * (self.max - self.min + 1)))
+        if self.log:
+            return math.exp(math.log(self.min) + share * math.log(self.max / self.min))
+        return self.min + share * (self.max - self.min)
+
+
+class SweepSettings(Settings):
+    """Variants of a job: which keys take which values, and what makes a variant the best one."""
+
+    over: dict[str, Annotated[list[Any], Field(min_length=1)] | SweepRange] = Field(
+        min_length=1, description="key -> values, or a range; `selection.tau: [4, 8]`"
+    )
+    search: Literal["grid", "random", "optuna"] = Field(
+        default="grid",
+        description="grid: every combination; random: drawn by `seed`; optuna: each one after "
+        "those before it (extra `sweep`)",
+    )
+    metric: str = Field(description="a number of `run --json`, such as target.color.heldout_nll")
+    mode: Literal["min", "max"] = "min"
+    max_runs: Count | None = Field(default=None, description="default: all of a grid")
+    max_flops: Annotated[float, Field(gt=0)] | None = Field(
+        default=None, description="of all variants, as `plan` counts them; others are left out"
+    )
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _fits(self) -> "SweepSettings":
+        for key in self.over:
+            if key.split(".")[0] in NOT_IDENTITY | {"job", "sweep"}:
+                raise ValueError(f"`over.{key}` changes no result: all variants would be the same")
+        ranges = [key for key, values in self.over.items() if isinstance(values, SweepRange)]
+        if self.search == "grid" and ranges:
+            raise ValueError(f"`over.{ranges[0]}` is a range: give values, or `search: random`")
+        if self.search != "grid" and self.max_runs is None:
+            raise ValueError(f"`max_runs`: `search: {self.search}` needs it")
+        return self
+
+    def variants(self) -> list[dict[str, Value]]:
+        """The variants of a grid, or of a random search: key -> value, each once, in order."""
+        made: list[dict[str, Value]] = []
+        if self.search == "grid":
+            columns = [one for one in self.over.values() if isinstance(one, list)]
+            made += [dict(zip(self.over, row, strict=True)) for row in itertools.product(*columns)]
+        else:
+            draws = np.random.default_rng(self.seed).random((self.max_runs or 0, len(self.over)))
+            made += [self.drawn(row.tolist()) for row in draws]
+        unique = {repr(sorted(one.items())): one for one in made}
+        return [*unique.values()][: self.max_runs]
+
+    def drawn(self, shares: list[float]) -> dict[str, Value]:
+        """The variant at a share in [0, 1) of every key."""
+        return {
+            key: values.at(share)
+            if isinstance(values, SweepRange)
+            else values[int(share * len(values))]
+            for (key, values), share in zip(self.over.items(), shares, strict=True)
+        }
+
+
+class SweepSpec(JobSpec):
+    """A job with `sweep`; `of` is its spec without it."""
+
+    job: Literal["sweep"] = "sweep"
+    of: SerializeAsAny[JobSpec]
+    sweep: SweepSettings
+
+    @field_validator("of", mode="before")
+    @classmethod
+    def _spec(cls, content: Any) -> Any:
+        return (
+            content if isinstance(content, JobSpec) else spec_model(content).model_validate(content)
+        )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_the_job(cls, content: Any) -> Any:
+        """Name, store, options and `compute` are those of the job."""
+        if not isinstance(content, dict) or not isinstance(of := content.get("of"), JobSpec):
+            return content
+        return content | {key: getattr(of, key) for key in NOT_IDENTITY - {"publish"}}
+
+    @property
+    def num_actors(self) -> int:
+        return self.of.num_actors
+
+    def variant(self, values: Mapping[str, Value]) -> dict[str, Any]:
+        """The content of a variant's spec; it publishes nothing."""
+        content: dict[str, Any] = deepcopy(self.of.model_dump(mode="json", exclude_unset=True))
+        content.pop("publish", None)
+        for key, value in values.items():
+            node = content
+            *path, last = key.split(".")
+            for step in path:
+                node = node.setdefault(step, {})
+            node[last] = value
+        label = ", ".join(f"{key} {value}" for key, value in values.items())
+        return content | {"name": f"{self.name or content['job']}: {label}"}
+
+    def to_yaml(self) -> str:
+        content = yaml.safe_load(self.of.to_yaml())
+        sweep = self.sweep.model_dump(mode="json", exclude_unset=True)
+        return yaml.safe_dump(content | {"sweep": sweep}, sort_keys=False, allow_unicode=True)
+
+    def to_send(self) -> str:
+        content = yaml.safe_load(self.of.to_send())
+        sweep = self.sweep.model_dump(mode="json", exclude_unset=True)
+        return yaml.safe_dump(content | {"sweep": sweep}, sort_keys=False, allow_unicode=True)
