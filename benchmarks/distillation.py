@@ -325,7 +325,8 @@ def bare(folder: Path, data: str, num_images: int) -> float:
     from stillhouse.distillation.images import ImageData
     from stillhouse.distillation.prepared import ImageHostSettings, ImagesTask, Preparation
     from stillhouse.distillation.recipes import DSA_GROUPS
-    from stillhouse.distillation.spec import ExpertSettings, NetworkSettings
+    from stillhouse.distillation.spec import ExpertSettings
+    from stillhouse.models.network_settings import NetworkSettings
     from stillhouse.storage.artifact import Store
 
     given = Preparation("0" * 64, False)

@@ -27,8 +27,8 @@ from stillhouse.distillation.prepared import (
     Preparation,
     images_table,
 )
-from stillhouse.distillation.spec import NetworkSettings
 from stillhouse.fingerprint import fingerprint
+from stillhouse.models.network_settings import NetworkSettings
 from stillhouse.storage.artifact import Manifest, Store
 from stillhouse.storage.task import commit
 

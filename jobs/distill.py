@@ -5,9 +5,11 @@ from typing import Any
 from stillhouse.distillation.spec import DistillSpec, ExpertSettings
 from stillhouse.jobs.kinds import Job, parts_row, speeds_of
 from stillhouse.pipelines.context import Context
+from stillhouse.pipelines.given import resolved
 from stillhouse.pipelines.image_inputs import ImageInputs, list_images, open_images
 from stillhouse.report.blocks import Result
 from stillhouse.storage.artifact import Store
+from stillhouse.storage.filesystem import absolute_uri
 
 
 class DistillationJob(Job):
@@ -16,7 +18,7 @@ class DistillationJob(Job):
     inputs: ImageInputs
 
     def __init__(self, spec: DistillSpec) -> None:
-        self.spec = spec
+        self.spec = resolved(spec, Store(absolute_uri(spec.store)))
         self.files = [list_images(spec.data)]
 
     def open(self, store: Store, *, remember: bool) -> "DistillationJob":
@@ -50,7 +52,11 @@ class DistillationJob(Job):
 def _steps(spec: DistillSpec) -> list[str]:
     """The steps of a job, in order."""
     stages = spec.method.stages
-    made = ["experts", *stages] if spec.matching else ["teachers", *stages, "labels"]
+    made = ["experts", *stages]
+    if not spec.matching:
+        given = ["given teachers"] if spec.given_teachers else []
+        trained = ["teachers"] if spec.trained_teachers else []
+        made = [*given, *trained, *stages, "labels"]
     sampled = set(spec.controls) - {"full"}
     controls = ["controls"] if sampled else []
     tuned = ["tune controls"] if sampled and spec.matching else []
@@ -63,8 +69,10 @@ def _amounts(spec: DistillSpec) -> dict[str, dict[str, int]]:
     if spec.matching and not (spec.experts and spec.experts.path):
         settings = spec.experts or ExpertSettings()
         amounts["experts"] = {"parts": settings.count, "epochs": settings.count * settings.epochs}
-    if spec.teachers:
-        count = len(spec.teachers)
+    if spec.given_teachers:
+        amounts["given teachers"] = {"parts": len(spec.given_teachers)}
+    if spec.trained_teachers:
+        count = len(spec.trained_teachers)
         amounts["teachers"] = {"parts": count, "epochs": count * spec.teacher_recipe.epochs}
     iterations = getattr(spec.method, "num_iterations", None)
     if iterations is not None:

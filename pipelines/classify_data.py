@@ -7,19 +7,13 @@ from stillhouse.classification.spec import (
     CLASSIFIER_OBJECTIVES,
     LIVE_OBJECTIVES,
     ClassifySpec,
-    GivenClassifier,
 )
-from stillhouse.classification.task import CONFIG, StoredClassifier
+from stillhouse.classification.task import StoredClassifier
 from stillhouse.custom_code import CustomCode, find_named
 from stillhouse.distillation.prepared import Preparation
-from stillhouse.errors import ArtifactError, ModelError
-from stillhouse.fingerprint import fingerprint
-from stillhouse.pipelines.given import model_identity
-from stillhouse.pipelines.image_inputs import images_identity
+from stillhouse.pipelines.image_inputs import images_identity, open_classifier
 from stillhouse.storage.artifact import Store
-from stillhouse.storage.digests import digest_files
-from stillhouse.storage.filesystem import FileInfo, absolute_uri, list_files, list_names
-from stillhouse.storage.task import identity
+from stillhouse.storage.filesystem import FileInfo
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +49,7 @@ def open_classify(
     """
     objective = spec.train.objective
     teachers = tuple(
-        _stored(store, one, f"train.objective.teachers.{i}", remember)
+        open_classifier(store, one, f"train.objective.teachers.{i}", remember=remember)
         for i, one in enumerate(objective.teachers)
     )
     networks, own = classifier_code(spec)
@@ -65,7 +59,7 @@ def open_classify(
             zca=False,
             code=tuple(code.digest for code in networks),
         ),
-        None if spec.init is None else _stored(store, spec.init, "init", remember),
+        None if spec.init is None else open_classifier(store, spec.init, "init", remember=remember),
         teachers,
         bool(teachers) and objective.signals == "stored" and objective.name not in LIVE_OBJECTIVES,
         own,
@@ -83,21 +77,3 @@ def classifier_code(spec: ClassifySpec) -> tuple[list[CustomCode], CustomCode | 
     built_in = name in CLASSIFIER_OBJECTIVES
     own = None if built_in else find_named("train.objective.name", name)
     return [code for code in networks if code is not None], own
-
-
-def _stored(store: Store, given: GivenClassifier, key: str, remember: bool) -> StoredClassifier:
-    """A classifier by the digest of its files."""
-    uri = absolute_uri(str(given.path))
-    if given.network is not None:
-        [digest] = digest_files(store, list_files([uri], (".safetensors",)), remember=remember)
-        name = fingerprint(["state dict", digest.sha256, identity(given.network)])
-        return StoredClassifier(name, uri, given.network)
-    names = list_names(uri)
-    if not names:
-        raise ModelError(f"`{key}`: no such folder: {uri}")
-    if not {CONFIG, "weights.safetensors"} <= {*names}:
-        raise ArtifactError(
-            f"`{key}`: {uri} is no classifier of images ({CONFIG} and weights.safetensors): give a "
-            "result of `task: classify`, or a state dict in safetensors with its `network`"
-        )
-    return StoredClassifier(model_identity(store, uri, remember=remember), uri)

@@ -21,6 +21,7 @@ from stillhouse.distillation.decoupled import (
     UnitTask,
 )
 from stillhouse.distillation.experts import TRAJECTORIES, ExpertTask, resolved
+from stillhouse.distillation.given_teachers import AnyTeacher, GivenTeacher, GivenTeacherTask
 from stillhouse.distillation.matching import TrajectoryMethod
 from stillhouse.distillation.matching_task import GivenExpert, MatchingTask, run_matching
 from stillhouse.distillation.prepared import (
@@ -80,6 +81,7 @@ class MadeSets:
         stored: bytes, where the set itself does not say.
         diverged: why it ended early, or None.
         peak_bytes: peak memory of the workers that made them, where it was measured.
+        learned_from: URIs of experts or teachers.
         starts: parts of the stage before the last one, by unit (NRR-DD's patches, by class).
     """
 
@@ -90,6 +92,7 @@ class MadeSets:
     stored: StoredBytes | None = None
     diverged: str | None = None
     peak_bytes: int | None = None
+    learned_from: tuple[str, ...] = ()
     starts: tuple[PartRef, ...] = ()
 
 
@@ -228,6 +231,7 @@ def _matching(job: DistillJob, method: TrajectoryMethod) -> MadeSets:
         losses,
         diverged=next((r.info["diverged"] for r in receipts if "diverged" in r.info), None),
         peak_bytes=max((info["peak_bytes"] for _, info in infos), default=0) or None,
+        learned_from=tuple(expert.uri for expert in experts),
     )
 
 
@@ -274,10 +278,7 @@ def _work(store: Store, host: ImageHostSettings, task: MatchingTask, tell: Tell)
 
 def _decoupled(job: DistillJob, method: DecoupledMethod) -> MadeSets:
     spec, preparation, classes = job.spec, job.preparation, job.num_classes
-    recipe, networks = spec.teacher_recipe, spec.teachers or []
-    tasks = [TeacherTask(preparation, one, recipe, seed) for seed, one in enumerate(networks)]
-    trained = job.do("teachers", tasks, spec.compute.experts)
-    teachers = tuple(Teacher(task.network, task.fingerprint) for task in tasks)
+    teachers, losses_of = _teachers(job)
     stages: list[list[Receipt]] = [[]]
     for stage in method.stages:
         before = tuple(receipt.parts[0] for receipt in stages[-1])
@@ -293,13 +294,29 @@ def _decoupled(job: DistillJob, method: DecoupledMethod) -> MadeSets:
     seconds = sum(receipt.info["seconds"] for stage in stages for receipt in stage)
     return MadeSets(
         (SetSnapshot(len(losses), done.parts[0], losses, None, seconds),),
-        tuple(task.fingerprint for task in tasks),
-        tuple(receipt.info["losses"] for receipt in trained),
+        tuple(teacher.weights for teacher in teachers),
+        losses_of,
         done.info["label_path"],
         StoredBytes(*done.info["stored"]),
         peak_bytes=max(receipt.info["peak_bytes"] for receipt in stages[-1]) or None,
+        learned_from=tuple(teacher.uri(job.ctx.store) for teacher in teachers),
         starts=tuple(receipt.parts[0] for receipt in stages[-2]),
     )
+
+
+def _teachers(job: DistillJob) -> tuple[tuple[AnyTeacher, ...], tuple[list[float], ...]]:
+    """All teachers in the order of the spec, and the losses of those that the job trains."""
+    spec, preparation = job.spec, job.preparation
+    given = {i: GivenTeacher(one, f"teachers.{i}") for i, one in job.inputs.teachers.items()}
+    if given:
+        job.do("given teachers", [GivenTeacherTask(preparation, one) for one in given.values()])
+    recipe, networks = spec.teacher_recipe, spec.trained_teachers
+    tasks = {i: TeacherTask(preparation, one, recipe, seed=i) for i, one in networks.items()}
+    trained = job.do("teachers", [*tasks.values()], spec.compute.experts) if tasks else []
+    own = {i: Teacher(task.network, task.fingerprint) for i, task in tasks.items()}
+    found: dict[int, AnyTeacher] = {**given, **own}
+    losses = tuple(receipt.info["losses"] for receipt in trained)
+    return tuple(found[i] for i in sorted(found)), losses
 
 
 def _controls(job: DistillJob, stored: StoredBytes) -> list[Control]:

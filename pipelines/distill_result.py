@@ -41,10 +41,9 @@ def distill_result(
     recipe = spec.protocol(len(_classes(made)), made.best.learning_rate).recipe
     judged_by = f"{spec.protocol_name}, {recipe.epochs} epochs"
     images = ctx.store.path(IMAGES, made.images.fingerprint)
-    guides = "trajectories" if spec.matching else "models"
     artifacts: dict[str, Any] = {
         "images": images,
-        "learned_from": [ctx.store.path(guides, name) for name in made.made.fingerprints],
+        "learned_from": list(made.made.learned_from),
         "distilled": ctx.store.path("distilled", manifest.fingerprint),
     }
     if DEAD_LETTERS in made.images.files:

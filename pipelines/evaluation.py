@@ -8,8 +8,9 @@ from typing import Any, Literal
 from stillhouse.distillation.prepared import Preparation
 from stillhouse.distillation.recipes import Protocol
 from stillhouse.distillation.set_tasks import EvaluationTask, SetSource
-from stillhouse.distillation.spec import DistillSpec, NetworkSettings
+from stillhouse.distillation.spec import DistillSpec
 from stillhouse.distillation.stored_sets import hard_label_bytes
+from stillhouse.models.network_settings import NetworkSettings
 from stillhouse.storage.artifact import Manifest, PartRef, Receipt
 from stillhouse.storage.task import Task
 

@@ -4,9 +4,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
-from stillhouse.data_settings import FROM_SETTING
 from stillhouse.distillation.images import ImageData
-from stillhouse.distillation.spec import NetworkSettings
+from stillhouse.models.network_settings import GivenClassifier, NetworkSettings
 from stillhouse.spec import JobSpec, Settings
 from stillhouse.training.spec import StreamedTraining, Weight
 
@@ -31,27 +30,6 @@ LIVE_OBJECTIVES = ("hybrid",)
 """Objectives that need more of their teachers than logits: these are in the workers."""
 BATCH, RATE = 128, 1e-3
 """Images a step and learning rate where the spec has `auto`."""
-
-
-class GivenClassifier(Settings):
-    """A classifier of images that exists."""
-
-    path: str | None = Field(
-        default=None,
-        description="a folder that `task: classify` made; or a state dict in safetensors, whose "
-        "`network` is given too",
-    )
-    from_: str | None = Field(default=None, alias="from", description=FROM_SETTING)
-    network: NetworkSettings | None = Field(default=None, description="of a state dict alone")
-
-    @model_validator(mode="after")
-    def _one_of(self) -> "GivenClassifier":
-        if (self.path is None) == (self.from_ is None):
-            raise ValueError("give either `path` or `from`")
-        state_dict = self.path is not None and self.path.endswith(".safetensors")
-        if state_dict != (self.network is not None):
-            raise ValueError("`network` goes with a `path` to a state dict (*.safetensors)")
-        return self
 
 
 class ClassifierTeacher(GivenClassifier):

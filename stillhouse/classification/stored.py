@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from stillhouse.classification.learner import kept_buffers
 from stillhouse.classification.task import CONFIG, StoredClassifier
 from stillhouse.distillation.prepared import WEIGHTS, Prepared, Standardisation, frozen
-from stillhouse.distillation.spec import NetworkSettings
 from stillhouse.errors import ArtifactError, InputError
+from stillhouse.models.network_settings import NetworkSettings
 from stillhouse.models.networks import build_network, state_tensors
 from stillhouse.storage.filesystem import read_bytes
 

@@ -6,8 +6,8 @@ from typing import Any, ClassVar
 
 from stillhouse.classification.spec import BATCH, RATE, ClassifierTraining
 from stillhouse.custom_code import CustomCode
-from stillhouse.distillation.spec import NetworkSettings
 from stillhouse.errors import InputError
+from stillhouse.models.network_settings import NetworkSettings
 from stillhouse.storage.artifact import PartRef
 from stillhouse.storage.task import Place, Task
 from stillhouse.training.order import Rows, SampleOrder, default_lanes

@@ -25,17 +25,17 @@ from stillhouse.distillation.evaluate import (
     towards_classes,
     towards_stored,
 )
+from stillhouse.distillation.given_teachers import AnyTeacher
 from stillhouse.distillation.prepared import (
     WEIGHTS,
     ImageHost,
     ImageTask,
     Prepared,
-    Teacher,
     file_part,
     require_batch_norm,
 )
 from stillhouse.distillation.recipes import Protocol, Recipe
-from stillhouse.distillation.spec import Method, NetworkSettings
+from stillhouse.distillation.spec import Method
 from stillhouse.distillation.stored_sets import (
     HALF,
     LabelledSet,
@@ -45,6 +45,7 @@ from stillhouse.distillation.stored_sets import (
     set_table,
 )
 from stillhouse.fingerprint import sha256
+from stillhouse.models.network_settings import NetworkSettings
 from stillhouse.models.networks import state_tensors
 from stillhouse.spec import Count
 from stillhouse.storage.artifact import PartRef
@@ -167,7 +168,7 @@ class UnitTask(ImageTask):
     method: DecoupledMethod
     stage: str
     unit: ImageUnit
-    teacher: Teacher
+    teacher: AnyTeacher
     before: tuple[PartRef, ...]
 
     def make(self, host: ImageHost) -> Output:
@@ -191,7 +192,7 @@ class AssemblyTask(ImageTask):
 
     method: DecoupledMethod
     protocol: Protocol
-    teachers: tuple[Teacher, ...]
+    teachers: tuple[AnyTeacher, ...]
     units: tuple[PartRef, ...]
 
     def make(self, host: ImageHost) -> Output:

@@ -24,9 +24,10 @@ from stillhouse.distillation.methods.ast import clip_factor, gradient_penalty
 from stillhouse.distillation.methods.ftd import gsam_direction
 from stillhouse.distillation.prepared import ImageHost, ImageTask, file_part
 from stillhouse.distillation.recipes import Group
-from stillhouse.distillation.spec import ExpertSettings, NetworkSettings
+from stillhouse.distillation.spec import ExpertSettings
 from stillhouse.errors import ArtifactError, DivergedError
 from stillhouse.fingerprint import canonical_json, sha256
+from stillhouse.models.network_settings import NetworkSettings
 from stillhouse.storage.artifact import Manifest
 from stillhouse.storage.commit import create_or_adopt
 from stillhouse.storage.filesystem import join

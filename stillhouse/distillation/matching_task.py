@@ -29,11 +29,11 @@ from stillhouse.distillation.matching import (
 from stillhouse.distillation.prepared import ImageHost, ImageTask, Prepared
 from stillhouse.distillation.real_images import choose_right, random_real, representative
 from stillhouse.distillation.recipes import Group
-from stillhouse.distillation.spec import NetworkSettings
 from stillhouse.distillation.stored_sets import LabelledSet, rounded_set, set_table
 from stillhouse.errors import DivergedError, SpecError
 from stillhouse.fingerprint import fingerprint
 from stillhouse.models.device import peak_bytes, reset_peak
+from stillhouse.models.network_settings import NetworkSettings
 from stillhouse.storage.artifact import Receipt, Store
 from stillhouse.storage.task import Place
 from stillhouse.training.checkpoint import WEIGHT, Checkpoints, Snapshot, fit

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from time import perf_counter
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -25,11 +25,11 @@ from torch.nn.modules.dropout import _DropoutNd  # pyright: ignore[reportPrivate
 
 from stillhouse.distillation.adjoint import FlatModule
 from stillhouse.distillation.images import ImageData, ImageSet, load_images
-from stillhouse.distillation.spec import NetworkSettings
 from stillhouse.distillation.stored_sets import LEVELS, Ranges, flat_values, lists
 from stillhouse.errors import ArtifactError, ModelError
 from stillhouse.fingerprint import sha256
 from stillhouse.models.device import choose_device, peak_bytes, reset_peak
+from stillhouse.models.network_settings import NetworkSettings
 from stillhouse.models.networks import build_network
 from stillhouse.storage.artifact import Manifest, PartRef, Store
 from stillhouse.storage.commit import create_or_adopt
@@ -206,10 +206,32 @@ def prepare(store: Store, preparation: Preparation, device: torch.device) -> Pre
 
 @dataclass(frozen=True, slots=True)
 class Teacher:
-    """A trained network: its settings, and the name of its weights in the store."""
+    """A teacher that the job trained: its settings, and the name of its weights in the store."""
 
     network: NetworkSettings
     weights: str
+
+    def uri(self, store: Store) -> str:
+        """Where its artifact lies."""
+        return store.path("models", self.weights)
+
+    def load(self, host: "ImageHost") -> nn.Module:
+        """The network on the device; ArtifactError where its weights are missing."""
+        network, uri = host.prepared.network(self.network, 0), f"{self.uri(host.store)}/{WEIGHTS}"
+        try:
+            network.load_state_dict(load(read_bytes(uri)))
+        except FileNotFoundError as error:
+            raise ArtifactError(f"{uri} is missing, the weights of a teacher") from error
+        return network
+
+
+class _AnyTeacher(Protocol):
+    """A teacher by the name of its weights."""
+
+    @property
+    def weights(self) -> str: ...
+
+    def load(self, host: "ImageHost") -> nn.Module: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,16 +268,11 @@ class ImageHost:
         check_networks(settings.networks, prepared.shape, prepared.num_classes)
         return prepared
 
-    def teacher(self, teacher: Teacher) -> nn.Module:
-        """A stored teacher, frozen, on the device; ArtifactError where its weights are missing."""
-        key, uri = teacher.weights, self.store.path("models", teacher.weights, WEIGHTS)
+    def teacher(self, teacher: _AnyTeacher) -> nn.Module:
+        """A teacher, frozen, on the device; loaded once."""
+        key = teacher.weights
         if key not in self.teachers:
-            network = self.prepared.network(teacher.network, 0)
-            try:
-                network.load_state_dict(load(read_bytes(uri)))
-            except FileNotFoundError as error:
-                raise ArtifactError(f"{uri} is missing, the weights of a teacher") from error
-            self.teachers[key] = frozen(network)
+            self.teachers[key] = frozen(teacher.load(self))
         return self.teachers[key]
 
 

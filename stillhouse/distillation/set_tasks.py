@@ -26,7 +26,6 @@ from stillhouse.distillation.evaluate import (
 from stillhouse.distillation.prepared import ImageHost, ImageTask, Prepared
 from stillhouse.distillation.real_images import herding, k_centre, random_real, without_last
 from stillhouse.distillation.recipes import Group, Protocol
-from stillhouse.distillation.spec import NetworkSettings
 from stillhouse.distillation.stored_sets import (
     LABELS,
     PREPROCESSING,
@@ -38,6 +37,7 @@ from stillhouse.distillation.stored_sets import (
     set_table,
 )
 from stillhouse.fingerprint import sha256
+from stillhouse.models.network_settings import NetworkSettings
 from stillhouse.storage.artifact import Manifest, PartRef, Store, libraries
 from stillhouse.storage.commit import create_or_adopt
 from stillhouse.storage.filesystem import read_bytes

@@ -6,9 +6,16 @@ follows experts, or a `DecoupledMethod` (`stillhouse.distillation.decoupled`), w
 A spec names it by a short name of `METHODS` or, if it is the user's own, by `module:Class`.
 """
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
-from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
+from pydantic import (
+    BeforeValidator,
+    Discriminator,
+    Field,
+    SerializeAsAny,
+    Tag,
+    model_validator,
+)
 
 from stillhouse.custom_code import import_named
 from stillhouse.distillation.images import ImageData
@@ -25,6 +32,7 @@ from stillhouse.distillation.recipes import (
     published,
 )
 from stillhouse.errors import SpecError
+from stillhouse.models.network_settings import GivenClassifier, NetworkSettings
 from stillhouse.spec import Count, JobSpec, Settings
 
 _HERE = "stillhouse.distillation.methods"
@@ -44,74 +52,16 @@ _Positive = Annotated[float, Field(gt=0)]
 _Decay = Annotated[float, Field(ge=0)]
 
 
-class NetworkSettings(Settings):
-    """A network for images."""
+def _form(value: Any) -> str:
+    given = isinstance(value, GivenClassifier)
+    given = given or (isinstance(value, dict) and bool({"path", "from"} & {*value}))
+    return "[given]" if given else "[trained]"
 
-    name: Literal["convnet", "resnet18", "vit", "factory"] = Field(
-        default="convnet", description="`package.module:function` is short for `factory`"
-    )
-    depth: Count = Field(
-        default=3, description="convnet: blocks, each halves the image; vit: blocks"
-    )
-    width: Count | None = Field(
-        default=None, description="channels; convnet 128, resnet18 and vit 64"
-    )
-    norm: Literal["instance", "batch", "none"] | None = Field(
-        default=None, description="convnet instance, resnet18 batch"
-    )
-    factory: str | None = Field(
-        default=None,
-        pattern=r"^[\w.]+:\w+$",
-        description="`package.module:function`, called with num_channels, image_size, num_classes "
-        "and `options`; gives a torch.nn.Module",
-    )
-    options: dict[str, Any] = Field(
-        default={},
-        description="keyword arguments of the factory; vit: `patch` 4, `heads` 4",
-    )
 
-    @model_validator(mode="before")
-    @classmethod
-    def _short(cls, section: Any) -> Any:
-        if isinstance(section, dict) and ":" in str(section.get("name")):
-            return section | {"name": "factory", "factory": section["name"]}
-        return section
-
-    @model_validator(mode="after")
-    def _fits(self) -> "NetworkSettings":
-        if (self.name == "factory") != (self.factory is not None):
-            raise ValueError("`factory` goes with `name: factory`, and only with it")
-        unread = {
-            "convnet": {"options"},
-            "resnet18": {"options", "depth"},
-            "vit": {"norm"},
-            "factory": {"depth", "width", "norm"},
-        }[self.name]
-        unknown = sorted(self.options.keys() - {"patch", "heads"}) if self.name == "vit" else []
-        if unknown:
-            raise ValueError(f"`options.{unknown[0]}`: a vit has `patch` and `heads`")
-        for key in sorted(unread):
-            if getattr(self, key) != type(self).model_fields[key].default:
-                raise ValueError(f"`{key}` does nothing for `name: {self.name}`: leave it out")
-        return self
-
-    @property
-    def batch_norm(self) -> bool:
-        """Whether it has batch norm; False for a factory, which is not called here."""
-        default = "batch" if self.name == "resnet18" else "instance"
-        return self.factory is None and (self.norm or default) == "batch"
-
-    @property
-    def label(self) -> str:
-        """A name that differs between different networks, such as `convnet-3, width 32`."""
-        if self.factory is not None:
-            options = [f"{name} {value}" for name, value in sorted(self.options.items())]
-            return ", ".join([self.factory, *options])
-        base = self.name if self.name == "resnet18" else f"{self.name}-{self.depth}"
-        base += "".join(f", {name} {value}" for name, value in sorted(self.options.items()))
-        width = f", width {self.width}" if self.width else ""
-        norm = {None: "", "none": ", no norm"}.get(self.norm, f", {self.norm} norm")
-        return base + width + norm
+TeacherSettings: TypeAlias = Annotated[
+    Annotated[GivenClassifier, Tag("[given]")] | Annotated[NetworkSettings, Tag("[trained]")],
+    Discriminator(_form),
+]
 
 
 class Preprocessing(Settings):
@@ -252,8 +202,10 @@ class DistillSpec(JobSpec):
     experts: ExpertSettings | None = Field(
         default=None, description="of trajectory matching (mtt, tesla, ftd, datm, ast)"
     )
-    teachers: list[NetworkSettings] | None = Field(
-        default=None, description="of sre2l, infer, rded, nrr_dd: networks with batch norm"
+    teachers: list[TeacherSettings] | None = Field(
+        default=None,
+        description="of sre2l, infer, rded, nrr_dd: networks with batch norm to train, or "
+        "classifiers that exist",
     )
     squeeze: SqueezeRecipe = Field(
         default=SQUEEZE,
@@ -286,13 +238,25 @@ class DistillSpec(JobSpec):
         """Every network that the job builds, by its key in the spec."""
         evaluated = {f"evaluate.networks.{i}": n for i, n in enumerate(self.evaluate.networks)}
         student = {"network": self.network} if self.matching or not evaluated else {}
-        teachers = {f"teachers.{i}": n for i, n in enumerate(self.teachers or [])}
-        return student | evaluated | teachers
+        return student | evaluated | {f"teachers.{i}": n for i, n in self.trained_teachers.items()}
+
+    @property
+    def trained_teachers(self) -> dict[int, NetworkSettings]:
+        """The teachers that the job trains, by their number."""
+        teachers = enumerate(self.teachers or [])
+        return {i: one for i, one in teachers if isinstance(one, NetworkSettings)}
+
+    @property
+    def given_teachers(self) -> dict[int, GivenClassifier]:
+        """The teachers that exist, by their number."""
+        teachers = enumerate(self.teachers or [])
+        return {i: one for i, one in teachers if isinstance(one, GivenClassifier)}
 
     @property
     def own_names(self) -> list[str]:
         """The user's networks and method, each once, as `package.module:name`."""
-        named = [self.network, *(self.teachers or []), *self.evaluate.networks]
+        named = [self.network, *self.trained_teachers.values(), *self.evaluate.networks]
+        named += [one.network for one in self.given_teachers.values() if one.network]
         names = {n.factory for n in named if n.factory} | {self.method.name}
         return sorted(name for name in names if ":" in name)
 
@@ -357,8 +321,11 @@ def _check_decoupled(spec: DistillSpec, name: str) -> None:
         raise SpecError(f"`method: {name}` needs `teachers`, networks with batch norm")
     if spec.preprocessing.zca:
         raise SpecError(f"`method: {name}` works on plain pixels: `preprocessing.zca` off")
+    if spec.squeeze != SQUEEZE and not spec.trained_teachers:
+        raise SpecError("`squeeze` trains `teachers`, and all of yours exist: leave it out")
     for i, teacher in enumerate(spec.teachers):
-        if teacher.factory is None and not teacher.batch_norm:
+        network = teacher.network if isinstance(teacher, GivenClassifier) else teacher
+        if network is not None and network.factory is None and not network.batch_norm:
             raise SpecError(
                 f"`teachers.{i}` has no batch statistics to match: give it `norm: batch`"
             )

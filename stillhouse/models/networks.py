@@ -16,9 +16,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from stillhouse.distillation.spec import NetworkSettings
 from stillhouse.errors import ModelError
 from stillhouse.models.device import initialised
+from stillhouse.models.network_settings import NetworkSettings
 from stillhouse.models.vit import Vit
 
 Norm = Literal["instance", "batch", "none"]

@@ -8,7 +8,7 @@ from stillhouse.classification.spec import ClassifierTraining
 from stillhouse.classification.task import ClassifyTask, resolved
 from stillhouse.distillation.images import ImageSet
 from stillhouse.distillation.prepared import IMAGES, SPLITS, images_table
-from stillhouse.distillation.spec import NetworkSettings
+from stillhouse.models.network_settings import NetworkSettings
 from stillhouse.storage.artifact import Manifest
 
 NAME, CLASSES, SIDE = "1" * 64, 4, 8

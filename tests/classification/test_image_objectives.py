@@ -21,8 +21,8 @@ from stillhouse.classification.stream import bags_of
 from stillhouse.classification.task import StoredClassifier
 from stillhouse.classification.worker import train_classifier
 from stillhouse.distillation.prepared import ImageHostSettings, Preparation, prepare
-from stillhouse.distillation.spec import NetworkSettings
 from stillhouse.errors import InputError, SpecError
+from stillhouse.models.network_settings import NetworkSettings
 from stillhouse.storage.artifact import Store
 from stillhouse.storage.task import commit
 from stillhouse.training.group import WorkerGroup

@@ -6,7 +6,8 @@ from stillhouse.distillation.experts import ExpertTask, resolved
 from stillhouse.distillation.matching_task import GivenExpert, MatchingTask
 from stillhouse.distillation.prepared import ImageHostSettings, Preparation
 from stillhouse.distillation.recipes import published
-from stillhouse.distillation.spec import ExpertSettings, NetworkSettings
+from stillhouse.distillation.spec import ExpertSettings
+from stillhouse.models.network_settings import NetworkSettings
 from stillhouse.storage.artifact import Store
 from stillhouse.storage.task import commit
 

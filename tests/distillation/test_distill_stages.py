@@ -40,9 +40,10 @@ from stillhouse.distillation.set_tasks import (
     SetSource,
     stored_set,
 )
-from stillhouse.distillation.spec import ExpertSettings, NetworkSettings
+from stillhouse.distillation.spec import ExpertSettings
 from stillhouse.errors import ArtifactError, DivergedError, ModelError, SpecError
 from stillhouse.models.device import peak_bytes
+from stillhouse.models.network_settings import NetworkSettings
 from stillhouse.storage.artifact import Store
 from stillhouse.storage.parquet import read_table
 

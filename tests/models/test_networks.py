@@ -6,9 +6,9 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from stillhouse.distillation.spec import NetworkSettings
 from stillhouse.errors import ModelError
 from stillhouse.models.device import initialised
+from stillhouse.models.network_settings import NetworkSettings
 from stillhouse.models.networks import ConvNet, ResNet18, build_network
 
 VECTORS = Path(__file__).parents[1] / "vectors"

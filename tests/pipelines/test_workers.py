@@ -14,8 +14,8 @@ from small import Quiet
 from stillhouse.distillation.matching_task import MatchingTask
 from stillhouse.distillation.methods.mtt import Mtt
 from stillhouse.distillation.prepared import ImageHostSettings, Preparation
-from stillhouse.distillation.spec import NetworkSettings
 from stillhouse.errors import ClusterError, DivergedError
+from stillhouse.models.network_settings import NetworkSettings
 from stillhouse.pipelines.context import Context
 from stillhouse.pipelines.distill import distil
 from stillhouse.pipelines.workers import room, run_workers
