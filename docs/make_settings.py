@@ -18,6 +18,7 @@ from stillhouse.classification.spec import ClassifySpec
 from stillhouse.custom_code import import_named
 from stillhouse.distillation.spec import METHODS, DistillSpec, Method
 from stillhouse.jobs.chain_spec import ChainSpec
+from stillhouse.jobs.sweep_spec import SweepSettings
 from stillhouse.mixing.policy import POLICIES, Policy
 from stillhouse.mixing.spec import MixSpec
 from stillhouse.spec import JobSpec, SelectSpec, Settings
@@ -105,13 +106,17 @@ FOUND: dict[str, dict[type[BaseModel], list[str]]] = {job: {} for job in JOBS}
 """By job, its sections, each with the paths of keys that lead to it."""
 for _job, _spec in JOBS.items():
     walk(_spec, "", FOUND[_job])
+OF_ALL: dict[type[BaseModel], list[str]] = {SweepSettings: ["sweep"]}
+"""Sections beside the keys of any job."""
+walk(SweepSettings, "sweep", OF_ALL)
 
 
 def title(model: type[BaseModel]) -> str:
     """Its heading: where it stands in a spec and its class, or `policy: ucb1`."""
     if model in SHORT:
         return ": ".join(SHORT[model])
-    paths = next(of_job[model] for of_job in FOUND.values() if model in of_job)
+    found = (OF_ALL, *FOUND.values())
+    paths = next(of_job[model] for of_job in found if model in of_job)
     return f"{min(paths, key=len)}: {model.__name__}"
 
 
@@ -188,6 +193,7 @@ def page() -> str:
         for model in FOUND[job]:
             users.setdefault(model, []).append(job)
     text = HEAD + f"\n## Every job\n\n{(JobSpec.__doc__ or '').strip()}\n\n{table(JobSpec)}\n"
+    text += "".join(section(model, paths) for model, paths in OF_ALL.items())
     for job, spec in JOBS.items():
         example = (ROOT / "examples" / f"{job}.yaml").read_text().strip()
         text += f"\n## job: {HEADINGS.get(job, job)}\n\n{(spec.__doc__ or '').strip()}\n\n"
