@@ -192,3 +192,23 @@ def test_mixup_pairs_sequences_of_a_group_by_what_they_say():
     assert drawn.var().item() == pytest.approx(
         0.25 / 1.8, abs=0.01
     )  # a b / (a + b)^2 / (a + b + 1)
+
+
+@pytest.mark.parametrize("alpha_logit", [np.log(9), 30.0])
+def test_a_sure_critic_has_gradients(alpha_logit):
+    """Pairs that belong together score 200 nats above the others, whose exp overflows float32."""
+    rng = np.random.default_rng(0)
+    scores = 200.0 * np.eye(4) + rng.standard_normal((4, 4))
+    baseline = torch.from_numpy(rng.standard_normal(4))
+
+    def bound(values):
+        return float(mi_alpha(torch.from_numpy(values), baseline, alpha_logit))
+
+    single = torch.from_numpy(scores).float().requires_grad_()
+    mi_alpha(single, baseline.float(), alpha_logit).backward()
+    found = np.zeros((4, 4))
+    for at in np.ndindex(4, 4):
+        step = np.zeros((4, 4))
+        step[at] = 1e-5
+        found[at] = (bound(scores + step) - bound(scores - step)) / 2e-5
+    np.testing.assert_allclose(single.grad.numpy(), found, atol=1e-4)

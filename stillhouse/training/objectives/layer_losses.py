@@ -121,5 +121,5 @@ def mi_alpha(scores: Tensor, log_baseline: Tensor, alpha_logit: float) -> Tensor
     bias = torch.logaddexp(log_alpha + log_mean, log_rest + log_baseline[:, None].expand_as(scores))
     own = scores.diagonal()
     joint = (own[:, None] - bias)[~diagonal].mean()
-    marginal = (scores - bias.diagonal()[:, None]).exp()[~diagonal].mean()
+    marginal = (scores - bias.diagonal()[:, None])[~diagonal].exp().mean()
     return 1 + joint - marginal
