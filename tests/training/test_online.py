@@ -98,8 +98,8 @@ def test_any_number_of_scorers_and_workers(uris, num_scorers, num_workers):
         shares = [worker.next_batch() for worker in together]
         expected = alone.next_batch()
         assert np.concatenate([s.samples for s in shares]).tolist() == expected.samples.tolist()
-        ids = np.concatenate([s.input_ids.numpy() for s in shares])
-        assert ids.tolist() == expected.input_ids.tolist()
+        ids = np.concatenate([s.inputs.numpy() for s in shares])
+        assert ids.tolist() == expected.inputs.tolist()
 
 
 def test_resumes_from_a_state(uris):
