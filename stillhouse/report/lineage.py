@@ -11,7 +11,7 @@ from stillhouse.report.charts import SIZE
 from stillhouse.report.formatting import visible
 
 _ROW_EM = 6.5
-_COLUMN_EM = 13
+_COLUMN_EM = 11
 _EDGE = 0.42
 """Half of a node's width, as a share of its column."""
 
@@ -30,7 +30,7 @@ def lineage(data: Lineage) -> Markup:
     }
     edge = _EDGE / len(columns)
     lines = Markup("").join(
-        _curve(place[one][0] + edge, place[one][1], place[node.name][0] - edge, place[node.name][1])
+        _curve(place[one], place[node.name], edge, column[node.name] - column[one] > 1)
         for node in data.nodes
         for one in node.needs
     )
@@ -56,7 +56,10 @@ def lineage(data: Lineage) -> Markup:
     ).format(_ROW_EM * most, _COLUMN_EM * len(columns), SIZE, SIZE, lines, nodes)
 
 
-def _curve(x: float, y: float, to_x: float, to_y: float) -> Markup:
+def _curve(start: tuple[float, float], end: tuple[float, float], edge: float, far: bool) -> Markup:
+    """From the right side of a node to the left side of another; `far` ones pass above."""
+    (x, y), (to_x, to_y) = (start[0] + edge, start[1]), (end[0] - edge, end[1])
     middle = (x + to_x) / 2
-    points = [round(SIZE * value) for value in (x, y, middle, y, middle, to_y, to_x, to_y)]
+    bend = (x, -0.1, to_x, -0.1) if far and y == to_y else (middle, y, middle, to_y)
+    points = [round(SIZE * value) for value in (x, y, *bend, to_x, to_y)]
     return Markup('<path class="edge" d="M{} {}C{} {} {} {} {} {}"/>').format(*points)
