@@ -23,7 +23,7 @@ help:
 	@echo "make clean   remove .venv, caches and the demo's data (never a store)"
 
 demo: $(INSTALLED)
-	$(BIN)/python examples/build_corpus.py --out examples/data --max-mb 6
+	$(BIN)/python examples/build_corpus.py --out examples/data --max-mb 8
 	$(BIN)/stillhouse run examples/select.yaml
 
 test: check
