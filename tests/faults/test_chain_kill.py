@@ -26,7 +26,7 @@ def write_chain(folder):
         "model": MODEL,
         "train": {"num_tokens": 32 * 8 * 5, **SHORT},
     }
-    more = {"num_tokens": 32 * 8 * 200, "checkpoint_every": 20, "keep_last": 50, **SHORT}
+    more = {"num_tokens": 32 * 8 * 800, "checkpoint_every": 40, "keep_last": 50, **SHORT}
     target = {"job": "train", "data": data, "sequence_length": 32, "init": {"from": "base"}}
     steps = {"base": base, "target": target | {"train": more}}
     path = folder / "chain.yaml"
@@ -60,7 +60,7 @@ def test_a_driver_that_is_killed_in_the_second_step(folder):
     driver = start(folder, 0)
     checkpoints = folder / "store" / "checkpoints"
     # the target's second checkpoint: the base has one at step 5
-    wait_for(lambda: any(int(p.name) >= 40 for p in checkpoints.glob("*/*") if p.name.isdigit()))
+    wait_for(lambda: any(int(p.name) >= 80 for p in checkpoints.glob("*/*") if p.name.isdigit()))
     driver.kill()
     [chain] = [
         json.loads(path.read_text())
@@ -74,7 +74,7 @@ def test_a_driver_that_is_killed_in_the_second_step(folder):
     assert [one["status"] for one in steps.values()] == ["reused", "done"]
     target = json.loads(Path(steps["target"]["artifact"], "manifest.json").read_text())
     starts = target["totals"]["measured"]["starts"]
-    assert starts[0]["step"] == 0 and starts[1]["step"] >= 40
+    assert starts[0]["step"] == 0 and starts[1]["step"] >= 80
     # another store, nothing killed
     code, unharmed, errors = start(folder, 2, "--set", f"store={folder / 'other'}").end()
     assert code == 0, errors

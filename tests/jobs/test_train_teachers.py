@@ -114,7 +114,7 @@ def test_a_killed_worker_changes_no_byte(world):
     """What the objective learns, and mixup's draws, go on where they were."""
     folder, models = world
     objective = CRITICS | {"teachers": [models["prior"]]}
-    settings = learning(**objective) | {"num_tokens": LENGTH * 8 * 160, "checkpoint_every": 20}
+    settings = learning(**objective) | {"num_tokens": LENGTH * 8 * 300, "checkpoint_every": 20}
     options = {"tokenizer": models["tokenizer"], "train": settings}
     killer, made = Killer(), []
     for name, listener in (("killed", killer), ("unharmed", Quiet())):
