@@ -11,14 +11,21 @@ from collections.abc import Mapping
 from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
-from stillhouse.errors import SpecError, StepFailedError, StillhouseError, require
+from stillhouse.errors import SpecError, StepFailedError
 from stillhouse.fingerprint import fingerprint
 from stillhouse.jobs import process
-from stillhouse.jobs.chain_result import StepResult, chain_numbers, chain_result
+from stillhouse.jobs.chain_result import chain_numbers, chain_result
 from stillhouse.jobs.chain_spec import AnySpec, ChainSpec
 from stillhouse.jobs.kinds import Job, Spec
-from stillhouse.jobs.run import SUBMISSION_VARIABLE, JobRun, connected, list_job, recorded
-from stillhouse.jobs.steps import Runnable, Steps
+from stillhouse.jobs.run import (
+    SUBMISSION_VARIABLE,
+    JobRun,
+    connected,
+    list_job,
+    recorded,
+    worker_environment,
+)
+from stillhouse.jobs.steps import Runnable, StepResult, Steps, step_failed
 from stillhouse.jobs.sweep import SweepRun
 from stillhouse.jobs.sweep_spec import SweepSpec
 from stillhouse.named_inputs import artifacts_of, inputs_by_name
@@ -31,8 +38,6 @@ from stillhouse.storage.filesystem import (
     FileInfo,
     absolute_uri,
     exists,
-    remember_options,
-    use_options,
 )
 from stillhouse.storage.run_record import RunRecord, read_json
 
@@ -54,7 +59,7 @@ class Chain:
     Attributes:
         needs: of each step, the steps that it names.
         order: each after those that it needs.
-        files: the listed inputs of steps that need no others.
+        files: what `list_inputs` found.
 
     Raises:
         SpecError: an unknown step, one that makes no such artifact, or a cycle.
@@ -69,10 +74,14 @@ class Chain:
         except CycleError as error:
             cycle = " -> ".join(error.args[1])
             raise SpecError(f"`steps`: each of these waits for the next one: {cycle}") from None
+        self.files: list[list[FileInfo]] = []
+
+    def list_inputs(self) -> "Chain":
+        """List the inputs of steps that need no others, as running them does, too."""
         first = [name for name in self.order if not self.needs[name]]
-        self.files: list[list[FileInfo]] = [
-            files for name in first for files in list_spec(spec.step(name, {})).files
-        ]
+        specs = [self.spec.step(name, {}) for name in first]
+        self.files = [files for spec in specs for files in list_spec(spec).files]
+        return self
 
     @property
     def name(self) -> str:
@@ -128,7 +137,7 @@ def runnable(spec: Spec | SweepSpec) -> Runnable:
 def list_spec(spec: AnySpec) -> "Job | Chain":
     """Check what a spec names and list its inputs, as far as they are there."""
     if isinstance(spec, ChainSpec):
-        return Chain(spec)
+        return Chain(spec).list_inputs()
     of: Any = spec.of if isinstance(spec, SweepSpec) else spec
     return list_job(of)
 
@@ -141,19 +150,17 @@ class ChainRun:
     """
 
     def __init__(self, spec: ChainSpec, shown: Listener) -> None:
-        require("ray", "torch", "transformers")
         self.spec = spec
-        self._worker_env = use_options(spec.store, spec.storage_options)
-        remember_options(spec.store, spec.storage_options)
+        self._worker_env = worker_environment(spec)
         self._chain = Chain(spec)
-        self._store = Store(check_store(spec.store))
-        self._record = RunRecord(self._store, self._chain.name)
 
         def prepare(name: str, runs: Mapping[str, str]) -> Runnable:
             return runnable(spec.step(name, runs))
 
         self._steps = Steps(self._chain.order, self._chain.needs, prepare, shown)
         self._steps.find_ready()
+        self._store = Store(check_store(spec.store))
+        self._record = RunRecord(self._store, self._chain.name)
 
     def finished(self) -> dict[str, Any] | None:
         """The chain's result, if all steps are finished and it is of the same runs."""
@@ -193,8 +200,7 @@ class ChainRun:
 
 
 def _failed(name: str, error: Exception, results: Mapping[str, StepResult]) -> StepFailedError:
-    text = process.failure_text(error)
-    code = error.exit_code if isinstance(error, StillhouseError) else 1
     details = chain_numbers(results)
-    details["chain"]["steps"][name] = {"status": "failed", "error": text}
-    return StepFailedError(f"step `{name}`: {text}", code, details)
+    failed = {"status": "failed", "error": process.failure_text(error)}
+    details["chain"]["steps"][name] = failed
+    return step_failed(f"step `{name}`", error, details)

@@ -1,46 +1,18 @@
 """The result of a chain: each step's own numbers and headline, the cost of all, and the lineage."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import stillhouse.report.blocks as b
 from stillhouse.jobs.chain_spec import ChainSpec
-from stillhouse.jobs.kinds import result_artifact
-from stillhouse.pipelines.context import Context, Listener, StepWork
+from stillhouse.jobs.steps import StepResult
+from stillhouse.pipelines.context import Context, Listener
 from stillhouse.pipelines.results import assemble, cost_numbers
 from stillhouse.report.formatting import duration
 from stillhouse.report.page import read
 from stillhouse.storage.artifact import Store
-from stillhouse.storage.filesystem import join
 
 _COMMON = {"status", "job", "run", "report", "artifacts", "work", "warnings", "published"}
-
-
-@dataclass(frozen=True, slots=True)
-class StepResult:
-    """A finished step: `done` in this run, or `reused`; what its own run printed; wall seconds."""
-
-    status: str
-    result: Mapping[str, Any]
-    seconds: float
-
-    @property
-    def artifact(self) -> str:
-        """The URI of its main artifact."""
-        kind, name = result_artifact({**self.result})
-        return join(self.result["run"].rsplit("/", 2)[0], kind, name)
-
-    @property
-    def work(self) -> StepWork:
-        work, cost = self.result["work"].values(), self.result.get("cost", {})
-        return StepWork(
-            parts=sum(one["parts"] for one in work),
-            reused=sum(one["reused"] for one in work),
-            flops=sum(cost.get("flops", {}).values()),
-            seconds=self.seconds,
-            device_seconds=sum(cost.get("device_seconds", {}).values()),
-        )
 
 
 def chain_numbers(steps: Mapping[str, StepResult]) -> dict[str, Any]:

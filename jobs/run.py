@@ -77,11 +77,9 @@ class JobRun:
     """
 
     def __init__(self, spec: Spec) -> None:
-        require("ray", "torch", "transformers")
         self.spec = spec
-        self._worker_env = use_options(spec.store, spec.storage_options)
+        self._worker_env = worker_environment(spec)
         self._began = now()
-        remember_options(spec.store, spec.storage_options)
         job = list_job(spec)
         self._store = Store(check_store(spec.store))
         check_name(self._store, spec)
@@ -118,6 +116,18 @@ class JobRun:
         record.put_result(result)
         record.finish("done")
         return result | publish_result(store, spec, result, self._began)
+
+
+def worker_environment(spec: JobSpec) -> dict[str, str]:
+    """Use and remember a job's options of storage; the environment variables of its workers.
+
+    Raises:
+        MissingExtraError: Ray or the libraries of models are not installed.
+    """
+    require("ray", "torch", "transformers")
+    environment = use_options(spec.store, spec.storage_options)
+    remember_options(spec.store, spec.storage_options)
+    return environment
 
 
 @contextmanager

@@ -7,10 +7,39 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from stillhouse.jobs.chain_result import StepResult
-from stillhouse.pipelines.context import Listener
+from stillhouse.errors import StepFailedError, StillhouseError
+from stillhouse.jobs import process
+from stillhouse.jobs.kinds import result_artifact
+from stillhouse.pipelines.context import Listener, StepWork
 from stillhouse.spec import JobSpec
+from stillhouse.storage.filesystem import join
 from stillhouse.storage.run_record import RunRecord
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """A finished step: `done` in this run, or `reused`; what its own run printed; wall seconds."""
+
+    status: str
+    result: Mapping[str, Any]
+    seconds: float
+
+    @property
+    def artifact(self) -> str:
+        """The URI of its main artifact."""
+        kind, name = result_artifact({**self.result})
+        return join(self.result["run"].rsplit("/", 2)[0], kind, name)
+
+    @property
+    def work(self) -> StepWork:
+        work, cost = self.result["work"].values(), self.result.get("cost", {})
+        return StepWork(
+            parts=sum(one["parts"] for one in work),
+            reused=sum(one["reused"] for one in work),
+            flops=sum(cost.get("flops", {}).values()),
+            seconds=self.seconds,
+            device_seconds=sum(cost.get("device_seconds", {}).values()),
+        )
 
 
 class Runnable(Protocol):
@@ -176,6 +205,12 @@ class _StepListener(Listener):
         if "message" in content:
             content = content | {"message": f"{self._name}: {content['message']}"}
         self._steps.pass_on("note", kind, content)
+
+
+def step_failed(what: str, error: Exception, details: Mapping[str, Any]) -> StepFailedError:
+    """The error of a failed step: `what` and its message, and its exit code."""
+    code = error.exit_code if isinstance(error, StillhouseError) else 1
+    return StepFailedError(f"{what}: {process.failure_text(error)}", code, details)
 
 
 def _resources(spec: JobSpec) -> dict[str, float]:

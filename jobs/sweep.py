@@ -10,14 +10,20 @@ from collections.abc import Mapping
 from typing import Any
 
 import stillhouse.report.blocks as b
-from stillhouse.errors import SpecError, StepFailedError, StillhouseError, require
+from stillhouse.errors import SpecError, require
 from stillhouse.fingerprint import fingerprint
 from stillhouse.jobs import process
 from stillhouse.jobs.plan import plan_job
 from stillhouse.jobs.publish import check_name, publish_result
-from stillhouse.jobs.run import SUBMISSION_VARIABLE, JobRun, connected, recorded
+from stillhouse.jobs.run import (
+    SUBMISSION_VARIABLE,
+    JobRun,
+    connected,
+    recorded,
+    worker_environment,
+)
 from stillhouse.jobs.spec_file import parse_spec
-from stillhouse.jobs.steps import Runnable, Steps
+from stillhouse.jobs.steps import Runnable, Steps, step_failed
 from stillhouse.jobs.sweep_spec import SweepRange, SweepSpec, Value
 from stillhouse.pipelines.context import Context, FailedAt, Listener, StepWork
 from stillhouse.pipelines.results import assemble, cost_numbers
@@ -26,7 +32,6 @@ from stillhouse.report.page import write
 from stillhouse.spec import NOT_IDENTITY
 from stillhouse.storage.artifact import Store
 from stillhouse.storage.commit import check_store
-from stillhouse.storage.filesystem import remember_options, use_options
 from stillhouse.storage.run_record import RunRecord, now, read_json
 
 SWEEP_VERSION = 1
@@ -74,10 +79,8 @@ class SweepRun:
     """A sweep that is about to run, as `JobRun` is of a job."""
 
     def __init__(self, spec: SweepSpec) -> None:
-        require("ray", "torch", "transformers")
         self.spec = spec
-        self._worker_env = use_options(spec.store, spec.storage_options)
-        remember_options(spec.store, spec.storage_options)
+        self._worker_env = worker_environment(spec)
         self._began = now()
         self._sweep = Sweep(spec)
         self._store = Store(check_store(spec.store))
@@ -196,9 +199,8 @@ class SweepRun:
         steps, sweep, variants = self._steps, self.spec.sweep, self._sweep.variants
         for name, error in steps.failures.items():
             if not steps.results:
-                code = error.exit_code if isinstance(error, StillhouseError) else 1
-                text = f"all {len(steps.failures)} variants failed, first {variants[name]}: "
-                raise StepFailedError(text + process.failure_text(error), code, {}) from error
+                text = f"all {len(steps.failures)} variants failed, first {variants[name]}"
+                raise step_failed(text, error, {}) from error
         found = {name: self._metric(made.result) for name, made in steps.results.items()}
         best = (min if sweep.mode == "min" else max)(found, key=lambda name: found[name])
         chosen = steps.results[best].result

@@ -1,6 +1,5 @@
 """The training of a classifier as plain values. Without torch, which the driver never imports."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -122,8 +121,3 @@ def resolved(settings: ClassifierTraining, num_images: int) -> tuple[ClassifierT
         "checkpoint_every": settings.checkpoint_every or steps_between(num_steps),
     }
     return settings.model_copy(update=chosen), num_steps
-
-
-def weighted(weights: Sequence[float]) -> tuple[float, ...]:
-    """Shares that add up to 1."""
-    return tuple(weight / sum(weights) for weight in weights)

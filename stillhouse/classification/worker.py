@@ -25,7 +25,7 @@ from stillhouse.classification.stored import (
     put_tensors,
 )
 from stillhouse.classification.stream import ImageStream, bags_of
-from stillhouse.classification.task import ClassifyTask, weighted
+from stillhouse.classification.task import ClassifyTask
 from stillhouse.distillation.prepared import Preparation, Prepared, prepare
 from stillhouse.distillation.stored_sets import flat_values
 from stillhouse.models.device import choose_device
@@ -37,7 +37,7 @@ from stillhouse.storage.task import identity
 from stillhouse.training.checkpoint import WEIGHT, Snapshot
 from stillhouse.training.group import WorkerGroup
 from stillhouse.training.loop import StepRecord, Trainer
-from stillhouse.training.objectives import objective_class, refused_settings
+from stillhouse.training.objectives import objective_class, refused_settings, teacher_shares
 from stillhouse.training.objectives.hybrid import attention_diagnostics
 from stillhouse.training.run import History, complete, training_totals
 from stillhouse.training.task import Tell
@@ -77,7 +77,7 @@ def train_classifier(
         num_classes=prepared.num_classes,
         num_images=len(prepared.train),
         shape=prepared.shape,
-        teachers=weighted([one.weight for one in settings.objective.teachers]),
+        teachers=teacher_shares([one.weight for one in settings.objective.teachers]),
         models=tuple(teachers),
         seed=settings.seed,
         group=group,

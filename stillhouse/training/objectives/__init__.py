@@ -138,11 +138,15 @@ def make_objective(
             f"`train.objective: {settings.name}` has `needs_models`: set `signals: none` too, "
             "so that its teachers run in the training workers"
         )
-    weights = [teacher.weight for teacher in settings.teachers]
-    shares = tuple(weight / sum(weights) for weight in weights)
+    shares = teacher_shares([teacher.weight for teacher in settings.teachers])
     facts = replace(facts, teachers=shares, temperatures=tuple(settings.temperatures))
     with refused_settings(settings.name):
         return kind(facts, **settings.options)
+
+
+def teacher_shares(weights: Sequence[float]) -> tuple[float, ...]:
+    """Shares of teachers, which add up to 1."""
+    return tuple(weight / sum(weights) for weight in weights)
 
 
 @contextmanager
