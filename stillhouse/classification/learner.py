@@ -33,6 +33,14 @@ def teacher_logits(teacher: int) -> str:
     return f"logits.{teacher}"
 
 
+def mean_over_teachers(
+    shares: Sequence[float], signals: Mapping[str, Tensor], function: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """The mean, weighed by the teachers' shares, of a function of each one's logits [b, C]."""
+    values = [s * function(signals[teacher_logits(i)]) for i, s in enumerate(shares)]
+    return torch.stack(values).sum(0)
+
+
 @dataclass(frozen=True, slots=True)
 class ClassifierFacts:
     """What an objective for images is made with.

@@ -5,8 +5,6 @@ are known together only: then bags, made once from the seed, are what is shuffle
 """
 
 from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,9 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stillhouse.distillation.augment import crop, flip
-from stillhouse.errors import ArtifactError
 from stillhouse.training.order import SampleOrder, Window
-from stillhouse.training.stream import Batch
+from stillhouse.training.stream import Batch, OrderedStream
 
 _BAGS, _VIEWS = 10, 11  # first word of a random generator's key
 _SHIFT = 0.125  # of the side
@@ -30,8 +27,8 @@ def bags_of(num_images: int, size: int, seed: int) -> NDArray[np.int64]:
     return rows[: num_images // size * size].reshape(-1, size)
 
 
-class ImageStream:
-    """The rows of one worker's lanes; a `BatchSource`.
+class ImageStream(OrderedStream):
+    """The images of one worker's lanes.
 
     Args:
         order: of bags.
@@ -52,20 +49,10 @@ class ImageStream:
         num_workers: int = 1,
         augmentation: tuple[str, ...] = (),
     ) -> None:
-        self._order, self._images, self._columns, self._bags = order, images, columns, bags
-        self._lanes, self._augmentation = order.lanes_of(rank, num_workers), augmentation
+        super().__init__(order, rank=rank, num_workers=num_workers)
+        self._images, self._columns, self._bags = images, columns, bags
+        self._augmentation = augmentation
         self._current: dict[int, tuple[Window, NDArray[np.int64]]] = {}
-        self._thread = ThreadPoolExecutor(1, "next-batch")
-        self._step = 0
-        self._next: Future[Batch] | None = None
-
-    def next_batch(self) -> Batch:
-        """This worker's images of the next global batch; the one after it is prepared meanwhile."""
-        ready = self._next or self._thread.submit(self._assemble, self._step)
-        batch = ready.result()
-        self._step += 1
-        self._next = self._thread.submit(self._assemble, self._step)
-        return batch
 
     def _assemble(self, step: int) -> Batch:
         width = self._order.rows_per_lane
@@ -80,26 +67,6 @@ class ImageStream:
         parts = np.stack([np.zeros_like(rows), rows], axis=1)
         signals = {name: values[index] for name, values in self._columns.items()}
         return Batch(images, parts, signals=signals)
-
-    def state_dict(self) -> dict[str, Any]:
-        consumed = self._step * self._order.global_batch
-        return {"consumed": consumed, "order": self._order.describe()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue after `consumed` samples.
-
-        Raises:
-            ArtifactError: the state is of another order.
-        """
-        if state["order"] != self._order.describe():
-            raise ArtifactError("the checkpoint was taken in another order of the images")
-        if self._next is not None:
-            self._next.exception()  # wait: it uses what is changed here
-        self._step, self._next = state["consumed"] // self._order.global_batch, None
-
-    def close(self) -> None:
-        """End the thread."""
-        self._thread.shutdown(cancel_futures=True)
 
     def _sample(self, lane: int, position: int) -> int:
         """The sample at a lane's `position`, counted over all epochs."""

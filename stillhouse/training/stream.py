@@ -8,6 +8,7 @@ lanes and data sets, and what is fetched ahead.
     stream = TokenStream(order, read_ahead(PartReader(uris), rows), rank=0, num_workers=4)
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -123,45 +124,36 @@ def _batch(taken: Sequence[_Taken]) -> Batch:
     )
 
 
-class TokenStream:
-    """The rows of one worker's lanes; a `BatchSource`.
+class OrderedStream(ABC):
+    """A worker's rows of every global batch, in the order of `SampleOrder`; a `BatchSource`.
 
-    The workers' batches, concatenated by rank, are the global batch. The state is the number of
-    samples that all workers consumed: it is the same on all, for any number of them.
+    The workers' batches, concatenated by rank, are the global batch. A thread assembles the next
+    one while the model trains on the current one. The state is the number of samples that all
+    workers consumed: it is the same on all, for any number of them.
 
     Args:
-        fetch: reads the windows.
         rank, num_workers: determine this worker's lanes.
-        names: by data set, the source of tokens of parts without `documents`.
-        num_steps: of the training; nothing beyond is read. Default: endless.
-        vocab_size: token ids have to be below it.
-        signals: further columns of the batches.
+        num_steps: of the training; nothing beyond is assembled. Default: endless.
     """
 
     def __init__(
-        self,
-        order: SampleOrder,
-        fetch: Fetch,
-        *,
-        rank: int = 0,
-        num_workers: int = 1,
-        names: Sequence[str] = ("data",),
-        num_steps: int | None = None,
-        vocab_size: int | None = None,
-        signals: Sequence[str] = (),
+        self, order: SampleOrder, *, rank: int, num_workers: int, num_steps: int | None = None
     ) -> None:
-        self._order, self._fetch, self._names = order, fetch, names
-        self._num_steps, self._vocab_size, self._signals = num_steps, vocab_size, signals
+        self._order, self._num_steps = order, num_steps
         self._lanes = order.lanes_of(rank, num_workers)
         self._thread = ThreadPoolExecutor(1, "next-batch")
         self._next: Future[Batch] | None = None
-        self._seek(0)
+        self._step = 0
+
+    @abstractmethod
+    def _assemble(self, step: int) -> Batch:
+        """The rows of a step, in the thread."""
 
     def next_batch(self) -> Batch:
         """This worker's rows of the next global batch.
 
         Raises:
-            ArtifactError: as `PartReader.read`, or a token id that the vocabulary does not have.
+            ArtifactError: as `_assemble`.
         """
         ready = self._next or self._thread.submit(self._assemble, self._step)
         batch = ready.result()
@@ -189,14 +181,53 @@ class TokenStream:
                 )
         self._seek(state["consumed"] // self._order.global_batch)
 
-    def close(self) -> None:
-        self._thread.submit(self._tables.close).result()
-        self._thread.shutdown(cancel_futures=True)
-
     def _seek(self, step: int) -> None:
+        """Continue at a step."""
         if self._next is not None:
             self._next.exception()  # wait: it uses what is replaced here
         self._step, self._next = step, None
+
+    def close(self) -> None:
+        """Stop assembling."""
+        self._thread.shutdown(cancel_futures=True)
+
+
+class TokenStream(OrderedStream):
+    """The sequences of one worker's lanes, from windows of parts.
+
+    A batch raises ArtifactError as `PartReader.read`, or for a token id that the vocabulary does
+    not have.
+
+    Args:
+        fetch: reads the windows.
+        names: by data set, the source of tokens of parts without `documents`.
+        vocab_size: token ids have to be below it.
+        signals: further columns of the batches.
+    """
+
+    def __init__(
+        self,
+        order: SampleOrder,
+        fetch: Fetch,
+        *,
+        rank: int = 0,
+        num_workers: int = 1,
+        names: Sequence[str] = ("data",),
+        num_steps: int | None = None,
+        vocab_size: int | None = None,
+        signals: Sequence[str] = (),
+    ) -> None:
+        super().__init__(order, rank=rank, num_workers=num_workers, num_steps=num_steps)
+        self._fetch, self._names = fetch, names
+        self._vocab_size, self._signals = vocab_size, signals
+        self._seek(0)
+
+    def close(self) -> None:
+        self._thread.submit(self._tables.close).result()
+        super().close()
+
+    def _seek(self, step: int) -> None:
+        super()._seek(step)
         self._windows = self._order.windows(self._lanes, step, self._num_steps)
         self._tables: Any = self._fetch(self._order.windows(self._lanes, step, self._num_steps))
         self._loaded: dict[tuple[int, int, int], _Loaded] = {}

@@ -22,10 +22,9 @@ from torch.nn.functional import one_hot
 
 from stillhouse.classification.learner import LABELS, ClassifierFacts
 from stillhouse.classification.spec import ClassifierTraining
-from stillhouse.errors import SpecError
 from stillhouse.training.objectives import LossValue
+from stillhouse.training.objectives.bounds import positive, proportion
 from stillhouse.training.objectives.distil import promoted
-from stillhouse.training.objectives.kd import positive
 
 _SHARES = "shares"
 _NOISE = 13  # first word of a random generator's key
@@ -78,8 +77,7 @@ class Bags:
         rho: float = 0.1,
         epsilon: float | None = None,
     ) -> None:
-        if not 0 <= rho <= 1:
-            raise SpecError(f"`train.objective.rho: {rho}` is not between 0 and 1")
+        proportion(rho=rho)
         if epsilon is not None:
             positive(epsilon=epsilon)
         self._rho, self.rows_together = rho, bag_size

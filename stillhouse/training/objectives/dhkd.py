@@ -18,13 +18,13 @@ from stillhouse.classification.learner import (
     LABELS,
     ClassifierFacts,
     classifier_layer,
-    teacher_logits,
+    mean_over_teachers,
     with_features,
 )
 from stillhouse.errors import SpecError
 from stillhouse.training.objectives import LossValue
+from stillhouse.training.objectives.bounds import not_negative, positive
 from stillhouse.training.objectives.distil import promoted, softmax_kl
-from stillhouse.training.objectives.kd import not_negative, positive
 
 
 def binary_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
@@ -123,11 +123,9 @@ class Dhkd(nn.Module):
         logits, features = with_features(network, images)
         nll = cross_entropy(promoted(logits), signals[LABELS])
         other = logits if self.head is None else self.head(features)
-        losses = [
-            share * self._loss(other, signals[teacher_logits(i)], self._temperature)
-            for i, share in enumerate(self._shares)
-        ]
-        soft = self._alpha * torch.stack(losses).sum()
+        soft = self._alpha * mean_over_teachers(
+            self._shares, signals, lambda t: self._loss(other, t, self._temperature)
+        )
         if self._align:
             return LossValue(self._gamma * nll, nll, second=soft)
         return LossValue(self._gamma * nll + soft, nll)

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from stillhouse.errors import SpecError
 from stillhouse.models.head import head_of
 from stillhouse.training.objectives import LossValue, ObjectiveFacts
+from stillhouse.training.objectives.bounds import proportion
 from stillhouse.training.objectives.chunked import ChunkLosses, chunked_losses, token_weights
 from stillhouse.training.signals import COLUMNS, column
 from stillhouse.training.task import LOSS_MASK
@@ -124,8 +125,7 @@ class Distil:
         direction: Literal["forward", "reverse"] = "forward",
         z_loss: float = 1e-4,
     ) -> None:
-        if not 0 <= weight <= 1:
-            raise SpecError(f"`train.objective.weight: {weight}` is not between 0 and 1")
+        proportion(weight=weight)
         if direction not in ("forward", "reverse"):
             raise SpecError(f"`train.objective.direction: {direction}`: use forward or reverse")
         self._facts, self._weight, self._temperature = facts, weight, temperature

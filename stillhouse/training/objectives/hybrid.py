@@ -17,8 +17,8 @@ from stillhouse.classification.stored import ImageTeacher
 from stillhouse.errors import SpecError
 from stillhouse.models.vit import Vit
 from stillhouse.training.objectives import LossValue
+from stillhouse.training.objectives.bounds import not_negative
 from stillhouse.training.objectives.distil import promoted
-from stillhouse.training.objectives.kd import not_negative
 from stillhouse.training.objectives.masked import vit_of
 
 
@@ -86,9 +86,12 @@ class Hybrid(nn.Module):
         layers: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
-        names = ("label_weight", "relation_weight", "feature_weight")
+        not_negative(
+            label_weight=label_weight,
+            relation_weight=relation_weight,
+            feature_weight=feature_weight,
+        )
         self._weights = label_weight, relation_weight, feature_weight
-        not_negative(**dict(zip(names, self._weights, strict=True)))
         student, self._teachers = vit_of(facts.network), facts.models
         relations, features = (vit_of(one.network) for one in self._given())
         for name, one in (("0", relations), ("1", features)):

@@ -19,8 +19,8 @@ from torch.nn.functional import cross_entropy
 from stillhouse.classification.learner import LABELS, ClassifierFacts, reading
 from stillhouse.errors import ModelError
 from stillhouse.training.objectives import LossValue
+from stillhouse.training.objectives.bounds import not_negative, positive
 from stillhouse.training.objectives.distil import promoted, softmax_kl
-from stillhouse.training.objectives.kd import not_negative, positive
 
 ROTATIONS = 4
 
@@ -100,10 +100,14 @@ class Lsskd(nn.Module):
     ) -> None:
         super().__init__()
         positive(temperature=temperature)
-        weights = (main_weight, branch_weight, mimicry_weight, feature_weight)
-        names = ("main_weight", "branch_weight", "mimicry_weight", "feature_weight")
-        not_negative(**dict(zip(names, weights, strict=True)))
-        self._temperature, self._weights = temperature, weights
+        not_negative(
+            main_weight=main_weight,
+            branch_weight=branch_weight,
+            mimicry_weight=mimicry_weight,
+            feature_weight=feature_weight,
+        )
+        self._temperature = temperature
+        self._weights = main_weight, branch_weight, mimicry_weight, feature_weight
         place = next(facts.network.parameters()).device
         shown = torch.zeros(1, *facts.shape, device=place)
         with torch.no_grad(), reading(*stages_of(facts.network)) as states:

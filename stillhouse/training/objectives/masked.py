@@ -14,8 +14,8 @@ from stillhouse.classification.learner import ROWS, ClassifierFacts
 from stillhouse.errors import SpecError
 from stillhouse.models.vit import Vit, VitBlock
 from stillhouse.training.objectives import LossValue
+from stillhouse.training.objectives.bounds import positive
 from stillhouse.training.objectives.distil import promoted
-from stillhouse.training.objectives.kd import positive
 
 _MASKS = 14  # first word of a random generator's key
 

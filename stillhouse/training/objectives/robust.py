@@ -19,8 +19,8 @@ from stillhouse.classification.learner import LABELS, ClassifierFacts
 from stillhouse.classification.spec import ClassifierTraining
 from stillhouse.errors import SpecError
 from stillhouse.training.objectives import LossValue
+from stillhouse.training.objectives.bounds import not_negative, positive
 from stillhouse.training.objectives.distil import promoted
-from stillhouse.training.objectives.kd import not_negative, positive
 
 _LABELLED = 15  # first word of a random generator's key
 

@@ -10,8 +10,8 @@ from torch.nn.functional import cross_entropy
 from stillhouse.classification.learner import LABELS, ROWS, ClassifierFacts
 from stillhouse.errors import SpecError
 from stillhouse.training.objectives import LossValue
+from stillhouse.training.objectives.bounds import not_negative, positive
 from stillhouse.training.objectives.distil import promoted, softmax_kl
-from stillhouse.training.objectives.kd import not_negative, positive
 
 
 def small_loss_rows(losses: Tensor, forget_rate: float) -> Tensor:

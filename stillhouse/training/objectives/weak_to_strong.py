@@ -17,9 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
-from stillhouse.classification.learner import ClassifierFacts, teacher_logits
+from stillhouse.classification.learner import ClassifierFacts, mean_over_teachers
 from stillhouse.errors import SpecError
 from stillhouse.training.objectives import LossValue
+from stillhouse.training.objectives.bounds import proportion
 from stillhouse.training.objectives.distil import promoted
 
 
@@ -133,9 +134,7 @@ class WeakToStrong:
         warmup: float = 0.2,
         schedule: Literal["paper", "released"] = "paper",
     ) -> None:
-        for name, value in (("maximum", maximum), ("warmup", warmup)):
-            if not 0 <= value <= 1:
-                raise SpecError(f"`train.objective.{name}: {value}` is not between 0 and 1")
+        proportion(maximum=maximum, warmup=warmup)
         if schedule not in ("paper", "released"):
             raise SpecError(f"`train.objective.schedule: {schedule}`: use paper or released")
         self._shares, self._maximum, self._warmup = facts.teachers, maximum, warmup
@@ -169,8 +168,4 @@ class WeakToStrong:
         return LossValue(soft_label_loss(logits, targets), soft_label_loss(logits.detach(), weak))
 
     def _weak(self, signals: Mapping[str, Tensor]) -> Tensor:
-        weak = [
-            share * promoted(signals[teacher_logits(i)]).softmax(1)
-            for i, share in enumerate(self._shares)
-        ]
-        return torch.stack(weak).sum(0)
+        return mean_over_teachers(self._shares, signals, lambda t: promoted(t).softmax(1))
