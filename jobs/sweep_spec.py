@@ -138,11 +138,12 @@ class SweepSpec(JobSpec):
         return content | {"name": f"{self.name or content['job']}: {label}"}
 
     def to_yaml(self) -> str:
-        content = yaml.safe_load(self.of.to_yaml())
-        sweep = self.sweep.model_dump(mode="json", exclude_unset=True)
-        return yaml.safe_dump(content | {"sweep": sweep}, sort_keys=False, allow_unicode=True)
+        return self._with_sweep(self.of.to_yaml())
 
     def to_send(self) -> str:
-        content = yaml.safe_load(self.of.to_send())
+        return self._with_sweep(self.of.to_send())
+
+    def _with_sweep(self, of: str) -> str:
         sweep = self.sweep.model_dump(mode="json", exclude_unset=True)
-        return yaml.safe_dump(content | {"sweep": sweep}, sort_keys=False, allow_unicode=True)
+        content = yaml.safe_load(of) | {"sweep": sweep}
+        return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
