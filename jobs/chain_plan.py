@@ -13,6 +13,7 @@ from stillhouse.jobs.chain_spec import AnySpec, ChainSpec
 from stillhouse.jobs.kinds import Estimate, Spec, cost_row, speeds_of
 from stillhouse.jobs.plan import plan_job
 from stillhouse.jobs.sweep import Sweep
+from stillhouse.jobs.sweep_record import Budget, Decisions
 from stillhouse.jobs.sweep_spec import SweepSpec
 from stillhouse.models.shape import planned_shape
 from stillhouse.pipelines.train_data import TEXT_LENGTH
@@ -34,16 +35,22 @@ def _plan_sweep(spec: SweepSpec) -> dict[str, Any]:
     sweep = Sweep(spec)
     use_options(spec.store, spec.storage_options)
     variants = sweep.variants or {"each": spec.sweep.drawn([0.0] * len(spec.sweep.over))}
-    planned = {name: plan_job(sweep.checked(values)) for name, values in variants.items()}
+    run = Store(absolute_uri(spec.store)).path("runs", sweep.name)
+    budget = Budget(spec.sweep.max_flops, Decisions(run))
+    checked = {name: sweep.checked(values) for name, values in variants.items()}
+    planned = {name: plan_job(one) for name, one in checked.items() if budget.pays(one)}
     todo = [name for name, one in planned.items() if one["status"] == "to_do"]
-    notes = [f"{len(variants) - len(todo)} of {len(variants)} variants are finished; steps that "
+    notes = [f"{len(planned) - len(todo)} of {len(planned)} variants are finished; steps that "
              "variants share are done once"]  # fmt: skip
+    if len(planned) < len(variants):
+        left_out = len(variants) - len(planned)
+        notes.append(f"`sweep.max_flops` leaves out {left_out} of {len(variants)} variants")
     if sweep.search == "optuna":
         notes = [f"one of {spec.sweep.max_runs} variants, each proposed after those before it"]
     return {
         "status": "to_do" if todo else "nothing_to_do",
         "job": "sweep",
-        "run": Store(absolute_uri(spec.store)).path("runs", sweep.name),
+        "run": run,
         "steps": {
             f"{name}: {step}": row
             for name, one in planned.items()

@@ -13,7 +13,6 @@ import stillhouse.report.blocks as b
 from stillhouse.errors import SpecError, require
 from stillhouse.fingerprint import fingerprint
 from stillhouse.jobs import process
-from stillhouse.jobs.plan import plan_job
 from stillhouse.jobs.publish import check_name, publish_result
 from stillhouse.jobs.run import (
     SUBMISSION_VARIABLE,
@@ -24,6 +23,7 @@ from stillhouse.jobs.run import (
 )
 from stillhouse.jobs.spec_file import parse_spec
 from stillhouse.jobs.steps import Runnable, Steps, step_failed
+from stillhouse.jobs.sweep_record import Budget, Decisions
 from stillhouse.jobs.sweep_spec import SweepRange, SweepSpec, Value
 from stillhouse.pipelines.context import Context, FailedAt, Listener, StepWork
 from stillhouse.pipelines.results import assemble, cost_numbers
@@ -86,7 +86,9 @@ class SweepRun:
         self._store = Store(check_store(spec.store))
         check_name(self._store, spec.of)
         self._record = RunRecord(self._store, self._sweep.name)
-        self._left = spec.sweep.max_flops
+        self._decisions = Decisions(self._record.uri)
+        self._budget = Budget(spec.sweep.max_flops, self._decisions)
+        self._jobs: dict[str, JobRun] = {}
         self._steps = Steps([], {}, self._prepare, Listener(), keep_going=True)
         if spec.sweep.search != "optuna":
             self._steps.order = [name for name in self._sweep.variants if self._pays(name)]
@@ -102,9 +104,12 @@ class SweepRun:
         before = read_json(self._record.uri, "result.json")
         if before is None or self._steps.ready:
             return None
-        runs = {one.result["run"] for one in self._steps.results.values()}
-        ran = {one["run"] for one in before["sweep"]["variants"] if one["run"]}
-        if self.spec.sweep.search != "optuna" and runs != ran:
+        rows = [one for one in before["sweep"]["variants"] if one["run"]]
+        results = [made.result for made in self._steps.results.values()]
+        if self.spec.sweep.search == "optuna":
+            jobs = [JobRun(self._sweep.checked(one["values"])) for one in rows]
+            results = [result for job in jobs if (result := job.finished()) is not None]
+        if {one["run"] for one in results} != {one["run"] for one in rows}:
             return None
         return before | {"status": "nothing_to_do"} | self._published(before)
 
@@ -118,6 +123,7 @@ class SweepRun:
         steps.record, steps.shown = record, shown
         record.start(spec.to_yaml(), "sweep", os.environ.get(SUBMISSION_VARIABLE), spec.name)
         with recorded(record, spec, lambda: FailedAt(next(iter(steps.failures), None))):
+            self._decisions.write()
             with connected(spec, self._worker_env, record):
                 if spec.sweep.search == "optuna":
                     self._ask_and_tell()
@@ -131,19 +137,14 @@ class SweepRun:
         record.finish("done")
         return numbers | self._published(numbers)
 
-    def _prepare(self, name: str, _: Mapping[str, str]) -> Runnable:
-        return JobRun(self._sweep.checked(self._sweep.variants[name]))
+    def _prepare(self, name: str, _: Mapping[str, str] | None = None) -> Runnable:
+        if name not in self._jobs:
+            self._jobs[name] = JobRun(self._sweep.checked(self._sweep.variants[name]))
+        return self._jobs[name]
 
     def _pays(self, name: str) -> bool:
-        """Whether the budget pays for a variant, by its plan; if so it is spent."""
-        if self._left is None:
-            return True
-        planned = plan_job(self._sweep.checked(self._sweep.variants[name]))
-        flops = sum(step["flops"] or 0 for step in planned["steps"].values())
-        if flops > self._left:
-            return False
-        self._left -= flops
-        return True
+        self._prepare(name)  # reads the inputs that a plan would take for new
+        return self._budget.pays(self._sweep.checked(self._sweep.variants[name]))
 
     def _ask_and_tell(self) -> None:
         """Run variants one after another, each proposed by optuna from those before it."""
@@ -158,7 +159,9 @@ class SweepRun:
             trial = study.ask()
             values = {key: _suggested(trial, key, of) for key, of in sweep.over.items()}
             name = self._sweep.add(values)
-            if not self._pays(name):
+            pays = self._pays(name)
+            self._decisions.write()
+            if not pays:
                 del self._sweep.variants[name]
                 break
             self._steps.order = [*self._steps.order, name]

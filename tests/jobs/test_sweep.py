@@ -105,6 +105,28 @@ def test_random_variants_are_those_of_the_seed(folder):
     assert other != variants[0]
 
 
+def test_a_budget_leaves_out_the_same_variants_again(ray_cluster, folder, tmp_path):
+    """6 N FLOPs a token in N parameters: 2 of 3 equally long trainings are paid for, now and after
+    they ran; once a variant has run by hand, nothing changes either."""
+    changes = {"store": str(tmp_path / "store")}
+    rates = {"train.learning_rate": [1e-3, 3e-3, 1e-2], "train.global_batch": [8]}
+    planned = plan_spec(swept(folder, {"over": rates}, **changes))["steps"]
+    (each,) = {row["flops"] for name, row in planned.items() if name.endswith(": train")}
+    sweep = {"over": rates, "max_flops": 2.5 * each}
+    assert "leaves out 1 of 3" in str(plan_spec(swept(folder, sweep, **changes))["notes"])
+    first = run_spec(swept(folder, sweep, **changes), Quiet())
+    statuses = [one["status"] for one in first["sweep"]["variants"]]
+    assert statuses == ["done", "done", "left out"]
+    assert plan_spec(swept(folder, sweep, **changes))["status"] == "nothing_to_do"
+    again = run_spec(swept(folder, sweep, **changes), Quiet())
+    assert again["status"] == "nothing_to_do"
+    assert again["sweep"] == first["sweep"]
+    by_hand = content_of(folder, **changes)["train"] | {"learning_rate": 1e-2, "global_batch": 8}
+    run_job(parse_spec(content_of(folder, train=by_hand, **changes), "spec"), Quiet())
+    assert run_spec(swept(folder, sweep, **changes), Quiet())["sweep"] == first["sweep"]
+    assert verify(first["sweep"]["run"], 4)["problems"] == []
+
+
 def test_optuna_goes_on_from_what_it_found(made, folder):
     over = {"train.learning_rate": {"min": 1e-3, "max": 1e-1, "log": True}}
     sweep = {"search": "optuna", "over": over, "max_runs": 2}
