@@ -60,7 +60,9 @@ class TrainJob(Job):
         length = spec.sequence_length or inputs.sequence_length or TEXT_LENGTH
         texts = sum(_num_tokens(one) for one in inputs.sets.values() if isinstance(one, TextSet))
         steps = {"scan": Estimate(texts), "tokens": Estimate(texts)} if texts else {}
-        tokens = spec.train.num_tokens or sum(map(_num_tokens, inputs.datasets))
+        tokens = spec.train.num_tokens or sum(
+            _num_tokens(one) * one.share.one_pass for one in inputs.datasets
+        )
         flops = None  # of a given model: counted where it is loaded
         if spec.init is None:
             flops = planned_shape(spec.model, vocab, length).flops_per_token(length)

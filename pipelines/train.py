@@ -24,6 +24,7 @@ from stillhouse.pipelines.training import make_task, online_scorers, train_model
 from stillhouse.pipelines.workers import Gang
 from stillhouse.spec import ModelSettings
 from stillhouse.storage.artifact import Manifest, Store
+from stillhouse.training.limits import within_limits
 from stillhouse.training.order import check_workers, default_lanes, default_window
 from stillhouse.training.seen import trained_rows
 from stillhouse.training.spec import TrainSpec
@@ -74,6 +75,8 @@ def run_train(ctx: Context, spec: TrainSpec, inputs: TrainInputs) -> TrainRun:
     task = _task(spec, sets, heldout, tokenizer, init, shape)
     live = spec.compute if objective.kept_signals == "live" else None
     task = replace(task, code=inputs.code, teachers=teachers, live=live)
+    keys = [key for key in inputs.sets if key != HELDOUT]
+    task = within_limits(task, keys, asked=spec.train.num_tokens is not None)
     if spec.online is None:
         check_workers(task.order(), spec.compute.trainers)
     else:
@@ -119,7 +122,7 @@ def _tokens(
         one
         if isinstance(one, TokenSet)
         else replace(
-            token_set(ctx.store, made[key], one.name, one.weight),
+            token_set(ctx.store, made[key], one.name, one.share),
             masked=one.inputs.source.columns.prompt is not None,
         )
         for key, one in sets.items()
@@ -141,7 +144,7 @@ def _task(
         moments = moments_of(Store(init.folder.rsplit("/", 2)[0]), spec, init.folder)
         start = StartModel(init.folder, init.fingerprint, moments=moments)
         origin = "trained" if init.made_here else "given"
-    one_pass: float = sum(one.num_tokens for one in sets)
+    one_pass: float = sum(one.num_tokens * one.share.one_pass for one in sets)
     if spec.online is not None:  # one of tau candidates is trained on
         one_pass /= spec.online.tau
     return make_task(

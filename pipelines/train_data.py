@@ -32,14 +32,10 @@ from stillhouse.storage.filesystem import (
 from stillhouse.storage.parquet import open_parquet
 from stillhouse.text.records import read_records
 from stillhouse.text.tokenizer import BosSetting, load_tokenizer
-from stillhouse.training.spec import OBJECTIVES, FileData, SelectionData, TrainSpec
-from stillhouse.training.task import (
-    CHECKPOINTS,
-    LOSS_MASK,
-    TokenSet,
-    checkpoints_of,
-    token_set,
-)
+from stillhouse.training.data_spec import FileData, SelectionData
+from stillhouse.training.schedule import Share
+from stillhouse.training.spec import OBJECTIVES, TrainSpec
+from stillhouse.training.task import CHECKPOINTS, LOSS_MASK, TokenSet, checkpoints_of, token_set
 
 HELDOUT, INIT, TEACHER = "heldout", "init", "train.objective.teachers."
 TEXT_LENGTH = 256
@@ -65,7 +61,7 @@ class TextSet:
     """Documents to be tokenised."""
 
     name: str
-    weight: float
+    share: Share
     inputs: Inputs
 
     def identity(self) -> str:
@@ -234,7 +230,7 @@ class _Opener:
         digests = digest_files(self._store, files, remember=self._remember)
         return TokenSet(
             name=name,
-            weight=item.weight,
+            share=item.share,
             uris=tuple(file.uri for file in files),
             rows=tuple(sum(digest.row_group_rows or ()) for digest in digests),
             digests=tuple(digest.sha256 for digest in digests),
@@ -252,7 +248,7 @@ class _Opener:
             source = DataSource(path=[part.uri for part in parts], format="parquet")
             return self._texts("selection", item, source, list_source(source))
         self.tokenizers[key] = _tokenizer_of(artifact)
-        made = token_set(Store(artifact.store), artifact.manifest, "selection", item.weight)
+        made = token_set(Store(artifact.store), artifact.manifest, "selection", item.share)
         return replace(made, masked=LOSS_MASK in columns_of(parts[0].uri))
 
     def _texts(
@@ -264,7 +260,7 @@ class _Opener:
     ) -> TextSet:
         size = self._spec.part_tokens
         inputs = open_inputs(self._store, source, files, size, remember=self._remember)
-        return TextSet(name, item.weight, inputs)
+        return TextSet(name, item.share, inputs)
 
 
 def _sequences(item: SelectionData) -> Artifact:

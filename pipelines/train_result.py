@@ -1,6 +1,7 @@
 """The result of a train job: its numbers, and the sections of its report."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import stillhouse.report.blocks as b
@@ -9,6 +10,7 @@ from stillhouse.pipelines.results import assemble, automatic, cost_numbers
 from stillhouse.pipelines.train import TrainRun
 from stillhouse.report.formatting import compact, decimals, percent
 from stillhouse.report.health import unfinished
+from stillhouse.training.mixture import Mixture
 from stillhouse.training.spec import TrainSpec
 
 _TOTALS = ("final_loss", "num_tokens", "num_steps", "order_sha256")
@@ -17,6 +19,8 @@ _MOST_WAIT = 0.05
 _NUM_NAMED = 6
 """Sources with a colour and a name in the legend."""
 _SHOWN_SOURCES = 12
+_MOST_STRETCHES = 400
+"""Points of a chart of shares."""
 CHECKED = "Waiting for data, memory, and a loss that was still falling steeply were checked."
 
 
@@ -24,6 +28,7 @@ def train_result(ctx: Context, spec: TrainSpec, made: TrainRun, run_uri: str) ->
     """The numbers of `run --json`, and the blocks of the report."""
     totals, settings = made.model.totals, made.task.settings
     measured, heldout = totals["measured"], totals["curve"]
+    drawn = _drawn(made)
     numbers = {
         "model_fingerprint": made.model.fingerprint,
         "train": {
@@ -34,6 +39,7 @@ def train_result(ctx: Context, spec: TrainSpec, made: TrainRun, run_uri: str) ->
             "global_batch": settings.batch_size,
             "restarts": len(measured["starts"]) - 1,
             "sources": totals["evaluations"][-1]["heldout"],
+            "data": [asdict(one) for one in drawn],
         },
         "cost": cost_numbers(ctx.work),
     }
@@ -58,7 +64,7 @@ def train_result(ctx: Context, spec: TrainSpec, made: TrainRun, run_uri: str) ->
         sections=[
             b.Section("learning", "How it learned", _learning(totals, marks)),
             b.Section("speed", "How it ran", speed(totals["points"], starts, marks)),
-            b.Section("data", "What it saw", _data(made)),
+            b.Section("data", "What it saw", _data(made, drawn)),
         ],
         footer="Losses are means over predicted tokens, in nats; a token's source is that of the "
         "document that owns its position.",
@@ -184,13 +190,38 @@ def speed(
     return [b.Group(charts), *([every] if marks else [])]
 
 
-def _data(made: TrainRun) -> list[b.Block]:
-    settings, totals = made.task.settings, made.model.totals
-    whole = sum(one.weight for one in made.task.data)
-    drawn = totals["num_steps"] * settings.batch_size
-    shares = [(one.name, one.weight / whole, one.num_rows) for one in made.task.data]
-    columns = {"Data": "text", "share": "percent", "sequences": "compact", "epochs": "decimals2"}
-    rows: list[list[b.Cell]] = [[n, share, size, drawn * share / size] for n, share, size in shares]
+@dataclass(frozen=True, slots=True)
+class _Drawn:
+    """A data set's shares of the sequences, asked for on average and drawn, and its epochs."""
+
+    name: str
+    asked: float
+    drawn: float
+    epochs: float
+
+
+def _drawn(made: TrainRun) -> list[_Drawn]:
+    task, whole = made.task, made.task.num_steps * made.task.settings.batch_size
+    if len(task.data) == 1:
+        return [_Drawn(task.data[0].name, 1.0, 1.0, whole / task.data[0].num_rows)]
+    order = task.order()
+    found: list[_Drawn] = []
+    for i, (one, asked) in enumerate(zip(task.data, order.mixture.asked, strict=True)):
+        rows = sum(order.num_drawn(i, task.num_steps))
+        found.append(_Drawn(one.name, asked, rows / whole, rows / one.num_rows))
+    return found
+
+
+def _data(made: TrainRun, drawn: Sequence[_Drawn]) -> list[b.Block]:
+    settings, totals, data = made.task.settings, made.model.totals, made.task.data
+    mixed = len(data) > 1
+    columns = {"Data": "text"}
+    columns |= {"share asked for": "percent", "drawn": "percent"} if mixed else {}
+    columns |= {"sequences": "compact", "epochs": "decimals2"}
+    rows: list[list[b.Cell]] = []
+    for one, source in zip(drawn, data, strict=True):
+        shares: list[b.Cell] = [one.asked, one.drawn] if mixed else []
+        rows.append([one.name, *shares, source.num_rows, one.epochs])
     intro = (
         f"Batches of {compact(settings.batch_size)} sequences of "
         f"{compact(made.task.sequence_length)} tokens, at a learning rate of "
@@ -198,4 +229,36 @@ def _data(made: TrainRun) -> list[b.Block]:
         "workers."
     )
     digest = f"SHA-256 over all samples in order: `{totals['order_sha256']}`"
-    return [b.Text(intro), b.Table(columns, rows, style="short"), b.Text(digest, "note")]
+    table = b.Table(columns, rows, style="short")
+    return [b.Text(intro), *_shares(made), table, b.Text(digest, "note")]
+
+
+def _shares(made: TrainRun) -> list[b.Block]:
+    """The shares over the training, where they change."""
+    task = made.task
+    mixture = task.order().mixture
+    if isinstance(mixture, Mixture):
+        return []
+    plan, curves = mixture.plan, dict[str, list[b.Points]]()
+    each = task.step_units // task.order().rows_per_lane
+    every = -(-len(plan.shares) // _MOST_STRETCHES)
+    for i, one in enumerate(task.data):
+        points: dict[float, float] = {}
+        for stretch in range(0, len(plan.shares), every):
+            start, end = plan.starts[[stretch, stretch + 1]].tolist()
+            points |= dict.fromkeys((start * each, (end - 1) * each), plan.shares[stretch, i])
+        name = one.name if one.name not in curves else f"{one.name} ({i + 1})"
+        curves[name] = [[(x, 100 * share) for x, share in points.items()]]
+    caption = "What the batches were drawn from"
+    if len(curves) > _NUM_NAMED:
+        caption += f"; the first {_NUM_NAMED} of {len(curves)} have their names"
+    return [
+        b.Curves(
+            caption,
+            curves,
+            y_title="percent of the sequences",
+            settled_from=0.0,
+            from_zero=True,
+            num_named=_NUM_NAMED,
+        )
+    ]

@@ -31,7 +31,7 @@ KEYS: dict[str, dict[str, set[str]]] = {
         "work/*": {"parts", "reused"},
         "train": {"heldout_nll", "final_loss", "num_tokens", "num_steps", "learning_rate"}
         | {"global_batch", "order_sha256", "tokens_per_second", "data_wait_share", "mfu"}
-        | {"restarts", "sources"},
+        | {"restarts", "sources", "data"},
         "train/sources/*": {"nll", "num_tokens"},
         "cost": {"flops", "device_seconds"},
     },

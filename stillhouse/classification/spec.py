@@ -7,7 +7,8 @@ from pydantic import ConfigDict, Field, model_validator
 from stillhouse.distillation.images import ImageData
 from stillhouse.models.network_settings import GivenClassifier, NetworkSettings
 from stillhouse.spec import JobSpec, Settings
-from stillhouse.training.spec import StreamedTraining, Weight
+from stillhouse.training.data_spec import Weight
+from stillhouse.training.spec import StreamedTraining
 
 _HERE = "stillhouse.training.objectives"
 CLASSIFIER_OBJECTIVES = {

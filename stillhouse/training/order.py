@@ -9,15 +9,13 @@ Every lane counts its own epochs: after its last row it continues with its inter
 epoch's line. Where V does not divide N, some lanes have one row more and reach their next epoch one
 row later; no row is dropped, padded or repeated in an epoch.
 
-A mixture of data sets has lanes in each of them, and a fixed sequence of draws (`Mixture`).
+A mixture of data sets has lanes in each of them, and a fixed sequence of draws (`mixture`).
 
 The state is the number of samples consumed; everything else is arithmetic on the parts' row
 counts. Memory: a few integers a part, however many rows they have.
 """
 
 import hashlib
-import math
-from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -29,13 +27,15 @@ from numpy.typing import NDArray
 
 from stillhouse.errors import InputError, SpecError
 from stillhouse.fingerprint import fingerprint
+from stillhouse.storage.task import identity
+from stillhouse.training.mixture import Mixture, make_mixture
+from stillhouse.training.schedule import Schedule
 
 ORDER_VERSION = 2
 NO_SAMPLES = bytes(32)
 _MAX_LANES = 64
 _WINDOW_TOKENS = 1 << 28  # of all windows: 512 MB of 2-byte tokens, over all workers
-_PARTS, _ROWS, _DRAWS = 0, 1, 2  # first word of a random generator's key
-_CYCLE = 256
+_PARTS, _ROWS = 0, 1  # first word of a random generator's key; `mixture` has another
 
 
 def chain(previous: bytes, samples: NDArray[np.int64]) -> bytes:
@@ -96,10 +96,15 @@ class Window:
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """A data set's row counts by part, and its weight in a mixture."""
+    """A data set's row counts by part, and its weight in a mixture.
+
+    Attributes:
+        max_epochs: after which its weight is 0; None: never.
+    """
 
     part_rows: Sequence[int]
-    weight: float = 1.0
+    weight: float | Schedule = 1.0
+    max_epochs: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +135,7 @@ class SampleOrder:
         global_batch: samples a step.
         lanes: divides `global_batch`.
         window: rows shuffled together.
+        num_steps: of the training; needed for weights that change and for `max_epochs`.
 
     Raises:
         SpecError: lanes that do not divide the global batch, or a weight that is not positive.
@@ -137,7 +143,14 @@ class SampleOrder:
     """
 
     def __init__(
-        self, datasets: Sequence[Rows], *, global_batch: int, seed: int, lanes: int, window: int
+        self,
+        datasets: Sequence[Rows],
+        *,
+        global_batch: int,
+        seed: int,
+        lanes: int,
+        window: int,
+        num_steps: int | None = None,
     ) -> None:
         if global_batch % lanes:
             raise SpecError(f"`lanes` {lanes} does not divide `global_batch` {global_batch}")
@@ -147,27 +160,48 @@ class SampleOrder:
         self._num_rows = [int(rows.sum()) for rows in self._part_rows]
         self._first_part = np.cumsum([0, *map(len, self._part_rows)]).tolist()
         self._lines: dict[int, list[_Line]] = {i: [] for i in range(len(datasets))}
-        self._weights = [rows.weight for rows in datasets]
-        self.num_datasets = len(datasets)
-        self.mixture = Mixture(self._weights, seed)
+        self._datasets, self.num_datasets, self._num_steps = datasets, len(datasets), num_steps
         for i, rows in enumerate(self._num_rows):
             if rows < lanes:
                 raise InputError(
                     f"data set {i} has {rows} sequences, fewer than the {lanes} lanes: give more "
                     "data, or set `lanes` to a smaller divisor of `global_batch`"
                 )
+        self.mixture = make_mixture(
+            [rows.weight for rows in datasets],
+            [self.limit(i, rows.max_epochs) for i, rows in enumerate(datasets)],
+            seed=seed,
+            lanes=lanes,
+            num_steps=num_steps,
+            rows_per_lane=self.rows_per_lane,
+        )
+
+    def limit(self, dataset: int, epochs: float | None) -> int | None:
+        """Rows that every lane of a data set has in so many epochs."""
+        if epochs is None:
+            return None
+        return int(Fraction(epochs) * (self._num_rows[dataset] // self.lanes))
+
+    def num_drawn(self, dataset: int, num_steps: int) -> list[int]:
+        """Rows of a data set in the first steps, by lane."""
+        draws = num_steps * self.rows_per_lane
+        return [self.mixture.num_drawn(dataset, lane, draws) for lane in range(self.lanes)]
 
     def describe(self) -> dict[str, Any]:
         """JSON values that determine the order."""
-        return {
+        described = {
             "version": ORDER_VERSION,
             "global_batch": self.global_batch,
             "seed": self.seed,
             "lanes": self.lanes,
             "window": self.window,
-            "weights": self._weights,
+            "weights": [identity(rows.weight) for rows in self._datasets],
             "part_rows": fingerprint([rows.tolist() for rows in self._part_rows]),
         }
+        if isinstance(self.mixture, Mixture):
+            return described
+        limits = [rows.max_epochs for rows in self._datasets]
+        return described | {"max_epochs": limits, "num_steps": self._num_steps}
 
     def lanes_of(self, rank: int, num_workers: int) -> range:
         """The neighbouring lanes of a worker, so that the workers' rows in order of rank are the
@@ -228,9 +262,9 @@ class SampleOrder:
         """The windows that lanes need in steps [step, until), in the order of first use."""
         heap: list[tuple[int, int, int, int]] = []
         for lane in lanes:
-            for dataset in range(len(self._weights)):
+            for dataset in range(self.num_datasets):
                 position = self.mixture.num_drawn(dataset, lane, step * self.rows_per_lane)
-                heap.append(self._need(dataset, lane, position))
+                heap += self._need(dataset, lane, position)
         heapify(heap)
         while heap:
             needed, lane, dataset, position = heappop(heap)
@@ -238,84 +272,13 @@ class SampleOrder:
                 return
             window = self.window_at(dataset, lane, position)
             yield window
-            heappush(heap, self._need(dataset, lane, window.end))
+            for need in self._need(dataset, lane, window.end):
+                heappush(heap, need)
 
-    def _need(self, dataset: int, lane: int, position: int) -> tuple[int, int, int, int]:
-        step = self.mixture.draw_of(dataset, lane, position) // self.rows_per_lane
-        return step, lane, dataset, position
-
-
-class Mixture:
-    """The data set of each draw of a lane: fixed weights and exact shares, by arithmetic.
-
-    Draws come in cycles of 256. The first k cycles of a lane hold n_i draws from data set i, by
-    descending weight w_i:
-
-        n_i = round(left_i w_i / (w_i + w_(i+1) + ...)),  left_0 = 256 k,  left_(i+1) = left_i - n_i
-
-    Each n_i only grows with k, they add up to 256 k, and rounding shifts a share by at most half a
-    draw. Inside a cycle draws are shuffled by (seed, lane, cycle).
-
-    Raises:
-        SpecError: a weight that is not positive.
-    """
-
-    def __init__(self, weights: Sequence[float], seed: int) -> None:
-        exact = [Fraction(weight) for weight in weights]
-        if min(exact) <= 0:
-            raise SpecError(f"weights of data sets must be positive, not {list(weights)}")
-        self._seed, self._num_datasets = seed, len(exact)
-        self._shares = [weight / sum(exact) for weight in exact]
-        self._order = sorted(range(len(exact)), key=lambda i: -exact[i])
-        left = [sum((exact[i] for i in self._order[n:]), Fraction(0)) for n in range(len(exact))]
-        self._of_the_rest = [exact[i] / rest for i, rest in zip(self._order, left, strict=True)]
-
-    def draws(
-        self, lane: int, first: int, count: int
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Draws [first, first + count) of a lane: int64 [count] data sets and positions in them."""
-        if self._num_datasets == 1:
-            return np.zeros(count, np.int64), np.arange(first, first + count)
-        cycles = range(first // _CYCLE, (first + count - 1) // _CYCLE + 1)
-        datasets = np.concatenate([self._cycle(lane, cycle) for cycle in cycles])
-        positions = np.empty_like(datasets)
-        for i, before in enumerate(self._counts(cycles.start)):
-            mine = datasets == i
-            positions[mine] = before + np.arange(mine.sum())
-        begin = first - cycles.start * _CYCLE
-        return datasets[begin : begin + count], positions[begin : begin + count]
-
-    def num_drawn(self, dataset: int, lane: int, draws: int) -> int:
-        """The number of a lane's first `draws` draws that are from a data set."""
-        if self._num_datasets == 1:
-            return draws
-        cycle, rest = divmod(draws, _CYCLE)
-        in_cycle = int((self._cycle(lane, cycle)[:rest] == dataset).sum())
-        return self._counts(cycle)[dataset] + in_cycle
-
-    def draw_of(self, dataset: int, lane: int, position: int) -> int:
-        """The draw of a lane that takes the `position`-th row of a data set."""
-        if self._num_datasets == 1:
-            return position
-        beyond = (position + 2 + self._num_datasets) / (self._shares[dataset] * _CYCLE)
-        cycles = range(int(beyond) + 2)
-        cycle = bisect_right(cycles, position, key=lambda k: self._counts(k)[dataset]) - 1
-        found = np.flatnonzero(self._cycle(lane, cycle) == dataset)
-        return cycle * _CYCLE + int(found[position - self._counts(cycle)[dataset]])
-
-    def _counts(self, cycle: int) -> list[int]:
-        """Draws from each data set in the first `cycle` cycles of a lane."""
-        counts, left = [0] * self._num_datasets, cycle * _CYCLE
-        for dataset, share in zip(self._order, self._of_the_rest, strict=True):
-            counts[dataset] = math.floor(left * share + Fraction(1, 2))
-            left -= counts[dataset]
-        return counts
-
-    def _cycle(self, lane: int, cycle: int) -> NDArray[np.int64]:
-        """The data sets of a cycle's draws: int64 [256]."""
-        quotas = np.subtract(self._counts(cycle + 1), self._counts(cycle))
-        datasets = np.repeat(np.arange(self._num_datasets), quotas)
-        return np.random.default_rng([_DRAWS, self._seed, lane, cycle]).permutation(datasets)
+    def _need(self, dataset: int, lane: int, position: int) -> list[tuple[int, int, int, int]]:
+        """When a row is needed, if it is: its step, lane, data set and position."""
+        draw = self.mixture.draw_of(dataset, lane, position)
+        return [] if draw is None else [(draw // self.rows_per_lane, lane, dataset, position)]
 
 
 def default_lanes(global_batch: int, num_rows: int) -> int:

@@ -1,54 +1,23 @@
 """The spec of `job: train`."""
 
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from stillhouse.compute_settings import device_type, group_backend
-from stillhouse.data_settings import FROM_SETTING, DataSource, PartTokens, TokenizerSettings
+from stillhouse.data_settings import FROM_SETTING, PartTokens, TokenizerSettings
 from stillhouse.errors import SpecError
 from stillhouse.spec import Count, JobSpec, ModelSettings, Optimisation, ScoringSettings, Settings
 from stillhouse.storage.task import identity
+from stillhouse.training.data_spec import (
+    FileData,
+    SelectionData,
+    TrainingData,
+    Weight,
+    check_heldout,
+    check_mixture,
+)
 from stillhouse.training.signals import Sampling, SignalSettings
-
-Weight = Annotated[float, Field(gt=0)]
-
-
-class SelectionData(Settings):
-    """Sequences of a selection, or tokens."""
-
-    from_: str = Field(
-        alias="from",
-        description="a run (URI or id), STORE#NAME, or an artifact's URI; `selection` is the same",
-    )
-    weight: Weight = Field(default=1.0, description="share in a mixture, against the others'")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _old_name(cls, content: Any) -> Any:
-        if not isinstance(content, dict) or "selection" not in content:
-            return content
-        if "from" in content:
-            raise ValueError("give either `from` or `selection`: they are the same")
-        return {"from" if key == "selection" else key: value for key, value in content.items()}
-
-
-class FileData(DataSource):
-    """Parquet files of tokens (a column `input_ids`), a tokens artifact, or documents."""
-
-    weight: Weight = Field(default=1.0, description="share in a mixture, against the others'")
-
-
-def _form(value: Any) -> str:
-    has = bool({"selection", "from"} & {*value}) if isinstance(value, dict) else False
-    has = has or hasattr(value, "from_")
-    return "[selection]" if has else "[files]"
-
-
-TrainingData: TypeAlias = Annotated[
-    Annotated[SelectionData, Tag("[selection]")] | Annotated[FileData, Tag("[files]")],
-    Discriminator(_form),
-]
 
 
 class GivenModel(Settings):
@@ -245,7 +214,11 @@ class TrainingSettings(StreamedTraining):
         default=ObjectiveSettings(),
         description="what is minimised; cross_entropy takes `z_loss` from beside it",
     )
-    num_tokens: Count | None = Field(default=None, description="default: one pass over the data")
+    num_tokens: Count | None = Field(
+        default=None,
+        description="default: as many as the data sets have together, each `max_epochs` times if "
+        "that is below 1",
+    )
     select: Literal["global", "online"] = Field(
         default="global",
         description="online: batches are chosen from the data while it trains (section `online`)",
@@ -334,6 +307,14 @@ class TrainSpec(JobSpec):
             raise ValueError("`train.select: online` and the section `online` go together")
         if self.online is not None and len(self.datasets) > 1:
             raise ValueError("`train.select: online` chooses from one data set, not from a mixture")
+        if self.online is not None and any(one.max_epochs for one in self.datasets):
+            raise ValueError(
+                "`data.max_epochs`: `train.select: online` sees all candidates and trains on few: "
+                "leave it out"
+            )
+        check_mixture(self.datasets)
+        if self.heldout is not None:
+            check_heldout(self.heldout)
         return self
 
     @property

@@ -30,6 +30,7 @@ from stillhouse.spec import ModelSettings, Optimisation, ScoringSettings
 from stillhouse.storage.artifact import Manifest, Store
 from stillhouse.storage.task import Place, Task
 from stillhouse.training.order import Rows, SampleOrder, default_lanes, default_window
+from stillhouse.training.schedule import EVEN, Share
 from stillhouse.training.signals import SignalPart, TeacherHost
 from stillhouse.training.spec import TrainingSettings
 
@@ -58,7 +59,7 @@ class TokenSet:
     Attributes:
         name: source of the tokens of parts without `documents`.
         uris, rows, digests: of each part: location, number of sequences, sha256.
-        weight: share in a mixture, relative to the others'.
+        share: of a mixture, relative to the others'.
         chosen: of each part the rows to train on, int64 ascending; None: all of them.
         tokens: URI of the tokens artifact whose manifest names the documents' raw files.
         masked: whether the parts have a column `loss_mask`.
@@ -70,7 +71,7 @@ class TokenSet:
     rows: tuple[int, ...]
     digests: tuple[str, ...]
     sequence_length: int
-    weight: float = 1.0
+    share: Share = EVEN
     chosen: tuple[NDArray[np.int64], ...] | None = None
     tokens: str | None = None
     masked: bool = False
@@ -85,13 +86,14 @@ class TokenSet:
         return self.num_rows * self.sequence_length
 
     def identity(self) -> str:
-        """Fingerprint of content and weight."""
+        """Fingerprint of content and share."""
         rows = [] if self.chosen is None else [sha256(rows.tobytes()) for rows in self.chosen]
         length = self.sequence_length
-        return fingerprint(["token set", self.digests, self.rows, rows, length, self.weight])
+        share = self.share.identity()
+        return fingerprint(["token set", self.digests, self.rows, rows, length, share])
 
 
-def token_set(store: Store, made: Manifest, name: str, weight: float = 1.0) -> TokenSet:
+def token_set(store: Store, made: Manifest, name: str, share: Share = EVEN) -> TokenSet:
     """All parts of a tokens artifact or selection of a store."""
     tokens = made.fingerprint if made.kind == "tokens" else made.inputs["tokens"]
     length = made.parts[0].num_tokens // max(1, made.parts[0].num_rows)
@@ -101,7 +103,7 @@ def token_set(store: Store, made: Manifest, name: str, weight: float = 1.0) -> T
         rows=tuple(part.num_rows for part in made.parts),
         digests=tuple(part.sha256 for part in made.parts),
         sequence_length=made.settings.get("sequence_length", length),
-        weight=weight,
+        share=share,
         tokens=store.path("tokens", tokens),
     )
 
@@ -227,11 +229,12 @@ class TrainTask(Task):
         settings, online = self.settings, self.online
         assert settings.lanes is not None and settings.window is not None
         return SampleOrder(
-            [Rows(one.rows, one.weight) for one in self.data],
+            [Rows(one.rows, one.share.weight, one.share.limit) for one in self.data],
             global_batch=online.candidates if online else settings.batch_size,
             seed=settings.seed,
             lanes=online.lanes if online else settings.lanes,
             window=online.shuffled if online else settings.window,
+            num_steps=self.num_steps,
         )
 
 

@@ -195,7 +195,7 @@ def _commit(
         for name, parameter in model.named_parameters():
             parameter.copy_(snapshot.tensors[WEIGHT + name])
     evaluations = history["evaluations"]
-    sets = [{"weight": one.weight, "parts": one.identity()} for one in task.data]
+    sets = [{"weight": identity(one.share.weight), "parts": one.identity()} for one in task.data]
     train = task.settings.identity()
     if task.code is not None:
         train["objective"]["code"] = task.code.digest

@@ -16,6 +16,8 @@ from stillhouse.jobs.run import list_job, run_job, run_name
 from stillhouse.jobs.spec_file import load_spec
 from stillhouse.storage.artifact import Store
 from stillhouse.storage.commit import check_store
+from stillhouse.training.data_spec import FileData
+from stillhouse.training.schedule import Schedule, Share
 from stillhouse.training.spec import TrainSpec
 
 LENGTH = 16
@@ -71,6 +73,26 @@ def load(place, content, *sets):
         (["data={selection: a, wieght: 2}"], r"`data.wieght` \(did you mean `weight`"),
         (["data=[]"], "`data`: give at least one data set"),
         (["data={path: x, weight: 0}"], "`data.weight`: 0: input should be greater"),
+        (["data={path: x, weight: -1}"], "`data.weight`: -1: input should be greater"),
+        (["data={path: x, max_epochs: 0}"], "`data.max_epochs`: 0: input should be greater than 0"),
+        (["data={path: x, when_exhausted: reweight}"], "`when_exhausted: reweight` needs `max_e"),
+        (
+            ["data={path: x, weight: {schedule: [{at: 0, weight: 1}]}}"],
+            "`data.weight`: one data set",
+        ),
+        (["heldout={path: x, max_epochs: 1}"], "`heldout.max_epochs`: held-out data are not"),
+        (
+            ["heldout={path: x, weight: {schedule: [{at: 0, weight: 1}]}}"],
+            "`heldout.weight`: held-",
+        ),
+        (
+            [
+                "data={path: x, max_epochs: 2}",
+                "train.select=online",
+                "online={prior: {path: a}, conditional: {path: a}, tau: 2}",
+            ],
+            "`data.max_epochs`: `train.select: online` sees all candidates",
+        ),
         (["train.lanes=3"], "`train.lanes` 3 does not divide `train.global_batch` 8"),
         (["job=trian"], "did you mean `train`"),
         (["compute.min_trainers=3"], "`compute.min_trainers` 3 is above `compute.tr"),
@@ -84,6 +106,67 @@ def load(place, content, *sets):
 def test_a_bad_spec_is_refused(place, content, sets, message):
     with pytest.raises(SpecError, match=message):
         load(place, content, *sets)
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        (["{between: linear}", 1], r"`data.0.weight.schedule` is missing"),
+        (["{schedule: []}", 1], r"`data.0.weight.schedule`: \[\]: list should have at least 1"),
+        (
+            ["{schedule: [{at: 0.1, weight: 1}]}", 1],
+            "`data.0.weight`: the first `at` is 0.1: a sch",
+        ),
+        (
+            ["{schedule: [{at: 0, weight: 1}, {at: 0.5, weight: 2}, {at: 0.5, weight: 3}]}", 1],
+            r"`data.0.weight`: `at` has to rise from point to point, not \[0.0, 0.5, 0.5\]",
+        ),
+        (["{schedule: [{at: 2, weight: 1}]}", 1], "`data.0.weight.schedule.0.at`: 2: input should"),
+        (["{schedule: [{at: 0, weight: -1}]}", 1], "`data.0.weight.schedule.0.weight`: -1: input"),
+        (
+            ["{schedule: [{at: 0, wieght: 1}]}", 1],
+            r"schedule.0.wieght` \(did you mean `weight`\?\)",
+        ),
+        (
+            ["{schedule: [{at: 0, weight: 0}]}", 1],
+            "`data.0.weight`: every weight is 0: leave the d",
+        ),
+        (
+            ["{schedule: [{at: 0, weight: 1}], betwen: linear}", 1],
+            r"`data.0.weight.betwen` \(did yo",
+        ),
+        (
+            ["{schedule: [{at: 0, weight: 1}], between: cubic}", 1],
+            "`data.0.weight.between`: 'cubic'",
+        ),
+        (
+            [
+                "{schedule: [{at: 0, weight: 1}, {at: 0.5, weight: 0}], between: linear}",
+                "{schedule: [{at: 0, weight: 0}, {at: 0.5, weight: 0}, {at: 1, weight: 1}]}",
+            ],
+            "`data`: the weights of all data sets are 0 at 0.5",
+        ),
+    ],
+)
+def test_bad_weights_are_refused(place, content, weights, message):
+    data = ", ".join(f"{{path: x, weight: {weight}}}" for weight in weights)
+    with pytest.raises(SpecError, match=message):
+        load(place, content, f"data=[{data}]")
+
+
+def test_weights_that_change_in_a_spec(place, content):
+    given = "{schedule: [{at: 0, weight: 3}, {at: 0.8, weight: 0}], between: linear}"
+    data = f"data=[{{path: x, weight: {given}, max_epochs: 2}}, {{path: y, weight: 2}}]"
+    spec = load(place, content, data)
+    first, second = (one.share for one in spec.datasets)
+    assert first == Share(Schedule(((0.0, 3.0), (0.8, 0.0)), linear=True), 2.0)
+    assert second == Share(2.0)
+    assert TrainSpec.model_validate(yaml.safe_load(spec.to_yaml())) == spec
+    # a run is named as before by a spec that has neither limits nor schedules
+    assert spec.model_dump()["data"][1].keys() == {*FileData.model_fields} - {
+        "max_epochs",
+        "when_exhausted",
+    }
 
 
 @pytest.mark.parametrize(
@@ -168,7 +251,9 @@ def test_a_mixture_of_tokens_documents_and_a_held_out(place, content):
     ]
     held = {"path": str(place / "tokens" / "b.parquet")}
     inputs = opened(content | {"data": data, "heldout": held}).inputs
-    found = [(type(one).__name__, key, one.name, one.weight) for key, one in inputs.sets.items()]
+    found = [
+        (type(one).__name__, key, one.name, one.share.weight) for key, one in inputs.sets.items()
+    ]
     assert found == [
         ("TokenSet", "data.0", "tokens", 3.0),
         ("TextSet", "data.1", "ships", 1.0),

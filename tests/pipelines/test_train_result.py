@@ -1,13 +1,18 @@
 """The result and report of a training, from a manifest's numbers written out here."""
 
 import re
+from functools import partial
 from types import SimpleNamespace
+
+import pytest
 
 from stillhouse.pipelines.context import Context, StepWork
 from stillhouse.pipelines.train_result import train_result
 from stillhouse.report.page import render
 from stillhouse.spec import ComputeSettings
 from stillhouse.storage.artifact import Store
+from stillhouse.training.order import Rows, SampleOrder
+from stillhouse.training.schedule import Schedule
 from stillhouse.training.spec import TrainSpec
 
 SPEC = TrainSpec.model_validate(
@@ -27,7 +32,10 @@ def loss(step):
     return 6.0 - 0.3 * step
 
 
-def result_of(sources=0, heldout=0, work=None, measured=None, **changes):
+FIXED = [("pool <law>", Rows([800], 3.0)), ("b", Rows([50], 1.0))]
+
+
+def result_of(sources=0, heldout=0, work=None, measured=None, sets=FIXED, **changes):
     """10,000 tokens in 100 steps, restarted twice; sources by size, the first ones held out."""
     names = [f"source {n:02d} <law>" for n in range(sources)]
 
@@ -69,11 +77,18 @@ def result_of(sources=0, heldout=0, work=None, measured=None, **changes):
         task=SimpleNamespace(
             settings=SimpleNamespace(batch_size=4, peak_rate=4e-3),
             sequence_length=25,
+            step_units=100,
+            num_steps=100,
             label="x",
-            data=[
-                SimpleNamespace(name="pool <law>", weight=3.0, num_rows=800),
-                SimpleNamespace(name="b", weight=1.0, num_rows=50),
-            ],
+            data=[SimpleNamespace(name=name, num_rows=sum(one.part_rows)) for name, one in sets],
+            order=lambda: SampleOrder(
+                [one for _, one in sets],
+                global_batch=4,
+                seed=0,
+                lanes=2,
+                window=10,
+                num_steps=100,
+            ),
         ),
         tokenizer=SimpleNamespace(path="/store/tokenizers/t"),
     )
@@ -96,14 +111,42 @@ def test_what_the_page_says():
 def test_numbers_shown_are_the_numbers_computed():
     result = result_of(sources=3, heldout=1)
     (data,) = result.find("data", "table")
-    # 400 sequences drawn, three quarters of them from 800 rows
-    assert data.rows == [["pool <law>", 0.75, 800, 0.375], ["b", 0.25, 50, 2.0]]
+    # 400 sequences drawn, three quarters of them from 800 rows, to a sequence or two
+    near = partial(pytest.approx, rel=0.1)
+    assert data.rows == [
+        ["pool <law>", 0.75, near(0.75), 800, near(0.375)],
+        ["b", 0.25, near(0.25), 50, near(2.0)],
+    ]
+    assert [one["name"] for one in result.numbers["train"]["data"]] == ["pool <law>", "b"]
+    assert result.find("data", "curves") == []
     (starts,) = result.find("speed", "table")
     assert starts.rows == [[0, 4], [2500, 4], [7500, 2]]
     charts = result.find("learning", "curves") + result.find("speed", "curves")
     assert [chart.marks for chart in charts] == [[2500, 7500]] * 4
     (last,) = result.find("learning", "table")
     assert last.rows[0][1:] == [3.0, 3.0] and last.rows[2][1:] == [None, 3.0]
+
+
+def test_shares_that_change_are_drawn_and_counted():
+    """Three to one, and after 80 of 100 steps of 4 sequences none: 240 of 400."""
+    changing = ("a", Rows([800], Schedule(((0.0, 3.0), (0.8, 0.0)))))
+    result = result_of(sets=[changing, ("b", Rows([50]))])
+    (data,) = result.find("data", "table")
+    assert [*data.columns] == ["Data", "share asked for", "drawn", "sequences", "epochs"]
+    assert data.rows == [["a", 0.6, 0.6, 800, 0.3], ["b", 0.4, 0.4, 50, 3.2]]
+    (chart,) = result.find("data", "curves")
+    # a draw of both lanes is 50 tokens: 10,000 in all, the last before 80 % begins at 7,950
+    assert chart.curves["a"] == [[(0, 75), (7950, 75), (8000, 0), (9950, 0)]]
+    assert chart.curves["b"] == [[(0, 25), (7950, 25), (8000, 100), (9950, 100)]]
+    assert "What the batches were drawn from" in render(result)
+    exhausted = result_of(sets=[("a", Rows([800])), ("b", Rows([50], 1.0, max_epochs=2))])
+    (data,) = exhausted.find("data", "table")
+    assert data.rows == [["a", 0.5, 0.75, 800, 0.375], ["b", 0.5, 0.25, 50, 2.0]]
+
+
+def test_one_data_set_has_no_shares():
+    (data,) = result_of(sets=[("a", Rows([800]))]).find("data", "table")
+    assert (data.columns.keys(), data.rows) == ({"Data", "sequences", "epochs"}, [["a", 800, 0.5]])
 
 
 def test_without_a_held_out_or_sources():

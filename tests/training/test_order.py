@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from samples import step_samples
 
 from stillhouse.errors import InputError, SpecError
+from stillhouse.training.mixture import Mixture
 from stillhouse.training.order import (
     NO_SAMPLES,
-    Mixture,
     Rows,
     SampleOrder,
     Span,
@@ -210,8 +210,9 @@ def test_what_is_refused():
     with pytest.raises(SpecError, match=r"`compute.trainers` 3 .* use one of \[1, 2, 4\]"):
         check_workers(order_of([[20]]), 3)
     check_workers(order_of([[20]]), 2)
-    with pytest.raises(SpecError, match=r"weights of data sets must be positive, not \[1, 0\]"):
-        Mixture([1, 0], 0)
+    for weights in ([1, -1], [0, 0]):
+        with pytest.raises(SpecError, match="weights of data sets must be positive, not"):
+            Mixture(weights, 0)
 
 
 @settings(max_examples=30, deadline=None)

@@ -7,11 +7,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from samples import step_samples
 from training_parts import LENGTH, write_part
 
 from stillhouse.errors import ArtifactError
 from stillhouse.training.fetch import PartReader, read_ahead
 from stillhouse.training.order import Rows, SampleOrder
+from stillhouse.training.schedule import Schedule
 from stillhouse.training.stream import TokenStream
 
 BATCH, LANES = 8, 4
@@ -51,9 +53,9 @@ def order_of(sets=(tuple(PART_ROWS),), weights=(1.0,), window=6, seed=0):
     return SampleOrder(rows, global_batch=BATCH, seed=seed, lanes=LANES, window=window)
 
 
-def stream(uris, rank=0, num_workers=1, order=None, reader=None):
-    fetch = read_ahead(reader or PartReader(uris), 4)
-    return TokenStream(order or order_of(), fetch, rank=rank, num_workers=num_workers)
+def stream(uris, rank=0, num_workers=1, order=None, reader=None, num_steps=None):
+    fetch, size = read_ahead(reader or PartReader(uris), 4), num_workers
+    return TokenStream(order or order_of(), fetch, rank=rank, num_workers=size, num_steps=num_steps)
 
 
 def steps(streams, count):
@@ -198,3 +200,26 @@ def test_broken_parts(parts, tmp_path):
         steps([stream([*parts[:3], str(tmp_path / "cut.parquet")])], 10)
     with pytest.raises(ArtifactError, match="run `stillhouse verify`"):
         steps([stream([parts[1], parts[1], parts[2], parts[2]])], 10)
+
+
+def test_weights_that_change_resume_at_any_step_with_another_number_of_workers(parts):
+    sets, ends = (tuple(PART_ROWS[:2]), tuple(PART_ROWS[2:])), 12
+    ramp = Schedule(((0.0, 3.0), (0.5, 1.0), (0.8, 0.0)), linear=True)
+    rows = [Rows(sets[0], ramp), Rows(sets[1], max_epochs=9)]
+    options = {"global_batch": BATCH, "seed": 0, "lanes": LANES, "window": 6}
+    order = SampleOrder(rows, num_steps=ends, **options)
+    whole = steps([stream(parts, order=order, num_steps=ends)], ends)
+    assert [samples for samples, _ in whole] == [
+        [list(sample) for sample in step_samples(order, step)] for step in range(ends)
+    ]
+    for cut in range(ends):
+        before = [stream(parts, rank, 2, order=order, num_steps=ends) for rank in range(2)]
+        head = steps(before, cut)
+        state = json.loads(json.dumps(before[0].state_dict()))
+        after = [stream(parts, rank, 4, order=order, num_steps=ends) for rank in range(4)]
+        for worker in after:
+            worker.load_state_dict(state)
+        assert head + steps(after, ends - cut) == whole, f"cut at {cut}"
+    other = SampleOrder([Rows(sets[0]), Rows(sets[1])], **options)
+    with pytest.raises(ArtifactError, match="in an order with `weights`"):
+        stream(parts, order=other).load_state_dict(state)

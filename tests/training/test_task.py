@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from trainings import train_task
 
+from stillhouse.fingerprint import fingerprint
 from stillhouse.spec import Optimisation
+from stillhouse.training.schedule import Schedule, Share
 from stillhouse.training.task import StartModel, TokenSet, choose
 
 
@@ -59,6 +61,19 @@ def test_only_auto_is_replaced():
     assert (chosen.peak_rate, chosen.batch_size) == (2e-3, 3)
 
 
+def test_a_data_set_is_named_by_what_it_gives():
+    """A limit that only refuses does not rename it; the plain name is of lists, written out."""
+    data = TokenSet("pool", ("a", "b"), (20, 12), ("1" * 64, "2" * 64), 6)
+    plain = fingerprint(["token set", ["1" * 64, "2" * 64], [20, 12], [], 6, 1.0])
+    assert data.identity() == plain
+    assert replace(data, share=Share(1.0, 2.0)).identity() == plain
+    points = ((0.0, 1.0), (0.5, 0.0))
+    shares = [Share(2.0), Share(1.0, 2.0, True), Share(1.0, 3.0, True), Share(Schedule(points))]
+    shares.append(Share(Schedule(points, linear=True)))
+    names = [replace(data, share=share).identity() for share in shares]
+    assert len({plain, *names}) == 6
+
+
 def test_the_name_covers_what_decides_the_weights(untrained):
     data = TokenSet("pool", ("a", "b"), (20, 12), ("1" * 64, "2" * 64), 6)
 
@@ -87,7 +102,7 @@ def test_the_name_covers_what_decides_the_weights(untrained):
         task(warmup=0.3),
         task(z_loss=0.5),
         task(objective={"name": "cross_entropy", "z_loss": 0.7}),
-        task(replace(data, weight=2.0)),
+        task(replace(data, share=Share(2.0))),
         task(replace(data, chosen=(np.arange(20), np.arange(12)))),
     ]
     names = {other.fingerprint for other in (base, *others)}
