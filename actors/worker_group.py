@@ -136,9 +136,10 @@ class WorkerGroupActor:
     def _is_done(self) -> bool:
         return len(self._done) == self._size
 
-    def tell(self, kind: str, content: dict[str, Any]) -> None:
-        """Keep a worker's event for the driver."""
+    def tell(self, kind: str, content: dict[str, Any]) -> bool:
+        """Keep a worker's event for the driver; whether the worker is to end."""
         self._events.append((kind, content))
+        return self._closed
 
     def state(self) -> GroupState:
         """See `GroupState`."""
@@ -180,6 +181,9 @@ def _enter(config: dict[str, Any]) -> None:
                 return
             work(partial(_tell, group))
             ray.get(group.finished.remote(rank))
+    except _Closed:
+        if not alone:
+            raise  # the others wait for this worker
     except Exception as error:
         out_of_memory = isinstance(error, torch.OutOfMemoryError | MemoryError)
         if isinstance(error, _TRANSIENT) and not out_of_memory:
@@ -207,7 +211,13 @@ def _choose_gpu(compute: ComputeSettings, alone: bool) -> None:
 
 
 def _tell(group: Any, kind: str, content: dict[str, Any]) -> None:
-    group.tell.remote(kind, content)
+    closed = ray.get(group.tell.remote(kind, content))
+    if closed and kind != "failed":
+        raise _Closed
+
+
+class _Closed(Exception):
+    """In a worker: the group was closed while it works."""
 
 
 def _message(error: Exception) -> str:

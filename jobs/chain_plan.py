@@ -36,10 +36,16 @@ def _plan_sweep(spec: SweepSpec) -> dict[str, Any]:
     use_options(spec.store, spec.storage_options)
     variants = sweep.variants or {"each": spec.sweep.drawn([0.0] * len(spec.sweep.over))}
     run = Store(absolute_uri(spec.store)).path("runs", sweep.name)
-    budget = Budget(spec.sweep.max_flops, Decisions(run))
+    decisions = Decisions(run)
+    budget = Budget(spec.sweep.max_flops, decisions)
     checked = {name: sweep.checked(values) for name, values in variants.items()}
     planned = {name: plan_job(one) for name, one in checked.items() if budget.pays(one)}
-    todo = [name for name, one in planned.items() if one["status"] == "to_do"]
+    ended = {*decisions.stopped}
+    todo = [
+        name
+        for name, one in planned.items()
+        if one["status"] == "to_do" and one["run"].rsplit("/", 1)[-1] not in ended
+    ]
     notes = [f"{len(planned) - len(todo)} of {len(planned)} variants are finished; steps that "
              "variants share are done once"]  # fmt: skip
     if len(planned) < len(variants):

@@ -152,5 +152,5 @@ class Recorder(Listener):
         self._record.event("step done", {"step": step, "seconds": round(seconds, 3)})
 
     def note(self, kind: str, content: dict[str, Any]) -> None:
-        self._shown.note(kind, content)
         self._record.event(kind, content)
+        self._shown.note(kind, content)

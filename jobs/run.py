@@ -9,7 +9,7 @@ from typing import Any
 
 from stillhouse.classification.spec import ClassifySpec
 from stillhouse.distillation.spec import DistillSpec
-from stillhouse.errors import LostClusterError, StorageError, require
+from stillhouse.errors import LostClusterError, StoppedEarlyError, StorageError, require
 from stillhouse.fingerprint import fingerprint
 from stillhouse.jobs import process
 from stillhouse.jobs.cluster import cluster
@@ -27,6 +27,7 @@ from stillhouse.storage.run_record import RunRecord, now, read_json
 from stillhouse.training.task import RECIPE_VERSION
 
 RUN_VERSION = 1
+_STOPS = (KeyboardInterrupt, SystemExit, LostClusterError, StoppedEarlyError)
 SUBMISSION_VARIABLE = "STILLHOUSE_SUBMISSION"
 """The id of the submitted job, in its driver's environment; see `stillhouse.jobs.submit`."""
 
@@ -72,6 +73,9 @@ def run_job(spec: Spec, shown: Listener) -> dict[str, Any]:
 class JobRun:
     """A job whose inputs are known by content; nothing has run yet.
 
+    Attributes:
+        name: the fingerprint of its run.
+
     Raises:
         MissingExtraError, StillhouseError: as `run_job`.
     """
@@ -84,11 +88,11 @@ class JobRun:
         self._store = Store(check_store(spec.store))
         check_name(self._store, spec)
         self._job = job.open(self._store, remember=True)
-        self._name = run_name(spec, job.identity())
+        self.name = run_name(spec, job.identity())
 
     def finished(self) -> dict[str, Any] | None:
         """The result of an earlier run, published if the spec says so; None if there is none."""
-        found = finished_result(self._store, self._name)
+        found = finished_result(self._store, self.name)
         if found is None:
             return None
         reused = {step: w | {"reused": w["parts"]} for step, w in found["work"].items()}
@@ -98,9 +102,9 @@ class JobRun:
     def start(self, shown: Listener) -> dict[str, Any]:
         """Run it to its end; the object that `run --json` prints."""
         spec, store = self.spec, self._store
-        record = RunRecord(store, self._name)
+        record = RunRecord(store, self.name)
         record.start(spec.to_yaml(), spec.job, os.environ.get(SUBMISSION_VARIABLE), spec.name)
-        ctx = Context(store, spec.compute, Recorder(shown, record), run=self._name)
+        ctx = Context(store, spec.compute, Recorder(shown, record), run=self.name)
         where = recorded(record, spec, lambda: ctx.failed_at or FailedAt())
         with where, connected(spec, self._worker_env, record):
             from stillhouse.pipelines.placement import check_placement
@@ -140,8 +144,7 @@ def recorded(
         yield
     except BaseException as error:
         with suppress(StorageError):  # the store may be what failed
-            stopped = isinstance(error, KeyboardInterrupt | SystemExit | LostClusterError)
-            state = "stopped" if stopped else "failed"
+            state = "stopped" if isinstance(error, _STOPS) else "failed"
             record.finish(state, process.failure_text(error), asdict(failed_at()))
         raise
 

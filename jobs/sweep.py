@@ -9,10 +9,8 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-import stillhouse.report.blocks as b
-from stillhouse.errors import SpecError, require
+from stillhouse.errors import SpecError, StoppedEarlyError, require
 from stillhouse.fingerprint import fingerprint
-from stillhouse.jobs import process
 from stillhouse.jobs.publish import check_name, publish_result
 from stillhouse.jobs.run import (
     SUBMISSION_VARIABLE,
@@ -24,10 +22,10 @@ from stillhouse.jobs.run import (
 from stillhouse.jobs.spec_file import parse_spec
 from stillhouse.jobs.steps import Runnable, Steps, step_failed
 from stillhouse.jobs.sweep_record import Budget, Decisions
+from stillhouse.jobs.sweep_result import Outcome, SweepReport
 from stillhouse.jobs.sweep_spec import SweepRange, SweepSpec, Value
-from stillhouse.pipelines.context import Context, FailedAt, Listener, StepWork
-from stillhouse.pipelines.results import assemble, cost_numbers
-from stillhouse.report.formatting import decimals
+from stillhouse.jobs.sweep_stop import Stopper, Watched, stopped_early
+from stillhouse.pipelines.context import FailedAt, Listener
 from stillhouse.report.page import write
 from stillhouse.spec import NOT_IDENTITY
 from stillhouse.storage.artifact import Store
@@ -88,6 +86,9 @@ class SweepRun:
         self._record = RunRecord(self._store, self._sweep.name)
         self._decisions = Decisions(self._record.uri)
         self._budget = Budget(spec.sweep.max_flops, self._decisions)
+        self._stopper = None
+        if spec.sweep.stop is not None:
+            self._stopper = Stopper(spec, self._store, self._decisions)
         self._jobs: dict[str, JobRun] = {}
         self._steps = Steps([], {}, self._prepare, Listener(), keep_going=True)
         if spec.sweep.search != "optuna":
@@ -97,14 +98,14 @@ class SweepRun:
                     f"`sweep.max_flops: {spec.sweep.max_flops:g}` pays for no variant (see "
                     "`stillhouse plan`)"
                 )
-            self._steps.find_ready()
+            self._find_ready()
 
     def finished(self) -> dict[str, Any] | None:
         """The result of the chosen variant, if the sweep ended with the runs that are there."""
         before = read_json(self._record.uri, "result.json")
         if before is None or self._steps.ready:
             return None
-        rows = [one for one in before["sweep"]["variants"] if one["run"]]
+        rows = [one for one in before["sweep"]["variants"] if one["metric"] is not None]
         results = [made.result for made in self._steps.results.values()]
         if self.spec.sweep.search == "optuna":
             jobs = [JobRun(self._sweep.checked(one["values"])) for one in rows]
@@ -131,8 +132,9 @@ class SweepRun:
                     steps.run_all()
             for name in steps.results:
                 steps.note(name)
-            result, run = self._result()
-            numbers = write(result) | {"run": run}
+            report = self._report()
+            result = report.result(self._store, record.uri, self._decisions)
+            numbers = write(result) | {"run": steps.results[report.best].result["run"]}
         record.put_result(numbers)
         record.finish("done")
         return numbers | self._published(numbers)
@@ -140,7 +142,20 @@ class SweepRun:
     def _prepare(self, name: str, _: Mapping[str, str] | None = None) -> Runnable:
         if name not in self._jobs:
             self._jobs[name] = JobRun(self._sweep.checked(self._sweep.variants[name]))
-        return self._jobs[name]
+        job = self._jobs[name]
+        return job if self._stopper is None else Watched(job, self._stopper)
+
+    def _find_ready(self) -> None:
+        """Find the variants to run; those that the sweep stopped are not run again."""
+        steps, stopped = self._steps, self._decisions.stopped
+        steps.find_ready()
+        for name, job in self._jobs.items():
+            if job.name in stopped and name not in steps.failures:
+                steps.ready.pop(name, None)
+                steps.results.pop(name, None)  # finished by hand since then
+                steps.failures[name] = stopped_early(stopped[job.name])
+            elif self._stopper is not None and name in steps.results:
+                self._stopper.add_finished(job.name, steps.results[name].result)
 
     def _pays(self, name: str) -> bool:
         self._prepare(name)  # reads the inputs that a plan would take for new
@@ -165,15 +180,15 @@ class SweepRun:
                 del self._sweep.variants[name]
                 break
             self._steps.order = [*self._steps.order, name]
-            self._steps.find_ready()
+            self._find_ready()
             if self._steps.ready:
                 self._steps.run_all()
-            made = self._steps.results.get(name)
-            failed = optuna.trial.TrialState.FAIL
-            if made is None:
-                study.tell(trial, state=failed)
+            outcome, states = self._outcome(name), optuna.trial.TrialState
+            ended = {"failed": states.FAIL, "stopped": states.PRUNED}
+            if outcome.status in ended:
+                study.tell(trial, state=ended[outcome.status])
             else:
-                study.tell(trial, self._metric(made.result))
+                study.tell(trial, outcome.metric)
 
     def _metric(self, result: Mapping[str, Any]) -> float:
         """The metric of a finished variant.
@@ -197,130 +212,39 @@ class SweepRun:
             raise SpecError(f"`sweep.metric: {self.spec.sweep.metric}` is {node!r}, no number")
         return float(node)
 
-    def _result(self) -> tuple[b.Result, str]:
-        """The sweep's result, and the run of the chosen variant."""
-        steps, sweep, variants = self._steps, self.spec.sweep, self._sweep.variants
-        for name, error in steps.failures.items():
-            if not steps.results:
-                text = f"all {len(steps.failures)} variants failed, first {variants[name]}"
-                raise step_failed(text, error, {}) from error
-        found = {name: self._metric(made.result) for name, made in steps.results.items()}
-        best = (min if sweep.mode == "min" else max)(found, key=lambda name: found[name])
-        chosen = steps.results[best].result
-        rows = [
-            {
-                "values": values,
-                "status": self._status(name),
-                "metric": found.get(name),
-                "run": steps.results[name].result["run"] if name in found else None,
-                "error": process.failure_text(steps.failures[name])
-                if name in steps.failures
-                else None,
-            }
-            for name, values in variants.items()
-        ]
-        numbers = {key: value for key, value in chosen.items() if key not in _OWN}
-        numbers["sweep"] = {
-            "run": self._record.uri,
-            "metric": sweep.metric,
-            "mode": sweep.mode,
-            "variants": rows,
-            "chosen": rows[[*variants].index(best)],
-        }
-        ctx = Context(self._store, self.spec.compute, Listener())
-        ctx.work = {name: steps.results[name].work for name in variants if name in found}
-        ctx.work |= {name: StepWork(parts=1) for name in steps.failures}
-        result = assemble(
-            ctx,
-            self.spec,
-            chosen["job"],
-            self._record.uri,
-            title=f"{sweep.metric} over {', '.join(sweep.over)}",
-            artifacts=chosen["artifacts"],
-            numbers=numbers | {"cost": cost_numbers(ctx.work)},
-            warnings=self._warnings(found),
-            lead=[b.Facts(self._tiles(best, found), terminal=True)],
-            sections=[b.Section("variants", "Variants", [*self._charts(best, found)])],
-            footer="The metric of the chosen variant was used to choose it: where variants are "
-            "close, measure it again on text that was not looked at.",
-        )
-        return result, chosen["run"]
-
-    def _status(self, name: str) -> str:
-        made = self._steps.results.get(name)
+    def _outcome(self, name: str) -> Outcome:
+        """How a variant that is not running stands."""
+        values, steps = self._sweep.variants[name], self._steps
+        made, error = steps.results.get(name), steps.failures.get(name)
+        if made is None and error is None:
+            return Outcome(values, "left out")
+        job = self._jobs[name].name
+        run = self._store.path("runs", job)
         if made is not None:
-            return made.status
-        return "failed" if name in self._steps.failures else "left out"
+            return Outcome(values, made.status, run, made, self._metric(made.result))
+        if isinstance(error, StoppedEarlyError):
+            return Outcome(values, "stopped", run, stopped_at=self._decisions.stopped[job])
+        return Outcome(values, "failed", run, error=error)
 
-    def _warnings(self, found: Mapping[str, float]) -> b.Warnings:
-        failed = [
-            b.Warn(f"{self._sweep.variants[name]} failed", process.failure_text(error))
-            for name, error in self._steps.failures.items()
-        ]
-        variants = self._sweep.variants
-        edges = [
-            b.Warn(
-                f"`{key}`: the best value is at the edge of those tried",
-                "A better one may lie outside: widen `sweep.over`.",
-            )
-            for key in self.spec.sweep.over
-            if self._at_edge(key, {name: variants[name][key] for name in found}, found)
-        ]
-        return b.Warnings(
-            [*failed, *edges], "Failures, and best values at the edge, were looked for."
-        )
+    def _report(self) -> SweepReport:
+        """The report of variants that have run.
 
-    def _at_edge(self, key: str, values: Mapping[str, Value], found: Mapping[str, float]) -> bool:
-        numbers = {n: v for n, v in values.items() if isinstance(v, int | float)}
-        if len({*numbers.values()}) < 3:
-            return False
-        best = (min if self.spec.sweep.mode == "min" else max)(found, key=lambda n: found[n])
-        return values[best] in (min(numbers.values()), max(numbers.values()))
-
-    def _tiles(self, best: str, found: Mapping[str, float]) -> list[b.Fact]:
-        values = ", ".join(f"{k} {_short(v)}" for k, v in self._sweep.variants[best].items())
-        count = f"{len(found)} of {len(self._sweep.variants)} ran"
-        return [
-            b.Fact(self.spec.sweep.metric, decimals(found[best], 4), values, main=True),
-            b.Fact("Variants", str(len(self._sweep.variants)), count),
-        ]
-
-    def _charts(self, best: str, found: Mapping[str, float]) -> list[b.Block]:
-        """A table, and a curve for each key whose values are numbers."""
-        variants, metric = self._sweep.variants, self.spec.sweep.metric
-        sign = 1 if self.spec.sweep.mode == "min" else -1
-        order = sorted(variants, key=lambda name: sign * found.get(name, sign * math.inf))
-        rows: list[list[b.Cell]] = [
-            [
-                name,
-                *(_short(v) for v in variants[name].values()),
-                self._status(name),
-                found.get(name),
-            ]
-            for name in order
-        ]
-        columns = {"variant": "text"} | dict.fromkeys(self.spec.sweep.over, "text")
-        columns |= {"status": "text", metric: "decimals4"}
-        blocks: list[b.Block] = [
-            b.Table(columns, rows, f"Best first, by `{metric}`.", main=best, terminal=True)
-        ]
-        for key in self.spec.sweep.over:
-            values = {name: variants[name][key] for name in found}
-            points = [
-                (float(value), found[name])
-                for name, value in values.items()
-                if isinstance(value, int | float) and not isinstance(value, bool)
-            ]
-            if len({x for x, _ in points}) >= 3:
-                curve = {metric: [sorted(points)]}
-                blocks.append(b.Curves(f"By `{key}`", curve, metric, key, metric, settled_from=0.0))
-        return blocks
+        Raises:
+            StepFailedError: none of them has a result.
+        """
+        steps, variants = self._steps, self._sweep.variants
+        if not steps.results:
+            errors = steps.failures
+            failed = [n for n, e in errors.items() if not isinstance(e, StoppedEarlyError)]
+            name = (failed or [*errors])[0]
+            text = f"all {len(errors)} variants failed"
+            if len(failed) < len(errors):
+                text += f" or were stopped ({len(errors) - len(failed)})"
+            raise step_failed(f"{text}, first {variants[name]}", errors[name], {}) from errors[name]
+        return SweepReport(self.spec, {name: self._outcome(name) for name in variants})
 
     def _published(self, result: Mapping[str, Any]) -> dict[str, Any]:
         return publish_result(self._store, self.spec.of, {**result}, self._began)
-
-
-_OWN = {"status", "job", "run", "report", "artifacts", "work", "warnings", "cost", "published"}
 
 
 def _suggested(trial: Any, key: str, of: "list[Any] | SweepRange") -> Value:
@@ -329,7 +253,3 @@ def _suggested(trial: Any, key: str, of: "list[Any] | SweepRange") -> Value:
     if of.whole:
         return trial.suggest_int(key, int(of.min), int(of.max))
     return trial.suggest_float(key, of.min, of.max, log=of.log)
-
-
-def _short(value: Value) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -26,6 +26,16 @@ class Decisions:
         self.entries = [unseal(data, uri) for data, uri in zip(read_many(uris), uris, strict=True)]
         self._num_stored = len(self.entries)
 
+    @property
+    def evaluations(self) -> list[dict[str, Any]]:
+        """Those about an evaluation of a variant: see `stillhouse.jobs.sweep_stop`."""
+        return [entry for entry in self.entries if "evaluation" in entry]
+
+    @property
+    def stopped(self) -> dict[str, dict[str, Any]]:
+        """The evaluations after which variants were stopped, by run."""
+        return {entry["run"]: entry for entry in self.evaluations if entry["stop"]}
+
     def add(self, entry: Mapping[str, Any]) -> None:
         """Add a decision; `write` puts it into the store."""
         self.entries.append({**entry})

@@ -10,9 +10,11 @@ import numpy as np
 import yaml
 from pydantic import Field, SerializeAsAny, field_validator, model_validator
 
+from stillhouse.classification.spec import ClassifySpec
 from stillhouse.jobs.kinds import spec_model
 from stillhouse.settings import Count, Settings
 from stillhouse.spec import NOT_IDENTITY, JobSpec
+from stillhouse.training.spec import TrainSpec
 
 Value: TypeAlias = float | int | str | bool | None
 
@@ -45,6 +47,34 @@ class SweepRange(Settings):
         return self.min + share * (self.max - self.min)
 
 
+class StopSettings(Settings):
+    """Which variants are stopped before their end, by a scheduler of Ray Tune."""
+
+    name: Literal["asha", "median"] = Field(
+        description="asha: after 1, 4, 16, ... evaluations only the best quarter of those so far "
+        "goes on; median: a variant whose best value is worse than the median of the others' means "
+        "ends"
+    )
+    grace_period: Count = Field(default=1, description="evaluations that every variant gets")
+    reduction_factor: Annotated[float, Field(gt=1)] | None = Field(
+        default=None, description="of asha; default 4"
+    )
+    min_samples: Count | None = Field(
+        default=None, description="other variants that the median needs; default 3"
+    )
+
+    @model_validator(mode="after")
+    def _own_keys(self) -> "StopSettings":
+        for key, name in (("reduction_factor", "asha"), ("min_samples", "median")):
+            if getattr(self, key) is not None and self.name != name:
+                raise ValueError(f"`stop.{key}` is a setting of `{name}`, not of `{self.name}`")
+        return self
+
+
+CURVES = {"train.heldout_nll": "nll", "train.validation_accuracy": "accuracy"}
+"""By metrics that are measured while a variant trains: their key in an evaluation."""
+
+
 class SweepSettings(Settings):
     """Variants of a job: which keys take which values, and what makes a variant the best one."""
 
@@ -63,6 +93,7 @@ class SweepSettings(Settings):
         default=None, description="of all variants, as `plan` counts them; others are left out"
     )
     seed: int = 0
+    stop: StopSettings | None = Field(default=None, description="default: all run to their end")
 
     @model_validator(mode="after")
     def _fits(self) -> "SweepSettings":
@@ -119,6 +150,40 @@ class SweepSpec(JobSpec):
         if not isinstance(content, dict) or not isinstance(of := content.get("of"), JobSpec):
             return content
         return content | {key: getattr(of, key) for key in NOT_IDENTITY - {"publish"}}
+
+    @model_validator(mode="after")
+    def _has_a_curve(self) -> "SweepSpec":
+        stop, metric = self.sweep.stop, self.sweep.metric
+        of: Any = self.of
+        if stop is None:
+            return self
+        wanted: dict[type, str] = {
+            TrainSpec: "train.heldout_nll",
+            ClassifySpec: "train.validation_accuracy",
+        }
+        own = wanted.get(type(of))
+        if own is None or metric != own:
+            whose = "" if own is None else f"; with a curve here: {own}"
+            raise ValueError(
+                f"`sweep.stop` needs a metric with a curve, and `{metric}` of `job: {of.job}` is "
+                f"known at the end alone{whose}"
+            )
+        if isinstance(of, TrainSpec) and of.heldout is None:
+            raise ValueError(f"`sweep.stop`: `{metric}` needs `heldout`")
+        if "train.eval_points" in self.sweep.over:
+            raise ValueError("`sweep.over.train.eval_points`: `sweep.stop` counts evaluations")
+        if stop.grace_period >= self.num_evaluations:
+            raise ValueError(
+                f"`sweep.stop.grace_period: {stop.grace_period}` leaves nothing to stop: training "
+                f"has `train.eval_points: {self.num_evaluations}`"
+            )
+        return self
+
+    @property
+    def num_evaluations(self) -> int:
+        """Evaluations of a training variant."""
+        assert isinstance(self.of, TrainSpec | ClassifySpec)
+        return self.of.train.eval_points
 
     @property
     def num_actors(self) -> int:

@@ -186,7 +186,9 @@ class _TrainProgress:
             self._advance(moved / task.num_steps, units if kind == STEP else 0)
             self._steps[name] = step
         if kind not in (STEP, "failed"):
-            self._ctx.listener.note(f"train {kind}", {**content, "training": task.label})
+            told = {**content, "training": task.label}
+            told |= {"num_steps": task.num_steps} if kind == "evaluation" else {}
+            self._ctx.listener.note(f"train {kind}", told)
 
 
 def _work(store: Store, tasks: Sequence[AnyTrainTask], scorers: Sequence[Any], tell: Tell) -> None:

@@ -132,6 +132,12 @@ class DivergedError(StillhouseError):
     exit_code = 4
 
 
+class StoppedEarlyError(StillhouseError):
+    """A sweep stopped a variant, which is worse than others; run by hand, it goes on from there."""
+
+    exit_code = 4
+
+
 class StepFailedError(StillhouseError):
     """A step of a chain failed; its exit code is the step's own."""
 
