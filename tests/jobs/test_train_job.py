@@ -16,7 +16,7 @@ from small import Quiet, rows, write
 from workers import training_workers
 
 from stillhouse import open_selection
-from stillhouse.errors import ArtifactError
+from stillhouse.errors import ArtifactError, SpecError
 from stillhouse.jobs.plan import plan_job
 from stillhouse.jobs.run import run_job
 from stillhouse.jobs.status import draw_report
@@ -24,6 +24,7 @@ from stillhouse.report.page import read
 from stillhouse.storage.run_record import event_files
 from stillhouse.text.packing import tokens_schema
 from stillhouse.training.order import Rows, SampleOrder
+from stillhouse.training.schedule import Schedule
 from stillhouse.training.spec import TrainSpec
 
 STEPS, LENGTH = 160, 32
@@ -159,6 +160,59 @@ def test_a_killed_worker_changes_no_byte(trained, place):
     assert model_of(killed)["files"] == model_of(trained)["files"]
     (starts,) = read(killed["run"]).find("speed", "table")
     assert [workers for _, workers in starts.rows] == [2, 2]
+
+
+def mixed(place, first, second):
+    """Changes of a spec: keys of the two data sets."""
+    folder = place[0]
+    return {"data": [{"path": str(folder / "a")} | first, {"path": str(folder / "b")} | second]}
+
+
+def sums_of(result):
+    return [
+        (one["name"], one["asked"], one["drawn"], one["epochs"]) for one in result["train"]["data"]
+    ]
+
+
+def test_weights_that_change_on_two_workers_one_killed_and_on_one(ray_cluster, place):
+    """Three to one for 128 of 160 steps, then none of the first."""
+    points = [{"at": 0, "weight": 3}, {"at": 0.8, "weight": 0}]
+    changes = mixed(place, {"weight": {"schedule": points}}, {"weight": 1})
+    killer = Killer()
+    killed = run_job(parse(place, "scheduled", 2, changes), killer)
+    assert len(killer.killed) == 1 and killed["train"]["restarts"] == 1
+    alone = run_job(parse(place, "scheduled alone", 1, changes), Quiet())
+    sets = [Rows((120, 80), Schedule(((0.0, 3.0), (0.8, 0.0)))), Rows((100,))]
+    order = SampleOrder(sets, global_batch=8, seed=0, lanes=8, window=10, num_steps=STEPS)
+    for found in (killed, alone):
+        assert found["train"]["order_sha256"] == order_digest(order, STEPS)
+        # 96 of 128 draws of each of 8 lanes are of 200 sequences, 64 of 160 of 100
+        assert sums_of(found) == [("a", 0.6, 0.6, 768 / 200), ("b", 0.4, 0.4, 512 / 100)]
+    assert losses(alone) == pytest.approx(losses(killed), rel=1e-4)
+    assert model_of(alone)["inputs"]["data"]["sets"][0]["weight"] == {
+        "points": [[0.0, 3.0], [0.8, 0.0]],
+        "linear": False,
+    }
+    (chart,) = read(killed["run"]).find("data", "curves")
+    assert [share for _, share in chart.curves["a"][0]] == [75, 75, 0, 0]
+
+
+def test_an_exhausted_data_set_is_refused_or_left_out(ray_cluster, place):
+    """100 sequences on 8 lanes: 12 in each at least, twice, of 80 that are asked for."""
+    with pytest.raises(
+        SpecError, match=r"`data\.1\.max_epochs: 2`: 40960 tokens .* see 'b' 6\.\d+"
+    ):
+        run_job(parse(place, "exhausted", 2, mixed(place, {}, {"max_epochs": 2})), Quiet())
+    changes = mixed(place, {}, {"max_epochs": 2, "when_exhausted": "reweight"})
+    spec = parse(place, "exhausted", 2, changes)
+    found = run_job(spec, Quiet())
+    assert sums_of(found) == [("a", 0.5, 0.85, 1088 / 200), ("b", 0.5, 0.15, 192 / 100)]
+    sets = [Rows((120, 80)), Rows((100,), max_epochs=2)]
+    order = SampleOrder(sets, global_batch=8, seed=0, lanes=8, window=10, num_steps=STEPS)
+    assert found["train"]["order_sha256"] == order_digest(order, STEPS)
+    assert plan_job(spec)["status"] == "nothing_to_do"
+    with pytest.raises(SpecError, match=r"`data\.1\.max_epochs: 2`"):
+        plan_job(parse(place, "exhausted", 2, mixed(place, {}, {"max_epochs": 2})))
 
 
 @pytest.mark.soak
