@@ -68,8 +68,6 @@ def run_train(ctx: Context, spec: TrainSpec, inputs: TrainInputs) -> TrainRun:
     sets = _tokens(ctx, inputs.sets, scans, tokenizer, length)
     heldout = sets.pop() if HELDOUT in inputs.sets else None
     objective = spec.train.objective
-    if objective.kept_signals == "stored":
-        sets = stored_signals(ctx, objective, inputs.code, teachers, taught_by, sets)
     fresh = planned_shape(spec.model, needs.vocab_size, needs.num_positions)
     shape = init.shape if init else fresh
     task = _task(spec, sets, heldout, tokenizer, init, shape)
@@ -81,6 +79,9 @@ def run_train(ctx: Context, spec: TrainSpec, inputs: TrainInputs) -> TrainRun:
         check_workers(task.order(), spec.compute.trainers)
     else:
         task = _with_online(spec, models, task)
+    if objective.kept_signals == "stored":
+        scored = stored_signals(ctx, objective, inputs.code, teachers, taught_by, task.data)
+        task = replace(task, data=tuple(scored))
     with online_scorers(ctx, task) as (scorers, held), Gang(ctx, held) as gang:
         [model] = train_models(ctx, gang, "train", [task], shape, scorers)
     if objective.runs_teachers:

@@ -13,7 +13,7 @@ from small import Quiet, rows, write
 from stillhouse.errors import ClusterError, InputError, ModelError, SpecError, StillhouseError
 from stillhouse.jobs.plan import plan_job
 from stillhouse.jobs.run import list_job, run_job, run_name
-from stillhouse.jobs.spec_file import load_spec
+from stillhouse.jobs.spec_file import load_spec, parse_spec
 from stillhouse.storage.artifact import Store
 from stillhouse.storage.commit import check_store
 from stillhouse.training.data_spec import FileData
@@ -162,6 +162,10 @@ def test_weights_that_change_in_a_spec(place, content):
     assert first == Share(Schedule(((0.0, 3.0), (0.8, 0.0)), linear=True), 2.0)
     assert second == Share(2.0)
     assert TrainSpec.model_validate(yaml.safe_load(spec.to_yaml())) == spec
+    step = yaml.safe_load(spec.to_send())
+    chain = {"job": "chain", "store": step.pop("store"), "steps": {"all": step}}
+    chain = parse_spec(yaml.safe_load(parse_spec(chain, "a").to_send()), "b")
+    assert [one.share for one in chain.steps["all"].datasets] == [first, second]
     # a run is named as before by a spec that has neither limits nor schedules
     assert spec.model_dump()["data"][1].keys() == {*FileData.model_fields} - {
         "max_epochs",
