@@ -107,10 +107,13 @@ def _needs(spec: ChainSpec, step: str) -> list[str]:
             continue
         step_spec: Any = spec.steps[name]
         job = getattr(step_spec, "of", step_spec).job
-        if not {*artifacts_of(section)} & {*_MADE[job]}:
+        mixes = isinstance(step_spec, SweepSpec) and step_spec.sweep.mixture is not None
+        made = {*_MADE[job], *(["weights"] if mixes else [])}
+        if made.isdisjoint(artifacts_of(section)):
+            needs = " without `sweep.mixture`" if section == "weight" else ""
             raise SpecError(
-                f"`steps.{step}`: `from: {name}` in `{section}`: a step of `job: {job}` makes no "
-                f"{artifacts_of(section)[0]}"
+                f"`steps.{step}`: `from: {name}` in `{section}`: a step of `job: {job}`{needs} "
+                f"makes no {artifacts_of(section)[0]}"
             )
         found.append(name)
     return [name for name in spec.steps if name in found]

@@ -323,6 +323,30 @@ def verify(
     return VerbOutput(found, show_verification, 3 if found["problems"] else 0)
 
 
+@app.command()
+@verb
+def recommend(
+    runs: Annotated[
+        list[str], typer.Argument(help="Records of sweeps, one a task.", metavar="SWEEP_RUN...")
+    ],
+    features: Annotated[
+        str | None,
+        typer.Option(help="A YAML file, `RUN: {num_examples: 400}`; `new:` is the new task."),
+    ] = None,
+    store: Store = None,
+) -> VerbOutput:
+    """Recommend a setting for a new task, from sweeps over the same settings on at least three.
+
+    Each task is left out once, to tell what a recommendation is worth.
+
+    Example: `stillhouse recommend 0123abcd 4567cdef 89ab0123`
+    """
+    from stillhouse.jobs.recommend import recommend as find
+    from stillhouse.jobs.summary import show_recommendation
+
+    return VerbOutput(find(runs, store, features), show_recommendation)
+
+
 def main() -> None:
     """Entry point of the `stillhouse` command."""
     for stream in (sys.stdout, sys.stderr):

@@ -13,7 +13,7 @@ from pydantic_core import ErrorDetails
 from stillhouse.errors import SpecError
 from stillhouse.jobs.chain_spec import AnySpec, ChainSpec, check_step
 from stillhouse.jobs.kinds import SPECS, spec_model
-from stillhouse.jobs.sweep_spec import SweepSpec
+from stillhouse.jobs.sweep_spec import SweepSpec, put_key
 from stillhouse.spec import JobSpec
 from stillhouse.storage.filesystem import read_bytes
 
@@ -119,25 +119,13 @@ def _read(path: str) -> dict[str, Any]:
 def _apply(content: dict[str, Any], override: str) -> None:
     """Put `a.b=value` into the spec; every step but the last must be a section."""
     path, equals, value = override.partition("=")
-    keys = path.split(".")
-    if not equals or not all(keys):
+    if not equals or not all(path.split(".")):
         raise SpecError(f"--set {override!r}: write it as a.b=value")
-    node: Any = content
-    for depth, key in enumerate(keys[:-1]):
-        if isinstance(node, list) and key.isdigit() and int(key) < len(node):
-            node = node[int(key)]
-            continue
-        node = node.setdefault(key, {}) if isinstance(node, dict) else None
-        if not isinstance(node, dict | list):
-            place = ".".join(keys[: depth + 1])
-            raise SpecError(f"--set {override!r}: `{place}` is not a section")
     try:
         parsed = yaml.safe_load(value)
     except yaml.YAMLError:
         raise SpecError(f"--set {override!r}: {value!r} is not a YAML value") from None
-    if not isinstance(node, dict):
-        raise SpecError(f"--set {override!r}: `{'.'.join(keys[:-1])}` is a list")
-    node[keys[-1]] = parsed
+    put_key(content, path, parsed, f"--set {override!r}")
 
 
 def _line(spec: type[BaseModel], detail: ErrorDetails) -> str:

@@ -12,6 +12,7 @@ from stillhouse.report.terminal import Terminal, styled
 _MAX_VERSIONS = 3
 _AMOUNTS = ("tokens", "gradient_passes", "epochs", "iterations", "bytes")
 """Keys of a planned step that say how much work it is."""
+_RECOMMENDED = ("metric", "best", "mean", "regret", "gain")
 _PUBLISHED = ("selection", "model", "distilled")
 
 
@@ -55,6 +56,30 @@ def show_plan(planned: dict[str, Any]) -> None:
     console.block(Table(columns, rows, f"plan of {planned['job']}"))
     for note in planned["notes"]:
         console.say(note)
+
+
+def show_recommendation(found: dict[str, Any]) -> None:
+    """What the others recommend for each task, and what all recommend for a new one."""
+    console = Terminal()
+    rows: list[list[Cell]] = [
+        [one["name"], settings_text(one["setting"]), *(one[key] for key in _RECOMMENDED)]
+        for one in found["tasks"]
+    ]
+    columns = {"task left out": "text", "recommended by the others": "text"}
+    columns |= dict.fromkeys(_RECOMMENDED, "decimals4")
+    console.block(Table(columns, rows, f"{found['metric']} ({found['mode']})"))
+    regret, gain = found["mean_regret"], found["mean_gain"]
+    console.say(
+        f"on average {regret:.4g} worse than the best setting of the grid, and "
+        f"{abs(gain):.4g} {'better' if gain >= 0 else 'worse'} than its mean"
+    )
+    if found["recommended"] is not None:
+        console.say("for a new task: ", (settings_text(found["recommended"]), "bold"))
+
+
+def settings_text(setting: dict[str, Any]) -> str:
+    """`train.learning_rate 0.01, train.global_batch 8`."""
+    return ", ".join(f"{key} {value}" for key, value in setting.items())
 
 
 def show_status(found: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ is recorded, and the others go on.
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from stillhouse.errors import SpecError, StoppedEarlyError, require
@@ -21,6 +21,7 @@ from stillhouse.jobs.run import (
 )
 from stillhouse.jobs.spec_file import parse_spec
 from stillhouse.jobs.steps import Runnable, Steps, step_failed
+from stillhouse.jobs.sweep_mixture import FoundMixture, Proxies, equal_shares, values_of
 from stillhouse.jobs.sweep_record import Budget, Decisions
 from stillhouse.jobs.sweep_result import Outcome, SweepReport
 from stillhouse.jobs.sweep_spec import SweepRange, SweepSpec, Value
@@ -47,7 +48,10 @@ class Sweep:
         self.spec = spec
         self.search = spec.sweep.search
         self.variants: dict[str, dict[str, Value]] = {}
-        if self.search == "optuna":
+        if spec.sweep.mixture is not None:
+            require("sklearn")
+            self.add(equal_shares(spec))
+        elif self.search == "optuna":
             require("optuna")
             self.checked(spec.sweep.drawn([0.0] * len(spec.sweep.over)))
         else:
@@ -107,7 +111,7 @@ class SweepRun:
             return None
         rows = [one for one in before["sweep"]["variants"] if one["metric"] is not None]
         results = [made.result for made in self._steps.results.values()]
-        if self.spec.sweep.search == "optuna":
+        if self.spec.sweep.goes_on:
             jobs = [JobRun(self._sweep.checked(one["values"])) for one in rows]
             results = [result for job in jobs if (result := job.finished()) is not None]
         if {one["run"] for one in results} != {one["run"] for one in rows}:
@@ -126,15 +130,19 @@ class SweepRun:
         with recorded(record, spec, lambda: FailedAt(next(iter(steps.failures), None))):
             self._decisions.write()
             with connected(spec, self._worker_env, record):
+                mixture = None
                 if spec.sweep.search == "optuna":
                     self._ask_and_tell()
                 elif steps.ready:
                     steps.run_all()
+                if spec.sweep.mixture is not None:
+                    mixture = self._find_mixture()
             for name in steps.results:
                 steps.note(name)
-            report = self._report()
-            result = report.result(self._store, record.uri, self._decisions)
-            numbers = write(result) | {"run": steps.results[report.best].result["run"]}
+            report = SweepReport(spec, self._outcomes(), mixture)
+            numbers = write(report.result(self._store, record.uri, self._decisions))
+            if mixture is None:  # else its result is more than the chosen run's
+                numbers |= {"run": steps.results[report.best].result["run"]}
         record.put_result(numbers)
         record.finish("done")
         return numbers | self._published(numbers)
@@ -174,21 +182,42 @@ class SweepRun:
             trial = study.ask()
             values = {key: _suggested(trial, key, of) for key, of in sweep.over.items()}
             name = self._sweep.add(values)
-            pays = self._pays(name)
-            self._decisions.write()
-            if not pays:
+            self._run_more([name])
+            outcome, states = self._outcome(name), optuna.trial.TrialState
+            if outcome.status == "left out":
                 del self._sweep.variants[name]
                 break
-            self._steps.order = [*self._steps.order, name]
-            self._find_ready()
-            if self._steps.ready:
-                self._steps.run_all()
-            outcome, states = self._outcome(name), optuna.trial.TrialState
             ended = {"failed": states.FAIL, "stopped": states.PRUNED}
             if outcome.status in ended:
                 study.tell(trial, state=ended[outcome.status])
             else:
                 study.tell(trial, outcome.metric)
+
+    def _find_mixture(self) -> FoundMixture:
+        """Run the proxies once the first one has told how many tokens there are, fit, and try.
+
+        Raises:
+            StepFailedError: the first one failed. SpecError: as `Proxies`.
+        """
+        [first] = self._outcomes().values()
+        assert first.made is not None
+        proxies = Proxies(self.spec, first.made.result)
+        self._run_more([self._sweep.add(values) for values in proxies.drawn()])
+        ran = {name: one for name, one in self._outcomes().items() if one.metric is not None}
+        fit = proxies.fit([(one.values, one.metric or 0.0) for one in ran.values()])
+        edge = proxies.at_edge(fit.shares, [one.values for one in ran.values()])
+        self._run_more([self._sweep.add(values_of(fit.shares))])
+        runs = {name: one.metric for name, one in self._outcomes().items()}
+        return proxies.found(fit, runs, edge)
+
+    def _run_more(self, names: Sequence[str]) -> None:
+        """Run variants that the budget pays for."""
+        paid = [name for name in names if self._pays(name)]
+        self._decisions.write()
+        self._steps.order = [*self._steps.order, *paid]
+        self._find_ready()
+        if self._steps.ready:
+            self._steps.run_all()
 
     def _metric(self, result: Mapping[str, Any]) -> float:
         """The metric of a finished variant.
@@ -226,8 +255,8 @@ class SweepRun:
             return Outcome(values, "stopped", run, stopped_at=self._decisions.stopped[job])
         return Outcome(values, "failed", run, error=error)
 
-    def _report(self) -> SweepReport:
-        """The report of variants that have run.
+    def _outcomes(self) -> dict[str, Outcome]:
+        """How the variants stand, by name.
 
         Raises:
             StepFailedError: none of them has a result.
@@ -241,7 +270,7 @@ class SweepRun:
             if len(failed) < len(errors):
                 text += f" or were stopped ({len(errors) - len(failed)})"
             raise step_failed(f"{text}, first {variants[name]}", errors[name], {}) from errors[name]
-        return SweepReport(self.spec, {name: self._outcome(name) for name in variants})
+        return {name: self._outcome(name) for name in variants}
 
     def _published(self, result: Mapping[str, Any]) -> dict[str, Any]:
         return publish_result(self._store, self.spec.of, {**result}, self._began)

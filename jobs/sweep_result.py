@@ -8,6 +8,7 @@ from typing import Any
 import stillhouse.report.blocks as b
 from stillhouse.jobs import process
 from stillhouse.jobs.steps import StepResult
+from stillhouse.jobs.sweep_mixture import FoundMixture
 from stillhouse.jobs.sweep_record import Decisions
 from stillhouse.jobs.sweep_spec import SweepSpec, Value
 from stillhouse.pipelines.context import Context, Listener, StepWork
@@ -61,8 +62,14 @@ class Outcome:
 class SweepReport:
     """Numbers and report of a sweep, of which at least one variant has a result."""
 
-    def __init__(self, spec: SweepSpec, outcomes: Mapping[str, Outcome]) -> None:
+    def __init__(
+        self,
+        spec: SweepSpec,
+        outcomes: Mapping[str, Outcome],
+        mixture: FoundMixture | None = None,
+    ) -> None:
         self._spec, self._sweep, self._outcomes = spec, spec.sweep, outcomes
+        self._mixture = mixture
         found = {name: one.metric for name, one in outcomes.items() if one.metric is not None}
         self._found = found
         pick = min if self._sweep.mode == "min" else max
@@ -82,6 +89,8 @@ class SweepReport:
             "variants": [one.numbers() for one in outcomes.values()],
             "chosen": outcomes[self.best].numbers(),
         }
+        if self._mixture is not None:
+            numbers["sweep"]["mixture"] = self._mixture.numbers()
         ctx = Context(store, self._spec.compute, Listener())
         ctx.work = {name: one.made.work for name, one in outcomes.items() if one.made is not None}
         ctx.work |= {
@@ -95,12 +104,15 @@ class SweepReport:
             self._spec,
             chosen["job"],
             run_uri,
-            title=f"{sweep.metric} over {', '.join(sweep.over)}",
-            artifacts=chosen["artifacts"],
+            title=f"{sweep.metric} over {', '.join(sweep.over) or 'mixtures'}",
+            artifacts=chosen["artifacts"] | ({} if self._mixture is None else {"weights": run_uri}),
             numbers=numbers | {"cost": cost_numbers(ctx.work)},
             warnings=self._warnings(),
             lead=[b.Facts(self._tiles(), terminal=True)],
-            sections=[b.Section("variants", "Variants", charts)],
+            sections=[
+                *([] if self._mixture is None else [self._mixture.section(self._found)]),
+                b.Section("variants", "Variants", charts),
+            ],
             footer="The metric of the chosen variant was used to choose it: where variants are "
             "close, measure it again on text that was not looked at.",
         )
@@ -120,7 +132,8 @@ class SweepReport:
             if self._at_edge(key)
         ]
         return b.Warnings(
-            [*failed, *edges], "Failures, and best values at the edge, were looked for."
+            [*failed, *edges, *([] if self._mixture is None else self._mixture.warnings())],
+            "Failures, and best values at the edge, were looked for.",
         )
 
     def _at_edge(self, key: str) -> bool:
@@ -135,7 +148,9 @@ class SweepReport:
         best = self._outcomes[self.best]
         values = ", ".join(f"{key} {_short(value)}" for key, value in best.values.items())
         count = f"{len(self._found)} of {len(self._outcomes)} ran to their end"
+        mixture = [] if self._mixture is None else self._mixture.tiles()
         return [
+            *mixture,
             b.Fact(self._sweep.metric, decimals(self._found[self.best], 4), values, main=True),
             b.Fact("Variants", str(len(self._outcomes)), count),
         ]
@@ -148,13 +163,15 @@ class SweepReport:
         rows: list[list[b.Cell]] = [
             [
                 name,
-                *(_short(v) for v in outcomes[name].values.values()),
+                *map(_cell, outcomes[name].values.values()),
                 outcomes[name].shown_status,
                 self._found.get(name),
             ]
             for name in order
         ]
-        columns = {"variant": "text"} | dict.fromkeys(self._sweep.over, "text")
+        columns = {"variant": "text"}
+        for key, value in outcomes[self.best].values.items():
+            columns[key] = "text" if isinstance(_cell(value), str) else "number"
         columns |= {"status": "text", metric: "decimals4"}
         caption = f"Best first, by `{metric}`."
         if any(one.stopped_at is not None for one in outcomes.values()):
@@ -187,3 +204,8 @@ class SweepReport:
 
 def _short(value: Value) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _cell(value: Value) -> b.Cell:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(f"{value:.4g}") if is_number else str(value)

@@ -11,6 +11,7 @@ import yaml
 from pydantic import Field, SerializeAsAny, field_validator, model_validator
 
 from stillhouse.classification.spec import ClassifySpec
+from stillhouse.errors import SpecError
 from stillhouse.jobs.kinds import spec_model
 from stillhouse.settings import Count, Settings
 from stillhouse.spec import NOT_IDENTITY, JobSpec
@@ -71,6 +72,27 @@ class StopSettings(Settings):
         return self
 
 
+class MixtureSettings(Settings):
+    """Weights of the data sets of `job: train`, from small runs with drawn weights."""
+
+    num_tokens: Count | None = Field(
+        default=None,
+        description="of the training that the weights are for; default those of this job",
+    )
+    max_epochs: Annotated[float, Field(gt=0)] = Field(
+        default=4.0, description="how often that training may see a data set"
+    )
+    regression: Literal["ridge", "boosted"] = Field(
+        default="ridge",
+        description="of the metric; ridge: on shares and their products; boosted: trees",
+    )
+    concentration: Annotated[float, Field(gt=0)] | None = Field(
+        default=None,
+        description="sum of the Dirichlet distribution's parameters: the smaller, the further from "
+        "the natural mixture; default twice the number of data sets",
+    )
+
+
 CURVES = {"train.heldout_nll": "nll", "train.validation_accuracy": "accuracy"}
 """By metrics that are measured while a variant trains: their key in an evaluation."""
 
@@ -79,7 +101,10 @@ class SweepSettings(Settings):
     """Variants of a job: which keys take which values, and what makes a variant the best one."""
 
     over: dict[str, Annotated[list[Any], Field(min_length=1)] | SweepRange] = Field(
-        min_length=1, description="key -> values, or a range; `selection.tau: [4, 8]`"
+        default={}, description="key -> values, or a range; `selection.tau: [4, 8]`"
+    )
+    mixture: MixtureSettings | None = Field(
+        default=None, description="instead of `over`: weights of the data sets of `job: train`"
     )
     search: Literal["grid", "random", "optuna"] = Field(
         default="grid",
@@ -100,12 +125,30 @@ class SweepSettings(Settings):
         for key in self.over:
             if key.split(".")[0] in NOT_IDENTITY | {"job", "sweep"}:
                 raise ValueError(f"`over.{key}` changes no result: all variants would be the same")
+        if bool(self.over) == (self.mixture is not None):
+            raise ValueError("give either `over` or `mixture`")
+        if self.mixture is not None:
+            return self._checked_mixture()
         ranges = [key for key, values in self.over.items() if isinstance(values, SweepRange)]
         if self.search == "grid" and ranges:
             raise ValueError(f"`over.{ranges[0]}` is a range: give values, or `search: random`")
         if self.search != "grid" and self.max_runs is None:
             raise ValueError(f"`max_runs`: `search: {self.search}` needs it")
         return self
+
+    def _checked_mixture(self) -> "SweepSettings":
+        if "search" in self.model_fields_set:
+            raise ValueError("`search`: the weights of a `mixture` are drawn: leave it out")
+        if self.stop is not None:
+            raise ValueError("`stop`: a run that is stopped says nothing of its mixture")
+        if self.max_runs is None:
+            raise ValueError("`max_runs`: `mixture` needs it")
+        return self
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether later variants depend on the results of those before them."""
+        return self.search == "optuna" or self.mixture is not None
 
     def variants(self) -> list[dict[str, Value]]:
         """The variants of a grid, or of a random search: key -> value, each once, in order."""
@@ -152,6 +195,20 @@ class SweepSpec(JobSpec):
         return content | {key: getattr(of, key) for key in NOT_IDENTITY - {"publish"}}
 
     @model_validator(mode="after")
+    def _has_a_mixture(self) -> "SweepSpec":
+        if self.sweep.mixture is None:
+            return self
+        count = len(self.of.datasets) if isinstance(self.of, TrainSpec) else 0
+        if count < 2:
+            raise ValueError("`sweep.mixture` needs `job: train` with a list of data sets")
+        if (self.sweep.max_runs or 0) < count + 5:
+            raise ValueError(
+                f"`sweep.max_runs: {self.sweep.max_runs}`: {count} data sets need {count + 5} runs "
+                "at least, and many more to be sure"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _has_a_curve(self) -> "SweepSpec":
         stop, metric = self.sweep.stop, self.sweep.metric
         of: Any = self.of
@@ -194,11 +251,7 @@ class SweepSpec(JobSpec):
         content: dict[str, Any] = deepcopy(self.of.model_dump(mode="json", exclude_unset=True))
         content.pop("publish", None)
         for key, value in values.items():
-            node = content
-            *path, last = key.split(".")
-            for step in path:
-                node = node.setdefault(step, {})
-            node[last] = value
+            put_key(content, key, value, f"`sweep.over.{key}`")
         label = ", ".join(f"{key} {value}" for key, value in values.items())
         return content | {"name": f"{self.name or content['job']}: {label}"}
 
@@ -212,3 +265,23 @@ class SweepSpec(JobSpec):
         sweep = self.sweep.model_dump(mode="json", exclude_unset=True)
         content = yaml.safe_load(of) | {"sweep": sweep}
         return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+
+
+def put_key(content: dict[str, Any], key: str, value: Any, what: str) -> None:
+    """Set `a.b` in a spec's content; every step but the last is a section, or a place in a list.
+
+    Raises:
+        SpecError: it is not; the message begins with `what`.
+    """
+    *path, last = key.split(".")
+    node: Any = content
+    for depth, step in enumerate(path):
+        if isinstance(node, list) and step.isdigit() and int(step) < len(node):
+            node = node[int(step)]
+            continue
+        node = node.setdefault(step, {}) if isinstance(node, dict) else None
+        if not isinstance(node, dict | list):
+            raise SpecError(f"{what}: `{'.'.join(path[: depth + 1])}` is not a section")
+    if not isinstance(node, dict):
+        raise SpecError(f"{what}: `{'.'.join(path)}` is a list")
+    node[last] = value

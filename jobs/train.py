@@ -5,6 +5,7 @@ from typing import Any
 from stillhouse.jobs.kinds import CHARS_PER_TOKEN, Estimate, Job, cost_row, speeds_of
 from stillhouse.models.shape import planned_shape
 from stillhouse.pipelines.context import Context
+from stillhouse.pipelines.found_weights import with_found_weights
 from stillhouse.pipelines.given import resolved
 from stillhouse.pipelines.inputs import guess_bytes
 from stillhouse.pipelines.teachers import SIGNALS
@@ -19,6 +20,7 @@ from stillhouse.report.blocks import Result
 from stillhouse.storage.artifact import Store
 from stillhouse.storage.filesystem import absolute_uri
 from stillhouse.text.tokenizer import load_tokenizer
+from stillhouse.training.data_spec import WeightFrom
 from stillhouse.training.spec import TrainSpec, check_width
 from stillhouse.training.task import TokenSet
 
@@ -30,7 +32,9 @@ class TrainJob(Job):
 
     def __init__(self, spec: TrainSpec) -> None:
         check_width(spec)
-        self.spec = resolved(spec, Store(absolute_uri(spec.store)))
+        self.spec = with_found_weights(resolved(spec, Store(absolute_uri(spec.store))))
+        found = [one for one in spec.datasets if isinstance(one.weight, WeightFrom)]
+        self._weights = [one.weight for one in self.spec.datasets] if found else []
         self._listing = list_data(self.spec)
         self.files = list(self._listing.values())
 
@@ -39,7 +43,7 @@ class TrainJob(Job):
         return self
 
     def identity(self) -> list[Any]:
-        return [self.inputs.identity()]
+        return [self.inputs.identity(), *([self._weights] if self._weights else [])]
 
     def walk(self, ctx: Context, run_uri: str = "") -> Any:
         from stillhouse.pipelines.train import run_train

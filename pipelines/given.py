@@ -113,7 +113,7 @@ def _made_by(run: str, section: str) -> str:
     if found is None and "model" in artifacts_of(section) and "model_fingerprint" in result:
         found = join(run.rsplit("/", 2)[0], "models", result["model_fingerprint"])  # the best
     if found is None:
-        noun = {"data": "selection", "init": "model", "policy": "model"}.get(section, section)
+        noun = artifacts_of(section)[0]
         raise ArtifactError(f"{run} is a run of `job: {result['job']}`: it made no {noun}")
     return found
 

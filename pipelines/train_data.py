@@ -6,7 +6,6 @@ Only listings, manifests, footers and digests are read.
 import json
 from dataclasses import dataclass, replace
 from itertools import islice
-from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -126,7 +125,7 @@ def list_data(spec: TrainSpec) -> Listing:
             _sequences(item)
             listing[key] = []
         else:
-            listing[key] = [] if _artifact_at(item) else list_source(item)
+            listing[key] = [] if artifact_at(item) else list_source(item)
     return listing
 
 
@@ -219,10 +218,10 @@ class _Opener:
     ) -> TokenSet | TextSet:
         if isinstance(item, SelectionData):
             return self._artifact(key, item, _sequences(item))
-        folder = _artifact_at(item)
+        folder = artifact_at(item)
         if folder is not None:
             return self._artifact(key, item, Artifact(folder))
-        name = item.source or PurePosixPath(item.paths[0].rstrip("/")).stem.strip("*") or key
+        name = item.label or key
         length = None if ":" in item.format else token_length(files[0].uri)
         if length is None:
             columns = prompt_columns(item, files[0].uri)
@@ -278,7 +277,7 @@ def _sequences(item: SelectionData) -> Artifact:
     return artifact
 
 
-def _artifact_at(item: FileData) -> str | None:
+def artifact_at(item: FileData) -> str | None:
     """The folder of the artifact that a path names, or None."""
     folder = absolute_uri(item.paths[0])
     return folder if len(item.paths) == 1 and exists(join(folder, "manifest.json")) else None

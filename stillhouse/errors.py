@@ -37,6 +37,8 @@ EXTRAS = {
     "gcsfs": "gcs",
     "adlfs": "azure",
     "optuna": "sweep",
+    "sklearn": "sweep",
+    "scipy": "sweep",
 }
 """The extra of this package that installs a module."""
 

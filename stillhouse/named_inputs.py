@@ -17,6 +17,7 @@ _ARTIFACTS_OF_RUNS = {
     "prior": ("prior", "model"),
     "conditional": ("conditional", "model"),
     "tokenizer": ("tokenizer",),
+    "weight": ("weights",),
 }
 """By the section with `from`: which of a run's artifacts it takes, the first that exists."""
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import (
@@ -54,13 +55,25 @@ class WeightSchedule(Settings):
         return Schedule(found, self.between == "linear")
 
 
+class WeightFrom(Settings):
+    """The weight that a sweep over mixtures found for the data set in the same place."""
+
+    from_: str = Field(
+        alias="from", description="a step of a chain, or a run, with `sweep.mixture`"
+    )
+
+
 def _weight_form(value: Any) -> str:
+    if isinstance(value, WeightFrom) or (isinstance(value, Mapping) and "from" in value):
+        return "[from]"
     changes = isinstance(value, Mapping | WeightSchedule)
     return "[schedule]" if changes else "[number]"
 
 
 AnyWeight: TypeAlias = Annotated[
-    Annotated[Weight, Tag("[number]")] | Annotated[WeightSchedule, Tag("[schedule]")],
+    Annotated[Weight, Tag("[number]")]
+    | Annotated[WeightSchedule, Tag("[schedule]")]
+    | Annotated[WeightFrom, Tag("[from]")],
     Discriminator(_weight_form),
 ]
 
@@ -83,6 +96,7 @@ class _Mixed(Settings):
     def share(self) -> Share:
         """What it asks for of a training."""
         weight = self.weight.points if isinstance(self.weight, WeightSchedule) else self.weight
+        assert not isinstance(weight, WeightFrom), "not found yet: see `with_found_weights`"
         return Share(weight, self.max_epochs, self.when_exhausted == "reweight")
 
     @model_validator(mode="after")
@@ -122,6 +136,11 @@ class SelectionData(_Mixed):
 class FileData(DataSource, _Mixed):
     """Parquet files of tokens (a column `input_ids`), a tokens artifact, or documents."""
 
+    @property
+    def label(self) -> str:
+        """What it is called in results: its source, or by its path; empty for `folder/*`."""
+        return self.source or PurePosixPath(self.paths[0].rstrip("/")).stem.strip("*")
+
 
 def _form(value: Any) -> str:
     has = bool({"selection", "from"} & {*value}) if isinstance(value, dict) else False
@@ -139,8 +158,17 @@ def check_mixture(datasets: Sequence[SelectionData | FileData]) -> None:
     """Check the weights of data sets against each other.
 
     Raises:
-        ValueError: a schedule without a mixture, or a time at which all weights are 0.
+        ValueError: a schedule without a mixture, a time at which all weights are 0, or weights that
+            are found for some data sets alone.
     """
+    places = {one.weight.from_ if isinstance(one.weight, WeightFrom) else "" for one in datasets}
+    if places != {""}:
+        if len(places) > 1 or len(datasets) == 1:
+            raise ValueError(
+                "`data`: weights are found for all data sets of a mixture together: give each one "
+                f"`weight: {{from: {max(places)}}}`"
+            )
+        return
     weights = [one.share.weight for one in datasets]
     schedules = [weight for weight in weights if isinstance(weight, Schedule)]
     if schedules and len(datasets) == 1:
@@ -160,5 +188,5 @@ def check_heldout(heldout: SelectionData | FileData) -> None:
     """
     if heldout.max_epochs is not None:
         raise ValueError("`heldout.max_epochs`: held-out data are not trained on: leave it out")
-    if isinstance(heldout.weight, WeightSchedule):
+    if isinstance(heldout.weight, WeightSchedule | WeightFrom):
         raise ValueError("`heldout.weight`: held-out data are not trained on: leave it out")
