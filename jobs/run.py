@@ -128,7 +128,7 @@ def worker_environment(spec: JobSpec) -> dict[str, str]:
     Raises:
         MissingExtraError: Ray or the libraries of models are not installed.
     """
-    require("ray", "torch", "transformers")
+    require("ray", "torch", "transformers", *spec.extra_modules)
     environment = use_options(spec.store, spec.storage_options)
     remember_options(spec.store, spec.storage_options)
     return environment

@@ -124,11 +124,12 @@ class Models:
         store, shape = self._ctx.store, self._shape(train.model)
         tokens = train.num_tokens or selections[self._spec.rule].num_tokens
         held = token_set(store, heldout, "heldout")
+        answers = self._spec.pool.columns.has_answers
         tasks = [
             self._task(
                 train.model_copy(update={"seed": seed}),
                 shape,
-                token_set(store, selection, name),
+                replace(token_set(store, selection, name), masked=answers),
                 tokens,
                 role="target",
                 label=f"{name}, seed {seed}",

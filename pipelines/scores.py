@@ -72,7 +72,8 @@ class PoolScores:
         settings = scoring.model_dump(include={"dtype", "attention"})
         bos_id = self._tokenizer.bos_id
         bos = [] if bos_id is None else [["bos", bos_id]]
-        scorer = fingerprint(["causal_lm", model.fingerprint, settings, *bos])
+        answers = ["answers"] if self._spec.pool.columns.has_answers else []
+        scorer = fingerprint(["causal_lm", model.fingerprint, settings, *bos, *answers])
         host = LanguageModelHost(
             folder=model.folder,
             scoring=scoring,

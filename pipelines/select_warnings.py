@@ -36,6 +36,7 @@ def select_warnings(
     target model's losses minus the baseline's, `heldout` scores of target text.
     """
     tally, counts = made.kept.tally, made.pool.counts
+    answers = spec.pool.columns.has_answers  # a sequence without any has no score
     texts = _kept_texts(ctx, made)
     pieces = "the number of documents in a sequence"
     recipes = {"prior": spec.prior, "conditional": spec.conditional}
@@ -48,7 +49,8 @@ def select_warnings(
         *health.target_scores(heldout, tally.pieces.y, absolute=spec.scorer is None),
         *health.knows_nothing(_prior_loss(ctx, made), made.tokenizer.vocab_size),
         *health.lost_text(counts),
-        *health.nan_scores(tally.fates["nan"], sum(tally.fates.values())),
+        *([] if answers else health.nan_scores(tally.fates["nan"], sum(tally.fates.values()))),
+        *health.split_answers(counts),
         *health.near_constant(tally.sources, tally.pieces.y.std),
         *health.mostly_length(pieces, tally.pieces.correlation),
         *health.memorised(tally, excluded=made.candidates.exclude_prior_rows),

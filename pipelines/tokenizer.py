@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
-from stillhouse.fingerprint import fingerprint
+from stillhouse.fingerprint import fingerprint, sha256
 from stillhouse.pipelines.context import Context, Unfinished, pinned, run_tasks
 from stillhouse.pipelines.scan import Scan
 from stillhouse.pipelines.tokens import TokenizerRef
@@ -38,7 +38,8 @@ def given_tokenizer(
     loaded = load_tokenizer(path, eos_token)
     bos_id = loaded.bos_id(bos)
     added = [loaded.bos_token] if loaded.adds_bos else []
-    name = fingerprint(["tokenizer", loaded.digest, loaded.eos_token, *added])
+    chat = [] if loaded.chat_template is None else [["chat", loaded.chat_template]]
+    name = fingerprint(["tokenizer", loaded.digest, loaded.eos_token, *added, *chat])
     found = ctx.store.find_manifest("models", name)
     if found is None and ctx.dry:
         raise Unfinished("tokenizer")
@@ -93,6 +94,7 @@ def _ref(ctx: Context, manifest: Manifest, bos_id: int | None = None) -> Tokeniz
         digest=manifest.totals["digest"],
         vocab_size=manifest.totals["vocab_size"],
         bos_id=bos_id,
+        chat=manifest.totals.get("chat", ""),
     )
 
 
@@ -108,6 +110,7 @@ def _put(store: Store, name: str, made: Tokenizer, settings: dict[str, object]) 
             "eos_token": made.eos_token,
             "vocab_size": made.vocab_size,
             "digest": made.digest,
+            **({"chat": sha256(made.chat_template.encode())} if made.chat_template else {}),
         },
     )
 

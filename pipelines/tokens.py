@@ -35,6 +35,7 @@ class TokenizerRef:
 
     Attributes:
         bos_id: stands before every sequence that is scored or trained on; not in stored tokens.
+        chat: digest of its chat template, if it has one.
     """
 
     path: str
@@ -42,6 +43,7 @@ class TokenizerRef:
     digest: str
     vocab_size: int
     bos_id: int | None = None
+    chat: str = ""
 
     @property
     def num_extra(self) -> int:
@@ -113,6 +115,9 @@ def pack_tasks(
     sequence_length: int,
 ) -> list[PackTask]:
     """A packing task for each unit, with what is left out of it."""
+    words = tokenizer.digest
+    if scanned.inputs.source.columns.messages is not None:
+        words = fingerprint([words, "chat", tokenizer.chat])
     return [
         PackTask(
             unit=unit,
@@ -121,7 +126,7 @@ def pack_tasks(
                 for receipt in drops
                 if str(number) in receipt.info["units"]
             ),
-            tokenizer=tokenizer.digest,
+            tokenizer=words,
             eos_token=tokenizer.eos_token,
             sequence_length=sequence_length,
             part_rows=max(1, scanned.inputs.part_tokens // sequence_length),

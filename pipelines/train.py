@@ -3,13 +3,21 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from stillhouse.errors import InputError
 from stillhouse.models.shape import ModelShape, planned_shape
 from stillhouse.pipelines.context import Context
 from stillhouse.pipelines.given import ModelRef, Needs, given_models
 from stillhouse.pipelines.scan import Scan, scan_sources
 from stillhouse.pipelines.teachers import stored_signals, teacher_hosts
 from stillhouse.pipelines.tokenizer import given_tokenizer, scanned_tokenizer
-from stillhouse.pipelines.tokens import NO_DROPS, Packing, TokenizerRef, pack_tasks, tokenise
+from stillhouse.pipelines.tokens import (
+    NO_DROPS,
+    Packing,
+    Tokenised,
+    TokenizerRef,
+    pack_tasks,
+    tokenise,
+)
 from stillhouse.pipelines.train_data import (
     HELDOUT,
     INIT,
@@ -41,11 +49,12 @@ from stillhouse.training.task import (
 
 @dataclass(frozen=True, slots=True)
 class TrainRun:
-    """The results of a train job."""
+    """The results of a train job; `packed` are the documents that it made tokens of."""
 
     model: Manifest
     task: TrainTask
     tokenizer: TokenizerRef
+    packed: list[Tokenised]
 
 
 def run_train(ctx: Context, spec: TrainSpec, inputs: TrainInputs) -> TrainRun:
@@ -65,7 +74,8 @@ def run_train(ctx: Context, spec: TrainSpec, inputs: TrainInputs) -> TrainRun:
     taught_by = [*given_models(ctx, taught_by, needs).values()]
     teachers = teacher_hosts(spec, taught_by, tokenizer)
     models = given_models(ctx, paths, replace(needs, comparable=True))
-    sets = _tokens(ctx, inputs.sets, scans, tokenizer, length)
+    packed = _packed(ctx, scans, tokenizer, length)
+    sets = _token_sets(ctx.store, inputs.sets, scans, packed)
     heldout = sets.pop() if HELDOUT in inputs.sets else None
     objective = spec.train.objective
     fresh = planned_shape(spec.model, needs.vocab_size, needs.num_positions)
@@ -87,7 +97,7 @@ def run_train(ctx: Context, spec: TrainSpec, inputs: TrainInputs) -> TrainRun:
     if objective.runs_teachers:
         read = sum(one.shape.flops_per_token(task.sequence_length) for one in taught_by)
         ctx.work["train"].flops += float(read) * ctx.work["train"].tokens
-    return TrainRun(model, task, tokenizer)
+    return TrainRun(model, task, tokenizer, packed)
 
 
 def _tokenizer(
@@ -103,29 +113,29 @@ def _tokenizer(
     return scanned_tokenizer(ctx, spec.tokenizer, paths, trained)
 
 
-def _tokens(
-    ctx: Context,
+def _packed(
+    ctx: Context, scans: Sequence[Scan], tokenizer: TokenizerRef, length: int
+) -> list[Tokenised]:
+    """The scanned documents as tokens, in order."""
+    if not scans:
+        return []
+    packing = [
+        Packing(scan, NO_DROPS, pack_tasks(ctx.store, scan, NO_DROPS, tokenizer, length))
+        for scan in scans
+    ]
+    return tokenise(ctx, length, packing, tokenizer, [scan.name for scan in scans])
+
+
+def _token_sets(
+    store: Store,
     sets: Mapping[str, TokenSet | TextSet],
     scans: Sequence[Scan],
-    tokenizer: TokenizerRef,
-    length: int,
+    packed: Sequence[Tokenised],
 ) -> list[TokenSet]:
-    """All sets as tokens; documents are packed."""
-    made: dict[str, Manifest] = {}
-    if scans:
-        packing = [
-            Packing(s, NO_DROPS, pack_tasks(ctx.store, s, NO_DROPS, tokenizer, length))
-            for s in scans
-        ]
-        packed = tokenise(ctx, length, packing, tokenizer, [scan.name for scan in scans])
-        made = {scan.name: done.manifest for scan, done in zip(scans, packed, strict=True)}
+    """All sets as tokens."""
+    made = {scan.name: done.manifest for scan, done in zip(scans, packed, strict=True)}
     return [
-        one
-        if isinstance(one, TokenSet)
-        else replace(
-            token_set(ctx.store, made[key], one.name, one.share),
-            masked=one.inputs.source.columns.prompt is not None,
-        )
+        one if isinstance(one, TokenSet) else token_set(store, made[key], one.name, one.share)
         for key, one in sets.items()
     ]
 
@@ -143,8 +153,8 @@ def _task(
     origin: Start = "fresh"
     if init is not None:
         moments = moments_of(Store(init.folder.rsplit("/", 2)[0]), spec, init.folder)
-        start = StartModel(init.folder, init.fingerprint, moments=moments)
-        origin = "trained" if init.made_here else "given"
+        start = StartModel(init.folder, init.fingerprint, moments=moments, lora=spec.lora)
+        origin = "adapters" if spec.lora else "trained" if init.made_here else "given"
     one_pass: float = sum(one.num_tokens * one.share.one_pass for one in sets)
     if spec.online is not None:  # one of tau candidates is trained on
         one_pass /= spec.online.tau
@@ -170,6 +180,11 @@ def _with_online(spec: TrainSpec, models: Mapping[str, ModelRef], task: TrainTas
     """
     online, [pool] = spec.online, task.data
     assert online is not None
+    if pool.masked:
+        raise InputError(
+            "`train.select: online` scores whole sequences, and `data` marks answers: select them "
+            "first, by `job: select`"
+        )
     candidates = round(online.tau * task.settings.batch_size)
     lanes = spec.train.lanes or default_lanes(candidates, pool.num_rows)
     num_steps = task.num_steps if spec.train.num_tokens else max(1, pool.num_rows // candidates)

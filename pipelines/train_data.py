@@ -8,15 +8,13 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-
 from stillhouse.custom_code import CustomCode, find_named
 from stillhouse.data_settings import ColumnNames, DataSource
 from stillhouse.errors import ArtifactError, InputError, ModelError, SpecError
 from stillhouse.models.shape import model_uri, read_header
 from stillhouse.pipelines.given import check_vocabulary, model_identity
 from stillhouse.pipelines.inputs import Inputs, list_source, open_inputs
+from stillhouse.pipelines.token_files import columns_of, token_length
 from stillhouse.reading.readers import Artifact
 from stillhouse.storage.artifact import Store, load_manifest
 from stillhouse.storage.digests import digest_files
@@ -26,15 +24,14 @@ from stillhouse.storage.filesystem import (
     exists,
     join,
     list_names,
-    open_read,
 )
-from stillhouse.storage.parquet import open_parquet
+from stillhouse.text.pieces import LOSS_MASK
 from stillhouse.text.records import read_records
 from stillhouse.text.tokenizer import BosSetting, load_tokenizer
 from stillhouse.training.data_spec import FileData, SelectionData
 from stillhouse.training.schedule import Share
 from stillhouse.training.spec import OBJECTIVES, TrainSpec
-from stillhouse.training.task import CHECKPOINTS, LOSS_MASK, TokenSet, checkpoints_of, token_set
+from stillhouse.training.task import CHECKPOINTS, TokenSet, checkpoints_of, token_set
 
 HELDOUT, INIT, TEACHER = "heldout", "init", "train.objective.teachers."
 TEXT_LENGTH = 256
@@ -42,7 +39,6 @@ TEXT_LENGTH = 256
 _PAIRS = (("prompt", "completion"), ("input", "target"))
 """Common names of prompt and answer, and those of the tasks of `job: mix`."""
 _MAX_CHARS = 10_000_000
-_LISTS = (pa.ListType, pa.LargeListType, pa.FixedSizeListType)
 
 
 @dataclass(frozen=True, slots=True)
@@ -336,42 +332,9 @@ def _load(path: str, eos_token: str | None, bos: BosSetting) -> KnownTokenizer:
     return KnownTokenizer(made.digest, made.eos_token, path, bos)
 
 
-def token_length(uri: str) -> int | None:
-    """T of a Parquet file with a column `input_ids`; None for anything else.
-
-    Raises:
-        InputError: `input_ids` that are no lists of integers, or of several lengths.
-    """
-    if not uri.lower().endswith((".parquet", ".pq")):
-        return None
-    try:
-        with open_read(uri) as stream:
-            file = open_parquet(stream)
-            if "input_ids" not in file.schema_arrow.names:
-                return None
-            kind = file.schema_arrow.field("input_ids").type
-            if not isinstance(kind, _LISTS) or not pa.types.is_integer(kind.value_type):
-                raise InputError(f"{uri}: `input_ids` is {kind}, not lists of integers")
-            if pa.types.is_fixed_size_list(kind):
-                return kind.list_size
-            if not file.metadata.num_rows:
-                raise InputError(f"{uri} has no rows: remove it")
-            first = file.read_row_group(0, columns=["input_ids"])["input_ids"].combine_chunks()
-            lengths = np.unique(first.value_lengths().drop_null().to_numpy())
-    except pa.ArrowInvalid as error:
-        raise InputError(f"{uri} is not a Parquet file: {error}") from error
-    if first.null_count:
-        raise InputError(f"{uri}: {first.null_count} rows have no `input_ids`: remove them")
-    if len(lengths) != 1:
-        raise InputError(
-            f"{uri}: sequences of {lengths.min()} to {lengths.max()} tokens: pack them to one T"
-        )
-    return int(lengths[0])
-
-
 def prompt_columns(item: DataSource, uri: str) -> ColumnNames:
-    """The columns of a source; if it names none, prompts and answers under common names, if the
-    file at `uri` has them and no `text`.
+    """The columns of a source; if it names none, and the file at `uri` has no `text`, those of
+    conversations, or of prompts and answers, under common names.
     """
     if item.columns != ColumnNames():
         return item.columns
@@ -381,15 +344,9 @@ def prompt_columns(item: DataSource, uri: str) -> ColumnNames:
             uri, lambda _: [], text="text", max_chars=_MAX_CHARS, given=item.reader
         )
         names = {key for record in islice(records, 1) for key in record.values}
-    pair = next((pair for pair in _PAIRS if set(pair) <= names), None)
-    if "text" in names or pair is None:
+    if "text" in names:
         return item.columns
-    return ColumnNames(prompt=pair[0], text=pair[1])
-
-
-def columns_of(uri: str) -> set[str]:
-    """Columns of a Parquet file; none for another."""
-    if not uri.lower().endswith((".parquet", ".pq")):
-        return set()
-    with open_read(uri) as stream:
-        return {*open_parquet(stream).schema_arrow.names}
+    if "messages" in names:
+        return ColumnNames(messages="messages")
+    pair = next((pair for pair in _PAIRS if set(pair) <= names), None)
+    return item.columns if pair is None else ColumnNames(prompt=pair[0], text=pair[1])

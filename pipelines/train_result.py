@@ -1,5 +1,6 @@
 """The result of a train job: its numbers, and the sections of its report."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -9,7 +10,7 @@ from stillhouse.pipelines.context import Context
 from stillhouse.pipelines.results import assemble, automatic, cost_numbers
 from stillhouse.pipelines.train import TrainRun
 from stillhouse.report.formatting import compact, decimals, percent
-from stillhouse.report.health import unfinished
+from stillhouse.report.health import split_answers, unfinished
 from stillhouse.training.mixture import Mixture
 from stillhouse.training.spec import TrainSpec
 
@@ -58,7 +59,11 @@ def train_result(ctx: Context, spec: TrainSpec, made: TrainRun, run_uri: str) ->
         },
         numbers=numbers,
         warnings=b.Warnings(
-            training_warnings(totals, made.task.label, automatic(spec.train)), CHECKED
+            [
+                *training_warnings(totals, made.task.label, automatic(spec.train)),
+                *split_answers(sum((one.counts for one in made.packed), Counter[str]())),
+            ],
+            CHECKED,
         ),
         lead=_lead(totals),
         sections=[
@@ -95,6 +100,8 @@ def _lead(totals: dict[str, Any]) -> list[b.Block]:
         f"A model of {compact(totals['num_parameters'])} parameters was trained on "
         f"**{compact(totals['num_tokens'])} tokens** in {compact(totals['num_steps'])} steps"
     )
+    if "num_trained" in totals:
+        story += f", by adapters of {compact(totals['num_trained'])}"
     tiles: list[b.Fact] = []
     if heldout:
         last = decimals(heldout[-1][1])

@@ -106,7 +106,8 @@ def train_models(
     made = run_trainings(ctx, gang, step, tasks, scorers=scorers)
     work, distinct = ctx.work[step], {one.fingerprint: one for one in made}
     work.tokens += sum(one.totals["num_tokens"] for one in distinct.values())
-    work.flops = 3.0 * shape.flops_per_token(tasks[0].sequence_length) * work.tokens
+    passes = 3.0 if tasks[0].lora is None else 2.0  # frozen weights have no gradients
+    work.flops = passes * shape.flops_per_token(tasks[0].sequence_length) * work.tokens
     return made
 
 

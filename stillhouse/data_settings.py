@@ -28,6 +28,22 @@ class ColumnNames(Settings):
         default=None,
         description="read before the text, which is an answer to it: training counts the answer",
     )
+    messages: str | None = Field(
+        default=None,
+        description="conversations, instead of a text: lists of turns with `role` and `content`; "
+        "training and scores count what the assistant says",
+    )
+
+    @model_validator(mode="after")
+    def _one_form(self) -> "ColumnNames":
+        if self.messages is not None and {"text", "prompt"} & self.model_fields_set:
+            raise ValueError("give `messages`, or `text` (and `prompt`), not both")
+        return self
+
+    @property
+    def has_answers(self) -> bool:
+        """Whether only a part of each document counts."""
+        return self.prompt is not None or self.messages is not None
 
 
 class FileFormat(Settings):
@@ -92,8 +108,9 @@ class DataSource(FileFormat):
         """The settings that change which documents come out of the same bytes."""
         read = {"format", "columns", "source", "max_chars", "skip_bad_files"}
         made = self.model_dump(include=read)
-        if self.columns.prompt is None:
-            del made["columns"]["prompt"]
+        for form in ("prompt", "messages"):
+            if made["columns"][form] is None:
+                del made["columns"][form]
         return made | ({"reader": self.reader_digest} if self.reader_digest else {})
 
     @property

@@ -39,6 +39,7 @@ EXTRAS = {
     "optuna": "sweep",
     "sklearn": "sweep",
     "scipy": "sweep",
+    "peft": "lora",
 }
 """The extra of this package that installs a module."""
 

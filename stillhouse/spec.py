@@ -238,6 +238,11 @@ class JobSpec(Settings):
         """Workers that run at once."""
         return max(self.compute.scorers, self.compute.trainers)
 
+    @property
+    def extra_modules(self) -> tuple[str, ...]:
+        """Modules of optional extras that the job needs."""
+        return ()
+
     def to_yaml(self) -> str:
         """The resolved spec, defaults included."""
         return _yaml(self.model_dump(mode="json"))

@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
@@ -25,7 +24,6 @@ from stillhouse.training.learner import Learner
 from stillhouse.training.objectives import LossValue
 
 LABELS, ROWS = "labels", "rows"
-_DRAWS = 12  # first word of a random generator's key
 
 
 def teacher_logits(teacher: int) -> str:
@@ -91,9 +89,8 @@ class ImageLearner(Learner):
         made = initialised(make, settings.seed)
         if isinstance(made, nn.Module):
             made.to(device)
-        super().__init__(model, made)
+        super().__init__(model, made, settings, group)
         self._teachers = tuple(teacher.to(device) for teacher in teachers)
-        self._seed, self._rank = settings.seed, group.rank
         if group.size > 1 and any(isinstance(module, _BatchNorm) for module in self.modules()):
             raise SpecError(
                 "`compute.trainers` above 1 splits batches, but the network or its objective has "
@@ -104,12 +101,6 @@ class ImageLearner(Learner):
     def state(self) -> dict[str, Tensor]:
         """Parameters, and the buffers that state dicts have, such as means of batch norm."""
         return self.trained | kept_buffers(self.model) | _of_objective(self.objective)
-
-    def at_step(self, step: int, num_steps: int) -> None:
-        """Dropout depends on seed, step and worker alone: a training resumes exactly."""
-        key = np.random.SeedSequence([_DRAWS, self._seed, step, self._rank])
-        torch.manual_seed(int(key.generate_state(1)[0]))
-        super().at_step(step, num_steps)
 
     def forward(self, inputs: Tensor, signals: Mapping[str, Tensor]) -> LossValue:
         return super().forward(inputs, self._answered(inputs, signals))

@@ -6,7 +6,7 @@ causality is a flag then, on every device.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -152,6 +152,7 @@ def commit_model(
     tokenizer: str,
     *,
     files: Mapping[str, bytes] | None = None,
+    save: Callable[[Path], None] | None = None,
     inputs: dict[str, Any],
     settings: dict[str, Any],
     totals: dict[str, Any],
@@ -163,18 +164,19 @@ def commit_model(
         model: unsharded, on the CPU.
         tokenizer: folder of the tokenizer.
         files: further files, by name.
+        save: writes what is kept of the model; default `save_model`.
         inputs, settings, totals: of the manifest.
     """
     there = list_names(tokenizer)
     content = {n: read_bytes(f"{tokenizer}/{n}") for n in TOKENIZER_FILES if n in there}
     content |= files or {}
 
-    def save(folder: Path) -> None:
-        save_model(model, folder)
+    def write(folder: Path) -> None:
+        save(folder) if save else save_model(model, folder)
         for file, data in content.items():
             (folder / file).write_bytes(data)
 
-    return put_folder(store, name, save, inputs=inputs, settings=settings, totals=totals)
+    return put_folder(store, name, write, inputs=inputs, settings=settings, totals=totals)
 
 
 def layers_of(model: nn.Module) -> nn.ModuleList:

@@ -114,6 +114,11 @@ def read_header(folder: str, what: str) -> ModelHeader:
         ModelError: no configuration, no weights in safetensors, or a missing file.
     """
     there = set(list_names(folder))
+    if "config.json" not in there and "adapter_config.json" in there:
+        raise ModelError(
+            f"{what} holds adapters and not their model: train with `lora.save: merged`, or merge "
+            "them (`merge_and_unload` of peft)"
+        )
     if "config.json" not in there:
         raise ModelError(f"{what} holds no config.json: not a transformers model")
     if WEIGHTS in there:

@@ -106,6 +106,17 @@ def nan_scores(num_nan: int, num_scored: int) -> Iterator[Warn]:
         )
 
 
+def split_answers(counts: Mapping[str, int]) -> Iterator[Warn]:
+    """More than a fifth of the documents with answers go on in another sequence."""
+    split, total = counts.get("split_documents", 0), counts["documents"]
+    if split > 0.2 * total:
+        yield Warn(
+            f"{percent(split / total)} of the rows with answers are split between sequences",
+            f"Of {split:,} of {total:,} rows a part lies in another sequence, whose answers are "
+            "read without what was asked before: raise `sequence_length`.",
+        )
+
+
 def near_constant(sources: Mapping[str, SourceTally], spread: float) -> Iterator[Warn]:
     """Sources above 1 % of the pool whose scores spread less than 5 % of the pool's."""
     pool = sum(row.pool_tokens for row in sources.values())

@@ -22,7 +22,7 @@ from stillhouse.storage.filesystem import join, read_bytes
 from stillhouse.storage.folders import put_folder
 from stillhouse.storage.parquet import read_table
 from stillhouse.storage.task import Output, Place, Task
-from stillhouse.text.pieces import Pieces, read_pieces, token_ids
+from stillhouse.text.pieces import LOSS_MASK, Pieces, read_pieces, token_ids
 from stillhouse.text.tasks import PackTask, kept_documents
 from stillhouse.text.tokenizer import Tokenizer, load_tokenizer
 
@@ -90,7 +90,9 @@ class ScoreTask(Task):
 
 @dataclass(frozen=True, slots=True)
 class LanguageModelScorer:
-    """Mean NLL in nats over the T-1 predicted positions; lower is likelier."""
+    """Mean NLL in nats over the T-1 predicted positions, of answers where the part marks them;
+    lower is likelier. NaN for a row that holds no token of an answer.
+    """
 
     model: "ScoringModel"
     device: str = ""
@@ -103,9 +105,32 @@ class LanguageModelScorer:
     def score(self, tokens: pa.Table) -> pa.Table:
         losses = self.model.token_nll(token_ids(tokens))
         pieces = read_pieces(tokens)
-        sums, counts = piece_sums(losses, pieces.sequence, pieces.start, pieces.end)
-        values = losses.mean(axis=1, dtype=np.float64).astype(np.float32)
-        return piece_scores(values, pieces, sums, counts)
+        owned = pieces.sequence, pieces.start, pieces.end
+        values = mean_losses(losses, tokens)
+        if LOSS_MASK not in tokens.column_names:
+            return piece_scores(values, pieces, *piece_sums(losses, *owned))
+        answers = _answers(tokens)
+        sums, _ = piece_sums(losses * answers, *owned)
+        counts, _ = piece_sums(answers, *owned)
+        return piece_scores(values, pieces, sums, counts.astype(np.int32))
+
+
+def _answers(tokens: pa.Table) -> NDArray[np.float32]:
+    """1 for predicted tokens of answers, else 0: [n, T-1]."""
+    flat = tokens[LOSS_MASK].combine_chunks().flatten().to_numpy()
+    return flat.reshape(tokens.num_rows, -1)[:, 1:].astype(np.float32)
+
+
+def mean_losses(losses: NDArray[np.float32], tokens: pa.Table) -> NDArray[np.float32]:
+    """Means of losses [n, T-1] over predicted tokens: over those of answers, if a part marks them,
+    and NaN where a row has none.
+    """
+    if LOSS_MASK not in tokens.column_names:
+        return losses.mean(axis=1, dtype=np.float64).astype(np.float32)
+    answers = _answers(tokens)
+    with np.errstate(invalid="ignore"):
+        means = (losses * answers).sum(1, dtype=np.float64) / answers.sum(1, dtype=np.float64)
+    return means.astype(np.float32)
 
 
 @dataclass(frozen=True, slots=True)

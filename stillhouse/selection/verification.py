@@ -27,7 +27,7 @@ from stillhouse.selection.quotas import (
 from stillhouse.selection.ranking import REASONS, PartScores, RankedPart, scorers_read
 from stillhouse.selection.rules import find_rule
 from stillhouse.selection.sampling import sample_rows
-from stillhouse.selection.scorers import TOLERANCES
+from stillhouse.selection.scorers import TOLERANCES, mean_losses
 from stillhouse.storage.artifact import Manifest, Store
 from stillhouse.storage.filesystem import join, list_names
 from stillhouse.storage.layout import LEDGER, PART_LIST
@@ -255,10 +255,10 @@ class Verifier:
     def _compare(
         self, name: str, manifest: Manifest, index: int, rows: NDArray[np.int64], scorer: Any
     ) -> None:
-        tokens = token_ids(read_table(self.store.path(self.tokens.parts[index].path)))
+        part = read_table(self.store.path(self.tokens.parts[index].path)).take(rows)
         stored = read_table(self.store.path(manifest.parts[index].path), ["value"])
         values = stored["value"].to_numpy()[rows]
-        again = scorer.token_nll(tokens[rows]).mean(axis=1)
+        again = mean_losses(scorer.token_nll(token_ids(part)), part)
         tolerance = TOLERANCES.get(manifest.made_by.get("dtype", ""), TOLERANCES["float32"])
         same = np.isclose(values, again, atol=tolerance, rtol=tolerance, equal_nan=True)
         self.findings.checked["losses"] += len(rows)

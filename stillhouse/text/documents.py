@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from stillhouse.data_settings import DataSource
 from stillhouse.errors import BadFileError, InputError
+from stillhouse.text.chat import Messages, conversation, plain_text
 from stillhouse.text.records import ALL_ROWS, Record, read_records, too_long
 from stillhouse.text.values import (
     ABSENT,
@@ -39,8 +40,8 @@ class Document:
         id, source: labels.
         text: valid Unicode.
         absent: which key that the spec names the row lacks, or "".
-        prompt_chars, prompt_tokens: how much of the beginning is a prompt, to which the rest is the
-            answer; tokens once they are made.
+        prompt_chars: how much of the beginning is a prompt, to which the rest is the answer.
+        messages: the turns of a conversation, whose plain form is the text.
     """
 
     file: int
@@ -50,7 +51,7 @@ class Document:
     text: str
     absent: str = ""
     prompt_chars: int = 0
-    prompt_tokens: int = 0
+    messages: Messages | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +110,9 @@ class _Reader:
     ) -> None:
         self._uri, self._file, self._name, self._settings = uri, file, name, settings
         self._source = source  # of all rows, whose column is not read then
-        unread = {"prompt"} if settings.columns.prompt is None else set[str]()
+        columns = settings.columns
+        unread = {form for form in ("prompt", "messages") if getattr(columns, form) is None}
+        unread |= {"text"} if columns.messages is not None else set()
         unread |= {"source"} if source is not None else set()
         self._paths: dict[str, str | None] = settings.columns.model_dump(exclude=unread)
 
@@ -130,7 +133,11 @@ class _Reader:
     def document(self, record: Record) -> Document | DeadLetter:
         values, settings = record.values, self._settings
         text = as_text(record.raw if record.broken else find(values, settings.columns.text))
+        messages = None
         try:
+            if settings.columns.messages is not None and not record.broken:
+                messages = self._messages(values)
+                text = plain_text(messages)
             reason = record.broken or _fault(text, record, settings)
             id_ = self._label(values, "id") or f"{self._name}:{record.row}"
             source = self._source or self._label(values, "source")
@@ -148,7 +155,16 @@ class _Reader:
             text=prompt + text,
             absent=self._absent(values),
             prompt_chars=len(prompt),
+            messages=messages,
         )
+
+    def _messages(self, values: dict[str, Any]) -> Messages:
+        """The conversation. ValueError where the row has none."""
+        path = str(self._settings.columns.messages)
+        try:
+            return conversation(find(values, path))
+        except ValueError as error:
+            raise ValueError(f"`{path}` (`columns.messages`): {error}") from error
 
     def _prompt(self, values: dict[str, Any]) -> str:
         """The text before the answer. ValueError where the row has none."""

@@ -16,6 +16,7 @@ import pyarrow as pa
 from numpy.typing import DTypeLike, NDArray
 
 from stillhouse.text.documents import Document
+from stillhouse.text.pieces import LOSS_MASK
 
 
 class Owner(NamedTuple):
@@ -65,6 +66,7 @@ class Packer:
         num_rows: sequences so far.
         remainder_tokens: tokens dropped so far.
         remainder_documents: documents all of whose tokens were dropped.
+        split_documents: of those with answers, documents that go on in another sequence.
     """
 
     def __init__(
@@ -77,7 +79,7 @@ class Packer:
         masked: bool = False,
     ) -> None:
         self.num_rows = 0
-        self.remainder_tokens = self.remainder_documents = 0
+        self.remainder_tokens = self.remainder_documents = self.split_documents = 0
         self._sequence_length = sequence_length
         self._eos = np.array([eos_id], dtype)
         self._capacity = part_rows * sequence_length
@@ -89,16 +91,22 @@ class Packer:
         self._filled = 0
         self._owners: list[Owner] = []
         self._owner_starts: list[int] = []
-        self._prompts: list[tuple[int, int]] = []
+        self._masks: list[NDArray[np.uint8]] = []
 
-    def add(self, document: Document, ids: NDArray[Any]) -> Packed | None:
+    def add(
+        self, document: Document, ids: NDArray[Any], mask: NDArray[np.uint8] | None = None
+    ) -> Packed | None:
         """Append a document and its EOS; returns the part that it filled, or None.
 
         Args:
             document: the owner of the tokens.
             ids: its tokens [n], without EOS; n may be 0.
+            mask: uint8 [n + 1], 1 for tokens of answers and for an EOS behind one; default all.
         """
-        self._prompts.append((self._filled, self._filled + document.prompt_tokens))
+        if self._masked:
+            self._masks.append(np.ones(len(ids) + 1, np.uint8) if mask is None else mask)
+            length = self._sequence_length
+            self.split_documents += self._filled // length != (self._filled + len(ids)) // length
         self._owners.append(Owner(document.id, document.source, document.file, document.row))
         self._owner_starts.append(self._filled)
         self._tokens += [ids.astype(self._eos.dtype), self._eos]
@@ -112,9 +120,7 @@ class Packer:
         tokens = np.concatenate([self._eos[:0], *self._tokens])[: num_rows * length]
         mask = None
         if self._masked:
-            flat = np.ones(len(tokens), np.uint8)
-            for start, end in self._prompts:
-                flat[start:end] = 0
+            flat = np.concatenate([np.zeros(0, np.uint8), *self._masks])[: len(tokens)]
             mask = flat.reshape(-1, length)
         packed = replace(_cut(tokens, length, self._owners, self._owner_starts), mask=mask)
         self.num_rows += num_rows
@@ -124,10 +130,12 @@ class Packer:
         return packed
 
 
-def pack(packer: Packer, documents: Iterable[tuple[Document, NDArray[Any]]]) -> Iterator[Packed]:
-    """The parts of documents that are given with their tokens, without empty ones."""
-    for document, ids in documents:
-        if (packed := packer.add(document, ids)) is not None:
+def pack(
+    packer: Packer, documents: Iterable[tuple[Document, NDArray[Any], NDArray[np.uint8] | None]]
+) -> Iterator[Packed]:
+    """The parts of documents that are given with tokens and mask, without empty ones."""
+    for document, ids, mask in documents:
+        if (packed := packer.add(document, ids, mask)) is not None:
             yield packed
     if len((packed := packer.finish()).input_ids):
         yield packed
@@ -193,4 +201,4 @@ def tokens_table(packed: Packed) -> pa.Table:
     if packed.mask is None:
         return table
     mask = pa.FixedSizeListArray.from_arrays(pa.array(packed.mask.reshape(-1)), length)
-    return table.append_column("loss_mask", mask)
+    return table.append_column(LOSS_MASK, mask)

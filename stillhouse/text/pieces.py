@@ -13,6 +13,8 @@ if TYPE_CHECKING:  # specs are read without tokenizers
     from stillhouse.text.tokenizer import Tokenizer
 
 Grain = Literal["sequences", "documents"]
+LOSS_MASK = "loss_mask"
+"""The column of tokens that losses count: 0 or 1 for each of T positions."""
 LABELLED: tuple[Grain, ...] = ("sequences", "documents")
 LABELS_SCHEMA = pa.schema(
     [("label", pa.string()), ("tokens", pa.int64())] + [(g, pa.int64()) for g in LABELLED]

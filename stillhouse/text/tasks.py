@@ -12,7 +12,7 @@ difference, two listings share all groups from the next border that they share.
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -36,6 +36,7 @@ from stillhouse.text.tokenizer import Tokenizer, load_tokenizer
 T = TypeVar("T")
 _BATCH = 256
 _SAMPLED = 64
+_REASON_CHARS = 100
 """Documents of a unit that are decoded again, to check whether the tokenizer loses text."""
 _SCAN_ROWS = 4_000_000
 SCAN_SCHEMA = pa.schema(
@@ -252,7 +253,7 @@ class PackTask(Task):
             eos_id=tokenizer.eos_id,
             dtype=token_dtype(tokenizer.vocab_size),
             part_rows=self.part_rows,
-            masked=self.unit.source.columns.prompt is not None,
+            masked=self.unit.source.columns.has_answers,
         )
         for packed in pack(packer, _tokenised(tokenizer, kept_documents(self, counts), counts)):
             table = tokens_table(packed)
@@ -263,6 +264,8 @@ class PackTask(Task):
         counts["tokens"] += 0
         counts["remainder_tokens"] = packer.remainder_tokens
         counts["remainder_documents"] = packer.remainder_documents
+        if self.unit.source.columns.has_answers:
+            counts["split_documents"] = packer.split_documents
 
 
 def read_unit(task: ScanTask) -> Iterator[Document | DeadLetter]:
@@ -296,22 +299,57 @@ def _read_file(task: ScanTask, index: int) -> Iterator[Document | DeadLetter]:
 
 def _tokenised(
     tokenizer: Tokenizer, documents: Iterable[Document], counts: Counter[str]
-) -> Iterator[tuple[Document, NDArray[np.uint32]]]:
+) -> Iterator[tuple[Document, NDArray[np.uint32], NDArray[np.uint8] | None]]:
     unknown, exact = tokenizer.unknown_id, tokenizer.is_exact
     for batch in batched(documents, _BATCH):
-        ids = tokenizer.encode_batch([document.text[document.prompt_chars :] for document in batch])
-        prompts = [i for i, document in enumerate(batch) if document.prompt_chars]
-        before = tokenizer.encode_batch([batch[i].text[: batch[i].prompt_chars] for i in prompts])
-        for i, tokens in zip(prompts, before, strict=True):  # no token spans prompt and answer
-            ids[i] = np.concatenate([tokens, ids[i]])
-            batch[i] = replace(batch[i], prompt_tokens=len(tokens))
+        if any(document.messages is not None for document in batch):
+            batch, ids, masks = _conversations(tokenizer, batch, counts)
+        else:
+            ids, masks = _texts(tokenizer, batch)
         if unknown is not None:
             counts["unknown_tokens"] += sum(int((row == unknown).sum()) for row in ids)
         sample = 0 if exact else _SAMPLED - counts["sampled_documents"]
         for document, row in zip(batch[:sample], ids[:sample], strict=True):
-            counts["sampled_documents"] += 1
-            counts["changed_documents"] += tokenizer.decode(row).strip() != document.text.strip()
-        yield from zip(batch, ids, strict=True)
+            if document.messages is None:
+                counts["sampled_documents"] += 1
+                changed = tokenizer.decode(row).strip() != document.text.strip()
+                counts["changed_documents"] += changed
+        yield from zip(batch, ids, masks, strict=True)
+
+
+def _texts(
+    tokenizer: Tokenizer, batch: list[Document]
+) -> tuple[list[NDArray[np.uint32]], list[NDArray[np.uint8] | None]]:
+    """The tokens of texts, and the masks of those that begin with a prompt."""
+    ids = tokenizer.encode_batch([document.text[document.prompt_chars :] for document in batch])
+    masks: list[NDArray[np.uint8] | None] = [None] * len(batch)
+    prompts = [i for i, document in enumerate(batch) if document.prompt_chars]
+    before = tokenizer.encode_batch([batch[i].text[: batch[i].prompt_chars] for i in prompts])
+    for i, tokens in zip(prompts, before, strict=True):  # no token spans prompt and answer
+        mask = np.zeros(len(tokens), np.uint8), np.ones(len(ids[i]) + 1, np.uint8)
+        ids[i], masks[i] = np.concatenate([tokens, ids[i]]), np.concatenate(mask)
+    return ids, masks
+
+
+def _conversations(
+    tokenizer: Tokenizer, batch: list[Document], counts: Counter[str]
+) -> tuple[list[Document], list[NDArray[np.uint32]], list[NDArray[np.uint8] | None]]:
+    """The conversations that the tokenizer's chat template can write; others are dropped."""
+    kept: list[Document] = []
+    ids: list[NDArray[np.uint32]] = []
+    masks: list[NDArray[np.uint8] | None] = []
+    for document in batch:
+        assert document.messages is not None
+        try:
+            tokens, mask = tokenizer.encode_chat(document.messages)
+        except ValueError as error:
+            counts[f"dropped: {str(error)[:_REASON_CHARS]}"] += 1
+            counts["documents"] -= 1
+            continue
+        kept.append(document)
+        ids.append(tokens)
+        masks.append(mask)
+    return kept, ids, masks
 
 
 def kept_documents(task: PackTask, counts: Counter[str] | None = None) -> Iterator[Document]:

@@ -9,7 +9,6 @@ tokens have no beginning-of-sequence token (BOS); it is put before a sequence wh
 import hashlib
 import json
 import os
-import re
 import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -24,13 +23,13 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 from stillhouse.errors import ModelError
 from stillhouse.fingerprint import canonical_json, fingerprint, sha256
 from stillhouse.storage.filesystem import absolute_uri, join, list_names, read_bytes
+from stillhouse.text.chat import Messages, render
+from stillhouse.text.tokenizer_files import declared_tokens, one_token, read_chat_template
 
 EOS_TOKEN = "<|endoftext|>"
 PAD_TOKEN = "<|pad|>"
 _COMMON_EOS = (EOS_TOKEN, "</s>", "<eos>", "<|end_of_text|>")
-_CONFIGS = ("tokenizer_config.json", "special_tokens_map.json")
 _FORMATS = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
-_ADDS_BOS = re.compile(r"(Gemma|Llama)Tokenizer(Fast)?")  # classes that do by default
 _BYTES = pre_tokenizers.ByteLevel.alphabet()
 BosSetting = Literal["auto"] | bool
 
@@ -60,6 +59,7 @@ class Tokenizer:
         backend: the `tokenizers` object.
         bos_token: the beginning-of-sequence token, if known.
         adds_bos: models of this tokenizer read sequences that begin with it.
+        chat_template: Jinja; None if it has none.
     """
 
     json: bytes
@@ -70,6 +70,7 @@ class Tokenizer:
     backend: tokenizers.Tokenizer
     bos_token: str | None = None
     adds_bos: bool = False
+    chat_template: str | None = None
 
     @property
     def vocabulary(self) -> Vocabulary:
@@ -116,13 +117,42 @@ class Tokenizer:
         encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.array(encoding.ids, np.uint32) for encoding in encodings]
 
+    def encode_chat(self, messages: Messages) -> tuple[NDArray[np.uint32], NDArray[np.uint8]]:
+        """A conversation by the chat template, as transformers writes it, without BOS.
+
+        Returns:
+            Its ids [n], and a mask [n + 1]: 1 for tokens that hold a character of an answer, the
+            last value for an EOS behind them.
+
+        Raises:
+            ValueError: the template refuses it, or a turn spells a special token.
+        """
+        bos = self.bos_token or ""
+        names = {"bos_token": bos, "eos_token": self.eos_token}
+        rendered = render(messages, self.chat_template, names)
+        if self.adds_bos:
+            rendered = rendered.without_beginning(bos)
+        if self.chat_template is not None:
+            added = self.backend.get_added_tokens_decoder().values()
+            for token in (one.content for one in added if one.special):
+                if any(token in turn["content"] for turn in messages):
+                    raise ValueError("a turn spells a special token of the tokenizer")
+        self.backend.encode_special_tokens = self.chat_template is None
+        try:
+            found = self.backend.encode(rendered.text, add_special_tokens=False)
+        finally:
+            self.backend.encode_special_tokens = True
+        ended = bool(rendered.answers) and rendered.answers[-1][1] == len(rendered.text)
+        mask = np.array([*rendered.overlaps(found.offsets), ended], np.uint8)
+        return np.array(found.ids, np.uint32), mask
+
     def decode(self, ids: Sequence[int] | NDArray[Any]) -> str:
         """The text of some ids, special tokens included."""
         return self.backend.decode([int(i) for i in ids], skip_special_tokens=False)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle as `json`: the backend's own pickle forgets `encode_special_tokens`."""
-        rest = "the tokenizer", self.bos_token, self.adds_bos
+        rest = "the tokenizer", self.bos_token, self.adds_bos, self.chat_template
         return make_tokenizer, (self.json, self.eos_token, *rest)
 
 
@@ -158,6 +188,7 @@ def make_tokenizer(
     place: str = "the tokenizer",
     bos_token: str | None = None,
     adds_bos: bool = False,
+    chat_template: str | None = None,
 ) -> Tokenizer:
     """A tokenizer from the content of its `tokenizer.json`.
 
@@ -166,6 +197,7 @@ def make_tokenizer(
         eos_token: the token between documents; default a common one that it has.
         place: where it came from, for errors.
         bos_token, adds_bos: of its configuration; its post-processor takes precedence.
+        chat_template: of its folder.
 
     Raises:
         ModelError: not a tokenizer, or no such token.
@@ -197,6 +229,7 @@ def make_tokenizer(
         backend=backend,
         bos_token=processed or bos_token,
         adds_bos=processed is not None or adds_bos,
+        chat_template=chat_template,
     )
 
 
@@ -229,10 +262,11 @@ def load_tokenizer(path: str, eos_token: str | None = None) -> Tokenizer:
             raise ModelError(f"tokenizer {path!r}: no such file or folder (`tokenizer.path`)")
         return load_tokenizer(_from_hub(path), eos_token)
     if file_name in names:
-        eos, bos, adds_bos = _declared(folder, names)
-        eos_token = eos_token or _single(eos, "eos_token", folder)
+        eos, bos, adds_bos = declared_tokens(folder, names)
+        eos_token = eos_token or one_token(eos, "eos_token", folder)
         content = read_bytes(join(folder, file_name))
-        return make_tokenizer(content, eos_token, path, _single(bos, "bos_token", folder), adds_bos)
+        single, chat = one_token(bos, "bos_token", folder), read_chat_template(folder, names)
+        return make_tokenizer(content, eos_token, path, single, adds_bos, chat)
     if uri.endswith(".json"):
         raise ModelError(f"tokenizer {path!r}: no such file (`tokenizer.path`)")
     return _convert(folder, names, eos_token, path)
@@ -268,46 +302,12 @@ def tokenizer_identity(path: str, eos_token: str | None) -> str:
     return fingerprint([loaded.digest, loaded.eos_token, loaded.bos_token, loaded.adds_bos])
 
 
-def _declared(folder: str, names: list[str]) -> tuple[Any, Any, bool]:
-    """EOS and BOS of the configuration files of a folder, and whether BOS begins every sequence."""
-    config: dict[str, Any] = {}
-    for name in _CONFIGS:
-        if name in names:
-            try:
-                content: dict[str, Any] = json.loads(read_bytes(join(folder, name)))
-                config = {k: v for k, v in content.items() if v is not None} | config
-            except (ValueError, AttributeError) as error:
-                raise ModelError(f"{join(folder, name)} is not a JSON object: {error}") from error
-    kind = str(config.get("tokenizer_class", ""))
-    adds_bos = config.get("add_bos_token", _ADDS_BOS.fullmatch(kind) is not None)
-    bos = config.get("bos_token")
-    return config.get("eos_token"), bos, bool(adds_bos and bos)
-
-
-def _single(token: Any, key: str, folder: str) -> str | None:
-    """A token as configurations write it: a string, an object with `content`, a list of one.
-
-    Raises:
-        ModelError: a list of several.
-    """
-    if isinstance(token, list):
-        if len(token) != 1:
-            raise ModelError(
-                f"{folder}: `{key}` is a list of several tokens, {token}: set `tokenizer.{key}` to "
-                "the one that stands between documents"
-            )
-        token = token[0]
-    if isinstance(token, dict):
-        token = token.get("content")
-    return str(token) if token else None
-
-
 def _from_hub(name: str) -> str:
     """Download the small files of a hub repository; returns the local folder."""
     from huggingface_hub import snapshot_download
 
     try:
-        return snapshot_download(name, allow_patterns=["*.json", "*.model", "*.txt"])
+        return snapshot_download(name, allow_patterns=["*.json", "*.model", "*.txt", "*.jinja"])
     except (OSError, ValueError) as error:
         raise ModelError(
             f"tokenizer {name!r} is neither a file or folder here, nor can it be had from the hub "
@@ -327,7 +327,7 @@ def _convert(folder: str, names: list[str] | str, eos_token: str | None, path: s
         )
     with tempfile.TemporaryDirectory() as local:
         for name in [names] if isinstance(names, str) else names:
-            if name.endswith((".json", ".model", ".txt")):
+            if name.endswith((".json", ".model", ".txt", ".jinja")):
                 target = "tokenizer.model" if isinstance(names, str) else name
                 (Path(local) / target).write_bytes(read_bytes(join(folder, name)))
         try:
@@ -338,9 +338,10 @@ def _convert(folder: str, names: list[str] | str, eos_token: str | None, path: s
                 f"tokenizer {path!r}: no tokenizer.json there, and transformers cannot make one"
                 f"{hint}: {_in_one_line(error)}"
             ) from error
-        adds_bos = _declared(local, os.listdir(local))[2]
-    eos = eos_token or _single(fast.eos_token, "eos_token", path)
-    return make_tokenizer(content, eos, path, fast.bos_token, adds_bos)
+        adds_bos = declared_tokens(local, os.listdir(local))[2]
+        chat = read_chat_template(local, os.listdir(local))
+    eos = eos_token or one_token(fast.eos_token, "eos_token", path)
+    return make_tokenizer(content, eos, path, fast.bos_token, adds_bos, chat)
 
 
 def _in_one_line(error: Exception) -> str:
@@ -359,6 +360,7 @@ def save_pretrained(tokenizer: Tokenizer, folder: str, *, model_max_length: int)
         "model_max_length": model_max_length,
         "clean_up_tokenization_spaces": False,
         **({"add_bos_token": True} if tokenizer.adds_bos else {}),
+        **({"chat_template": tokenizer.chat_template} if tokenizer.chat_template else {}),
         **special,
     }
     files = {

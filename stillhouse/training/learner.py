@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -15,6 +16,9 @@ from stillhouse.training.group import WorkerGroup
 from stillhouse.training.objectives import LossValue, ObjectiveFacts
 from stillhouse.training.objectives.cross_entropy import CrossEntropy
 
+_DRAWS = 12
+"""First word of the seed of a step's random draws."""
+
 MakeObjective = Callable[[ObjectiveFacts], Any]
 
 
@@ -24,9 +28,12 @@ class Learner(nn.Module):
     The objective may be a module too; its parameters are trained and kept with the model's.
     """
 
-    def __init__(self, model: nn.Module, objective: Any) -> None:
+    def __init__(
+        self, model: nn.Module, objective: Any, settings: Optimisation, group: WorkerGroup
+    ) -> None:
         super().__init__()
         self.model, self.objective = model, objective
+        self._seed, self._rank = settings.seed, group.rank
 
     def forward(self, inputs: Tensor, signals: Mapping[str, Tensor]) -> LossValue:
         return self.objective(self.model, inputs, signals)
@@ -44,7 +51,12 @@ class Learner(nn.Module):
         return self.trained
 
     def at_step(self, step: int, num_steps: int) -> None:
-        """Before every step, on every worker."""
+        """Before every step, on every worker.
+
+        Dropout depends on seed, step and worker alone: a training resumes exactly.
+        """
+        key = np.random.SeedSequence([_DRAWS, self._seed, step, self._rank])
+        torch.manual_seed(int(key.generate_state(1)[0]))
         if hasattr(self.objective, "at_step"):
             self.objective.at_step(step, num_steps)
 
@@ -67,7 +79,7 @@ class Learner(nn.Module):
         return 1
 
     def flops(self, inputs: Tensor) -> float:
-        """Of a row's forward pass; 0 where they are not counted."""
+        """Of a row's forward and backward pass; 0 where they are not counted."""
         return 0.0
 
 
@@ -117,12 +129,16 @@ class LanguageLearner(Learner):
             vocab_size=vocab_size,
         )
         made = objective(facts) if objective else CrossEntropy(facts, settings.z_loss)
-        super().__init__(model, made)
+        super().__init__(model, made, settings, group)
         self._num_extra, self._shape = int(bos_id is not None), model_shape(model)
         if activation_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         if compiled:
             compile_layers(model)
+
+    @property
+    def trained(self) -> dict[str, nn.Parameter]:
+        return {name: one for name, one in super().trained.items() if one.requires_grad}
 
     @property
     def layers(self) -> nn.ModuleList:
@@ -138,4 +154,6 @@ class LanguageLearner(Learner):
         return inputs.shape[1]
 
     def flops(self, inputs: Tensor) -> float:
-        return self._shape.flops_per_token(inputs.shape[1]) * inputs.shape[1]
+        # frozen weights have no gradients of their own
+        passes = 3 if all(one.requires_grad for one in self.model.parameters()) else 2
+        return passes * self._shape.flops_per_token(inputs.shape[1]) * inputs.shape[1]

@@ -15,6 +15,7 @@ from stillhouse.errors import DivergedError, SpecError
 from stillhouse.models.causal_lm import choose_dtype
 from stillhouse.models.device import device_name, peak_flops, use_onednn_for_float32
 from stillhouse.spec import Optimisation
+from stillhouse.text.pieces import LOSS_MASK
 from stillhouse.training.checkpoint import Snapshot, put_moments, put_snapshot, take_snapshot
 from stillhouse.training.evaluate import SourceLoss, SourceLossTally
 from stillhouse.training.group import WorkerGroup, shard, whole
@@ -23,7 +24,6 @@ from stillhouse.training.objectives import LossValue
 from stillhouse.training.optimisation import LossGuard, learning_rate, make_optimizer
 from stillhouse.training.order import NO_SAMPLES, chain
 from stillhouse.training.stream import Batch, BatchSource
-from stillhouse.training.task import LOSS_MASK
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +159,7 @@ class Trainer:
         seconds = perf_counter() - started
         mfu = None
         if self._peak is not None:
-            flops = 3 * self._learner.flops(ids) * sum(rows)
+            flops = self._learner.flops(ids) * sum(rows)
             mfu = flops / seconds / (self._group.size * self._peak)
         return StepRecord(
             step=self._step,

@@ -42,6 +42,21 @@ class InitSettings(GivenModel):
     )
 
 
+class LoraSettings(Settings):
+    """Low-rank adapters that are trained instead of the model's own weights."""
+
+    rank: Count = Field(default=16, description="columns and rows of the two factors")
+    alpha: Count = Field(default=32, description="what they add is scaled by alpha / rank")
+    targets: Literal["all-linear"] | Annotated[list[str], Field(min_length=1)] = Field(
+        default="all-linear",
+        description="names of linear layers such as `q_proj`; all-linear: all but the head",
+    )
+    save: Literal["merged", "adapter"] = Field(
+        default="merged",
+        description="merged: a whole model; adapter: the factors alone, which `peft` reads",
+    )
+
+
 class OnlineSettings(Settings):
     """Scorers ahead of the trainer: of tau x batch candidates the best make the batch."""
 
@@ -259,6 +274,9 @@ class TrainSpec(JobSpec):
     init: InitSettings | None = Field(
         default=None, description="start from this model instead of a fresh one of `model`"
     )
+    lora: LoraSettings | None = Field(
+        default=None, description="train adapters on `init` instead of all its weights"
+    )
     heldout: TrainingData | None = Field(default=None, description="measured on, never trained on")
     sequence_length: Annotated[int, Field(ge=8)] | None = Field(
         default=None, description="default that of the tokens; 256 for documents"
@@ -289,6 +307,7 @@ class TrainSpec(JobSpec):
             raise ValueError("`data`: give at least one data set")
         if self.init is not None and "model" in self.model_fields_set:
             raise ValueError("give either `model` or `init`: `init` has its own sizes")
+        self._check_lora()
         trained = self.tokenizer is not None and self.tokenizer.train is not None
         if trained and (self.init is not None or self.online is not None):
             raise ValueError(
@@ -316,6 +335,20 @@ class TrainSpec(JobSpec):
         if self.heldout is not None:
             check_heldout(self.heldout)
         return self
+
+    def _check_lora(self) -> None:
+        if self.lora is None:
+            return
+        if self.init is None:
+            raise ValueError("`lora` needs `init`: adapters are put on a model that exists")
+        if self.init.optimizer == "keep":
+            raise ValueError("`lora` beside `init.optimizer: keep`: adapters have no moments yet")
+        if self.train.objective.name == "autodistil":
+            raise ValueError("`lora`: autodistil trains slices of the model's own weights")
+
+    @property
+    def extra_modules(self) -> tuple[str, ...]:
+        return ("peft",) if self.lora else ()
 
     @property
     def num_actors(self) -> int:

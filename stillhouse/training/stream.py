@@ -21,10 +21,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stillhouse.errors import ArtifactError
-from stillhouse.text.pieces import Pieces, read_pieces, token_ids
+from stillhouse.text.pieces import LOSS_MASK, Pieces, read_pieces, token_ids
 from stillhouse.training.fetch import Fetch
 from stillhouse.training.order import SampleOrder, Window
-from stillhouse.training.task import LOSS_MASK
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,12 +32,10 @@ from stillhouse.storage.task import Place, Task
 from stillhouse.training.order import Rows, SampleOrder, default_lanes, default_window
 from stillhouse.training.schedule import EVEN, Share
 from stillhouse.training.signals import SignalPart, TeacherHost
-from stillhouse.training.spec import TrainingSettings
+from stillhouse.training.spec import LoraSettings, TrainingSettings
 
 CHECKPOINTS = "checkpoints"
 """The store's folder of checkpoints."""
-LOSS_MASK = "loss_mask"
-"""The column of tokens that the loss counts: 0 or 1 for each of T positions."""
 TRAINED_ON = "trained_on.parquet"
 """Rows of token parts that a model was trained on, where they were chosen: `part`, `row`."""
 RECIPE_VERSION = 2
@@ -46,9 +44,11 @@ _NUM_CHECKPOINTS, _MAX_CHECKPOINT_STEPS = 10, 1000
 
 Tell = Callable[[str, dict[str, Any]], None]
 """Reports an event of a training without waiting: its kind, and plain values."""
-Start = Literal["fresh", "trained", "given"]
-"""What a training starts from: nothing, a model that this job trained, or one it was given."""
-_SHARE_OF_RATE: dict[Start, float] = {"fresh": 1.0, "trained": 1.0, "given": 0.1}
+Start = Literal["fresh", "trained", "given", "adapters"]
+"""What a training starts from: nothing, a model that this job trained, one it was given, or
+adapters on one.
+"""
+_SHARE_OF_RATE: dict[Start, float] = {"fresh": 1.0, "trained": 1.0, "given": 0.1, "adapters": 1.0}
 S = TypeVar("S", bound=Optimisation)
 
 
@@ -97,6 +97,7 @@ def token_set(store: Store, made: Manifest, name: str, share: Share = EVEN) -> T
     """All parts of a tokens artifact or selection of a store."""
     tokens = made.fingerprint if made.kind == "tokens" else made.inputs["tokens"]
     length = made.parts[0].num_tokens // max(1, made.parts[0].num_rows)
+    columns = made.settings.get("reading", {}).get("columns", {})  # of tokens
     return TokenSet(
         name=name,
         uris=tuple(store.path(part.path) for part in made.parts),
@@ -105,6 +106,7 @@ def token_set(store: Store, made: Manifest, name: str, share: Share = EVEN) -> T
         sequence_length=made.settings.get("sequence_length", length),
         share=share,
         tokens=store.path("tokens", tokens),
+        masked=not {"prompt", "messages"}.isdisjoint(columns),
     )
 
 
@@ -116,16 +118,19 @@ class StartModel:
         digest: of its configuration and weights.
         fresh: use its architecture and sizes only, with fresh weights.
         moments: name of the checkpoints that have the optimiser's moments; None: fresh ones.
+        lora: adapters to train instead of its weights.
     """
 
     folder: Place[str]
     digest: str
     fresh: bool = False
     moments: str | None = None
+    lora: LoraSettings | None = None
 
-    def identity(self) -> dict[str, str]:
-        found = {"like" if self.fresh else "weights": self.digest}
-        return found | ({"moments": self.moments} if self.moments else {})
+    def identity(self) -> dict[str, Any]:
+        found: dict[str, Any] = {"like" if self.fresh else "weights": self.digest}
+        found |= {"moments": self.moments} if self.moments else {}
+        return found | ({"lora": self.lora.model_dump(mode="json")} if self.lora else {})
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,6 +207,11 @@ class TrainTask(Task):
         return checkpoints_of(self.fingerprint)
 
     @property
+    def lora(self) -> LoraSettings | None:
+        """The adapters that are trained instead of all weights."""
+        return self.init.lora if isinstance(self.init, StartModel) else None
+
+    @property
     def sharded(self) -> bool:
         """Whether several workers share out the weights."""
         return self.settings.sharding == "fsdp"
@@ -249,7 +259,8 @@ def choose(
     """The settings with numbers in place of `auto`; see the module's text.
 
     A model that continues from one of this job has the same learning rate; from a given one a
-    tenth, for that is likely to be larger and to have been trained for longer.
+    tenth, for that is likely to be larger and to have been trained for longer. Adapters take about
+    ten times the rate of all weights (Schulman et al., 2025, "LoRA without regret").
     """
     chosen: dict[str, float | int] = {}
     if settings.learning_rate == "auto":

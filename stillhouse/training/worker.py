@@ -23,7 +23,7 @@ from stillhouse.spec import ModelSettings
 from stillhouse.storage.artifact import Store
 from stillhouse.storage.parquet import read_table
 from stillhouse.storage.task import identity
-from stillhouse.text.pieces import Pieces, read_pieces, token_ids
+from stillhouse.text.pieces import LOSS_MASK, Pieces, read_pieces, token_ids
 from stillhouse.text.tokenizer import load_tokenizer
 from stillhouse.training.checkpoint import WEIGHT, Snapshot, newest_moments
 from stillhouse.training.evaluate import SourceLoss, measure
@@ -36,7 +36,7 @@ from stillhouse.training.run import History, complete, training_totals
 from stillhouse.training.seen import SEEN, documents_seen, seen_bytes, trained_on_bytes
 from stillhouse.training.signals import COLUMNS, column
 from stillhouse.training.stream import BatchSource, TokenStream
-from stillhouse.training.task import LOSS_MASK, TRAINED_ON, Tell, TokenSet, TrainTask
+from stillhouse.training.task import TRAINED_ON, Tell, TokenSet, TrainTask
 
 
 def signals_wanted(task: TrainTask) -> list[str]:
@@ -98,7 +98,7 @@ def train_worker(
     stream = source(group)
     running = task.teachers if settings.objective.runs_teachers else ()
     trainer = Trainer(
-        start_model(task),
+        _adapted(task).get_base_model() if task.lora else start_model(task),
         stream,
         settings,
         device=device,
@@ -147,6 +147,14 @@ def start_model(task: TrainTask, seed: int | None = None) -> PreTrainedModel:
     return load_model(task.init.folder, dtype="float32", device=torch.device("cpu"))
 
 
+def _adapted(task: TrainTask) -> Any:
+    """The start model with the adapters that are trained, a `PeftModel`."""
+    from stillhouse.training.lora import with_adapters  # peft, which is an extra
+
+    assert task.lora is not None
+    return with_adapters(start_model(task), task.lora, task.settings.seed)
+
+
 class _Heldout:
     """All sequences [N, T] of some parts; documents and mask [N, T] if all parts have them."""
 
@@ -190,11 +198,22 @@ def _commit(
     files: dict[str, bytes],
 ) -> None:
     """Write the model, its tokenizer and the training's history to the store."""
-    model = start_model(task, seed=0)
+    adapted = _adapted(task) if task.lora else None
+    model = adapted.get_base_model() if adapted else start_model(task, seed=0)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            parameter.copy_(snapshot.tensors[WEIGHT + name])
+            if parameter.requires_grad:
+                parameter.copy_(snapshot.tensors[WEIGHT + name])
+    save = None
+    if adapted is not None:
+        from stillhouse.training.lora import merged, save_adapters
+
+        if task.lora and task.lora.save == "adapter":
+            save = partial(save_adapters, adapted)
+        else:
+            model = merged(adapted)
     evaluations = history["evaluations"]
+    adapters = {"num_trained": _num_trained(snapshot)} if adapted is not None else {}
     sets = [{"weight": identity(one.share.weight), "parts": one.identity()} for one in task.data]
     train = task.settings.identity()
     if task.code is not None:
@@ -208,13 +227,19 @@ def _commit(
         model,
         task.tokenizer,
         files=files,
+        save=save,
         inputs={"data": {"sets": sets, "heldout": task.heldout and task.heldout.identity()}},
         settings={"model": identity(task.init), "train": train, "tokenizer": tokenizer},
         totals={
             "role": task.role,
             "label": task.label,
             "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
+            **adapters,
             "curve": [[e["tokens"], e["nll"]] for e in evaluations] if task.heldout else [],
             **training_totals(store, task.checkpoints, snapshot, history),
         },
     )
+
+
+def _num_trained(snapshot: Snapshot) -> int:
+    return sum(one.numel() for name, one in snapshot.tensors.items() if name.startswith(WEIGHT))

@@ -137,14 +137,18 @@ class Bench:
 
     def start(self, store, *, endpoint=None, **changes):
         """Start a driver of the job; all its S3 requests go to `endpoint`."""
-        number = len(self.drivers)
         compute = {"scorers": 1, "packers": 1, "trainers": 1, "address": self.address}
         changes = {"store": store, "compute": compute, "part_tokens": 8000} | changes
         if self.address is not None:  # its workers do not inherit the driver's environment
             changes["storage_options"] = {"endpoint_url": endpoint or self.s3_server}
+        return self.launch(small_spec(self.job.folder, **self.job.models, **changes), endpoint)
+
+    def launch(self, content, endpoint=None):
+        """Start a driver of any spec."""
+        number = len(self.drivers)
         self.folder.mkdir(parents=True, exist_ok=True)
         spec = self.folder / f"spec-{number}.yaml"
-        spec.write_text(yaml.safe_dump(small_spec(self.job.folder, **self.job.models, **changes)))
+        spec.write_text(yaml.safe_dump(content))
         arguments = [STILLHOUSE, "run", str(spec), "--json"]
         driver = Driver(arguments, self.folder / f"driver-{number}", self._environment(endpoint))
         self.drivers.append(driver)

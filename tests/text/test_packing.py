@@ -108,7 +108,7 @@ def check_part(rows, group, first, length):
 def test_tables_concatenate_and_stay_valid():
     packed = pack(
         Packer(sequence_length=5, eos_id=EOS, dtype=np.uint16, part_rows=3),
-        documents_of([[1, 2, 3]] * 20),
+        ((document, ids, None) for document, ids in documents_of([[1, 2, 3]] * 20)),
     )
     table = pa.concat_tables(map(tokens_table, packed))
     table.validate(full=True)

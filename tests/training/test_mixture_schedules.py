@@ -69,7 +69,7 @@ def test_counts_follow_the_weights(weights, num_steps):
     assert plan.starts[0] == 0 and plan.starts[-1] == draws
     assert plan.counts.sum(axis=1).tolist() == plan.starts.tolist()
     assert (np.diff(plan.counts, axis=0) >= 0).all()
-    assert np.abs(plan.counts - wanted[plan.starts]).max() < 1.5
+    assert np.abs(plan.counts - wanted[plan.starts]).max() < 2  # ramps go in steps of 16 draws
     assert mixture.asked == pytest.approx((wanted[-1] / draws).tolist(), abs=0.02)
     datasets, _ = mixture.draws(3, 0, draws)
     for i, weight in enumerate(weights):

@@ -33,11 +33,11 @@ from stillhouse.models.sub_networks import (
     projections,
     shape_of,
 )
+from stillhouse.text.pieces import LOSS_MASK
 from stillhouse.training.objectives import LossValue, ObjectiveFacts
 from stillhouse.training.objectives.cross_entropy import CrossEntropy
 from stillhouse.training.objectives.distil import promoted
 from stillhouse.training.objectives.teaching import counted, only_teacher, row_shares
-from stillhouse.training.task import LOSS_MASK
 
 
 def search_space(

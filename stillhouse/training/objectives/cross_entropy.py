@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from stillhouse.models.head import Head, LogitRule, head_of
+from stillhouse.text.pieces import LOSS_MASK
 from stillhouse.training.objectives import LossValue, ObjectiveFacts
 from stillhouse.training.objectives.chunked import (
     ChunkLosses,
@@ -25,7 +26,6 @@ from stillhouse.training.objectives.chunked import (
     product_dtype,
     token_weights,
 )
-from stillhouse.training.task import LOSS_MASK
 
 
 class CrossEntropy:

@@ -18,11 +18,11 @@ from transformers import PreTrainedModel
 
 from stillhouse.errors import SpecError
 from stillhouse.models.head import head_of
+from stillhouse.text.pieces import LOSS_MASK
 from stillhouse.training.objectives import LossValue, ObjectiveFacts
 from stillhouse.training.objectives.bounds import proportion
 from stillhouse.training.objectives.chunked import ChunkLosses, chunked_losses, token_weights
 from stillhouse.training.signals import COLUMNS, column
-from stillhouse.training.task import LOSS_MASK
 
 
 def promoted(values: Tensor) -> Tensor:

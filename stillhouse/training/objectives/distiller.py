@@ -30,6 +30,7 @@ from transformers import PreTrainedModel
 from stillhouse.errors import SpecError
 from stillhouse.models.device import initialised
 from stillhouse.models.head import Head, head_of, logit_rule, with_bos
+from stillhouse.text.pieces import LOSS_MASK
 from stillhouse.training.objectives import LossValue, ObjectiveFacts
 from stillhouse.training.objectives.chunked import ChunkLosses, chunked_losses, token_weights
 from stillhouse.training.objectives.cross_entropy import CrossEntropy
@@ -37,7 +38,6 @@ from stillhouse.training.objectives.distil import soft_cross_entropy
 from stillhouse.training.objectives.layer_losses import STATE_LOSSES, logit_mse
 from stillhouse.training.objectives.layer_term import LayerTerm
 from stillhouse.training.objectives.teaching import counted, layer_states, only_teacher
-from stillhouse.training.task import LOSS_MASK
 
 _BETA = 0.4  # both parameters of mixup's distribution
 

@@ -22,11 +22,11 @@ from transformers import PreTrainedModel
 
 from stillhouse.errors import SpecError
 from stillhouse.models.head import head_of
+from stillhouse.text.pieces import LOSS_MASK
 from stillhouse.training.objectives import LossValue, ObjectiveFacts
 from stillhouse.training.objectives.cross_entropy import CrossEntropy
 from stillhouse.training.objectives.distil import promoted
 from stillhouse.training.objectives.teaching import counted, only_teacher, pooled, row_shares
-from stillhouse.training.task import LOSS_MASK
 
 
 def squared_distances(student: Tensor, teacher: Tensor) -> Tensor:

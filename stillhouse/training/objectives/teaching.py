@@ -14,9 +14,9 @@ from transformers import PreTrainedModel
 
 from stillhouse.errors import SpecError
 from stillhouse.models.head import predicting
+from stillhouse.text.pieces import LOSS_MASK
 from stillhouse.training.objectives import ObjectiveFacts
 from stillhouse.training.objectives.distil import promoted
-from stillhouse.training.task import LOSS_MASK
 
 
 def only_teacher(facts: ObjectiveFacts, name: str) -> PreTrainedModel:

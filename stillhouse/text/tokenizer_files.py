@@ -1,0 +1,60 @@
+"""What the configuration files beside a tokenizer say: its special tokens, its chat template."""
+
+import json
+import re
+from typing import Any
+
+from stillhouse.errors import ModelError
+from stillhouse.storage.filesystem import join, read_bytes
+
+_CONFIGS = ("tokenizer_config.json", "special_tokens_map.json")
+_TEMPLATE = "chat_template.jinja"
+_ADDS_BOS = re.compile(r"(Gemma|Llama)Tokenizer(Fast)?")  # classes that do by default
+
+
+def declared_tokens(folder: str, names: list[str]) -> tuple[Any, Any, bool]:
+    """EOS and BOS of the configuration files of a folder, and whether BOS begins every sequence."""
+    config: dict[str, Any] = {}
+    for name in _CONFIGS:
+        if name in names:
+            try:
+                content: dict[str, Any] = json.loads(read_bytes(join(folder, name)))
+                config = {k: v for k, v in content.items() if v is not None} | config
+            except (ValueError, AttributeError) as error:
+                raise ModelError(f"{join(folder, name)} is not a JSON object: {error}") from error
+    kind = str(config.get("tokenizer_class", ""))
+    adds_bos = config.get("add_bos_token", _ADDS_BOS.fullmatch(kind) is not None)
+    bos = config.get("bos_token")
+    return config.get("eos_token"), bos, bool(adds_bos and bos)
+
+
+def read_chat_template(folder: str, names: list[str]) -> str | None:
+    """The chat template of a folder: a file of its own, or in the configuration, by itself or as
+    `default` among several.
+    """
+    if _TEMPLATE in names:
+        return read_bytes(join(folder, _TEMPLATE)).decode()
+    if _CONFIGS[0] not in names:
+        return None
+    found: Any = json.loads(read_bytes(join(folder, _CONFIGS[0]))).get("chat_template")
+    if isinstance(found, list):
+        found = {one["name"]: one["template"] for one in found}.get("default")
+    return found or None
+
+
+def one_token(token: Any, key: str, folder: str) -> str | None:
+    """A token as configurations write it: a string, an object with `content`, a list of one.
+
+    Raises:
+        ModelError: a list of several.
+    """
+    if isinstance(token, list):
+        if len(token) != 1:
+            raise ModelError(
+                f"{folder}: `{key}` is a list of several tokens, {token}: set `tokenizer.{key}` to "
+                "the one that stands between documents"
+            )
+        token = token[0]
+    if isinstance(token, dict):
+        token = token.get("content")
+    return str(token) if token else None
