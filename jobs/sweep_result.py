@@ -163,16 +163,14 @@ class SweepReport:
         rows: list[list[b.Cell]] = [
             [
                 name,
-                *map(_cell, outcomes[name].values.values()),
-                outcomes[name].shown_status,
-                self._found.get(name),
+                _values(outcomes[name].values),
+                self._found.get(name, outcomes[name].shown_status),
             ]
             for name in order
         ]
-        columns = {"variant": "text"}
-        for key, value in outcomes[self.best].values.items():
-            columns[key] = "text" if isinstance(_cell(value), str) else "number"
-        columns |= {"status": "text", metric: "decimals4"}
+        keys = [*outcomes[self.best].values]
+        columns = {"variant": "text", keys[0] if len(keys) == 1 else "values": "text"}
+        columns[metric] = "decimals4"
         caption = f"Best first, by `{metric}`."
         if any(one.stopped_at is not None for one in outcomes.values()):
             caption += f" Evaluations are counted to {self._spec.num_evaluations}."
@@ -206,6 +204,8 @@ def _short(value: Value) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _cell(value: Value) -> b.Cell:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return float(f"{value:.4g}") if is_number else str(value)
+def _values(values: Mapping[str, Value]) -> str:
+    """`0.01`, or of several keys `train.learning_rate 0.01, train.global_batch 8`."""
+    if len(values) == 1:
+        return _short(*values.values())
+    return ", ".join(f"{key} {_short(value)}" for key, value in values.items())

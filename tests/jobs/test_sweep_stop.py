@@ -155,6 +155,17 @@ def test_a_finished_variant_is_what_others_are_compared_with(made, folder):
     assert [e["evaluation"] for e in evaluations[:8]] == [*range(1, 9)]
 
 
+def test_a_group_of_workers_is_stopped_as_one(made, folder):
+    """Its place is free again: the last variant is trained after it."""
+    over = {"train.learning_rate": [1e-2, 1e-6, 2e-2]}
+    compute = {"trainers": 2, "packers": 1, "cpus_per_worker": 2}
+    training = content_of(folder)["train"] | {"seed": 1}
+    spec = swept(folder, {"name": "asha"}, over=over, compute=compute, train=training)
+    found = run_spec(spec, Quiet())["sweep"]["variants"]
+    assert [one["status"] for one in found[:2]] == ["done", "stopped"]
+    assert found[2]["status"] in ("done", "stopped")
+
+
 @pytest.mark.parametrize(
     ("stop", "metric", "changes", "said"),
     [
