@@ -53,14 +53,16 @@ def small_model(seed=0, length=12):
     return build_model(settings, vocab_size=VOCAB, sequence_length=length, seed=seed, eos_id=0)
 
 
-def make_trainer(uris, group=None, micro_batch=None, compile="off", **options):
+def make_trainer(
+    uris, group=None, micro_batch=None, compile="off", batch=BATCH, lanes=LANES, **options
+):
     """A trainer of 50 steps on the parts of `write_parts`."""
     group = group or WorkerGroup()
-    order = SampleOrder([Rows(PART_ROWS)], global_batch=BATCH, seed=0, lanes=LANES, window=10)
+    order = SampleOrder([Rows(PART_ROWS)], global_batch=batch, seed=0, lanes=lanes, window=10)
     fetch = read_ahead(PartReader(uris), 10)
     stream = TokenStream(order, fetch, rank=group.rank, num_workers=group.size)
     learning = Optimisation(
-        learning_rate=3e-3, global_batch=BATCH, micro_batch=micro_batch, compile=compile
+        learning_rate=3e-3, global_batch=batch, micro_batch=micro_batch, compile=compile
     )
     options |= {"device": torch.device("cpu"), "num_steps": STEPS, "group": group}
     return Trainer(small_model(), stream, learning, **options)

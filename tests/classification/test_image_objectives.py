@@ -91,41 +91,41 @@ def tasks(taught):
     return made
 
 
-def worker(rank, folder, taught):
-    """One of two processes."""
+def worker(rank, folder, taught, count):
+    """One of `count` processes."""
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=2)
-    store = Store(f"{folder}/two")
+    dist.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=count)
+    store = Store(f"{folder}/several")
     for task in tasks(taught).values():
         train_classifier(store, task, quiet, WorkerGroup.current())
     dist.destroy_process_group()
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """One process's results, those of two, and the tasks."""
+@pytest.fixture(scope="module", params=[2, pytest.param(4, marks=pytest.mark.soak)])
+def trained(request, tmp_path_factory):
+    """One process's results, those of several, and the tasks."""
     folder = tmp_path_factory.mktemp("objectives")
     store, taught = make_store(folder)
-    two = Store(str(folder / "two"))
-    put_images(two)
+    several = Store(str(folder / "several"))
+    put_images(several)
     taught["logits"] = [replace(part, path=str(part.path)) for part in taught["logits"]]
     for part in taught["logits"]:  # signals lie in the first store
-        target = Path(two.path(part.path))
+        target = Path(several.path(part.path))
         target.parent.mkdir(parents=True)
         target.write_bytes(Path(store.path(part.path)).read_bytes())
-    torch.multiprocessing.spawn(worker, (str(folder), taught), nprocs=2)
+    torch.multiprocessing.spawn(worker, (str(folder), taught, request.param), nprocs=request.param)
     made = tasks(taught)
     for task in made.values():
         train_classifier(store, task, quiet)
-    return store, two, made
+    return store, several, made
 
 
 @pytest.mark.parametrize("name", [*OBJECTIVES])
-def test_two_workers_train_as_one(trained, name):
-    store, two, made = trained
+def test_several_workers_train_as_one(trained, name):
+    store, several, made = trained
     task = made[name]
-    assert losses(two, task) == pytest.approx(losses(store, task), rel=1e-5)
-    first, second = (manifest(one, task).totals for one in (store, two))
+    assert losses(several, task) == pytest.approx(losses(store, task), rel=1e-5)
+    first, second = (manifest(one, task).totals for one in (store, several))
     assert first["order_sha256"] == second["order_sha256"]
     assert min(losses(store, task)) < losses(store, task)[0]
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -151,6 +152,20 @@ def test_a_student_learns_from_it(trained, place):
     found = run(content(place / "one", train={"objective": live, "augmentation": ["crop"]}))
     assert "teacher signals" not in found["work"]
     assert len({one["model_fingerprint"] for one in (kd, dhkd, found)}) == 3
+
+
+def test_a_state_dict_teaches_what_its_run_does(trained, place):
+    alone = place / "teacher.safetensors"
+    shutil.copy(Path(trained["artifacts"]["model"], "weights.safetensors"), alone)
+    given = [{"from": trained["run"]}], [{"path": str(alone), "network": NETWORK}]
+    first, second = (
+        run(content(place / "one", train={"objective": {"name": "kd", "teachers": teachers}}))
+        for teachers in given
+    )
+    assert losses(first) == losses(second)
+    wider = {"path": str(alone), "network": NETWORK | {"width": 16}}
+    objective = {"name": "kd", "teachers": [wider]}
+    refused(content(place / "one", train={"objective": objective}), "teacher.safetensors", 3)
 
 
 def write_images(folder, names, side=8, count=6):

@@ -88,6 +88,25 @@ def test_workers_and_micro_batches_change_no_losses(world, name):
     assert alone[-1][0] != alone[0][0]
 
 
+def one_of_four(rank, folder, uris):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", f"file://{folder}/four", rank=rank, world_size=4)
+    group = WorkerGroup.current()
+    found = {name: steps(trainer(name, uris, group, batch=16, lanes=4), 3) for name in CASES}
+    Path(folder, f"four-{rank}.json").write_text(json.dumps(found))
+    dist.destroy_process_group()
+
+
+@pytest.mark.soak
+def test_four_workers_change_no_losses(world, tmp_path):
+    uris, _ = world
+    torch.multiprocessing.spawn(one_of_four, (str(tmp_path), uris), nprocs=4)
+    found = json.loads((tmp_path / "four-3.json").read_text())
+    for name in CASES:
+        alone = steps(trainer(name, uris, batch=16, lanes=4), 3)
+        assert [x[0] for x in found[name]] == pytest.approx([x[0] for x in alone], rel=1e-5)
+
+
 @pytest.mark.parametrize("name", [*CASES])
 def test_compiled_layers_change_no_losses(world, name, monkeypatch):
     """Traced as for a GPU, of the student and of the teacher."""
