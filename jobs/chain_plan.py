@@ -4,10 +4,12 @@ A step whose inputs are there is planned as any job is. Of one that waits for an
 FLOPs follow from its settings and from what that other step is expected to make.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
+from stillhouse.classification.spec import ClassifierObjective, ClassifySpec
 from stillhouse.data_settings import TokenizerSettings, TokenizerTraining
+from stillhouse.distillation.spec import DistillSpec
 from stillhouse.jobs.chain import Chain
 from stillhouse.jobs.chain_spec import AnySpec, ChainSpec
 from stillhouse.jobs.kinds import Estimate, Spec, cost_row, speeds_of
@@ -15,6 +17,9 @@ from stillhouse.jobs.plan import plan_job
 from stillhouse.jobs.sweep import Sweep
 from stillhouse.jobs.sweep_record import Budget, Decisions
 from stillhouse.jobs.sweep_spec import SweepSpec
+from stillhouse.mixing.flad import Ucb1
+from stillhouse.mixing.spec import MixSpec
+from stillhouse.models.network_settings import GivenClassifier, NetworkSettings
 from stillhouse.models.shape import planned_shape
 from stillhouse.pipelines.train_data import TEXT_LENGTH
 from stillhouse.spec import ConditionalSettings, ModelSettings, PriorSettings, SelectSpec
@@ -99,10 +104,16 @@ def _priced(
     """The rows of a step that waits for others, by the name of its step."""
     step: Any = spec.step(name, {})
     if isinstance(step, SelectSpec):
-        rows = plan_job(_with_fresh_models(spec, step))["steps"]
         parts = [part for part in ("prior", "conditional", "tokenizer") if _from(step, part)]
         given = {part if part == "tokenizer" else f"train {part}" for part in parts}
-        return {step_name: row for step_name, row in rows.items() if step_name not in given}
+        return _without(given, plan_job(_with_fresh_models(spec, step)))
+    if isinstance(step, MixSpec):
+        return _without({"tokenizer"}, plan_job(_mix_of_fresh_models(spec, step)))
+    if isinstance(step, ClassifySpec):
+        return plan_job(_untaught(spec, step))["steps"]
+    if isinstance(step, DistillSpec):
+        given = set[str]() if step.trained_teachers else {"teachers"}
+        return _without(given, plan_job(_with_fresh_teachers(spec, step)))
     if not isinstance(step, TrainSpec):
         return {
             step.job: cost_row(step.job, None, Estimate(0), speeds_of(_store(spec)), step.compute)
@@ -129,6 +140,11 @@ def _priced(
     }
 
 
+def _without(given: Collection[str], planned: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The rows of a plan but those of steps whose results are given."""
+    return {name: row for name, row in planned["steps"].items() if name not in given}
+
+
 def _store(spec: ChainSpec) -> Store:
     return Store(absolute_uri(spec.store))
 
@@ -148,6 +164,50 @@ def _with_fresh_models(spec: ChainSpec, step: SelectSpec) -> Spec:
     if step.tokenizer.from_ in spec.steps:
         changes["tokenizer"] = TokenizerSettings(train=TokenizerTraining())
     return step.model_copy(update=changes)
+
+
+def _mix_of_fresh_models(spec: ChainSpec, step: MixSpec) -> Spec:
+    """The same of a mixture, whose policy is UCB1 if it waits for another run's."""
+    changes: dict[str, Any] = {}
+    if step.model.from_ in spec.steps:
+        sizes = _model_of(spec, step.model.from_).model_dump()
+        changes["model"] = step.model.model_copy(update={"from_": None, **sizes})
+    if step.tokenizer.from_ in spec.steps:
+        changes["tokenizer"] = TokenizerSettings(train=TokenizerTraining())
+    if getattr(step.policy, "from_", None) in spec.steps:
+        changes["policy"] = Ucb1(name="ucb1")
+    return step.model_copy(update=changes)
+
+
+def _untaught(spec: ChainSpec, step: ClassifySpec) -> Spec:
+    """The same of a classifier, trained on labels alone."""
+    learning = step.train.model_copy(update={"objective": ClassifierObjective()})
+    origin = None if step.init is None else step.init.from_
+    changes: dict[str, Any] = {"train": learning}
+    if origin in spec.steps:
+        changes |= {"init": None, "network": _network_of(spec, origin)}
+    return step.model_copy(update=changes)
+
+
+def _with_fresh_teachers(spec: ChainSpec, step: DistillSpec) -> Spec:
+    """The same of a distillation, whose teachers it would train itself."""
+    teachers = [
+        _network_of(spec, one.from_)
+        if isinstance(one, GivenClassifier) and one.from_ in spec.steps
+        else one
+        for one in step.teachers or []
+    ]
+    return step.model_copy(update={"teachers": teachers or None})
+
+
+def _network_of(spec: ChainSpec, name: str | None) -> NetworkSettings:
+    """The network that a step trains, or continues from."""
+    step: Any = spec.steps.get(name or "")
+    if not isinstance(step, ClassifySpec):
+        return NetworkSettings()
+    if step.init is not None and step.init.from_ in spec.steps:
+        return _network_of(spec, step.init.from_)
+    return step.network
 
 
 def _model_of(spec: ChainSpec, name: str | None) -> ModelSettings:

@@ -121,7 +121,12 @@ def _lead(spec: MixSpec, main: str, num_arms: int, totals: Runs) -> list[b.Block
     if best != main:
         story += f" **{words(best).capitalize()}** has the lowest loss: "
         story += f"{plus_minus(_nll(totals[best]), 4)}."
-    return [b.Text(story, "story", terminal=True)]
+    loss = b.Fact("Held-out loss", plus_minus(_nll(runs), 4), "nats per token", main=True)
+    tiles = [loss, b.Fact("Target", f"{spec.target.num_shots} shots", f"{num_arms} arms")]
+    if accuracies:
+        guess = "" if test["chance"] is None else f"a guess: {test['chance']:.3f}"
+        tiles.insert(1, b.Fact("Accuracy", plus_minus(accuracies), guess))
+    return [b.Text(story, "story", terminal=True), b.Facts(tiles)]
 
 
 def policies_section(main: str, totals: Runs) -> list[b.Block]:
