@@ -145,7 +145,7 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Lineage:
-    """Nodes, each after those that it needs, with a line from each of these."""
+    """Nodes, with a line to each from those that it needs."""
 
     caption: str
     nodes: list[Node]

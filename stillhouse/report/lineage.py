@@ -4,6 +4,8 @@ Nodes are HTML, placed in percent, so that text keeps its size; lines are drawn 
 page stretches over the box.
 """
 
+from graphlib import TopologicalSorter
+
 from markupsafe import Markup
 
 from stillhouse.report.blocks import Lineage
@@ -18,10 +20,13 @@ _EDGE = 0.42
 
 def lineage(data: Lineage) -> Markup:
     """Nodes with their links, and curves from what each one needs."""
-    column: dict[str, int] = {}
-    for node in data.nodes:
-        column[node.name] = max((column[one] + 1 for one in node.needs), default=0)
-    columns = [[n.name for n in data.nodes if column[n.name] == c] for c in {*column.values()}]
+    needs, column = {node.name: node.needs for node in data.nodes}, dict[str, int]()
+    for name in TopologicalSorter(needs).static_order():  # nodes come in any order
+        column[name] = max((column[one] + 1 for one in needs[name]), default=0)
+    columns = [
+        [node.name for node in data.nodes if column[node.name] == c]
+        for c in range(max(column.values()) + 1)
+    ]
     most = max(len(names) for names in columns)
     place = {
         name: ((c + 0.5) / len(columns), (row + 0.5) / len(names))
