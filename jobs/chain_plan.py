@@ -25,6 +25,7 @@ from stillhouse.pipelines.train_data import TEXT_LENGTH
 from stillhouse.spec import ConditionalSettings, ModelSettings, PriorSettings, SelectSpec
 from stillhouse.storage.artifact import Store
 from stillhouse.storage.filesystem import absolute_uri, use_options
+from stillhouse.storage.run_record import read_json
 from stillhouse.training.spec import TrainSpec
 
 
@@ -56,10 +57,10 @@ def _plan_sweep(spec: SweepSpec) -> dict[str, Any]:
     if len(planned) < len(variants):
         left_out = len(variants) - len(planned)
         notes.append(f"`sweep.max_flops` leaves out {left_out} of {len(variants)} variants")
-    if sweep.search == "optuna":
-        notes = [f"one of {spec.sweep.max_runs} variants, each proposed after those before it"]
+    if sweep.search == "optuna" or spec.sweep.mixture is not None:
+        notes = [f"one of {spec.sweep.max_runs} variants, which are chosen as the sweep goes on"]
     return {
-        "status": "to_do" if todo else "nothing_to_do",
+        "status": "to_do" if todo or read_json(run, "result.json") is None else "nothing_to_do",
         "job": "sweep",
         "run": run,
         "steps": {

@@ -173,6 +173,11 @@ def _manifest(
     for receipt in receipts:
         counts.update(receipt.counts)
     if not counts["tokens"]:
+        lost = [f"{n:,} {name}" for name, n in sorted(counts.items()) if name in _lost(counts)]
+        if lost and not counts["documents"]:
+            raise InputError(
+                f"`{what}` ({scanned.inputs.source.path!r}): no document is left: {'; '.join(lost)}"
+            )
         raise InputError(
             f"`{what}` ({scanned.inputs.source.path!r}) has {counts['documents']:,} documents of "
             f"{counts['remainder_tokens']:,} tokens in all, less than one sequence of "
@@ -218,6 +223,10 @@ def _manifest(
         for _ in receipt.parts
     ]
     return Tokenised(store.put_manifest(manifest), files)
+
+
+def _lost(counts: Counter[str]) -> list[str]:
+    return [name for name in counts if name.startswith("dropped: ")]
 
 
 @dataclass(frozen=True, slots=True)

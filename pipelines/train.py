@@ -49,12 +49,18 @@ from stillhouse.training.task import (
 
 @dataclass(frozen=True, slots=True)
 class TrainRun:
-    """The results of a train job; `packed` are the documents that it made tokens of."""
+    """The results of a train job.
+
+    Attributes:
+        packed: the documents that it made tokens of.
+        num_dead: rows of them that could not be read.
+    """
 
     model: Manifest
     task: TrainTask
     tokenizer: TokenizerRef
     packed: list[Tokenised]
+    num_dead: int = 0
 
 
 def run_train(ctx: Context, spec: TrainSpec, inputs: TrainInputs) -> TrainRun:
@@ -97,7 +103,7 @@ def run_train(ctx: Context, spec: TrainSpec, inputs: TrainInputs) -> TrainRun:
     if objective.runs_teachers:
         read = sum(one.shape.flops_per_token(task.sequence_length) for one in taught_by)
         ctx.work["train"].flops += float(read) * ctx.work["train"].tokens
-    return TrainRun(model, task, tokenizer, packed)
+    return TrainRun(model, task, tokenizer, packed, sum(scan.num_dead for scan in scans))
 
 
 def _tokenizer(

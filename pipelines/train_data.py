@@ -49,6 +49,7 @@ class KnownTokenizer:
     eos_token: str
     folder: str | None
     bos: BosSetting = "auto"
+    chat: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +95,8 @@ class TrainInputs:
         """Fingerprints of all inputs."""
         data, given = [s.identity() for s in self.sets.values()], self.tokenizer
         tokenizer = ["trained"] if given is None else [given.digest, given.eos_token]
+        if given is not None and given.chat is not None:
+            tokenizer.append(given.chat)
         code = [] if self.code is None else [self.code.digest]
         return [data, *tokenizer, *self.models, *code]
 
@@ -329,7 +332,7 @@ def _tokenizer(spec: TrainSpec, known: dict[str, KnownTokenizer]) -> KnownTokeni
 
 def _load(path: str, eos_token: str | None, bos: BosSetting) -> KnownTokenizer:
     made = load_tokenizer(path, eos_token)
-    return KnownTokenizer(made.digest, made.eos_token, path, bos)
+    return KnownTokenizer(made.digest, made.eos_token, path, bos, made.chat_template)
 
 
 def prompt_columns(item: DataSource, uri: str) -> ColumnNames:

@@ -10,7 +10,7 @@ from stillhouse.pipelines.context import Context
 from stillhouse.pipelines.results import assemble, automatic, cost_numbers
 from stillhouse.pipelines.train import TrainRun
 from stillhouse.report.formatting import compact, decimals, percent
-from stillhouse.report.health import split_answers, unfinished
+from stillhouse.report.health import left_out, split_answers, unfinished
 from stillhouse.training.mixture import Mixture
 from stillhouse.training.spec import TrainSpec
 
@@ -29,6 +29,7 @@ def train_result(ctx: Context, spec: TrainSpec, made: TrainRun, run_uri: str) ->
     """The numbers of `run --json`, and the blocks of the report."""
     totals, settings = made.model.totals, made.task.settings
     measured, heldout = totals["measured"], totals["curve"]
+    counts = sum((one.counts for one in made.packed), Counter[str]())
     drawn = _drawn(made)
     numbers = {
         "model_fingerprint": made.model.fingerprint,
@@ -61,7 +62,8 @@ def train_result(ctx: Context, spec: TrainSpec, made: TrainRun, run_uri: str) ->
         warnings=b.Warnings(
             [
                 *training_warnings(totals, made.task.label, automatic(spec.train)),
-                *split_answers(sum((one.counts for one in made.packed), Counter[str]())),
+                *left_out(made.num_dead, counts),
+                *split_answers(counts),
             ],
             CHECKED,
         ),
@@ -101,7 +103,7 @@ def _lead(totals: dict[str, Any]) -> list[b.Block]:
         f"**{compact(totals['num_tokens'])} tokens** in {compact(totals['num_steps'])} steps"
     )
     if "num_trained" in totals:
-        story += f", by adapters of {compact(totals['num_trained'])}"
+        story += f", by adapters of {compact(totals['num_trained'])} parameters"
     tiles: list[b.Fact] = []
     if heldout:
         last = decimals(heldout[-1][1])

@@ -112,8 +112,8 @@ def split_answers(counts: Mapping[str, int]) -> Iterator[Warn]:
     if split > 0.2 * total:
         yield Warn(
             f"{percent(split / total)} of the rows with answers are split between sequences",
-            f"Of {split:,} of {total:,} rows a part lies in another sequence, whose answers are "
-            "read without what was asked before: raise `sequence_length`.",
+            f"{split:,} of {total:,} rows go on in a second sequence, where their answers are read "
+            "without what was asked before: raise `sequence_length`.",
         )
 
 
@@ -205,6 +205,16 @@ def remainder(counts: Mapping[str, int]) -> Iterator[Warn]:
             "Each unit of files is cut in whole sequences and its rest is dropped. Your units are "
             "small: join files, raise `part_tokens`, or shorten `sequence_length`.",
         )
+
+
+def left_out(num_dead_letters: int, counts: Mapping[str, int]) -> Iterator[Warn]:
+    """Rows of a training's documents that could not be read, or that no text was made of."""
+    dropped = {name: n for name, n in counts.items() if name.startswith("dropped: ")}
+    lost = [f"{n:,} rows: {name.removeprefix('dropped: ')}" for name, n in sorted(dropped.items())]
+    if num_dead_letters:
+        lost.insert(0, f"{num_dead_letters:,} rows could not be read")
+    if lost:
+        yield Warn("Rows of the data were left out", f"{'. '.join(lost)}.")
 
 
 def unreadable(num_dead_letters: int, num_documents: int) -> Iterator[Warn]:

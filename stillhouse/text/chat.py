@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
+from stillhouse.errors import ModelError
 from stillhouse.text.values import ABSENT, is_unicode
 
 Messages = Sequence[dict[str, Any]]
@@ -27,8 +28,10 @@ def conversation(value: Any) -> list[dict[str, Any]]:
     """
     if value is ABSENT or value is None:
         raise ValueError("null" if value is None else "absent")
-    if not isinstance(value, list) or not value:
+    if not isinstance(value, list):
         raise ValueError(f"not a list of turns but {type(value).__name__}")
+    if not value:
+        raise ValueError("no turns")
     turns = [_turn(i, one) for i, one in enumerate(cast(list[Any], value))]
     if all(turn["role"] != _ANSWER for turn in turns):
         raise ValueError("no turn of the assistant")
@@ -97,8 +100,9 @@ def render(messages: Messages, template: str | None, special: dict[str, str]) ->
 
     Raises:
         ValueError: the template refuses the turns, or does not write them one after the other.
+        ModelError: it is no template.
     """
-    from jinja2 import TemplateError
+    from jinja2 import TemplateError, TemplateSyntaxError
     from transformers.utils import chat_template_utils
 
     def write(turns: Messages, marked: bool, prompt: bool = False) -> tuple[str, list[Any]]:
@@ -126,5 +130,7 @@ def render(messages: Messages, template: str | None, special: dict[str, str]) ->
                     raise ValueError("the chat template changes turns that later ones follow")
                 found.append((len(before), len(after)))
         return Rendered(text, tuple(found))
+    except TemplateSyntaxError as error:
+        raise ModelError(f"the tokenizer's chat template cannot be read: {error}") from error
     except (TemplateError, TypeError, KeyError) as error:
         raise ValueError(f"the chat template refuses it: {error}") from error

@@ -202,7 +202,9 @@ def _keys(values: dict[str, Any]) -> str:
 
 def _fault(text: Any, record: Record, settings: DataSource) -> str | None:
     if text is ABSENT:
-        return f"no key `{settings.columns.text}`; keys: {_keys(record.values)}"
+        hint = "; for conversations `columns: {messages: messages}`"
+        hint = hint if "messages" in record.values else ""
+        return f"no key `{settings.columns.text}`; keys: {_keys(record.values)}{hint}"
     if text is None:
         return "null text"
     fault = text_fault("text", text)

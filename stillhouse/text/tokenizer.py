@@ -297,9 +297,10 @@ def has_tokenizer(folder: str) -> bool:
 
 
 def tokenizer_identity(path: str, eos_token: str | None) -> str:
-    """Fingerprint of a tokenizer with its EOS and BOS."""
+    """Fingerprint of a tokenizer with its EOS, BOS and chat template."""
     loaded = load_tokenizer(path, eos_token)
-    return fingerprint([loaded.digest, loaded.eos_token, loaded.bos_token, loaded.adds_bos])
+    chat = [] if loaded.chat_template is None else [loaded.chat_template]
+    return fingerprint([loaded.digest, loaded.eos_token, loaded.bos_token, loaded.adds_bos, *chat])
 
 
 def _from_hub(name: str) -> str:

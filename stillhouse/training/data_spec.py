@@ -188,5 +188,5 @@ def check_heldout(heldout: SelectionData | FileData) -> None:
     """
     if heldout.max_epochs is not None:
         raise ValueError("`heldout.max_epochs`: held-out data are not trained on: leave it out")
-    if isinstance(heldout.weight, WeightSchedule | WeightFrom):
+    if "weight" in heldout.model_fields_set:
         raise ValueError("`heldout.weight`: held-out data are not trained on: leave it out")

@@ -8,7 +8,7 @@ Only A and B are trained. Merged, the result is an ordinary model with W + (alph
 import json
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -30,9 +30,10 @@ def with_adapters(model: PreTrainedModel, settings: LoraSettings, seed: int) -> 
         seed: of the random matrices A.
 
     Raises:
-        ModelError: it has no linear layers of these names, or they are its embeddings or head.
+        ModelError: it has no linear layers of these names between embeddings and head, or smaller
+            ones than the rank.
     """
-    targets = _ALL if settings.targets == _ALL else list(settings.targets)
+    targets = _checked_targets(model, settings)
     config = LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,
@@ -40,29 +41,40 @@ def with_adapters(model: PreTrainedModel, settings: LoraSettings, seed: int) -> 
         task_type="CAUSAL_LM",
         base_model_name_or_path=None,
     )
-    linear = sorted({name.rsplit(".", 1)[-1] for name, one in model.named_modules() if _fits(one)})
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of layers that hold their weights transposed
         torch.manual_seed(seed)
-        try:
-            adapted = get_peft_model(model, config)
-        except ValueError as error:
-            raise ModelError(f"`lora.targets: {targets}`: the model has {', '.join(linear)}") from (
-                error
-            )
+        adapted = get_peft_model(model, config)
     assert isinstance(adapted, PeftModel)
-    ends = {model.get_input_embeddings(), model.get_output_embeddings()}
-    touched = next((one for one in ends if hasattr(one, "base_layer")), None)
-    if touched is not None:
-        raise ModelError(
-            f"`lora.targets: {targets}` holds the embeddings or the head, which may be one matrix "
-            f"and stay as they are: choose from {', '.join(linear)}"
-        )
     return adapted
 
 
-def _fits(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
+def _checked_targets(model: PreTrainedModel, settings: LoraSettings) -> str | list[str]:
+    """The names that `LoraConfig` takes; embeddings and head may be one matrix and stay."""
+    ends = [model.get_input_embeddings(), model.get_output_embeddings()]
+    layers = {
+        name: min(list[int](one.weight.shape))
+        for name, one in cast(Any, model).named_modules()
+        if (isinstance(one, nn.Linear) or type(one).__name__ == "Conv1D") and one not in ends
+    }
+    if settings.targets == _ALL:
+        asked, wrong = layers, list[str]()
+    else:
+        ending = {t: {n for n in layers if f".{n}".endswith(f".{t}")} for t in settings.targets}
+        asked = {name: layers[name] for names in ending.values() for name in names}
+        wrong = [target for target, names in ending.items() if not names]
+    if wrong:
+        names = sorted({name.rsplit(".", 1)[-1] for name in layers})
+        raise ModelError(
+            f"`lora.targets`: {', '.join(wrong)}: adapters go on linear layers between embeddings "
+            f"and head, which the model calls {', '.join(names)}"
+        )
+    if settings.rank > max(asked.values()):
+        raise ModelError(
+            f"`lora.rank: {settings.rank}` is above the {max(asked.values())} rows or columns of "
+            "the layers: adapters would be larger than what they adapt"
+        )
+    return _ALL if settings.targets == _ALL else list(settings.targets)
 
 
 def merged(adapted: PeftModel) -> PreTrainedModel:

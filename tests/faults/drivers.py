@@ -170,10 +170,14 @@ class Bench:
         )
         return done.returncode, done.stdout
 
+    def keys(self, bucket):
+        """The keys of everything in a bucket."""
+        pages = self.s3.get_paginator("list_objects_v2").paginate(Bucket=bucket)
+        return [item["Key"] for page in pages for item in page.get("Contents", [])]
+
     def objects(self, bucket):
         """Everything in a bucket: bytes by key."""
-        pages = self.s3.get_paginator("list_objects_v2").paginate(Bucket=bucket)
-        keys = [item["Key"] for page in pages for item in page.get("Contents", [])]
+        keys = self.keys(bucket)
         return {k: self.s3.get_object(Bucket=bucket, Key=k)["Body"].read() for k in keys}
 
     def contents(self, store):

@@ -67,12 +67,12 @@ def test_killed_in_every_step_it_ends_as_if_nothing_had_happened(bench, data):
     spec = chain(data, f"s3://{broken}/store")
     kills = 0
     for name in MOMENTS:
-        before = {key for key in bench.objects(broken) if f"/{name}" in key}
+        before = {key for key in bench.keys(broken) if f"/{name}" in key}
         driver = bench.launch(spec)
         limit = time.monotonic() + PATIENCE_S
         while driver.process.poll() is None:
             assert time.monotonic() < limit
-            if {key for key in bench.objects(broken) if f"/{name}" in key} - before:
+            if {key for key in bench.keys(broken) if f"/{name}" in key} - before:
                 driver.kill()
                 kills += 1
                 break

@@ -92,6 +92,7 @@ def result_of(sources=0, heldout=0, work=None, measured=None, sets=FIXED, **chan
         ),
         tokenizer=SimpleNamespace(path="/store/tokenizers/t"),
         packed=[],
+        num_dead=0,
     )
     ctx = Context(Store("/store"), ComputeSettings(), SimpleNamespace(), work=work or {})
     return train_result(ctx, SPEC, made, "/store/runs/0")

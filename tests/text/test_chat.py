@@ -9,10 +9,16 @@ from tokenizers import AddedToken
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from stillhouse.data_settings import DataSource
+from stillhouse.errors import ModelError
 from stillhouse.storage.artifact import Store
 from stillhouse.text.documents import DeadLetter, read_documents
 from stillhouse.text.tasks import PackTask, ScanTask, UnitFile
-from stillhouse.text.tokenizer import load_tokenizer, save_pretrained, train_tokenizer
+from stillhouse.text.tokenizer import (
+    load_tokenizer,
+    save_pretrained,
+    tokenizer_identity,
+    train_tokenizer,
+)
 
 MARKED = (
     "{% for m in messages %}{% if m.role == 'assistant' %}<|im_start|>assistant\n"
@@ -55,8 +61,9 @@ def folder(words, tmp_path):
     def make(template, **config):
         fast = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<|endoftext|>", **config)
         fast.chat_template = template
-        fast.save_pretrained(tmp_path / "words")
-        return str(tmp_path / "words")
+        place = tmp_path / f"words-{len([*tmp_path.iterdir()])}"
+        fast.save_pretrained(place)
+        return str(place)
 
     return make
 
@@ -205,3 +212,13 @@ def test_either_messages_or_text():
     with pytest.raises(ValueError, match="give `messages`, or `text`"):
         DataSource.model_validate({"path": "x", "columns": {"messages": "m", "text": "t"}})
     assert "messages" not in DataSource(path="x").identity()["columns"]
+
+
+def test_what_is_no_template_ends_the_job(source, folder, tmp_path):
+    with pytest.raises(ModelError, match="chat template cannot be read: Expected"):
+        packed(source, folder("{% for %}" + UNMARKED), tmp_path, 4)
+
+
+def test_a_template_is_part_of_what_a_tokenizer_is(folder):
+    names = {tokenizer_identity(folder(template), None) for template in (MARKED, UNMARKED, None)}
+    assert len(names) == 3

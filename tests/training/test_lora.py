@@ -174,8 +174,18 @@ def test_a_killed_training_ends_in_the_same_bytes_and_keeps_the_factors_alone(
 
 
 def test_layers_that_are_not_there_and_the_head_are_refused(place, store):
-    with pytest.raises(ModelError, match=r"`lora.targets: \['query'\]`: the model has down_proj"):
-        run(store, task_of(place, targets=["query"]))
-    for ends in ("lm_head", "embed_tokens"):
-        with pytest.raises(ModelError, match=r"embeddings or the head.*choose from down_proj"):
-            run(store, task_of(place, targets=["q_proj", ends]))
+    layers = "down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj"
+    for wrong in ("query", "input_layernorm", "lm_head", "embed_tokens"):
+        message = f"`lora.targets`: {wrong}: adapters .* which the model calls {layers}$"
+        with pytest.raises(ModelError, match=message):
+            run(store, task_of(place, targets=["q_proj", wrong]))
+    with pytest.raises(ModelError, match=r"`lora.rank: 33` is above the 32 rows or columns"):
+        run(store, task_of(place, rank=33))
+
+
+def test_a_part_of_a_path_names_layers_too(place, store):
+    factors, _ = run(store, task_of(place, targets=["0.self_attn.q_proj"], save="adapter"))
+    names = load_file(factors / "adapter_model.safetensors")
+    assert {name.split(".lora_")[0].rsplit("layers.", 1)[-1] for name in names} == {
+        "0.self_attn.q_proj"
+    }
