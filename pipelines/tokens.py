@@ -173,13 +173,11 @@ def _manifest(
     for receipt in receipts:
         counts.update(receipt.counts)
     if not counts["tokens"]:
-        lost = [f"{n:,} {name}" for name, n in sorted(counts.items()) if name in _lost(counts)]
-        if lost and not counts["documents"]:
-            raise InputError(
-                f"`{what}` ({scanned.inputs.source.path!r}): no document is left: {'; '.join(lost)}"
-            )
+        dropped = {name: n for name, n in sorted(counts.items()) if name.startswith("dropped: ")}
+        lost = "; ".join(f"{n:,} {name}" for name, n in dropped.items())
         raise InputError(
-            f"`{what}` ({scanned.inputs.source.path!r}) has {counts['documents']:,} documents of "
+            f"`{what}` ({scanned.inputs.source.path!r}) has {counts['documents']:,} documents"
+            f"{f' ({lost})' if lost else ''} of "
             f"{counts['remainder_tokens']:,} tokens in all, less than one sequence of "
             f"{sequence_length}: give more text, or lower `sequence_length`"
         )
@@ -223,10 +221,6 @@ def _manifest(
         for _ in receipt.parts
     ]
     return Tokenised(store.put_manifest(manifest), files)
-
-
-def _lost(counts: Counter[str]) -> list[str]:
-    return [name for name in counts if name.startswith("dropped: ")]
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,12 +26,14 @@ from stillhouse.storage.filesystem import open_read
 from stillhouse.storage.parquet import open_parquet
 from stillhouse.text.formats import FILE_ERRORS, READ_BYTES, decoded, format_of, naming_bad_file
 from stillhouse.text.values import ABSENT, column_of, find, plain_values
+from stillhouse.text.wide_columns import TooLong, wide_column, wide_values
 
 Choose = Callable[[pa.Schema], Sequence[str]]
 ALL_ROWS = range(sys.maxsize)
 _BATCH_ROWS = 256
 _BATCH_BYTES = 16 << 20
 _BLANK = b" \t\r\n" + codecs.BOM_UTF8
+_BYTES_PER_CHAR = 4  # of UTF-8, at most
 _JSON_BYTES_PER_CHAR = 12  # two \uXXXX escapes, a surrogate pair, make one character
 
 
@@ -84,7 +86,7 @@ def read_records(
     with open_read(uri) as raw, naming_bad_file(uri):
         kind, stream = decoded(uri, raw, kind)
         if kind == "parquet":
-            yield from _parquet_records(stream, choose, wanted)
+            yield from _parquet_records(stream, choose, wanted, text, max_chars)
         elif kind == "jsonl":
             limit = max_chars * _JSON_BYTES_PER_CHAR + READ_BYTES
             yield from _json_records(stream, limit, wanted)
@@ -113,18 +115,39 @@ def _custom_rows(code: CustomCode, stream: IO[bytes]) -> Iterator[Any]:
 # --------------------------------------------------------------------------------------- Parquet
 
 
-def _parquet_records(stream: IO[bytes], choose: Choose, wanted: Sequence[int]) -> Iterator[Record]:
+def _parquet_records(
+    stream: IO[bytes], choose: Choose, wanted: Sequence[int], text: str, max_chars: int
+) -> Iterator[Record]:
     with open_parquet(stream, buffer_size=READ_BYTES) as parquet:
         schema = parquet.schema_arrow
         columns = {path: _column(schema, path) for path in choose(schema)}
         start = 0
         for group in range(parquet.num_row_groups):
             stop = start + parquet.metadata.row_group(group).num_rows
-            if _overlaps(wanted, start, stop):
+            wide = wide_column(parquet, group, text) if columns.get(text) == text else None
+            if _overlaps(wanted, start, stop) and wide is not None:
+                values = wide_values(stream, parquet, group, wide, _BYTES_PER_CHAR * max_chars)
+                others = {path: column for path, column in columns.items() if path != text}
+                batches = parquet.iter_batches(_BATCH_ROWS, [group], columns=[*others])
+                rows = _batch_records(batches, others, start, range(start, stop))
+                wide_rows = _wide_records(values, rows, text, max_chars)
+                yield from (row for row in wide_rows if _overlaps(wanted, row.row, row.row + 1))
+            elif _overlaps(wanted, start, stop):
                 size = _batch_rows(parquet.metadata.row_group(group), [*columns.values()])
                 batches = parquet.iter_batches(size, row_groups=[group], columns=[*columns])
                 yield from _batch_records(batches, columns, start, wanted)
             start = stop
+
+
+def _wide_records(
+    values: Iterator[bytes | TooLong | None], rows: Iterator[Record], text: str, max_chars: int
+) -> Iterator[Record]:
+    """The rows with their long texts, which are read apart."""
+    for value, record in zip(values, rows, strict=True):
+        if isinstance(value, TooLong):
+            yield Record(record.row, broken=too_long(max_chars), raw=value.beginning)
+        else:
+            yield Record(record.row, record.values | {text: value})
 
 
 def _column(schema: pa.Schema, path: str) -> str:
