@@ -69,7 +69,9 @@ def test_counts_follow_the_weights(weights, num_steps):
     assert plan.starts[0] == 0 and plan.starts[-1] == draws
     assert plan.counts.sum(axis=1).tolist() == plan.starts.tolist()
     assert (np.diff(plan.counts, axis=0) >= 0).all()
-    assert np.abs(plan.counts - wanted[plan.starts]).max() < 2  # ramps go in steps of 16 draws
+    ramps = any(isinstance(one, Schedule) and one.linear for one in weights)
+    most = 8 if ramps else 1.5  # ramps go in steps of 16 draws, each with its middle's shares
+    assert np.abs(plan.counts - wanted[plan.starts]).max() < most
     assert mixture.asked == pytest.approx((wanted[-1] / draws).tolist(), abs=0.02)
     datasets, _ = mixture.draws(3, 0, draws)
     for i, weight in enumerate(weights):
