@@ -13,6 +13,7 @@ from stillhouse.pipelines.results import assemble, cost_numbers, mean_std
 from stillhouse.pipelines.scan import dead_letters, dead_letters_uri
 from stillhouse.pipelines.select import SelectRun
 from stillhouse.pipelines.select_warnings import heldout_scores, select_warnings
+from stillhouse.pipelines.tokens import dropped_documents
 from stillhouse.report.formatting import compact, decimals, percent, signed, words
 from stillhouse.selection.ledger import Moments, SourceTally, loss_edges, score_edges
 from stillhouse.selection.quotas import OTHER
@@ -325,11 +326,7 @@ def _training(trainings: Mapping[str, Mapping[str, Any]]) -> list[b.Block]:
 def _drops(made: SelectRun) -> dict[str, tuple[int | None, int | None, int | None]]:
     """What was not eligible: reason -> documents, sequences and tokens, as far as counted."""
     counts, tally = made.pool.counts, made.kept.tally
-    copies = {
-        name.removeprefix("dropped: "): (number, None, None)
-        for name, number in sorted(counts.items())
-        if name.startswith("dropped: ")
-    }
+    copies = {reason: (number, None, None) for reason, number in dropped_documents(counts).items()}
     left = counts["remainder_documents"] or None, None, counts["remainder_tokens"]
     rows = {
         reason: (None, tally.fates[reason], tally.fate_tokens[reason])

@@ -1,7 +1,7 @@
 """Scanned documents to packed sequences: drop what must not be packed, tokenise and pack."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from stillhouse.errors import ArtifactError, InputError
@@ -173,8 +173,7 @@ def _manifest(
     for receipt in receipts:
         counts.update(receipt.counts)
     if not counts["tokens"]:
-        dropped = {name: n for name, n in sorted(counts.items()) if name.startswith("dropped: ")}
-        lost = "; ".join(f"{n:,} {name}" for name, n in dropped.items())
+        lost = "; ".join(f"{n:,} dropped: {why}" for why, n in dropped_documents(counts).items())
         raise InputError(
             f"`{what}` ({scanned.inputs.source.path!r}) has {counts['documents']:,} documents"
             f"{f' ({lost})' if lost else ''} of "
@@ -221,6 +220,12 @@ def _manifest(
         for _ in receipt.parts
     ]
     return Tokenised(store.put_manifest(manifest), files)
+
+
+def dropped_documents(counts: Mapping[str, int]) -> dict[str, int]:
+    """How many documents packing dropped, by reason."""
+    mark = "dropped: "
+    return {k.removeprefix(mark): n for k, n in sorted(counts.items()) if k.startswith(mark)}
 
 
 @dataclass(frozen=True, slots=True)

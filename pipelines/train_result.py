@@ -8,6 +8,7 @@ from typing import Any
 import stillhouse.report.blocks as b
 from stillhouse.pipelines.context import Context
 from stillhouse.pipelines.results import assemble, automatic, cost_numbers
+from stillhouse.pipelines.tokens import dropped_documents
 from stillhouse.pipelines.train import TrainRun
 from stillhouse.report.formatting import compact, decimals, percent
 from stillhouse.report.health import left_out, split_answers, unfinished
@@ -62,7 +63,7 @@ def train_result(ctx: Context, spec: TrainSpec, made: TrainRun, run_uri: str) ->
         warnings=b.Warnings(
             [
                 *training_warnings(totals, made.task.label, automatic(spec.train)),
-                *left_out(made.num_dead, counts),
+                *left_out(made.num_dead, dropped_documents(counts)),
                 *split_answers(counts),
             ],
             CHECKED,
@@ -245,11 +246,11 @@ def _data(made: TrainRun, drawn: Sequence[_Drawn]) -> list[b.Block]:
 def _shares(made: TrainRun) -> list[b.Block]:
     """The shares over the training, where they change."""
     task = made.task
-    mixture = task.order().mixture
-    if isinstance(mixture, Mixture):
+    order = task.order()
+    if isinstance(order.mixture, Mixture):
         return []
-    plan, curves = mixture.plan, dict[str, list[b.Points]]()
-    each = task.step_units // task.order().rows_per_lane
+    plan, curves = order.mixture.plan, dict[str, list[b.Points]]()
+    each = task.step_units // order.rows_per_lane
     every = -(-len(plan.shares) // _MOST_STRETCHES)
     for i, one in enumerate(task.data):
         points: dict[float, float] = {}

@@ -90,6 +90,22 @@ def write_shard(folder, shard, per_shard=120):
     write(folder / "pool" / f"pool-{shard:02d}.parquet", found)
 
 
+def small_training(folder, num_steps, **changes):
+    """A training on a world's pool with a held-out loss; `changes` are top-level sections."""
+    content = {
+        "job": "train",
+        "store": str(folder / "store"),
+        "data": {"path": str(folder / "pool" / "*.parquet")},
+        "heldout": {"path": str(folder / "target" / "*.parquet")},
+        "tokenizer": {"train": {"vocab_size": 300}},
+        "sequence_length": 32,
+        "model": MODEL,
+        "train": {"num_tokens": 32 * 8 * num_steps, "dtype": "float32", **LEARNING},
+        "compute": {"trainers": 1, "packers": 1},
+    }
+    return content | changes
+
+
 def own_packages(folder):
     """A user's project with packages called as our folders are; importing one is an error."""
     for name in ("actors", "jobs", "pipelines"):

@@ -207,10 +207,9 @@ def remainder(counts: Mapping[str, int]) -> Iterator[Warn]:
         )
 
 
-def left_out(num_dead_letters: int, counts: Mapping[str, int]) -> Iterator[Warn]:
-    """Rows of a training's documents that could not be read, or that no text was made of."""
-    dropped = {name: n for name, n in counts.items() if name.startswith("dropped: ")}
-    lost = [f"{n:,} rows: {name.removeprefix('dropped: ')}" for name, n in sorted(dropped.items())]
+def left_out(num_dead_letters: int, dropped: Mapping[str, int]) -> Iterator[Warn]:
+    """Rows of a training's documents that could not be read, or were dropped, by reason."""
+    lost = [f"{number:,} rows: {reason}" for reason, number in dropped.items()]
     if num_dead_letters:
         lost.insert(0, f"{num_dead_letters:,} rows could not be read")
     if lost:

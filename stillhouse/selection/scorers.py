@@ -106,28 +106,31 @@ class LanguageModelScorer:
         losses = self.model.token_nll(token_ids(tokens))
         pieces = read_pieces(tokens)
         owned = pieces.sequence, pieces.start, pieces.end
-        values = mean_losses(losses, tokens)
-        if LOSS_MASK not in tokens.column_names:
+        answers = answer_mask(tokens)
+        values = mean_losses(losses, answers)
+        if answers is None:
             return piece_scores(values, pieces, *piece_sums(losses, *owned))
-        answers = _answers(tokens)
         sums, _ = piece_sums(losses * answers, *owned)
         counts, _ = piece_sums(answers, *owned)
         return piece_scores(values, pieces, sums, counts.astype(np.int32))
 
 
-def _answers(tokens: pa.Table) -> NDArray[np.float32]:
-    """1 for predicted tokens of answers, else 0: [n, T-1]."""
+def answer_mask(tokens: pa.Table) -> NDArray[np.float32] | None:
+    """1 for predicted tokens of answers, else 0: [n, T-1]; None where a part marks none."""
+    if LOSS_MASK not in tokens.column_names:
+        return None
     flat = tokens[LOSS_MASK].combine_chunks().flatten().to_numpy()
     return flat.reshape(tokens.num_rows, -1)[:, 1:].astype(np.float32)
 
 
-def mean_losses(losses: NDArray[np.float32], tokens: pa.Table) -> NDArray[np.float32]:
-    """Means of losses [n, T-1] over predicted tokens: over those of answers, if a part marks them,
-    and NaN where a row has none.
+def mean_losses(
+    losses: NDArray[np.float32], answers: NDArray[np.float32] | None
+) -> NDArray[np.float32]:
+    """Means [n] of the losses [n, T-1] of predicted tokens: of answers, if they are marked
+    (`answer_mask`), and NaN where a row has none.
     """
-    if LOSS_MASK not in tokens.column_names:
+    if answers is None:
         return losses.mean(axis=1, dtype=np.float64).astype(np.float32)
-    answers = _answers(tokens)
     with np.errstate(invalid="ignore"):
         means = (losses * answers).sum(1, dtype=np.float64) / answers.sum(1, dtype=np.float64)
     return means.astype(np.float32)

@@ -27,7 +27,7 @@ from stillhouse.selection.quotas import (
 from stillhouse.selection.ranking import REASONS, PartScores, RankedPart, scorers_read
 from stillhouse.selection.rules import find_rule
 from stillhouse.selection.sampling import sample_rows
-from stillhouse.selection.scorers import TOLERANCES, mean_losses
+from stillhouse.selection.scorers import TOLERANCES, answer_mask, mean_losses
 from stillhouse.storage.artifact import Manifest, Store
 from stillhouse.storage.filesystem import join, list_names
 from stillhouse.storage.layout import LEDGER, PART_LIST
@@ -258,7 +258,7 @@ class Verifier:
         part = read_table(self.store.path(self.tokens.parts[index].path)).take(rows)
         stored = read_table(self.store.path(manifest.parts[index].path), ["value"])
         values = stored["value"].to_numpy()[rows]
-        again = mean_losses(scorer.token_nll(token_ids(part)), part)
+        again = mean_losses(scorer.token_nll(token_ids(part)), answer_mask(part))
         tolerance = TOLERANCES.get(manifest.made_by.get("dtype", ""), TOLERANCES["float32"])
         same = np.isclose(values, again, atol=tolerance, rtol=tolerance, equal_nan=True)
         self.findings.checked["losses"] += len(rows)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from small import LEARNING, MODEL, Quiet, make_world
+from small import LEARNING, Quiet, make_world, small_training
 
 from stillhouse.errors import SpecError, StepFailedError
 from stillhouse.jobs.chain import run_spec
@@ -25,19 +25,8 @@ def folder(tmp_path_factory):
 
 
 def content_of(folder, **changes):
-    """A training of 40 steps with a held-out loss."""
-    content = {
-        "job": "train",
-        "store": str(folder / "store"),
-        "data": {"path": str(folder / "pool" / "*.parquet")},
-        "heldout": {"path": str(folder / "target" / "*.parquet")},
-        "tokenizer": {"train": {"vocab_size": 300}},
-        "sequence_length": 32,
-        "model": MODEL,
-        "train": {"num_tokens": 32 * 8 * 20, "dtype": "float32", **LEARNING},
-        "compute": {"trainers": 1, "packers": 1},
-    }
-    return content | changes
+    """A training of 20 steps with a held-out loss."""
+    return small_training(folder, 20, **changes)
 
 
 def swept(folder, sweep=None, **changes):

@@ -1,7 +1,7 @@
 """`sweep.stop`: what the schedulers answer to made curves, and real trainings that are stopped."""
 
 import pytest
-from small import LEARNING, MODEL, Quiet, make_world
+from small import Quiet, make_world, small_training
 
 from stillhouse.errors import SpecError, StoppedEarlyError
 from stillhouse.jobs.chain import run_spec
@@ -17,17 +17,9 @@ from stillhouse.storage.run_record import read_status
 
 
 def content_of(folder, **changes):
-    content = {
-        "job": "train",
-        "store": str(folder / "store"),
-        "data": {"path": str(folder / "pool" / "*.parquet")},
-        "heldout": {"path": str(folder / "target" / "*.parquet")},
-        "tokenizer": {"train": {"vocab_size": 300}},
-        "sequence_length": 32,
-        "model": MODEL,
-        "train": {"num_tokens": 32 * 8 * 400, "dtype": "float32", "eval_points": 8, **LEARNING},
-        "compute": {"trainers": 1, "packers": 1, "cpus_per_worker": 3},  # one after another
-    }
+    one_after_another = {"trainers": 1, "packers": 1, "cpus_per_worker": 3}
+    content = small_training(folder, 400, compute=one_after_another)
+    content["train"]["eval_points"] = 8
     return content | changes
 
 
