@@ -144,7 +144,10 @@ def _line(spec: type[BaseModel], detail: ErrorDetails) -> str:
         case _:
             value = repr(detail["input"])
             shown = value if len(value) <= 60 else value[:57] + "..."
-            return f"`{place}`: {shown}: {detail['msg'][0].lower()}{detail['msg'][1:]}"
+            message = f"{detail['msg'][0].lower()}{detail['msg'][1:]}"
+            if detail["type"] == "model_type":
+                message = "input should be a section, with keys of its own"
+            return f"`{place}`: {shown}: {message}"
 
 
 def _nearest(word: str, known: list[str]) -> str:
@@ -163,12 +166,17 @@ def _written_path(
     steps: list[int | str] = []
     models: list[type[BaseModel]] = [spec]
     fields: dict[str, FieldInfo] = {}
+    is_key = False  # of a mapping
     for position, step in enumerate(loc):
         fields = {f.alias or n: f for model in models for n, f in model.model_fields.items()}
         is_member = "[" in str(step) or str(step) in _UNION_MEMBERS
-        if step in fields:
+        if is_key:
             steps.append(step)
-            models = _models(fields[str(step)].annotation)
+            is_key = False
+        elif step in fields:
+            steps.append(step)
+            annotation = fields[str(step)].annotation
+            models, is_key = _models(annotation), get_origin(annotation) is dict
         elif isinstance(step, int) or (position == len(loc) - 1 and models and not is_member):
             steps.append(step)
     return steps, sorted(fields)
@@ -178,6 +186,6 @@ def _models(annotation: Any) -> list[type[BaseModel]]:
     """The settings classes inside an annotation such as `float | DataSource`."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
-    if get_origin(annotation) in (Union, types.UnionType, Annotated, list):
+    if get_origin(annotation) in (Union, types.UnionType, Annotated, list, dict):
         return [model for part in get_args(annotation) for model in _models(part)]
     return []

@@ -8,7 +8,14 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 import numpy as np
 import yaml
-from pydantic import Field, SerializeAsAny, field_validator, model_validator
+from pydantic import (
+    Discriminator,
+    Field,
+    SerializeAsAny,
+    Tag,
+    field_validator,
+    model_validator,
+)
 
 from stillhouse.classification.spec import ClassifySpec
 from stillhouse.errors import SpecError
@@ -46,6 +53,17 @@ class SweepRange(Settings):
         if self.log:
             return math.exp(math.log(self.min) + share * math.log(self.max / self.min))
         return self.min + share * (self.max - self.min)
+
+
+def _form(value: Any) -> str:
+    return "[range]" if isinstance(value, Mapping | SweepRange) else "[values]"
+
+
+_Tried: TypeAlias = Annotated[
+    Annotated[list[Any], Field(min_length=1), Tag("[values]")]
+    | Annotated[SweepRange, Tag("[range]")],
+    Discriminator(_form),
+]
 
 
 class StopSettings(Settings):
@@ -100,7 +118,7 @@ CURVES = {"train.heldout_nll": "nll", "train.validation_accuracy": "accuracy"}
 class SweepSettings(Settings):
     """Variants of a job: which keys take which values, and what makes a variant the best one."""
 
-    over: dict[str, Annotated[list[Any], Field(min_length=1)] | SweepRange] = Field(
+    over: dict[str, _Tried] = Field(
         default={}, description="key -> values, or a range; `selection.tau: [4, 8]`"
     )
     mixture: MixtureSettings | None = Field(

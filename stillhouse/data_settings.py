@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, TypeAlias, cast
 from pydantic import Field, field_validator, model_validator
 
 from stillhouse.custom_code import CLASS_PATTERN, CustomCode, find_class
-from stillhouse.settings import Count, Settings
+from stillhouse.settings import Count, OneOrMore, Settings
 
 PartTokens: TypeAlias = Count | Literal["auto"]
 FORMATS = ("auto", "parquet", "jsonl", "text")
@@ -85,7 +85,7 @@ class FileFormat(Settings):
 class DataSource(FileFormat):
     """Documents in files."""
 
-    path: str | list[str] = Field(description="a file, folder, glob or fsspec URI, or several")
+    path: OneOrMore[str] = Field(description="a file, folder, glob or fsspec URI, or several")
     columns: ColumnNames = ColumnNames()
     source: str | None = Field(default=None, description="one label for all rows that have none")
     max_bad_rows: Annotated[float, Field(ge=0)] = Field(

@@ -2,12 +2,24 @@
 
 import re
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeAlias, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Count = Annotated[int, Field(ge=1)]
+T = TypeVar("T")
+
+
+def _list_form(value: Any) -> str:
+    """Which member of a union with a list is meant: its mistakes alone are shown."""
+    return "[list]" if isinstance(value, list) else "[one]"
+
+
+OneOrMore: TypeAlias = Annotated[
+    Annotated[T, Tag("[one]")] | Annotated[list[T], Tag("[list]")], Discriminator(_list_form)
+]
+"""A value, or a list of them."""
 
 
 class Settings(BaseModel):

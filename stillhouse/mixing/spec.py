@@ -14,7 +14,7 @@ from stillhouse.mixing.doremi import DoReMi
 from stillhouse.mixing.flad import LossScaling, Ucb1
 from stillhouse.mixing.policy import NamedPolicy, Policy, StepPlan
 from stillhouse.mixing.static import Static, TargetOnly, Uniform
-from stillhouse.settings import without_removed
+from stillhouse.settings import OneOrMore, without_removed
 from stillhouse.spec import (
     Count,
     Dtype,
@@ -44,7 +44,7 @@ class ArmSource(FileFormat):
     name: str | None = Field(
         default=None, description="of the arm; default: the file's or folder's"
     )
-    path: str | list[str] | None = Field(
+    path: OneOrMore[str] | None = Field(
         default=None, description="files, folders, globs or URIs of task rows or texts"
     )
     selection: str | None = Field(
@@ -85,7 +85,7 @@ class ArmSource(FileFormat):
 class TargetTask(FileFormat):
     """The few-shot target. Rows whose column `split` is `test` are for measuring only."""
 
-    path: str | list[str] = Field(description="files, folders, globs or URIs of task rows")
+    path: OneOrMore[str] = Field(description="files, folders, globs or URIs of task rows")
     where: dict[str, str] = Field(default={}, description="only rows with these values, by column")
     num_shots: Annotated[int, Field(ge=2)] = Field(
         default=32,
@@ -148,7 +148,7 @@ class MixSpec(JobSpec):
 
     job: Literal["mix"]
     target: TargetTask
-    auxiliary: ArmSource | list[ArmSource]
+    auxiliary: OneOrMore[ArmSource]
     tokenizer: TokenizerSettings = Field(
         default=TokenizerSettings(train=TokenizerTraining()),
         description="default: that of a pretrained model, or one trained on the rows",

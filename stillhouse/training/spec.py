@@ -7,6 +7,7 @@ from pydantic import ConfigDict, Field, field_validator, model_validator
 from stillhouse.compute_settings import device_type, group_backend
 from stillhouse.data_settings import FROM_SETTING, PartTokens, TokenizerSettings
 from stillhouse.errors import SpecError
+from stillhouse.settings import OneOrMore
 from stillhouse.spec import Count, JobSpec, ModelSettings, Optimisation, ScoringSettings, Settings
 from stillhouse.storage.task import identity
 from stillhouse.training.data_spec import (
@@ -266,7 +267,7 @@ class TrainSpec(JobSpec):
     task: Literal["language"] = Field(
         default="language", description="or `classify`: a classifier of images, with other keys"
     )
-    data: TrainingData | list[TrainingData]
+    data: OneOrMore[TrainingData]
     tokenizer: TokenizerSettings | None = Field(
         default=None, description="default: the data's own, or that of `init`"
     )
