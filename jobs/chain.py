@@ -115,8 +115,26 @@ def _needs(spec: ChainSpec, step: str) -> list[str]:
                 f"`steps.{step}`: `from: {name}` in `{section}`: a step of `job: {job}`{needs} "
                 f"makes no {artifacts_of(section)[0]}"
             )
+        if section == "weight":
+            _check_weights(step, spec.steps[step], name, step_spec)
         found.append(name)
     return [name for name in spec.steps if name in found]
+
+
+def _check_weights(step: str, spec: Any, source: str, found_by: SweepSpec) -> None:
+    """Check that a step has the data sets of the sweep that finds their weights.
+
+    Raises:
+        SpecError: it has others.
+    """
+    from stillhouse.pipelines.found_weights import data_names
+
+    there, here = (data_names(getattr(one, "of", one)) for one in (found_by, spec))
+    if there != here:
+        raise SpecError(
+            f"`steps.{step}`: `from: {source}` in `weight`: the sweep finds weights of {there}, in "
+            f"this order; `data` are {here}"
+        )
 
 
 def run_spec(spec: AnySpec, shown: Listener) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from stillhouse.mixing.spec import MixSpec
 from stillhouse.models.network_settings import GivenClassifier, NetworkSettings
 from stillhouse.models.shape import planned_shape
 from stillhouse.pipelines.train_data import TEXT_LENGTH
+from stillhouse.report.formatting import number_of
 from stillhouse.spec import ConditionalSettings, ModelSettings, PriorSettings, SelectSpec
 from stillhouse.storage.artifact import Store
 from stillhouse.storage.filesystem import absolute_uri, use_options
@@ -52,11 +53,12 @@ def _plan_sweep(spec: SweepSpec) -> dict[str, Any]:
         for name, one in planned.items()
         if one["status"] == "to_do" and one["run"].rsplit("/", 1)[-1] not in ended
     ]
-    notes = [f"{len(planned) - len(todo)} of {len(planned)} variants are finished; steps that "
-             "variants share are done once"]  # fmt: skip
+    finished, count = len(planned) - len(todo), number_of(len(planned), "variant")
+    notes = [f"finished: {finished} of {count}; steps that variants share are done once"]
     if len(planned) < len(variants):
         left_out = len(variants) - len(planned)
-        notes.append(f"`sweep.max_flops` leaves out {left_out} of {len(variants)} variants")
+        of = number_of(len(variants), "variant")
+        notes.append(f"`sweep.max_flops` leaves out {left_out} of {of}")
     if sweep.search == "optuna" or spec.sweep.mixture is not None:
         notes = [f"one of {spec.sweep.max_runs} variants, which are chosen as the sweep goes on"]
     return {

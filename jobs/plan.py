@@ -11,6 +11,7 @@ from typing import Any
 from stillhouse.jobs.kinds import Spec
 from stillhouse.jobs.run import finished_result, list_job, run_name
 from stillhouse.pipelines.context import Context, Listener, Unfinished
+from stillhouse.report.formatting import number_of
 from stillhouse.storage.artifact import Manifest, Receipt, Store
 from stillhouse.storage.filesystem import absolute_uri, use_options
 
@@ -70,9 +71,11 @@ def _notes(stopped: str | None, steps: dict[str, Any], new: list[str]) -> list[s
     left = [step["seconds"] for step in steps.values() if step["seconds"] != 0]
     timed = [seconds for seconds in left if seconds is not None]
     if timed:
-        notes.append(f"about {sum(timed):,.0f} s for {len(timed)} steps, as earlier runs took")
+        steps_timed = number_of(len(timed), "step")
+        notes.append(f"about {sum(timed):,.0f} s for {steps_timed}, as earlier runs took")
     if len(timed) < len(left):
-        notes.append(f"no earlier run of this store tells how long {len(left) - len(timed)} take")
+        unknown = number_of(len(left) - len(timed), "step")
+        notes.append(f"no earlier run of this store tells the time of {unknown}")
     if stopped:
         tokens = any(step["tokens"] is not None for step in steps.values())
         behind = "tokens are estimated from bytes" if tokens else "nothing is known yet"

@@ -34,11 +34,17 @@ def recommend(
         but not those of the new task.
 
     Raises:
-        ArtifactError: no finished sweep. SpecError: sweeps that cannot be compared.
+        ArtifactError: no finished sweep. SpecError: sweeps that cannot be compared, one that is
+            given twice, or incomplete features.
     """
     require("sklearn")
+    uris = [absolute_uri(resolve(run, store, ["runs"])) for run in runs]
+    for i, uri in enumerate(uris):
+        if uri in uris[:i]:
+            first = runs[uris.index(uri)]
+            raise SpecError(f"{runs[i]} is the same sweep as {first}: give every sweep once")
     described = _features(features, runs)
-    found = [(run, _sweep_of(absolute_uri(resolve(run, store, ["runs"])))) for run in runs]
+    found = [(run, _sweep_of(uri)) for run, uri in zip(runs, uris, strict=True)]
     tasks = [_task(run, sweep, described.get(run, {})) for run, sweep in found]
     first = found[0][1]
     for run, sweep in found:
@@ -89,7 +95,8 @@ def _features(path: str | None, runs: Sequence[str]) -> dict[str, dict[str, floa
     """The features in a file, by run.
 
     Raises:
-        SpecError: no such file, not of that form, or a run that it does not name.
+        SpecError: no such file, not of that form, runs that it does not name, or features that some
+            of them lack.
     """
     if path is None:
         return {}
@@ -97,19 +104,21 @@ def _features(path: str | None, runs: Sequence[str]) -> dict[str, dict[str, floa
         content: Any = yaml.safe_load(Path(path).read_bytes())
     except (OSError, yaml.YAMLError) as error:
         raise SpecError(f"--features {path}: {error}") from None
-    rows = [*content.values()] if isinstance(content, dict) else [None]
-    if not all(isinstance(row, dict) and _all_numbers(row) for row in rows):
-        raise SpecError(f"--features {path}: write it as `RUN: {{num_examples: 400}}`")
-    missing = [run for run in runs if run not in content]
+    rows: dict[Any, Any] = content if isinstance(content, dict) else {path: content}
+    for run, row in rows.items():
+        if not isinstance(row, dict) or not all(map(_is_number, row.values())):
+            raise SpecError(f"--features {path}: {run}: write it as `RUN: {{num_examples: 400}}`")
+    missing = [run for run in runs if run not in rows]
     if missing:
-        raise SpecError(f"--features {path} has nothing about {missing[0]}")
-    wanted, new = {*content[runs[0]]}, {*content.get(NEW, content[runs[0]])}
-    if new != wanted:
-        raise SpecError(
-            f"--features {path}: `{NEW}` has {sorted(new)}, the others have {sorted(wanted)}"
-        )
-    return content
+        raise SpecError(f"--features {path} has nothing about {', '.join(missing)}")
+    tasks = [*runs, *([NEW] if NEW in rows else [])]
+    known = dict.fromkeys(name for task in tasks for name in rows[task])
+    absent = {task: [name for name in known if name not in rows[task]] for task in tasks}
+    lacking = [f"{task} lacks {', '.join(names)}" for task, names in absent.items() if names]
+    if lacking:
+        raise SpecError(f"--features {path}: {'; '.join(lacking)}")
+    return rows
 
 
-def _all_numbers(row: Mapping[str, Any]) -> bool:
-    return all(isinstance(v, int | float) and not isinstance(v, bool) for v in row.values())
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -266,7 +266,8 @@ class SweepRun:
             errors = steps.failures
             failed = [n for n, e in errors.items() if not isinstance(e, StoppedEarlyError)]
             name = (failed or [*errors])[0]
-            text = f"all {len(errors)} variants failed"
+            text = "the only variant" if len(errors) == 1 else f"all {len(errors)} variants"
+            text += " failed"
             if len(failed) < len(errors):
                 text += f" or were stopped ({len(errors) - len(failed)})"
             raise step_failed(f"{text}, first {variants[name]}", errors[name], {}) from errors[name]

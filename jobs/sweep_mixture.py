@@ -11,7 +11,7 @@ import stillhouse.report.blocks as b
 from stillhouse.errors import SpecError
 from stillhouse.jobs.sweep_spec import SweepSpec, Value
 from stillhouse.mixing.proxies import Fit, draw_mixtures, fit_mixture, natural_shares, share_limits
-from stillhouse.report.formatting import decimals
+from stillhouse.report.formatting import decimals, number_of
 from stillhouse.training.spec import TrainSpec
 
 _LEAST_CORRELATION = 0.5
@@ -68,9 +68,9 @@ class Proxies:
         least = len(self.names) + 2
         if len(measured) < least:
             raise SpecError(
-                f"`sweep.mixture`: {len(measured)} runs have a result, a regression on "
-                f"{len(self.names)} shares needs {least}: raise `sweep.max_runs`, or see why the "
-                "others failed"
+                f"`sweep.mixture`: {number_of(len(measured), 'run')} with a result, where a "
+                f"regression on {len(self.names)} shares needs {least}: raise "
+                "`sweep.max_runs`, or see why the others failed"
             )
         return fit_mixture(
             np.array([shares_in(values) for values, _ in measured]),

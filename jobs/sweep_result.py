@@ -147,7 +147,7 @@ class SweepReport:
     def _tiles(self) -> list[b.Fact]:
         best = self._outcomes[self.best]
         values = ", ".join(f"{key} {_short(value)}" for key, value in best.values.items())
-        count = f"{len(self._found)} of {len(self._outcomes)} ran to their end"
+        count = f"{len(self._found)} of {len(self._outcomes)} ran to the end"
         mixture = [] if self._mixture is None else self._mixture.tiles()
         return [
             *mixture,

@@ -43,6 +43,7 @@ from stillhouse.text.tokenizer import (
     tokenizer_identity,
 )
 from stillhouse.training.seen import SEEN
+from stillhouse.training.spec import LoraSettings
 from stillhouse.training.task import TRAINED_ON
 
 INSPECT_VERSION = 2
@@ -216,12 +217,14 @@ class Needs:
         encoder_decoder: text-to-text models; else models that can score.
         comparable: the losses of one are subtracted from those of the other, so that both need the
             same vocabulary and context.
+        lora: adapters that are put on them.
     """
 
     vocab_size: int = 0
     num_positions: int = 0
     encoder_decoder: bool = False
     comparable: bool = False
+    lora: LoraSettings | None = None
 
     def check(self, paths: Mapping[str, str], shapes: Mapping[str, ModelShape]) -> None:
         for key, path in paths.items():
@@ -248,7 +251,8 @@ def given_models(ctx: Context, paths: Mapping[str, str], needs: Needs) -> dict[s
         needs: checked before anything is written.
 
     Raises:
-        ModelError: no such model, one that `inspect_model` refuses, or that does not fit.
+        ModelError: no such model, one that `inspect_model` refuses, or that does not fit, or that
+            has no layers for the adapters.
     """
     if not paths:
         return {}
@@ -262,10 +266,11 @@ def given_models(ctx: Context, paths: Mapping[str, str], needs: Needs) -> dict[s
     total, reused = len(paths), len(manifests)
     with ctx.step("given models", total=total, reused=reused, unit="models") as advance:
         todo = {key: path for key, path in paths.items() if key not in manifests}
-        headers = {key: read_header(folders[key], f"{key} {path!r}") for key, path in todo.items()}
+        asked = paths if needs.lora is not None and not ctx.dry else todo
+        headers = {key: read_header(folders[key], f"{key} {path!r}") for key, path in asked.items()}
         shapes = {key: ModelShape(**made.totals["shape"]) for key, made in manifests.items()}
         if headers:
-            shapes |= next(run_tasks(ctx, partial(_inspect, needs.encoder_decoder), [headers]))
+            shapes |= next(run_tasks(ctx, partial(_inspect, needs), [headers]))
         needs.check(paths, shapes)
         for key, path in todo.items():
             manifests[key] = _put(store, ids[key], folders[key], path, shapes[key])
@@ -281,10 +286,18 @@ def given_models(ctx: Context, paths: Mapping[str, str], needs: Needs) -> dict[s
     }
 
 
-def _inspect(encoder_decoder: bool, headers: dict[str, ModelHeader]) -> dict[str, ModelShape]:
+def _inspect(needs: Needs, headers: dict[str, ModelHeader]) -> dict[str, ModelShape]:
     from stillhouse.models.inspection import inspect_model
 
-    return {k: inspect_model(h, encoder_decoder=encoder_decoder) for k, h in headers.items()}
+    check = None
+    if needs.lora is not None:
+        from stillhouse.training.lora import adapted_layers  # peft, which is an extra
+
+        check = partial(adapted_layers, settings=needs.lora)
+    return {
+        key: inspect_model(header, encoder_decoder=needs.encoder_decoder, check=check)
+        for key, header in headers.items()
+    }
 
 
 def _put(store: Store, name: str, folder: str, path: str, shape: ModelShape) -> Manifest:

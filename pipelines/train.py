@@ -75,7 +75,10 @@ def run_train(ctx: Context, spec: TrainSpec, inputs: TrainInputs) -> TrainRun:
     tokenizer = _tokenizer(ctx, spec, inputs, scans)
     needs = Needs(tokenizer.vocab_size, length + tokenizer.num_extra)
     paths = given_paths(spec)
-    init = given_models(ctx, {INIT: paths.pop(INIT)}, needs)[INIT] if INIT in paths else None
+    init = None
+    if INIT in paths:
+        fits = replace(needs, lora=spec.lora)
+        init = given_models(ctx, {INIT: paths.pop(INIT)}, fits)[INIT]
     taught_by = {key: paths.pop(key) for key in [*paths] if key.startswith(TEACHER)}
     taught_by = [*given_models(ctx, taught_by, needs).values()]
     teachers = teacher_hosts(spec, taught_by, tokenizer)

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stillhouse.errors import SpecError
+from stillhouse.report.formatting import number_of
 
 Setting: TypeAlias = Mapping[str, float | int | str | bool | None]
 
@@ -100,7 +101,7 @@ def leave_one_out(tasks: Sequence[TaskGrid], *, smallest: bool, seed: int = 0) -
         SpecError: fewer than three tasks, or as `Recommender`.
     """
     if len(tasks) < 3:
-        raise SpecError(f"{len(tasks)} tasks: leaving one out needs at least 3")
+        raise SpecError(f"{number_of(len(tasks), 'task')}: leaving one out needs at least 3")
     check_tasks(tasks)
     found: list[LeftOut] = []
     for i, task in enumerate(tasks):
@@ -126,7 +127,8 @@ def check_tasks(tasks: Sequence[TaskGrid]) -> None:
     first = tasks[0]
     for task in tasks:
         if len(task.metrics) < 2:
-            raise SpecError(f"{task.name} has {len(task.metrics)} results: a grid has at least 2")
+            count = number_of(len(task.metrics), "result")
+            raise SpecError(f"{task.name} has {count}: a grid has at least 2")
         if {*task.settings[0]} != {*first.settings[0]}:
             raise SpecError(
                 f"{task.name} is a sweep over {sorted(task.settings[0])}, {first.name} over "

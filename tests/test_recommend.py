@@ -72,6 +72,8 @@ def test_bad_tasks():
         leave_one_out([grid("a"), grid("b"), other], smallest=True)
     with pytest.raises(SpecError, match=r"b has the features \['size'\], a has \[\]"):
         leave_one_out([grid("a"), grid("b", size=1.0), grid("c")], smallest=True)
+    with pytest.raises(SpecError, match=r"^1 task: leaving one out"):
+        leave_one_out([grid("a")], smallest=True)
     short = TaskGrid("c", GRID[:1], [1.0])
-    with pytest.raises(SpecError, match=r"c has 1 results: a grid has at least 2"):
+    with pytest.raises(SpecError, match=r"c has 1 result: a grid has at least 2"):
         leave_one_out([grid("a"), grid("b"), short], smallest=True)

@@ -6,6 +6,7 @@ names for them, is refused before any work.
 """
 
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +29,18 @@ _ACTIVE = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k")
 _ATTENTION = {"attention", "full_attention", "sliding_attention", "chunked_attention", "hybrid"}
 
 
-def inspect_model(header: ModelHeader, *, encoder_decoder: bool = False) -> ModelShape:
+def inspect_model(
+    header: ModelHeader,
+    *,
+    encoder_decoder: bool = False,
+    check: Callable[[PreTrainedModel], object] | None = None,
+) -> ModelShape:
     """Check a model and return its shape.
 
     Args:
         header: of its folder.
         encoder_decoder: whether it must be a text-to-text model; else a decoder to score with.
+        check: is given the model without its weights; what it raises is raised.
 
     Raises:
         ModelError: a model of the other kind; weights that are missing or under other names; an
@@ -51,6 +58,8 @@ def inspect_model(header: ModelHeader, *, encoder_decoder: bool = False) -> Mode
             logit_rule(model)
         except ModelError as error:
             raise ModelError(f"{what}: {error}") from None
+    if check is not None:
+        check(model)
     return model_shape(model)
 
 

@@ -50,6 +50,11 @@ def words(name: str) -> str:
     return name.replace("_", " ")
 
 
+def number_of(count: int, noun: str) -> str:
+    """`1 variant`, `2 variants`."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def minus(text: str) -> str:
     return text.replace("-", "−")
 

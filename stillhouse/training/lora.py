@@ -33,7 +33,7 @@ def with_adapters(model: PreTrainedModel, settings: LoraSettings, seed: int) -> 
         ModelError: it has no linear layers of these names between embeddings and head, or smaller
             ones than the rank.
     """
-    targets = _checked_targets(model, settings)
+    targets = adapted_layers(model, settings)
     config = LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,
@@ -49,8 +49,13 @@ def with_adapters(model: PreTrainedModel, settings: LoraSettings, seed: int) -> 
     return adapted
 
 
-def _checked_targets(model: PreTrainedModel, settings: LoraSettings) -> str | list[str]:
-    """The names that `LoraConfig` takes; embeddings and head may be one matrix and stay."""
+def adapted_layers(model: PreTrainedModel, settings: LoraSettings) -> str | list[str]:
+    """The layers that get adapters, as `LoraConfig` names them; embeddings and head may be one
+    matrix and stay. The model's weights may be on `meta`.
+
+    Raises:
+        ModelError: as `with_adapters`.
+    """
     ends = [model.get_input_embeddings(), model.get_output_embeddings()]
     layers = {
         name: min(list[int](one.weight.shape))

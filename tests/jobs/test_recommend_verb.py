@@ -65,9 +65,31 @@ def test_features_of_the_tasks(runs, tmp_path):
     assert found["recommended"] == {"train.learning_rate": 0.4}
     path.write_text(json.dumps({run: {"num_examples": 1} for run in runs[:3]}))
     refused = call(*runs, "--features", str(path))
-    assert refused.exit_code == 2 and "has nothing about" in refused.stderr
+    assert refused.exit_code == 2 and f"has nothing about {runs[3]}" in refused.stderr
     path.write_text("[]")
     assert "write it as `RUN: {num_examples: 400}`" in call(*runs, "--features", str(path)).stderr
+
+
+def test_what_the_features_lack_is_named(runs, tmp_path):
+    rows = {run: {"num_examples": 1, "num_labels": 2} for run in [*runs, "new"]}
+    del rows[runs[0]]["num_labels"], rows["new"]["num_examples"]
+    path = tmp_path / "features.yaml"
+    path.write_text(json.dumps(rows))
+    refused = call(*runs, "--features", str(path))
+    assert refused.exit_code == 2
+    assert f"{runs[0]} lacks num_labels; new lacks num_examples" in refused.stderr
+    rows[runs[0]]["num_labels"], rows["new"]["num_examples"] = "two", 4
+    path.write_text(json.dumps(rows))
+    refused = call(*runs, "--features", str(path))
+    assert refused.exit_code == 2 and f"{runs[0]}: write it as" in refused.stderr
+
+
+def test_a_sweep_given_twice(runs, tmp_path):
+    name = runs[0].rsplit("/", 1)[-1]
+    for again in (runs[0], f"{runs[0]}/", f"{tmp_path}/../{tmp_path.name}/runs/{name}", name[:9]):
+        refused = call(*runs, again, "--store", str(tmp_path))
+        assert refused.exit_code == 2
+        assert f"{again} is the same sweep as {runs[0]}" in refused.stderr
 
 
 def test_runs_that_cannot_be_compared(runs, tmp_path):

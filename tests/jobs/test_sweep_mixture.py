@@ -4,11 +4,14 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 from small import LEARNING, MODEL, Quiet, rows, write
+from typer.testing import CliRunner
 
-from stillhouse.errors import ArtifactError, SpecError
+from stillhouse.errors import SpecError
 from stillhouse.jobs.chain import run_spec
 from stillhouse.jobs.chain_plan import plan_spec
+from stillhouse.jobs.cli import app
 from stillhouse.jobs.run import run_job
 from stillhouse.jobs.spec_file import parse_spec
 from stillhouse.jobs.verify import verify
@@ -124,14 +127,39 @@ def test_a_later_step_of_a_chain_uses_the_weights(made, folder):
     assert run_spec(spec, Quiet())["status"] == "nothing_to_do"
 
 
-def test_weights_of_other_data_are_refused(made, folder):
-    swapped = target_of(folder, ("sea", "law"), made["run"]) | {"store": str(folder / "store")}
-    with pytest.raises(SpecError, match=r"weights of \['law', 'sea'\], in this order; `data`"):
-        run_job(parse_spec(swapped, "spec"), Quiet())
+@pytest.mark.parametrize("verb", ["run", "plan"])
+def test_weights_of_other_data_are_refused(made, folder, verb, tmp_path):
+    """With exit code 3 where a run is wrong, 2 where the spec alone is."""
+
+    def refused(content):
+        path = tmp_path / "spec.yaml"
+        path.write_text(yaml.safe_dump(content))
+        found = CliRunner().invoke(app, [verb, str(path)])
+        return found.exit_code, found.stderr
+
+    store = {"store": str(folder / "store")}
     plain = made["sweep"]["variants"][0]["run"]
-    other = target_of(folder, source=plain) | {"store": str(folder / "store")}
-    with pytest.raises(ArtifactError, match=r"`job: train`: it made no weights"):
-        run_job(parse_spec(other, "spec"), Quiet())
+    for order, source, said in (
+        (("sea", "law"), made["run"], "weights of ['law', 'sea'], in this order; `data`"),
+        (("law", "sea"), plain, "`job: train`: it made no weights"),
+        (("law", "sea"), str(folder / "nothing"), "is no finished run with `sweep.mixture`"),
+        (("law", "sea"), f"{folder}/store/runs/{'0' * 64}", "no run"),
+    ):
+        code, error = refused(target_of(folder, order, source) | store)
+        assert code == 3 and said in error
+    mix = {k: v for k, v in content_of(folder).items() if k not in ("store", "compute")}
+    sweep = {"metric": "train.heldout_nll", "max_runs": 10, "mixture": {"max_epochs": 9}}
+    for order, changes, said in (
+        (
+            ("sea", "law"),
+            {"sweep": sweep},
+            "finds weights of ['law', 'sea'], in this order; `data`",
+        ),
+        (("law", "sea"), {}, "without `sweep.mixture` makes no weights"),
+    ):
+        steps = {"mix": mix | changes, "target": target_of(folder, order)}
+        code, error = refused({"job": "chain", "steps": steps} | store)
+        assert code == 2 and said in error
 
 
 @pytest.mark.parametrize(

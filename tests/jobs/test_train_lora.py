@@ -65,6 +65,32 @@ def test_adapters_alone_are_no_model_to_go_on_from(alone, place):
 
 
 @pytest.mark.parametrize(
+    ("lora", "message"),
+    [
+        ({"targets": ["q_proj", "queries"]}, r"`lora.targets`: queries: adapters go on .* q_proj,"),
+        ({"targets": ["lm_head"]}, r"`lora.targets`: lm_head: "),
+        ({"rank": 512}, r"`lora.rank: 512` is above the \d+ rows or columns"),
+    ],
+)
+def test_layers_that_the_model_lacks_are_refused_before_tokens_are_made(
+    ray_cluster, place, lora, message
+):
+    spec = parse(place, "wrong", lora=LORA | lora)
+    with pytest.raises(ModelError, match=message):
+        run_job(spec, Quiet())
+    assert not (place[0] / "wrong" / "tokens").exists()
+    assert not [*(place[0] / "wrong" / "checkpoints").glob("*")]
+
+
+def test_also_where_the_model_is_known(alone, place):
+    with pytest.raises(ModelError, match=r"`lora.targets`: queries"):
+        run_job(
+            parse(place, "one", lora=LORA | {"targets": ["queries"]}, sequence_length=16), Quiet()
+        )
+    assert len([*(place[0] / "one" / "tokens").iterdir()]) == 1
+
+
+@pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"init": None}, "`lora` needs `init`"),
