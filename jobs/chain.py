@@ -116,20 +116,20 @@ def _needs(spec: ChainSpec, step: str) -> list[str]:
                 f"makes no {artifacts_of(section)[0]}"
             )
         if section == "weight":
-            _check_weights(step, spec.steps[step], name, step_spec)
+            _check_weights(step, spec.steps[step], name, step_spec.of)
         found.append(name)
     return [name for name in spec.steps if name in found]
 
 
-def _check_weights(step: str, spec: Any, source: str, found_by: SweepSpec) -> None:
-    """Check that a step has the data sets of the sweep that finds their weights.
+def _check_weights(step: str, spec: Any, source: str, proxies: Any) -> None:
+    """Check that a step has the data sets of the sweep's proxies, which find their weights.
 
     Raises:
         SpecError: it has others.
     """
     from stillhouse.pipelines.found_weights import data_names
 
-    there, here = (data_names(getattr(one, "of", one)) for one in (found_by, spec))
+    there, here = data_names(proxies), data_names(getattr(spec, "of", spec))
     if there != here:
         raise SpecError(
             f"`steps.{step}`: `from: {source}` in `weight`: the sweep finds weights of {there}, in "

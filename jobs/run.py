@@ -26,7 +26,7 @@ from stillhouse.storage.filesystem import remember_options, use_options
 from stillhouse.storage.run_record import RunRecord, now, read_json
 from stillhouse.training.task import RECIPE_VERSION
 
-RUN_VERSION = 1
+RUN_VERSION = 2
 _STOPS = (KeyboardInterrupt, SystemExit, LostClusterError, StoppedEarlyError)
 SUBMISSION_VARIABLE = "STILLHOUSE_SUBMISSION"
 """The id of the submitted job, in its driver's environment; see `stillhouse.jobs.submit`."""

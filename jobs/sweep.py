@@ -4,7 +4,6 @@ The result is that of the chosen variant, with the key `sweep` beside its own. A
 is recorded, and the others go on.
 """
 
-import math
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -22,9 +21,10 @@ from stillhouse.jobs.run import (
 from stillhouse.jobs.spec_file import parse_spec
 from stillhouse.jobs.steps import Runnable, Steps, step_failed
 from stillhouse.jobs.sweep_mixture import FoundMixture, Proxies, equal_shares, values_of
+from stillhouse.jobs.sweep_outcome import Outcome, metric_of
 from stillhouse.jobs.sweep_record import Budget, Decisions
-from stillhouse.jobs.sweep_result import Outcome, SweepReport
-from stillhouse.jobs.sweep_spec import SweepRange, SweepSpec, Value
+from stillhouse.jobs.sweep_result import SweepReport
+from stillhouse.jobs.sweep_spec import SweepRange, SweepSettings, SweepSpec, Value
 from stillhouse.jobs.sweep_stop import Stopper, Watched, stopped_early
 from stillhouse.pipelines.context import FailedAt, Listener
 from stillhouse.report.page import write
@@ -33,7 +33,8 @@ from stillhouse.storage.artifact import Store
 from stillhouse.storage.commit import check_store
 from stillhouse.storage.run_record import RunRecord, now, read_json
 
-SWEEP_VERSION = 1
+SWEEP_VERSION = 2
+_METRIC = "metric"
 _STARTUP = 5  # random variants before optuna's model
 
 
@@ -171,27 +172,17 @@ class SweepRun:
 
     def _ask_and_tell(self) -> None:
         """Run variants one after another, each proposed by optuna from those before it."""
-        import optuna
-
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
-        sweep = self.spec.sweep
-        sampler = optuna.samplers.TPESampler(seed=sweep.seed, n_startup_trials=_STARTUP)
-        direction = "minimize" if sweep.mode == "min" else "maximize"
-        study = optuna.create_study(sampler=sampler, direction=direction)
-        for _ in range(sweep.max_runs or 0):
-            trial = study.ask()
-            values = {key: _suggested(trial, key, of) for key, of in sweep.over.items()}
-            name = self._sweep.add(values)
+        search = optuna_search(self.spec.sweep)
+        for _ in range(self.spec.sweep.max_runs or 0):
+            trial = str(len(self._sweep.variants))
+            name = self._sweep.add(search.suggest(trial))
             self._run_more([name])
-            outcome, states = self._outcome(name), optuna.trial.TrialState
+            outcome = self._outcome(name)
             if outcome.status == "left out":
                 del self._sweep.variants[name]
                 break
-            ended = {"failed": states.FAIL, "stopped": states.PRUNED}
-            if outcome.status in ended:
-                study.tell(trial, state=ended[outcome.status])
-            else:
-                study.tell(trial, outcome.metric)
+            result = None if outcome.metric is None else {_METRIC: outcome.metric}
+            search.on_trial_complete(trial, result, error=outcome.status == "failed")
 
     def _find_mixture(self) -> FoundMixture:
         """Run the proxies once the first one has told how many tokens there are, fit, and try.
@@ -207,8 +198,7 @@ class SweepRun:
         fit = proxies.fit([(one.values, one.metric or 0.0) for one in ran.values()])
         edge = proxies.at_edge(fit.shares, [one.values for one in ran.values()])
         self._run_more([self._sweep.add(values_of(fit.shares))])
-        runs = {name: one.metric for name, one in self._outcomes().items()}
-        return proxies.found(fit, runs, edge)
+        return proxies.found(fit, self._outcomes(), edge)
 
     def _run_more(self, names: Sequence[str]) -> None:
         """Run variants that the budget pays for."""
@@ -219,28 +209,6 @@ class SweepRun:
         if self._steps.ready:
             self._steps.run_all()
 
-    def _metric(self, result: Mapping[str, Any]) -> float:
-        """The metric of a finished variant.
-
-        Raises:
-            SpecError: its result has no such number.
-        """
-        node: Any = result
-        path = self.spec.sweep.metric.split(".")
-        for depth, key in enumerate(path):
-            known = isinstance(node, Mapping) and key in node
-            if not known:
-                place = ".".join(path[:depth])
-                there = ", ".join(node) if isinstance(node, Mapping) else type(node).__name__
-                raise SpecError(
-                    f"`sweep.metric: {self.spec.sweep.metric}`: "
-                    f"{f'`{place}`' if place else 'the result'} has no `{key}`; it has: {there}"
-                )
-            node = node[key]
-        if isinstance(node, bool) or not isinstance(node, int | float) or not math.isfinite(node):
-            raise SpecError(f"`sweep.metric: {self.spec.sweep.metric}` is {node!r}, no number")
-        return float(node)
-
     def _outcome(self, name: str) -> Outcome:
         """How a variant that is not running stands."""
         values, steps = self._sweep.variants[name], self._steps
@@ -250,7 +218,8 @@ class SweepRun:
         job = self._jobs[name].name
         run = self._store.path("runs", job)
         if made is not None:
-            return Outcome(values, made.status, run, made, self._metric(made.result))
+            metric, test = metric_of(made.result, self.spec.sweep.metric)
+            return Outcome(values, made.status, run, made, metric, test)
         if isinstance(error, StoppedEarlyError):
             return Outcome(values, "stopped", run, stopped_at=self._decisions.stopped[job])
         return Outcome(values, "failed", run, error=error)
@@ -277,9 +246,20 @@ class SweepRun:
         return publish_result(self._store, self.spec.of, {**result}, self._began)
 
 
-def _suggested(trial: Any, key: str, of: "list[Any] | SweepRange") -> Value:
-    if not isinstance(of, SweepRange):
-        return trial.suggest_categorical(key, of)
-    if of.whole:
-        return trial.suggest_int(key, int(of.min), int(of.max))
-    return trial.suggest_float(key, of.min, of.max, log=of.log)
+def optuna_search(sweep: SweepSettings) -> Any:
+    """The searcher of Ray Tune; asked and told by hand, as a variant is a run and no Tune trial."""
+    import optuna
+    from ray.tune.search.optuna import OptunaSearch
+
+    def space(trial: Any) -> None:
+        for key, of in sweep.over.items():
+            if not isinstance(of, SweepRange):
+                trial.suggest_categorical(key, of)
+            elif of.whole:
+                trial.suggest_int(key, int(of.min), int(of.max))
+            else:
+                trial.suggest_float(key, of.min, of.max, log=of.log)
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    sampler = optuna.samplers.TPESampler(seed=sweep.seed, n_startup_trials=_STARTUP)
+    return OptunaSearch(space=space, metric=_METRIC, mode=sweep.mode, sampler=sampler)

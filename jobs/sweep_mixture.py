@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 import stillhouse.report.blocks as b
 from stillhouse.errors import SpecError
+from stillhouse.jobs.sweep_outcome import Outcome
 from stillhouse.jobs.sweep_spec import SweepSpec, Value
 from stillhouse.mixing.proxies import Fit, draw_mixtures, fit_mixture, natural_shares, share_limits
 from stillhouse.report.formatting import decimals, number_of
@@ -83,10 +84,8 @@ class Proxies:
             seed=self._sweep.seed,
         )
 
-    def found(
-        self, fit: Fit, runs: Mapping[str, float | None], edge: Sequence[str]
-    ) -> "FoundMixture":
-        """What the sweep found; `runs` has the metric of each variant, the optimum's last."""
+    def found(self, fit: Fit, runs: Mapping[str, Outcome], edge: Sequence[str]) -> "FoundMixture":
+        """What the sweep found; the second of `runs` has natural shares, the last the optimum."""
         epochs = [
             share * self._training_tokens / tokens
             for share, tokens in zip(fit.shares, self._num_tokens, strict=True)
@@ -98,7 +97,7 @@ class Proxies:
                 self.names, self._num_tokens, self.natural.tolist(), fit.shares, epochs, strict=True
             )
         ]
-        proxies = [name for name, metric in [*runs.items()][:-1] if metric is not None]
+        proxies = [name for name, one in [*runs.items()][:-1] if one.metric is not None]
         crossed = dict(zip(proxies, fit.crossed, strict=True))
         return FoundMixture(self._sweep.metric, fit, sets, crossed, natural, optimum, [*edge])
 
@@ -111,8 +110,8 @@ class FoundMixture:
         metric: its path.
         data: of each data set `name`, `num_tokens`, `natural` share, `weight`, `epochs`.
         crossed: by variant the metric that the others predict.
-        natural: the metric of the natural mixture.
-        optimum: the metric of a run with the weights.
+        natural: the run of the natural mixture.
+        optimum: the run with the weights.
         edge: data sets whose share is the largest that a run had.
     """
 
@@ -120,8 +119,8 @@ class FoundMixture:
     fit: Fit
     data: list[dict[str, Any]]
     crossed: dict[str, float]
-    natural: float | None
-    optimum: float | None
+    natural: Outcome
+    optimum: Outcome
     edge: list[str]
 
     def numbers(self) -> dict[str, Any]:
@@ -129,8 +128,10 @@ class FoundMixture:
         return {
             "data": self.data,
             "predicted": self.fit.predicted,
-            "measured": self.optimum,
-            "measured_natural": self.natural,
+            "measured": self.optimum.metric,
+            "measured_natural": self.natural.metric,
+            "test": self.optimum.test,
+            "test_natural": self.natural.test,
             "rank_correlation": self.fit.rank_correlation,
         }
 
@@ -165,9 +166,10 @@ class FoundMixture:
                    "of predicted and measured, each run predicted from the others", main=True),
             b.Fact("Predicted", decimals(self.fit.predicted, 4), "of these weights"),
         ]  # fmt: skip
-        for name, value in (("Measured", self.optimum), ("Natural mixture", self.natural)):
-            if value is not None:
-                facts.append(b.Fact(name, decimals(value, 4), "of a small run"))
+        for name, run in (("Measured", self.optimum), ("Natural mixture", self.natural)):
+            if run.metric is not None:
+                tested = "" if run.test is None else f"; test {decimals(run.test, 4)}"
+                facts.append(b.Fact(name, decimals(run.metric, 4), f"of a small run{tested}"))
         return facts
 
     def section(self, measured: Mapping[str, float]) -> b.Section:

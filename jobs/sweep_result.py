@@ -2,13 +2,12 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import stillhouse.report.blocks as b
 from stillhouse.jobs import process
-from stillhouse.jobs.steps import StepResult
 from stillhouse.jobs.sweep_mixture import FoundMixture
+from stillhouse.jobs.sweep_outcome import Outcome
 from stillhouse.jobs.sweep_record import Decisions
 from stillhouse.jobs.sweep_spec import SweepSpec, Value
 from stillhouse.pipelines.context import Context, Listener, StepWork
@@ -19,44 +18,15 @@ from stillhouse.storage.artifact import Store
 _OWN = {"status", "job", "run", "report", "artifacts", "work", "warnings", "cost", "published"}
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """How a variant ended.
-
-    Attributes:
-        values: by key of the spec.
-        status: `done`, `reused`, `stopped`, `failed` or `left out`.
-        run: the URI of its run; None for one that was left out.
-        made: its result, if it has one.
-        metric: of a variant with a result.
-        error: of one that failed.
-        stopped_at: the evaluation after which it was stopped.
-    """
-
-    values: Mapping[str, Value]
-    status: str
-    run: str | None = None
-    made: StepResult | None = None
-    metric: float | None = None
-    error: Exception | None = None
-    stopped_at: Mapping[str, Any] | None = None
-
-    @property
-    def shown_status(self) -> str:
-        at = self.stopped_at
-        return self.status if at is None else f"stopped at {at['evaluation']}"
-
-    def numbers(self) -> dict[str, Any]:
-        """Its entry in `sweep.variants`."""
-        at = self.stopped_at
-        return {
-            "values": dict(self.values),
-            "status": self.status,
-            "metric": self.metric,
-            "run": self.run,
-            "error": None if self.error is None else process.failure_text(self.error),
-            "stopped_at": at and {key: at[key] for key in ("evaluation", "step", "value")},
-        }
+_SEEN = (
+    "The metric of the chosen variant was used to choose it: where variants are close, measure it "
+    "again on data that were not looked at."
+)
+_UNSEEN = (
+    "Variants were compared on validation data alone: a held-out loss is that of one half of the "
+    "held-out documents. `Test` is the chosen variant's number on the other half, or on the test "
+    "part, which nothing was chosen by."
+)
 
 
 class SweepReport:
@@ -78,25 +48,24 @@ class SweepReport:
     def result(self, store: Store, run_uri: str, decisions: Decisions) -> b.Result:
         """The result; its run is the sweep's own."""
         sweep, outcomes = self._sweep, self._outcomes
-        made = outcomes[self.best].made
-        assert made is not None
-        chosen = made.result
+        best = outcomes[self.best]
+        assert best.made is not None
+        chosen = best.made.result
         numbers = {key: value for key, value in chosen.items() if key not in _OWN}
         numbers["sweep"] = {
             "run": run_uri,
             "metric": sweep.metric,
             "mode": sweep.mode,
             "variants": [one.numbers() for one in outcomes.values()],
-            "chosen": outcomes[self.best].numbers(),
+            "chosen": best.numbers() | {"test": best.test},
         }
         if self._mixture is not None:
             numbers["sweep"]["mixture"] = self._mixture.numbers()
         ctx = Context(store, self._spec.compute, Listener())
-        ctx.work = {name: one.made.work for name, one in outcomes.items() if one.made is not None}
-        ctx.work |= {
-            name: StepWork(parts=1)
+        ctx.work = {
+            name: one.work or StepWork(parts=1)
             for name, one in outcomes.items()
-            if one.status in ("failed", "stopped")
+            if one.run is not None
         }
         charts = [*self._charts(), *self._learning(decisions.evaluations)]
         return assemble(
@@ -113,8 +82,7 @@ class SweepReport:
                 *([] if self._mixture is None else [self._mixture.section(self._found)]),
                 b.Section("variants", "Variants", charts),
             ],
-            footer="The metric of the chosen variant was used to choose it: where variants are "
-            "close, measure it again on text that was not looked at.",
+            footer=_UNSEEN if best.test is not None else _SEEN,
         )
 
     def _warnings(self) -> b.Warnings:
@@ -149,9 +117,14 @@ class SweepReport:
         values = ", ".join(f"{key} {_short(value)}" for key, value in best.values.items())
         count = f"{len(self._found)} of {len(self._outcomes)} ran to the end"
         mixture = [] if self._mixture is None else self._mixture.tiles()
+        tested = []
+        if best.test is not None:
+            note = "of the chosen variant, on what it was not chosen on"
+            tested.append(b.Fact("Test", decimals(best.test, 4), note, main=True))
         return [
             *mixture,
             b.Fact(self._sweep.metric, decimals(self._found[self.best], 4), values, main=True),
+            *tested,
             b.Fact("Variants", str(len(self._outcomes)), count),
         ]
 
@@ -171,7 +144,8 @@ class SweepReport:
         keys = [*outcomes[self.best].values]
         columns = {"variant": "text", keys[0] if len(keys) == 1 else "values": "text"}
         columns[metric] = "decimals4"
-        caption = f"Best first, by `{metric}`."
+        unseen = outcomes[self.best].test is not None
+        caption = f"Best first, by `{metric}`{' on validation data' if unseen else ''}."
         if any(one.stopped_at is not None for one in outcomes.values()):
             caption += f" Evaluations are counted to {self._spec.num_evaluations}."
         yield b.Table(columns, rows, caption, main=self.best, terminal=True)

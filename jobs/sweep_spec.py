@@ -129,7 +129,10 @@ class SweepSettings(Settings):
         description="grid: every combination; random: drawn by `seed`; optuna: each one after "
         "those before it (extra `sweep`)",
     )
-    metric: str = Field(description="a number of `run --json`, such as target.color.heldout_nll")
+    metric: str = Field(
+        description="a number of `run --json`, such as target.color.heldout_nll; held-out losses "
+        "are compared on one half of the held-out documents, and reported on the other"
+    )
     mode: Literal["min", "max"] = "min"
     max_runs: Count | None = Field(default=None, description="default: all of a grid")
     max_flops: Annotated[float, Field(gt=0)] | None = Field(

@@ -14,6 +14,7 @@ from typing import Any
 
 from stillhouse.errors import StoppedEarlyError
 from stillhouse.jobs.run import JobRun
+from stillhouse.jobs.sweep_outcome import CHOSEN_ON
 from stillhouse.jobs.sweep_record import Decisions
 from stillhouse.jobs.sweep_spec import CURVES, SweepSpec
 from stillhouse.pipelines.context import Listener
@@ -79,8 +80,10 @@ class Stopper:
 
     def _entry(self, run: str, content: Mapping[str, Any]) -> dict[str, Any]:
         number = round(content["step"] * self._num_evaluations / content["num_steps"])
-        value = float(content[self._key])
-        return {"run": run, _TIME: number, "step": content["step"], _VALUE: value}
+        halves = content.get("halves")
+        value = float(halves[CHOSEN_ON]["nll"] if halves else content[self._key])
+        entry = {"run": run, _TIME: number, "step": content["step"], _VALUE: value}
+        return entry | ({"cost": content["cost"]} if "cost" in content else {})
 
     def _ask(self, entry: Mapping[str, Any]) -> bool:
         """Whether the scheduler stops a variant after an evaluation."""

@@ -72,6 +72,16 @@ def cost_numbers(work: Mapping[str, StepWork]) -> dict[str, Any]:
     }
 
 
+def heldout_halves(models: Iterable[Mapping[str, Any]]) -> dict[str, float] | None:
+    """The last held-out losses of trained models' totals by half, their mean over the models; None
+    without held-out text, or where it cannot be split.
+    """
+    found = [totals["evaluations"][-1]["halves"] for totals in models]
+    if not all(found):
+        return None
+    return {name: fmean(halves[name]["nll"] for halves in found) for name in found[0]}
+
+
 def mean_std(values: Sequence[float]) -> list[float | None]:
     """A table's cell of mean and sample standard deviation (None for a single value)."""
     return [fmean(values), stdev(values) if len(values) > 1 else None]

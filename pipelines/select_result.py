@@ -9,7 +9,7 @@ import stillhouse.report.blocks as b
 from stillhouse.cost import paper_cost
 from stillhouse.models.shape import planned_shape
 from stillhouse.pipelines.context import Context
-from stillhouse.pipelines.results import assemble, cost_numbers, mean_std
+from stillhouse.pipelines.results import assemble, cost_numbers, heldout_halves, mean_std
 from stillhouse.pipelines.scan import dead_letters, dead_letters_uri
 from stillhouse.pipelines.select import SelectRun
 from stillhouse.pipelines.select_warnings import heldout_scores, select_warnings
@@ -76,6 +76,7 @@ def select_result(ctx: Context, spec: SelectSpec, made: SelectRun, run_uri: str)
             name: {
                 "heldout_nll": fmean(found),
                 "heldout_nll_by_seed": found,
+                "heldout_halves": heldout_halves([one.totals for one in made.targets[name]]),
                 "num_tokens": made.targets[name][0].totals["num_tokens"],
             }
             for name, found in losses.items()

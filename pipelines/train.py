@@ -101,11 +101,10 @@ def run_train(ctx: Context, spec: TrainSpec, inputs: TrainInputs) -> TrainRun:
     if objective.kept_signals == "stored":
         scored = stored_signals(ctx, objective, inputs.code, teachers, taught_by, task.data)
         task = replace(task, data=tuple(scored))
+    read = sum(one.shape.flops_per_token(task.sequence_length) for one in taught_by)
+    beside = float(read) if objective.runs_teachers else 0.0
     with online_scorers(ctx, task) as (scorers, held), Gang(ctx, held) as gang:
-        [model] = train_models(ctx, gang, "train", [task], shape, scorers)
-    if objective.runs_teachers:
-        read = sum(one.shape.flops_per_token(task.sequence_length) for one in taught_by)
-        ctx.work["train"].flops += float(read) * ctx.work["train"].tokens
+        [model] = train_models(ctx, gang, "train", [task], shape, scorers, beside)
     return TrainRun(model, task, tokenizer, packed, sum(scan.num_dead for scan in scans))
 
 

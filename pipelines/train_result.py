@@ -7,12 +7,13 @@ from typing import Any
 
 import stillhouse.report.blocks as b
 from stillhouse.pipelines.context import Context
-from stillhouse.pipelines.results import assemble, automatic, cost_numbers
+from stillhouse.pipelines.results import assemble, automatic, cost_numbers, heldout_halves
 from stillhouse.pipelines.tokens import dropped_documents
 from stillhouse.pipelines.train import TrainRun
 from stillhouse.report.formatting import compact, decimals, percent
 from stillhouse.report.health import left_out, split_answers, unfinished
-from stillhouse.training.mixture import Mixture
+from stillhouse.training.mixture import Mixture, ScheduledMixture
+from stillhouse.training.order import SampleOrder
 from stillhouse.training.spec import TrainSpec
 
 _TOTALS = ("final_loss", "num_tokens", "num_steps", "order_sha256")
@@ -38,6 +39,7 @@ def train_result(ctx: Context, spec: TrainSpec, made: TrainRun, run_uri: str) ->
             **{key: totals[key] for key in _TOTALS},
             **{key: measured[key] for key in _MEASURED},
             "heldout_nll": heldout[-1][1] if heldout else None,
+            "heldout_halves": heldout_halves([totals]),
             "learning_rate": settings.peak_rate,
             "global_batch": settings.batch_size,
             "restarts": len(measured["starts"]) - 1,
@@ -202,12 +204,16 @@ def speed(
 
 @dataclass(frozen=True, slots=True)
 class _Drawn:
-    """A data set's shares of the sequences, asked for on average and drawn, and its epochs."""
+    """A data set's shares of the sequences, asked for on average and drawn, and its epochs.
+
+    `exhausted_at` is the step at which it was left out for `max_epochs`; None: it was not.
+    """
 
     name: str
     asked: float
     drawn: float
     epochs: float
+    exhausted_at: int | None = None
 
 
 def _drawn(made: TrainRun) -> list[_Drawn]:
@@ -218,8 +224,21 @@ def _drawn(made: TrainRun) -> list[_Drawn]:
     found: list[_Drawn] = []
     for i, (one, asked) in enumerate(zip(task.data, order.mixture.asked, strict=True)):
         rows = sum(order.num_drawn(i, task.num_steps))
-        found.append(_Drawn(one.name, asked, rows / whole, rows / one.num_rows))
+        ended = _exhausted_at(order, i, one.share.limit)
+        found.append(_Drawn(one.name, asked, rows / whole, rows / one.num_rows, ended))
     return found
+
+
+def _exhausted_at(order: SampleOrder, dataset: int, epochs: float | None) -> int | None:
+    """The step from which a data set of so many epochs is not drawn any more."""
+    limit = order.limit(dataset, epochs)
+    if limit is None or not isinstance(order.mixture, ScheduledMixture):
+        return None
+    plan = order.mixture.plan
+    last = int(plan.shares[:, dataset].nonzero()[0].max(initial=-1))
+    if last + 1 == len(plan.shares) or plan.counts[-1, dataset] < limit - 1:  # of rounding
+        return None
+    return int(plan.starts[last + 1]) // order.rows_per_lane
 
 
 def _data(made: TrainRun, drawn: Sequence[_Drawn]) -> list[b.Block]:
@@ -240,7 +259,15 @@ def _data(made: TrainRun, drawn: Sequence[_Drawn]) -> list[b.Block]:
     )
     digest = f"SHA-256 over all samples in order: `{totals['order_sha256']}`"
     table = b.Table(columns, rows, style="short")
-    return [b.Text(intro), *_shares(made), table, b.Text(digest, "note")]
+    ended = [
+        b.Text(
+            f"`{one.name}` was exhausted at step {one.exhausted_at:,} of {made.task.num_steps:,}, "
+            f"after {one.epochs:.3g} epochs: from there on the others shared its draws."
+        )
+        for one in drawn
+        if one.exhausted_at is not None
+    ]
+    return [b.Text(intro), *_shares(made), table, *ended, b.Text(digest, "note")]
 
 
 def _shares(made: TrainRun) -> list[b.Block]:

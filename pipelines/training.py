@@ -89,6 +89,7 @@ def train_models(
     tasks: Sequence[TrainTask],
     shape: ModelShape,
     scorers: Sequence[Any] = (),
+    beside: float = 0.0,
 ) -> list[Manifest]:
     """Train every model that is not in the store yet; the manifests of all, in order.
 
@@ -98,16 +99,18 @@ def train_models(
         tasks: the trainings; equal ones are done once.
         shape: of the models, to account for their FLOPs.
         scorers: actors that choose the batches online.
+        beside: FLOPs a token of teachers that run in the training workers.
 
     Raises:
         DivergedError, ArtifactError: as `train_worker`. PartFailedError, ClusterError: as
             `Gang.run`.
     """
-    made = run_trainings(ctx, gang, step, tasks, scorers=scorers)
+    passes = 3.0 if tasks[0].lora is None else 2.0  # frozen weights have no gradients
+    each = passes * shape.flops_per_token(tasks[0].sequence_length) + beside
+    made = run_trainings(ctx, gang, step, tasks, scorers=scorers, flops=each)
     work, distinct = ctx.work[step], {one.fingerprint: one for one in made}
     work.tokens += sum(one.totals["num_tokens"] for one in distinct.values())
-    passes = 3.0 if tasks[0].lora is None else 2.0  # frozen weights have no gradients
-    work.flops = passes * shape.flops_per_token(tasks[0].sequence_length) * work.tokens
+    work.flops = each * work.tokens
     return made
 
 
@@ -118,9 +121,10 @@ def run_trainings(
     tasks: Sequence[AnyTrainTask],
     unit: str = "tokens",
     scorers: Sequence[Any] = (),
+    flops: float = 0.0,
 ) -> list[Manifest]:
     """The same for models of any kind, without an account of tokens and FLOPs; `unit` is what a
-    step of progress counts.
+    step of progress counts, `flops` are those of one.
     """
     by_name = {task.fingerprint: task for task in tasks}
     todo = [t for name, t in by_name.items() if ctx.store.find_manifest("models", name) is None]
@@ -128,7 +132,7 @@ def run_trainings(
     with ctx.step(step, total=len(by_name), reused=reused, unit=unit) as advance:
         if todo:
             note_recipe(ctx, step, todo[0].settings, "sequences" if unit == "tokens" else unit)
-            progress = _TrainProgress(ctx, step, todo, advance)
+            progress = _TrainProgress(ctx, step, todo, advance, flops)
             work = partial(_work, ctx.store, tuple(todo), tuple(scorers))
             what = f"training {todo[0].label!r}" if len(todo) == 1 else f"{len(todo)} trainings"
             try:
@@ -165,10 +169,12 @@ class _TrainProgress:
         step: str,
         tasks: Sequence[AnyTrainTask],
         advance: Callable[[float, float], None],
+        flops: float,
     ) -> None:
         self._ctx, self._step_name, self._advance = ctx, step, advance
         self._tasks = {task.fingerprint: task for task in tasks}
-        self._steps = dict.fromkeys(self._tasks, 0)
+        self._steps, self._workers = dict.fromkeys(self._tasks, 0), dict.fromkeys(self._tasks, 1)
+        self._flops = flops
         self._started: set[str] = set()
         self.current = tasks[0].label
 
@@ -181,6 +187,7 @@ class _TrainProgress:
             if name in self._started:
                 self._ctx.metrics(self._step_name).retry("program")
             self._started.add(name)
+            self._workers[name] = content["workers"]
         moved = step - self._steps[name]
         if kind in (STEP, "start") and moved > 0:
             units = moved * task.step_units
@@ -188,7 +195,12 @@ class _TrainProgress:
             self._steps[name] = step
         if kind not in (STEP, "failed"):
             told = {**content, "training": task.label}
-            told |= {"num_steps": task.num_steps} if kind == "evaluation" else {}
+            if kind == "evaluation":
+                cost = {
+                    "flops": step * task.step_units * self._flops,
+                    "device_seconds": content["seconds"] * self._workers[name],
+                }
+                told |= {"num_steps": task.num_steps, "cost": cost}
             self._ctx.listener.note(f"train {kind}", told)
 
 

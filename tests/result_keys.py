@@ -22,7 +22,7 @@ KEYS: dict[str, dict[str, set[str]]] = {
         "selection/sources/*": {"pool_tokens", "kept_tokens"},
         "training/*": {"num_tokens", "num_steps", "learning_rate", "global_batch", "final_loss"}
         | {"late_fall"},
-        "target/*": {"heldout_nll", "heldout_nll_by_seed", "num_tokens"},
+        "target/*": {"heldout_nll", "heldout_nll_by_seed", "heldout_halves", "num_tokens"},
         "cost": {"flops", "device_seconds", "paper"},
     },
     "train": {
@@ -31,7 +31,7 @@ KEYS: dict[str, dict[str, set[str]]] = {
         "work/*": {"parts", "reused"},
         "train": {"heldout_nll", "final_loss", "num_tokens", "num_steps", "learning_rate"}
         | {"global_batch", "order_sha256", "tokens_per_second", "data_wait_share", "mfu"}
-        | {"restarts", "sources", "data"},
+        | {"restarts", "sources", "data", "heldout_halves"},
         "train/sources/*": {"nll", "num_tokens"},
         "cost": {"flops", "device_seconds"},
     },

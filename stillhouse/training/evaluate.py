@@ -1,11 +1,13 @@
 """Mean NLL of a predicted token in nats, held out and in training, in total and by source.
 
-In a packed sequence, a token's source is that of the document that owns its position.
+In a packed sequence, a token's source is that of the document that owns its position. Held-out
+documents are split in two halves, so that what was chosen on one can be reported on the other.
 """
 
-from collections.abc import Iterable, Mapping
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +18,7 @@ from stillhouse.text.pieces import Pieces
 from stillhouse.training.group import WorkerGroup
 from stillhouse.training.stream import TokenSources
 
+HALVES = ("validation", "test")
 _BLOCK = 4096  # sequences whose token losses are held at once
 _MOST_SOURCES = 50_000  # tracked during training; beyond, the smaller half becomes `OTHER`
 
@@ -41,38 +44,104 @@ def largest_sources(sums: Mapping[str, tuple[float, int]]) -> dict[str, SourceLo
     return {name: SourceLoss(nll / tokens, tokens) for name, (nll, tokens) in kept.items()}
 
 
+def split_halves(input_ids: NDArray[Any], pieces: Pieces | None = None) -> NDArray[np.int64]:
+    """The half, 0 or 1, of each of p pieces of documents; without `pieces`, of each sequence.
+
+    It depends on the tokens alone: in the order of their hashes, each document goes to the half
+    that has fewer tokens so far. Equal documents are in one half, as all pieces of one are.
+
+    Args:
+        input_ids: integers [N, T].
+        pieces: the documents in them.
+    """
+    num_rows, length = input_ids.shape
+    flat = np.ascontiguousarray(input_ids, "<i4").ravel()
+    if pieces is None:
+        owners, start = np.arange(num_rows), np.arange(num_rows) * length
+        end = start + length
+    else:
+        owners = pieces.owners()
+        start, end = (pieces.sequence * length + at for at in (pieces.start, pieces.end))
+    hashes = [hashlib.sha256() for _ in range(int(owners.max(initial=-1)) + 1)]
+    for owner, first, last in zip(owners.tolist(), start.tolist(), end.tolist(), strict=True):
+        hashes[owner].update(flat[first:last])
+    digests = [made.digest() for made in hashes]
+    tokens: dict[bytes, int] = dict.fromkeys(sorted(digests), 0)
+    for digest, count in zip(digests, np.bincount(owners, end - start).tolist(), strict=True):
+        tokens[digest] += int(count)
+    half, sums = dict[bytes, int](), [0, 0]
+    for digest, count in tokens.items():
+        half[digest] = int(sums[1] < sums[0])
+        sums[half[digest]] += count
+    return np.array([half[digest] for digest in digests], np.int64)[owners]
+
+
+class Measured(NamedTuple):
+    """Losses of held-out sequences.
+
+    Attributes:
+        nll: the mean over all predicted tokens.
+        sources: by source; empty without documents.
+        halves: by half (`HALVES`); empty without halves, or where one has no predicted token.
+    """
+
+    nll: float
+    sources: dict[str, SourceLoss]
+    halves: dict[str, SourceLoss]
+
+
 def measure(
     model: TokenLosses,
     input_ids: NDArray[Any],
     pieces: Pieces | None = None,
     mask: NDArray[np.float32] | None = None,
-) -> tuple[float, dict[str, SourceLoss]]:
-    """Mean loss over all predicted tokens, and by source (empty without `pieces`).
+    halves: NDArray[np.int64] | None = None,
+) -> Measured:
+    """Mean losses over predicted tokens, in total, by source and by half, in one pass.
 
     Args:
         input_ids: integers [N, T], N >= 1.
         pieces: the documents in them.
         mask: [N, T], 1 for tokens that count; default all.
+        halves: of `split_halves`.
     """
     blocks = range(0, len(input_ids), _BLOCK)
     losses = np.concatenate([model.token_nll(input_ids[i : i + _BLOCK]) for i in blocks])
     counted = np.ones_like(losses) if mask is None else mask[:, 1:]
     if mask is not None:
         losses = losses * counted
+    nll, tokens = (_sums(values, pieces) for values in (losses, counted))
     by_source: dict[str, SourceLoss] = {}
     if pieces is not None:
-        nll, tokens = (
-            np.bincount(
-                pieces.source,
-                piece_sums(values, pieces.sequence, pieces.start, pieces.end)[0].astype(np.float64),
-                len(pieces.sources),
-            )
-            for values in (losses, counted)
-        )
-        totals = zip(pieces.sources, nll.tolist(), tokens.tolist(), strict=True)
-        by_source = largest_sources({name: (n, int(t)) for name, n, t in totals if t > 0})
+        found = _by_group(pieces.source, pieces.sources, nll, tokens)
+        by_source = largest_sources({name: sums for name, sums in found.items() if sums[1] > 0})
+    by_half: dict[str, SourceLoss] = {}
+    if halves is not None:
+        found = _by_group(halves, HALVES, nll, tokens)
+        if all(count > 0 for _, count in found.values()):
+            by_half = {name: SourceLoss(n / count, count) for name, (n, count) in found.items()}
     total = float(losses.sum(dtype=np.float64))
-    return total / max(1.0, float(counted.sum(dtype=np.float64))), by_source
+    mean = total / max(1.0, float(counted.sum(dtype=np.float64)))
+    return Measured(mean, by_source, by_half)
+
+
+def _sums(values: NDArray[np.float32], pieces: Pieces | None) -> NDArray[np.float64]:
+    """Sums of values [N, T-1] by piece [p]; without pieces, by sequence [N]."""
+    if pieces is None:
+        return values.sum(axis=1, dtype=np.float64)
+    sums, _ = piece_sums(values, pieces.sequence, pieces.start, pieces.end)
+    return sums.astype(np.float64)
+
+
+def _by_group(
+    groups: NDArray[Any],
+    names: Sequence[str],
+    nll: NDArray[np.float64],
+    tokens: NDArray[np.float64],
+) -> dict[str, tuple[float, int]]:
+    """Sums of NLL and tokens by name of the group that each row is of."""
+    sums = (np.bincount(groups, values, len(names)).tolist() for values in (nll, tokens))
+    return {name: (n, int(count)) for name, n, count in zip(names, *sums, strict=True)}
 
 
 class SourceLossTally:

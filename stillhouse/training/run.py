@@ -161,7 +161,7 @@ class History:
         found, score = self._measure(record)
         evaluation = {"step": record.step, "tokens": record.tokens, **found}
         self._state["evaluations"].append(evaluation)
-        self._tell("evaluation", evaluation)
+        self._tell("evaluation", evaluation | {"seconds": self._state["seconds"]})
         return score
 
     def tell_step(self) -> None:

@@ -181,7 +181,7 @@ class TrainTask(Task):
     """
 
     KIND: ClassVar[str] = "models"
-    VERSION: ClassVar[int] = 4
+    VERSION: ClassVar[int] = 5
 
     role: str
     init: ModelSettings | StartModel

@@ -26,7 +26,7 @@ from stillhouse.storage.task import identity
 from stillhouse.text.pieces import LOSS_MASK, Pieces, read_pieces, token_ids
 from stillhouse.text.tokenizer import load_tokenizer
 from stillhouse.training.checkpoint import WEIGHT, Snapshot, newest_moments
-from stillhouse.training.evaluate import SourceLoss, measure
+from stillhouse.training.evaluate import Measured, measure, split_halves
 from stillhouse.training.fetch import Fetch
 from stillhouse.training.group import WorkerGroup
 from stillhouse.training.loop import StepRecord, Trainer
@@ -156,7 +156,9 @@ def _adapted(task: TrainTask) -> Any:
 
 
 class _Heldout:
-    """All sequences [N, T] of some parts; documents and mask [N, T] if all parts have them."""
+    """All sequences [N, T] of some parts; documents and mask [N, T] if all parts have them; and in
+    which half each document is, or sequence.
+    """
 
     def __init__(self, parts: TokenSet) -> None:
         tables = [read_table(uri) for uri in parts.uris]
@@ -168,6 +170,7 @@ class _Heldout:
         table = pa.concat_tables([table.select(columns) for table in tables])
         self.input_ids = token_ids(table)
         self.pieces: Pieces | None = read_pieces(table) if "documents" in columns else None
+        self.halves = split_halves(self.input_ids, self.pieces)
         self.mask: NDArray[np.float32] | None = None
         if LOSS_MASK in columns:
             values = table[LOSS_MASK].combine_chunks().flatten().to_numpy(zero_copy_only=False)
@@ -179,15 +182,16 @@ def _evaluate(
 ) -> tuple[dict[str, Any], float | None]:
     """Losses by source, of the held-out sequences and of those trained on since the last time."""
     trained = trainer.take_source_losses()
-    nll, by_source = record.loss, dict[str, SourceLoss]()
+    made = Measured(record.loss, {}, {})
     if held is not None:
-        nll, by_source = measure(trainer, held.input_ids, held.pieces, held.mask)
+        made = measure(trainer, held.input_ids, held.pieces, held.mask, held.halves)
     found = {
-        "nll": nll,
-        "heldout": {name: asdict(loss) for name, loss in by_source.items()},
+        "nll": made.nll,
+        "halves": {name: asdict(loss) for name, loss in made.halves.items()},
+        "heldout": {name: asdict(loss) for name, loss in made.sources.items()},
         "trained": {name: asdict(loss) for name, loss in trained.items()},
     }
-    return found, nll if held is not None else None
+    return found, made.nll if held is not None else None
 
 
 def _commit(

@@ -4,6 +4,7 @@ import json
 from itertools import product
 from pathlib import Path
 
+import optuna
 import pytest
 import yaml
 from small import LEARNING, Quiet, make_world, small_training
@@ -13,6 +14,7 @@ from stillhouse.jobs.chain import run_spec
 from stillhouse.jobs.chain_plan import plan_spec
 from stillhouse.jobs.run import run_job
 from stillhouse.jobs.spec_file import parse_spec
+from stillhouse.jobs.sweep import optuna_search
 from stillhouse.jobs.verify import verify
 from stillhouse.report.page import read
 
@@ -52,13 +54,29 @@ def test_the_best_variant_is_the_result(made, folder):
         training = content_of(folder)["train"] | {"learning_rate": rate, "global_batch": batch}
         by_hand = run_job(parse_spec(content_of(folder, train=training), "spec"), Quiet())
         assert by_hand["status"] == "nothing_to_do"
-        losses.append((by_hand["train"]["heldout_nll"], by_hand["run"], by_hand))
+        losses.append((by_hand["train"]["heldout_halves"]["validation"], by_hand["run"], by_hand))
     assert [one["metric"] for one in found[:4]] == [loss for loss, _, _ in losses]
     best = min(losses, key=lambda one: one[0])
     assert made["sweep"]["chosen"]["run"] == made["run"] == best[1]
     assert made["artifacts"] == best[2]["artifacts"] and made["train"] == best[2]["train"]
+    assert made["sweep"]["chosen"]["test"] == made["train"]["heldout_halves"]["test"]
     assert (made["status"], made["job"]) == ("done", "train")
+    costs = [(one["flops"], one["device_seconds"]) for one in found]
+    assert costs[0] == (best[2]["cost"]["flops"]["train"], pytest.approx(costs[0][1]))
+    assert all(seconds > 0 for _, seconds in costs[:4]) and costs[4:] == [(None, None)] * 2
     assert verify(made["run"], 4)["problems"] == []
+
+
+def test_the_halves_make_up_the_whole(made):
+    """Their means, weighted by predicted tokens, are the mean over all; neither is half empty."""
+    manifest = json.loads(Path(made["artifacts"]["model"], "manifest.json").read_text())
+    last = manifest["totals"]["evaluations"][-1]
+    one, two = last["halves"]["validation"], last["halves"]["test"]
+    assert one["nll"] != two["nll"]
+    whole = one["nll"] * one["num_tokens"] + two["nll"] * two["num_tokens"]
+    count = one["num_tokens"] + two["num_tokens"]
+    assert whole / count == pytest.approx(last["nll"], rel=1e-5)
+    assert abs(one["num_tokens"] - two["num_tokens"]) < 0.2 * count
 
 
 def test_again_there_is_nothing_to_do_but_what_failed(made, folder):
@@ -77,6 +95,8 @@ def test_the_report_shows_all(made):
     (table,) = report.find("variants", "table")
     assert len(table.rows) == 6 and table.rows[0][0] == table.main
     assert "failed" in {row[2] for row in table.rows}
+    (facts,) = report.find("lead", "facts")
+    assert [fact.name for fact in facts.facts] == ["train.heldout_nll", "Test", "Variants"]
     page = Path(made["report"]).read_text()
     assert "train.heldout_nll" in page and made["sweep"]["run"] in page
 
@@ -116,12 +136,37 @@ def test_a_budget_leaves_out_the_same_variants_again(ray_cluster, folder, tmp_pa
     assert verify(first["sweep"]["run"], 4)["problems"] == []
 
 
+def by_optuna(metrics):
+    """What a study of optuna itself proposes, told the same metrics; None is of a failure."""
+    study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=0, n_startup_trials=5))
+    rates = []
+    for metric in metrics:
+        trial = study.ask()
+        rates.append(trial.suggest_float("train.learning_rate", 1e-3, 1e-1, log=True))
+        state = optuna.trial.TrialState.FAIL if metric is None else None
+        study.tell(trial, metric, state=state)
+    return rates
+
+
+def test_proposals_are_those_of_optuna(folder):
+    """Beyond the random ones, too, with failures among them."""
+    over = {"train.learning_rate": {"min": 1e-3, "max": 1e-1, "log": True}}
+    search = optuna_search(swept(folder, {"search": "optuna", "over": over, "max_runs": 9}).sweep)
+    metrics = [3.0, None, 2.0, 2.5, None, 1.5, 1.75, 1.25, 1.0]
+    proposed = []
+    for number, metric in enumerate(metrics):
+        proposed.append(search.suggest(str(number))["train.learning_rate"])
+        told = None if metric is None else {"metric": metric}
+        search.on_trial_complete(str(number), told, error=metric is None)
+    assert proposed == by_optuna(metrics) and len({*proposed}) == 9
+
+
 def test_optuna_goes_on_from_what_it_found(made, folder):
     over = {"train.learning_rate": {"min": 1e-3, "max": 1e-1, "log": True}}
     sweep = {"search": "optuna", "over": over, "max_runs": 2}
     found = run_spec(swept(folder, sweep), Quiet())["sweep"]
     rates = [one["values"]["train.learning_rate"] for one in found["variants"]]
-    assert len({*rates}) == 2 and all(1e-3 <= rate <= 1e-1 for rate in rates)
+    assert len({*rates}) == 2 and rates == by_optuna([one["metric"] for one in found["variants"]])
     assert found["chosen"]["metric"] == min(one["metric"] for one in found["variants"])
     again = run_spec(swept(folder, sweep | {"max_runs": 3}), Quiet())["sweep"]["variants"]
     assert [one["values"]["train.learning_rate"] for one in again[:2]] == rates
@@ -174,5 +219,5 @@ def test_a_metric_that_is_not_there_and_variants_that_all_fail(made, folder):
     with pytest.raises(SpecError, match=r"`train` has no `loss`; it has: .*heldout_nll"):
         run_spec(swept(folder, {"metric": "train.loss", "over": over}), Quiet())
     over["train.learning_rate"] = RATES[2:]
-    with pytest.raises(StepFailedError, match=r"all 1 variants failed, .*learning_rate"):
+    with pytest.raises(StepFailedError, match=r"the only variant failed, .*learning_rate"):
         run_spec(swept(folder, {"over": over}), Quiet())

@@ -83,7 +83,7 @@ def test_its_runs_are_ordinary_ones(made, folder):
         one["weight"] = weight
     by_hand = run_job(parse_spec(content_of(folder, data=data), "spec"), Quiet())
     assert by_hand["status"] == "nothing_to_do"
-    assert by_hand["train"]["heldout_nll"] == variants[4]["metric"]
+    assert by_hand["train"]["heldout_halves"]["validation"] == variants[4]["metric"]
     assert made["run"] == made["sweep"]["run"] == made["artifacts"]["weights"]
     assert verify(made["run"], 4)["problems"] == []
 

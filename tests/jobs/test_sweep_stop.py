@@ -13,7 +13,7 @@ from stillhouse.jobs.sweep_stop import Stopper
 from stillhouse.jobs.verify import verify
 from stillhouse.report.page import read
 from stillhouse.storage.artifact import Store
-from stillhouse.storage.run_record import read_status
+from stillhouse.storage.run_record import read_json, read_status
 
 
 def content_of(folder, **changes):
@@ -110,9 +110,34 @@ def test_a_hopeless_variant_is_stopped_and_never_chosen(made, folder):
     assert (good["status"], bad["status"]) == ("done", "stopped")
     assert bad["metric"] is None and bad["stopped_at"]["evaluation"] >= 2
     assert bad["stopped_at"]["step"] == 50 * bad["stopped_at"]["evaluation"]
-    assert made["sweep"]["chosen"] == good and made["run"] == good["run"]
+    test = made["train"]["heldout_halves"]["test"]
+    assert made["sweep"]["chosen"] == good | {"test": test} and made["run"] == good["run"]
     assert read_status(bad["run"])["state"] == "stopped"
     assert verify(made["sweep"]["run"], 4)["problems"] == []
+
+
+def test_a_stopped_variant_cost_its_steps(made, folder):
+    """As many FLOPs a step as the one that ran to its end, and the seconds of those steps."""
+    good, bad = made["sweep"]["variants"]
+    step = bad["stopped_at"]["step"]
+    assert bad["flops"] == pytest.approx(good["flops"] * step / 400)
+    cost = read_json(made["sweep"]["run"], "result.json")["cost"]
+    assert cost["flops"] == {"001": good["flops"], "002": bad["flops"]}
+    assert 0 < bad["device_seconds"] == cost["device_seconds"]["002"]
+
+
+def test_what_stops_a_variant_is_its_validation_half(tmp_path):
+    """b is the better one of the whole and of the test half, and the worse one of validation."""
+    stop = {"name": "asha", "reduction_factor": 2}
+    stopper = Stopper(swept(tmp_path, stop), Store(str(tmp_path)), Decisions(str(tmp_path / "r")))
+
+    def content(whole, validation, test):
+        halves = {"validation": {"nll": validation}, "test": {"nll": test}}
+        return {"step": 10, "num_steps": 80, "nll": whole, "halves": halves}
+
+    stopper.on_evaluation("a", content(5.0, 2.0, 8.0))
+    with pytest.raises(StoppedEarlyError):
+        stopper.on_evaluation("b", content(4.0, 3.0, 5.0))
 
 
 def test_it_stays_stopped(made, folder):

@@ -207,6 +207,9 @@ def test_an_exhausted_data_set_is_refused_or_left_out(ray_cluster, place):
     spec = parse(place, "exhausted", 2, changes)
     found = run_job(spec, Quiet())
     assert sums_of(found) == [("a", 0.5, 0.85, 1088 / 200), ("b", 0.5, 0.15, 192 / 100)]
+    # every second draw is one of 24 rows in each lane
+    assert [one["exhausted_at"] for one in found["train"]["data"]] == [None, 48]
+    assert "<code>b</code> was exhausted at step 48 of 160" in Path(found["report"]).read_text()
     sets = [Rows((120, 80)), Rows((100,), max_epochs=2)]
     order = SampleOrder(sets, global_batch=8, seed=0, lanes=8, window=10, num_steps=STEPS)
     assert found["train"]["order_sha256"] == order_digest(order, STEPS)

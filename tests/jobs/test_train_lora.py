@@ -83,11 +83,12 @@ def test_layers_that_the_model_lacks_are_refused_before_tokens_are_made(
 
 
 def test_also_where_the_model_is_known(alone, place):
+    tokens = place[0] / "one" / "tokens"
+    before = sorted(tokens.rglob("*"))
+    spec = parse(place, "one", lora=LORA | {"targets": ["queries"]}, sequence_length=16)
     with pytest.raises(ModelError, match=r"`lora.targets`: queries"):
-        run_job(
-            parse(place, "one", lora=LORA | {"targets": ["queries"]}, sequence_length=16), Quiet()
-        )
-    assert len([*(place[0] / "one" / "tokens").iterdir()]) == 1
+        run_job(spec, Quiet())
+    assert sorted(tokens.rglob("*")) == before
 
 
 @pytest.mark.parametrize(
