@@ -129,13 +129,13 @@ def cells(data: Cells) -> Markup:
 def curves(data: Curves) -> Markup:
     """Means over the seeds with bands, the main one on top, and names at their right ends."""
     groups = {name: _by_x(seeds) for name, seeds in data.curves.items()}
-    end = max(x for group in groups.values() for x in group)
-    across = Axis(0, max(end, 1))
+    places = [0, *(x for group in groups.values() for x in group)]
+    across = Axis(min(places), max(places) if any(places) else 1)
     settled = [
         value
         for group in groups.values()
         for x, values in group.items()
-        if x >= data.settled_from * end or x == max(group)
+        if across.unit(x) >= data.settled_from or x == max(group)
         for value in values
     ]
     low, high = min(settled), max(settled)

@@ -102,6 +102,16 @@ def test_curves_have_a_mean_a_band_and_a_label():
     assert texts(drawn, "end main") == ["color"]
 
 
+def test_the_axis_of_small_numbers_ends_with_them():
+    """Learning rates, and numbers below 0."""
+    drawn = charts.curves(Curves("", {"a": [[(0.01, 2.0), (0.03, 3.0)]]}, "a", settled_from=0.0))
+    axis = Axis(1.94, 3.06)
+    assert paths(drawn, "line main") == [f"M333 {axis.y(2.0)}L1000 {axis.y(3.0)}"]
+    assert texts(drawn, "x")[:3] == ["0.000", "0.005", "0.010"]
+    below = charts.curves(Curves("", {"a": [[(-4, 2.0), (-1, 3.0)]]}, "a", settled_from=0.0))
+    assert paths(below, "line main") == [f"M0 {axis.y(2.0)}L750 {axis.y(3.0)}"]
+
+
 def test_one_flat_curve_with_an_evil_name():
     drawn = charts.curves(Curves("", {"<b>a_b": [[(10, 2.0)]]}))
     assert texts(drawn, "end dash0") == ["<b>a b"]
