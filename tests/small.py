@@ -26,6 +26,15 @@ DIGITS = {
     "data": {"dataset": "digits", "num_images": 300},
     "evaluate": {"seeds": 2, "epochs": 4, "full": {"epochs": 1}},
 }
+TEACHER_NETWORK = {"name": "convnet", "depth": 2, "width": 4, "norm": "batch"}
+CLASSIFY = {
+    "job": "train",
+    "task": "classify",
+    "data": DIGITS["data"],
+    "network": TEACHER_NETWORK,
+    "train": {"num_epochs": 1, "global_batch": 32, "eval_points": 1},
+}
+"""A classifier that can teach a distillation, in seconds."""
 MTT = {
     "network": {"name": "convnet", "depth": 2, "width": 4},
     "preprocessing": {"augmentation": ["crop", "scale"]},

@@ -60,6 +60,7 @@ class Tokenizer:
         bos_token: the beginning-of-sequence token, if known.
         adds_bos: models of this tokenizer read sequences that begin with it.
         chat_template: Jinja; None if it has none.
+        special_tokens: that no turn of a conversation may spell.
     """
 
     json: bytes
@@ -71,6 +72,7 @@ class Tokenizer:
     bos_token: str | None = None
     adds_bos: bool = False
     chat_template: str | None = None
+    special_tokens: tuple[str, ...] = ()
 
     @property
     def vocabulary(self) -> Vocabulary:
@@ -133,8 +135,7 @@ class Tokenizer:
         if self.adds_bos:
             rendered = rendered.without_beginning(bos)
         if self.chat_template is not None:
-            added = self.backend.get_added_tokens_decoder().values()
-            for token in (one.content for one in added if one.special):
+            for token in self.special_tokens:
                 if any(token in turn["content"] for turn in messages):
                     raise ValueError("a turn spells a special token of the tokenizer")
         self.backend.encode_special_tokens = self.chat_template is None
@@ -230,7 +231,13 @@ def make_tokenizer(
         bos_token=processed or bos_token,
         adds_bos=processed is not None or adds_bos,
         chat_template=chat_template,
+        special_tokens=_special_tokens(backend),
     )
+
+
+def _special_tokens(backend: tokenizers.Tokenizer) -> tuple[str, ...]:
+    added = backend.get_added_tokens_decoder().values()
+    return tuple(token.content for token in added if token.special)
 
 
 def _backend(tokenizer_json: bytes, place: str) -> tokenizers.Tokenizer:

@@ -5,19 +5,10 @@ from pathlib import Path
 import pytest
 import yaml
 from mixing_world import write_data, write_spec
+from small import CLASSIFY, TEACHER_NETWORK
 
 from stillhouse.jobs.chain_plan import plan_spec
 from stillhouse.jobs.spec_file import parse_spec
-
-NETWORK = {"name": "convnet", "depth": 2, "width": 4, "norm": "batch"}
-DIGITS = {"dataset": "digits", "num_images": 300}
-CLASSIFY = {
-    "job": "train",
-    "task": "classify",
-    "data": DIGITS,
-    "network": NETWORK,
-    "train": {"num_epochs": 2, "global_batch": 32, "eval_points": 1},
-}
 
 
 def planned(store, steps):
@@ -66,14 +57,14 @@ def test_a_distillation_under_another_steps_classifier(tmp_path):
     """One that exists is not trained again; one of its own still is."""
     distill = {
         "job": "distill",
-        "data": DIGITS,
-        "network": NETWORK,
+        "data": CLASSIFY["data"],
+        "network": TEACHER_NETWORK,
         "method": {"name": "rded", "images_per_class": 2, "num_candidates": 5},
         "evaluate": {"seeds": 1, "epochs": 2},
     }
     for teachers, trained in (
         ([{"from": "teacher"}], False),
-        ([{"from": "teacher"}, NETWORK], True),
+        ([{"from": "teacher"}, TEACHER_NETWORK], True),
     ):
         steps = {"teacher": CLASSIFY, "small": distill | {"teachers": teachers}}
         found = planned(tmp_path, steps)

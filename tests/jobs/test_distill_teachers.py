@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from safetensors.numpy import load_file, save_file
-from small import Quiet
+from small import CLASSIFY, TEACHER_NETWORK, Quiet
 
 import stillhouse
 from stillhouse.errors import StillhouseError
@@ -17,19 +17,10 @@ from stillhouse.jobs.run import run_job
 from stillhouse.jobs.spec_file import parse_spec
 from stillhouse.jobs.verify import verify
 
-NETWORK = {"name": "convnet", "depth": 2, "width": 4, "norm": "batch"}
-DATA = {"dataset": "digits", "num_images": 300}
-CLASSIFY = {
-    "job": "train",
-    "task": "classify",
-    "data": DATA,
-    "network": NETWORK,
-    "train": {"num_epochs": 1, "global_batch": 32, "eval_points": 1},
-}
 DISTILL = {
     "job": "distill",
-    "data": DATA,
-    "network": NETWORK,
+    "data": CLASSIFY["data"],
+    "network": TEACHER_NETWORK,
     "method": {"name": "rded", "images_per_class": 2, "num_candidates": 5},
     "evaluate": {"seeds": 1, "epochs": 2},
 }
@@ -70,7 +61,7 @@ def test_its_state_dict_is_the_same_teacher(chained, tmp_path):
     assert by_folder["distilled_fingerprint"] == result["distilled_fingerprint"]
     alone = tmp_path / "teacher.safetensors"
     alone.write_bytes(weights.read_bytes())
-    given = {"path": str(alone), "network": NETWORK}
+    given = {"path": str(alone), "network": TEACHER_NETWORK}
     found = run(store, DISTILL | {"teachers": [given]})
     one, other = (stillhouse.open_distilled(made["run"]) for made in (result, found))
     assert np.array_equal(one.images, other.images)
@@ -80,10 +71,10 @@ def test_its_state_dict_is_the_same_teacher(chained, tmp_path):
 def test_beside_one_that_the_job_trains(chained):
     """In the order of the spec; with other numbers of standardisation, by pixels."""
     store, steps, _ = chained
-    teachers = [NETWORK, {"from": steps["teacher"]["run"]}]
+    teachers = [TEACHER_NETWORK, {"from": steps["teacher"]["run"]}]
     squeeze = {"optimiser": "sgd", "learning_rate": 0.1, "epochs": 1, "views": {"mix": "none"}}
     content = DISTILL | {"method": SRE2L, "teachers": teachers, "squeeze": squeeze}
-    found = run(store, content | {"data": DATA | {"num_images": 250}})
+    found = run(store, content | {"data": CLASSIFY["data"] | {"num_images": 250}})
     own, given = found["artifacts"]["learned_from"]
     assert given == steps["teacher"]["artifact"] and own != given
     assert found["work"]["teachers"]["parts"] == found["work"]["given teachers"]["parts"] == 1
@@ -104,7 +95,7 @@ def test_one_that_does_not_fit_is_refused_before_anything_is_made(chained, tmp_p
             for i in range(12):
                 pixels = rng.integers(0, 255, (side, side), dtype=np.uint8)
                 Image.fromarray(pixels).save(tmp_path / name / kind / f"{i}.png")
-    teachers = [NETWORK, {"from": steps["teacher"]["run"]}]
+    teachers = [TEACHER_NETWORK, {"from": steps["teacher"]["run"]}]
     before = {*store.glob("models/*")}
 
     def data(name):

@@ -2,14 +2,13 @@
 
 import os
 import shutil
-import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 from small import LEARNING, MODEL, Quiet, parse
-from workers import training_workers
+from workers import Killer
 
 from stillhouse.jobs.run import run_job
 from stillhouse.storage.artifact import Store
@@ -19,25 +18,15 @@ PRIOR = {"model": MODEL, "num_tokens": 12_000, "dtype": "float32", **LEARNING}
 STEPS = round(12_000 // 32 / 8)
 
 
-class Killer(Quiet):
-    """Kills a worker once, when the prior has got somewhere; keeps how trainings began."""
-
-    def __init__(self, at=None):
-        super().__init__()
-        self.at, self.starts, self.recipes = at, [], []
-
-    def note(self, kind, content):
-        if kind == "train start":
-            self.starts.append((content["training"], content["step"], content["workers"]))
-        if kind == "train point" and self.at and content["step"] >= self.at:
-            self.at = None
-            os.kill(training_workers()[-1].pid, signal.SIGKILL)
-
-
 def select(world, store, trainers, shown=None, **changes):
     compute = {"scorers": 2, "trainers": trainers, "packers": 1}
     spec = parse(world, store=str(store), compute=compute, prior=PRIOR, **changes)
     return run_job(spec, shown or Quiet())
+
+
+def starts_of(shown):
+    """Training, step and workers of every start."""
+    return [(one["training"], one["step"], one["workers"]) for one in shown.starts]
 
 
 def weights(result, name):
@@ -61,7 +50,7 @@ def test_every_model_is_trained_once_from_the_beginning(alone):
     store, shown, result = alone
     labels = ["prior", "conditional", "down"]
     labels += [f"{rule}, seed {seed}" for seed in (0, 1) for rule in ("color", "rho_down")]
-    assert shown.starts == [(label, 0, 1) for label in labels]
+    assert starts_of(shown) == [(label, 0, 1) for label in labels]
     assert result["training"]["prior"]["num_steps"] == STEPS
     assert set(result["target"]) == {"color", "rho_down"}
     names = os.listdir(store / "checkpoints")  # only when each training began
@@ -76,7 +65,7 @@ def test_a_killed_prior_on_more_workers_has_the_same_weights(alone, world, tmp_p
     killer = Killer(at=20)
     train = {"model": MODEL, "controls": ["rho_down"], "seeds": [0, 1], **LEARNING}
     found = select(world, tmp_path / "store", trainers, killer, train=train)
-    prior = [start for start in killer.starts if start[0] == "prior"]
+    prior = [start for start in starts_of(killer) if start[0] == "prior"]
     assert [workers for _, _, workers in prior] == [trainers] * 2
     assert prior[0][1] == 0 and 12 <= prior[1][1] < STEPS
     expected = alone[2]
@@ -84,7 +73,7 @@ def test_a_killed_prior_on_more_workers_has_the_same_weights(alone, world, tmp_p
         assert same_weights(weights(expected, name), weights(found, name))
         losses = [made["training"][name]["final_loss"] for made in (expected, found)]
         assert losses[0] == pytest.approx(losses[1], rel=1e-4)
-    targets = {label: count for label, _, count in killer.starts if "seed" in label}
+    targets = {label: count for label, _, count in starts_of(killer) if "seed" in label}
     assert targets == dict.fromkeys(targets, 1) and len(targets) == 4
     assert found["selection"]["num_sequences"] == expected["selection"]["num_sequences"]
     for rule, losses in expected["target"].items():

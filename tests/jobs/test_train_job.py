@@ -1,9 +1,7 @@
 """`job: train` on real Ray: one, two and four workers, a killed worker, shards, the report."""
 
 import json
-import os
 import shutil
-import signal
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +11,7 @@ import pytest
 from result_keys import check_keys
 from samples import order_digest
 from small import Quiet, rows, write
-from workers import training_workers
+from workers import Killer, training_workers
 
 from stillhouse import open_selection
 from stillhouse.errors import ArtifactError, SpecError
@@ -94,22 +92,6 @@ def trained(ray_cluster, place):
     return run_job(parse(place, "two", 2), Quiet())
 
 
-class Killer(Quiet):
-    """Kills a training worker of this process's Ray once, when the training has got somewhere."""
-
-    def __init__(self):
-        super().__init__()
-        self.killed, self.starts = [], []
-
-    def note(self, kind, content):
-        if kind == "train start":
-            self.starts.append(content)
-        if kind == "train point" and content["step"] >= 60 and not self.killed:
-            worker = training_workers()[-1]
-            self.killed.append(worker.pid)
-            os.kill(worker.pid, signal.SIGKILL)
-
-
 def test_the_result_is_the_contract(trained, place):
     found = trained["train"]
     assert (trained["status"], trained["job"]) == ("done", "train")
@@ -151,7 +133,7 @@ def test_the_report_shows_it(trained):
 
 
 def test_a_killed_worker_changes_no_byte(trained, place):
-    killer = Killer()
+    killer = Killer(at=60)
     killed = run_job(parse(place, "killed", 2), killer)
     assert len(killer.killed) == 1
     assert [start["workers"] for start in killer.starts] == [2, 2]
@@ -178,7 +160,7 @@ def test_weights_that_change_on_two_workers_one_killed_and_on_one(ray_cluster, p
     """Three to one for 128 of 160 steps, then none of the first."""
     points = [{"at": 0, "weight": 3}, {"at": 0.8, "weight": 0}]
     changes = mixed(place, {"weight": {"schedule": points}}, {"weight": 1})
-    killer = Killer()
+    killer = Killer(at=60)
     killed = run_job(parse(place, "scheduled", 2, changes), killer)
     assert len(killer.killed) == 1 and killed["train"]["restarts"] == 1
     alone = run_job(parse(place, "scheduled alone", 1, changes), Quiet())

@@ -1,15 +1,12 @@
 """`job: train` with a teacher in the training workers, and recipes of several trainings."""
 
 import json
-import os
-import signal
 from pathlib import Path
 
-import psutil
 import pytest
 from small import LEARNING, MODEL, Quiet, make_models, make_world, rows, write
 from transformers import AutoModelForCausalLM
-from workers import command_line
+from workers import ALONE, Killer
 
 from stillhouse.errors import ModelError, SpecError
 from stillhouse.jobs.plan import plan_job
@@ -93,35 +90,19 @@ def test_a_teacher_runs_in_the_workers(world):
     assert other["artifacts"]["model"] != alone["artifacts"]["model"]
 
 
-class Killer(Quiet):
-    """Kills the only training worker once, when the training has got somewhere."""
-
-    def __init__(self):
-        super().__init__()
-        self.killed, self.starts = [], []
-
-    def note(self, kind, content):
-        if kind == "train start":
-            self.starts.append(content["step"])
-        if kind == "train point" and content["step"] >= 60 and not self.killed:
-            children = psutil.Process().children(recursive=True)
-            [worker] = [p for p in children if "WorkerGroupActor" in command_line(p)]
-            self.killed.append(worker.pid)
-            os.kill(worker.pid, signal.SIGKILL)
-
-
 def test_a_killed_worker_changes_no_byte(world):
     """What the objective learns, and mixup's draws, go on where they were."""
     folder, models = world
     objective = CRITICS | {"teachers": [models["prior"]]}
     settings = learning(**objective) | {"num_tokens": LENGTH * 8 * 300, "checkpoint_every": 20}
     options = {"tokenizer": models["tokenizer"], "train": settings}
-    killer, made = Killer(), []
+    killer, made = Killer(60, ALONE), []
     for name, listener in (("killed", killer), ("unharmed", Quiet())):
         found = run_job(spec(folder, **options, store=str(folder / name)), listener)
         made.append(Path(found["artifacts"]["model"], "model.safetensors").read_bytes())
     assert len(killer.killed) == 1
-    assert killer.starts[0] == 0 and killer.starts[1] >= 40
+    first, second = (start["step"] for start in killer.starts)
+    assert first == 0 and second >= 40
     assert made[0] == made[1]
 
 
