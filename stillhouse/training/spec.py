@@ -76,9 +76,10 @@ OBJECTIVES = {
     "distiller": f"{_HERE}.distiller:Distiller",
     "self_distillation": f"{_HERE}.self_distillation:SelfDistillation",
     "autodistil": f"{_HERE}.autodistil:AutoDistil",
+    "dhkd": f"{_HERE}.dual_head:DualHead",
 }
 """The classes of built-in objectives, by short name."""
-WITH_ONE_MODEL = ("distiller", "self_distillation", "autodistil")
+WITH_ONE_MODEL = ("distiller", "self_distillation", "autodistil", "dhkd")
 """Built-in objectives with `needs_models`, of one teacher each."""
 
 

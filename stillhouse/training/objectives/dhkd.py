@@ -36,13 +36,18 @@ def binary_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
 
 
 def binary_kl_norm(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """T^2 times the sum over classes of KL(1/2 || sigmoid((s - t)/T)), mean over rows [n, C].
+    """The mean over rows, a scalar, of `norm_kls`."""
+    return norm_kls(student, teacher, temperature).mean()
+
+
+def norm_kls(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """T^2 times the sum over classes of KL(1/2 || sigmoid((s - t)/T)): [n] of logits [n, C].
 
     By log-sigmoid: a clamped sigmoid is infinite in float32 from differences of about 17 T on.
     """
     z = (promoted(student) - promoted(teacher.detach())) / temperature
     losses = -torch.log(z.new_tensor(2.0)) - (logsigmoid(z) + logsigmoid(-z)) / 2
-    return temperature**2 * losses.sum(1).mean()
+    return temperature**2 * losses.sum(1)
 
 
 def aligned(hard: Sequence[Tensor], soft: Sequence[Tensor]) -> list[Tensor]:
