@@ -19,6 +19,14 @@ def memory_mb(field: str) -> float:
     return int(status.split(f"{field}:")[1].split()[0]) / 1000
 
 
+_SMALL = "STILLHOUSE_BENCHMARK_SMALL"
+
+
+def is_small() -> bool:
+    """Whether `--small` was given, to this process or to the one that started it."""
+    return "--small" in sys.argv or _SMALL in os.environ
+
+
 def in_fresh_process(script: str, *arguments: str, **environment: str) -> dict[str, Any]:
     """Run a script that prints its result as JSON."""
     command = [sys.executable, script, *arguments]
@@ -37,9 +45,12 @@ def run_stages(
     parser.add_argument("--dir", type=Path, default=Path("bench_files"))
     parser.add_argument("--json", type=Path)
     parser.add_argument("--stage", default=",".join(stages))
+    parser.add_argument("--small", action="store_true", help="sizes that find mistakes, no figures")
     for hidden in ("--way", "--uri", "--spec"):
         parser.add_argument(hidden, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.small:
+        os.environ[_SMALL] = "1"
     if options.way:
         print(json.dumps(ways[options.way](options)))
         return

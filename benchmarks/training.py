@@ -69,7 +69,7 @@ def way_order(options: argparse.Namespace) -> dict[str, Any]:
 # loop
 
 
-def make_data(folder: Path) -> dict[str, str]:
+def make_data(folder: Path, num_parts: int = PARTS, part_rows: int = PART_ROWS) -> dict[str, str]:
     """Random tokens in parts, and a tokenizer; where they lie."""
     from small import make_models
 
@@ -77,11 +77,11 @@ def make_data(folder: Path) -> dict[str, str]:
         make_models(folder)
     tokens = folder / "tokens"
     tokens.mkdir(exist_ok=True)
-    for number in range(PARTS):
+    for number in range(num_parts):
         path = tokens / f"{number}.parquet"
         if not path.exists():
             rng = np.random.default_rng(number)
-            ids = rng.integers(5, VOCAB - 50, PART_ROWS * LENGTH, dtype=np.uint16)
+            ids = rng.integers(5, VOCAB - 50, part_rows * LENGTH, dtype=np.uint16)
             column = pa.FixedSizeListArray.from_arrays(pa.array(ids), LENGTH)
             pq.write_table(pa.table({"input_ids": column}), path, row_group_size=500)
     return {"tokens": str(tokens), "tokenizer": str(folder / "tokenizer")}
