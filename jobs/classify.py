@@ -3,6 +3,8 @@
 from typing import Any
 
 from stillhouse.classification.spec import ClassifySpec
+from stillhouse.classification.unlabelled import UNLABELLED
+from stillhouse.distillation.image_files import list_source
 from stillhouse.jobs.kinds import Job, parts_row, speeds_of
 from stillhouse.pipelines.classify_data import ClassifyInputs, open_classify
 from stillhouse.pipelines.context import Context
@@ -21,10 +23,11 @@ class ClassifyJob(Job):
 
     def __init__(self, spec: ClassifySpec) -> None:
         self.spec = resolved(spec, Store(absolute_uri(spec.store)))
-        self.files = [list_images(spec.data)]
+        others = spec.unlabelled
+        self.files = [list_images(spec.data), list_source(others.path) if others else []]
 
     def open(self, store: Store, *, remember: bool) -> "ClassifyJob":
-        self.inputs = open_classify(store, self.spec, self.files[0], remember=remember)
+        self.inputs = open_classify(store, self.spec, *self.files, remember=remember)
         return self
 
     def identity(self) -> list[Any]:
@@ -43,7 +46,8 @@ class ClassifyJob(Job):
     def estimate(self, ctx: Context, *, complete: bool) -> dict[str, dict[str, Any]]:
         """What was walked is exact; of the rest, what the spec alone says is counted."""
         speeds, teachers = speeds_of(ctx.store), len(self.inputs.teachers)
-        parts = {"images": 1} | ({SIGNALS: teachers} if self.inputs.stored else {}) | {"train": 1}
+        parts = {"images": 1} | ({UNLABELLED: 1} if self.spec.unlabelled else {})
+        parts |= ({SIGNALS: teachers} if self.inputs.stored else {}) | {"train": 1}
         left = {} if complete else {n: count for n, count in parts.items() if n not in ctx.work}
         rows = {name: parts_row(work, speeds, name) for name, work in ctx.work.items()}
         return rows | {n: parts_row(None, speeds, n, count) for n, count in left.items()}

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
+from stillhouse.classification.unlabelled import UnlabelledImages
 from stillhouse.data_settings import DataSource
 from stillhouse.distillation.images import ImageData
 from stillhouse.errors import SpecError
@@ -108,7 +109,7 @@ def _path_keys(spec: JobSpec) -> Iterator[_PathKey]:
 
 
 def _in_section(section: BaseModel, keys: tuple[str | int, ...]) -> Iterator[_PathKey]:
-    is_data = isinstance(section, DataSource | ImageData)
+    is_data = isinstance(section, DataSource | ImageData | UnlabelledImages)
     for name in type(section).model_fields:
         value, place = getattr(section, name), (*keys, name)
         if isinstance(value, BaseModel):

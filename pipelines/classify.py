@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from stillhouse.classification.signals import LogitsTask
 from stillhouse.classification.spec import ClassifySpec
 from stillhouse.classification.task import ClassifyTask, StartClassifier, resolved
+from stillhouse.classification.unlabelled import UNLABELLED, UnlabelledSet, UnlabelledTask
 from stillhouse.distillation.prepared import (
     IMAGES,
     SPLITS,
@@ -46,7 +47,10 @@ def run_classify(ctx: Context, spec: ClassifySpec, inputs: ClassifyInputs) -> Cl
     perform(ctx, Step("images", tasks, host, 1, compute.trainer, "images"))
     images = ctx.store.get_manifest(IMAGES, name)
     num_images = images.parts[SPLITS.index("train")].num_rows
-    settings, num_steps = resolved(spec.train, num_images)
+    others = _unlabelled(ctx, spec, inputs, host)
+    settings, num_steps = resolved(
+        spec.train, num_images, num_unlabelled=others.part.num_rows if others else 0
+    )
     logits: tuple[PartRef, ...] = ()
     if inputs.stored:
         asked = [
@@ -67,6 +71,7 @@ def run_classify(ctx: Context, spec: ClassifySpec, inputs: ClassifyInputs) -> Cl
         own=inputs.own,
         teachers=inputs.teachers,
         logits=logits,
+        unlabelled=others,
         label=spec.name or "classifier",
         device=compute.device,
         gpus=compute.trainer_gpus,
@@ -75,3 +80,16 @@ def run_classify(ctx: Context, spec: ClassifySpec, inputs: ClassifyInputs) -> Cl
     with Gang(ctx) as gang:
         [model] = run_trainings(ctx, gang, "train", [task], "images")
     return ClassifyRun(images, model, task)
+
+
+def _unlabelled(
+    ctx: Context, spec: ClassifySpec, inputs: ClassifyInputs, host: ImageHostSettings
+) -> UnlabelledSet | None:
+    """The images without labels, read where they are not in the store."""
+    if spec.unlabelled is None or inputs.unlabelled is None:
+        return None
+    task = UnlabelledTask(
+        inputs.preparation.images, inputs.unlabelled, spec.data.image_size, spec.unlabelled
+    )
+    [made] = perform(ctx, Step(UNLABELLED, [task], host, 1, spec.compute.trainer, "images"))
+    return UnlabelledSet(made.parts[0], spec.unlabelled.share)

@@ -11,7 +11,11 @@ from stillhouse.classification.spec import (
 from stillhouse.classification.task import StoredClassifier
 from stillhouse.custom_code import CustomCode, find_named
 from stillhouse.distillation.prepared import Preparation
-from stillhouse.pipelines.image_inputs import images_identity, open_classifier
+from stillhouse.pipelines.image_inputs import (
+    images_identity,
+    open_classifier,
+    unlabelled_identity,
+)
 from stillhouse.storage.artifact import Store
 from stillhouse.storage.filesystem import FileInfo
 
@@ -21,6 +25,7 @@ class ClassifyInputs:
     """Images, classifiers and the user's code, known by content.
 
     Attributes:
+        unlabelled: content of the images without labels.
         stored: whether teachers answer to all images before the training.
         own: a user's objective.
     """
@@ -28,6 +33,7 @@ class ClassifyInputs:
     preparation: Preparation
     init: StoredClassifier | None
     teachers: tuple[StoredClassifier, ...]
+    unlabelled: str | None
     stored: bool
     own: CustomCode | None
 
@@ -35,11 +41,17 @@ class ClassifyInputs:
         given = [] if self.init is None else [self.init.digest]
         given += [teacher.digest for teacher in self.teachers]
         own = [] if self.own is None else [self.own.digest]
+        own += [] if self.unlabelled is None else [self.unlabelled]
         return [self.preparation.images, *self.preparation.code, given, *own]
 
 
 def open_classify(
-    store: Store, spec: ClassifySpec, files: list[FileInfo], *, remember: bool
+    store: Store,
+    spec: ClassifySpec,
+    files: list[FileInfo],
+    unlabelled: list[FileInfo],
+    *,
+    remember: bool,
 ) -> ClassifyInputs:
     """Digest the files and look up given classifiers.
 
@@ -61,6 +73,9 @@ def open_classify(
         ),
         None if spec.init is None else open_classifier(store, spec.init, "init", remember=remember),
         teachers,
+        unlabelled_identity(store, spec.unlabelled, unlabelled, remember=remember)
+        if spec.unlabelled
+        else None,
         bool(teachers) and objective.signals == "stored" and objective.name not in LIVE_OBJECTIVES,
         own,
     )

@@ -40,6 +40,7 @@ def classify_result(ctx: Context, spec: ClassifySpec, made: ClassifyRun, run_uri
             "global_batch": settings.batch_size,
             "restarts": len(measured["starts"]) - 1,
             "attention": totals["attention"],
+            "bag_nll": last.get("bag_nll"),
         },
         "cost": {"device_seconds": cost_numbers(ctx.work)["device_seconds"]},
         "dead_letters": made.images.totals["dead_letters"],
@@ -114,13 +115,17 @@ def _data(made: ClassifyRun) -> list[b.Block]:
     settings, totals = made.task.settings, made.model.totals
     names = made.images.totals["class_names"]
     counts = [part.num_rows for part in made.images.parts]
-    epochs = totals["num_tokens"] / counts[0]
+    others, seen = made.task.unlabelled, totals["num_tokens"]
+    epochs = seen * (1 - others.share if others else 1) / counts[0]
     columns = {"Part": "text", "images": "compact", "epochs": "decimals2"}
     parts = ("training", "validation", "test")
     rows: list[list[b.Cell]] = [
         [name, count, epochs if i == 0 else None]
         for i, (name, count) in enumerate(zip(parts, counts, strict=True))
     ]
+    if others is not None:
+        count = others.part.num_rows
+        rows.insert(1, ["without labels", count, seen * others.share / count])
     intro = (
         f"Batches of {compact(settings.batch_size)} images of {len(names)} classes, at a learning "
         f"rate of {settings.peak_rate:.2g} at its peak, in an order that does not depend on the "

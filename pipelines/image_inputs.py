@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from stillhouse.classification.task import CONFIG, StoredClassifier
+from stillhouse.classification.unlabelled import UnlabelledImages
 from stillhouse.custom_code import CustomCode, find_named
 from stillhouse.distillation.image_files import list_source
 from stillhouse.distillation.images import ImageData
@@ -82,6 +83,16 @@ def images_identity(store: Store, data: ImageData, files: list[FileInfo], *, rem
         settings.pop("test")
     names = [file.name for file in files]
     return fingerprint(["images", IMAGES_VERSION, settings, names, digests])
+
+
+def unlabelled_identity(
+    store: Store, source: UnlabelledImages, files: list[FileInfo], *, remember: bool
+) -> str:
+    """The same of images without labels."""
+    digests = [one.sha256 for one in digest_files(store, files, remember=remember)]
+    settings = source.model_dump(mode="json", exclude={"path", "share"})
+    names = [file.name for file in files]
+    return fingerprint(["unlabelled", IMAGES_VERSION, settings, names, digests])
 
 
 def open_classifier(

@@ -41,7 +41,7 @@ KEYS: dict[str, dict[str, set[str]]] = {
         "work/*": {"parts", "reused"},
         "train": {"task", "accuracy", "validation_accuracy", "nll", "final_loss", "num_images"}
         | {"num_steps", "order_sha256", "images_per_second", "data_wait_share", "learning_rate"}
-        | {"global_batch", "restarts", "attention"},
+        | {"global_batch", "restarts", "attention", "bag_nll"},
         "cost": {"device_seconds"},
     },
     "mix": {

@@ -1,13 +1,11 @@
 import json
-from pathlib import Path
 
 import pytest
+from vector_cases import VECTORS
 
 from stillhouse.cost import paper_cost
 
-CASES = json.loads(
-    (Path(__file__).parent / "vectors/color_filter_05_compute_cost.json").read_text()
-)["cases"]
+CASES = json.loads((VECTORS / "color_filter_05_compute_cost.json").read_text())["cases"]
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case["name"])

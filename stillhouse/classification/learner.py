@@ -1,10 +1,10 @@
 """A network for images and its objective, as a trainer trains them.
 
 An objective for images is a class made as `Class(facts, **settings)`, called with the network,
-images [b, C, H, W] and the signals of these rows: `labels` and `rows` int64 [b], classes and
-numbers in the training part, and `logits.<i>` [b, C] of each teacher. It may have all that
-`stillhouse.training.objectives.Objective` lists, and a static `columns(columns, bags, settings,
-num_classes)` that replaces the signals of all images.
+images [b, C, H, W] and the signals of these rows: `labels` and `rows` int64 [b], classes (-1 of
+unlabelled images) and numbers in the training part, and `logits.<i>` [b, C] of each teacher. It may
+have all that `stillhouse.training.objectives.Objective` lists, and a static `columns(columns, bags,
+settings, num_classes)` that replaces the signals of all images.
 """
 
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -45,11 +45,12 @@ class ClassifierFacts:
 
     Attributes:
         network: that is trained.
-        num_classes, num_images: of the training set.
+        num_classes, num_images: of the training set, unlabelled images included.
         shape: (C, H, W) of an image.
         teachers: the share of each, adding up to 1.
         models: the teachers' networks, frozen, for the student's kind of images; none where their
             logits are stored.
+        unlabelled_share: of every batch; None where all images have labels.
         seed: of the training.
         group: its workers.
     """
@@ -60,6 +61,7 @@ class ClassifierFacts:
     shape: tuple[int, int, int]
     teachers: tuple[float, ...] = ()
     models: tuple[nn.Module, ...] = ()
+    unlabelled_share: float | None = None
     seed: int = 0
     group: WorkerGroup = field(default_factory=WorkerGroup)
 

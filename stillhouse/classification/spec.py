@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
+from stillhouse.classification.unlabelled import UnlabelledImages
 from stillhouse.distillation.images import ImageData
 from stillhouse.models.network_settings import GivenClassifier, NetworkSettings
 from stillhouse.spec import JobSpec, Settings
@@ -176,6 +177,9 @@ class ClassifySpec(JobSpec):
     job: Literal["train"]
     task: Literal["classify"]
     data: ImageData
+    unlabelled: UnlabelledImages | None = Field(
+        default=None, description="images without labels, for `train.objective: robust`"
+    )
     network: NetworkSettings = NetworkSettings()
     init: InitClassifier | None = Field(
         default=None, description="start from this classifier instead of a fresh `network`"
@@ -209,4 +213,9 @@ class ClassifySpec(JobSpec):
                 "set one trainer, or a `norm` other than batch"
             )
         self.train.check_batch(compute.trainers)
+        objective = self.train.objective
+        if self.unlabelled is not None and objective.name != "robust" and ":" not in objective.name:
+            raise ValueError(f"`unlabelled`: {objective.name} reads labels: use `robust`")
+        if self.unlabelled is not None and objective.bag_size > 1:
+            raise ValueError("`unlabelled`: bags are of labelled images: leave `bag_size` out")
         return self

@@ -144,6 +144,17 @@ class ImageTeacher(nn.Module):
         return super().train(False)
 
 
+@torch.no_grad()
+def check_answers(teacher: nn.Module, images: Tensor, key: str) -> None:
+    """Refuse a teacher, `key` in the spec, whose logits of the images are not finite.
+
+    Raises:
+        InputError: they are not.
+    """
+    if not bool(teacher(images).isfinite().all()):
+        raise InputError(f"`{key}`: its logits are not finite: give another teacher")
+
+
 def load_teacher(stored: StoredClassifier, prepared: Prepared, key: str) -> ImageTeacher:
     """A stored classifier as a teacher; `key` in the spec is named in errors.
 

@@ -31,10 +31,10 @@ class ImageStream(OrderedStream):
     """The images of one worker's lanes.
 
     Args:
-        order: of bags.
-        images: float32 [N, C, H, W] on the CPU.
+        order: of bags, or of labelled images and unlabelled ones.
+        images: float32 [N, C, H, W] on the CPU; unlabelled ones last.
         columns: signals of every image, [N] or [N, m], by name.
-        bags: rows of every sample of the order, [samples, size].
+        bags: rows of every sample of the order, [samples, size]; those of each data set in turn.
         augmentation: `flip`, `crop`; drawn by seed, step and row.
     """
 
@@ -52,12 +52,16 @@ class ImageStream(OrderedStream):
         super().__init__(order, rank=rank, num_workers=num_workers)
         self._images, self._columns, self._bags = images, columns, bags
         self._augmentation = augmentation
-        self._current: dict[int, tuple[Window, NDArray[np.int64]]] = {}
+        self._current: dict[tuple[int, int], tuple[Window, NDArray[np.int64]]] = {}
 
     def _assemble(self, step: int) -> Batch:
         width = self._order.rows_per_lane
         samples = [
-            self._sample(lane, step * width + i) for lane in self._lanes for i in range(width)
+            self._sample(int(dataset), lane, int(position))
+            for lane in self._lanes
+            for dataset, position in zip(
+                *self._order.mixture.draws(lane, step * width, width), strict=True
+            )
         ]
         rows = self._bags[samples].reshape(-1)
         index = torch.from_numpy(rows)
@@ -68,13 +72,13 @@ class ImageStream(OrderedStream):
         signals = {name: values[index] for name, values in self._columns.items()}
         return Batch(images, parts, signals=signals)
 
-    def _sample(self, lane: int, position: int) -> int:
-        """The sample at a lane's `position`, counted over all epochs."""
-        window, rows = self._current.get(lane, (None, None))
+    def _sample(self, dataset: int, lane: int, position: int) -> int:
+        """The sample at a `position` of a data set's lane, counted over all epochs."""
+        window, rows = self._current.get((dataset, lane), (None, None))
         if window is None or rows is None or not window.start <= position < window.end:
-            window = self._order.window_at(0, lane, position)
-            rows = window.samples()[window.permutation(), 1]
-            self._current[lane] = window, rows
+            window = self._order.window_at(dataset, lane, position)
+            rows = window.samples()[window.permutation(), 1] + self._order.rows_before(dataset)
+            self._current[dataset, lane] = window, rows
         return int(rows[position - window.start])
 
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from stillhouse.classification.spec import BATCH, RATE, ClassifierTraining
+from stillhouse.classification.unlabelled import UnlabelledSet
 from stillhouse.custom_code import CustomCode
 from stillhouse.errors import InputError
 from stillhouse.models.network_settings import NetworkSettings
@@ -45,18 +46,20 @@ class ClassifyTask(Task):
 
     Attributes:
         images: fingerprint of the images artifact.
-        num_images: to train on.
+        num_images: to train on that have labels.
         network: of a fresh one; None with `init`.
         settings: with lanes, window and checkpoint_every (`resolved`).
         code: digests of the user's networks.
         own: a user's objective.
         teachers: of the objective.
         logits: of each teacher, its answers to all training images; none where they are live.
+        unlabelled: further images to train on.
         label: name for people.
         device, gpus: of each worker.
     """
 
     KIND: ClassVar[str] = "models"
+    VERSION: ClassVar[int] = 2
 
     images: str
     num_images: int
@@ -68,6 +71,7 @@ class ClassifyTask(Task):
     own: CustomCode | None = None
     teachers: tuple[StoredClassifier, ...] = ()
     logits: Place[tuple[PartRef, ...]] = ()
+    unlabelled: UnlabelledSet | None = None
     label: Place[str] = ""
     device: Place[str] = "auto"
     gpus: Place[float] = 0
@@ -86,11 +90,15 @@ class ClassifyTask(Task):
         return self.settings.batch_size
 
     def order(self) -> SampleOrder:
-        """The order of its images, or of bags of them."""
+        """The order of its images, or of bags of them; unlabelled images are a second data set."""
         settings, size = self.settings, self.settings.objective.bag_size
         assert settings.lanes is not None and settings.window is not None
+        others, labelled = self.unlabelled, (self.num_images // size,)
+        sets = [Rows(labelled)]
+        if others is not None:
+            sets = [Rows(labelled, 1 - others.share), Rows((others.part.num_rows,), others.share)]
         return SampleOrder(
-            [Rows((self.num_images // size,))],
+            sets,
             global_batch=settings.batch_size // size,
             seed=settings.seed,
             lanes=settings.lanes,
@@ -98,8 +106,12 @@ class ClassifyTask(Task):
         )
 
 
-def resolved(settings: ClassifierTraining, num_images: int) -> tuple[ClassifierTraining, int]:
+def resolved(
+    settings: ClassifierTraining, num_images: int, num_unlabelled: int = 0
+) -> tuple[ClassifierTraining, int]:
     """The settings with numbers in place of `auto` and of defaults, and the number of steps.
+
+    An epoch is as many images as there are, labelled and not.
 
     Raises:
         InputError: fewer images than a bag has.
@@ -113,10 +125,12 @@ def resolved(settings: ClassifierTraining, num_images: int) -> tuple[ClassifierT
     if settings.global_batch == "auto":
         chosen["global_batch"] = BATCH // size * size or size
     settings = settings.model_copy(update=chosen)
-    num_steps = max(1, round(settings.num_epochs * num_images / settings.batch_size))
-    samples, batch = num_images // size, settings.batch_size // size
+    total = num_images + num_unlabelled
+    num_steps = max(1, round(settings.num_epochs * total / settings.batch_size))
+    samples, batch = total // size, settings.batch_size // size
+    fewest = min(samples, num_images // size, num_unlabelled or samples)
     chosen = {
-        "lanes": settings.lanes or default_lanes(batch, samples),
+        "lanes": settings.lanes or default_lanes(batch, fewest),
         "window": settings.window or samples,
         "checkpoint_every": settings.checkpoint_every or steps_between(num_steps),
     }

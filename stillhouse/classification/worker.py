@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from stillhouse.classification.attention import attention_diagnostics
 from stillhouse.classification.learner import (
     LABELS,
     ROWS,
@@ -19,6 +20,8 @@ from stillhouse.classification.learner import (
 )
 from stillhouse.classification.stored import (
     BuiltFrom,
+    ImageTeacher,
+    check_answers,
     files_of,
     load_classifier,
     load_teacher,
@@ -38,12 +41,12 @@ from stillhouse.training.checkpoint import WEIGHT, Snapshot
 from stillhouse.training.group import WorkerGroup
 from stillhouse.training.loop import StepRecord, Trainer
 from stillhouse.training.objectives import objective_class, refused_settings, teacher_shares
-from stillhouse.training.objectives.hybrid import attention_diagnostics
+from stillhouse.training.objectives.aggregate import bag_loss
 from stillhouse.training.run import History, complete, training_totals
 from stillhouse.training.task import Tell
 
 _SHOWN = 64
-"""Validation images that attention is measured on."""
+"""Images that live teachers are tried on, and that attention is measured on."""
 
 
 def train_classifier(
@@ -59,6 +62,7 @@ def train_classifier(
     Raises:
         DivergedError: the loss became NaN or exploded; the last good checkpoint stays.
         ModelError: the network cannot be built for these images.
+        InputError: a teacher in the workers does not fit, or its logits are not finite.
         SpecError: an objective that does not take its settings, batch norm on several workers.
     """
     group, settings = group or WorkerGroup(), task.settings
@@ -68,17 +72,20 @@ def train_classifier(
     device = choose_device(task.device, task.gpus)
     needed = getattr(kind, "needs_models", False)
     live = settings.objective.signals == "live" or needed
-    teachers = [
-        load_teacher(one, prepared, f"train.objective.teachers.{i}").to(device)
-        for i, one in enumerate(task.teachers if live else ())
-    ]
+    teachers: list[ImageTeacher] = []
+    for i, one in enumerate(task.teachers if live else ()):
+        key = f"train.objective.teachers.{i}"
+        teachers.append(load_teacher(one, prepared, key).to(device))
+        check_answers(teachers[i], prepared.train[:_SHOWN].to(device), key)
+    others, num_others = task.unlabelled, task.unlabelled.part.num_rows if task.unlabelled else 0
     facts = ClassifierFacts(
         network=network,
         num_classes=prepared.num_classes,
-        num_images=len(prepared.train),
+        num_images=len(prepared.train) + num_others,
         shape=prepared.shape,
         teachers=teacher_shares([one.weight for one in settings.objective.teachers]),
         models=tuple(teachers),
+        unlabelled_share=others.share if others else None,
         seed=settings.seed,
         group=group,
     )
@@ -98,11 +105,12 @@ def train_classifier(
         stop_on_explosion=True,
     )
     measure = partial(measured, trainer, network)
+    bags = bags_of(len(prepared.validation[1]), settings.objective.bag_size, settings.seed)
     history = History(
         task.num_steps,
         settings.eval_points,
         tell if group.rank == 0 else lambda *_: None,
-        partial(_evaluation, measure, prepared.validation),
+        partial(_evaluation, measure, prepared.validation, torch.from_numpy(bags)),
     )
 
     def commit(snapshot: Snapshot) -> None:
@@ -150,8 +158,13 @@ def _stream(
 ) -> ImageStream:
     """This worker's images, with their labels and the teachers' stored logits."""
     settings = task.settings
-    bags = bags_of(len(prepared.train), settings.objective.bag_size, settings.seed)
-    columns = {LABELS: prepared.train_labels, ROWS: torch.arange(len(prepared.train))}
+    images, labels = prepared.train, prepared.train_labels
+    if task.unlabelled is not None:
+        others = task.unlabelled.images(store, prepared)
+        images = torch.cat([images, others])
+        labels = torch.cat([labels, torch.full((len(others),), -1)])
+    bags = bags_of(len(images), settings.objective.bag_size, settings.seed)
+    columns = {LABELS: labels, ROWS: torch.arange(len(images))}
     for i, part in enumerate(task.logits):
         values = flat_values(read_table(store.path(part.path)), "logits")
         columns[teacher_logits(i)] = torch.from_numpy(values).view(len(prepared.train), -1)
@@ -160,7 +173,7 @@ def _stream(
         columns = columns_of(columns, bags, settings, prepared.num_classes)
     return ImageStream(
         task.order(),
-        prepared.train,
+        images,
         columns,
         bags,
         rank=group.rank,
@@ -170,19 +183,32 @@ def _stream(
 
 
 def measured(
-    trainer: Trainer, network: nn.Module, images: Tensor, labels: Tensor
+    trainer: Trainer,
+    network: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    bags: Tensor | None = None,
 ) -> dict[str, float]:
-    """Accuracy, and NLL in nats, of images [N, C, H, W]; all workers call this together."""
+    """Accuracy, and NLL in nats, of images [N, C, H, W]; all workers call this together.
+
+    `bag_nll` is the loss of bags [m, k] of these images.
+    """
     logits = torch.from_numpy(trainer.map_rows(lambda micro: network(micro).float(), images))
     right = int((logits.argmax(1) == labels).sum())
     nll = cross_entropy(logits.double(), labels)
-    return {"accuracy": right / len(labels), "nll": float(nll)}
+    found = {"accuracy": right / len(labels), "nll": float(nll)}
+    if bags is not None:
+        found["bag_nll"] = float(bag_loss(logits.double(), labels, bags))
+    return found
 
 
 def _evaluation(
-    measure: Callable[..., dict[str, float]], part: tuple[Tensor, Tensor], _: StepRecord
+    measure: Callable[..., dict[str, float]],
+    part: tuple[Tensor, Tensor],
+    bags: Tensor,
+    _: StepRecord,
 ) -> tuple[dict[str, Any], float]:
-    found = measure(*part)
+    found = measure(*part, bags if bags.shape[1] > 1 and len(bags) else None)
     return dict(found), found["nll"]
 
 
@@ -218,7 +244,11 @@ def _commit(
         store,
         task.fingerprint,
         write,
-        inputs={"images": task.images, "teachers": [one.digest for one in task.teachers]},
+        inputs={
+            "images": task.images,
+            "teachers": [one.digest for one in task.teachers],
+            "unlabelled": identity(task.unlabelled),
+        },
         settings={"network": identity(task.network), "init": identity(task.init), "train": train},
         totals={
             "role": "classifier",

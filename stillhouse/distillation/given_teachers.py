@@ -3,13 +3,11 @@
 from dataclasses import dataclass
 from typing import TypeAlias
 
-import torch
 from torch import nn
 
-from stillhouse.classification.stored import load_teacher
+from stillhouse.classification.stored import check_answers, load_teacher
 from stillhouse.classification.task import StoredClassifier
 from stillhouse.distillation.prepared import ImageHost, ImageTask, Teacher, require_batch_norm
-from stillhouse.errors import InputError
 from stillhouse.storage.artifact import Store
 from stillhouse.storage.task import Output, Place
 
@@ -57,10 +55,5 @@ class GivenTeacherTask(ImageTask):
     def make(self, host: ImageHost) -> Output:
         """Nothing; InputError where an answer is not finite, and as `GivenTeacher.load`."""
         images = host.prepared.train[:_CHECKED]
-        with torch.inference_mode():
-            answers = host.teacher(self.teacher)(images)
-        if not bool(answers.isfinite().all()):
-            raise InputError(
-                f"`{self.teacher.key}`: its logits are not finite: give another teacher"
-            )
+        check_answers(host.teacher(self.teacher), images, self.teacher.key)
         return Output(counts={"images": len(images)})

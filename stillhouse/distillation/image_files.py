@@ -115,6 +115,12 @@ def decode_image(data: bytes) -> NDArray[np.uint8]:
     return array[None] if grey else np.ascontiguousarray(array.transpose(2, 0, 1))
 
 
+def read_images(files: Sequence[FileInfo]) -> Iterator[Record]:
+    """Decodes image files wherever they lie, without labels (0)."""
+    for file in files:
+        yield _decoded(read_bytes(file.uri), 0, file.name, 0)
+
+
 def read_folder(files: Sequence[FileInfo]) -> Iterator[Record]:
     """Decodes image files; the label is the name of an image's folder.
 
@@ -157,8 +163,12 @@ def _refuse_empty_classes(parent: str, images: Sequence[str]) -> None:
             )
 
 
-def read_parquet(file: FileInfo, image_column: str, label_column: str) -> Iterator[Record]:
+def read_parquet(
+    file: FileInfo, image_column: str, label_column: str | None = None
+) -> Iterator[Record]:
     """Decodes the rows of a Parquet file; an image is `struct<bytes, path>` or plain bytes.
+
+    Without a column of labels they are 0.
 
     Raises:
         InputError: a column is missing or holds no encoded images. BadFileError: not Parquet.
@@ -168,9 +178,12 @@ def read_parquet(file: FileInfo, image_column: str, label_column: str) -> Iterat
         with open_read(file.uri) as stream:
             parquet = open_parquet(stream)
             _check_columns(file.uri, parquet.schema_arrow, image_column, label_column)
-            for batch in parquet.iter_batches(256, columns=[image_column, label_column]):
+            columns = [image_column] + ([label_column] if label_column else [])
+            for batch in parquet.iter_batches(256, columns=columns):
                 images = batch.column(image_column).to_pylist()
-                labels = batch.column(label_column).to_pylist()
+                labels = (
+                    batch.column(label_column).to_pylist() if label_column else [0] * len(batch)
+                )
                 for image, label in zip(images, labels, strict=True):
                     yield _parquet_record(image, label, file.name, row)
                     row += 1
@@ -204,11 +217,14 @@ def resize(pixels: Pixels, size: tuple[int, int]) -> Pixels:
     return np.stack(planes)
 
 
-def _check_columns(uri: str, schema: pa.Schema, image_column: str, label_column: str) -> None:
+def _check_columns(
+    uri: str, schema: pa.Schema, image_column: str, label_column: str | None
+) -> None:
+    section = "unlabelled" if label_column is None else "data"
     for key, column in (("image_column", image_column), ("label_column", label_column)):
-        if column not in schema.names:
+        if column is not None and column not in schema.names:
             raise InputError(
-                f"{uri!r} has no column {column!r}: set `data.{key}` to one of "
+                f"{uri!r} has no column {column!r}: set `{section}.{key}` to one of "
                 f"{', '.join(schema.names)}"
             )
     kind = schema.field(image_column).type

@@ -255,9 +255,9 @@ def _read(
     dead: list[DeadImage] = []
     for record in records:
         dead.append(record) if isinstance(record, DeadImage) else images.append(record)
-    _check_dead(data, len(images), dead)
+    check_dead(data.path, data.max_bad_rows, len(images), dead)
     return image_set(
-        _stacked(images, data.image_size),
+        stacked(images, data.image_size),
         [image.label for image in images],
         class_names=train_classes or names,
         complete=train_classes is None,
@@ -266,21 +266,30 @@ def _read(
     )
 
 
-def _check_dead(data: ImageData, num_usable: int, dead: Sequence[DeadImage]) -> None:
-    limit, count = data.max_bad_rows, num_usable + len(dead)
+def check_dead(path: str | None, limit: float, num_usable: int, dead: Sequence[DeadImage]) -> None:
+    """Refuse a source with more broken images than `limit` (`max_bad_rows`), or no other ones.
+
+    Raises:
+        InputError: naming the first ones.
+    """
+    count = num_usable + len(dead)
     allowed = limit * count if limit < 1 else limit
     first = "; ".join(f"{d.file} row {d.row}: {d.reason}" for d in dead[:3])
     if not num_usable:
-        raise InputError(f"{data.path!r} holds no usable image. {first}")
+        raise InputError(f"{path!r} holds no usable image. {first}")
     if len(dead) > allowed:
         raise InputError(
-            f"{len(dead)} of {count} images of {data.path!r} cannot be used, "
+            f"{len(dead)} of {count} images of {path!r} cannot be used, "
             f"`max_bad_rows` allows {allowed:g}. First ones: {first}"
         )
 
 
-def _stacked(images: Sequence[RawImage], side: int | None) -> Pixels:
-    """Square images of one size, resized to `side`, all in colour if one is."""
+def stacked(images: Sequence[RawImage], side: int | None) -> Pixels:
+    """Square images of one size, resized to `side`, all in colour if one is.
+
+    Raises:
+        InputError: several sizes, or images that are not square.
+    """
     channels = max(len(image.pixels) for image in images)
     pixels = [np.broadcast_to(i.pixels, (channels, *i.pixels.shape[1:])) for i in images]
     if side:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from stillhouse.errors import ModelError
+from stillhouse.errors import InputError
 
 
 def top_tokens(logits: Tensor, top_k: int, temperatures: Sequence[float]) -> list[Tensor]:
@@ -14,7 +14,7 @@ def top_tokens(logits: Tensor, top_k: int, temperatures: Sequence[float]) -> lis
     [n, len(temperatures)].
 
     Raises:
-        ModelError: a logit is NaN, or a row has no finite one.
+        InputError: a logit is NaN, or a row has no finite one.
     """
     log_probs = _log_probs(logits)
     values, ids = log_probs.topk(top_k, dim=1)
@@ -46,5 +46,5 @@ def drawn_tokens(logits: Tensor, uniform: Tensor) -> list[Tensor]:
 def _log_probs(logits: Tensor) -> Tensor:
     log_probs = logits.float().log_softmax(1)
     if not bool(log_probs.isfinite().any(1).all()):
-        raise ModelError("the teacher gives NaN: it is broken, or does not fit its precision")
+        raise InputError("the teacher gives NaN: it is broken, or does not fit its precision")
     return log_probs

@@ -6,7 +6,7 @@ mean of the last tokens. Blocks normalise before attention and MLP.
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import gelu, layer_norm, unfold
+from torch.nn.functional import gelu, unfold
 
 from stillhouse.errors import ModelError
 
@@ -53,22 +53,34 @@ class Vit(nn.Module):
         """By block, the module that returns Q K^T / sqrt(d): [B, heads, T, T]."""
         return [block.scores for block in self.blocks if isinstance(block, VitBlock)]
 
+    def embedded(self, images: Tensor) -> Tensor:
+        """The patches as tokens before the first block [B, T, width]."""
+        return self.embedding(images).flatten(2).transpose(1, 2) + self.positions
+
     def tokens(self, images: Tensor, kept: Tensor | None = None) -> Tensor:
         """The last tokens [B, T, width]; of the patches `kept` [B, k] alone where it is given."""
-        states = self.embedding(images).flatten(2).transpose(1, 2) + self.positions
+        states = self.embedded(images)
         if kept is not None:
-            states = states.gather(1, kept[:, :, None].expand(-1, -1, self.width))
+            states = rows_of(states, kept)
         for block in self.blocks:
             states = block(states)
         return self.norm(states)
 
     def pixels(self, images: Tensor) -> Tensor:
-        """The patches [B, T, C * patch^2], each normalised over its pixels."""
-        patches = unfold(images, self.patch, stride=self.patch).transpose(1, 2)
-        return layer_norm(patches, patches.shape[-1:])
+        """The patches [B, T, C * patch^2]."""
+        return unfold(images, self.patch, stride=self.patch).transpose(1, 2)
+
+    def classify(self, tokens: Tensor) -> Tensor:
+        """Logits [B, num_classes] of the last tokens."""
+        return self.classifier(tokens.mean(1))
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.classifier(self.tokens(images).mean(1))
+        return self.classify(self.tokens(images))
+
+
+def rows_of(tokens: Tensor, kept: Tensor) -> Tensor:
+    """Tokens [B, T, H] at the places kept [B, k]: [B, k, H]."""
+    return tokens.gather(1, kept[..., None].expand(-1, -1, tokens.shape[-1]))
 
 
 class VitBlock(nn.Module):

@@ -182,6 +182,10 @@ class SampleOrder:
             return None
         return int(Fraction(epochs) * (self._num_rows[dataset] // self.lanes))
 
+    def rows_before(self, dataset: int) -> int:
+        """Rows of the data sets before one."""
+        return sum(self._num_rows[:dataset])
+
     def num_drawn(self, dataset: int, num_steps: int) -> list[int]:
         """Rows of a data set in the first steps, by lane."""
         draws = num_steps * self.rows_per_lane

@@ -164,7 +164,7 @@ class LanguageTeacher:
         """A table of `COLUMNS` for sequences [N, T].
 
         Raises:
-            ModelError: a distribution is not finite.
+            InputError: a distribution is not finite.
         """
         from stillhouse.models.token_samples import drawn_tokens, top_tokens
 

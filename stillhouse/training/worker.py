@@ -31,6 +31,7 @@ from stillhouse.training.fetch import Fetch
 from stillhouse.training.group import WorkerGroup
 from stillhouse.training.loop import StepRecord, Trainer
 from stillhouse.training.objectives import make_objective, signals_of
+from stillhouse.training.objectives.teaching import check_teacher
 from stillhouse.training.online import Ask, OnlineBatches
 from stillhouse.training.run import History, complete, training_totals
 from stillhouse.training.seen import SEEN, documents_seen, seen_bytes, trained_on_bytes
@@ -92,11 +93,15 @@ def train_worker(
     Raises:
         DivergedError: the loss became NaN or exploded; the last good checkpoint stays.
         ArtifactError: a part that was changed or lost.
+        InputError: a teacher in the workers gives NaN.
     """
     settings, device = task.settings, choose_device(task.device, task.gpus)
     group = group or WorkerGroup()
     stream = source(group)
     running = task.teachers if settings.objective.runs_teachers else ()
+    teachers = [load_model(t.folder, dtype=settings.dtype, device=device) for t in running]
+    for i, teacher in enumerate(teachers):
+        check_teacher(teacher, task.vocab_size, f"train.objective.teachers.{i}")
     trainer = Trainer(
         _adapted(task).get_base_model() if task.lora else start_model(task),
         stream,
@@ -108,7 +113,7 @@ def train_worker(
         activation_checkpointing=settings.activation_checkpointing,
         stop_on_explosion=True,
         bos_id=task.bos_id,
-        teachers=[load_model(t.folder, dtype=settings.dtype, device=device) for t in running],
+        teachers=teachers,
         vocab_size=task.vocab_size,
     )
     if not isinstance(task.init, ModelSettings) and task.init.moments is not None:

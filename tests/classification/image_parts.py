@@ -3,17 +3,42 @@
 from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
+import torch
 
+from stillhouse.classification.learner import ClassifierFacts
 from stillhouse.classification.spec import ClassifierTraining
 from stillhouse.classification.task import ClassifyTask, resolved
+from stillhouse.classification.unlabelled import UnlabelledSet
 from stillhouse.distillation.images import ImageSet
 from stillhouse.distillation.prepared import IMAGES, SPLITS, images_table
+from stillhouse.distillation.stored_sets import lists
 from stillhouse.models.network_settings import NetworkSettings
+from stillhouse.models.networks import build_network
 from stillhouse.storage.artifact import Manifest
 
 NAME, CLASSES, SIDE = "1" * 64, 4, 8
 COUNTS = (96, 24, 24)
 SMALL = {"name": "convnet", "depth": 2, "width": 8}
+VIT = {"name": "vit", "depth": 2, "width": 16, "options": {"heads": 2}}
+
+
+class KilledError(Exception):
+    """Ends a training as a kill does."""
+
+
+def stop_at(step):
+    """A listener that ends a training after a step."""
+
+    def tell(kind, content):
+        if kind == "point" and content["step"] == step:
+            raise KilledError
+
+    return tell
+
+
+def quiet(*_):
+    return None
 
 
 def make_set(seed, count):
@@ -39,11 +64,23 @@ def put_images(store):
     store.put_manifest(Manifest(IMAGES, NAME, tuple(parts), {}, {}, totals))
 
 
-def make_task(objective=None, network=None, *, teachers=(), logits=(), init=None, **learning):
+def put_unlabelled(store, count=40):
+    """Images without labels, half of every batch."""
+    pixels = make_set(9, count).images.reshape(count, -1)
+    table = pa.table({"pixels": lists(pixels)})
+    part = store.put_part(f"{IMAGES}/parts/unlabelled.parquet", table, num_tokens=0)
+    return UnlabelledSet(part, 0.5)
+
+
+def make_task(
+    objective=None, network=None, *, teachers=(), logits=(), init=None, unlabelled=None, **learning
+):
     """A training of 30 steps, unless `learning` says otherwise."""
     content = {"num_epochs": 5, "global_batch": 16, "learning_rate": 3e-3, "dtype": "float32"}
     content |= {"eval_points": 3, "checkpoint_every": 10, "objective": objective or {}}
-    settings, num_steps = resolved(ClassifierTraining.model_validate(content | learning), COUNTS[0])
+    others = unlabelled.part.num_rows if unlabelled else 0
+    settings = ClassifierTraining.model_validate(content | learning)
+    settings, num_steps = resolved(settings, COUNTS[0], others)
     return ClassifyTask(
         images=NAME,
         num_images=COUNTS[0],
@@ -53,6 +90,7 @@ def make_task(objective=None, network=None, *, teachers=(), logits=(), init=None
         num_steps=num_steps,
         teachers=tuple(teachers),
         logits=tuple(logits),
+        unlabelled=unlabelled,
         device="cpu",
     )
 
@@ -69,3 +107,21 @@ def manifest(store, task):
 def with_seed(task, seed):
     """The same training from another seed."""
     return replace(task, settings=task.settings.model_copy(update={"seed": seed}))
+
+
+def batch(seed=0, size=8):
+    """Images, and signals of them with a teacher's logits."""
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randn(size, 1, 8, 8, generator=generator)
+    teacher = 3 * torch.randn(size, CLASSES, generator=generator)
+    labels = torch.randint(0, CLASSES, (size,), generator=generator)
+    return images, {"labels": labels, "logits.0": teacher.half(), "rows": torch.arange(size)}
+
+
+def facts(network, classes=CLASSES):
+    return ClassifierFacts(network, classes, COUNTS[0], (1, 8, 8), teachers=(1.0,))
+
+
+def network_of(classes=CLASSES, settings=None, seed=0):
+    made = NetworkSettings.model_validate(settings or SMALL)
+    return build_network(made, (1, 8, 8), classes, seed)

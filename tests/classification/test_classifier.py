@@ -7,7 +7,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from image_parts import COUNTS, losses, make_set, make_task, manifest, put_images
+from image_parts import (
+    COUNTS,
+    KilledError,
+    losses,
+    make_set,
+    make_task,
+    manifest,
+    put_images,
+    quiet,
+    stop_at,
+)
 from safetensors.torch import load_file
 
 from stillhouse.classification.stored import BuiltFrom
@@ -26,22 +36,6 @@ def store(tmp_path):
     made = Store(str(tmp_path / "store"))
     put_images(made)
     return made
-
-
-def quiet(*_):
-    return None
-
-
-class KilledError(Exception):
-    """Ends a training as a kill does."""
-
-
-def stop_at(step):
-    def tell(kind, content):
-        if kind == "point" and content["step"] == step:
-            raise KilledError
-
-    return tell
 
 
 def test_it_learns_and_is_built_again_from_its_folder(store):

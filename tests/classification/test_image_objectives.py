@@ -1,5 +1,5 @@
-"""Objectives of classifiers: two workers train as one, what is dropped leaves outputs as they are,
-and every built-in objective against its equation, computed here.
+"""Objectives of classifiers in trainings: on two workers as on one, resumed, with their teachers;
+what is dropped leaves outputs as they are.
 """
 
 import json
@@ -10,31 +10,37 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from image_parts import CLASSES, COUNTS, NAME, SMALL, losses, make_task, manifest, put_images
+from image_parts import (
+    CLASSES,
+    NAME,
+    VIT,
+    KilledError,
+    batch,
+    facts,
+    losses,
+    make_task,
+    manifest,
+    put_images,
+    put_unlabelled,
+    quiet,
+    stop_at,
+)
 from safetensors.torch import load_file, save_file
-from torch.nn.functional import kl_div, log_softmax, softmax
 
-from stillhouse.classification.learner import ClassifierFacts
+from stillhouse.classification.learner import ImageLearner
 from stillhouse.classification.signals import LogitsTask
 from stillhouse.classification.stored import BuiltFrom, load_teacher
 from stillhouse.classification.stream import bags_of
 from stillhouse.classification.task import StoredClassifier
 from stillhouse.classification.worker import train_classifier
 from stillhouse.distillation.prepared import ImageHostSettings, Preparation, prepare
-from stillhouse.errors import InputError, SpecError
+from stillhouse.errors import InputError
 from stillhouse.models.network_settings import NetworkSettings
 from stillhouse.storage.artifact import Store
 from stillhouse.storage.task import commit
 from stillhouse.training.group import WorkerGroup
-from stillhouse.training.objectives.aggregate import Bags
-from stillhouse.training.objectives.dhkd import Dhkd
 from stillhouse.training.objectives.hybrid import Hybrid
 from stillhouse.training.objectives.kd import Kd
-from stillhouse.training.objectives.lsskd import Lsskd
-from stillhouse.training.objectives.masked import Masked
-from stillhouse.training.objectives.robust import Robust
-from stillhouse.training.objectives.small_losses import CoTeaching, SelfPast
-from stillhouse.training.objectives.weak_to_strong import WeakToStrong
 
 TAUGHT = [{"path": "teacher"}]
 OBJECTIVES = {
@@ -45,16 +51,12 @@ OBJECTIVES = {
     "bags": {"name": "bags", "bag_size": 4, "epsilon": 5.0},
     "lsskd": {"name": "lsskd"},
     "masked": {"name": "masked", "mask": 0.5},
-    "hybrid": {"name": "hybrid", "teachers": [*TAUGHT, *TAUGHT]},
+    "hybrid": {"name": "hybrid", "teachers": [*TAUGHT, *TAUGHT], "drop": 0.5},
     "robust": {"name": "robust", "num_labelled": 16, "steps": 2},
+    "unlabelled": {"name": "robust", "steps": 1},
     "self_past": {"name": "self_past", "lag": 1},
     "co_teaching": {"name": "co_teaching", "forget_rate": 0.3},
 }
-VIT = {"name": "vit", "depth": 2, "width": 16, "options": {"heads": 2}}
-
-
-def quiet(*_):
-    return None
 
 
 def host(store):
@@ -76,7 +78,20 @@ def make_store(folder):
         train_classifier(store, task, quiet)
         path = store.path("models", task.fingerprint)
         vits.append(StoredClassifier(task.fingerprint, path))
-    return store, {"teachers": [teacher], "logits": list(receipt.parts), "vits": vits}
+    found = {"teachers": [teacher], "logits": list(receipt.parts), "vits": vits}
+    return store, found | {"unlabelled": put_unlabelled(store)}
+
+
+def like(store, folder, logits):
+    """Another store with the images and logits of one."""
+    made = Store(str(folder))
+    put_images(made)
+    put_unlabelled(made)
+    for part in logits:
+        target = Path(made.path(part.path))
+        target.parent.mkdir(parents=True)
+        target.write_bytes(Path(store.path(part.path)).read_bytes())
+    return made
 
 
 def tasks(taught):
@@ -86,6 +101,8 @@ def tasks(taught):
         given = {name: taught[name] for name in ("teachers", "logits") if "teachers" in objective}
         if name == "hybrid":
             given = {"teachers": taught["vits"]}
+        if name == "unlabelled":
+            given = {"unlabelled": taught["unlabelled"]}
         network = VIT if name in ("masked", "hybrid") else None
         made[name] = make_task(objective, network, num_epochs=2, eval_points=1, **given)
     return made
@@ -106,13 +123,8 @@ def trained(request, tmp_path_factory):
     """One process's results, those of several, and the tasks."""
     folder = tmp_path_factory.mktemp("objectives")
     store, taught = make_store(folder)
-    several = Store(str(folder / "several"))
-    put_images(several)
+    several = like(store, folder / "several", taught["logits"])
     taught["logits"] = [replace(part, path=str(part.path)) for part in taught["logits"]]
-    for part in taught["logits"]:  # signals lie in the first store
-        target = Path(several.path(part.path))
-        target.parent.mkdir(parents=True)
-        target.write_bytes(Path(store.path(part.path)).read_bytes())
     torch.multiprocessing.spawn(worker, (str(folder), taught, request.param), nprocs=request.param)
     made = tasks(taught)
     for task in made.values():
@@ -128,6 +140,50 @@ def test_several_workers_train_as_one(trained, name):
     first, second = (manifest(one, task).totals for one in (store, several))
     assert first["order_sha256"] == second["order_sha256"]
     assert min(losses(store, task)) < losses(store, task)[0]
+
+
+@pytest.mark.parametrize("name", [*OBJECTIVES])
+def test_resumed_it_has_the_same_bytes(trained, name, tmp_path):
+    """What objectives keep beside the network goes on where it was: heads, peers, past logits."""
+    store, _, made = trained
+    task = made[name]
+    again = like(store, tmp_path / "again", task.logits)
+    with pytest.raises(KilledError):
+        train_classifier(again, task, stop_at(task.num_steps - 1))
+    train_classifier(again, task, quiet)
+    assert len(manifest(again, task).totals["measured"]["starts"]) == 2
+    assert manifest(again, task).files == manifest(store, task).files
+
+
+@pytest.mark.parametrize("name", ["kd", "hybrid"])
+def test_teachers_in_the_workers_are_left_alone(trained, name):
+    """In evaluation mode and without a graph, those that answer and those that are read inside."""
+    store, _, made = trained
+    prepared = prepare(store, Preparation(NAME, zca=False), torch.device("cpu"))
+    teachers = [load_teacher(one, prepared, "teacher") for one in made[name].teachers]
+    network = prepared.network(NetworkSettings.model_validate(VIT), 0)
+    known = replace(facts(network), models=tuple(teachers))
+    kind = {"kd": Kd, "hybrid": Hybrid}[name]
+    learner = ImageLearner(
+        network,
+        None,
+        made[name].settings,
+        device=torch.device("cpu"),
+        group=WorkerGroup(),
+        make=lambda: kind(known),
+        teachers=teachers if name == "kd" else (),
+    ).train()
+    before = [{k: v.clone() for k, v in one.state_dict().items()} for one in teachers]
+    images, signals = batch()
+    del signals["logits.0"]
+    learner(images, signals).objective.backward()
+    assert all(parameter.grad is not None for parameter in network.parameters())
+    for teacher, values in zip(teachers, before, strict=True):
+        assert not any(module.training for module in teacher.network.modules())
+        assert not teacher(images).requires_grad
+        assert all(torch.equal(value, values[k]) for k, value in teacher.state_dict().items())
+    kept = {id(parameter) for parameter in learner.trained.values()}
+    assert kept.isdisjoint(id(one) for teacher in teachers for one in teacher.parameters())
 
 
 def built_again(store, task):
@@ -149,172 +205,19 @@ def test_what_is_dropped_leaves_outputs_as_they_are(trained, name):
     assert manifest(store, made[name]).totals["test"]["accuracy"] == pytest.approx(float(right))
 
 
-def batch(seed=0, size=8):
-    generator = torch.Generator().manual_seed(seed)
-    images = torch.randn(size, 1, 8, 8, generator=generator)
-    teacher = 3 * torch.randn(size, CLASSES, generator=generator)
-    labels = torch.randint(0, CLASSES, (size,), generator=generator)
-    return images, {"labels": labels, "logits.0": teacher.half(), "rows": torch.arange(size)}
-
-
-def facts(network, classes=CLASSES):
-    return ClassifierFacts(network, classes, COUNTS[0], (1, 8, 8), teachers=(1.0,))
-
-
-def network_of(classes=CLASSES):
-    settings = NetworkSettings.model_validate(SMALL)
-    from stillhouse.models.networks import build_network
-
-    return build_network(settings, (1, 8, 8), classes, 0)
-
-
-def test_kd_is_its_equation():
-    network, (images, signals) = network_of(), batch()
-    value = Kd(facts(network), weight=0.3, temperature=2.0)(network, images, signals)
-    logits = network(images).detach().double()
-    own = -log_softmax(logits, 1)[range(8), signals["labels"]].mean()
-    soft = softmax(signals["logits.0"].double() / 2, 1)
-    other = kl_div(log_softmax(logits / 2, 1), soft, reduction="batchmean")
-    assert value.nll.item() == pytest.approx(own.item(), rel=1e-5)
-    expected = 0.7 * own + 0.3 * 4 * other
-    assert value.objective.item() == pytest.approx(expected.item(), rel=1e-5)
-
-
-def test_dhkd_keeps_the_losses_apart_and_aligns_all_parameters():
-    network, (images, signals) = network_of(), batch()
-    objective = Dhkd(facts(network), alpha=0.5, align=True)
-    value = objective(network, images, signals)
-    assert value.second is not None
-    parameters = [*network.parameters(), *objective.parameters()]
-    first, second = (
-        torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
-        for loss in (value.objective, value.second)
-    )
-    # labels reach the network's head alone, teachers the second head alone, both the features
-    assert [gradient is None for gradient in first[-2:]] == [True, True]
-    assert [gradient is None for gradient in second[-4:-2]] == [True, True]
-    pair = [
-        [torch.zeros_like(p) if g is None else g for g, p in zip(one, parameters, strict=True)]
-        for one in (first, second)
-    ]
-    flat = [torch.cat([g.flatten() for g in one]).double() for one in pair]
-    dot = flat[0] @ flat[1]
-    soft = flat[1] - dot / (flat[0] @ flat[0]) * flat[0] if dot < 0 else flat[1]
-    joined = torch.cat([g.flatten() for g in objective.join(*pair)]).double()
-    torch.testing.assert_close(joined, flat[0] + soft, rtol=1e-4, atol=1e-6)
-
-
-@pytest.mark.parametrize("classes", [2, 4])
-def test_weak_labels_set_how_many_of_each_class_are_hard(classes):
-    network, (images, signals) = network_of(classes), batch(size=40)
-    signals = {"logits.0": signals["logits.0"][:, :classes]}  # no labels: they are not read
-    objective = WeakToStrong(facts(network, classes), maximum=1.0, warmup=0.5)
-    objective.at_step(9, 10)
-    objective.learn(objective.survey(network, images, signals))
-    value = objective(network, images, signals)
-    probs = softmax(network(images).detach(), 1).double()
-    weak = softmax(signals["logits.0"].double(), 1)
-    if classes == 2:
-        hard = (probs[:, 0] < np.quantile(probs[:, 0], weak[:, 1].mean())).long()
-        expected = -probs.log()[range(40), hard].mean()
-        assert value.objective.item() == pytest.approx(expected.item(), rel=1e-5)
-    expected = -(weak * probs.log()).sum(1).mean()
-    assert value.nll.item() == pytest.approx(expected.item(), rel=1e-5)
-    objective.at_step(0, 10)
-    start = objective(network, images, signals)
-    assert start.objective.item() == pytest.approx(expected.item(), rel=1e-5)
-
-
-def test_bags_read_shares_alone_and_their_noise_is_drawn_once():
-    labels, bags = torch.arange(COUNTS[0]) % CLASSES, bags_of(COUNTS[0], 5, 0)
-    plain = make_task({"name": "bags", "bag_size": 5}, global_batch=15).settings
-    noisy = make_task({"name": "bags", "bag_size": 5, "epsilon": 1.0}, global_batch=15).settings
-    columns = Bags.columns({"labels": labels}, bags, plain, CLASSES)
-    assert set(columns) == {"shares"}
-    for bag in bags[:3]:
-        expected = np.bincount(labels.numpy()[bag], minlength=CLASSES) / 5
-        np.testing.assert_allclose(columns["shares"][bag].numpy(), [expected] * 5, atol=1e-6)
-    assert float(columns["shares"].sum()) == pytest.approx(95)  # one image of 96 is in no bag
-    once, twice = (Bags.columns({"labels": labels}, bags, noisy, CLASSES) for _ in range(2))
-    assert torch.equal(once["shares"], twice["shares"])
-    assert not torch.equal(once["shares"], columns["shares"])
-
-
-def test_lsskd_is_its_equation():
-    network, (images, signals) = network_of(), batch(size=4)
-    objective = Lsskd(facts(network), temperature=2.0, branch_weight=0.5, feature_weight=0.2)
-    value = objective(network, images, signals)
-    turned = torch.stack([torch.rot90(images, turn, (2, 3)) for turn in range(4)], 1).flatten(0, 1)
+def test_held_out_bags_are_measured(trained):
+    """Their shares against the mean probability, bag by bag: rho can be chosen by them."""
+    store, _, made = trained
+    validation = prepare(store, Preparation(NAME, zca=False), torch.device("cpu")).validation
     with torch.no_grad():
-        first = network.features[:4](turned)
-        last = network.features[4:](first)
-        logits = network(turned)[::4].double()
-        branches = [b(x).double() for b, x in zip(objective.branches, (first, last), strict=True)]
-        projected = objective.projections[0](first.mean((2, 3)))
-    main = -log_softmax(logits, 1)[range(4), signals["labels"]].mean()
-    joint = (signals["labels"][:, None] * 4 + torch.arange(4)).flatten()
-    own = sum(-log_softmax(one, 1)[range(16), joint].mean() for one in branches)
-    soft = softmax(branches[1] / 2, 1)
-    mimic = 4 * kl_div(log_softmax(branches[0] / 2, 1), soft, reduction="batchmean")
-    gap = (projected - last.mean((2, 3))).square().mean()
-    expected = main + 0.5 * own + mimic + 0.2 * gap
-    assert value.objective.item() == pytest.approx(expected.item(), rel=1e-4)
-    assert value.nll.item() == pytest.approx(main.item(), rel=1e-5)
-
-
-def test_robust_reads_so_many_labels_and_moves_images_against_a_price():
-    labels = torch.arange(COUNTS[0]) % CLASSES
-    settings = make_task({"name": "robust", "num_labelled": 18}).settings
-    known = Robust.columns({"labels": labels}, bags_of(COUNTS[0], 1, 0), settings, CLASSES)
-    shown = known["labels"] >= 0
-    assert (known["labels"][shown] == labels[shown]).all()
-    assert torch.bincount(labels[shown]).tolist() == [4, 4, 4, 4]
-    network, (images, signals) = network_of(), batch()
-    signals["labels"][4:] = -1
-    own = network(images).detach()
-    plain = Robust(facts(network), 16, weight=0.5, gamma=1e6, gamma_unlabelled=1e6)
-    value = plain(network, images, signals)  # nothing moves at this price
-    targets = torch.where(signals["labels"] >= 0, signals["labels"], own.argmax(1))
-    losses = -log_softmax(own.double(), 1)[range(8), targets]
-    scales = torch.tensor([96 / 16] * 4 + [0.5 * 96 / 80] * 4)
-    assert value.objective.item() == pytest.approx((losses * scales).mean().item(), rel=1e-4)
-    moved = Robust(facts(network), 16, weight=0.5, gamma=1.0, gamma_unlabelled=1.0)
-    assert moved(network, images, signals).objective > value.objective
-
-
-def test_self_past_learns_from_the_epoch_that_it_names():
-    network, (images, signals) = network_of(), batch()
-    objective = SelfPast(facts(network), lag=2, weight=1.0, temperature=2.0)
-    past = []
-    for epoch in range(4):
-        objective.learn(objective.survey(network, images, signals).detach())
-        value = objective(network, images, signals)
-        logits = network(images).detach()
-        past.append(logits.half())
-        extra = 0.0
-        if epoch >= 2:
-            soft = softmax(past[epoch - 2].double() / 2, 1)
-            own = log_softmax(logits.double() / 2, 1)
-            extra = 4 * kl_div(own, soft, reduction="batchmean").item()
-        assert value.objective.item() - value.nll.item() == pytest.approx(extra, abs=1e-5)
-        with torch.no_grad():
-            network.classifier.weight.mul_(1.5)
-
-
-def test_co_teaching_swaps_the_small_losses():
-    network, (images, signals) = network_of(), batch()
-    objective = CoTeaching(facts(network), forget_rate=0.5, ramp=0.0)
-    objective.at_step(3, 10)
-    objective.learn(objective.survey(network, images, signals).detach())
-    value = objective(network, images, signals)
-    losses = [
-        -log_softmax(one(images).detach(), 1)[range(8), signals["labels"]]
-        for one in (network, objective.peer)
-    ]
-    assert not torch.allclose(*losses)
-    chosen = [torch.topk(loss, 4, largest=False).indices for loss in losses]
-    expected = losses[0][chosen[1]].mean() + losses[1][chosen[0]].mean()
-    assert value.objective.item() == pytest.approx(expected.item(), rel=1e-5)
+        probs = built_again(store, made["bags"])(validation[0]).double().softmax(1).numpy()
+    losses = []
+    for bag in bags_of(len(probs), 4, 0):
+        shares = np.bincount(validation[1].numpy()[bag], minlength=CLASSES) / 4
+        losses.append(-(shares * np.log(probs[bag].mean(0))).sum())
+    last = manifest(store, made["bags"]).totals["evaluations"][-1]
+    assert last["bag_nll"] == pytest.approx(np.mean(losses), rel=1e-5)
+    assert "bag_nll" not in manifest(store, made["kd"]).totals["evaluations"][-1]
 
 
 def test_a_vit_reports_its_attention(trained):
@@ -324,26 +227,6 @@ def test_a_vit_reports_its_attention(trained):
     assert 0 < found["distance"][0] < 2**0.5  # the mean over a grid of 2 x 2 is 0.85 if uniform
     assert all(0 <= value <= 1 for value in found["nmi"])
     assert manifest(store, made["kd"]).totals["attention"] is None
-
-
-@pytest.mark.parametrize(
-    ("kind", "options", "match"),
-    [
-        (Kd, {"weight": 2}, r"`train\.objective\.weight: 2` is not between 0 and 1"),
-        (Kd, {"temperature": 0}, r"`train\.objective\.temperature: 0` has to be above 0"),
-        (Dhkd, {"heads": 3}, r"`train\.objective\.heads: 3`: one of \[1, 2\]"),
-        (WeakToStrong, {"schedule": "mine"}, "use paper or released"),
-        (Lsskd, {"feature_weight": -1}, r"`train\.objective\.feature_weight: -1` has to be 0 or"),
-        (Masked, {}, r"needs `network: \{name: vit\}`, not ConvNet"),
-        (Hybrid, {}, r"needs `network: \{name: vit\}`, not ConvNet"),
-        (Robust, {"num_labelled": 3}, r"`train\.objective\.num_labelled: 3`: there are 4 classes"),
-        (CoTeaching, {"forget_rate": 1}, r"`train\.objective\.forget_rate: 1` is not in \[0, 1\)"),
-        (Bags, {"rho": -1}, r"`train\.objective\.rho: -1` is not between 0 and 1"),
-    ],
-)
-def test_settings_out_of_range_are_refused_by_name(kind, options, match):
-    with pytest.raises(SpecError, match=match):
-        kind(facts(network_of()), **options)
 
 
 def test_a_teacher_that_does_not_fit_is_refused(trained, tmp_path):
@@ -372,6 +255,10 @@ def test_a_teacher_that_does_not_fit_is_refused(trained, tmp_path):
     put({}, weights | {"classifier.bias": torch.full((CLASSES,), 1e30)})
     with pytest.raises(InputError, match="the logits of 96 of 96 images are not finite"):
         LogitsTask(NAME, stored, key).run(store, host(store))
+    live = make_task({"name": "kd", "teachers": TAUGHT, "signals": "live"}, teachers=[stored])
+    put({}, {name: 1e30 * value for name, value in weights.items()})
+    with pytest.raises(InputError, match=r"teachers\.0`: its logits are not finite"):
+        train_classifier(store, live, quiet)
     put({"class_names": names[::-1]}, weights)  # the same network, its classes renamed
     with torch.no_grad():
         turned = load_teacher(stored, prepared, key)(prepared.train[:5])

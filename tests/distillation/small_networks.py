@@ -1,17 +1,15 @@
 """Vectors, small networks and a pair of workers that these tests share."""
 
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from threading import Barrier
 
 import numpy as np
 import torch
 from torch import nn
+from vector_cases import VECTORS
 
 from stillhouse.distillation.evaluate import mean_logits, soft_loss
 from stillhouse.distillation.prepared import Standardisation, frozen
-
-VECTORS = Path(__file__).parents[1] / "vectors"
 
 
 def tensors(name):

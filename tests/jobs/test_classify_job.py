@@ -1,19 +1,16 @@
 """`job: train` with `task: classify` on real Ray: widths, a killed worker, the report, refusals."""
 
 import json
-import os
 import shutil
-import signal
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 from PIL import Image
 from result_keys import check_keys
 from samples import order_digest
 from small import Quiet
-from workers import command_line
+from workers import ALONE, Killer
 
 from stillhouse.errors import StillhouseError
 from stillhouse.jobs.plan import plan_job
@@ -64,21 +61,6 @@ def trained(ray_cluster, place):
     return run(content(place / "one"))
 
 
-class Killer(Quiet):
-    """Kills the one training worker of this process's Ray at a point of the training."""
-
-    def __init__(self):
-        super().__init__()
-        self.killed = 0
-
-    def note(self, kind, content):
-        if kind == "train point" and content["step"] >= 9 and not self.killed:
-            children = psutil.Process().children(recursive=True)
-            [worker] = [p for p in children if "WorkerGroupActor" in command_line(p)]
-            self.killed = worker.pid
-            os.kill(worker.pid, signal.SIGKILL)
-
-
 def test_the_result_is_the_contract(trained, place):
     found = trained["train"]
     assert (trained["status"], trained["job"], found["task"]) == ("done", "train", "classify")
@@ -116,7 +98,7 @@ def test_two_workers_have_the_losses_of_one(trained, place):
 
 
 def test_a_killed_worker_changes_no_byte(trained, place):
-    killer = Killer()
+    killer = Killer(9, ALONE)
     found = run(content(place / "killed"), killer)
     assert killer.killed and found["train"]["restarts"] == 1
     assert manifest(found)["files"] == manifest(trained)["files"]
@@ -177,6 +159,24 @@ def write_images(folder, names, side=8, count=6):
             Image.fromarray(pixels).save(folder / name / f"{i}.png")
 
 
+def test_images_without_labels_are_a_second_source(ray_cluster, place):
+    """They are read once, into the store, and decide what the training is named."""
+    write_images(place / "others", ["anything"], count=40)
+    options = {"unlabelled": {"path": str(place / "others")}}
+    learning = {"num_epochs": 1, "objective": {"name": "robust", "steps": 1}}
+    found = run(content(place / "one", train=learning, **options))
+    assert found["work"]["unlabelled images"] == {"parts": 1, "reused": 0}
+    assert found["train"]["num_steps"] == round((NUM_IMAGES + 40) / 32)
+    table = read(found["run"]).find("data", "table")[0]
+    assert ["without labels", 40] in [row[:2] for row in table.rows]
+    again = run(content(place / "one", train=learning, **options))
+    assert again["status"] == "nothing_to_do"
+    write_images(place / "more", ["anything"], count=41)
+    other = content(place / "one", train=learning, unlabelled={"path": str(place / "more")})
+    planned = plan_job(parse_spec(other, "spec.yaml"))["steps"]
+    assert [planned[name]["reused"] for name in ("images", "unlabelled images")] == [1, 0]
+
+
 def refused(spec, match, code):
     with pytest.raises(StillhouseError, match=match) as found:
         run(spec)
@@ -195,6 +195,7 @@ def refused(spec, match, code):
         ({"train": {"objective": {"name": "distil"}}}, r"`objective\.name: distil`: one of"),
         ({"train": {"objective": {"name": "kd"}}}, "kd has at least one"),
         ({"train": {"objective": {"name": "bags", "bag_size": 5}}}, "5` does not divide `train.gl"),
+        ({"unlabelled": {"path": "/nowhere"}}, "`unlabelled`: cross_entropy reads labels"),
         ({"init": {"path": "x", "head": "keep"}}, "give either `network` or `init`"),
         ({"data": {"path": "/nowhere/images"}}, "/nowhere/images"),
     ],

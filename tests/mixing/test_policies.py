@@ -1,7 +1,6 @@
 """Each policy by its settings: distributions, states, the published codes' traces."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
+from vector_cases import VECTORS
 
 from stillhouse.errors import InputError, SpecError
 from stillhouse.mixing.decisions import Decision, write_decisions
@@ -230,7 +230,7 @@ def test_a_replay_of_a_seed_is_named_by_its_log_alone(tmp_path):
 
 
 def vector(name):
-    return json.loads((Path(__file__).parents[1] / "vectors" / f"{name}.json").read_text())
+    return json.loads((VECTORS / f"{name}.json").read_text())
 
 
 def step_rewards(inputs, step):

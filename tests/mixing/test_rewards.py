@@ -1,10 +1,10 @@
 """Rewards from gradients that are kept separately by arm."""
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
+from vector_cases import VECTORS
 
 from stillhouse.errors import ModelError
 from stillhouse.mixing.rewards import GradientCapture, TargetGradient, compared_parameters
@@ -14,12 +14,13 @@ from stillhouse.spec import ModelSettings
 VOCAB = 64
 NAMES = ("alignment", "magnitude", "aggregate")
 PUBLISHED = {"cosine": "alignment", "magnitude": "magnitude", "cosine_and_magnitude": "aggregate"}
-VECTORS = Path(__file__).parents[1] / "vectors" / "flad_01_rewards.json"
 ZERO, ONES = torch.zeros(4), torch.ones(4)
 
 
 @pytest.mark.parametrize(
-    "case", json.loads(VECTORS.read_text())["cases"], ids=lambda case: case["description"]
+    "case",
+    json.loads((VECTORS / "flad_01_rewards.json").read_text())["cases"],
+    ids=lambda case: case["description"],
 )
 def test_published_rewards(case):
     target, arm = (torch.tensor(case["inputs"][key]) for key in ("target_grad", "aux_grad"))

@@ -1,17 +1,14 @@
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
+from vector_cases import VECTORS
 
 from stillhouse.errors import ModelError
 from stillhouse.models.device import initialised
 from stillhouse.models.network_settings import NetworkSettings
 from stillhouse.models.networks import ConvNet, ResNet18, build_network
-
-VECTORS = Path(__file__).parents[1] / "vectors"
 
 
 def count(network):

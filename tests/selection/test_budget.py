@@ -2,21 +2,19 @@ import json
 import math
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from vector_cases import VECTORS
 
 from stillhouse.errors import BudgetError
 from stillhouse.selection import budget
 from stillhouse.selection.budget import find_cut, find_weighted_cut, threshold_cut, top_k
 from stillhouse.selection.color import color_score
 
-VECTOR = json.loads(
-    (Path(__file__).parents[1] / "vectors/color_filter_03_selection.json").read_text()
-)
+VECTOR = json.loads((VECTORS / "color_filter_03_selection.json").read_text())
 
 few_values = st.sampled_from([0.0, -0.0, 1.0, -1.0, 1.5, math.inf, -math.inf, math.nan, 1e-45])
 near_values = st.integers(0, 40).map(lambda i: float(np.float32(1) + np.float32(i * 2.0**-23)))

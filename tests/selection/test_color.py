@@ -1,14 +1,13 @@
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from vector_cases import VECTORS
 
 from stillhouse.selection.budget import top_k
 from stillhouse.selection.color import color_score, piece_sums, token_nll
 
-VECTORS = Path(__file__).parents[1] / "vectors"
 VECTOR = json.loads((VECTORS / "color_filter_01_sequence_score.json").read_text())
 RHO_LOSS = json.loads((VECTORS / "baselines_01_rho_dsir.json").read_text())["rho_loss"]
 

@@ -1,8 +1,8 @@
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
+from vector_cases import VECTORS
 
 from stillhouse.selection.dsir import (
     gumbel,
@@ -14,7 +14,6 @@ from stillhouse.selection.dsir import (
 from stillhouse.selection.ranking import row_keys
 from stillhouse.selection.rules import RankedRows, find_rule
 
-VECTORS = Path(__file__).parents[1] / "vectors"
 DSIR = json.loads((VECTORS / "baselines_01_rho_dsir.json").read_text())["dsir"]
 TEXTS, EXPECTED = DSIR["inputs"], DSIR["outputs"]
 

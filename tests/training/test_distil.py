@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from stillhouse.errors import ModelError
+from stillhouse.errors import InputError
 from stillhouse.models.causal_lm import build_model
 from stillhouse.models.head import PLAIN, Head
 from stillhouse.models.token_samples import drawn_tokens, top_tokens
@@ -162,7 +162,7 @@ def test_objective_and_gradients_are_the_definition(masked):
 
 
 def test_a_teacher_that_gives_nan_is_refused():
-    with pytest.raises(ModelError, match="gives NaN"):
+    with pytest.raises(InputError, match="gives NaN"):
         top_tokens(torch.full((2, 5), torch.nan), 2, [1.0])
 
 

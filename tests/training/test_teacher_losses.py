@@ -153,6 +153,15 @@ def test_mutual_information_bound(given, wanted):
     )
 
 
+@pytest.mark.parametrize(("given", "wanted"), cases("distiller_01_mi_alpha", "tuba"))
+def test_mutual_information_from_a_baseline_alone(given, wanted):
+    """Alpha of 0 is TUBA, and NWJ where the baseline is 1."""
+    scores, learned = double(given["scores"]), double(given["log_baseline"])
+    for name, baseline in (("tuba", learned), ("nwj", torch.ones_like(learned))):
+        found = layer_losses.mi_alpha(scores, baseline, -1e4)
+        assert found.item() == pytest.approx(wanted[name], rel=1e-6, abs=2e-7)
+
+
 @pytest.mark.parametrize(("given", "wanted"), cases("hsakd_01_losses"))
 def test_rotations_and_branches(given, wanted):
     labels, temperature = torch.tensor(given["labels"]), given["temperature"]

@@ -44,6 +44,15 @@ def cross_entropy(log_probs: Tensor, shares: Tensor, rho: float) -> Tensor:
     return (1 - rho) * bag - rho * (shares[:, None] * log_probs).sum(2).mean()
 
 
+def bag_loss(logits: Tensor, labels: Tensor, bags: Tensor) -> Tensor:
+    """L_bag, a scalar, of bags [m, k] of rows of logits [n, C] and labels [n].
+
+    Of held-out bags it chooses rho without a label of a single image.
+    """
+    shares = one_hot(labels[bags], logits.shape[1]).to(logits.dtype).mean(1)
+    return cross_entropy(logits.log_softmax(1)[bags], shares, 0.0)
+
+
 def response_limit(num_samples: int, constant: float) -> float:
     """C sqrt(log n): responses are clipped to plus and minus this before they are averaged."""
     return constant * math.sqrt(math.log(num_samples))

@@ -1,8 +1,10 @@
 """Hybrid distillation (Shi et al. 2023, arXiv 2306.15876): two teachers for a vision transformer.
 
 The student imitates the token relations of a masked-image teacher and the features of a supervised
-one. The exact forms could not be had; relations as KL of softmaxed Q K^T / sqrt(d) and features as
-smooth L1 of layer-normalised tokens are our reading. The two diagnostics tell the teachers apart.
+one, and leaves out redundant tokens step by step, which saves time. The exact forms could not be
+had. Our reading: relations as KL of softmaxed Q K^T / sqrt(d), features as smooth L1 of
+layer-normalised tokens; tokens that are most similar to the others of their image are left out
+after each third of the blocks, and are not compared from there on.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,12 +12,12 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, layer_norm, smooth_l1_loss
+from torch.nn.functional import cross_entropy, layer_norm, normalize, smooth_l1_loss
 
 from stillhouse.classification.learner import LABELS, ClassifierFacts, reading
 from stillhouse.classification.stored import ImageTeacher
 from stillhouse.errors import SpecError
-from stillhouse.models.vit import Vit
+from stillhouse.models.vit import Vit, rows_of
 from stillhouse.training.objectives import LossValue
 from stillhouse.training.objectives.bounds import not_negative
 from stillhouse.training.objectives.distil import promoted
@@ -34,32 +36,22 @@ def feature_loss(student: Tensor, teacher: Tensor) -> Tensor:
     return smooth_l1_loss(own, target)
 
 
-def attention_distance(attention: Tensor, grid: int) -> Tensor:
-    """Mean distance in patches that each head looks at: [heads].
+@torch.no_grad()
+def least_redundant(tokens: Tensor, count: int) -> Tensor:
+    """The `count` tokens of each image that are least like its others: ascending int64 [B, count].
 
-    Args:
-        attention: probabilities [heads, grid^2, grid^2] of patches, rows are queries.
-        grid: patches on each side.
+    By the mean cosine similarity with all tokens [B, T, H] of the image.
     """
-    axis = torch.arange(grid, dtype=attention.dtype, device=attention.device)
-    places = torch.stack(torch.meshgrid(axis, axis, indexing="ij"), -1).flatten(0, 1)
-    return (attention * torch.cdist(places, places)).sum(-1).mean(-1)
+    directions = normalize(promoted(tokens), dim=-1)
+    likeness = (directions @ directions.mean(1, keepdim=True).transpose(1, 2))[..., 0]
+    return likeness.topk(count, dim=1, largest=False).indices.sort(1).values
 
 
-def attention_nmi(attention: Tensor) -> Tensor:
-    """Normalised mutual information of queries and keys: [heads] of [heads, T, T].
-
-    Queries are uniform and p(key | query) is the attention: I(q; k) / sqrt(H(q) H(k)).
-    """
-    size = attention.shape[-1]
-    joint = attention / size
-    keys = joint.sum(-2)
-    information = torch.special.xlogy(joint, joint * size) - torch.special.xlogy(
-        joint, keys[:, None]
-    )
-    entropy = -torch.special.xlogy(keys, keys).sum(-1)
-    queries = torch.log(attention.new_tensor(float(size)))
-    return information.sum((-2, -1)) / (queries * entropy).sqrt()
+def kept_counts(num_tokens: int, depth: int, drop: float) -> dict[int, int]:
+    """Tokens that are left from a block on, by its number: fewer after a third and after two."""
+    places = sorted({round(depth / 3), round(2 * depth / 3)} - {0})
+    shares = [1 - drop * (i + 1) / len(places) for i in range(len(places))]
+    return {place: max(1, round(num_tokens * s)) for place, s in zip(places, shares, strict=True)}
 
 
 class Hybrid(nn.Module):
@@ -73,6 +65,7 @@ class Hybrid(nn.Module):
         label_weight, relation_weight, feature_weight: of the three terms.
         layers: blocks whose relations are compared, from 0; default all. The teacher's are those
             at the same share of its depth.
+        drop: share of the tokens that is left out in the end (the paper's is not known to us).
     """
 
     needs_models: ClassVar[bool] = True
@@ -84,6 +77,7 @@ class Hybrid(nn.Module):
         relation_weight: float = 1.0,
         feature_weight: float = 1.0,
         layers: Sequence[int] | None = None,
+        drop: float = 0.0,
     ) -> None:
         super().__init__()
         not_negative(
@@ -91,6 +85,8 @@ class Hybrid(nn.Module):
             relation_weight=relation_weight,
             feature_weight=feature_weight,
         )
+        if not 0 <= drop < 1:
+            raise SpecError(f"`train.objective.drop: {drop}` is not in [0, 1)")
         self._weights = label_weight, relation_weight, feature_weight
         student, self._teachers = vit_of(facts.network), facts.models
         relations, features = (vit_of(one.network) for one in self._given())
@@ -105,6 +101,7 @@ class Hybrid(nn.Module):
         if not self._layers or not all(0 <= layer < depth for layer in self._layers):
             raise SpecError(f"`train.objective.layers: {layers}`: the network has {depth} blocks")
         self._pairs = [(layer, (layer + 1) * other // depth - 1) for layer in self._layers]
+        self._counts = kept_counts(student.grid**2, depth, drop) if drop else {}
         same = features.width == student.width
         self.project = nn.Identity() if same else nn.Linear(student.width, features.width)
 
@@ -116,30 +113,36 @@ class Hybrid(nn.Module):
     ) -> LossValue:
         """See `stillhouse.classification.learner`."""
         student, (relations, features) = vit_of(network), self._given()
-        with reading(*student.scores, student.norm) as own:
-            nll = cross_entropy(promoted(student(images)), signals[LABELS])
+        with reading(*student.scores) as own:
+            tokens, kept = self._tokens(student, images)
+        nll = cross_entropy(promoted(student.classify(tokens)), signals[LABELS])
         with torch.no_grad():
             masked = vit_of(relations.network)
             with reading(*masked.scores) as theirs:
                 masked.tokens(relations.own(images))
-            target = vit_of(features.network).tokens(features.own(images))
-        losses = [relation_loss(own[i], theirs[max(0, j)]) for i, j in self._pairs]
-        terms = nll, torch.stack(losses).mean(), feature_loss(self.project(own[-1]), target)
+            target = rows_of(vit_of(features.network).tokens(features.own(images)), kept[-1])
+        losses = [
+            relation_loss(own[i], pairs_of(theirs[max(0, j)], kept[i])) for i, j in self._pairs
+        ]
+        terms = nll, torch.stack(losses).mean(), feature_loss(self.project(tokens), target)
         total = torch.stack([w * term for w, term in zip(self._weights, terms, strict=True)]).sum()
         return LossValue(total, nll)
 
+    def _tokens(self, student: Vit, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """The last tokens [B, k, width], and which ones each block read: int64 [B, k]."""
+        states, kept = student.embedded(images), list[Tensor]()
+        left = torch.arange(states.shape[1], device=images.device).expand(len(images), -1)
+        for i, block in enumerate(student.blocks):
+            if i in self._counts:
+                chosen = least_redundant(states, self._counts[i])
+                states, left = rows_of(states, chosen), left.gather(1, chosen)
+            kept.append(left)
+            states = block(states)
+        return student.norm(states), kept
 
-@torch.no_grad()
-def attention_diagnostics(network: Vit, images: Tensor) -> dict[str, list[float]]:
-    """Means over images [n, C, H, H] and heads of both diagnostics, by layer."""
-    with reading(*network.eval().scores) as scores:
-        network.tokens(images)
-    found: dict[str, list[float]] = {"distance": [], "nmi": []}
-    for layer in scores:
-        attention = layer.double().softmax(-1)
-        distances = [attention_distance(one, network.grid).mean() for one in attention]
-        found["distance"].append(float(torch.stack(distances).mean()))
-        found["nmi"].append(
-            float(torch.stack([attention_nmi(one).mean() for one in attention]).mean())
-        )
-    return found
+
+def pairs_of(scores: Tensor, kept: Tensor) -> Tensor:
+    """Scores [B, heads, T, T] between the places kept [B, k]: [B, heads, k, k]."""
+    queries = kept[:, None, :, None].expand(-1, scores.shape[1], -1, scores.shape[-1])
+    found = scores.gather(2, queries)
+    return found.gather(3, kept[:, None, None, :].expand(*found.shape[:3], -1))

@@ -20,6 +20,17 @@ from stillhouse.training.objectives.distil import promoted
 _MASKS = 14  # first word of a random generator's key
 
 
+def patch_errors(predicted: Tensor, patches: Tensor) -> Tensor:
+    """Mean squared errors [B, T] of predicted patches [B, T, P].
+
+    Each target is normalised by mean and (unbiased) variance of its own P pixels, P above 1.
+    """
+    target = promoted(patches)
+    variance, mean = torch.var_mean(target, -1, keepdim=True)
+    target = (target - mean) / (variance + 1e-6).sqrt()
+    return (promoted(predicted) - target).square().mean(-1)
+
+
 class Masked(nn.Module):
     """Hidden patches are drawn by seed, step and row. The network's classifier is not trained.
 
@@ -37,6 +48,8 @@ class Masked(nn.Module):
         if not 0 < mask < 1:
             raise SpecError(f"`train.objective.mask: {mask}` is not between 0 and 1")
         positive(width=width, depth=depth)
+        if facts.shape[0] * network.patch**2 < 2:
+            raise SpecError("`network.options.patch`: a patch of one value has nothing to predict")
         self._patches, self._seed, self._step = network.grid**2, facts.seed, 0
         self._kept = max(1, round(self._patches * (1 - mask)))
         self.read = nn.Linear(network.width, width)
@@ -64,7 +77,7 @@ class Masked(nn.Module):
         index = kept[:, :, None].expand_as(seen)
         empty = self.hidden.expand(len(images), self._patches, -1).to(seen.dtype)
         states = self.blocks(empty.scatter(1, index, seen) + self.positions)
-        errors = (promoted(self.write(states)) - network.pixels(images)).square().mean(2)
+        errors = patch_errors(self.write(states), network.pixels(images))
         loss = errors.gather(1, hidden).mean()
         return LossValue(loss, loss)
 

@@ -84,7 +84,9 @@ def worst_case(
 
 
 class Robust:
-    """A labelled part of the images, and all others without their labels (RSS).
+    """Labelled images, and others without labels, which may be of a nearby domain (RSS).
+
+    The others are those of `unlabelled`, or all beside a labelled part of the images of `data`.
 
     Images are moved by gradient ascent to where loss minus price is largest; labels of the
     unlabelled ones are the network's own decisions. Start from the labelled solution (`init`): it
@@ -92,7 +94,8 @@ class Robust:
 
     Args:
         facts: of the training.
-        num_labelled: images whose labels are read, drawn by class from the seed.
+        num_labelled: images of `data` whose labels are read, drawn by class from the seed; with
+            `unlabelled` all are read.
         weight: lambda of the unlabelled ones.
         gamma, gamma_unlabelled: prices of squared distance; they have to exceed the curvature of
             the loss.
@@ -102,7 +105,7 @@ class Robust:
     def __init__(
         self,
         facts: ClassifierFacts,
-        num_labelled: int,
+        num_labelled: int | None = None,
         weight: float = 1.0,
         gamma: float = 1.0,
         gamma_unlabelled: float = 1.0,
@@ -110,16 +113,10 @@ class Robust:
     ) -> None:
         positive(gamma=gamma, gamma_unlabelled=gamma_unlabelled)
         not_negative(weight=weight, steps=steps)
-        count = num_labelled // facts.num_classes * facts.num_classes
-        if not 0 < count <= facts.num_images:
-            raise SpecError(
-                f"`train.objective.num_labelled: {num_labelled}`: there are {facts.num_classes} "
-                f"classes and {facts.num_images} images"
-            )
         self._gammas, self._steps = (gamma, gamma_unlabelled), steps
         # a mean over a batch of rows so weighted is, on average, that of both parts apart
-        others = facts.num_images - count
-        self._scales = facts.num_images / count, weight * facts.num_images / max(others, 1)
+        others = _share_of_others(facts, num_labelled)
+        self._scales = 1 / (1 - others), weight / others if others else 0.0
 
     @staticmethod
     def columns(
@@ -129,6 +126,8 @@ class Robust:
         num_classes: int,
     ) -> dict[str, Tensor]:
         """Labels of the labelled images; -1 of all others."""
+        if settings.objective.options.get("num_labelled") is None:
+            return {**columns}
         labels, draws = columns[LABELS], np.random.default_rng([_LABELLED, settings.seed])
         each = int(settings.objective.options.get("num_labelled", 0)) // num_classes
         known = torch.full_like(labels, -1)
@@ -157,3 +156,22 @@ class Robust:
         own = cross_entropy(logits, targets, reduction="none")
         nll = (own * known * self._scales[0]).mean()
         return LossValue(((loss(moved) - cost) * scale).mean(), nll)
+
+
+def _share_of_others(facts: ClassifierFacts, num_labelled: int | None) -> float:
+    """The share of images without labels among those of a batch, on average."""
+    if (num_labelled is None) == (facts.unlabelled_share is None):
+        raise SpecError(
+            "`train.objective: robust` needs images without labels: give either `unlabelled` or "
+            "`train.objective.num_labelled`"
+        )
+    if num_labelled is None:
+        assert facts.unlabelled_share is not None
+        return facts.unlabelled_share
+    count = num_labelled // facts.num_classes * facts.num_classes
+    if not 0 < count <= facts.num_images:
+        raise SpecError(
+            f"`train.objective.num_labelled: {num_labelled}`: there are {facts.num_classes} "
+            f"classes and {facts.num_images} images"
+        )
+    return 1 - count / facts.num_images

@@ -34,13 +34,14 @@ def ranking_loss(predicted: Tensor, losses: Tensor) -> Tensor:
     """How well scores order losses within each row, a scalar: for an amortised scorer.
 
     Cross-entropy over all ordered pairs of different losses: sigmoid(predicted_i - predicted_j)
-    against losses_i > losses_j, both [n, m].
+    against losses_i > losses_j, both [n, m]; 0 if no losses of a row differ.
     """
+    predicted, losses = promoted(predicted), promoted(losses)
     gaps = losses[:, :, None] - losses[:, None, :]
     wins = (predicted[:, :, None] - predicted[:, None, :]).sigmoid()
     log_wins, log_defeats = (wins + 1e-6).log(), (1 - wins + 1e-6).log()
     pairs = torch.where(gaps > 0, -log_wins, torch.where(gaps < 0, -log_defeats, 0.0))
-    return pairs.sum() / (gaps != 0).sum()
+    return pairs.sum() / (gaps != 0).sum().clamp(min=1)
 
 
 class SelfPast(nn.Module):

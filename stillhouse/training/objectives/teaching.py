@@ -12,11 +12,14 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from stillhouse.errors import SpecError
+from stillhouse.errors import InputError, SpecError
 from stillhouse.models.head import predicting
 from stillhouse.text.pieces import LOSS_MASK
 from stillhouse.training.objectives import ObjectiveFacts
 from stillhouse.training.objectives.distil import promoted
+
+_TRIED = 16
+"""Tokens that a teacher is tried on."""
 
 
 def only_teacher(facts: ObjectiveFacts, name: str) -> PreTrainedModel:
@@ -30,6 +33,21 @@ def only_teacher(facts: ObjectiveFacts, name: str) -> PreTrainedModel:
             f"`train.objective.teachers`: {name} learns from one model, not {len(facts.models)}"
         )
     return facts.models[0]
+
+
+@torch.no_grad()
+def check_teacher(model: PreTrainedModel, vocab_size: int, key: str) -> None:
+    """Refuse a teacher, `key` in the spec, whose logits after a few tokens are not finite.
+
+    Raises:
+        InputError: they are not.
+    """
+    some = torch.arange(min(vocab_size, _TRIED), device=model.device)[None]
+    caller: Any = model
+    if not bool(caller(input_ids=some).logits[..., :vocab_size].isfinite().all()):
+        raise InputError(
+            f"`{key}`: its logits are not finite: it is broken, or does not fit `train.dtype`"
+        )
 
 
 def layer_states(model: PreTrainedModel, length: int, **given: Tensor) -> list[Tensor]:
