@@ -201,8 +201,9 @@ def way_kernel(options: argparse.Namespace) -> dict[str, Any]:
 def measure_wait(folder: Path) -> dict[str, Any]:
     """Trainings in turn, of the same samples; signals are made before."""
     folder.mkdir(parents=True, exist_ok=True)
-    store = folder / "wait"
-    shutil.rmtree(store, ignore_errors=True)
+    store, apart = folder / "wait", folder / "wait-live"  # a stored training is a live one's too
+    for place in (store, apart):
+        shutil.rmtree(place, ignore_errors=True)
     kinds: dict[str, dict[str, Any]] = {
         "without": {},
         "stored": {"weight": 0.5},
@@ -212,7 +213,8 @@ def measure_wait(folder: Path) -> dict[str, Any]:
     run_job(write_spec(folder, str(store), 1, seed=100, weight=0.5))
     for seed in range(ROUNDS):
         for name, objective in kinds.items():
-            spec = write_spec(folder, str(store), STEPS, seed, **objective)
+            place = str(apart if name == "live" else store)
+            spec = write_spec(folder, place, STEPS, seed, **objective)
             runs[name].append(run_job(spec)["train"])
     same = run_job(write_spec(folder, str(store), STEPS, 0, weight=0.0))["train"]
     first = {name: done[0] for name, done in runs.items()}
