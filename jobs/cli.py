@@ -44,6 +44,7 @@ Exit codes: 0 done (also: nothing to do), 2 bad spec or usage, 3 bad input data,
 )
 
 Kind = Literal["raycronjob", "cronjob", "crontab"]
+Form = Literal["text", "tokens", "megatron", "mds", "hub"]
 Spec = Annotated[str, typer.Argument(help="A YAML file (path or URI).", metavar="SPEC")]
 Sets = Annotated[
     list[str] | None,
@@ -321,6 +322,51 @@ def verify(
 
     found = check(resolve(uri, store, ARTIFACTS), sample)
     return VerbOutput(found, show_verification, 3 if found["problems"] else 0)
+
+
+@app.command()
+@verb
+def export(
+    uri: Annotated[
+        str,
+        typer.Argument(help="A run, a selection, STORE#NAME, or an id.", metavar="SELECTION"),
+    ],
+    to: Annotated[str, typer.Option(metavar="DIR", help="A folder or URI, new or empty.")],
+    form: Annotated[
+        Form,
+        typer.Option(
+            "--format",
+            help="text: JSON Lines or Parquet; tokens: .npy; megatron: .bin and .idx; mds: "
+            "MosaicML's shards; hub: a data set with a card.",
+        ),
+    ],
+    files: Annotated[
+        Literal["jsonl", "parquet"] | None, typer.Option(help="Of `text`; default jsonl.")
+    ] = None,
+    shard_tokens: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Tokens in a file, at the least a part's."),
+    ] = None,
+    store: Store = None,
+    as_json: AsJson = False,
+) -> VerbOutput:
+    """Write a selection for another tool, with where each sample comes from. Again: go on.
+
+    Example: `stillhouse export 0123abcd --to s3://bucket/train --format megatron`
+    """
+    from stillhouse.export.formats import find_format
+    from stillhouse.jobs.export import export_selection
+    from stillhouse.jobs.ids import resolve
+    from stillhouse.jobs.progress import listener
+    from stillhouse.jobs.summary import show_exported
+
+    selection = resolve(uri, store, ["runs", "selections"])
+    shown = listener(quiet=as_json)
+    try:
+        found = export_selection(selection, to, find_format(form, files), shown, shard_tokens)
+    finally:
+        shown.close()
+    return VerbOutput(found, show_exported)
 
 
 @app.command()

@@ -5,7 +5,7 @@ from typing import Any
 
 from stillhouse.errors import ArtifactError
 from stillhouse.report.blocks import Cell, Table
-from stillhouse.report.formatting import compact, words
+from stillhouse.report.formatting import compact, num_bytes, words
 from stillhouse.report.page import read
 from stillhouse.report.terminal import Terminal, styled
 
@@ -56,6 +56,15 @@ def show_plan(planned: dict[str, Any]) -> None:
     console.block(Table(columns, rows, f"plan of {planned['job']}"))
     for note in planned["notes"]:
         console.say(note)
+
+
+def show_exported(found: dict[str, Any]) -> None:
+    """What an export holds and where it is."""
+    console = Terminal()
+    if found["reused"] == found["shards"]:
+        console.print(styled(("nothing to do", "green"), ": this export is complete"))
+    samples, tokens, size = found["num_samples"], found["num_tokens"], num_bytes(found["bytes"])
+    console.say(f"{samples:,} {found['grain']}, {compact(tokens)} tokens, {size} in {found['to']}")
 
 
 def show_recommendation(found: dict[str, Any]) -> None:

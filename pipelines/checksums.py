@@ -3,11 +3,11 @@
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+from stillhouse.pipelines.ordered_tasks import map_in_tasks
 from stillhouse.storage.integrity import Check, differing
 
 _THREADS = 8
 _BATCH = 64
-_IN_FLIGHT = 256
 
 
 def compare_here(checks: Sequence[Check]) -> list[str]:
@@ -19,16 +19,8 @@ def compare_here(checks: Sequence[Check]) -> list[str]:
 
 def compare_in_tasks(checks: Sequence[Check]) -> list[str]:
     """As `compare_here`, on the cluster that this process is connected to."""
-    import ray
-
-    remote = ray.remote(num_cpus=1)(differing)
-    problems: list[str] = []
-    waiting: list[ray.ObjectRef[list[str]]] = []
-    for batch in _batches(checks, _BATCH):
-        if len(waiting) >= _IN_FLIGHT:
-            problems += ray.get(waiting.pop(0))
-        waiting.append(remote.remote(batch))
-    return problems + [problem for batch in ray.get(waiting) for problem in batch]
+    found = map_in_tasks(differing, _batches(checks, _BATCH))
+    return [problem for problems in found for problem in problems]
 
 
 def _batches(checks: Sequence[Check], size: int) -> Iterator[Sequence[Check]]:

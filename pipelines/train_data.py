@@ -16,7 +16,8 @@ from stillhouse.pipelines.given import check_vocabulary, model_identity
 from stillhouse.pipelines.inputs import Inputs, list_source, open_inputs
 from stillhouse.pipelines.token_files import columns_of, token_length
 from stillhouse.reading.readers import Artifact
-from stillhouse.storage.artifact import Store, load_manifest
+from stillhouse.reading.tokenizer_of import tokenizer_of
+from stillhouse.storage.artifact import Store
 from stillhouse.storage.digests import digest_files
 from stillhouse.storage.filesystem import (
     FileInfo,
@@ -245,7 +246,8 @@ class _Opener:
         if token_length(parts[0].uri) is None:  # documents that were selected whole
             source = DataSource(path=[part.uri for part in parts], format="parquet")
             return self._texts("selection", item, source, list_source(source))
-        self.tokenizers[key] = _tokenizer_of(artifact)
+        known = tokenizer_of(artifact)
+        self.tokenizers[key] = KnownTokenizer(known.digest, known.eos_token, known.folder)
         made = token_set(Store(artifact.store), artifact.manifest, "selection", item.share)
         return replace(made, masked=LOSS_MASK in columns_of(parts[0].uri))
 
@@ -280,21 +282,6 @@ def artifact_at(item: FileData) -> str | None:
     """The folder of the artifact that a path names, or None."""
     folder = absolute_uri(item.paths[0])
     return folder if len(item.paths) == 1 and exists(join(folder, "manifest.json")) else None
-
-
-def _tokenizer_of(artifact: Artifact) -> KnownTokenizer:
-    """The tokenizer of a selection or tokens artifact, found in its store by content."""
-    manifest, store = artifact.manifest, Store(artifact.store)
-    if manifest.kind == "selections":
-        manifest = load_manifest(join(artifact.store, "tokens", manifest.inputs["tokens"]))
-    settings = manifest.settings["tokenizer"]
-    wanted = settings["digest"], settings["eos_token"]
-    for name in list_names(store.path("models")):
-        model = store.find_manifest("models", name)
-        totals = {} if model is None else model.totals
-        if totals.get("role") == "tokenizer" and (totals["digest"], totals["eos_token"]) == wanted:
-            return KnownTokenizer(*wanted, store.path("models", name))
-    return KnownTokenizer(*wanted, None)
 
 
 def _tokenizer(spec: TrainSpec, known: dict[str, KnownTokenizer]) -> KnownTokenizer | None:
