@@ -181,8 +181,13 @@ def _result(source: Exported, form: Format, receipts: list[ShardReceipt]) -> dic
         name: {"bytes": receipt.bytes[name], "sha256": digest}
         for receipt in receipts
         for name, digest in receipt.digests.items()
-        if not name.startswith(f"{PROVENANCE}/")
     }
+    size = sum(
+        count
+        for receipt in receipts
+        for name, count in receipt.bytes.items()
+        if not name.startswith(f"{PROVENANCE}/")
+    )
     return {
         "format": form.name,
         "selection": source.uri,
@@ -192,7 +197,7 @@ def _result(source: Exported, form: Format, receipts: list[ShardReceipt]) -> dic
         "eos_token": source.eos_token,
         "num_samples": sum(receipt.num_samples for receipt in receipts),
         "num_tokens": sum(receipt.num_tokens for receipt in receipts),
-        "bytes": sum(file["bytes"] for file in files.values()),
+        "bytes": size,
         "shards": len(receipts),
         "files": files,
     }

@@ -9,8 +9,7 @@ from stillhouse.export.shards import Exported, Shard, ShardReceipt
 from stillhouse.export.text import write_parquet
 
 CARD = "README.md"
-_SIZES = {10**3: "n<1K", 10**4: "1K<n<10K", 10**5: "10K<n<100K", 10**6: "100K<n<1M"}
-_SIZES |= {10**7: "1M<n<10M", 10**8: "10M<n<100M", 10**9: "100M<n<1B", 10**10: "1B<n<10B"}
+_BOUNDS = dict(enumerate(["1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B", "100B", "1T"], 3))
 
 
 class Hub:
@@ -36,7 +35,7 @@ class Hub:
                     "data_files": [{"split": "train", "path": "data/train-*.parquet"}],
                 }
             ],
-            "size_categories": [next((s for n, s in _SIZES.items() if samples < n), "n>1T")],
+            "size_categories": [_size_category(samples)],
             "tags": ["stillhouse"],
         }
         tokens = sum(shard.num_tokens for shard in shards)
@@ -58,6 +57,15 @@ class Hub:
             "",
         ]
         return {CARD: "\n".join(lines).encode()}
+
+
+def _size_category(samples: int) -> str:
+    """The Hub's name for a size: `1K<n<10K`."""
+    exponent = max(3, len(str(samples)))
+    below, above = _BOUNDS.get(exponent - 1), _BOUNDS.get(exponent)
+    if above is None:
+        return "n>1T"
+    return f"n<{above}" if below is None else f"{below}<n<{above}"
 
 
 def _name(number: int, count: int) -> str:

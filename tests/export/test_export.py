@@ -19,11 +19,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tokenizers
+import yaml
 from fault_proxy import FaultProxy
 from small import Quiet, digests, parse
 
 from stillhouse.errors import StorageError
 from stillhouse.export.formats import find_format
+from stillhouse.export.hub import Hub
+from stillhouse.export.shards import Exported, ShardReceipt
 from stillhouse.jobs.export import export_selection
 from stillhouse.jobs.run import run_job
 
@@ -167,7 +170,20 @@ def test_hub(export, selection, finished, tmp_path, monkeypatch):
     assert code == 0
     assert rows["text"] == texts(selection, finished["artifacts"]["tokenizer"])
     assert len(rows) == found["num_samples"]
-    assert f"{len(rows):,} sequences" in (folder / "README.md").read_text()
+    card = (folder / "README.md").read_text()
+    assert f"{len(rows):,} sequences" in card
+    assert yaml.safe_load(card.split("---")[1])["size_categories"] == ["n<1K"]
+
+
+@pytest.mark.parametrize(
+    ("samples", "category"),
+    [(1, "n<1K"), (999, "n<1K"), (1000, "1K<n<10K"), (99_999, "10K<n<100K"), (10**12, "n>1T")],
+)
+def test_size_categories(samples, category):
+    receipt = ShardReceipt(0, samples, 0, {}, {}, {})
+    source = Exported("", "", "", "", "sequences", 1, 1, "", None, {})
+    card = Hub().finish(source, "", [receipt])["README.md"].decode()
+    assert yaml.safe_load(card.split("---")[1])["size_categories"] == [category]
 
 
 def test_documents(export, whole, world):
