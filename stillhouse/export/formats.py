@@ -5,10 +5,12 @@ from stillhouse.export.hub import Hub
 from stillhouse.export.mds import Mds
 from stillhouse.export.megatron import Megatron
 from stillhouse.export.shards import Format
-from stillhouse.export.text import Files, Text
+from stillhouse.export.text import Files, TextFiles
 from stillhouse.export.tokens import Tokens
 
-FORMATS: dict[str, type[Format]] = {form.name: form for form in (Text, Tokens, Megatron, Mds, Hub)}
+FORMATS: dict[str, type[Format]] = {
+    form.name: form for form in (TextFiles, Tokens, Megatron, Mds, Hub)
+}
 
 
 def find_format(name: str, files: Files | None) -> Format:
@@ -21,6 +23,6 @@ def find_format(name: str, files: Files | None) -> Format:
         raise SpecError(f"`--format {name}`: there are {', '.join(FORMATS)}")
     if files is None:
         return FORMATS[name]()
-    if name != Text.name:
+    if name != TextFiles.name:
         raise SpecError(f"`--files` is of `--format text`: `{name}` has files of its own")
-    return Text(files)
+    return TextFiles(files)

@@ -24,7 +24,7 @@ _LEFT_OUT = {"input_ids", "documents", "raw_file", "raw_row", "part", "row"}
 
 
 @dataclass(frozen=True, slots=True)
-class Text:
+class TextFiles:
     """`text-00000.jsonl` (or `.parquet`), ...: `sample`, `text`, `score` and the losses.
 
     Documents have `id`, `source`, `num_tokens` and the columns that were kept besides.
