@@ -8,9 +8,8 @@ from stillhouse.export.shards import Format
 from stillhouse.export.text import Files, TextFiles
 from stillhouse.export.tokens import Tokens
 
-FORMATS: dict[str, type[Format]] = {
-    form.name: form for form in (TextFiles, Tokens, Megatron, Mds, Hub)
-}
+_ALL: tuple[type[Format], ...] = (TextFiles, Tokens, Megatron, Mds, Hub)
+FORMATS = {form.name: form for form in _ALL}
 
 
 def find_format(name: str, files: Files | None) -> Format:
