@@ -31,6 +31,14 @@ from stillhouse.jobs.export import export_selection
 from stillhouse.jobs.run import run_job
 
 EVERY_PART = ["--shard-tokens", "1"]
+READERS = {
+    "mds": "from streaming import StreamingDataset as D; d = D(local=SOURCE, batch_size=1); "
+    "rows = [d[i]['tokens'] for i in range(len(d))]",
+    "megatron": "from megatron.core.datasets.indexed_dataset import IndexedDataset as D; "
+    "pairs = [D(p) for p in open(SOURCE + '/data_args.txt').read().split()[1::2]]; "
+    "rows = [d[i] for d in pairs for i in range(len(d))]",
+}
+"""How the formats' own packages read them."""
 MEGATRON_TYPES = {4: np.int32, 8: np.uint16}
 
 
@@ -316,3 +324,29 @@ def test_workers_that_write_elsewhere(selection, ray_cluster, tmp_path, monkeypa
     form = find_format("tokens", None)
     with pytest.raises(StorageError, match="shared folder"):
         export_selection(selection, str(tmp_path / "x"), form, Quiet(), large_bytes=0)
+
+
+@pytest.fixture(scope="module")
+def their_python(tmp_path_factory):
+    """A Python with the formats' own packages, which want older versions than we do.
+
+    `STILLHOUSE_READERS` names one that has them; else they are installed (minutes).
+    """
+    if "STILLHOUSE_READERS" in os.environ:
+        return os.environ["STILLHOUSE_READERS"]
+    folder = tmp_path_factory.mktemp("readers")
+    subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+    install = [folder / "bin" / "python", "-m", "pip", "install", "-q"]
+    subprocess.run([*install, "mosaicml-streaming==0.13.0"], check=True)
+    subprocess.run([*install, "--no-deps", "megatron-core==0.16.1"], check=True)
+    return str(install[0])
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("form", READERS)
+def test_their_own_readers(export, selection, their_python, tmp_path, form):
+    _, _, folder = export(selection, form, *EVERY_PART)
+    code = f"import numpy; SOURCE, TO = {str(folder)!r}, {str(tmp_path / 'rows.npy')!r}; "
+    code += f"{READERS[form]}; numpy.save(TO, numpy.stack(rows))"
+    subprocess.run([their_python, "-c", code], check=True, capture_output=True)
+    np.testing.assert_array_equal(np.load(tmp_path / "rows.npy"), kept_ids(selection))
