@@ -11,7 +11,8 @@ from stillhouse.jobs.sweep_spec import SweepSpec
 from stillhouse.named_inputs import with_names
 from stillhouse.spec import ComputeSettings, JobSpec
 
-StepName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,39}$")]
+STEP_NAME = r"^[a-z][a-z0-9_-]{0,39}$"
+StepName = Annotated[str, Field(pattern=STEP_NAME)]
 INHERITED = ("store", "storage_options")
 """Keys that only the chain has."""
 

@@ -230,6 +230,24 @@ def schedule(
     return VerbOutput({"kind": kind, "text": text}, lambda result: print(result["text"], end=""))
 
 
+@app.command()
+@verb
+def schema(
+    job: Annotated[
+        str | None, typer.Argument(help="select, train, ...; default: all.", metavar="JOB")
+    ] = None,
+) -> VerbOutput:
+    """Print the JSON Schema of specs: editors complete and check YAML with it.
+
+    Example: `stillhouse schema > stillhouse.schema.json`
+    """
+    import json
+
+    from stillhouse.jobs.schema import schema as make
+
+    return VerbOutput(make(job), lambda result: print(json.dumps(result, indent=1)))
+
+
 for store_verb in store_verbs.VERBS:
     app.command()(store_verb)
 

@@ -6,6 +6,7 @@ from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import (
+    ConfigDict,
     Discriminator,
     Field,
     SerializerFunctionWrapHandler,
@@ -115,8 +116,17 @@ class _Mixed(Settings):
         return content
 
 
+def _with_old_name(schema: dict[str, Any]) -> None:
+    """Add `selection`, which is the same as `from`, to a JSON Schema."""
+    schema["properties"]["selection"] = schema["properties"]["from"]
+    schema["required"].remove("from")
+    schema["oneOf"] = [{"required": ["from"]}, {"required": ["selection"]}]
+
+
 class SelectionData(_Mixed):
     """Sequences of a selection, or tokens."""
+
+    model_config = ConfigDict(json_schema_extra=_with_old_name)
 
     from_: str = Field(
         alias="from",
