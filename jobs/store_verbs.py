@@ -100,6 +100,29 @@ def verify(
 
 
 @verb
+def diff(
+    a: Annotated[str, typer.Argument(help="A run, a selection, STORE#NAME, or an id.")],
+    b: Annotated[str, typer.Argument(help="Another one, of any store.")],
+    rows: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Write what only one keeps, as Parquet."),
+    ] = None,
+    store: InStore = None,
+) -> VerbOutput:
+    """Compare two selections: what both keep, what one alone keeps, by source and score.
+
+    Example: `stillhouse diff 0123abcd "./store#books-daily"`
+    """
+    from stillhouse.jobs.ids import resolve
+    from stillhouse.jobs.summary import show_difference
+    from stillhouse.reading.difference import compare
+    from stillhouse.reading.readers import open_selection
+
+    sides = [open_selection(resolve(one, store, ["runs", "selections"])) for one in (a, b)]
+    return VerbOutput(compare(sides[0], sides[1], rows), show_difference)
+
+
+@verb
 def export(
     uri: Annotated[
         str,
@@ -166,4 +189,4 @@ def recommend(
     return VerbOutput(find(runs, store, features), show_recommendation)
 
 
-VERBS = (publish, prune, report, verify, export, recommend)
+VERBS = (publish, prune, report, verify, diff, export, recommend)

@@ -5,7 +5,7 @@ from typing import Any
 
 from stillhouse.errors import ArtifactError
 from stillhouse.report.blocks import Cell, Table
-from stillhouse.report.formatting import compact, num_bytes, words
+from stillhouse.report.formatting import compact, decimals, num_bytes, words
 from stillhouse.report.page import read
 from stillhouse.report.terminal import Terminal, styled
 
@@ -56,6 +56,29 @@ def show_plan(planned: dict[str, Any]) -> None:
     console.block(Table(columns, rows, f"plan of {planned['job']}"))
     for note in planned["notes"]:
         console.say(note)
+
+
+def show_difference(found: dict[str, Any]) -> None:
+    """How much two selections have in common, by source, and which settings differ."""
+    console = Terminal()
+    kept, unit = found["kept"], found["unit"]
+    console.say(
+        f"{kept['both']:,} {unit} are in both, {kept['only_a']:,} in a alone, "
+        f"{kept['only_b']:,} in b alone"
+    )
+    if found["rank_correlation"] is not None:
+        correlation = decimals(found["rank_correlation"])
+        console.say(f"scores of those in both: rank correlation {correlation}")
+    names = ["a_tokens", "b_tokens", "a_only_tokens", "b_only_tokens"]
+    columns = {"source": "text", "tokens of a": "compact", "of b": "compact"}
+    columns |= {"in a alone": "compact", "in b alone": "compact"}
+    rows: list[list[Cell]] = [
+        [row["source"], *(row[name] for name in names)] for row in found["sources"]
+    ]
+    console.block(Table(columns, rows, "by source"))
+    for name, (a, b) in found["settings"].items():
+        if not isinstance(a, dict) and not isinstance(b, dict):
+            console.say(f"{name}: {a} in a, {b} in b")
 
 
 def show_exported(found: dict[str, Any]) -> None:
