@@ -11,6 +11,7 @@ import yaml
 from drivers import STILLHOUSE, Driver
 from small import LEARNING, MODEL, make_world
 
+pytestmark = pytest.mark.soak
 PATIENCE_S = 280
 SHORT = {"dtype": "float32", **LEARNING}
 

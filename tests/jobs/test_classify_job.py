@@ -90,6 +90,7 @@ def test_the_report_shows_it(trained):
     assert "Test accuracy" in Path(draw_report(trained["run"])).read_text()
 
 
+@pytest.mark.soak
 def test_two_workers_have_the_losses_of_one(trained, place):
     found = run(content(place / "two", 2))
     assert found["model_fingerprint"] == trained["model_fingerprint"]
@@ -97,6 +98,7 @@ def test_two_workers_have_the_losses_of_one(trained, place):
     assert losses(found) == pytest.approx(losses(trained), rel=1e-5)
 
 
+@pytest.mark.soak
 def test_a_killed_worker_changes_no_byte(trained, place):
     killer = Killer(9, ALONE)
     found = run(content(place / "killed"), killer)

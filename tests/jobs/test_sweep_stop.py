@@ -172,6 +172,7 @@ def test_a_finished_variant_is_what_others_are_compared_with(made, folder):
     assert [e["evaluation"] for e in evaluations[:8]] == [*range(1, 9)]
 
 
+@pytest.mark.soak
 def test_a_group_of_workers_is_stopped_as_one(made, folder):
     """Its place is free again: the last variant is trained after it."""
     over = {"train.learning_rate": [1e-2, 1e-6, 2e-2]}

@@ -123,6 +123,7 @@ def test_live_signals_give_the_losses_of_stored_ones(world, stored):
     assert losses(live) == pytest.approx(losses(stored), abs=1e-4)
 
 
+@pytest.mark.soak
 def test_two_workers_learn_what_one_does(world, stored):
     folder, teacher = world
     again = train(

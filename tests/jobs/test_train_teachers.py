@@ -90,6 +90,7 @@ def test_a_teacher_runs_in_the_workers(world):
     assert other["artifacts"]["model"] != alone["artifacts"]["model"]
 
 
+@pytest.mark.soak
 def test_a_killed_worker_changes_no_byte(world):
     """What the objective learns, and mixup's draws, go on where they were."""
     folder, models = world
@@ -123,6 +124,7 @@ def test_further_training_with_itself_as_the_teacher(world):
     assert losses(near)[-1] != losses(further)[-1]
 
 
+@pytest.mark.soak
 def test_well_read_students(world):
     """Pre-trained, distilled from the teacher alone, fine-tuned."""
     folder, models = world
