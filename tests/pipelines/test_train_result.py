@@ -66,7 +66,12 @@ def result_of(sources=0, heldout=0, work=None, measured=None, sets=FIXED, **chan
             for n in range(1, 11)
         ],
         "evaluations": [
-            {"tokens": 1000 * n, "heldout": losses(n, names[:heldout]), "trained": losses(n, names)}
+            {
+                "tokens": 1000 * n,
+                "heldout": losses(n, names[:heldout]),
+                "trained": losses(n, names),
+                "halves": losses(n, ["validation", "test"]) if heldout else {},
+            }
             for n in range(1, 11)
         ],
         "order_sha256": "ab" * 32,
@@ -80,7 +85,14 @@ def result_of(sources=0, heldout=0, work=None, measured=None, sets=FIXED, **chan
             step_units=100,
             num_steps=100,
             label="x",
-            data=[SimpleNamespace(name=name, num_rows=sum(one.part_rows)) for name, one in sets],
+            data=[
+                SimpleNamespace(
+                    name=name,
+                    num_rows=sum(one.part_rows),
+                    share=SimpleNamespace(limit=one.max_epochs),
+                )
+                for name, one in sets
+            ],
             order=lambda: SampleOrder(
                 [one for _, one in sets],
                 global_batch=4,
@@ -144,6 +156,9 @@ def test_shares_that_change_are_drawn_and_counted():
     exhausted = result_of(sets=[("a", Rows([800])), ("b", Rows([50], 1.0, max_epochs=2))])
     (data,) = exhausted.find("data", "table")
     assert data.rows == [["a", 0.5, 0.75, 800, 0.375], ["b", 0.5, 0.25, 50, 2.0]]
+    page = re.sub(r"<[^>]+>", "", render(exhausted))
+    assert "b was exhausted at step 50 of 100, after 2 epochs" in page
+    assert "was exhausted" not in render(result)
 
 
 def test_one_data_set_has_no_shares():
@@ -155,6 +170,7 @@ def test_without_a_held_out_or_sources():
     result = result_of(curve=[], measured={"starts": STARTS[:1]})
     assert captions(result) == ["As trained on"] and result.find("learning", "table") == []
     assert result.numbers["train"]["heldout_nll"] is None
+    assert result.numbers["train"]["heldout_halves"] is None
     assert "held-out text" not in render(result) and "restarted" not in render(result)
 
 
