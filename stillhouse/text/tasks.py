@@ -95,7 +95,9 @@ def group_units(files: Sequence[InputFile], *, unit_bytes: int) -> list[Unit]:
     """Cut a sorted listing into units of at most about `unit_bytes`, every file exactly once.
 
     A file larger than a group is alone; larger than a unit, Parquet is cut in ranges of whole row
-    groups, other formats stay in one piece.
+    groups, other formats stay in one piece. A short group at the end of the listing joins the unit
+    before it where the two fit: the last few documents of a small listing are not left without a
+    whole sequence.
     """
     limit = min(GROUP_BYTES, unit_bytes)
     units: list[Unit] = []
@@ -115,6 +117,10 @@ def group_units(files: Sequence[InputFile], *, unit_bytes: int) -> list[Unit]:
         if group_bytes * 4 >= limit and closes:
             units.append(Unit(tuple(group)))
             group, group_bytes = [], 0
+    if units and group_bytes * 4 < limit:
+        last = [files[part.file].size_bytes for part in units[-1].ranges]
+        if sum(last) + group_bytes <= limit:
+            return [*units[:-1], Unit((*units[-1].ranges, *group))]
     return [*units, Unit(tuple(group))] if group else units
 
 

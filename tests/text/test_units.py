@@ -1,6 +1,7 @@
 import random
 from hashlib import sha256
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -54,6 +55,22 @@ def test_large_files_are_alone_and_parquet_is_cut_at_row_groups():
         Unit((FileRange(2),)),
         Unit((FileRange(3),)),
     ]
+
+
+@pytest.mark.parametrize(
+    ("first", "rest", "lengths"),
+    [
+        (500, [200], [2]),  # 200 bytes are less than a quarter of a unit, and 700 fit one
+        (500, [100, 100], [3]),
+        (500, [300], [1, 1]),  # a quarter of a unit and more stays by itself
+        (900, [200], [1, 1]),  # 1,100 bytes do not fit
+        (1200, [200], [1, 1]),
+    ],
+)
+def test_a_short_end_joins_the_unit_before_it(first, rest, lengths):
+    files = [InputFile("0", "0", first, "0" * 64)]  # a digest of zeros closes its unit
+    files += [InputFile(str(i), str(i), size, "f" * 64) for i, size in enumerate(rest, 1)]
+    assert [len(unit.ranges) for unit in grouped(files)] == lengths
 
 
 @given(SIZES)
