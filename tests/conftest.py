@@ -27,7 +27,8 @@ hypothesis.settings.register_profile("shared", deadline=None)
 hypothesis.settings.load_profile("shared")
 
 # Options of stores that runs remember go to a folder of their own, not to the user's.
-os.environ["XDG_CONFIG_HOME"] = tempfile.mkdtemp(prefix="stillhouse-config-")
+CONFIG = tempfile.TemporaryDirectory(prefix="stillhouse-config-", ignore_cleanup_errors=True)
+os.environ["XDG_CONFIG_HOME"] = CONFIG.name
 
 # Ray's workers inherit them from the start of the session, whenever the server starts.
 S3_KEYS = {
