@@ -119,7 +119,7 @@ def group_units(files: Sequence[InputFile], *, unit_bytes: int) -> list[Unit]:
             group, group_bytes = [], 0
     if units and group_bytes * 4 < limit:
         last = [files[part.file].size_bytes for part in units[-1].ranges]
-        if sum(last) + group_bytes <= limit:
+        if sum(last) + group_bytes <= unit_bytes:
             return [*units[:-1], Unit((*units[-1].ranges, *group))]
     return [*units, Unit(tuple(group))] if group else units
 

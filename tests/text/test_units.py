@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stillhouse.text.tasks import FileRange, InputFile, Unit, group_units
+from stillhouse.text.tasks import GROUP_BYTES, FileRange, InputFile, Unit, group_units
 
 UNIT = 1000
 SIZES = st.lists(st.integers(0, 2500), max_size=60)
@@ -71,6 +71,14 @@ def test_a_short_end_joins_the_unit_before_it(first, rest, lengths):
     files = [InputFile("0", "0", first, "0" * 64)]  # a digest of zeros closes its unit
     files += [InputFile(str(i), str(i), size, "f" * 64) for i, size in enumerate(rest, 1)]
     assert [len(unit.ranges) for unit in grouped(files)] == lengths
+
+
+def test_a_short_end_joins_a_file_larger_than_a_group():
+    large, small = GROUP_BYTES + 1, GROUP_BYTES // 8
+    files = [InputFile("0", "0", large, "f" * 64), InputFile("1", "1", small, "f" * 64)]
+    assert group_units(files, unit_bytes=large + small) == [Unit((FileRange(0), FileRange(1)))]
+    apart = [Unit((FileRange(0),)), Unit((FileRange(1),))]
+    assert group_units(files, unit_bytes=large + small - 1) == apart
 
 
 @given(SIZES)
