@@ -1,6 +1,6 @@
 """`stillhouse export`: a selection in another tool's form, a shard at a time."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from time import perf_counter
@@ -23,7 +23,6 @@ from stillhouse.pipelines.ordered_tasks import map_in_tasks
 from stillhouse.reading.readers import Selection, open_selection
 from stillhouse.reading.tokenizer_of import tokenizer_of
 from stillhouse.spec import ComputeSettings
-from stillhouse.storage.artifact import load_manifest
 from stillhouse.storage.commit import create_or_adopt, replace
 from stillhouse.storage.filesystem import (
     absolute_uri,
@@ -40,6 +39,7 @@ VERSION = 1
 _LARGE_BYTES = 8 << 30
 _THREADS = 2
 _STEP = "export"
+_Write = Callable[[Shard], ShardReceipt]
 
 
 def export_selection(
@@ -96,7 +96,8 @@ def export_selection(
     shown.begin(_STEP, len(shards), len(found), "tokens")
     write = partial(write_shard, source, form, to)
     large = sum(part.num_bytes for part in selection.parts) >= large_bytes
-    for receipt in (_in_tasks if large else _here)(write, missing, source, to):
+    made = _in_tasks(write, missing, [source.store, to]) if large else _here(write, missing)
+    for receipt in made:
         found[receipt.number] = receipt
         shown.advance(_STEP, 1, receipt.num_tokens)
     if large and missing and len(finished_shards(to)) < len(shards):
@@ -107,15 +108,14 @@ def export_selection(
     receipts = [found[shard.number] for shard in shards]
     for name, content in form.finish(source, to, receipts).items():
         replace(join(to, name), content)
-    made = _result(source, form, receipts)
-    replace(join(to, RECORD), seal(asked | {"complete": made}, indent=1))
+    result = _result(source, form, receipts)
+    replace(join(to, RECORD), seal(asked | {"complete": result}, indent=1))
     shown.end(_STEP, perf_counter() - started)
-    return made | {"to": to, "reused": len(shards) - len(missing)}
+    return result | {"to": to, "reused": len(shards) - len(missing)}
 
 
 def _source(selection: Selection) -> Exported:
     manifest, tokenizer = selection.manifest, tokenizer_of(selection)
-    tokens = load_manifest(join(selection.store, "tokens", manifest.inputs["tokens"]), "tokens")
     settings = manifest.settings
     budgets = ("tau", "fraction", "num_tokens", "min_score")
     about = {"selection": selection.uri, "rule": settings["rule"]}
@@ -125,9 +125,8 @@ def _source(selection: Selection) -> Exported:
         uri=selection.uri,
         store=selection.store,
         fingerprint=manifest.fingerprint,
-        tokens=manifest.inputs["tokens"],
         grain=settings["grain"],
-        sequence_length=tokens.settings["sequence_length"],
+        sequence_length=selection.tokens.settings["sequence_length"],
         vocab_size=tokenizer.vocab_size,
         eos_token=tokenizer.eos_token,
         tokenizer=tokenizer.folder,
@@ -162,14 +161,15 @@ def _claim(to: str, asked: dict[str, Any]) -> dict[str, Any] | None:
     return done
 
 
-def _here(write: Any, shards: list[Shard], source: Exported, to: str) -> Iterable[ShardReceipt]:
+def _here(write: _Write, shards: list[Shard]) -> Iterable[ShardReceipt]:
     with ThreadPoolExecutor(_THREADS) as threads:
         yield from threads.map(write, shards)
 
 
-def _in_tasks(write: Any, shards: list[Shard], source: Exported, to: str) -> Iterable[ShardReceipt]:
+def _in_tasks(write: _Write, shards: list[Shard], uris: list[str]) -> Iterable[ShardReceipt]:
+    """In workers that have the options of the file systems of `uris`."""
     options: dict[str, str] = {}
-    for uri in (source.store, to):
+    for uri in uris:
         options |= use_options(uri, known_options(uri))
     with cluster(ComputeSettings(), options, 0):
         yield from map_in_tasks(write, shards)

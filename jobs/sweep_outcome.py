@@ -14,9 +14,9 @@ from stillhouse.jobs import process
 from stillhouse.jobs.steps import StepResult
 from stillhouse.jobs.sweep_spec import Value
 from stillhouse.pipelines.context import StepWork
+from stillhouse.training.task import HALVES
 
-CHOSEN_ON, REPORTED_ON = "validation", "test"
-"""As `stillhouse.training.evaluate.HALVES`."""
+CHOSEN_ON, REPORTED_ON = HALVES
 _TESTED = {
     "train.validation_accuracy": "train.accuracy",
     "distill.validation_accuracy": "distill.test_accuracy.mean",

@@ -77,22 +77,26 @@ def open_images(
 
 def images_identity(store: Store, data: ImageData, files: list[FileInfo], *, remember: bool) -> str:
     """The fingerprint of the images artifact: the files' content, and the settings that read it."""
-    digests = [d.sha256 for d in digest_files(store, files, remember=remember)] if files else []
     settings = data.model_dump(mode="json", exclude={"path"})
     if isinstance(data.test, str):
         settings.pop("test")
-    names = [file.name for file in files]
-    return fingerprint(["images", IMAGES_VERSION, settings, names, digests])
+    return _identity(store, "images", settings, files, remember)
 
 
 def unlabelled_identity(
     store: Store, source: UnlabelledImages, files: list[FileInfo], *, remember: bool
 ) -> str:
     """The same of images without labels."""
-    digests = [one.sha256 for one in digest_files(store, files, remember=remember)]
     settings = source.model_dump(mode="json", exclude={"path", "share"})
+    return _identity(store, "unlabelled", settings, files, remember)
+
+
+def _identity(
+    store: Store, what: str, settings: dict[str, Any], files: list[FileInfo], remember: bool
+) -> str:
+    digests = [d.sha256 for d in digest_files(store, files, remember=remember)] if files else []
     names = [file.name for file in files]
-    return fingerprint(["unlabelled", IMAGES_VERSION, settings, names, digests])
+    return fingerprint([what, IMAGES_VERSION, settings, names, digests])
 
 
 def open_classifier(

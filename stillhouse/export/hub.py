@@ -5,8 +5,8 @@ from typing import Any
 
 import yaml
 
-from stillhouse.export.shards import Exported, Shard, ShardReceipt
-from stillhouse.export.text import write_parquet
+from stillhouse.export.shards import Exported, Shard, ShardReceipt, write_parquet
+from stillhouse.export.text import text_rows
 
 CARD = "README.md"
 _BOUNDS = dict(enumerate(["1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B", "100B", "1T"], 3))
@@ -22,7 +22,8 @@ class Hub:
     def write(self, source: Exported, shard: Shard, folder: Path) -> dict[str, Any]:
         """See `Format.write`."""
         (folder / "data").mkdir()
-        write_parquet(source, shard, folder / _name(shard.number, shard.count))
+        path = folder / _name(shard.number, shard.count)
+        write_parquet(path, (text_rows(source, table) for table in shard.tables()))
         return {}
 
     def finish(self, source: Exported, to: str, shards: list[ShardReceipt]) -> dict[str, bytes]:

@@ -1,7 +1,7 @@
 """Cutting a selection into shards, and writing one of them."""
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -12,13 +12,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stillhouse.errors import ArtifactError
-from stillhouse.reading.readers import part_files
-from stillhouse.storage.artifact import Part, load_manifest
+from stillhouse.reading.readers import open_selection, part_files
+from stillhouse.storage.artifact import Part
 from stillhouse.storage.commit import copy, create
 from stillhouse.storage.filesystem import join, list_names, read_many
 from stillhouse.storage.parquet import ROW_GROUP, open_part
 from stillhouse.storage.sealed import seal, unseal
-from stillhouse.text.pieces import Grain, token_ids
+from stillhouse.text.pieces import Grain, read_pieces, token_ids, with_piece_fields
 
 PROVENANCE = "provenance"
 """The folder of the receipts, and of a Parquet file a shard: a row for each sample."""
@@ -30,7 +30,7 @@ class Exported:
 
     Attributes:
         uri: of its folder; `store`: of its store.
-        fingerprint: of the selection; `tokens`: of the artifact that its rows are from.
+        fingerprint: of the selection.
         grain: what a row is: a sequence of `sequence_length` tokens, or a document.
         vocab_size: ids are smaller than this.
         eos_token: between documents.
@@ -41,7 +41,6 @@ class Exported:
     uri: str
     store: str
     fingerprint: str
-    tokens: str
     grain: Grain
     sequence_length: int
     vocab_size: int
@@ -155,9 +154,10 @@ def write_shard(source: Exported, form: Format, to: str, shard: Shard) -> ShardR
         info = form.write(source, shard, folder)
         place = folder / PROVENANCE / f"{shard.name}.parquet"
         place.parent.mkdir(exist_ok=True)
-        _write_provenance(source, shard, place)
-        files = sorted(path for path in folder.rglob("*") if path.is_file())
-        names = {path.relative_to(folder).as_posix(): path for path in files}
+        files = _raw_files(source.uri)
+        write_parquet(place, (_with_uris(table, files) for table in shard.tables()))
+        paths = sorted(path for path in folder.rglob("*") if path.is_file())
+        names = {path.relative_to(folder).as_posix(): path for path in paths}
         digests = {name: copy(str(path), join(to, name)) for name, path in names.items()}
         sizes = {name: path.stat().st_size for name, path in names.items()}
     receipt = ShardReceipt(shard.number, shard.num_rows, shard.num_tokens, digests, sizes, info)
@@ -180,44 +180,35 @@ def finished_shards(to: str) -> dict[int, ShardReceipt]:
 
 
 @lru_cache(maxsize=1)
-def _raw_files(store: str, tokens: str) -> list[list[str]]:
-    """URIs of the raw files of each token part."""
-    manifest = load_manifest(join(store, "tokens", tokens), "tokens")
+def _raw_files(selection: str) -> list[list[str]]:
+    """URIs of the raw files of each token part that a selection is from."""
+    manifest = open_selection(selection).tokens
     return [[file["uri"] for file in files] for files in part_files(manifest)]
 
 
-def _write_provenance(source: Exported, shard: Shard, path: Path) -> None:
-    """Where each sample comes from: a selection's row without its tokens and text, with URIs."""
-    files = _raw_files(source.store, source.tokens)
+def write_parquet(path: Path, tables: Iterable[pa.Table]) -> None:
+    """Write tables of one schema, at least one, as a Parquet file, a row group or more each."""
     writer: pq.ParquetWriter | None = None
-    for table in shard.tables():
-        rows = _with_uris(table, files)
-        if writer is None:
-            writer = pq.ParquetWriter(path, rows.schema, compression="zstd")
-        writer.write_table(rows, row_group_size=ROW_GROUP)
+    for table in tables:
+        writer = writer or pq.ParquetWriter(path, table.schema, compression="zstd")
+        writer.write_table(table, row_group_size=ROW_GROUP)
     if writer is None:
-        raise ArtifactError(f"{source.uri} is empty: there is nothing to export")
+        raise ArtifactError("there is nothing to export: a shard has no rows")
     writer.close()
 
 
 def _with_uris(table: pa.Table, files: list[list[str]]) -> pa.Table:
-    """The table without `input_ids` and `text`; raw files, which are numbers, by their URIs."""
+    """Where each sample comes from: a selection's rows without tokens and text, with the URIs of
+    raw files, which are numbers.
+    """
     left_out = [name for name in ("input_ids", "text") if name in table.column_names]
     table = table.drop_columns(left_out)
     part = table["part"].to_numpy()
     if "raw_file" in table.column_names:
         uris = _uris(part, table["raw_file"].to_numpy(), files)
         return table.set_column(table.column_names.index("raw_file"), "raw_file", uris)
-    column = table["documents"].combine_chunks()
-    lengths = column.value_lengths().to_numpy()
-    pieces = column.flatten()
-    fields = {field.name: pieces.field(field.name) for field in pieces.type}
-    numbers = fields["file"].to_numpy(zero_copy_only=False)
-    fields["file"] = _uris(np.repeat(part, lengths), numbers, files)
-    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-    structs = pa.StructArray.from_arrays([*fields.values()], names=[*fields])
-    documents = pa.ListArray.from_arrays(offsets, structs)
-    return table.set_column(table.column_names.index("documents"), "documents", documents)
+    pieces = read_pieces(table)
+    return with_piece_fields(table, {"file": _uris(part[pieces.sequence], pieces.file, files)})
 
 
 def _uris(part: Any, file: Any, files: list[list[str]]) -> pa.Array:

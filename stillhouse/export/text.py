@@ -5,19 +5,14 @@ those of its tokenizer.
 """
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from stillhouse.errors import ArtifactError
-from stillhouse.export.shards import Exported, Shard, ShardReceipt
-from stillhouse.storage.parquet import ROW_GROUP
-from stillhouse.text.pieces import token_ids
+from stillhouse.export.shards import Exported, Shard, ShardReceipt, write_parquet
 
 Files = Literal["jsonl", "parquet"]
 _LEFT_OUT = {"input_ids", "documents", "raw_file", "raw_row", "part", "row"}
@@ -39,7 +34,7 @@ class TextFiles:
         """See `Format.write`."""
         path = folder / f"text-{shard.name}.{self.files}"
         if self.files == "parquet":
-            write_parquet(source, shard, path)
+            write_parquet(path, (text_rows(source, table) for table in shard.tables()))
             return {}
         with open(path, "w", encoding="utf-8") as file:
             for table in shard.tables():
@@ -50,17 +45,6 @@ class TextFiles:
     def finish(self, source: Exported, to: str, shards: list[ShardReceipt]) -> dict[str, bytes]:
         """Nothing: the files are all there is."""
         return {}
-
-
-def write_parquet(source: Exported, shard: Shard, path: Path) -> None:
-    """The rows of `text_rows` as one Parquet file."""
-    writer: pq.ParquetWriter | None = None
-    for table in shard.tables():
-        rows = text_rows(source, table)
-        writer = writer or pq.ParquetWriter(path, rows.schema, compression="zstd")
-        writer.write_table(rows, row_group_size=ROW_GROUP)
-    if writer is not None:
-        writer.close()
 
 
 def text_rows(source: Exported, table: pa.Table) -> pa.Table:
@@ -75,15 +59,9 @@ def text_rows(source: Exported, table: pa.Table) -> pa.Table:
                 f"the tokenizer of {source.uri} is not in its store: run its spec again, which "
                 "puts it back, or select with `selection.text: true`"
             )
-        decode = _decoder(source.tokenizer, source.eos_token)
-        table = table.append_column("text", pa.array(map(decode, token_ids(table)), pa.string()))
+        from stillhouse.selection.carried import with_text
+
+        table = with_text(table, source.tokenizer, source.eos_token)
     names = [name for name in table.column_names if name not in _LEFT_OUT]
     first = [name for name in ("sample", "id", "text") if name in names]
     return table.select([*first, *(name for name in names if name not in first)])
-
-
-@lru_cache(maxsize=1)
-def _decoder(folder: str, eos_token: str) -> Callable[[Any], str]:
-    from stillhouse.text.tokenizer import load_tokenizer
-
-    return load_tokenizer(folder, eos_token).decode

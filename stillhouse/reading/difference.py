@@ -7,10 +7,10 @@ cut by the same tokenizer in the same length; otherwise the documents that they 
 
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -19,10 +19,9 @@ from numpy.typing import NDArray
 
 from stillhouse.errors import ArtifactError
 from stillhouse.reading.readers import Selection, part_files
-from stillhouse.storage.artifact import load_manifest
 from stillhouse.storage.commit import copy
-from stillhouse.storage.filesystem import absolute_uri, join
-from stillhouse.text.pieces import Grain
+from stillhouse.storage.filesystem import absolute_uri
+from stillhouse.text.pieces import Grain, read_pieces
 
 _ROW_BITS = 40
 """A key is the number of a part or file, shifted, and a row: parts have fewer than 10^12 rows."""
@@ -42,19 +41,28 @@ class _Batch:
         key: uint64 [p], of the row or document.
         tokens, score: of the piece and of its row.
         part, file, row: int [p], the token part, and the raw file of its unit and the row there.
+        source: int [p], index into `sources`.
     """
 
     key: NDArray[np.uint64]
     tokens: NDArray[np.int64]
     score: NDArray[np.float32]
     part: NDArray[np.int64]
-    file: NDArray[np.int64]
+    file: NDArray[np.int32]
     row: NDArray[np.int64]
     id: pa.Array
-    source: pa.Array
+    source: NDArray[np.int32]
+    sources: list[str]
 
 
-@dataclass
+class _Kept(NamedTuple):
+    """Sorted keys of what a selection keeps, each once, and the score of each."""
+
+    keys: NDArray[np.uint64]
+    scores: NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
 class _Side:
     """A selection, and the numbers of its token parts and raw files in keys."""
 
@@ -63,53 +71,48 @@ class _Side:
     parts: NDArray[np.uint64]
     files: list[NDArray[np.uint64]]
     uris: list[list[str]]
-    keys: NDArray[np.uint64] = field(default_factory=lambda: np.zeros(0, np.uint64))
-    scores: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
 
     def batches(self) -> Iterator[_Batch]:
         grain = self.selection.manifest.settings["grain"]
         columns = {"sequences": "documents", "documents": "id source num_tokens raw_file raw_row"}
         names = columns[grain].split()
         for batch in self.selection.to_arrow([*names, "score", "part", "row"]):
-            yield self._documents(batch) if grain == "documents" else self._pieces(batch)
+            table = pa.Table.from_batches([batch])
+            yield self._documents(table) if grain == "documents" else self._pieces(table)
 
-    def _documents(self, batch: pa.RecordBatch) -> _Batch:
-        part, file = (batch[name].to_numpy().astype(np.int64) for name in ("part", "raw_file"))
-        row = batch["raw_row"].to_numpy()
+    def _documents(self, table: pa.Table) -> _Batch:
+        part, file, row = (table[name].to_numpy() for name in ("part", "raw_file", "raw_row"))
+        source = table["source"].combine_chunks().dictionary_encode()
         return _Batch(
             key=self._document_keys(part, file, row),
-            tokens=batch["num_tokens"].to_numpy(),
-            score=batch["score"].to_numpy(zero_copy_only=False),
+            tokens=table["num_tokens"].to_numpy(),
+            score=table["score"].to_numpy(),
             part=part,
             file=file,
             row=row,
-            id=batch["id"],
-            source=batch["source"],
+            id=table["id"].combine_chunks(),
+            source=source.indices.to_numpy(),
+            sources=source.dictionary.to_pylist(),
         )
 
-    def _pieces(self, batch: pa.RecordBatch) -> _Batch:
-        column = batch["documents"]
-        lengths = column.value_lengths().to_numpy()
-        flat = column.flatten()
-        fields = {name: flat.field(name) for name in ("id", "source", "start", "end")}
-        file, row = (flat.field(n).to_numpy(zero_copy_only=False) for n in ("file", "row"))
-        owner = np.repeat(np.arange(batch.num_rows), lengths)
-        part = batch["part"].to_numpy().astype(np.int64)[owner]
+    def _pieces(self, table: pa.Table) -> _Batch:
+        pieces = read_pieces(table)
+        part = table["part"].to_numpy()[pieces.sequence]
         if self.unit == "documents":
-            key = self._document_keys(part, file, row)
+            key = self._document_keys(part, pieces.file, pieces.row)
         else:
-            key = self.parts[part] << np.uint64(_ROW_BITS)
-            key |= batch["row"].to_numpy().astype(np.uint64)[owner]
-        start, end = (fields[name].to_numpy(zero_copy_only=False) for name in ("start", "end"))
+            row = table["row"].to_numpy().astype(np.uint64)[pieces.sequence]
+            key = (self.parts[part] << np.uint64(_ROW_BITS)) | row
         return _Batch(
             key=key,
-            tokens=(end - start).astype(np.int64),
-            score=batch["score"].to_numpy(zero_copy_only=False)[owner],
+            tokens=pieces.num_tokens,
+            score=table["score"].to_numpy()[pieces.sequence],
             part=part,
-            file=file.astype(np.int64),
-            row=row,
-            id=fields["id"],
-            source=fields["source"],
+            file=pieces.file,
+            row=pieces.row,
+            id=pieces.ids,
+            source=pieces.source,
+            sources=pieces.sources,
         )
 
     def _document_keys(self, part: Any, file: Any, row: Any) -> NDArray[np.uint64]:
@@ -119,13 +122,13 @@ class _Side:
             number[here] = self.files[one][file[here]]
         return (number << np.uint64(_ROW_BITS)) | row.astype(np.uint64)
 
-    def read_keys(self) -> None:
-        """Set `keys`, sorted, each once, and the score of each (the best of a document's rows)."""
+    def kept(self) -> _Kept:
+        """All keys; the score of a document is the best one of its rows."""
         batches = [(batch.key, batch.score) for batch in self.batches()]
         keys, scores = (np.concatenate(column) for column in zip(*batches, strict=True))
         order = np.lexsort((-scores, keys))
-        self.keys, index = np.unique(keys[order], return_index=True)
-        self.scores = scores[order][index]
+        found, index = np.unique(keys[order], return_index=True)
+        return _Kept(found, scores[order][index])
 
 
 def compare(a: Selection, b: Selection, rows_to: str | None = None) -> dict[str, Any]:
@@ -145,13 +148,11 @@ def compare(a: Selection, b: Selection, rows_to: str | None = None) -> dict[str,
         if not one.num_rows:
             raise ArtifactError(f"{one.uri} is empty")
     sides = _sides(a, b)
-    for side in sides.values():
-        side.read_keys()
-    in_both = np.intersect1d(sides["a"].keys, sides["b"].keys, assume_unique=True)
-    sources, means = _measured(sides, in_both)
+    kept: dict[Side, _Kept] = {name: side.kept() for name, side in sides.items()}
+    in_both = np.intersect1d(kept["a"].keys, kept["b"].keys, assume_unique=True)
     if rows_to is not None:
         _write_rows(sides, in_both, absolute_uri(rows_to))
-    counts = {name: len(side.keys) for name, side in sides.items()}
+    counts = {name: len(one.keys) for name, one in kept.items()}
     union = sum(counts.values()) - len(in_both)
     return {
         "a": _summary(a),
@@ -161,69 +162,67 @@ def compare(a: Selection, b: Selection, rows_to: str | None = None) -> dict[str,
         | {"both": len(in_both)}
         | {f"only_{name}": count - len(in_both) for name, count in counts.items()},
         "jaccard": len(in_both) / union,
-        "rank_correlation": _rank_correlation(sides, in_both),
-        "mean_score": means,
-        "sources": sources,
+        "rank_correlation": _rank_correlation(kept, in_both),
+        "mean_score": _mean_scores(kept, in_both),
+        "sources": _tokens_by_source(sides, in_both),
         "settings": _differing(a, b),
     }
 
 
 def _sides(a: Selection, b: Selection) -> dict[Side, _Side]:
     """Both with the same numbers for the same content."""
-    manifests = [
-        load_manifest(join(one.store, "tokens", one.manifest.inputs["tokens"]), "tokens")
+    cuts = [
+        (one.tokens.settings["tokenizer"]["digest"], one.tokens.settings["sequence_length"])
         for one in (a, b)
     ]
-    cuts = [(m.settings["tokenizer"]["digest"], m.settings["sequence_length"]) for m in manifests]
     grains = {one.manifest.settings["grain"] for one in (a, b)}
     unit: Grain = "sequences" if grains == {"sequences"} and cuts[0] == cuts[1] else "documents"
     numbers: dict[str, int] = {}
 
-    def number(digest: str) -> int:
-        return numbers.setdefault(digest, len(numbers))
+    def numbered(digests: Iterable[str]) -> NDArray[np.uint64]:
+        return np.array([numbers.setdefault(one, len(numbers)) for one in digests], np.uint64)
 
-    found: list[_Side] = []
-    for one, manifest in zip((a, b), manifests, strict=True):
-        parts = np.array([number(part.sha256) for part in manifest.parts], np.uint64)
-        files = part_files(manifest)
-        found.append(
-            _Side(
-                one,
-                unit,
-                parts,
-                [np.array([number(file["sha256"]) for file in unit], np.uint64) for unit in files],
-                [[file["uri"] for file in unit] for unit in files],
-            )
+    def side(one: Selection) -> _Side:
+        files = part_files(one.tokens)
+        return _Side(
+            selection=one,
+            unit=unit,
+            parts=numbered(part.sha256 for part in one.tokens.parts),
+            files=[numbered(file["sha256"] for file in each) for each in files],
+            uris=[[file["uri"] for file in each] for each in files],
         )
-    return {"a": found[0], "b": found[1]}
+
+    return {"a": side(a), "b": side(b)}
 
 
-def _measured(
+def _tokens_by_source(
     sides: dict[Side, _Side], in_both: NDArray[np.uint64]
-) -> tuple[list[dict[str, Any]], dict[str, float | None]]:
-    """Tokens by source (of all kept, and of those that one alone keeps), and mean scores."""
+) -> list[dict[str, Any]]:
+    """Tokens by source: of all that each side keeps, and of what it alone keeps."""
     sources: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
-    means: dict[str, float | None] = {}
     for name, side in sides.items():
-        common = _among(side.keys, in_both)
-        for kind, mask in (("both", common), ("only", ~common)):
-            chosen = side.scores[mask].astype(np.float64)
-            means[f"{name}_{kind}"] = float(chosen.mean()) if len(chosen) else None
         for batch in side.batches():
             alone = ~_among(batch.key, in_both)
-            coded = batch.source.dictionary_encode()
-            codes = coded.indices.to_numpy(zero_copy_only=False)
-            for code, label in enumerate(coded.dictionary.to_pylist()):
-                here = codes == code
-                row = sources[label]
-                row[f"{name}_tokens"] += int(batch.tokens[here].sum())
-                row[f"{name}_only_tokens"] += int(batch.tokens[here & alone].sum())
+            for code, label in enumerate(batch.sources):
+                here = batch.source == code
+                sources[label][f"{name}_tokens"] += int(batch.tokens[here].sum())
+                sources[label][f"{name}_only_tokens"] += int(batch.tokens[here & alone].sum())
     columns = [f"{name}{only}_tokens" for name in sides for only in ("", "_only")]
-    table = [
+    return [
         {"source": label} | {column: row[column] for column in columns}
         for label, row in sorted(sources.items())
     ]
-    return table, means
+
+
+def _mean_scores(kept: dict[Side, _Kept], in_both: NDArray[np.uint64]) -> dict[str, float | None]:
+    """Of what both keep and of what one alone keeps, by the scores of each; None where nothing."""
+    means: dict[str, float | None] = {}
+    for name, one in kept.items():
+        common = _among(one.keys, in_both)
+        for kind, mask in (("both", common), ("only", ~common)):
+            chosen = one.scores[mask].astype(np.float64)
+            means[f"{name}_{kind}"] = float(chosen.mean()) if len(chosen) else None
+    return means
 
 
 def _among(keys: NDArray[np.uint64], known: NDArray[np.uint64]) -> NDArray[np.bool_]:
@@ -234,11 +233,11 @@ def _among(keys: NDArray[np.uint64], known: NDArray[np.uint64]) -> NDArray[np.bo
     return known[place] == keys
 
 
-def _rank_correlation(sides: dict[Side, _Side], in_both: NDArray[np.uint64]) -> float | None:
+def _rank_correlation(kept: dict[Side, _Kept], in_both: NDArray[np.uint64]) -> float | None:
     """Spearman's, of the two scores of what both keep; None where one of them does not vary."""
     ranks: list[NDArray[np.float64]] = []
-    for side in sides.values():
-        scores = side.scores[np.searchsorted(side.keys, in_both)]
+    for one in kept.values():
+        scores = one.scores[np.searchsorted(one.keys, in_both)]
         values, place, count = np.unique(scores, return_inverse=True, return_counts=True)
         if len(values) < 2:
             return None
@@ -257,7 +256,7 @@ def _write_rows(sides: dict[Side, _Side], in_both: NDArray[np.uint64], to: str) 
                     columns = {
                         "side": [name] * len(alone),
                         "id": batch.id.take(pa.array(alone)),
-                        "source": batch.source.take(pa.array(alone)),
+                        "source": [batch.sources[code] for code in batch.source[alone].tolist()],
                         "file": [side.uris[p][f] for p, f in zip(parts, files, strict=True)],
                         "row": batch.row[alone],
                         "score": batch.score[alone],

@@ -10,6 +10,7 @@ small.images, small.labels, small.learning_rate
 import glob
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -81,6 +82,17 @@ class Artifact:
             Part(join(self.store, p.path), p.num_rows, p.num_tokens, p.num_bytes, p.sha256)
             for p in self.manifest.parts
         ]
+
+    @cached_property
+    def tokens(self) -> Manifest:
+        """The manifest of the tokens that a selection's rows are from; of other kinds their own.
+
+        Raises:
+            ArtifactError: they are no longer in the store.
+        """
+        if self.manifest.kind != "selections":
+            return self.manifest
+        return load_manifest(join(self.store, "tokens", self.manifest.inputs["tokens"]), "tokens")
 
     @property
     def num_rows(self) -> int:
@@ -190,14 +202,13 @@ class Selection(Artifact):
         part = self.parts[number]
         start = int(ends[number]) - part.num_rows
         found: dict[str, Any] = read_table(part.uri).slice(row - start, 1).to_pylist()[0]
-        tokens = load_manifest(join(self.store, "tokens", self.manifest.inputs["tokens"]), "tokens")
-        files = part_files(tokens)[found["part"]]
+        files = part_files(self.tokens)[found["part"]]
         found.pop("input_ids", None)
         for piece in found.get("documents", []):
             piece["file"] = files[piece["file"]]["uri"]
         if "raw_file" in found:
             found["raw_file"] = files[found["raw_file"]]["uri"]
-        return found | {"token_part": tokens.parts[found["part"]].path}
+        return found | {"token_part": self.tokens.parts[found["part"]].path}
 
 
 class Distilled(Artifact):

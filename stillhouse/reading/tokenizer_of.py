@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 
 from stillhouse.reading.readers import Artifact
-from stillhouse.storage.artifact import Store, load_manifest
-from stillhouse.storage.filesystem import join, list_names
+from stillhouse.storage.artifact import Store
+from stillhouse.storage.filesystem import list_names
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,14 +30,11 @@ def tokenizer_of(artifact: Artifact) -> StoredTokenizer:
     Raises:
         ArtifactError: the tokens of a selection are no longer there.
     """
-    manifest, store = artifact.manifest, Store(artifact.store)
-    if manifest.kind == "selections":
-        manifest = load_manifest(join(artifact.store, "tokens", manifest.inputs["tokens"]))
-    settings = manifest.settings["tokenizer"]
-    digest, eos_token = wanted = settings["digest"], settings["eos_token"]
+    store, settings = Store(artifact.store), artifact.tokens.settings["tokenizer"]
+    wanted = settings["digest"], settings["eos_token"]
     for name in list_names(store.path("models")):
         model = store.find_manifest("models", name)
         totals = {} if model is None else model.totals
         if totals.get("role") == "tokenizer" and (totals["digest"], totals["eos_token"]) == wanted:
             return StoredTokenizer(*wanted, settings["vocab_size"], store.path("models", name))
-    return StoredTokenizer(digest, eos_token, settings["vocab_size"], None)
+    return StoredTokenizer(*wanted, settings["vocab_size"], None)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from stillhouse.data_settings import PoolSource
 from stillhouse.errors import BadFileError, SpecError
-from stillhouse.text.pieces import token_ids
+from stillhouse.text.pieces import read_pieces, token_ids, with_piece_fields
 from stillhouse.text.records import Choose, Record, read_records
 from stillhouse.text.tasks import UnitFile
 from stillhouse.text.tokenizer import load_tokenizer
@@ -114,15 +114,8 @@ def with_columns(table: pa.Table, files: Sequence[UnitFile], pool: PoolSource) -
         for name, values in _columns(file, row, files, pool).items():
             table = table.append_column(name, values)
         return table
-    column = table["documents"].combine_chunks()
-    pieces = column.flatten()
-    file, row = (pieces.field(n).to_numpy(zero_copy_only=False) for n in ("file", "row"))
-    fields = {field.name: pieces.field(field.name) for field in pieces.type}
-    fields |= _columns(file, row, files, pool)
-    offsets = np.concatenate([[0], np.cumsum(column.value_lengths().to_numpy())]).astype(np.int32)
-    structs = pa.StructArray.from_arrays([*fields.values()], names=[*fields])
-    index = table.column_names.index("documents")
-    return table.set_column(index, "documents", pa.ListArray.from_arrays(offsets, structs))
+    pieces = read_pieces(table)
+    return with_piece_fields(table, _columns(pieces.file, pieces.row, files, pool))
 
 
 def _columns(

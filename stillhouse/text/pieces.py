@@ -1,5 +1,6 @@
 """Token parts as arrays: the ids, and the pieces of documents as flat columns."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -91,6 +92,17 @@ def read_pieces(table: pa.Table) -> Pieces:
         ids=flat.field("id"),
         offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
     )
+
+
+def with_piece_fields(table: pa.Table, fields: Mapping[str, pa.Array]) -> pa.Table:
+    """The table with fields of the pieces in `documents` added or replaced, an array [p] each."""
+    column = table["documents"].combine_chunks()
+    flat = column.flatten()
+    fields = {field.name: flat.field(field.name) for field in flat.type} | {**fields}
+    offsets = np.concatenate([[0], np.cumsum(column.value_lengths().to_numpy())]).astype(np.int32)
+    structs = pa.StructArray.from_arrays([*fields.values()], names=[*fields])
+    index = table.column_names.index("documents")
+    return table.set_column(index, "documents", pa.ListArray.from_arrays(offsets, structs))
 
 
 def row_texts(

@@ -17,8 +17,8 @@ from stillhouse.selection.quotas import MAX_SOURCES, OTHER
 from stillhouse.text.pieces import Pieces
 from stillhouse.training.group import WorkerGroup
 from stillhouse.training.stream import TokenSources
+from stillhouse.training.task import HALVES
 
-HALVES = ("validation", "test")
 _BLOCK = 4096  # sequences whose token losses are held at once
 _MOST_SOURCES = 50_000  # tracked during training; beyond, the smaller half becomes `OTHER`
 

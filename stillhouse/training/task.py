@@ -34,6 +34,8 @@ from stillhouse.training.schedule import EVEN, Share
 from stillhouse.training.signals import SignalPart, TeacherHost
 from stillhouse.training.spec import LoraSettings, TrainingSettings
 
+HALVES = ("validation", "test")
+"""Of held-out documents: what variants are chosen on, and what is reported."""
 CHECKPOINTS = "checkpoints"
 """The store's folder of checkpoints."""
 TRAINED_ON = "trained_on.parquet"

@@ -189,7 +189,7 @@ def test_hub(export, selection, finished, tmp_path, monkeypatch):
 )
 def test_size_categories(samples, category):
     receipt = ShardReceipt(0, samples, 0, {}, {}, {})
-    source = Exported("", "", "", "", "sequences", 1, 1, "", None, {})
+    source = Exported("", "", "", "sequences", 1, 1, "", None, {})
     card = Hub().finish(source, "", [receipt])["README.md"].decode()
     assert yaml.safe_load(card.split("---")[1])["size_categories"] == [category]
 

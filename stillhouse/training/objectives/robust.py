@@ -126,10 +126,11 @@ class Robust:
         num_classes: int,
     ) -> dict[str, Tensor]:
         """Labels of the labelled images; -1 of all others."""
-        if settings.objective.options.get("num_labelled") is None:
+        count = settings.objective.options.get("num_labelled")
+        if count is None:
             return {**columns}
         labels, draws = columns[LABELS], np.random.default_rng([_LABELLED, settings.seed])
-        each = int(settings.objective.options.get("num_labelled", 0)) // num_classes
+        each = int(count) // num_classes
         known = torch.full_like(labels, -1)
         for label in range(num_classes):
             rows = torch.from_numpy(draws.permutation(np.flatnonzero(labels.numpy() == label)))
