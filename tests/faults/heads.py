@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,9 +30,15 @@ class Head:
 
     def kill(self):
         """SIGKILL of everything that it started: what a lost machine is."""
-        for pid in processes_of(self.process.pid):
-            os.kill(pid, signal.SIGKILL)
+        kill_all(processes_of(self.process.pid))
         self.process.wait()
+
+
+def kill_all(pids: Iterable[int]):
+    """SIGKILL; some may have ended since they were listed."""
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def free_ports(count):

@@ -1,8 +1,6 @@
 """A job on a cluster that has no worker yet: nodes come for it, and go when they are idle."""
 
 import json
-import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -11,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 from drivers import PATIENCE_S, STILLHOUSE
-from heads import clean_environment, free_ports, processes_of
+from heads import clean_environment, free_ports, kill_all, processes_of
 from small import small_spec
 
 UNTIL_IDLE = """
@@ -47,8 +45,7 @@ def scaled(tmp_path):
                     yield address, environment
                     return
             finally:
-                for pid in processes_of(head.pid):
-                    os.kill(pid, signal.SIGKILL)
+                kill_all(processes_of(head.pid))
                 head.wait()
     pytest.fail("the head did not start")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from drivers import KEYS, PATIENCE_S, STILLHOUSE, KillAt, descendants
 from fault_proxy import FaultProxy
-from heads import TOKEN, clean_environment, free_ports, processes_of, running_head
+from heads import TOKEN, clean_environment, free_ports, kill_all, processes_of, running_head
 from small import small_spec
 
 from stillhouse.storage.run_record import LEASE_S, read_status
@@ -45,8 +45,7 @@ def test_a_lost_local_ray_ends_the_run_with_a_word(bench):
     store, started = f"s3://{bench.bucket()}/store", []
 
     def kill():
-        for pid in raylets(started[0].process.pid):
-            os.kill(pid, signal.SIGKILL)
+        kill_all(raylets(started[0].process.pid))
 
     rule = KillAt("/scores/parts/", 0, "reset", kill)
     with FaultProxy(bench.s3_server, rule) as proxy:
@@ -128,9 +127,7 @@ def test_a_head_that_dies_takes_no_driver_with_it_in_silence(
         def kill():
             mine = processes_of(head.process.pid)
             started["drivers"] = [p for p in mine if "stillhouse.jobs.cli" in command_of(p)]
-            for pid in mine:
-                if pid not in started["drivers"]:
-                    os.kill(pid, signal.SIGKILL)
+            kill_all(pid for pid in mine if pid not in started["drivers"])
 
         rule = KillAt("/scores/parts/", 0, "reset", kill)
         with FaultProxy(s3_server, rule) as proxy:
