@@ -1,4 +1,4 @@
-"""Trainings of `benchmarks/teachers.py` with language models as teachers: cells of three stages.
+"""Trainings of `benchmarks/teachers.py` with language models as teachers: cells of four stages.
 
 Every training is a `job: train` in one store, so that running again does what is missing. DATA
 holds `pool/pool-*.parquet`, `targets/books-*.parquet` and `tasks/targets.parquet`.
@@ -24,7 +24,7 @@ from stillhouse.jobs.run import run_job
 from stillhouse.models.causal_lm import load_model, save_model
 from stillhouse.models.shape import planned_shape
 from stillhouse.models.sub_networks import extract, shape_of
-from stillhouse.spec import ModelSettings
+from stillhouse.spec import ModelSettings, SelectSpec
 from stillhouse.storage.filesystem import use_options
 from stillhouse.text.tokenizer import load_tokenizer
 from stillhouse.training.objectives.autodistil import best_sub_network, proxy_losses, space_of
@@ -88,7 +88,7 @@ class Bench:
 
     def train(
         self,
-        data: str,
+        data: str | dict[str, str],
         num_tokens: int,
         *,
         seed: int = 0,
@@ -98,12 +98,16 @@ class Bench:
         objective: dict[str, Any] | None = None,
         rate: float = 4e-3,
     ) -> dict[str, Any]:
-        """A training: the folder of its `model`, and the last held-out loss `nll`."""
+        """A training: the folder of its `model`, and the last held-out loss `nll`.
+
+        Args:
+            data: a file of texts, or what the spec has as `data`.
+        """
         tokenizer = self.store / "tokenizer.json"
         content: dict[str, Any] = {
             "job": "train",
             "store": str(self.store),
-            "data": {"path": data},
+            "data": {"path": data} if isinstance(data, str) else data,
             "sequence_length": LENGTH,
             "train": {
                 "num_tokens": num_tokens,
@@ -127,6 +131,22 @@ class Bench:
         folder = result["artifacts"]["model"]
         totals = json.loads(Path(folder, "manifest.json").read_text())["totals"]
         return {"model": folder, "nll": totals["evaluations"][-1]["nll"]}
+
+    def select(self, pool: str, target: str, num_tokens: int, tau: float) -> str:
+        """The sequences of the pool that CoLoR-Filter keeps for a target: the selection's URI."""
+        content: dict[str, Any] = {
+            "job": "select",
+            "store": str(self.store),
+            "pool": {"path": pool},
+            "target": {"path": target},
+            "tokenizer": {"path": json.loads((self.store / "tokenizer.json").read_text())},
+            "sequence_length": LENGTH,
+            "prior": {"model": self.student, "num_tokens": num_tokens},
+            "selection": {"tau": tau},
+            "compute": COMPUTE,
+        }
+        result = run_job(SelectSpec.model_validate(content), Lines())
+        return result["artifacts"]["selection"]
 
     def books_teacher(self) -> str:
         """Trained on books; the first training, which makes the tokenizer."""
@@ -175,6 +195,32 @@ def distil_cell(bench: Bench, seed: int, arm: str) -> dict[str, float]:
         data, tokens, seed=seed, heldout=heldout, model=bench.student, objective=objective
     )
     return {"nll": made["nll"], "tokens": float(tokens)}
+
+
+def selected_cell(bench: Bench, seed: int, arm: str) -> dict[str, float]:
+    """Held-out loss on books of a student of 400 thousand tokens of the pool.
+
+    Arms: `random` documents; `selected`, the sequences of one in eight that CoLoR-Filter keeps for
+    books; either by the text alone or, `+distil`, also from the teacher of the stage `distil`.
+    """
+    teacher = bench.books_teacher()
+    heldout = bench.texts("targets/books-heldout.parquet", 0.15)
+    if arm.startswith("selected"):
+        pool = bench.texts("pool/pool-00.parquet", 4.0)
+        target = bench.texts("targets/books-train.parquet", 0.6)
+        data = {"from": bench.select(pool, target, bench.tokens(0.8), 8)}
+    else:
+        data = bench.texts("pool/pool-00.parquet", 0.4, seed)
+    distil = {"name": "distil", "teachers": [{"path": teacher}], "weight": 0.5}
+    made = bench.train(
+        data,
+        bench.tokens(0.4),
+        seed=seed,
+        heldout=heldout,
+        model=bench.student,
+        objective=distil if arm.endswith("+distil") else None,
+    )
+    return {"nll": made["nll"]}
 
 
 def wellread_cell(bench: Bench, seed: int, arm: str) -> dict[str, float]:

@@ -12,10 +12,11 @@ One line of JSON for each cell; running again does what is missing. Stages:
 * unlabelled: a Gaussian mixture in 200 dimensions from 10 labels and unlabelled data (RSS).
 * distil: a language model of 1 M parameters on books, with a teacher of 5 M, and without one at
   equal tokens and at equal FLOPs.
+* selected: the same student on a selection or on random data, with the teacher and without.
 * wellread: pre-trained, distilled and fine-tuned, or some of these, at equal tokens.
 * autodistil: do relation losses in a super-network rank its sub-networks?
 
-The last three train with `job: train` on DATA (`teacher_models.py`), three seeds each; `--small`
+The last four train with `job: train` on DATA (`teacher_models.py`), three seeds each; `--small`
 trains one seed on a hundredth, to find mistakes.
 
 * lsskd: a ConvNet on 1,000 to 5,000 labels of Fashion-MNIST, by labels alone or with branches.
@@ -41,7 +42,14 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from teacher_models import Bench, autodistil_cell, distil_cell, ray_session, wellread_cell
+from teacher_models import (
+    Bench,
+    autodistil_cell,
+    distil_cell,
+    ray_session,
+    selected_cell,
+    wellread_cell,
+)
 from teachers_fashion import lsskd_cell, weak_to_strong_cell
 from torch import nn
 
@@ -192,6 +200,15 @@ OF_MODELS: dict[str, tuple[Callable[..., dict[str, float]], list[dict[str, Any]]
     "distil": (
         distil_cell,
         [{"seed": seed, "arm": arm} for seed in SEEDS for arm in ("distil", "ce", "flops")],
+    ),
+    "selected": (
+        selected_cell,
+        [
+            {"seed": seed, "arm": data + teacher}
+            for seed in SEEDS
+            for data in ("random", "selected")
+            for teacher in ("", "+distil")
+        ],
     ),
     "wellread": (
         wellread_cell,
