@@ -322,7 +322,7 @@ def experts(folder: Path, data: str, num_images: int) -> dict[str, Any]:
 def bare(folder: Path, data: str, num_images: int) -> float:
     """Seconds an expert in one loop of this process."""
     from stillhouse.distillation.experts import ExpertTask, resolved
-    from stillhouse.distillation.images import ImageData
+    from stillhouse.distillation.image_sources import ImageData
     from stillhouse.distillation.prepared import ImageHostSettings, ImagesTask, Preparation
     from stillhouse.distillation.recipes import DSA_GROUPS
     from stillhouse.distillation.spec import ExpertSettings

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from stillhouse.classification.samples import list_rows
 from stillhouse.classification.spec import ClassifySpec
 from stillhouse.classification.unlabelled import UNLABELLED
 from stillhouse.distillation.image_files import list_source
@@ -24,7 +25,11 @@ class ClassifyJob(Job):
     def __init__(self, spec: ClassifySpec) -> None:
         self.spec = resolved(spec, Store(absolute_uri(spec.store)))
         others = spec.unlabelled
-        self.files = [list_images(spec.data), list_source(others.path) if others else []]
+        listed = list_source if spec.data.kind == "images" else list_rows
+        self.files = [
+            list_images(spec.data, listed),
+            list_source(others.path) if others else [],
+        ]
 
     def open(self, store: Store, *, remember: bool) -> "ClassifyJob":
         self.inputs = open_classify(store, self.spec, *self.files, remember=remember)

@@ -9,7 +9,7 @@ from pydantic import BaseModel
 
 from stillhouse.classification.unlabelled import UnlabelledImages
 from stillhouse.data_settings import DataSource
-from stillhouse.distillation.images import ImageData
+from stillhouse.distillation.image_sources import ImageData
 from stillhouse.errors import SpecError
 from stillhouse.spec import NOT_IDENTITY, JobSpec
 

@@ -1,7 +1,8 @@
-"""`job: train` with `task: classify`: images -> teachers' logits -> workers -> model artifact."""
+"""`job: train` with `task: classify`: samples -> teachers' logits -> workers -> model artifact."""
 
 from dataclasses import dataclass
 
+from stillhouse.classification.samples import RowsTask
 from stillhouse.classification.signals import LogitsTask
 from stillhouse.classification.spec import ClassifySpec
 from stillhouse.classification.task import ClassifyTask, StartClassifier, resolved
@@ -12,9 +13,13 @@ from stillhouse.distillation.prepared import (
     ImageHostSettings,
     ImagesTask,
 )
+from stillhouse.models.network_settings import NetworkSettings
 from stillhouse.pipelines.classify_data import ClassifyInputs
 from stillhouse.pipelines.context import Context, Step, perform
+from stillhouse.pipelines.given import Needs, given_models
 from stillhouse.pipelines.teachers import SIGNALS
+from stillhouse.pipelines.tokenizer import given_tokenizer
+from stillhouse.pipelines.tokens import TokenizerRef
 from stillhouse.pipelines.training import run_trainings
 from stillhouse.pipelines.workers import Gang
 from stillhouse.storage.artifact import Manifest, PartRef
@@ -43,8 +48,12 @@ def run_classify(ctx: Context, spec: ClassifySpec, inputs: ClassifyInputs) -> Cl
         compute.gpus_of(compute.trainer),
         compute.threads_per_worker,
     )
-    tasks = [ImagesTask(inputs.preparation, spec.data)]
-    perform(ctx, Step("images", tasks, host, 1, compute.trainer, "images"))
+    tokenizer = None
+    if inputs.tokenizer is not None:
+        tokenizer = given_tokenizer(ctx, inputs.tokenizer, None, "auto")
+    network, body = _network(ctx, spec, tokenizer)
+    tasks = [_samples_task(spec, inputs, tokenizer)]
+    perform(ctx, Step("images", tasks, host, 1, compute.trainer, spec.data.kind))
     images = ctx.store.get_manifest(IMAGES, name)
     num_images = images.parts[SPLITS.index("train")].num_rows
     others = _unlabelled(ctx, spec, inputs, host)
@@ -57,13 +66,13 @@ def run_classify(ctx: Context, spec: ClassifySpec, inputs: ClassifyInputs) -> Cl
             LogitsTask(name, one, f"train.objective.teachers.{i}")
             for i, one in enumerate(inputs.teachers)
         ]
-        made = perform(ctx, Step(SIGNALS, asked, host, len(asked), compute.trainer, "images"))
+        made = perform(ctx, Step(SIGNALS, asked, host, len(asked), compute.trainer, spec.data.kind))
         logits = tuple(receipt.parts[0] for receipt in made)
     init = spec.init
     task = ClassifyTask(
         images=name,
         num_images=num_images,
-        network=None if init else spec.network,
+        network=None if init else network,
         init=StartClassifier(inputs.init, init.head, init.frozen) if init and inputs.init else None,
         settings=settings,
         num_steps=num_steps,
@@ -72,14 +81,37 @@ def run_classify(ctx: Context, spec: ClassifySpec, inputs: ClassifyInputs) -> Cl
         teachers=inputs.teachers,
         logits=logits,
         unlabelled=others,
+        body=body,
+        tokenizer=tokenizer.path if tokenizer else "",
         label=spec.name or "classifier",
         device=compute.device,
         gpus=compute.trainer_gpus,
     )
     check_workers(task.order(), compute.trainers)
     with Gang(ctx) as gang:
-        [model] = run_trainings(ctx, gang, "train", [task], "images")
+        [model] = run_trainings(ctx, gang, "train", [task], spec.data.kind)
     return ClassifyRun(images, model, task)
+
+
+def _samples_task(
+    spec: ClassifySpec, inputs: ClassifyInputs, tokenizer: TokenizerRef | None
+) -> ImagesTask:
+    """What makes the arrays of the samples."""
+    if spec.data.kind == "images":
+        return ImagesTask(inputs.preparation, spec.data)
+    path, digest = (tokenizer.path, tokenizer.digest) if tokenizer else ("", "")
+    return RowsTask(inputs.preparation, spec.data, path, digest)
+
+
+def _network(
+    ctx: Context, spec: ClassifySpec, tokenizer: TokenizerRef | None
+) -> tuple[NetworkSettings, str]:
+    """The network to build; a language model by its content, and its folder in the store."""
+    if tokenizer is None or spec.network.path is None:
+        return spec.network, ""
+    needs = Needs(tokenizer.vocab_size, spec.data.length)
+    [model] = given_models(ctx, {"network": spec.network.path}, needs).values()
+    return spec.network.model_copy(update={"path": model.fingerprint}), model.folder
 
 
 def _unlabelled(

@@ -11,6 +11,9 @@ from stillhouse.classification.spec import (
 from stillhouse.classification.task import StoredClassifier
 from stillhouse.custom_code import CustomCode, find_named
 from stillhouse.distillation.prepared import Preparation
+from stillhouse.errors import ModelError
+from stillhouse.models.shape import model_uri
+from stillhouse.pipelines.given import model_identity
 from stillhouse.pipelines.image_inputs import (
     images_identity,
     open_classifier,
@@ -18,6 +21,7 @@ from stillhouse.pipelines.image_inputs import (
 )
 from stillhouse.storage.artifact import Store
 from stillhouse.storage.filesystem import FileInfo
+from stillhouse.text.tokenizer import has_tokenizer, tokenizer_identity
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +30,8 @@ class ClassifyInputs:
 
     Attributes:
         unlabelled: content of the images without labels.
+        body: content of the language model of a fresh network.
+        tokenizer: folder of that of texts, as the spec names it.
         stored: whether teachers answer to all images before the training.
         own: a user's objective.
     """
@@ -36,13 +42,15 @@ class ClassifyInputs:
     unlabelled: str | None
     stored: bool
     own: CustomCode | None
+    body: tuple[str, ...] = ()
+    tokenizer: str | None = None
 
     def identity(self) -> list[Any]:
         given = [] if self.init is None else [self.init.digest]
         given += [teacher.digest for teacher in self.teachers]
         own = [] if self.own is None else [self.own.digest]
         own += [] if self.unlabelled is None else [self.unlabelled]
-        return [self.preparation.images, *self.preparation.code, given, *own]
+        return [self.preparation.images, *self.preparation.code, given, *own, *self.body]
 
 
 def open_classify(
@@ -56,7 +64,8 @@ def open_classify(
     """Digest the files and look up given classifiers.
 
     Raises:
-        ModelError: no classifier at a path. BadFileError: a file vanished.
+        ModelError: no classifier at a path, no tokenizer beside a language model.
+        BadFileError: a file vanished.
         SpecError: the user's code is not here.
     """
     objective = spec.train.objective
@@ -65,9 +74,18 @@ def open_classify(
         for i, one in enumerate(objective.teachers)
     )
     networks, own = classifier_code(spec)
+    model, tokenizer = spec.network.path, None
+    if spec.data.kind == "texts":
+        tokenizer = model if spec.init is None else str(spec.init.path)
+        if not has_tokenizer(model_uri(str(tokenizer))):
+            raise ModelError(
+                f"{tokenizer!r} has no tokenizer beside it: texts are read by the one that a "
+                "language model was trained with"
+            )
+    read_by = None if tokenizer is None else tokenizer_identity(tokenizer, None)
     return ClassifyInputs(
         Preparation(
-            images_identity(store, spec.data, files, remember=remember),
+            images_identity(store, spec.data, files, read_by, remember=remember),
             zca=False,
             code=tuple(code.digest for code in networks),
         ),
@@ -78,6 +96,8 @@ def open_classify(
         else None,
         bool(teachers) and objective.signals == "stored" and objective.name not in LIVE_OBJECTIVES,
         own,
+        () if model is None else (model_identity(store, model_uri(model), remember=remember),),
+        tokenizer,
     )
 
 

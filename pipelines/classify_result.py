@@ -12,8 +12,6 @@ from stillhouse.pipelines.train_result import CHECKED, speed, training_warnings
 from stillhouse.report.formatting import compact, decimals, percent
 from stillhouse.storage.filesystem import join
 
-_X_TITLE = "images trained on"
-
 
 def classify_result(ctx: Context, spec: ClassifySpec, made: ClassifyRun, run_uri: str) -> b.Result:
     """The numbers of `run --json`, and the blocks of the report."""
@@ -47,7 +45,8 @@ def classify_result(ctx: Context, spec: ClassifySpec, made: ClassifyRun, run_uri
     }
     starts = [[one["step"] * settings.batch_size, one["workers"]] for one in measured["starts"]]
     marks = [units for units, _ in starts[1:]]
-    warnings = training_warnings(totals, made.task.label, automatic(spec.train), "images")
+    noun = spec.data.kind
+    warnings = training_warnings(totals, made.task.label, automatic(spec.train), noun)
     return assemble(
         ctx,
         spec,
@@ -57,25 +56,25 @@ def classify_result(ctx: Context, spec: ClassifySpec, made: ClassifyRun, run_uri
         artifacts=artifacts,
         numbers=numbers,
         warnings=b.Warnings(warnings, CHECKED),
-        lead=_lead(made),
+        lead=_lead(made, noun),
         sections=[
-            b.Section("learning", "How it learned", _learning(totals, marks)),
-            b.Section("speed", "How it ran", speed(totals["points"], starts, marks, "images")),
-            b.Section("data", "What it saw", _data(made)),
+            b.Section("learning", "How it learned", _learning(totals, marks, noun)),
+            b.Section("speed", "How it ran", speed(totals["points"], starts, marks, noun)),
+            b.Section("data", "What it saw", _data(made, noun)),
         ],
-        footer="The test part is used once, after the last step; losses are means over images, in "
+        footer=f"The test part is used once, after the last step; losses are means over {noun}, in "
         "nats.",
     )
 
 
-def _lead(made: ClassifyRun) -> list[b.Block]:
+def _lead(made: ClassifyRun, noun: str) -> list[b.Block]:
     totals = made.model.totals
     measured, test = totals["measured"], totals["test"]
     restarts, workers = len(measured["starts"]) - 1, measured["starts"][-1]["workers"]
     accuracy = percent(test["accuracy"])
     story = (
         f"A network of {compact(totals['num_parameters'])} parameters was trained on "
-        f"**{compact(totals['num_tokens'])} images** in {compact(totals['num_steps'])} steps; it "
+        f"**{compact(totals['num_tokens'])} {noun}** in {compact(totals['num_steps'])} steps; it "
         f"is right on **{accuracy}** of the test part."
     )
     people = "worker" if workers == 1 else "workers"
@@ -84,13 +83,13 @@ def _lead(made: ClassifyRun) -> list[b.Block]:
         b.Fact("Test accuracy", accuracy, f"{decimals(test['nll'])} nats", main=True),
         b.Fact("Validation accuracy", percent(last["accuracy"]), "at the end"),
         b.Fact("Training loss", decimals(totals["points"][-1]["loss"]), "at the end"),
-        b.Fact("Throughput", compact(measured["tokens_per_second"]), "images a second"),
+        b.Fact("Throughput", compact(measured["tokens_per_second"]), f"{noun} a second"),
         b.Fact("Restarts", f"{restarts}", f"{workers} {people} at the end"),
     ]
     return [b.Text(story, "story", terminal=True), b.Facts(tiles, terminal=True)]
 
 
-def _learning(totals: dict[str, Any], marks: list[float]) -> list[b.Block]:
+def _learning(totals: dict[str, Any], marks: list[float], noun: str) -> list[b.Block]:
     evaluations = totals["evaluations"]
     right = [(one["tokens"], 100 * one["accuracy"]) for one in evaluations]
     losses = {
@@ -102,22 +101,24 @@ def _learning(totals: dict[str, Any], marks: list[float]) -> list[b.Block]:
             "Right on the validation part",
             {"validation": [right]},
             "validation",
-            x_title=_X_TITLE,
+            x_title=f"{noun} trained on",
             y_title="percent",
             marks=marks,
         ),
-        b.Curves("Loss", losses, "validation", x_title=_X_TITLE, y_title="loss", marks=marks),
+        b.Curves(
+            "Loss", losses, "validation", x_title=f"{noun} trained on", y_title="loss", marks=marks
+        ),
     ]
     return [b.Group(charts)]
 
 
-def _data(made: ClassifyRun) -> list[b.Block]:
+def _data(made: ClassifyRun, noun: str) -> list[b.Block]:
     settings, totals = made.task.settings, made.model.totals
     names = made.images.totals["class_names"]
     counts = [part.num_rows for part in made.images.parts]
     others, seen = made.task.unlabelled, totals["num_tokens"]
     epochs = seen * (1 - others.share if others else 1) / counts[0]
-    columns = {"Part": "text", "images": "compact", "epochs": "decimals2"}
+    columns = {"Part": "text", noun: "compact", "epochs": "decimals2"}
     parts = ("training", "validation", "test")
     rows: list[list[b.Cell]] = [
         [name, count, epochs if i == 0 else None]
@@ -127,9 +128,9 @@ def _data(made: ClassifyRun) -> list[b.Block]:
         count = others.part.num_rows
         rows.insert(1, ["without labels", count, seen * others.share / count])
     intro = (
-        f"Batches of {compact(settings.batch_size)} images of {len(names)} classes, at a learning "
+        f"Batches of {compact(settings.batch_size)} {noun} of {len(names)} classes, at a learning "
         f"rate of {settings.peak_rate:.2g} at its peak, in an order that does not depend on the "
         "number of workers."
     )
-    digest = f"SHA-256 over all images in order: `{totals['order_sha256']}`"
+    digest = f"SHA-256 over all {noun} in order: `{totals['order_sha256']}`"
     return [b.Text(intro), b.Table(columns, rows, style="short"), b.Text(digest, "note")]

@@ -1,5 +1,6 @@
 """What a job on images reads from outside its store: images, given experts, own code."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -7,7 +8,7 @@ from stillhouse.classification.task import CONFIG, StoredClassifier
 from stillhouse.classification.unlabelled import UnlabelledImages
 from stillhouse.custom_code import CustomCode, find_named
 from stillhouse.distillation.image_files import list_source
-from stillhouse.distillation.images import ImageData
+from stillhouse.distillation.image_sources import ImageData
 from stillhouse.distillation.matching_task import GivenExpert
 from stillhouse.distillation.prepared import Preparation
 from stillhouse.distillation.spec import DistillSpec
@@ -41,7 +42,9 @@ class ImageInputs:
         ]
 
 
-def list_images(data: ImageData) -> list[FileInfo]:
+def list_images(
+    data: ImageData, listed: Callable[[str], list[FileInfo]] = list_source
+) -> list[FileInfo]:
     """The files of a source; none for a data set that a library ships.
 
     Raises:
@@ -49,8 +52,8 @@ def list_images(data: ImageData) -> list[FileInfo]:
     """
     if data.path is None:
         return []
-    files = list_source(data.path)
-    return files + (list_source(data.test) if isinstance(data.test, str) else [])
+    files = listed(data.path)
+    return files + (listed(data.test) if isinstance(data.test, str) else [])
 
 
 def open_images(
@@ -75,11 +78,24 @@ def open_images(
     return ImageInputs(Preparation(images, zca, code), experts, teachers)
 
 
-def images_identity(store: Store, data: ImageData, files: list[FileInfo], *, remember: bool) -> str:
-    """The fingerprint of the images artifact: the files' content, and the settings that read it."""
-    settings = data.model_dump(mode="json", exclude={"path"})
+def images_identity(
+    store: Store,
+    data: ImageData,
+    files: list[FileInfo],
+    tokenizer: str | None = None,
+    *,
+    remember: bool,
+) -> str:
+    """The fingerprint of the images artifact: the files' content, and what reads it.
+
+    Args:
+        tokenizer: identity of that of texts.
+    """
+    settings = data.identity()
     if isinstance(data.test, str):
         settings.pop("test")
+    if tokenizer is not None:
+        settings["tokenizer"] = tokenizer
     return _identity(store, "images", settings, files, remember)
 
 
@@ -117,7 +133,7 @@ def open_classifier(
         raise ModelError(f"`{key}`: no such folder: {uri}")
     if not {CONFIG, "weights.safetensors"} <= {*names}:
         raise ArtifactError(
-            f"`{key}`: {uri} is no classifier of images ({CONFIG} and weights.safetensors): give a "
+            f"`{key}`: {uri} is no classifier ({CONFIG} and weights.safetensors): give a "
             "result of `task: classify`, or a state dict in safetensors with its `network`"
         )
     return StoredClassifier(model_identity(store, uri, remember=remember), uri)

@@ -13,6 +13,7 @@ _ARTIFACTS_OF_RUNS = {
     "init": ("model",),
     "teachers": ("model",),
     "model": ("model",),
+    "network": ("model",),
     "policy": ("model",),
     "prior": ("prior", "model"),
     "conditional": ("conditional", "model"),

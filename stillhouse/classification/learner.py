@@ -1,4 +1,4 @@
-"""A network for images and its objective, as a trainer trains them.
+"""A network for classes and its objective, as a trainer trains them.
 
 An objective for images is a class made as `Class(facts, **settings)`, called with the network,
 images [b, C, H, W] and the signals of these rows: `labels` and `rows` int64 [b], classes (-1 of
@@ -46,7 +46,7 @@ class ClassifierFacts:
     Attributes:
         network: that is trained.
         num_classes, num_images: of the training set, unlabelled images included.
-        shape: (C, H, W) of an image.
+        shape: (C, H, W) of an image, (D,) of a vector, (T,) of tokens.
         teachers: the share of each, adding up to 1.
         models: the teachers' networks, frozen, for the student's kind of images; none where their
             logits are stored.
@@ -58,7 +58,7 @@ class ClassifierFacts:
     network: nn.Module
     num_classes: int
     num_images: int
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     teachers: tuple[float, ...] = ()
     models: tuple[nn.Module, ...] = ()
     unlabelled_share: float | None = None

@@ -4,9 +4,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
+from stillhouse.classification.data import ClassifierData
 from stillhouse.classification.unlabelled import UnlabelledImages
-from stillhouse.distillation.images import ImageData
-from stillhouse.models.network_settings import GivenClassifier, NetworkSettings
+from stillhouse.models.network_settings import IMAGE_NETWORKS, GivenClassifier, NetworkSettings
 from stillhouse.spec import JobSpec, Settings
 from stillhouse.training.data_spec import Weight
 from stillhouse.training.spec import StreamedTraining
@@ -30,6 +30,8 @@ NEED_TEACHERS = {"kd": 1, "dhkd": 1, "weak_to_strong": 1, "hybrid": 2}
 """Objectives with teachers, and how many."""
 LIVE_OBJECTIVES = ("hybrid",)
 """Objectives that need more of their teachers than logits: these are in the workers."""
+OF_IMAGES = ("lsskd", "hybrid", "masked", "robust")
+"""Objectives that read nothing but images; robust also vectors."""
 BATCH, RATE = 128, 1e-3
 """Images a step and learning rate where the spec has `auto`."""
 
@@ -172,11 +174,11 @@ class InitClassifier(GivenClassifier):
 
 
 class ClassifySpec(JobSpec):
-    """`job: train` with `task: classify`: train a classifier of images."""
+    """`job: train` with `task: classify`: train a classifier of images, vectors or texts."""
 
     job: Literal["train"]
     task: Literal["classify"]
-    data: ImageData
+    data: ClassifierData
     unlabelled: UnlabelledImages | None = Field(
         default=None, description="images without labels, for `train.objective: robust`"
     )
@@ -213,9 +215,31 @@ class ClassifySpec(JobSpec):
                 "set one trainer, or a `norm` other than batch"
             )
         self.train.check_batch(compute.trainers)
+        self._check_kind(self.data.kind)
         objective = self.train.objective
         if self.unlabelled is not None and objective.name != "robust" and ":" not in objective.name:
             raise ValueError(f"`unlabelled`: {objective.name} reads labels: use `robust`")
         if self.unlabelled is not None and objective.bag_size > 1:
             raise ValueError("`unlabelled`: bags are of labelled images: leave `bag_size` out")
         return self
+
+    def _check_kind(self, kind: Literal["images", "vectors", "texts"]) -> None:
+        """ValueError where the network or the objective reads other samples than these."""
+        reads = {"linear": "vectors", "mlp": "vectors", "language_model": "texts"}
+        reads |= dict.fromkeys(IMAGE_NETWORKS, "images") | {"factory": "vectors"}
+        wanted = reads[self.network.name]
+        fits = wanted == kind or (wanted == "vectors" and kind == "images")
+        if self.init is None and not fits:
+            others = " or ".join(name for name, its in reads.items() if its == kind)
+            raise ValueError(f"`network.name: {self.network.name}`: the data are {kind}: {others}")
+        if kind == "images":
+            return
+        name = self.train.objective.name
+        if name in OF_IMAGES and not (name == "robust" and kind == "vectors"):
+            raise ValueError(f"`train.objective.name: {name}` is of images, the data are {kind}")
+        for key, given in (
+            ("train.augmentation", self.train.augmentation),
+            ("unlabelled", self.unlabelled),
+        ):
+            if given:
+                raise ValueError(f"`{key}` is of images, the data are {kind}: leave it out")

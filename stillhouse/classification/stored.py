@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from stillhouse.classification.learner import kept_buffers
 from stillhouse.classification.task import CONFIG, StoredClassifier
-from stillhouse.distillation.prepared import WEIGHTS, Prepared, Standardisation, frozen
+from stillhouse.distillation.prepared import WEIGHTS, Prepared, frozen
+from stillhouse.distillation.preprocessing import Standardisation
 from stillhouse.errors import ArtifactError, InputError
 from stillhouse.models.network_settings import NetworkSettings
 from stillhouse.models.networks import build_network, state_tensors
@@ -24,23 +25,30 @@ class BuiltFrom:
     """What a classifier is built from, beside its weights.
 
     Attributes:
-        shape: (C, H, W) of the images it reads.
-        standardisation: of their pixels.
+        shape: of the samples it reads, as `Prepared.shape`.
+        standardisation: of their values.
+        tokenizer: digest of that of texts.
+        body: configuration of a language model.
     """
 
     network: NetworkSettings
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     class_names: tuple[str, ...]
     standardisation: Standardisation
+    tokenizer: str = ""
+    body: dict[str, Any] | None = None
 
     @classmethod
-    def of(cls, network: NetworkSettings, prepared: Prepared) -> "BuiltFrom":
+    def of(
+        cls, network: NetworkSettings, prepared: Prepared, body: dict[str, Any] | None = None
+    ) -> "BuiltFrom":
         """For the images of a job."""
-        return cls(network, prepared.shape, prepared.class_names, prepared.standardisation)
+        names, scale = prepared.class_names, prepared.standardisation
+        return cls(network, prepared.shape, names, scale, prepared.tokenizer, body)
 
     def build(self, seed: int) -> nn.Module:
         """A fresh network on the CPU."""
-        return build_network(self.network, self.shape, len(self.class_names), seed)
+        return build_network(self.network, self.shape, len(self.class_names), seed, self.body)
 
     def to_bytes(self) -> bytes:
         content = {
@@ -50,17 +58,21 @@ class BuiltFrom:
             "mean": list(self.standardisation.mean),
             "std": list(self.standardisation.std),
         }
+        if self.tokenizer:
+            content |= {"tokenizer": self.tokenizer, "body": self.body}
         return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
 
     @classmethod
     def read(cls, data: bytes) -> "BuiltFrom":
         content: dict[str, Any] = json.loads(data)
-        channels, height, width = content["shape"]
+        shape = tuple(content["shape"])
         return cls(
             NetworkSettings.model_validate(content["network"]),
-            (channels, height, width),
+            shape,
             tuple(content["class_names"]),
-            Standardisation(tuple(content["mean"]), tuple(content["std"])),
+            Standardisation(tuple(content["mean"]), tuple(content["std"]), len(shape) - 1),
+            content.get("tokenizer", ""),
+            content.get("body"),
         )
 
 
@@ -92,7 +104,7 @@ def load_classifier(stored: StoredClassifier, prepared: Prepared) -> tuple[nn.Mo
     except FileNotFoundError as error:
         raise ArtifactError(f"{stored.uri}: a file of the classifier is missing") from error
     except (KeyError, ValueError, SafetensorError) as error:
-        raise ArtifactError(f"{stored.uri} is no classifier of images: {error}") from error
+        raise ArtifactError(f"{stored.uri} is no classifier: {error}") from error
     network = built.build(0)
     try:
         network.load_state_dict(tensors)
@@ -113,9 +125,12 @@ class ImageTeacher(nn.Module):
         super().__init__()
         if built.shape != prepared.shape:
             raise InputError(
-                f"`{key}` reads images of {built.shape} (channels, height, width), the data have "
-                f"{prepared.shape}: set `data.image_size`, or give another teacher"
+                f"`{key}` reads samples of the shape {built.shape}, the data have "
+                f"{prepared.shape} (channels, height and width of images, values of vectors, "
+                "tokens of texts): set `data.image_size` or `data.length`, or give another teacher"
             )
+        if built.tokenizer != prepared.tokenizer:
+            raise InputError(f"`{key}` reads the tokens of another tokenizer: give another teacher")
         index = {name: i for i, name in enumerate(built.class_names)}
         unknown = [name for name in prepared.class_names if name not in index]
         if unknown:

@@ -47,7 +47,10 @@ class ClassifyTask(Task):
     Attributes:
         images: fingerprint of the images artifact.
         num_images: to train on that have labels.
-        network: of a fresh one; None with `init`.
+        network: of a fresh one; None with `init`. The `path` of a language model is the digest of
+            its configuration and weights.
+        body: folder of that language model.
+        tokenizer: folder of that of texts.
         settings: with lanes, window and checkpoint_every (`resolved`).
         code: digests of the user's networks.
         own: a user's objective.
@@ -72,6 +75,8 @@ class ClassifyTask(Task):
     teachers: tuple[StoredClassifier, ...] = ()
     logits: Place[tuple[PartRef, ...]] = ()
     unlabelled: UnlabelledSet | None = None
+    body: Place[str] = ""
+    tokenizer: Place[str] = ""
     label: Place[str] = ""
     device: Place[str] = "auto"
     gpus: Place[float] = 0

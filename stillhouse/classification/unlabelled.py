@@ -17,7 +17,7 @@ from stillhouse.distillation.image_files import (
     read_images,
     read_parquet,
 )
-from stillhouse.distillation.images import check_dead, stacked
+from stillhouse.distillation.image_sources import check_dead, stacked
 from stillhouse.errors import InputError
 from stillhouse.spec import Settings
 from stillhouse.storage.artifact import PartRef, Store
@@ -115,7 +115,7 @@ def read_pixels(source: UnlabelledImages, side: int | None) -> tuple[Pixels, lis
     return stacked(images, side), dead
 
 
-def _of_shape(pixels: Pixels, shape: tuple[int, int, int], path: str) -> Pixels:
+def _of_shape(pixels: Pixels, shape: tuple[int, ...], path: str) -> Pixels:
     """The images with the channels of the labelled ones, if they are grey."""
     channels, height, width = shape
     if pixels.shape[2:] != (height, width):

@@ -31,9 +31,11 @@ from stillhouse.classification.stream import ImageStream, bags_of
 from stillhouse.classification.task import ClassifyTask
 from stillhouse.distillation.prepared import Preparation, Prepared, prepare
 from stillhouse.distillation.stored_sets import flat_values
+from stillhouse.models.causal_lm import TOKENIZER_FILES
 from stillhouse.models.device import choose_device
 from stillhouse.models.vit import Vit
 from stillhouse.storage.artifact import Store
+from stillhouse.storage.filesystem import join, list_names, read_bytes
 from stillhouse.storage.folders import put_folder
 from stillhouse.storage.parquet import read_table
 from stillhouse.storage.task import identity
@@ -128,10 +130,18 @@ def start_network(task: ClassifyTask, prepared: Prepared) -> tuple[nn.Module, Bu
     seed, init = task.settings.seed, task.init
     if init is None:
         assert task.network is not None
-        built = BuiltFrom.of(task.network, prepared)
-        return built.build(seed), built
+        if not task.body:
+            built = BuiltFrom.of(task.network, prepared)
+            return built.build(seed), built
+        from stillhouse.models.text_classifier import config_of, load_body
+
+        body = load_body(task.body)
+        built = BuiltFrom.of(task.network, prepared, config_of(body))
+        network = built.build(seed)
+        network.get_submodule("body").load_state_dict(body.state_dict())
+        return network, built
     given, its = load_classifier(init.model, prepared)
-    built = BuiltFrom.of(its.network, prepared)
+    built = BuiltFrom.of(its.network, prepared, its.body)
     network = built.build(seed)
     kept, fresh = given.state_dict(), network.state_dict()
     if init.head == "fresh":
@@ -232,6 +242,9 @@ def _commit(
     def write(folder: Path) -> None:
         for name, data in files_of(network, built).items():
             (folder / name).write_bytes(data)
+        for name in list_names(task.tokenizer) if task.tokenizer else ():
+            if name in TOKENIZER_FILES:
+                (folder / name).write_bytes(read_bytes(join(task.tokenizer, name)))
 
     attention = None
     if isinstance(network, Vit):

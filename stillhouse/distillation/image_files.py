@@ -52,9 +52,13 @@ class DeadImage:
 
 @dataclass(frozen=True, slots=True)
 class RawImage:
-    """A decoded image, its label as the file spells it, and where it came from."""
+    """A decoded image, its label as the file spells it, and where it came from.
 
-    pixels: Pixels
+    Attributes:
+        pixels: of an image; else the values of a vector, or the tokens of a text.
+    """
+
+    pixels: NDArray[Any]
     label: Label
     file: str
     row: int
@@ -246,9 +250,15 @@ def _parquet_record(image: Any, label: Any, file: str, row: int) -> Record:
 
 
 def _decoded(data: bytes, label: Any, file: str, row: int) -> Record:
-    if isinstance(label, bool) or not isinstance(label, int | str):
-        return DeadImage(file, row, f"label {label!r} is neither a number nor a name")
     try:
-        return RawImage(decode_image(data), label, file, row)
+        checked = check_label(label)
+        return RawImage(decode_image(data), checked, file, row)
     except ValueError as error:
         return DeadImage(file, row, str(error))
+
+
+def check_label(label: Any) -> Label:
+    """The label of a row; ValueError where it is neither a number nor a name."""
+    if isinstance(label, bool) or not isinstance(label, int | str):
+        raise ValueError(f"label {label!r} is neither a number nor a name")
+    return label

@@ -8,31 +8,27 @@ by class. Everything is chosen on the validation set; the test set is used once.
 """
 
 import re
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, model_validator
 
 from stillhouse.distillation.image_files import (
     IMAGE_SUFFIXES,
     DeadImage,
     Label,
-    Pixels,
     RawImage,
-    Record,
-    class_label_names,
-    list_source,
-    read_folder,
-    read_parquet,
-    resize,
+)
+from stillhouse.distillation.image_sources import (
+    ClassNames,
+    ImageData,
+    ImageFiles,
+    SampleSource,
+    check_dead,
 )
 from stillhouse.errors import InputError
-from stillhouse.spec import Settings
 from stillhouse.storage.filesystem import FileInfo
 
 _PARTS = {
@@ -40,74 +36,41 @@ _PARTS = {
     "test": {"test"},
     "validation": {"val", "valid", "validation"},
 }
-_Share = Annotated[float, Field(gt=0.0, lt=1.0)]
-_Names = tuple[str, ...]
-
-
-class ImageData(Settings):
-    """Labelled images: files, or a data set that a library ships."""
-
-    path: str | None = Field(default=None, description="an image folder or Parquet; any fsspec URI")
-    dataset: Literal["digits"] | None = Field(
-        default=None, description="digits: scikit-learn's 1,797 images of 8x8, no files needed"
-    )
-    test: str | _Share = Field(
-        default=0.2,
-        description="files of the test set; or the share held out where `path` has no test part",
-    )
-    validation: _Share = Field(
-        default=0.1,
-        description="share of the training images that everything is chosen on, where `path` has "
-        "no validation part beside its test part",
-    )
-    image_column: str = Field(default="image", description="Parquet: the encoded images")
-    label_column: str = Field(default="label", description="Parquet: the class, number or name")
-    image_size: Annotated[int, Field(ge=1)] | None = Field(
-        default=None, description="height and width that every image is resized to"
-    )
-    max_bad_rows: Annotated[float, Field(ge=0)] = Field(
-        default=0.01,
-        description="broken images allowed: a share below 1, a count from 1; more stops the run",
-    )
-    num_images: Annotated[int, Field(ge=1)] | None = Field(
-        default=None, description="train on this many images, drawn by class; default all"
-    )
-    seed: int = Field(default=0, description="of the splits and of `num_images`")
-
-    @model_validator(mode="after")
-    def _one_of(self) -> "ImageData":
-        if (self.path is None) == (self.dataset is None):
-            raise ValueError("give either `path` or `dataset`")
-        return self
 
 
 @dataclass(frozen=True, slots=True)
 class ImageSet:
-    """N images with their classes.
+    """N images with their classes; or N vectors or texts.
 
     Attributes:
-        images: uint8 [N, C, H, W].
+        images: uint8 [N, C, H, W]; of vectors float32 [N, D], of texts the tokens int32 [N, T].
         labels: int64 [N], indices into `class_names`.
         class_names: in label order; the training set has an image of every class.
         dead_letters: images that could not be read.
     """
 
-    images: Pixels
+    images: NDArray[Any]
     labels: NDArray[np.int64]
-    class_names: _Names
+    class_names: ClassNames
     dead_letters: tuple[DeadImage, ...] = ()
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """(C, H, W)."""
-        _, channels, height, width = self.images.shape
-        return channels, height, width
+    def shape(self) -> tuple[int, ...]:
+        """(C, H, W); (D,) of vectors, (T,) of texts."""
+        return self.images.shape[1:]
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def pixels(self) -> NDArray[np.float32]:
-        """float32 in [0, 1]."""
+    @property
+    def noun(self) -> str:
+        """What one of them is called."""
+        return noun_of(self.images)
+
+    def pixels(self) -> NDArray[Any]:
+        """float32 in [0, 1]; vectors and tokens as they are."""
+        if self.images.dtype != np.uint8:
+            return self.images
         return self.images.astype(np.float32) / np.float32(255)
 
     def take(self, rows: NDArray[np.integer]) -> "ImageSet":
@@ -123,8 +86,11 @@ class ImageSplits:
     test: ImageSet
 
 
-def load_images(data: ImageData) -> ImageSplits:
+def load_images(data: ImageData, source: SampleSource | None = None) -> ImageSplits:
     """Read and check a source and split it; the same settings give the same splits.
+
+    Args:
+        source: how its files are read; default as images.
 
     Raises:
         InputError: no images, several sizes, one class, a class with too few images, labels out of
@@ -133,7 +99,7 @@ def load_images(data: ImageData) -> ImageSplits:
     if data.dataset == "digits":
         train, test, validation = _digits(), None, None
     else:
-        train, test, validation = _from_files(data)
+        train, test, validation = _from_files(data, source or ImageFiles(data))
     if test is None:
         share = data.test if isinstance(data.test, float) else 0.2
         train, test = split(train, share, seed=data.seed, key="data.test")
@@ -160,7 +126,7 @@ def split(images: ImageSet, share: float, *, seed: int, key: str) -> tuple[Image
         rows = np.flatnonzero(images.labels == label)
         if len(rows) < 2:
             raise InputError(
-                f"class {name!r} has {len(rows)} image, `{key}` needs at least 2 to split"
+                f"class {name!r} has {len(rows)} {images.noun}, `{key}` needs at least 2 to split"
             )
         count = min(max(round(share * len(rows)), 1), len(rows) - 1)
         chosen[rng.permutation(rows)[:count]] = True
@@ -168,10 +134,14 @@ def split(images: ImageSet, share: float, *, seed: int, key: str) -> tuple[Image
 
 
 def _of_one_shape(train: ImageSet, validation: ImageSet, test: ImageSet) -> list[ImageSet]:
-    """The sets, all in colour if one is; InputError where sizes differ."""
+    """The sets, images all in colour if one is; InputError where sizes differ."""
     for name, other in (("validation", validation), ("test", test)):
+        if len(train.shape) == 1 and other.shape != train.shape:
+            raise InputError(
+                f"training vectors of {train.shape[0]} values, {name} vectors of {other.shape[0]}"
+            )
         if other.shape[1:] != train.shape[1:]:
-            sizes = [f"{height}x{width}" for _, height, width in (train.shape, other.shape)]
+            sizes = ["x".join(map(str, shape[1:])) for shape in (train.shape, other.shape)]
             raise InputError(
                 f"training images of {sizes[0]}, {name} images of {sizes[1]}: set `data.image_size`"
             )
@@ -193,17 +163,21 @@ def _digits() -> ImageSet:
     return image_set(pixels, digits.target)
 
 
-def _from_files(data: ImageData) -> tuple[ImageSet, ImageSet | None, ImageSet | None]:
+def _from_files(
+    data: ImageData, source: SampleSource
+) -> tuple[ImageSet, ImageSet | None, ImageSet | None]:
     """The training set, and the test and validation sets that the source has."""
     assert data.path is not None
-    train_files, validation_files = list_source(data.path), list[FileInfo]()
+    train_files, validation_files = source.list_files(data.path), list[FileInfo]()
     if isinstance(data.test, str):
-        test_files = list_source(data.test)
+        test_files = source.list_files(data.test)
     else:
         train_files, test_files, validation_files = _by_part(train_files)
-    train = _read(train_files, data, data.path)
+    train = _read(train_files, data, source, data.path)
     test, validation = (
-        _read(files, data, f"the {part} part of {data.path}", train.class_names) if files else None
+        _read(files, data, source, f"the {part} part of {data.path}", train.class_names)
+        if files
+        else None
         for part, files in (("test", test_files), ("validation", validation_files))
     )
     return train, test, validation
@@ -229,35 +203,21 @@ def _part_of(name: str) -> str:
 
 
 def _read(
-    files: Sequence[FileInfo], data: ImageData, place: str, train_classes: _Names | None = None
+    files: Sequence[FileInfo],
+    data: ImageData,
+    source: SampleSource,
+    place: str,
+    train_classes: ClassNames | None = None,
 ) -> ImageSet:
-    """The images of the files; `train_classes` are None for the training set itself."""
-    kinds = {file.name.lower().endswith(IMAGE_SUFFIXES): file.uri for file in files}
-    if len(kinds) > 1:
-        raise InputError(
-            f"one kind of files is needed, found {' and '.join(map(repr, kinds.values()))}: "
-            "name one in `data.path`"
-        )
-    names = None
-    if True in kinds:
-        records: Iterable[Record] = read_folder(files)
-    else:
-        columns = data.image_column, data.label_column
-        records = chain.from_iterable(read_parquet(file, *columns) for file in files)
-        by_names = {class_label_names(file, data.label_column): file.uri for file in files}
-        if len(by_names) > 1:
-            raise InputError(
-                f"the classes of column {data.label_column!r} differ between "
-                f"{' and '.join(by_names.values())}"
-            )
-        names = next(iter(by_names))
+    """The samples of the files; `train_classes` are None for the training set itself."""
+    names = source.class_names(files)
     images: list[RawImage] = []
     dead: list[DeadImage] = []
-    for record in records:
+    for record in source.read(files):
         dead.append(record) if isinstance(record, DeadImage) else images.append(record)
-    check_dead(data.path, data.max_bad_rows, len(images), dead)
+    check_dead(data.path, data.max_bad_rows, len(images), dead, source.noun)
     return image_set(
-        stacked(images, data.image_size),
+        source.stack(images),
         [image.label for image in images],
         class_names=train_classes or names,
         complete=train_classes is None,
@@ -266,50 +226,8 @@ def _read(
     )
 
 
-def check_dead(path: str | None, limit: float, num_usable: int, dead: Sequence[DeadImage]) -> None:
-    """Refuse a source with more broken images than `limit` (`max_bad_rows`), or no other ones.
-
-    Raises:
-        InputError: naming the first ones.
-    """
-    count = num_usable + len(dead)
-    allowed = limit * count if limit < 1 else limit
-    first = "; ".join(f"{d.file} row {d.row}: {d.reason}" for d in dead[:3])
-    if not num_usable:
-        raise InputError(f"{path!r} holds no usable image. {first}")
-    if len(dead) > allowed:
-        raise InputError(
-            f"{len(dead)} of {count} images of {path!r} cannot be used, "
-            f"`max_bad_rows` allows {allowed:g}. First ones: {first}"
-        )
-
-
-def stacked(images: Sequence[RawImage], side: int | None) -> Pixels:
-    """Square images of one size, resized to `side`, all in colour if one is.
-
-    Raises:
-        InputError: several sizes, or images that are not square.
-    """
-    channels = max(len(image.pixels) for image in images)
-    pixels = [np.broadcast_to(i.pixels, (channels, *i.pixels.shape[1:])) for i in images]
-    if side:
-        pixels = [resize(array, (side, side)) for array in pixels]
-    counts = Counter(array.shape[1:] for array in pixels)
-    first = {a.shape[1:]: i.file for a, i in zip(reversed(pixels), reversed(images), strict=True)}
-    if len(counts) > 1:
-        sizes = ", ".join(f"{h}x{w} ({n}, first {first[h, w]})" for (h, w), n in counts.items())
-        raise InputError(f"images of several sizes: {sizes}. Set `data.image_size`")
-    ((height, width),) = counts
-    if height != width:
-        raise InputError(
-            f"images of {height}x{width} ({first[height, width]}) are not square: set "
-            "`data.image_size`"
-        )
-    return np.stack(pixels)
-
-
 def image_set(
-    images: Pixels,
+    images: NDArray[Any],
     labels: Sequence[Label] | NDArray[Any],
     *,
     class_names: Sequence[str] | None = None,
@@ -320,7 +238,7 @@ def image_set(
     """Arrays as an `ImageSet`; labels are checked.
 
     Args:
-        images: uint8 [N, C, H, W].
+        images: as `ImageSet.images`.
         labels: [N], names or integers from 0 (indices into `class_names`).
         class_names: fixes the classes and their order.
         complete: whether every class must have an image; not in a test set.
@@ -330,33 +248,41 @@ def image_set(
     Raises:
         InputError: labels out of range or of mixed types, a single class, an empty class.
     """
-    values = np.asarray(labels).tolist()
-    names = tuple(class_names) if class_names is not None else _class_names(values, place)
+    values, noun = np.asarray(labels).tolist(), noun_of(images)
+    names = tuple(class_names) if class_names is not None else _class_names(values, place, noun)
     listed = ", ".join(names) if len(names) <= 6 else f"{names[0]}, {names[1]}, ... {names[-1]}"
     index = {name: i for i, name in enumerate(names)}
     numbers = [label if isinstance(label, int) else index.get(label, -1) for label in values]
     for row, (label, value) in enumerate(zip(numbers, values, strict=True)):
         if not 0 <= label < len(names):
             raise InputError(
-                f"{place}: label {value!r} of image {row} is out of range, the classes are {listed}"
+                f"{place}: label {value!r} of {noun} {row} is out of range, the classes are "
+                f"{listed}"
             )
     if complete and len(names) < 2:
         raise InputError(f"{place}: {len(names)} class ({listed}), at least 2 are needed")
     indices = np.array(numbers, np.int64)
     for label, count in enumerate(np.bincount(indices, minlength=len(names)) if complete else []):
         if not count:
-            raise InputError(f"{place}: class {names[label]!r} has no image; labels count from 0")
+            raise InputError(f"{place}: class {names[label]!r} has no {noun}; labels count from 0")
     return ImageSet(images, indices, names, tuple(dead_letters))
 
 
-def _class_names(labels: Sequence[Any], place: str) -> _Names:
+def noun_of(samples: NDArray[Any]) -> str:
+    """What a sample of an array is called: image, vector or text."""
+    if samples.ndim == 4:
+        return "image"
+    return "vector" if np.issubdtype(samples.dtype, np.floating) else "text"
+
+
+def _class_names(labels: Sequence[Any], place: str, noun: str) -> ClassNames:
     """Integers count from 0; names are sorted, numerically if all are numbers."""
     distinct = set(labels)
     if all(isinstance(label, int) for label in distinct):
         if max(distinct, default=0) >= max(len(labels), 1):
             raise InputError(
-                f"{place}: label {max(distinct)} is out of range for {len(labels)} images: labels "
-                "count from 0 and every class has an image"
+                f"{place}: label {max(distinct)} is out of range for {len(labels)} {noun}s: labels "
+                f"count from 0 and every class has {'an' if noun == 'image' else 'a'} {noun}"
             )
         return tuple(str(label) for label in range(max(distinct, default=-1) + 1))
     if not all(isinstance(label, str) for label in distinct):

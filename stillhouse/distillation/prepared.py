@@ -1,31 +1,24 @@
-"""The images of a job in the store, and what its workers hold: preprocessed images and teachers.
-
-Images are standardised (mean and deviation a channel) or whitened by ZCA, as trajectory matching
-uses it:
-
-    mu = mean of the columns of X [N, C*H*W],  Sigma = (X - mu)^T (X - mu) / (N - 1) = U diag(s) U^T
-    W  = U diag((s + eps)^(-1/2)) U^T,         output (x - mu) W
-
-with eps = 0.1 on pixels in [0, 1]. Both are fitted on the training images alone; experts and
-synthetic images must both be whitened, or neither.
-"""
+"""The images of a job in the store, and what its workers hold: preprocessed images and teachers."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from time import perf_counter
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import pyarrow as pa
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import load
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd  # pyright: ignore[reportPrivateUsage]
 
 from stillhouse.distillation.adjoint import FlatModule
-from stillhouse.distillation.images import ImageData, ImageSet, load_images
-from stillhouse.distillation.stored_sets import LEVELS, Ranges, flat_values, lists
+from stillhouse.distillation.image_sources import ImageData
+from stillhouse.distillation.images import ImageSet, ImageSplits, load_images
+from stillhouse.distillation.preprocessing import Standardisation, Zca, fit_standardisation, fit_zca
+from stillhouse.distillation.stored_sets import flat_values, lists
 from stillhouse.errors import ArtifactError, ModelError
 from stillhouse.fingerprint import sha256
 from stillhouse.models.device import choose_device, peak_bytes, reset_peak
@@ -41,97 +34,19 @@ IMAGES = "images"
 SPLITS = ("train", "validation", "test")
 DEAD_LETTERS = "dead_letters.parquet"
 WEIGHTS = "weights.safetensors"
-_SMALLEST_STD = 1 / 255  # of a constant channel
-_ZCA_EPS = 0.1
-
-
-@dataclass(frozen=True, slots=True)
-class Standardisation:
-    """(pixel - mean) / std of each channel, pixels in [0, 1]."""
-
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-    def apply(self, pixels: Tensor) -> Tensor:
-        mean, std = self._tensors(pixels)
-        return (pixels - mean) / std
-
-    def pixels(self, images: Tensor) -> Tensor:
-        """The inverse of `apply`, not clipped."""
-        mean, std = self._tensors(images)
-        return images * std + mean
-
-    def clip(self, images: Tensor) -> Tensor:
-        """Standardised images [..., C, H, W], clipped to the range of pixels."""
-        mean, std = self._tensors(images)
-        return torch.minimum(torch.maximum(images, -mean / std), (1 - mean) / std)
-
-    def to_bytes(self, images: Tensor) -> Tensor:
-        """Standardised images as rounded uint8 pixels."""
-        return (self.pixels(images) * 255).round().clamp(0, 255).to(torch.uint8)
-
-    @property
-    def ranges(self) -> Ranges:
-        """Standardised value of level 0 and step of a level, for pixels of 8 bits."""
-        return tuple((-m / s, 1 / (LEVELS * s)) for m, s in zip(self.mean, self.std, strict=True))
-
-    def tensors(self) -> dict[str, Tensor]:
-        return {"mean": torch.tensor(self.mean), "std": torch.tensor(self.std)}
-
-    def _tensors(self, like: Tensor) -> list[Tensor]:
-        return [
-            torch.tensor(values, dtype=like.dtype, device=like.device).view(-1, 1, 1)
-            for values in (self.mean, self.std)
-        ]
-
-
-def fit_standardisation(images: ImageSet) -> Standardisation:
-    """Mean and biased standard deviation of each channel over all pixels."""
-    channels = [images.images[:, channel] for channel in range(images.shape[0])]
-    means = [float(values.mean(dtype=np.float64)) / 255 for values in channels]
-    stds = [float(values.std(dtype=np.float64)) / 255 for values in channels]
-    return Standardisation(tuple(means), tuple(max(std, _SMALLEST_STD) for std in stds))
-
-
-@dataclass(frozen=True, slots=True)
-class Zca:
-    """mu [D], W [D, D] and its inverse, for images of D = C*H*W values."""
-
-    mean: Tensor
-    matrix: Tensor
-    inverse: Tensor
-
-    def apply(self, pixels: Tensor) -> Tensor:
-        return ((pixels.flatten(1) - self.mean) @ self.matrix).view_as(pixels)
-
-    def pixels(self, images: Tensor) -> Tensor:
-        """The inverse of `apply`."""
-        mean, inverse = self.mean.to(images), self.inverse.to(images)
-        return (images.flatten(1) @ inverse + mean).view_as(images)
-
-    def tensors(self) -> dict[str, Tensor]:
-        return {"mean": self.mean, "matrix": self.matrix, "inverse": self.inverse}
-
-
-def fit_zca(images: Tensor, eps: float = _ZCA_EPS) -> Zca:
-    """The whitening of images [N, C, H, W], decomposed in float64: O(N D^2 + D^3)."""
-    rows = images.flatten(1).double()
-    mean = rows.mean(0)
-    values, vectors = torch.linalg.eigh((rows - mean).T @ (rows - mean) / (len(rows) - 1))
-    spread = (values.clamp(min=0) + eps).sqrt()
-    matrix, inverse = (vectors / spread) @ vectors.T, (vectors * spread) @ vectors.T
-    return Zca(mean.to(images.dtype), matrix.to(images.dtype), inverse.to(images.dtype))
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """Preprocessed images on a device.
+    """Preprocessed images on a device; or vectors, or texts.
 
     Attributes:
-        train, validation, test: float32 [N, C, H, W] and classes int64 [N].
+        train, validation, test: float32 [N, C, H, W] and classes int64 [N]; of vectors float32
+            [N, D], of texts the tokens int64 [N, T], padded by -1.
         standardisation: of the training images.
         zca: applied instead of it, or None.
         class_names: in label order.
+        tokenizer: of texts, its digest.
     """
 
     train: Tensor
@@ -142,16 +57,16 @@ class Prepared:
     zca: Zca | None
     class_names: tuple[str, ...]
     device: torch.device
+    tokenizer: str = ""
 
     @property
     def num_classes(self) -> int:
         return len(self.class_names)
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """(C, H, W)."""
-        _, channels, height, width = self.train.shape
-        return channels, height, width
+    def shape(self) -> tuple[int, ...]:
+        """(C, H, W); (D,) of vectors, (T,) of texts."""
+        return tuple(self.train.shape[1:])
 
     @property
     def preprocessing(self) -> Standardisation | Zca:
@@ -191,17 +106,24 @@ def prepare(store: Store, preparation: Preparation, device: torch.device) -> Pre
     manifest = store.get_manifest(IMAGES, preparation.images)
     shape, names = manifest.totals["shape"], tuple(manifest.totals["class_names"])
     tables = [read_table(store.path(part.path)) for part in manifest.parts]
-    arrays = [flat_values(table, "pixels").reshape(-1, *shape) for table in tables]
+    arrays = [flat_values(table, table.column_names[0]).reshape(-1, *shape) for table in tables]
     labels = [table["label"].to_numpy().astype(np.int64) for table in tables]
     sets = [ImageSet(*both, names) for both in zip(arrays, labels, strict=True)]
     standardisation = fit_standardisation(sets[0])
     zca = fit_zca(torch.from_numpy(sets[0].pixels())) if preparation.zca else None
-    images = [(zca or standardisation).apply(torch.from_numpy(one.pixels())) for one in sets]
+    images = [(zca or standardisation).apply(_as_tensor(one.pixels())) for one in sets]
     train, validation, test = (
         (pixels.to(device), torch.from_numpy(one.labels).to(device))
         for pixels, one in zip(images, sets, strict=True)
     )
-    return Prepared(*train, validation, test, standardisation, zca, names, device)
+    tokenizer = manifest.totals.get("tokenizer", "")
+    return Prepared(*train, validation, test, standardisation, zca, names, device, tokenizer)
+
+
+def _as_tensor(values: NDArray[Any]) -> Tensor:
+    """Tokens as int64, which embeddings take."""
+    tensor = torch.from_numpy(values)
+    return tensor if tensor.is_floating_point() else tensor.long()
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,7 +204,7 @@ def frozen(network: nn.Module) -> nn.Module:
 
 
 def check_networks(
-    networks: Mapping[str, NetworkSettings], shape: tuple[int, int, int], num_classes: int
+    networks: Mapping[str, NetworkSettings], shape: tuple[int, ...], num_classes: int
 ) -> None:
     """Build every network once on the CPU, so that a failure comes before any training.
 
@@ -343,8 +265,9 @@ class ImagesTask(ImageTask):
     """Reads, checks and splits a source: the artifact `images/<fingerprint>`.
 
     It is named by the files' content and the settings that read them. Its three parts (train,
-    validation, test) have a row an image: `pixels` fixed_size_list<uint8, C*H*W>, `label` int32.
-    Images that could not be read are listed in `dead_letters.parquet` (file, row, reason).
+    validation, test) have a row an image: `pixels` fixed_size_list<uint8, C*H*W>, `label` int32;
+    vectors have `values` (float32) instead of pixels, texts `tokens` (int32). What could not be
+    read is listed in `dead_letters.parquet` (file, row, reason).
     """
 
     KIND: ClassVar[str] = IMAGES
@@ -355,13 +278,22 @@ class ImagesTask(ImageTask):
     def fingerprint(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.preparation.images
 
+    @property
+    def facts(self) -> dict[str, str]:
+        """More of the manifest's totals."""
+        return {}
+
+    def read(self) -> ImageSplits:
+        """The three sets."""
+        return load_images(self.data)
+
     def run(self, store: Store, host: ImageHost, loaded: object = None) -> Output:
         """Commit the artifact.
 
         Raises:
             InputError: as `load_images`.
         """
-        name, splits = self.fingerprint, load_images(self.data)
+        name, splits = self.fingerprint, self.read()
         sets = [splits.train, splits.validation, splits.test]
         parts = [
             store.put_part(
@@ -380,8 +312,9 @@ class ImagesTask(ImageTask):
             "class_names": list(splits.train.class_names),
             "least_per_class": int(np.bincount(splits.train.labels).min()),
             "dead_letters": len(letters),
+            **self.facts,
         }
-        settings = self.data.model_dump(mode="json", exclude={"path"})
+        settings = self.data.identity()
         manifest = store.put_manifest(
             Manifest(IMAGES, name, tuple(parts), {}, settings, totals, {}, files)
         )
@@ -390,5 +323,6 @@ class ImagesTask(ImageTask):
 
 def images_table(images: ImageSet) -> pa.Table:
     """The rows of a part of an images artifact."""
-    pixels = lists(images.images.reshape(len(images), -1))
-    return pa.table({"pixels": pixels, "label": pa.array(images.labels.astype(np.int32))})
+    name = {"image": "pixels", "vector": "values", "text": "tokens"}[images.noun]
+    values = lists(images.images.reshape(len(images), -1))
+    return pa.table({name: values, "label": pa.array(images.labels.astype(np.int32))})

@@ -18,7 +18,7 @@ from pydantic import (
 )
 
 from stillhouse.custom_code import import_named
-from stillhouse.distillation.images import ImageData
+from stillhouse.distillation.image_sources import ImageData
 from stillhouse.distillation.recipes import (
     DSA_GROUPS,
     FULL,
@@ -291,6 +291,13 @@ class DistillSpec(JobSpec):
     def set_augmentation(self) -> tuple[Group, ...]:
         """DSA groups that networks see in training on a set; only p1 uses DSA."""
         return tuple(self.preprocessing.augmentation) if self.protocol_name == "p1" else ()
+
+    @model_validator(mode="after")
+    def _reads_images(self) -> "DistillSpec":
+        for key, network in self.built.items():
+            if network.name == "language_model":
+                raise ValueError(f"`{key}`: images are distilled, a language_model reads texts")
+        return self
 
     @model_validator(mode="after")
     def _check_method(self) -> "DistillSpec":

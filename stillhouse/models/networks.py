@@ -1,4 +1,4 @@
-"""Networks for images: ConvNet, ResNet-18, a small vision transformer, or a user's factory.
+"""Networks for classes: ConvNet, ResNet-18, a small vision transformer, MLP, or a user's factory.
 
 ConvNet (Zhao et al. 2021) is the network of the dataset-distillation literature: `depth` blocks of
 3x3 convolution, norm, ReLU and 2x2 average pooling, then a linear layer. Parameters are ordered as
@@ -9,16 +9,18 @@ ResNet-18 (He et al. 2016) has the stem for CIFAR-sized images that SRe2L, RDED 
 stride 1, no pooling.
 """
 
+from collections.abc import Mapping
 from importlib import import_module
 from itertools import pairwise
-from typing import Literal
+from math import prod
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from stillhouse.errors import ModelError
 from stillhouse.models.device import initialised
-from stillhouse.models.network_settings import NetworkSettings
+from stillhouse.models.network_settings import IMAGE_NETWORKS, NetworkSettings
 from stillhouse.models.vit import Vit
 
 Norm = Literal["instance", "batch", "none"]
@@ -134,19 +136,67 @@ def _norm(norm: Norm, channels: int) -> nn.Module:
     return nn.GroupNorm(channels, channels) if norm == "instance" else nn.Identity()
 
 
+class Mlp(nn.Module):
+    """Vectors [B, D], or images as such, to logits [B, num_classes]; linear if `depth` is 0.
+
+    `stages` are the hidden layers, each with ReLU.
+    """
+
+    def __init__(self, *, num_features: int, num_classes: int, depth: int, width: int) -> None:
+        super().__init__()
+        sizes = [num_features, *[width] * depth]
+        self.features = nn.Sequential(
+            *(nn.Sequential(nn.Linear(*size), nn.ReLU()) for size in pairwise(sizes))
+        )
+        self.classifier = nn.Linear(sizes[-1], num_classes)
+
+    @property
+    def stages(self) -> list[nn.Module]:
+        return list(self.features)
+
+    def forward(self, samples: Tensor) -> Tensor:
+        return self.classifier(self.features(samples.flatten(1)))
+
+
 def build_network(
-    settings: NetworkSettings, shape: tuple[int, int, int], num_classes: int, seed: int
+    settings: NetworkSettings,
+    shape: tuple[int, ...],
+    num_classes: int,
+    seed: int,
+    body: Mapping[str, Any] | None = None,
 ) -> nn.Module:
-    """A fresh network on the CPU for images of (C, H, W); its weights depend on the seed alone.
+    """A fresh network on the CPU; its weights depend on the seed alone.
+
+    Args:
+        shape: of a sample: (C, H, W) of an image, (D,) of a vector, (T,) of tokens.
+        body: the configuration of a language model.
 
     Raises:
-        ModelError: images too small for its depth, or a factory that is missing or fails.
+        ModelError: samples of another kind than it reads, images too small for its depth, or a
+            factory that is missing or fails.
     """
-    channels, side, _ = shape
+    if settings.name in IMAGE_NETWORKS and len(shape) != 3:
+        raise ModelError(
+            f"a {settings.name} reads images, the data are none: set another `network`"
+        )
+    if (settings.name == "language_model") != (body is not None):
+        raise ModelError("a language_model reads the texts of `task: classify` (`text_column`)")
+    channels, side = shape[0], shape[-1]
 
     def make() -> nn.Module:
         if settings.factory is not None:
             return _from_factory(settings.factory, settings, shape, num_classes)
+        if body is not None:
+            from stillhouse.models.text_classifier import TextClassifier, empty_body
+
+            return TextClassifier(empty_body(body), num_classes, frozen=settings.frozen)
+        if settings.name in ("linear", "mlp"):
+            return Mlp(
+                num_features=prod(shape),
+                num_classes=num_classes,
+                depth=settings.depth if settings.name == "mlp" else 0,
+                width=settings.width or 128,
+            )
         if settings.name == "resnet18":
             return ResNet18(
                 num_channels=channels,
@@ -176,7 +226,7 @@ def build_network(
 
 
 def _from_factory(
-    factory: str, settings: NetworkSettings, shape: tuple[int, int, int], num_classes: int
+    factory: str, settings: NetworkSettings, shape: tuple[int, ...], num_classes: int
 ) -> nn.Module:
     module, _, name = factory.partition(":")
     try:
@@ -187,10 +237,11 @@ def _from_factory(
             f"`factory: {factory}` cannot be imported by a worker: {why}. Install its "
             "package where workers run, or name its folder in PYTHONPATH"
         ) from error
+    sizes = {"num_features": shape[0]}
+    if len(shape) == 3:
+        sizes = {"num_channels": shape[0], "image_size": shape[1]}
     try:
-        made = make(
-            num_channels=shape[0], image_size=shape[1], num_classes=num_classes, **settings.options
-        )
+        made = make(**sizes, num_classes=num_classes, **settings.options)
     except Exception as error:
         raise ModelError(f"`factory: {factory}` raised {type(error).__name__}: {error}") from error
     if not isinstance(made, nn.Module):

@@ -3,7 +3,7 @@
 import pytest
 from stages import IMAGES, do, expert, host_of
 
-from stillhouse.distillation.images import ImageData
+from stillhouse.distillation.image_sources import ImageData
 from stillhouse.distillation.prepared import ImagesTask
 
 

@@ -9,7 +9,8 @@ from torch import nn
 from vector_cases import VECTORS
 
 from stillhouse.distillation.evaluate import mean_logits, soft_loss
-from stillhouse.distillation.prepared import Standardisation, frozen
+from stillhouse.distillation.prepared import frozen
+from stillhouse.distillation.preprocessing import Standardisation
 
 
 def tensors(name):

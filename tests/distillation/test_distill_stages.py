@@ -25,7 +25,7 @@ from torch import nn
 
 import stillhouse
 from stillhouse.distillation.decoupled import TeacherTask
-from stillhouse.distillation.images import ImageData
+from stillhouse.distillation.image_sources import ImageData
 from stillhouse.distillation.matching_task import require_no_batch_norm, run_matching
 from stillhouse.distillation.methods.ast import Ast
 from stillhouse.distillation.methods.datm import Datm

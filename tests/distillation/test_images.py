@@ -14,7 +14,8 @@ from PIL import Image
 from pydantic import ValidationError
 
 from stillhouse.distillation.image_files import resize
-from stillhouse.distillation.images import ImageData, image_set, load_images, split
+from stillhouse.distillation.image_sources import ImageData
+from stillhouse.distillation.images import image_set, load_images, split
 from stillhouse.errors import BadFileError, InputError, SpecError
 
 COLOUR = np.zeros((4, 4, 3))

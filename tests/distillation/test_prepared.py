@@ -5,7 +5,7 @@ import torch
 from small_networks import tensors
 
 from stillhouse.distillation.images import image_set
-from stillhouse.distillation.prepared import Standardisation, fit_standardisation, fit_zca
+from stillhouse.distillation.preprocessing import Standardisation, fit_standardisation, fit_zca
 
 
 def test_statistics_by_hand_of_each_channel():

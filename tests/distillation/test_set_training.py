@@ -20,8 +20,9 @@ from stillhouse.distillation.evaluate import (
     towards_static,
     towards_stored,
 )
-from stillhouse.distillation.images import ImageData, load_images
-from stillhouse.distillation.prepared import fit_standardisation
+from stillhouse.distillation.image_sources import ImageData
+from stillhouse.distillation.images import load_images
+from stillhouse.distillation.preprocessing import fit_standardisation
 from stillhouse.distillation.recipes import Recipe, ViewSettings, published
 from stillhouse.errors import DivergedError
 

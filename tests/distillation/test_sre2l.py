@@ -16,7 +16,8 @@ from stillhouse.distillation.methods.sre2l import (
     roll,
     total_variation,
 )
-from stillhouse.distillation.prepared import Standardisation, frozen, require_batch_norm
+from stillhouse.distillation.prepared import frozen, require_batch_norm
+from stillhouse.distillation.preprocessing import Standardisation
 from stillhouse.errors import DivergedError, ModelError
 
 VECTOR = tensors("dd_infer_01_compensator_loss.npz")

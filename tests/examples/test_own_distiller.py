@@ -10,7 +10,8 @@ import yaml
 from small import DIGITS
 
 import stillhouse
-from stillhouse.distillation.images import ImageData, load_images
+from stillhouse.distillation.image_sources import ImageData
+from stillhouse.distillation.images import load_images
 
 EXTEND = Path(__file__).parents[2] / "examples" / "extend"
 NETWORK = {"name": "tiny_network:make", "options": {"width": 4}}

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from result_keys import check_keys
 from samples import order_digest
-from small import Quiet
+from small import Quiet, make_models
 from workers import ALONE, Killer
 
 from stillhouse.errors import StillhouseError
@@ -221,3 +221,54 @@ def test_a_start_of_other_classes_is_refused(trained, tmp_path):
     )
     del spec["network"]
     refused(spec, r"`init` does not know the class 'cat' \(2 of 2 classes", 3)
+
+
+def write_sky(path, count=60):
+    """Few-shot rows whose class is their first word; every third of another task."""
+    words = ["sun", "rain", "wind", "snow", "fog"]
+    rng = np.random.default_rng(0)
+    rows = [
+        {
+            "task": "sky" if i % 3 else "sea",
+            "input": " ".join([words[i % 2], *(words[j] for j in rng.integers(2, 5, 6))]),
+            "target": ["dry", "wet"][i % 2],
+        }
+        for i in range(count)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_a_weak_language_model_teaches_a_strong_one(ray_cluster, place):
+    """Few-shot rows, two models with one tokenizer; the teacher was trained on the sea alone."""
+    write_sky(place / "tasks.jsonl")
+    (place / "models").mkdir()
+    models = make_models(place / "models")
+    for name in ("prior", "conditional"):  # each beside its tokenizer
+        shutil.copytree(models["tokenizer"]["path"], models[name]["path"], dirs_exist_ok=True)
+    data = {"path": str(place / "tasks.jsonl"), "text_column": "input", "label_column": "target"}
+    data |= {"length": 16}
+    network = {"name": "language_model", "path": models["prior"]["path"]}
+    weak = run(
+        content(
+            place / "texts",
+            data=data | {"where": {"task": "sea"}},
+            network=network,
+            train={"global_batch": 8},
+        )
+    )
+    changes = {"data": data | {"where": {"task": "sky"}}}
+    changes["network"] = {"name": "language_model", "path": models["conditional"]["path"]}
+    objective = {"name": "weak_to_strong", "teachers": [{"from": weak["run"]}]}
+    changes["train"] = {"global_batch": 8, "objective": objective}
+    one, two = (run(content(place / "texts", trainers, **changes)) for trainers in (1, 2))
+    assert np.allclose(losses(one), losses(two), rtol=1e-5)
+    assert one["train"]["order_sha256"] == two["train"]["order_sha256"]
+    table = read(one["run"]).find("data", "table")[0]
+    assert [*table.columns] == ["Part", "texts", "epochs"]
+    assert "texts" in Path(draw_report(one["run"])).read_text()
+    refused = content(
+        place / "texts",
+        **changes | {"network": {"name": "language_model", "path": str(place / "models")}},
+    )
+    with pytest.raises(StillhouseError, match="no tokenizer beside it"):
+        run(refused)

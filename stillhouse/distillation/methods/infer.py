@@ -29,7 +29,8 @@ from stillhouse.distillation.decoupled import (
     task_rng,
 )
 from stillhouse.distillation.methods.sre2l import MatchingSettings, matching_loss, minimise, roll
-from stillhouse.distillation.prepared import Prepared, Standardisation
+from stillhouse.distillation.prepared import Prepared
+from stillhouse.distillation.preprocessing import Standardisation
 from stillhouse.distillation.real_images import random_real
 from stillhouse.distillation.recipes import ProtocolName
 from stillhouse.distillation.spec import DistillSpec

@@ -50,7 +50,7 @@ from stillhouse.distillation.methods.rded import (
     sure_patches,
 )
 from stillhouse.distillation.methods.sre2l import matching_loss, recovery_batches
-from stillhouse.distillation.prepared import Standardisation
+from stillhouse.distillation.preprocessing import Standardisation
 from stillhouse.errors import DivergedError
 from stillhouse.spec import Count
 

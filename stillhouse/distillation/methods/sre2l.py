@@ -27,7 +27,8 @@ from stillhouse.distillation.decoupled import (
     UnitWork,
     task_rng,
 )
-from stillhouse.distillation.prepared import Standardisation, batch_norms
+from stillhouse.distillation.prepared import batch_norms
+from stillhouse.distillation.preprocessing import Standardisation
 from stillhouse.distillation.recipes import ProtocolName
 from stillhouse.errors import DivergedError
 from stillhouse.spec import Count, Settings
@@ -132,7 +133,7 @@ def recovery_batches(num_classes: int, images_per_class: int, batch_size: int) -
 def recover(
     teacher: nn.Module,
     labels: Tensor,
-    shape: tuple[int, int, int],
+    shape: tuple[int, ...],
     settings: Sre2l,
     standardisation: Standardisation,
     *,
