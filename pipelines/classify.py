@@ -3,9 +3,14 @@
 from dataclasses import dataclass
 
 from stillhouse.classification.samples import RowsTask
-from stillhouse.classification.signals import LogitsTask
-from stillhouse.classification.spec import ClassifySpec
-from stillhouse.classification.task import ClassifyTask, StartClassifier, resolved
+from stillhouse.classification.signals import LogitsTask, ViewLogitsTask
+from stillhouse.classification.spec import ClassifierTraining, ClassifySpec
+from stillhouse.classification.task import (
+    ClassifyTask,
+    StartClassifier,
+    StoredClassifier,
+    resolved,
+)
 from stillhouse.classification.unlabelled import UNLABELLED, UnlabelledSet, UnlabelledTask
 from stillhouse.distillation.prepared import (
     IMAGES,
@@ -63,7 +68,7 @@ def run_classify(ctx: Context, spec: ClassifySpec, inputs: ClassifyInputs) -> Cl
     logits: tuple[PartRef, ...] = ()
     if inputs.stored:
         asked = [
-            LogitsTask(name, one, f"train.objective.teachers.{i}")
+            _logits_task(settings, name, one, f"train.objective.teachers.{i}")
             for i, one in enumerate(inputs.teachers)
         ]
         made = perform(ctx, Step(SIGNALS, asked, host, len(asked), compute.trainer, spec.data.kind))
@@ -91,6 +96,16 @@ def run_classify(ctx: Context, spec: ClassifySpec, inputs: ClassifyInputs) -> Cl
     with Gang(ctx) as gang:
         [model] = run_trainings(ctx, gang, "train", [task], spec.data.kind)
     return ClassifyRun(images, model, task)
+
+
+def _logits_task(
+    settings: ClassifierTraining, images: str, teacher: StoredClassifier, key: str
+) -> LogitsTask:
+    """What asks a teacher for its logits of all images, or of all views of them."""
+    if settings.views is None:
+        return LogitsTask(images, teacher, key)
+    augmentation = tuple(settings.augmentation)
+    return ViewLogitsTask(images, teacher, key, augmentation, settings.seed, settings.views)
 
 
 def _samples_task(

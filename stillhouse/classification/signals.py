@@ -1,8 +1,10 @@
 """What teachers say of all training images, made once: raw logits, as float16."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+import numpy as np
 import pyarrow as pa
 
 from stillhouse.classification.task import StoredClassifier
@@ -11,6 +13,8 @@ from stillhouse.storage.artifact import Store
 from stillhouse.storage.task import Output, Place, Task
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from stillhouse.distillation.prepared import ImageHost
 
 _BATCH = 512
@@ -34,6 +38,15 @@ class LogitsTask(Task):
     teacher: StoredClassifier
     key: Place[str]
 
+    @property
+    def of_views(self) -> bool:
+        """Whether the teacher answers to views of the images."""
+        return False
+
+    def shown(self, images: "Tensor") -> "Iterator[Tensor]":
+        """All images as the teacher sees them, once for each answer."""
+        yield images
+
     def run(self, store: Store, host: "ImageHost", loaded: object = None) -> Output:
         """Answer to all images.
 
@@ -48,9 +61,12 @@ class LogitsTask(Task):
         prepared = host.prepared
         teacher = load_teacher(self.teacher, prepared, self.key).to(prepared.device)
         with torch.inference_mode():
-            batches = [teacher(batch).half().cpu() for batch in prepared.train.split(_BATCH)]
-        logits = torch.cat(batches)
-        broken = int((~logits.isfinite()).any(1).sum())
+            views = [
+                torch.cat([teacher(batch).half().cpu() for batch in images.split(_BATCH)])
+                for images in self.shown(prepared.train)
+            ]
+        logits = torch.stack(views, 1) if self.of_views else views[0]
+        broken = int((~logits.isfinite()).flatten(1).any(1).sum())
         if broken:
             raise InputError(
                 f"`{self.key}`: the logits of {broken} of {len(logits)} images are not finite "
@@ -58,3 +74,30 @@ class LogitsTask(Task):
             )
         table = pa.table({"logits": lists(logits.numpy())})
         return Output((table,), {"images": len(logits)})
+
+
+@dataclass(frozen=True)
+class ViewLogitsTask(LogitsTask):
+    """The same for the views of a training: `logits` fixed_size_list<fixed_size_list<float16, C>>.
+
+    Attributes:
+        augmentation, seed, views: of the training.
+    """
+
+    augmentation: tuple[str, ...]
+    seed: int
+    views: int
+
+    @property
+    def of_views(self) -> bool:
+        return True
+
+    def shown(self, images: "Tensor") -> "Iterator[Tensor]":
+        from stillhouse.classification.stream import augmented
+
+        rows = np.arange(len(images))
+        for view in range(self.views):
+            numbers = np.full_like(rows, view)
+            yield augmented(images.cpu(), rows, self.augmentation, self.seed, numbers).to(
+                images.device
+            )

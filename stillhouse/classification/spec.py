@@ -7,7 +7,7 @@ from pydantic import ConfigDict, Field, model_validator
 from stillhouse.classification.data import ClassifierData
 from stillhouse.classification.unlabelled import UnlabelledImages
 from stillhouse.models.network_settings import IMAGE_NETWORKS, GivenClassifier, NetworkSettings
-from stillhouse.spec import JobSpec, Settings
+from stillhouse.spec import Count, JobSpec, Settings
 from stillhouse.training.data_spec import Weight
 from stillhouse.training.spec import StreamedTraining
 
@@ -116,10 +116,16 @@ class ClassifierTraining(StreamedTraining):
         description="flip: left and right; crop: moved by up to an eighth of the side; drawn by "
         "seed, step and row",
     )
+    views: Count | None = Field(
+        default=None,
+        description="`augmentation` draws so many views of each image once, and each step shows "
+        "one: stored signals of teachers are made of all; default a new view in every step",
+    )
 
     def identity(self) -> dict[str, Any]:
         """What decides the weights."""
         kept = {*type(self).model_fields} - {"objective", "checkpoint_every", "keep_last"}
+        kept -= {"views"} if self.views is None else set()
         objective = self.objective.identity()
         return self.model_dump(mode="json", include=kept) | {"objective": objective}
 
@@ -155,11 +161,15 @@ class ClassifierTraining(StreamedTraining):
             if key in self.model_fields_set and getattr(self, key) not in (0, "off", "auto"):
                 raise ValueError(f"`train.{key}` is of language models: leave it out")
         objective = self.objective
-        if objective.teachers and objective.signals == "stored" and self.augmentation:
+        stored = bool(objective.teachers) and objective.signals == "stored"
+        stored = stored and objective.name not in LIVE_OBJECTIVES
+        if stored and self.augmentation and self.views is None:
             raise ValueError(
                 "`train.augmentation` shows other images than teachers have answered to: set "
-                "`train.objective.signals: live`"
+                "`train.objective.signals: live`, or a number of `train.views`"
             )
+        if self.views is not None and not self.augmentation:
+            raise ValueError("`train.views` are drawn by `train.augmentation`: leave them out")
         return self
 
 

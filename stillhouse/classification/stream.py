@@ -15,7 +15,7 @@ from stillhouse.distillation.augment import crop, flip
 from stillhouse.training.order import SampleOrder, Window
 from stillhouse.training.stream import Batch, OrderedStream
 
-_BAGS, _VIEWS = 10, 11  # first word of a random generator's key
+_BAGS, _VIEWS, _CHOICE = 10, 11, 12  # first word of a random generator's key
 _SHIFT = 0.125  # of the side
 
 
@@ -33,9 +33,11 @@ class ImageStream(OrderedStream):
     Args:
         order: of bags, or of labelled images and unlabelled ones.
         images: float32 [N, C, H, W] on the CPU; unlabelled ones last.
-        columns: signals of every image, [N] or [N, m], by name.
+        columns: signals of every image, [N] or [N, m], by name; of every view of it [N, views, m].
         bags: rows of every sample of the order, [samples, size]; those of each data set in turn.
         augmentation: `flip`, `crop`; drawn by seed, step and row.
+        views: so many are drawn of each image once, of which every step shows one; None for a new
+            one in every step.
     """
 
     def __init__(
@@ -48,10 +50,11 @@ class ImageStream(OrderedStream):
         rank: int = 0,
         num_workers: int = 1,
         augmentation: tuple[str, ...] = (),
+        views: int | None = None,
     ) -> None:
         super().__init__(order, rank=rank, num_workers=num_workers)
         self._images, self._columns, self._bags = images, columns, bags
-        self._augmentation = augmentation
+        self._augmentation, self._views = augmentation, views
         self._current: dict[tuple[int, int], tuple[Window, NDArray[np.int64]]] = {}
 
     def _assemble(self, step: int) -> Batch:
@@ -65,11 +68,18 @@ class ImageStream(OrderedStream):
         ]
         rows = self._bags[samples].reshape(-1)
         index = torch.from_numpy(rows)
-        images = self._images[index]
+        images, seed = self._images[index], self._order.seed
+        numbers = np.full_like(rows, step)
+        if self._views is not None:
+            numbers = views_of(rows, seed, step, self._views)
         if self._augmentation:
-            images = augmented(images, rows, self._augmentation, self._order.seed, step)
+            images = augmented(images, rows, self._augmentation, seed, numbers)
         parts = np.stack([np.zeros_like(rows), rows], axis=1)
-        signals = {name: values[index] for name, values in self._columns.items()}
+        view = torch.from_numpy(numbers)
+        signals = {
+            name: values[index] if values.ndim < 3 else values[index, view]
+            for name, values in self._columns.items()
+        }
         return Batch(images, parts, signals=signals)
 
     def _sample(self, dataset: int, lane: int, position: int) -> int:
@@ -82,13 +92,28 @@ class ImageStream(OrderedStream):
         return int(rows[position - window.start])
 
 
+def views_of(rows: NDArray[np.int64], seed: int, step: int, count: int) -> NDArray[np.int64]:
+    """The view of each row [B] that a step shows, of `count`."""
+    draws = (np.random.default_rng([_CHOICE, seed, step, int(row)]) for row in rows)
+    return np.array([draw.integers(count) for draw in draws], np.int64)
+
+
 def augmented(
-    images: Tensor, rows: NDArray[np.int64], kinds: tuple[str, ...], seed: int, step: int
+    images: Tensor,
+    rows: NDArray[np.int64],
+    kinds: tuple[str, ...],
+    seed: int,
+    numbers: NDArray[np.int64],
 ) -> Tensor:
-    """Images [B, C, H, W] of rows [B], each drawn by itself: the same on any number of workers."""
+    """Images [B, C, H, W] of rows [B], each drawn by itself: the same on any number of workers.
+
+    Args:
+        numbers: of each image's view [B]: the step, or one of a fixed number of views.
+    """
     side = images.shape[-1]
     most = int(side * _SHIFT + 0.5)
-    draws = [np.random.default_rng([_VIEWS, seed, step, int(row)]) for row in rows]
+    keys = zip(numbers.tolist(), rows.tolist(), strict=True)
+    draws = [np.random.default_rng([_VIEWS, seed, number, row]) for number, row in keys]
     if "crop" in kinds:
         shifts = np.stack([draw.integers(-most, most + 1, 2) for draw in draws])
         images = crop(images, *torch.from_numpy(shifts).T)

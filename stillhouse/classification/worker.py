@@ -177,7 +177,8 @@ def _stream(
     columns = {LABELS: labels, ROWS: torch.arange(len(images))}
     for i, part in enumerate(task.logits):
         values = flat_values(read_table(store.path(part.path)), "logits")
-        columns[teacher_logits(i)] = torch.from_numpy(values).view(len(prepared.train), -1)
+        shape = (-1,) if settings.views is None else (settings.views, prepared.num_classes)
+        columns[teacher_logits(i)] = torch.from_numpy(values).view(len(prepared.train), *shape)
     columns_of: Callable[..., dict[str, Tensor]] | None = getattr(kind, "columns", None)
     if columns_of is not None:
         columns = columns_of(columns, bags, settings, prepared.num_classes)
@@ -189,6 +190,7 @@ def _stream(
         rank=group.rank,
         num_workers=group.size,
         augmentation=tuple(settings.augmentation),
+        views=settings.views,
     )
 
 

@@ -27,6 +27,7 @@ from stillhouse.custom_code import find_named
 from stillhouse.errors import SpecError
 from stillhouse.storage.artifact import Store
 from stillhouse.training.group import WorkerGroup
+from stillhouse.training.order import Rows, SampleOrder
 
 RESNET = {"name": "resnet18", "width": 4}
 
@@ -129,10 +130,36 @@ def test_bags_stay_together():
 
 def test_a_row_is_augmented_by_itself():
     images, rows = torch.rand(6, 3, 16, 16), np.arange(6)
-    whole = augmented(images, rows, ("flip", "crop"), 1, 2)
+    whole = augmented(images, rows, ("flip", "crop"), 1, np.full(6, 2))
     order = np.array([4, 1, 3])
-    assert torch.equal(augmented(images[order], order, ("flip", "crop"), 1, 2), whole[order])
-    assert not torch.equal(augmented(images, rows, ("flip", "crop"), 1, 3), whole)
+    twos = np.full(3, 2)
+    assert torch.equal(augmented(images[order], order, ("flip", "crop"), 1, twos), whole[order])
+    assert not torch.equal(augmented(images, rows, ("flip", "crop"), 1, np.full(6, 3)), whole)
+
+
+def test_a_fixed_number_of_views_and_their_signals():
+    """Every step shows one of three views of an image, with that view's signals."""
+    rng = np.random.default_rng(0)
+    images = torch.from_numpy(rng.random((8, 1, 16, 16), np.float32))
+    numbers = torch.arange(8)[:, None, None] * 10 + torch.arange(3)[None, :, None]
+    order = SampleOrder([Rows((8,))], global_batch=8, seed=5, lanes=1, window=8)
+    made = ImageStream(
+        order, images, {"view": numbers}, bags_of(8, 1, 5), augmentation=("crop",), views=3
+    )
+    shown = {}
+    for _ in range(30):
+        batch = made.next_batch()
+        for image, row, number in zip(
+            batch.inputs,
+            batch.samples[:, 1].tolist(),
+            batch.signals["view"][:, 0].tolist(),
+            strict=True,
+        ):
+            assert number // 10 == row
+            shown.setdefault(number, set()).add(image.numpy().tobytes())
+    assert sorted(shown) == [10 * row + view for row in range(8) for view in range(3)]
+    assert {len(found) for found in shown.values()} == {1}
+    assert len({image for found in shown.values() for image in found}) > 2 * 8
 
 
 def test_batch_norm_is_refused_where_batches_are_split(store, monkeypatch):

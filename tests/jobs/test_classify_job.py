@@ -136,6 +136,11 @@ def test_a_student_learns_from_it(trained, place):
     found = run(content(place / "one", train={"objective": live, "augmentation": ["crop"]}))
     assert "teacher signals" not in found["work"]
     assert len({one["model_fingerprint"] for one in (kd, dhkd, found)}) == 3
+    shown = {"augmentation": ["crop"], "views": 3}
+    stored = run(content(place / "one", train=shown | {"objective": live | {"signals": "stored"}}))
+    assert stored["work"]["teacher signals"] == {"parts": 1, "reused": 0}
+    answered = run(content(place / "one", train=shown | {"objective": live}))
+    assert np.allclose(losses(stored), losses(answered), rtol=1e-3)
 
 
 def test_a_state_dict_teaches_what_its_run_does(trained, place):
@@ -193,6 +198,7 @@ def refused(spec, match, code):
         ({"network": {"name": "resnet18"}}, r"`compute\.trainers` above 1 splits batches"),
         ({"train": {"global_batch": 31}}, r"`compute\.trainers` 2 does not divide"),
         ({"train": {"global_batch": 32, "lanes": 3}}, r"`train\.lanes` 3 does not divide"),
+        ({"train": {"views": 3}}, r"`train\.views` are drawn by `train\.augmentation`"),
         ({"train": {"z_loss": 0.1}}, r"`train\.z_loss` is of language models"),
         ({"train": {"objective": {"name": "distil"}}}, r"`objective\.name: distil`: one of"),
         ({"train": {"objective": {"name": "kd"}}}, "kd has at least one"),
