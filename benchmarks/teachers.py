@@ -1,6 +1,6 @@
 """Do the losses of teachers and weak supervision behave as their papers say? Small experiments.
 
-    python benchmarks/teachers.py --json OUT.jsonl [--stage bags information unlabelled]
+    python benchmarks/teachers.py --json OUT.jsonl [--stage bags information sampling unlabelled]
     python benchmarks/teachers.py --json OUT.jsonl --stage distil --data DATA --store STORE
     python benchmarks/teachers.py --json OUT.jsonl --stage lsskd weak_to_strong --data FASHION
 
@@ -9,6 +9,8 @@ One line of JSON for each cell; running again does what is missing. Stages:
 * bags: linear regression from the means of bags (aggregate responses). Excess risk by bag size k
   and rho: it explodes where there are as many bags as features; at low noise some rho is best.
 * information: MI-alpha of correlated Gaussian pairs, whose mutual information is known.
+* sampling: the gradient of distillation from `k` of a teacher's tokens against that from all 2,048:
+  how far it is off, and how far its mean over 400 draws, relative to the exact gradient's length.
 * unlabelled: a Gaussian mixture in 200 dimensions from 10 labels and unlabelled data (RSS).
 * distil: a language model of 1 M parameters on books, with a teacher of 5 M, and without one at
   equal tokens and at equal FLOPs.
@@ -53,7 +55,9 @@ from teacher_models import (
 from teachers_fashion import lsskd_cell, weak_to_strong_cell
 from torch import nn
 
+from stillhouse.models.token_samples import drawn_tokens, top_tokens
 from stillhouse.training.objectives.aggregate import squared
+from stillhouse.training.objectives.distil import TopTokens, distillation_loss
 from stillhouse.training.objectives.layer_losses import mi_alpha
 from stillhouse.training.objectives.robust import linear_objective
 
@@ -125,6 +129,39 @@ def information_cell(correlation: float, alpha: float) -> dict[str, float]:
     return {"bound": float(last.mean()), "std": float(last.std()), "truth": truth}
 
 
+KEPT = (8, 32, 128)
+_POSITIONS, _VOCABULARY, _DRAWS = 64, 2048, 400
+
+
+def sampling_cell(sampling: str, k: int, spread: float) -> dict[str, float]:
+    """Relative `bias` and root-mean-square `error` of the gradient of KL by the student's logits.
+
+    Args:
+        sampling: what is kept: the `top` tokens and their tail, or `importance`, drawn ones.
+        k: how many.
+        spread: of the teacher's Gaussian logits; the student's are half noise.
+    """
+    generator = torch.Generator().manual_seed(0)
+    shape = (_POSITIONS, _VOCABULARY)
+    teacher = spread * torch.randn(shape, generator=generator)
+    noise = spread * torch.randn(shape, generator=generator)
+    student = ((teacher + noise) / 2).requires_grad_()
+    exact = (student.softmax(1) - teacher.softmax(1)).detach()
+    total, squares = torch.zeros(shape), 0.0
+    draws = _DRAWS if sampling == "importance" else 1
+    for _ in range(draws):
+        if sampling == "importance":
+            made = drawn_tokens(teacher, torch.rand(_POSITIONS, k, generator=generator))
+        else:
+            made = top_tokens(teacher, k, (1.0,))
+        kept = TopTokens(made[0].long(), made[1], made[2][:, 0])
+        (slope,) = torch.autograd.grad(distillation_loss(student, kept).sum(), student)
+        total += slope / draws
+        squares += float((slope - exact).square().sum()) / draws
+    length = float(exact.norm())
+    return {"bias": float((total - exact).norm()) / length, "error": squares**0.5 / length}
+
+
 UNLABELLED = [
     (10, 1000, 0.0, 1.0),
     (10, 10000, 0.0, 1.0),
@@ -189,6 +226,15 @@ STAGES: dict[str, tuple[Callable[..., dict[str, float]], list[dict[str, Any]]]] 
     "information": (
         information_cell,
         [{"correlation": r, "alpha": a} for r in RHO_TRUE for a in ALPHAS],
+    ),
+    "sampling": (
+        sampling_cell,
+        [
+            {"sampling": how, "k": k, "spread": spread}
+            for spread in (2.0, 4.0)
+            for how in ("top", "importance")
+            for k in KEPT
+        ],
     ),
     "unlabelled": (
         unlabelled_cell,
