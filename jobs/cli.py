@@ -85,12 +85,14 @@ def run(spec: Spec, sets: Sets = None, as_json: AsJson = False) -> VerbOutput:
     from stillhouse.jobs.progress import listener
     from stillhouse.jobs.run import SUBMISSION_VARIABLE
     from stillhouse.jobs.summary import show_result
+    from stillhouse.jobs.webhook import told_of
 
     if SUBMISSION_VARIABLE in os.environ:
         from stillhouse.jobs.submit import warn_of_versions
 
         warn_of_versions()
     loaded = _load(spec, sets)
+    process.tell_parent(told=told_of(loaded))
     shown = listener(quiet=as_json)
     try:
         return VerbOutput(run_spec(loaded, shown), show_result)

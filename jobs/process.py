@@ -139,6 +139,7 @@ def _print_error(error: Exception, message: str, as_json: bool, debug: bool) -> 
     if debug:
         traceback.print_exception(error)
     typer.secho(f"error: {plain(message)}", fg="red", err=True)
+    tell_parent(error=message)
     if as_json:
         details = error.details if isinstance(error, StillhouseError) else {}
         print(json.dumps({"status": "error", "error": message, **details}))
@@ -185,14 +186,24 @@ def supervise() -> None:
             messages |= json.loads(line)
             runs += [messages.pop("run")] if "run" in messages else []
     _, status = os.waitpid(child, 0)
-    if "ended" in messages:
-        os._exit(messages["ended"])
     stopped_by = next(iter(forwarded), None)
-    os._exit(_explain(stopped_by, os.waitstatus_to_exitcode(status), messages, runs))
+    code = messages.get("ended")
+    if code is None:
+        code, messages["error"] = 4, _why(stopped_by, os.waitstatus_to_exitcode(status))
+        _mark_stopped(messages, runs)
+    if code and messages.get("told") and stopped_by != signal.SIGINT:
+        from stillhouse.jobs.webhook import post_failure
+
+        post_failure(messages["told"], code, messages.get("error"), runs[-1] if runs else None)
+    os._exit(code)
 
 
 def tell_parent(**content: Any) -> None:
-    """Send `run`, `store` and `options` when a run begins, `ended` (the exit code) at its end."""
+    """Send to the parent, if there is one.
+
+    `told` (`jobs.webhook`) of a job; `run`, `store` and `options` when a run begins; `error` and
+    `ended`, the exit code, at its end.
+    """
     if _to_parent is not None:
         os.write(_to_parent, json.dumps(content).encode() + b"\n")
 
@@ -205,22 +216,24 @@ def is_supervised() -> bool:
 def end(code: int, error: str) -> None:
     """Print an error and end the supervised child, from any thread."""
     _print_error_line(error)
-    tell_parent(ended=code)
+    tell_parent(error=error, ended=code)
     os._exit(code)
 
 
-def _explain(
-    stopped_by: int | None, code: int, messages: dict[str, Any], runs: Sequence[str]
-) -> int:
-    """Say what ended the child, on stderr, in `--json` and in the runs' records; the exit code."""
+def _why(stopped_by: int | None, code: int) -> str:
+    """What ended the child."""
     if stopped_by is not None:
-        why = f"the driver was stopped by {signal.Signals(stopped_by).name}"
-    elif code == -signal.SIGKILL:
-        why = "the driver was killed (SIGKILL: out of memory?)"
-    elif code < 0:
-        why = f"the driver was ended by {signal.Signals(-code).name}"
-    else:
-        why = "Ray ended the driver: the cluster's head, or Ray on this machine, died"
+        return f"the driver was stopped by {signal.Signals(stopped_by).name}"
+    if code == -signal.SIGKILL:
+        return "the driver was killed (SIGKILL: out of memory?)"
+    if code < 0:
+        return f"the driver was ended by {signal.Signals(-code).name}"
+    return "Ray ended the driver: the cluster's head, or Ray on this machine, died"
+
+
+def _mark_stopped(messages: dict[str, Any], runs: Sequence[str]) -> None:
+    """Say what ended the child, on stderr, in `--json` and in the runs' records."""
+    why = messages["error"]
     _print_error_line(f"{why}: run the same command again to go on")
     if runs:
         from stillhouse.storage.filesystem import use_options
@@ -230,7 +243,6 @@ def _explain(
             use_options(messages["store"], messages["options"])
             for run in runs:
                 mark_stopped(run, why)
-    return 4
 
 
 def _print_error_line(error: str) -> None:

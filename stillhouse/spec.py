@@ -216,6 +216,15 @@ class TrainSettings(Optimisation):
         return self.seeds if self.seeds else [self.seed]
 
 
+class FailureSettings(Settings):
+    """Who is told when `run` ends with an error."""
+
+    webhook_env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] = Field(
+        description="the environment variable with the address of a webhook, which gets a JSON "
+        "object with `text`, `error`, `exit_code`, `run` and `store`; never the address itself"
+    )
+
+
 class JobSpec(Settings):
     """The keys of every job's spec, which are not part of the identity of its results."""
 
@@ -230,6 +239,9 @@ class JobSpec(Settings):
         default=None,
         pattern=NAME_PATTERN,
         description="name of the newest result of this spec: `open_selection('STORE#name')`",
+    )
+    on_failure: FailureSettings | None = Field(
+        default=None, description="a message when `run` ends with an error or is killed"
     )
     compute: ComputeSettings = ComputeSettings()
 
