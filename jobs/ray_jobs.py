@@ -152,6 +152,11 @@ class Cluster:
             known = self._client.list_jobs()
         return {job.submission_id: job for job in known if job.submission_id}
 
+    def stop(self, job_id: str) -> None:
+        """Let Ray end a job; one that is over stays as it is."""
+        with self._explained():
+            self._client.stop_job(job_id)
+
     def output(self, job_id: str) -> str:
         with self._explained():
             return self._client.get_job_logs(job_id)

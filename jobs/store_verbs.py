@@ -7,6 +7,9 @@ import typer
 from stillhouse.jobs.process import AsJson, VerbOutput, verb
 
 Form = Literal["text", "tokens", "megatron", "mds", "hub"]
+Address = Annotated[
+    str | None, typer.Option(metavar="URL", help="Of a job: the cluster's dashboard.")
+]
 InStore = Annotated[
     str | None, typer.Option(help="Where an id is looked up; default ./store.", metavar="URI")
 ]
@@ -71,6 +74,47 @@ def report(
 
     page = draw_report(resolve(uri, store, ["runs"]))
     return VerbOutput({"report": page}, lambda result: print(result["report"]))
+
+
+@verb
+def stop(
+    uri: Annotated[str, typer.Argument(help="A run, or the id of a run or submitted job.")],
+    address: Address = None,
+    store: InStore = None,
+    wait: Annotated[float, typer.Option(help="Seconds to wait for the driver.", min=0)] = 120.0,
+) -> VerbOutput:
+    """End a run that is at work, on whatever machine; the same command goes on with it later.
+
+    Example: `stillhouse stop s3://bucket/prefix/runs/0123abc...`
+    """
+    from stillhouse.jobs.stop import stop_run
+    from stillhouse.jobs.summary import show_stopped
+
+    found = stop_run(uri, address, store, wait)
+    goes_on = found["state"] in ("running", "PENDING", "RUNNING")
+    return VerbOutput(found, show_stopped, 1 if goes_on else 0)
+
+
+@verb
+def logs(
+    uri: Annotated[str, typer.Argument(help="A run, or the id of a run or submitted job.")],
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on to its end.")] = False,
+    address: Address = None,
+    store: InStore = None,
+    as_json: AsJson = False,
+) -> VerbOutput:
+    """Show the events of a run, which its store keeps, or the output of a submitted job.
+
+    Example: `stillhouse logs store/runs/0123abc... --follow`
+    """
+    from stillhouse.jobs.logs import show_logs
+
+    def write(text: str) -> None:
+        if not as_json:
+            print(text, end="", flush=True)
+
+    found = show_logs(uri, address, store, follow=follow, write=write)
+    return VerbOutput(found, lambda _: None)
 
 
 @verb
@@ -189,4 +233,4 @@ def recommend(
     return VerbOutput(find(runs, store, features), show_recommendation)
 
 
-VERBS = (publish, prune, report, verify, diff, export, recommend)
+VERBS = (stop, logs, publish, prune, report, verify, diff, export, recommend)

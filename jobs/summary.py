@@ -58,6 +58,17 @@ def show_plan(planned: dict[str, Any]) -> None:
         console.say(note)
 
 
+def show_stopped(found: dict[str, Any]) -> None:
+    """What became of a run that was asked to stop."""
+    console, what = Terminal(), found["run"] or f"job {found['job_id']}"
+    if found["was"] == found["state"]:
+        over = found["state"] not in ("running", "PENDING", "RUNNING")
+        said = "nothing to stop" if over else "it was asked to stop and still goes on"
+        console.say(f"{what} is {found['state']}: {said}")
+    else:
+        console.say(f"{what} is {found['state']}: run the same command again to go on")
+
+
 def show_difference(found: dict[str, Any]) -> None:
     """How much two selections have in common, by source, and which settings differ."""
     console = Terminal()

@@ -5,11 +5,15 @@ changed), `status.json` (replaced), `report.json` and `report.html`, and at the 
 and `digests.json`: the sha256 of every other file but the status.
 
 `status.json` is a lease: a running job renews it, and a run that did not for `LEASE_S` is lost.
+`stop.json` asks the driver of an attempt to end; the driver looks for it when it renews its lease,
+so that a run can be stopped from any machine that reaches the store.
 """
 
 import json
 import logging
+import os
 import platform
+import signal
 import threading
 import time
 import uuid
@@ -25,7 +29,7 @@ from stillhouse.storage.filesystem import join, list_names, read_bytes, read_man
 from stillhouse.storage.reachability import is_pruned, list_objects, wait_for_prune
 from stillhouse.storage.sealed import seal, unseal
 
-DIGESTS = "digests.json"
+DIGESTS, _STATUS, _STOP = "digests.json", "status.json", "stop.json"
 LEASE_S = 60.0
 """A run whose status says `running` and is older is `lost`."""
 _BEAT_S = 15.0
@@ -52,6 +56,7 @@ class RunRecord:
         self._status: dict[str, Any] = {"run": fingerprint, "steps": {}}
         self._lock = threading.RLock()
         self._ended = threading.Event()
+        self._asked_to_stop = False
 
     def start(
         self, spec_yaml: str, job: str, submission: str | None = None, name: str | None = None
@@ -78,6 +83,18 @@ class RunRecord:
             with suppress(StorageError), self._lock:  # the next renewal, or the job, raises it
                 if not self._ended.is_set() and time.monotonic() - self._flushed > _FLUSH_S:
                     self.flush()
+            with suppress(StorageError):
+                self._stop_if_asked()
+
+    def _stop_if_asked(self) -> None:
+        """Interrupt this process, as Ctrl-C does, if `ask_to_stop` means this attempt."""
+        if self._asked_to_stop or self._ended.is_set():
+            return
+        asked = read_json(self.uri, _STOP)
+        if asked is not None and asked["attempt"] == self._status["attempt"]:
+            self._asked_to_stop = True
+            self.event("asked to stop", {"host": asked["host"]}, flush=True)
+            os.kill(os.getpid(), signal.SIGINT)
 
     def event(self, kind: str, content: dict[str, Any], *, flush: bool = False) -> None:
         """Add an event; it is written within seconds, at once with `flush`."""
@@ -115,6 +132,8 @@ class RunRecord:
         If it is done, the digests of its files are written.
         """
         self._ended.set()
+        if state == "stopped" and self._asked_to_stop:
+            error = "stopped by `stillhouse stop`"
         with self._lock:
             self._status |= {"state": state, "error": error, "failed_at": failed_at, "ended": now()}
             self.event(state, {"error": error} | (failed_at or {}) if error else {}, flush=True)
@@ -128,7 +147,7 @@ class RunRecord:
 
 
 def _put_status(run_uri: str, status: dict[str, Any]) -> None:
-    replace(join(run_uri, "status.json"), json.dumps(status, indent=1).encode())
+    replace(join(run_uri, _STATUS), json.dumps(status, indent=1).encode())
 
 
 def read_status(run_uri: str, clock: float | None = None) -> dict[str, Any] | None:
@@ -137,7 +156,7 @@ def read_status(run_uri: str, clock: float | None = None) -> dict[str, Any] | No
     `state` is `running`, `done`, `failed`, `stopped` (by a signal, or with Ray) or `lost` (not
     renewed for `LEASE_S` until `clock`, seconds since 1970; default now).
     """
-    status = read_json(run_uri, "status.json")
+    status = read_json(run_uri, _STATUS)
     if status is not None and status.get("state") == "running":
         now_s = time.time() if clock is None else clock
         if now_s - datetime.fromisoformat(status["updated"]).timestamp() > LEASE_S:
@@ -145,16 +164,22 @@ def read_status(run_uri: str, clock: float | None = None) -> dict[str, Any] | No
     return status
 
 
+def ask_to_stop(run_uri: str, attempt: int) -> None:
+    """Ask the driver of an attempt to end; it does within seconds, or not at all if it is lost."""
+    asked = {"attempt": attempt, "host": platform.node(), "time": now()}
+    replace(join(run_uri, _STOP), seal(asked))
+
+
 def mark_stopped(run_uri: str, error: str) -> None:
     """Record that the driver of a run ended without recording it."""
-    status = read_json(run_uri, "status.json")
+    status = read_json(run_uri, _STATUS)
     if status is not None and status.get("state") == "running":
         _put_status(run_uri, status | {"state": "stopped", "error": error, "ended": now()})
 
 
 def _earlier_attempts(run_uri: str) -> list[dict[str, Any]]:
     """The earlier attempts of a run and how they ended, in order."""
-    status = read_json(run_uri, "status.json")
+    status = read_json(run_uri, _STATUS)
     if status is None:
         return []
     kept = ("attempt", "state", "started", "updated", "error", "failed_at", "submission")
@@ -190,4 +215,4 @@ def put_digests(run_uri: str, *changed: str) -> None:
 def recorded(run_uri: str) -> list[str]:
     """The files of a run that are final once it is done, relative to its folder."""
     paths = [item.path for item in list_objects(run_uri) if not item.is_temporary]
-    return [path for path in paths if path not in {DIGESTS, "status.json"}]
+    return [path for path in paths if path not in {DIGESTS, _STATUS, _STOP}]
