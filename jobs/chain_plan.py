@@ -12,7 +12,7 @@ from stillhouse.data_settings import TokenizerSettings, TokenizerTraining
 from stillhouse.distillation.spec import DistillSpec
 from stillhouse.jobs.chain import Chain
 from stillhouse.jobs.chain_spec import AnySpec, ChainSpec
-from stillhouse.jobs.kinds import Estimate, Spec, cost_row, speeds_of
+from stillhouse.jobs.kinds import Estimate, Spec, cost_row, planned_price, speeds_of
 from stillhouse.jobs.plan import plan_job
 from stillhouse.jobs.sweep import Sweep
 from stillhouse.jobs.sweep_record import Budget, Decisions
@@ -31,7 +31,22 @@ from stillhouse.training.spec import TrainSpec
 
 
 def plan_spec(spec: AnySpec) -> dict[str, Any]:
-    """What `run` would do with a spec, without doing it; see `plan_job`."""
+    """What `run` would do with a spec, without doing it; see `plan_job`.
+
+    Where the spec has `prices`: `price`, with `compute` in workers.
+    """
+    planned = _plan(spec)
+    if spec.prices is None:
+        return planned
+    speeds = speeds_of(Store(absolute_uri(spec.store)))
+    compute, unknown = planned_price(planned["steps"], speeds, spec)
+    note = f"about {compute:,.2f} for workers at the spec's prices"
+    if unknown:
+        note += f", and {number_of(len(unknown), 'step')} of unknown time: {', '.join(unknown[:5])}"
+    return planned | {"price": {"compute": compute}, "notes": [*planned["notes"], note]}
+
+
+def _plan(spec: AnySpec) -> dict[str, Any]:
     if isinstance(spec, SweepSpec):
         return _plan_sweep(spec)
     return _plan_chain(spec) if isinstance(spec, ChainSpec) else plan_job(spec)
@@ -86,7 +101,7 @@ def _plan_chain(spec: ChainSpec) -> dict[str, Any]:
             rows = _priced(spec, name, chain, steps)
             notes.append(f"{name}: estimated, as it waits for {', '.join(waits)}")
         else:
-            planned = plan_spec(spec.step(name, runs))
+            planned = _plan(spec.step(name, runs))
             rows = planned["steps"]
             if planned["status"] == "nothing_to_do":
                 runs[name] = planned["run"]

@@ -7,7 +7,7 @@ such as `jobs/select.py`, a line in `stillhouse.jobs.run.list_job`, and a functi
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Self, TypeAlias
 
 from stillhouse.classification.spec import ClassifySpec
@@ -16,7 +16,7 @@ from stillhouse.errors import ArtifactError, SpecError
 from stillhouse.mixing.spec import MixSpec
 from stillhouse.pipelines.context import Context, StepWork
 from stillhouse.report.blocks import Result
-from stillhouse.spec import ComputeSettings, SelectSpec
+from stillhouse.spec import ComputeSettings, JobSpec, SelectSpec
 from stillhouse.storage.artifact import Store
 from stillhouse.storage.filesystem import FileInfo, join, list_names
 from stillhouse.storage.run_record import read_json, read_status
@@ -119,11 +119,13 @@ def result_artifact(result: dict[str, Any]) -> tuple[str, str]:
 class Speeds:
     """What steps took in the newest runs of a store that did something in them.
 
-    `flops` a second of one worker, by step and by its first word; wall `seconds` of a part.
+    `flops` a second of one worker, by step and by its first word; wall `seconds` of a part, and
+    those that all workers together were `busy` with it.
     """
 
     flops: Mapping[str, float]
     seconds: Mapping[str, float]
+    busy: Mapping[str, float] = field(default_factory=dict[str, float])
 
 
 def speeds_of(store: Store) -> Speeds:
@@ -134,6 +136,7 @@ def speeds_of(store: Store) -> Speeds:
     done.sort(key=lambda run: run[0]["updated"], reverse=True)
     flops: dict[str, float] = {}
     seconds: dict[str, float] = {}
+    worked: dict[str, float] = {}
     for status, uri in done[:_MAX_RUNS]:
         cost = (read_json(uri, "result.json") or {}).get("cost", {})
         for name, step in status["steps"].items():
@@ -142,11 +145,12 @@ def speeds_of(store: Store) -> Speeds:
                 continue
             seconds.setdefault(name, step["seconds"] / made)
             busy = cost.get("device_seconds", {}).get(name, 0)
+            worked.setdefault(name, busy / made)
             counted = cost.get("flops", {}).get(name, 0) * made / step["parts"]
             if busy and counted:
                 flops.setdefault(name, counted / busy)
                 flops.setdefault(name.split()[0], counted / busy)
-    return Speeds(flops, seconds)
+    return Speeds(flops, seconds, worked)
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,3 +218,40 @@ def _seconds(
     if parts is None or name not in speeds.seconds:
         return None
     return (parts - reused) * speeds.seconds[name]
+
+
+def planned_price(
+    rows: Mapping[str, Mapping[str, Any]], speeds: Speeds, spec: JobSpec
+) -> tuple[float, list[str]]:
+    """What the steps of a plan would cost in workers, and the steps whose price is not known.
+
+    Args:
+        rows: of `plan`; of a chain or sweep their names begin with `NAME: `.
+    """
+    assert spec.prices is not None
+    total, unknown = 0.0, list[str]()
+    for full_name, row in rows.items():
+        name, left = full_name.rsplit(": ", 1)[-1], (row["parts"] or 0) - row["reused"]
+        if row["seconds"] == 0 or (row["parts"] is not None and not left):
+            continue
+        speed = speeds.flops.get(name) or speeds.flops.get(name.split()[0])
+        if row["flops"] and speed:
+            busy = row["flops"] / speed
+        elif row["parts"] is not None and name in speeds.busy:
+            busy = left * speeds.busy[name]
+        else:
+            unknown.append(full_name)
+            continue
+        held = spec.compute.resources(_gpus_of(full_name, spec))
+        total += spec.prices.of_compute(busy * held["num_gpus"], busy * held["num_cpus"])
+    return total, unknown
+
+
+def _gpus_of(step: str, spec: JobSpec) -> float:
+    """The GPUs of each worker of a step; others than of models and images run on CPUs."""
+    name, compute, word = step.split(": ")[0], spec.compute, step.rsplit(": ", 1)[-1].split()[0]
+    own: Any = getattr(spec, "of", None) or getattr(spec, "steps", {}).get(name, spec)
+    if word in ("score", "teacher"):
+        return compute.gpus_of(compute.scorer)
+    on_trainers = word in ("train", "mix") or isinstance(own, ClassifySpec | DistillSpec)
+    return compute.trainer_gpus if on_trainers else 0

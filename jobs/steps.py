@@ -11,6 +11,7 @@ from stillhouse.errors import StepFailedError, StillhouseError
 from stillhouse.jobs import process
 from stillhouse.jobs.kinds import result_artifact
 from stillhouse.pipelines.context import Listener, StepWork
+from stillhouse.pipelines.results import HELD
 from stillhouse.spec import JobSpec
 from stillhouse.storage.filesystem import join
 from stillhouse.storage.run_record import RunRecord
@@ -39,6 +40,7 @@ class StepResult:
             flops=sum(cost.get("flops", {}).values()),
             seconds=self.seconds,
             device_seconds=sum(cost.get("device_seconds", {}).values()),
+            **{key: self.result.get("price", {}).get(key, 0) for key in HELD},
         )
 
 

@@ -13,13 +13,13 @@ from typing import Any
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
-from stillhouse.spec import JobSpec
+from stillhouse.jobs.chain_spec import AnySpec
 
 _ATTEMPTS, _PAUSE_S, _TIMEOUT_S = 3, 2.0, 10.0
 _STATES = {2: "bad spec", 3: "bad input data", 4: "stopped, the same command goes on"}
 
 
-def told_of(spec: JobSpec) -> dict[str, Any]:
+def told_of(spec: AnySpec) -> dict[str, Any]:
     """What a message says of a job, and `variable`, which holds the address; {} if none is wanted.
 
     Warns where the variable is not set.
@@ -35,7 +35,7 @@ def told_of(spec: JobSpec) -> dict[str, Any]:
 def post_failure(told: Mapping[str, Any], code: int, error: str | None, run: str | None) -> None:
     """Post one JSON object: job, name, store, run, exit_code, error, and `text` for chat rooms."""
     content = {**told, "run": run, "exit_code": code, "error": error}
-    variable = content.pop("variable")
+    variable = str(content.pop("variable"))
     address = os.environ.get(variable)
     if not address:
         return

@@ -51,6 +51,18 @@ class StepWork:
     """Wall time in this run."""
     device_seconds: float = 0.0
     """Busy time of the workers in this run."""
+    gpu_seconds: float = 0.0
+    """The same times the GPUs that each held."""
+    cpu_seconds: float = 0.0
+    """The same times the cores that each held, of workers without GPU."""
+    num_bytes: int = 0
+    """Of its parts in the store, reused ones too."""
+
+    def worked(self, seconds: float, resources: Mapping[str, Any]) -> None:
+        """Add the busy time of workers that each hold Ray's `num_gpus` and `num_cpus`."""
+        self.device_seconds += seconds
+        self.gpu_seconds += seconds * resources["num_gpus"]
+        self.cpu_seconds += seconds * resources["num_cpus"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +170,7 @@ def perform(ctx: Context, step: Step) -> list[Receipt]:
     done = {n: r for kind in kinds for n, r in ctx.store.finished(kind, list(tasks)).items()}
     todo = [task for name, task in tasks.items() if name not in done]
     total, reused = len(step.tasks), len(step.tasks) - len(todo)
+    resources = _resources(ctx.compute, step.on)
     with ctx.step(step.title, total=total, reused=reused, unit=step.unit) as advance:
         if todo:
             from stillhouse.pipelines.pool import Call
@@ -166,9 +179,16 @@ def perform(ctx: Context, step: Step) -> list[Receipt]:
             for _, result in _run(ctx, step.title, calls, step.workers, step.on):
                 receipt: Receipt = result.value
                 done[receipt.task] = receipt
-                ctx.work[step.title].device_seconds += result.seconds
+                ctx.work[step.title].worked(result.seconds, resources)
                 advance(1, receipt.counts.get(step.unit, 0))
+        sizes = (part.num_bytes for receipt in done.values() for part in receipt.parts)
+        ctx.work[step.title].num_bytes += sum(sizes)
     return [done[task.fingerprint] for task in step.tasks]
+
+
+def _resources(compute: ComputeSettings, on: WorkerSettings | None) -> dict[str, Any]:
+    """What a worker of the pool holds, as Ray's options."""
+    return compute.resources(0 if on is None else compute.gpus_of(on))
 
 
 def run_tasks(

@@ -268,7 +268,8 @@ def distil(ctx: Context, task: MatchingTask, host: ImageHostSettings) -> list[Re
                     f"{total - len(done)} of the distillation's {total} sets were deleted from "
                     f"{ctx.store.path(task.KIND)} while it ran: run the job again"
                 )
-            ctx.work[step].device_seconds += (perf_counter() - started) * compute.trainers
+            busy = (perf_counter() - started) * compute.trainers
+            ctx.work[step].worked(busy, compute.resources(compute.trainer_gpus))
     return [done[name] for name in names]
 
 

@@ -7,6 +7,7 @@ same workers; a run whose model is in the store already is skipped.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from time import perf_counter
 from typing import Any
 from uuid import uuid4
 
@@ -91,8 +92,10 @@ def _train(ctx: Context, tasks: Sequence[MixTask]) -> list[Manifest]:
             mixer = actor.options(name=f"mixer-{uuid4().hex}").remote()
             compute = ctx.compute
             place = compute.device, compute.gpus_of(compute.trainer)
-            work = partial(_work, ctx.store, tuple(todo), mixer, place)
+            work, started = partial(_work, ctx.store, tuple(todo), mixer, place), perf_counter()
             run_workers(ctx, "mixing", work, _Progress(ctx, advance).take)
+            busy = (perf_counter() - started) * compute.trainers
+            ctx.work["mix"].worked(busy, compute.resources(place[1]))
     return [ctx.store.get_manifest("models", task.fingerprint) for task in tasks]
 
 

@@ -9,11 +9,13 @@ from typing import Any
 import stillhouse.report.blocks as b
 from stillhouse import __version__
 from stillhouse.pipelines.context import Context, StepWork
-from stillhouse.report.formatting import words
-from stillhouse.spec import JobSpec, Optimisation
+from stillhouse.report.formatting import num_bytes, words
+from stillhouse.spec import JobSpec, Optimisation, PriceSettings
 from stillhouse.storage.filesystem import join
 from stillhouse.storage.run_record import now
 
+HELD = ("gpu_seconds", "cpu_seconds", "num_bytes")
+"""What is paid for, as `StepWork` has it."""
 _LIBRARIES = ("ray", "torch", "transformers", "tokenizers", "pyarrow", "numpy")
 
 
@@ -46,6 +48,9 @@ def assemble(
         "work": {name: {"parts": w.parts, "reused": w.reused} for name, w in ctx.work.items()},
         "warnings": [warning.title for warning in warnings.warnings],
     }
+    if spec.prices is not None:
+        common["price"] = price_numbers(ctx.work, spec.prices)
+        cost = [_price(common["price"]), *cost]
     uris = [b.Fact(words(name), uri) for name, uri in _flat(artifacts)]
     versions = [b.Fact("stillhouse", __version__)]
     versions += [b.Fact(name, version(name)) for name in _LIBRARIES]
@@ -62,6 +67,30 @@ def assemble(
         b.Section("provenance", "How to repeat it", repeat),
     ]
     return b.Result(job, spec.name or title, now(), {**common, **numbers}, page, footer)
+
+
+def price_numbers(work: Mapping[str, StepWork], prices: PriceSettings) -> dict[str, float]:
+    """What this run's work costs, and a month of its parts in the store.
+
+    `compute`, `storage_month`, and what they are of: `gpu_seconds`, `cpu_seconds`, `num_bytes`.
+    Parts are tokens, scores, signals and the like; a model counts as four bytes a parameter.
+    """
+    held = {key: sum(getattr(step, key) for step in work.values()) for key in HELD}
+    return {
+        "compute": prices.of_compute(held["gpu_seconds"], held["cpu_seconds"]),
+        "storage_month": held["num_bytes"] / 1e9 * prices.gb_month,
+        **held,
+    }
+
+
+def _price(price: Mapping[str, float]) -> b.Block:
+    hours = {"GPU": price["gpu_seconds"] / 3600, "CPU": price["cpu_seconds"] / 3600}
+    used = " and ".join(f"{value:,.3g} {name} hours" for name, value in hours.items() if value)
+    return b.Text(
+        f"At the spec's `prices` the work of this run costs **{price['compute']:,.2f}** "
+        f"({used or 'no work'}), and its parts in the store, {num_bytes(int(price['num_bytes']))}, "
+        f"**{price['storage_month']:,.2f}** a month."
+    )
 
 
 def cost_numbers(work: Mapping[str, StepWork]) -> dict[str, Any]:

@@ -144,7 +144,10 @@ def run_trainings(
     work = ctx.work[step]
     for task in todo:
         measured = made[task.fingerprint].totals["measured"]
-        work.device_seconds += measured["seconds"] * measured["starts"][-1]["workers"]
+        busy = measured["seconds"] * measured["starts"][-1]["workers"]
+        work.worked(busy, ctx.compute.resources(ctx.compute.trainer_gpus))
+    sizes = (4 * manifest.totals.get("num_parameters", 0) for manifest in made.values())
+    work.num_bytes += sum(sizes)
     return [made[task.fingerprint] for task in tasks]
 
 

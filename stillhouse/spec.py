@@ -225,6 +225,24 @@ class FailureSettings(Settings):
     )
 
 
+class PriceSettings(Settings):
+    """What the cluster costs, in any currency."""
+
+    gpu_hour: Annotated[float, Field(ge=0)] = Field(
+        default=0, description="of a GPU, with the CPUs beside it"
+    )
+    cpu_hour: Annotated[float, Field(ge=0)] = Field(
+        default=0, description="of a core of a worker without GPU"
+    )
+    gb_month: Annotated[float, Field(ge=0)] = Field(
+        default=0, description="of 10^9 bytes in the store"
+    )
+
+    def of_compute(self, gpu_seconds: float, cpu_seconds: float) -> float:
+        """The price of what workers held."""
+        return (gpu_seconds * self.gpu_hour + cpu_seconds * self.cpu_hour) / 3600
+
+
 class JobSpec(Settings):
     """The keys of every job's spec, which are not part of the identity of its results."""
 
@@ -242,6 +260,9 @@ class JobSpec(Settings):
     )
     on_failure: FailureSettings | None = Field(
         default=None, description="a message when `run` ends with an error or is killed"
+    )
+    prices: PriceSettings | None = Field(
+        default=None, description="plan and report then have what steps cost"
     )
     compute: ComputeSettings = ComputeSettings()
 

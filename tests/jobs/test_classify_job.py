@@ -265,13 +265,21 @@ def test_a_weak_language_model_teaches_a_strong_one(ray_cluster, place):
     changes = {"data": data | {"where": {"task": "sky"}}}
     changes["network"] = {"name": "language_model", "path": models["conditional"]["path"]}
     objective = {"name": "weak_to_strong", "teachers": [{"from": weak["run"]}]}
+    changes["prices"] = {"cpu_hour": 36, "gpu_hour": 1e6, "gb_month": 5e6}
     changes["train"] = {"global_batch": 8, "objective": objective}
     one, two = (run(content(place / "texts", trainers, **changes)) for trainers in (1, 2))
     assert np.allclose(losses(one), losses(two), rtol=1e-5)
     assert one["train"]["order_sha256"] == two["train"]["order_sha256"]
     table = read(one["run"]).find("data", "table")[0]
     assert [*table.columns] == ["Part", "texts", "epochs"]
-    assert "texts" in Path(draw_report(one["run"])).read_text()
+    price, page = one["price"], Path(draw_report(one["run"])).read_text()
+    assert "texts" in page and "the work of this run costs" in page
+    assert price["cpu_seconds"] == pytest.approx(sum(one["cost"]["device_seconds"].values()), abs=1)
+    assert price["compute"] == pytest.approx(price["cpu_seconds"] / 100)
+    made = json.loads(Path(one["artifacts"]["images"], "manifest.json").read_text())["parts"]
+    least = sum(part["num_bytes"] for part in made) + 4 * manifest(one)["totals"]["num_parameters"]
+    assert price["gpu_seconds"] == 0 and least < price["num_bytes"] < least + 20_000  # and logits
+    assert price["storage_month"] == pytest.approx(price["num_bytes"] / 200)
     refused = content(
         place / "texts",
         **changes | {"network": {"name": "language_model", "path": str(place / "models")}},

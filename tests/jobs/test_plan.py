@@ -11,8 +11,9 @@ from small import LEARNING, MODEL, digests, parse, rows, small_spec, write_shard
 
 from stillhouse import open_artifact
 from stillhouse.distillation.spec import DistillSpec
-from stillhouse.jobs.kinds import Estimate, cost_row, speeds_of
+from stillhouse.jobs.kinds import Estimate, Speeds, cost_row, planned_price, speeds_of
 from stillhouse.jobs.plan import plan_job
+from stillhouse.jobs.spec_file import parse_spec
 from stillhouse.mixing.spec import MixSpec
 from stillhouse.pipelines.context import StepWork
 from stillhouse.spec import ComputeSettings, SelectSpec
@@ -128,6 +129,30 @@ def test_seconds_are_those_of_earlier_runs(tmp_path):
     assert row["seconds"] == 7 * 1000 / 100 / 2
     assert (row["parts"], row["reused"], row["tokens"]) == (5, 1, 1250)
     assert cost_row("scan", work, Estimate(1000), speeds, compute)["seconds"] is None
+
+
+def test_the_price_of_a_plan():
+    """Scoring at 100 FLOPs a busy second on half a GPU; tokens by cores; what is done is free."""
+    speeds = Speeds({"score": 100.0}, {}, {"tokens": 6.0, "images": 30.0})
+    prices = {"gpu_hour": 3600, "cpu_hour": 7.2}
+    compute = {"gpus_per_worker": 0.5, "cpus_per_worker": 2}
+    spec = parse(Path("/data"), prices=prices, compute=compute)
+    row = {"parts": 4, "reused": 1, "flops": None, "seconds": None}
+    rows = {
+        "tokens": row,
+        "score prior": row | {"flops": 700.0},
+        "scan": row | {"reused": 4, "seconds": 0.0},
+        "train prior": row | {"parts": None, "reused": 0, "flops": 5.0},
+    }
+    total, unknown = planned_price(rows, speeds, spec)
+    assert total == pytest.approx(3 * 6 * 2 * 7.2 / 3600 + 700 / 100 * 0.5)
+    assert unknown == ["train prior"]
+    steps = {"set": {"job": "distill", "data": {"dataset": "digits"}}}
+    steps["set"] |= {"method": {"name": "rded", "images_per_class": 1}}
+    steps["set"] |= {"teachers": [{"name": "resnet18"}]}
+    chain = {"job": "chain", "store": "s", "steps": steps, "prices": prices, "compute": compute}
+    total, _ = planned_price({"set: images": row}, speeds, parse_spec(chain, "spec.yaml"))
+    assert total == 3 * 30 * 0.5
 
 
 @pytest.mark.parametrize("suffix", ["parquet", "jsonl"])
