@@ -5,7 +5,7 @@ from dataclasses import replace
 from functools import partial
 
 from stillhouse.custom_code import CustomCode
-from stillhouse.errors import SpecError
+from stillhouse.errors import InputError, SpecError
 from stillhouse.pipelines.context import Context, Step, perform, run_tasks
 from stillhouse.pipelines.given import ModelRef
 from stillhouse.pipelines.tokens import TokenizerRef
@@ -59,18 +59,22 @@ def stored_signals(
 
     Raises:
         SpecError: settings that the objective does not take.
+        InputError: a teacher that gives NaN.
     """
     if teachers and not ctx.dry:
         next(run_tasks(ctx, partial(_check, code), [objective]))
     made: list[list[tuple[tuple[SignalPart, ...], ...]]] = [[] for _ in sets]
-    for teacher, model in zip(teachers, models, strict=True):
+    for number, (teacher, model) in enumerate(zip(teachers, models, strict=True)):
         tasks = [
             SignalTask(teacher, objective.signal_settings, digest, rows, one.sequence_length, uri)
             for one in sets
             for uri, rows, digest in zip(one.uris, one.rows, one.digests, strict=True)
         ]
         compute = ctx.compute
-        receipts = perform(ctx, Step(SIGNALS, tasks, teacher, compute.scorers, compute.scorer))
+        try:
+            receipts = perform(ctx, Step(SIGNALS, tasks, teacher, compute.scorers, compute.scorer))
+        except InputError as error:
+            raise InputError(f"`train.objective.teachers.{number}`: {error}") from error
         work = ctx.work[SIGNALS]
         tokens = sum(receipt.counts["tokens"] for receipt in receipts)
         work.tokens += tokens

@@ -8,11 +8,12 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from small import LEARNING, MODEL, Quiet, make_models, make_world
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM
 
-from stillhouse.errors import ModelError, SpecError
+from stillhouse.errors import InputError, ModelError, SpecError
 from stillhouse.jobs.plan import plan_job
 from stillhouse.jobs.run import run_job
 from stillhouse.training.spec import TrainSpec
@@ -185,3 +186,20 @@ def test_what_is_refused(world, tmp_path):
     shutil.copy(f"{models['tokenizer']['path']}/tokenizer.json", other)
     with pytest.raises(ModelError, match=r"is not the one beside train\.objective\.teachers\.0"):
         train(folder, **given, train=learning(teacher, teachers=[{"path": other}]))
+
+
+def test_a_teacher_that_gives_nan_is_named_before_the_training(world, tmp_path):
+    folder, teacher = world
+    broken = tmp_path / "broken"
+    shutil.copytree(teacher["artifacts"]["model"], broken)
+    weights = load_file(broken / "model.safetensors")
+    weights["model.norm.weight"][0] = torch.nan
+    save_file(weights, broken / "model.safetensors", {"format": "pt"})
+    shutil.copytree(teacher["artifacts"]["tokenizer"], broken, dirs_exist_ok=True)
+    teachers = [{"from": teacher["run"]}, {"path": str(broken)}]
+    with pytest.raises(InputError, match=r"`train\.objective\.teachers\.1`: .* gives NaN"):
+        train(
+            folder,
+            tokenizer={"from": teacher["run"]},
+            train=learning(teacher, teachers=teachers),
+        )
