@@ -13,7 +13,7 @@ from stillhouse.spec import ComputeSettings, JobSpec
 
 STEP_NAME = r"^[a-z][a-z0-9_-]{0,39}$"
 StepName = Annotated[str, Field(pattern=STEP_NAME)]
-INHERITED = ("store", "storage_options", "on_failure", "prices")
+INHERITED = ("store", "storage_options", "on_failure", "track", "prices")
 """Keys that only the chain has."""
 
 

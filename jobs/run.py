@@ -17,6 +17,7 @@ from stillhouse.jobs.kinds import Job, Spec, result_artifact
 from stillhouse.jobs.paths import identity_of
 from stillhouse.jobs.progress import Recorder
 from stillhouse.jobs.publish import check_name, publish_result
+from stillhouse.jobs.track import Tracked
 from stillhouse.mixing.spec import MixSpec
 from stillhouse.pipelines.context import Context, FailedAt, Listener
 from stillhouse.spec import JobSpec, SelectSpec
@@ -104,7 +105,8 @@ class JobRun:
         spec, store = self.spec, self._store
         record = RunRecord(store, self.name)
         record.start(spec.to_yaml(), spec.job, os.environ.get(SUBMISSION_VARIABLE), spec.name)
-        ctx = Context(store, spec.compute, Recorder(shown, record), run=self.name)
+        tracked = Tracked(Recorder(shown, record), spec, spec.job, self.name)
+        ctx = Context(store, spec.compute, tracked, run=self.name)
         where = recorded(record, spec, lambda: ctx.failed_at or FailedAt())
         with where, connected(spec, self._worker_env, record):
             from stillhouse.pipelines.placement import check_placement
@@ -114,9 +116,13 @@ class JobRun:
             )
             try:
                 result = self._job.run(ctx, record.uri)
+            except BaseException:
+                tracked.finish(None)
+                raise
             finally:
                 ctx.close_pool()
                 ctx.metrics("").forget()
+            tracked.finish(result)
         record.put_result(result)
         record.finish("done")
         return result | publish_result(store, spec, result, self._began)
@@ -128,7 +134,8 @@ def worker_environment(spec: JobSpec) -> dict[str, str]:
     Raises:
         MissingExtraError: Ray or the libraries of models are not installed.
     """
-    require("ray", "torch", "transformers", *spec.extra_modules)
+    trackers = spec.track.modules if spec.track is not None else ()
+    require("ray", "torch", "transformers", *spec.extra_modules, *trackers)
     environment = use_options(spec.store, spec.storage_options)
     remember_options(spec.store, spec.storage_options)
     return environment

@@ -40,6 +40,9 @@ EXTRAS = {
     "sklearn": "sweep",
     "scipy": "sweep",
     "peft": "lora",
+    "tensorboard": "tensorboard",
+    "wandb": "wandb",
+    "mlflow": "mlflow",
 }
 """The extra of this package that installs a module."""
 

@@ -225,6 +225,23 @@ class FailureSettings(Settings):
     )
 
 
+class TrackSettings(Settings):
+    """Trackers of experiments, each an extra; a tracker that fails costs a warning."""
+
+    tensorboard: str | None = Field(default=None, description="a local folder for event files")
+    wandb: str | None = Field(
+        default=None, description="a project; `WANDB_MODE=offline` keeps runs on this machine"
+    )
+    mlflow: str | None = Field(
+        default=None, description="a tracking URI: a server's address, or a local folder"
+    )
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """The modules of extras that it needs."""
+        return tuple(self.model_dump(exclude_none=True))
+
+
 class PriceSettings(Settings):
     """What the cluster costs, in any currency."""
 
@@ -260,6 +277,9 @@ class JobSpec(Settings):
     )
     on_failure: FailureSettings | None = Field(
         default=None, description="a message when `run` ends with an error or is killed"
+    )
+    track: TrackSettings | None = Field(
+        default=None, description="losses, rewards and costs also go to these"
     )
     prices: PriceSettings | None = Field(
         default=None, description="plan and report then have what steps cost"

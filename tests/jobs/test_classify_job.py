@@ -10,6 +10,7 @@ from PIL import Image
 from result_keys import check_keys
 from samples import order_digest
 from small import Quiet, make_models
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from workers import ALONE, Killer
 
 from stillhouse.errors import StillhouseError
@@ -265,11 +266,16 @@ def test_a_weak_language_model_teaches_a_strong_one(ray_cluster, place):
     changes = {"data": data | {"where": {"task": "sky"}}}
     changes["network"] = {"name": "language_model", "path": models["conditional"]["path"]}
     objective = {"name": "weak_to_strong", "teachers": [{"from": weak["run"]}]}
+    changes["track"] = {"tensorboard": str(place / "board")}
     changes["prices"] = {"cpu_hour": 36, "gpu_hour": 1e6, "gb_month": 5e6}
     changes["train"] = {"global_batch": 8, "objective": objective}
     one, two = (run(content(place / "texts", trainers, **changes)) for trainers in (1, 2))
     assert np.allclose(losses(one), losses(two), rtol=1e-5)
     assert one["train"]["order_sha256"] == two["train"]["order_sha256"]
+    boards = {folder.name.rpartition("-")[2]: folder for folder in (place / "board").iterdir()}
+    told = EventAccumulator(str(boards[one["run"].rsplit("/", 1)[-1][:16]]))
+    told.Reload()
+    assert [e.value for e in told.Scalars("classifier/point/loss")] == pytest.approx(losses(one))
     table = read(one["run"]).find("data", "table")[0]
     assert [*table.columns] == ["Part", "texts", "epochs"]
     price, page = one["price"], Path(draw_report(one["run"])).read_text()
