@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel
 
 from stillhouse.classification.unlabelled import UnlabelledImages
-from stillhouse.data_settings import DataSource
+from stillhouse.data_settings import DataSource, ExcludeSettings
 from stillhouse.distillation.image_sources import ImageData
 from stillhouse.errors import SpecError
 from stillhouse.spec import NOT_IDENTITY, JobSpec
@@ -109,12 +109,18 @@ def _path_keys(spec: JobSpec) -> Iterator[_PathKey]:
 
 
 def _in_section(section: BaseModel, keys: tuple[str | int, ...]) -> Iterator[_PathKey]:
-    is_data = isinstance(section, DataSource | ImageData | UnlabelledImages)
+    is_data = isinstance(section, DataSource | ExcludeSettings | ImageData | UnlabelledImages)
+    lists = section.lists if isinstance(section, ExcludeSettings) else {}
     for name in type(section).model_fields:
         value, place = getattr(section, name), (*keys, name)
         if isinstance(value, BaseModel):
             yield from _in_section(value, place)
-        elif name == "path" or name in _REFERENCES or (name == "test" and isinstance(value, str)):
+        elif (
+            name == "path"
+            or name in _REFERENCES
+            or name in lists
+            or (name == "test" and isinstance(value, str))
+        ):
             yield _PathKey(place, value, is_data)
         elif isinstance(value, list | tuple):
             for i, item in enumerate(value):

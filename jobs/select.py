@@ -18,13 +18,16 @@ from stillhouse.pipelines.inputs import (
     scan_tasks,
 )
 from stillhouse.report.blocks import Result
-from stillhouse.selection.carried import check_columns
+from stillhouse.selection.carried import check_columns, require_columns
 from stillhouse.spec import ModelSettings, SelectionSettings, SelectSpec, TokenizerTraining
 from stillhouse.storage.artifact import Store
 from stillhouse.storage.filesystem import absolute_uri
 from stillhouse.text.tokenizer import load_tokenizer
 
-_PART_BY_PART = ("score prior", "score conditional", "score down", "score", "contamination")
+_PART_BY_PART = (
+    *("score prior", "score conditional", "score down", "score"),
+    *("contamination", "decontamination"),
+)
 """Steps whose old parts stay when a shard is added to the pool."""
 _UNCHANGED = ("tokenizer", "train prior", "train conditional", "train down", "fit scorer")
 """Steps that a new shard need not change: pinned, or made from the target."""
@@ -40,9 +43,12 @@ class SelectJob(Job):
         self.spec = resolved(spec, Store(absolute_uri(spec.store)))
         check_given(self.spec)
         self._listing = list_job_inputs(self.spec)
-        self.files = [self._listing.pool, self._listing.target, self._listing.heldout]
+        self.files, exclude = self._listing.all, spec.exclude
+        pool = [file.uri for file in self._listing.pool]
         if spec.pool.keep_columns:
-            check_columns(self.spec.pool, [file.uri for file in self._listing.pool])
+            check_columns(self.spec.pool, pool)
+        if exclude is not None and exclude.urls is not None:
+            require_columns("exclude.url_column", [exclude.url_column], self.spec.pool, pool)
 
     def open(self, store: Store, *, remember: bool) -> "SelectJob":
         self.inputs = open_job_inputs(store, self.spec, self._listing, remember=remember)
@@ -157,6 +163,10 @@ def _estimates(
     selection = spec.selection
     if selection.exclude_contaminated:
         steps["contamination"] = replace(scoring, flops_per_token=0)
+    if spec.decontaminate:
+        steps["decontamination"] = replace(scoring, flops_per_token=0)
+    if spec.exclude is not None:
+        steps["take down"] = Estimate(pool)
     size = pool * selection.fraction if selection.fraction else pool / (selection.tau or 1)
     kept = selection.num_tokens or size
     steps["selection"] = Estimate(kept)

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from stillhouse.errors import BudgetError
 from stillhouse.pipelines.context import Context, run_tasks
 from stillhouse.pipelines.scores import Scores
+from stillhouse.pipelines.takedown import Takedown
 from stillhouse.pipelines.tokens import Tokenised, TokenizerRef
 from stillhouse.selection.quotas import (
     LabelCounts,
@@ -134,6 +135,8 @@ class Candidates:
 
     Attributes:
         contamination: None where contaminated rows are allowed.
+        benchmarks: the same for benchmarks; None without any.
+        takedown: None without lists.
         prior_rows: rows that the prior was trained on, by the sha256 of their token part.
         prior_model: folder of the prior in the store; empty without one.
     """
@@ -143,6 +146,8 @@ class Candidates:
     tokenizer: TokenizerRef
     scores: Mapping[str, Scores]
     contamination: Scores | None
+    benchmarks: Scores | None
+    takedown: Takedown | None
     prior_rows: Mapping[str, NDArray[np.int64]]
     prior_model: str
 
@@ -160,6 +165,9 @@ class Candidates:
         names = scorers_read(rule, self.scores)
         paths = {name: self.scores[name].paths for name in names}
         flags = self.contamination.paths if self.contamination else None
+        shared = self.benchmarks.paths if self.benchmarks else None
+        grain = self.spec.selection.grain
+        taken = self.takedown.rows(grain) if self.takedown else {}
         return [
             RankedPart(
                 store=self.pool.ctx.store,
@@ -169,8 +177,10 @@ class Candidates:
                 prior_rows=self.prior_rows.get(part.sha256),
                 exclude_prior_rows=exclude_prior_rows,
                 rule=rule,
-                grain=self.spec.selection.grain,
+                grain=grain,
                 seed=self.spec.selection.seed,
+                benchmarks=shared[index] if shared else None,
+                taken_down=taken.get(part.sha256),
             )
             for index, part in enumerate(self.tokens.parts)
         ]

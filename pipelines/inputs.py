@@ -3,12 +3,14 @@
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 from urllib.parse import unquote
 
 from stillhouse.custom_code import CustomCode
 from stillhouse.data_settings import DataSource, PartTokens
 from stillhouse.errors import InputError
 from stillhouse.fingerprint import fingerprint
+from stillhouse.selection.takedown import TakedownLists, read_lists
 from stillhouse.spec import SelectSpec
 from stillhouse.storage import numbered
 from stillhouse.storage.artifact import Store
@@ -159,9 +161,14 @@ class JobInputs:
     pool: Inputs
     target: Inputs
     heldout: Inputs | None
+    benchmarks: tuple[Inputs, ...] = ()
+    takedown: TakedownLists | None = None
 
-    def identity(self) -> list[str | None]:
-        return [x.identity() if x else None for x in (self.pool, self.target, self.heldout)]
+    def identity(self) -> list[Any]:
+        found = [x.identity() if x else None for x in (self.pool, self.target, self.heldout)]
+        others = [one.identity() for one in self.benchmarks]
+        taken = self.takedown.digest if self.takedown else None
+        return [*found, *([others, taken] if others or taken else [])]
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +178,13 @@ class Listing:
     pool: list[FileInfo]
     target: list[FileInfo]
     heldout: list[FileInfo]
+    benchmarks: list[list[FileInfo]]
+    exclude: dict[str, list[FileInfo]]
+
+    @property
+    def all(self) -> list[list[FileInfo]]:
+        """The files by data source."""
+        return [self.pool, self.target, self.heldout, *self.benchmarks, *self.exclude.values()]
 
 
 def list_job_inputs(spec: SelectSpec) -> Listing:
@@ -184,6 +198,8 @@ def list_job_inputs(spec: SelectSpec) -> Listing:
         list_source(spec.pool),
         list_source(spec.target),
         list_source(heldout) if isinstance(heldout, DataSource) else [],
+        [list_source(one) for one in spec.decontaminate],
+        {k: list_documents(v) for k, v in spec.exclude.lists.items()} if spec.exclude else {},
     )
 
 
@@ -198,4 +214,9 @@ def open_job_inputs(
         open_inputs(store, heldout, listed.heldout, size, remember=remember)
         if isinstance(heldout, DataSource)
         else None,
+        tuple(
+            open_inputs(store, one, files, size, remember=remember)
+            for one, files in zip(spec.decontaminate, listed.benchmarks, strict=True)
+        ),
+        read_lists(spec.exclude, listed.exclude) if spec.exclude else None,
     )

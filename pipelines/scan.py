@@ -63,14 +63,20 @@ class Scan:
 
 @dataclass(frozen=True, slots=True)
 class Scanned:
-    """All data sources of a job, and their dead letters, if any."""
+    """All data sources of a job, and their dead letters, if any; `benchmarks` lie apart."""
 
     sources: list[Scan]
     dead_letters: Manifest | None
+    benchmarks: tuple[Scan, ...] = ()
+
+    @property
+    def all(self) -> list[Scan]:
+        return [*self.sources, *self.benchmarks]
 
 
 def scan(ctx: Context, inputs: JobInputs) -> Scanned:
-    """Hash every document of the pool, the target and (if it has files of its own) the held-out.
+    """Hash every document of the pool, the target, the held-out (if it has files of its own), and
+    benchmarks.
 
     Raises:
         InputError: as `scan_sources`.
@@ -78,7 +84,10 @@ def scan(ctx: Context, inputs: JobInputs) -> Scanned:
     named = {"pool": inputs.pool, "target": inputs.target}
     if inputs.heldout is not None:
         named["target.heldout"] = inputs.heldout
-    return scan_sources(ctx, named)
+    named |= {f"decontaminate.{i}": one for i, one in enumerate(inputs.benchmarks)}
+    scanned, end = scan_sources(ctx, named), len(named) - len(inputs.benchmarks)
+    sources = scanned.sources
+    return Scanned(sources[:end], scanned.dead_letters, tuple(sources[end:]))
 
 
 def scan_sources(ctx: Context, named: Mapping[str, Inputs]) -> Scanned:

@@ -9,7 +9,7 @@ from stillhouse.fingerprint import fingerprint
 from stillhouse.pipelines.context import Context, Step, perform, pinned, run_tasks
 from stillhouse.pipelines.models import ModelRef
 from stillhouse.pipelines.tokens import TokenizerRef
-from stillhouse.selection.contamination import ContaminationScorer, NgramsTask
+from stillhouse.selection.contamination import BenchmarksTask, ContaminationScorer, NgramsTask
 from stillhouse.selection.dsir import DsirScorer, DsirTask
 from stillhouse.selection.own import OwnFitTask, OwnTokenScorer
 from stillhouse.selection.scorers import (
@@ -126,10 +126,18 @@ class PoolScores:
         """Which sequences hold a document that shares 13-grams with held-out text; None if off."""
         if not self._spec.selection.exclude_contaminated:
             return None
-        task = NgramsTask(tuple(heldout), *self._fitting)
+        return self._sharing("contamination", NgramsTask(tuple(heldout), *self._fitting))
+
+    def decontamination(self, benchmarks: Sequence[PackTask]) -> Scores | None:
+        """The same for files of benchmarks, all in one pass over the pool; None without any."""
+        if not benchmarks:
+            return None
+        return self._sharing("decontamination", BenchmarksTask(tuple(benchmarks), *self._fitting))
+
+    def _sharing(self, title: str, task: NgramsTask) -> Scores:
         self._fitted("contamination", task)
         host = self._host(ContaminationScorer, task.fingerprint)
-        return self._score("contamination", "contamination", task.fingerprint, host)
+        return self._score(title, "contamination", task.fingerprint, host)
 
     @property
     def _fitting(self) -> tuple[str, str]:

@@ -17,8 +17,16 @@ from stillhouse.pipelines.models import Models
 from stillhouse.pipelines.scan import Scanned, scan
 from stillhouse.pipelines.scores import PoolScores
 from stillhouse.pipelines.selection import Selected, select
+from stillhouse.pipelines.takedown import take_down
 from stillhouse.pipelines.tokenizer import scanned_tokenizer
-from stillhouse.pipelines.tokens import Tokenised, TokenizerRef, tokenise, without_dropped
+from stillhouse.pipelines.tokens import (
+    Tokenised,
+    TokenizerRef,
+    pack_tasks,
+    tokenise,
+    without_dropped,
+)
+from stillhouse.selection.contamination import files_of
 from stillhouse.selection.own import find_code
 from stillhouse.selection.rules import rules_of
 from stillhouse.spec import SelectSpec
@@ -32,6 +40,7 @@ class SelectRun:
 
     Attributes:
         prior, conditional: None where a user's scorer replaces both models.
+        benchmarks: their files, in the order of their numbers.
         selections: by rule; the job's own first, then the controls.
         trained: auxiliary models that the job trained itself, by role.
     """
@@ -44,6 +53,7 @@ class SelectRun:
     prior: ModelRef | None
     conditional: ModelRef | None
     candidates: Candidates
+    benchmarks: list[str]
     selections: dict[str, Selected]
     targets: dict[str, list[Manifest]]
     trained: dict[str, Manifest]
@@ -66,6 +76,11 @@ def run_select(ctx: Context, spec: SelectSpec, inputs: JobInputs) -> SelectRun:
     scanned = scan(ctx, inputs)
     tokenizer = scanned_tokenizer(ctx, spec.tokenizer, spec.pool.paths, scanned.sources[:1])
     packing = without_dropped(ctx, spec, scanned.sources, tokenizer)
+    benchmarks = [
+        task
+        for one in scanned.benchmarks
+        for task in pack_tasks(ctx.store, one, [], tokenizer, spec.sequence_length)
+    ]
     pool, target, heldout = tokenise(ctx, spec.sequence_length, packing, tokenizer)
     packed = PackedPool(ctx, spec, pool)
     packed.check_size()
@@ -101,6 +116,8 @@ def run_select(ctx: Context, spec: SelectSpec, inputs: JobInputs) -> SelectRun:
         tokenizer=tokenizer,
         scores=scores,
         contamination=scoring.contamination(packing[2].tasks),
+        benchmarks=scoring.decontamination(benchmarks),
+        takedown=take_down(ctx, inputs.takedown, scanned.sources[0], pool.manifest),
         prior_rows=prior_rows,
         prior_model=prior.folder.removeprefix(f"{ctx.store.uri}/") if prior is not None else "",
     )
@@ -120,6 +137,7 @@ def run_select(ctx: Context, spec: SelectSpec, inputs: JobInputs) -> SelectRun:
         prior=prior,
         conditional=conditional,
         candidates=candidates,
+        benchmarks=[*files_of(benchmarks).values()],
         selections=selections,
         targets=targets,
         trained=models.trained,

@@ -1,7 +1,6 @@
 """The result of a select job: its numbers, and the sections of its report."""
 
 from collections.abc import Mapping, Sequence
-from itertools import islice
 from statistics import fmean
 from typing import Any
 
@@ -9,11 +8,11 @@ import stillhouse.report.blocks as b
 from stillhouse.cost import paper_cost
 from stillhouse.models.shape import planned_shape
 from stillhouse.pipelines.context import Context
+from stillhouse.pipelines.left_out import benchmark_rows, drops_of, left_out, takedown_numbers
 from stillhouse.pipelines.results import assemble, cost_numbers, heldout_halves, mean_std
-from stillhouse.pipelines.scan import dead_letters, dead_letters_uri
+from stillhouse.pipelines.scan import dead_letters_uri
 from stillhouse.pipelines.select import SelectRun
 from stillhouse.pipelines.select_warnings import heldout_scores, select_warnings
-from stillhouse.pipelines.tokens import dropped_documents
 from stillhouse.report.formatting import compact, decimals, percent, signed, words
 from stillhouse.selection.ledger import Moments, SourceTally, loss_edges, score_edges
 from stillhouse.selection.quotas import OTHER
@@ -29,7 +28,6 @@ Losses = Mapping[str, Sequence[float]]
 BASELINE = "random"
 """The rule that target models are compared with."""
 _SHOWN_SOURCES = 12
-_FIRST_LETTERS = 10
 _GROUPS = (
     ("best", "The best", "kept: among the best of the pool"),
     ("above", "Just above the cut", "kept"),
@@ -51,7 +49,7 @@ def select_result(ctx: Context, spec: SelectSpec, made: SelectRun, run_uri: str)
         for name, models in made.targets.items()
     }
     gaps, heldout = gaps_of(losses, spec.rule), heldout_scores(ctx, spec, made)
-    trainings, drops, paper = _trainings(made), _drops(made), _paper(spec, made)
+    trainings, drops, paper = _trainings(made), drops_of(made), _paper(spec, made)
     warnings = select_warnings(ctx, spec, made, gaps, trainings, heldout)
     main = [ctx.work[n] for n in ("score prior", "score conditional", "score") if n in ctx.work]
     work = {name: {"parts": w.parts, "reused": w.reused} for name, w in ctx.work.items()}
@@ -70,7 +68,9 @@ def select_result(ctx: Context, spec: SelectSpec, made: SelectRun, run_uri: str)
             "fates": dict(tally.fates),
         },
         "dropped": {name: drop[0] for name, drop in drops.items() if drop[0] is not None},
-        "dead_letters": sum(scanned.num_dead for scanned in made.scanned.sources),
+        "exclude": takedown_numbers(made),
+        "decontaminate": benchmark_rows(made),
+        "dead_letters": sum(scanned.num_dead for scanned in made.scanned.all),
         "training": trainings,
         "target": {
             name: {
@@ -100,7 +100,7 @@ def select_result(ctx: Context, spec: SelectSpec, made: SelectRun, run_uri: str)
             b.Section("examples", "Read some", _examples(ctx, spec, made)),
             b.Section("target", "Does it help?", _targets(spec.rule, made, losses)),
             b.Section("training", "How the models were trained", _training(trainings)),
-            b.Section("dropped", "What was left out", _left_out(ctx, made, drops)),
+            b.Section("dropped", "What was left out", left_out(ctx, made, drops)),
         ],
         cost=_paper_cost(paper),
         footer=f"{'' if spec.scorer else _PAPER}Losses are means over a sequence's predicted "
@@ -322,40 +322,6 @@ def _training(trainings: Mapping[str, Mapping[str, Any]]) -> list[b.Block]:
     rows = [[words(name), *(row[key] for key in forms)] for name, row in trainings.items()]
     note = "The batch is in sequences; the final loss is that of the training's own last step."
     return [b.Table(columns, rows), b.Text(note, "note")] if rows else []
-
-
-def _drops(made: SelectRun) -> dict[str, tuple[int | None, int | None, int | None]]:
-    """What was not eligible: reason -> documents, sequences and tokens, as far as counted."""
-    counts, tally = made.pool.counts, made.kept.tally
-    copies = {reason: (number, None, None) for reason, number in dropped_documents(counts).items()}
-    left = counts["remainder_documents"] or None, None, counts["remainder_tokens"]
-    rows = {
-        reason: (None, tally.fates[reason], tally.fate_tokens[reason])
-        for reason in ("contaminated", "prior row", "nan")
-        if tally.fates[reason]
-    }
-    return {**copies, "left over at the end of a part": left, **rows}
-
-
-def _left_out(
-    ctx: Context, made: SelectRun, drops: Mapping[str, Sequence[int | None]]
-) -> list[b.Block]:
-    columns = {"Reason": "text", "documents": "compact", "sequences": "compact"}
-    columns |= {"tokens": "compact"}
-    rows: list[list[b.Cell]] = [[name, *drop] for name, drop in drops.items()]
-    blocks: list[b.Block] = [
-        b.Text("Never eligible, whatever the score."),
-        b.Table(columns, rows, style="short"),
-    ]
-    if unread := sum(scanned.num_dead for scanned in made.scanned.sources):
-        found = (row for one in made.scanned.sources for row in dead_letters(ctx.store, one))
-        keys = {"reason": "text", "file": "code", "row": "compact", "preview": "text"}
-        first = [[row[key] for key in keys] for row in islice(found, _FIRST_LETTERS)]
-        note = b.Text(f"{unread:,} in all; every one is listed in the run's artifacts.", "note")
-        blocks.append(
-            b.Group([b.Table(keys, first), note], f"{compact(unread)} input rows could not be read")
-        )
-    return blocks
 
 
 def _paper(spec: SelectSpec, made: SelectRun) -> dict[str, float]:

@@ -1,6 +1,6 @@
 """The warnings of a select job: the checks of `report.health` on its artifacts."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -8,15 +8,18 @@ import numpy as np
 import stillhouse.report.blocks as b
 from stillhouse.pipelines.context import Context
 from stillhouse.pipelines.results import automatic
+from stillhouse.pipelines.scores import Scores
 from stillhouse.pipelines.select import SelectRun
 from stillhouse.report import health
 from stillhouse.selection.ledger import Moments
 from stillhouse.selection.ranking import RankedPart
 from stillhouse.selection.rules import find_rule
 from stillhouse.selection.scorers import load_arrays
+from stillhouse.selection.takedown import num_seen
 from stillhouse.spec import SelectSpec
 from stillhouse.storage.parquet import read_table
 from stillhouse.text.tokenizer import load_tokenizer
+from stillhouse.training.seen import read_seen
 
 _SAMPLE_TEXTS = 2_000
 _SAMPLE_PARTS = 16
@@ -59,7 +62,9 @@ def select_warnings(
         *health.repeats(health.near_duplicates(texts), len(texts)),
         *health.remainder(counts),
         *health.unreadable(made.scanned.sources[0].num_dead, counts["documents"]),
-        *health.too_short(*_heldout_texts(ctx, made)),
+        *health.too_short(*_searched_texts(ctx, made.candidates.contamination)),
+        *health.too_short(*_searched_texts(ctx, made.candidates.benchmarks), "benchmarks' texts"),
+        *_takedown(made),
         *health.unfinished(late),
     ]
 
@@ -86,9 +91,23 @@ def heldout_scores(ctx: Context, spec: SelectSpec, made: SelectRun) -> Moments:
     return found
 
 
-def _heldout_texts(ctx: Context, made: SelectRun) -> tuple[int, int]:
-    """Number of held-out texts too short to be searched for in the pool, and of all of them."""
-    found = made.candidates.contamination
+def _takedown(made: SelectRun) -> Iterator[b.Warn]:
+    takedown = made.candidates.takedown
+    if takedown is None:
+        return
+    yield from health.not_found(takedown.listed, takedown.found)
+    if takedown.digest is not None:
+        models = {"prior": made.prior, "conditional": made.conditional}
+        seen = {
+            name: num_seen(takedown.documents, read_seen(model.folder))
+            for name, model in models.items()
+            if model is not None
+        }
+        yield from health.seen_before(takedown.num_documents, seen)
+
+
+def _searched_texts(ctx: Context, found: Scores | None) -> tuple[int, int]:
+    """Number of texts too short to be searched for in the pool, and of all of them."""
     if found is None:
         return 0, 0
     folder = ctx.store.path("models", found.manifest.inputs["scorer"])

@@ -27,9 +27,10 @@ from stillhouse.storage.parquet import parquet_bytes
 
 _NOT_ELIGIBLE = {
     "contaminated": "share 13 words with the held-out target (give another `target.heldout`, or "
-    "set `selection.exclude_contaminated: false`)",
+    "set `selection.exclude_contaminated: false`) or a benchmark (`decontaminate`)",
     "prior row": "were trained on by the prior (`selection.exclude_prior_rows`)",
     "nan": "have no score (NaN)",
+    "taken down": "hold a document that was taken down (`exclude`)",
 }
 
 
@@ -116,6 +117,8 @@ class _Selecting:
         if self.settings.threshold_from is not None:
             asked["threshold_from"] = _threshold(store, self.settings.threshold_from)
         carried = (self.keep_columns, self.with_text)
+        shared = [pool.benchmarks.manifest.fingerprint] if pool.benchmarks else []
+        taken = pool.takedown.digest if pool.takedown else None
         return fingerprint(
             [
                 "selection",
@@ -129,6 +132,7 @@ class _Selecting:
                 pool.contamination.manifest.fingerprint if pool.contamination else None,
                 sorted(prior_rows.items()),
                 *([carried] if any(carried) else []),
+                *([{"benchmarks": shared, "taken_down": taken}] if shared or taken else []),
             ]
         )
 
@@ -193,7 +197,8 @@ class _Selecting:
         ledger = parquet_bytes(pa.Table.from_pylist(tally.rows, schema=LEDGER_SCHEMA))
         ledger = create_or_adopt(store.path(about(f"selections/{name}"), LEDGER), ledger)
         scores = {n: pool.scores[n].manifest.fingerprint for n in scorers_read(rule, pool.scores)}
-        flags = pool.contamination
+        flags, shared = pool.contamination, pool.benchmarks
+        taken = pool.takedown.put() if pool.takedown else None
         manifest = Manifest(
             kind="selections",
             fingerprint=name,
@@ -203,7 +208,9 @@ class _Selecting:
                 "scores": scores,
                 "prior_rows": pool.prior_model if pool.prior_rows else None,
                 "contamination": flags.manifest.fingerprint if flags else None,
-            },
+            }
+            | ({"benchmarks": shared.manifest.fingerprint} if shared else {})
+            | ({"taken_down": taken} if taken else {}),
             settings=self.settings.model_dump()
             | {
                 "rule": rule.name,

@@ -4,7 +4,7 @@ import re
 from functools import cached_property
 from typing import Annotated, Any, Literal, TypeAlias, cast
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from stillhouse.custom_code import CLASS_PATTERN, CustomCode, find_class
 from stillhouse.settings import Count, OneOrMore, Settings
@@ -118,6 +118,14 @@ class DataSource(FileFormat):
         return [self.path] if isinstance(self.path, str) else self.path
 
 
+def _as_source(value: Any) -> Any:
+    return {"path": value} if isinstance(value, str) else value
+
+
+PathOrSource: TypeAlias = Annotated[DataSource, BeforeValidator(_as_source, DataSource | str)]
+"""Documents in files, given by their section or by a path alone."""
+
+
 class PoolSource(DataSource):
     """The documents to select from, and the columns that kept rows carry along."""
 
@@ -133,6 +141,35 @@ class TargetSource(DataSource):
         default=0.1,
         description="share of documents held out by groups of duplicates, or files of their own",
     )
+
+
+class ExcludeSettings(Settings):
+    """A take-down: documents of the pool that no new selection holds, nor any copy of their text.
+
+    They are listed in files: text with a value a line, or Parquet or JSON Lines with one column.
+    """
+
+    ids: OneOrMore[str] | None = Field(
+        default=None, description="files of ids of documents; their column is `id`"
+    )
+    hashes: OneOrMore[str] | None = Field(
+        default=None,
+        description="files of hashes of texts (guide.md), 32 hexadecimal digits; column `hash`",
+    )
+    urls: OneOrMore[str] | None = Field(default=None, description="files of URLs; column `url`")
+    url_column: str = Field(default="url", description="the pool's column of URLs")
+
+    @model_validator(mode="after")
+    def _some_list(self) -> "ExcludeSettings":
+        if not self.lists:
+            raise ValueError("name a list: `ids`, `hashes` or `urls`")
+        return self
+
+    @property
+    def lists(self) -> dict[str, list[str]]:
+        """The paths of each kind of list that is given."""
+        given = {"ids": self.ids, "hashes": self.hashes, "urls": self.urls}
+        return {k: [v] if isinstance(v, str) else v for k, v in given.items() if v is not None}
 
 
 def reader_code(settings: Settings) -> list[CustomCode]:

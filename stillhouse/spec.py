@@ -11,7 +11,9 @@ from pydantic import Field, field_validator, model_validator
 from stillhouse.compute_settings import ComputeSettings
 from stillhouse.data_settings import (
     FROM_SETTING,
+    ExcludeSettings,
     PartTokens,
+    PathOrSource,
     PoolSource,
     TargetSource,
     TokenizerSettings,
@@ -347,6 +349,13 @@ class SelectSpec(JobSpec):
         description="tokens a part, the unit of work and retry; auto: 64 parts (guide.md)",
     )
     deduplicate: bool = Field(default=True, description="drop exact duplicates after normalising")
+    exclude: ExcludeSettings | None = Field(
+        default=None, description="documents to take down (guide.md)"
+    )
+    decontaminate: list[PathOrSource] = Field(
+        default=[],
+        description="benchmarks: nothing is kept that shares word 13-grams with them (guide.md)",
+    )
     prior: PriorSettings = PriorSettings()
     conditional: ConditionalSettings = ConditionalSettings()
     scorer: OwnScorerSettings | None = Field(

@@ -25,7 +25,7 @@ from stillhouse.text.pieces import Grain, read_pieces
 
 _ROW_BITS = 40
 """A key is the number of a part or file, shifted, and a row: parts have fewer than 10^12 rows."""
-_INPUTS = ("tokens", "scores", "prior_rows", "contamination")
+_INPUTS = ("tokens", "scores", "prior_rows", "contamination", "benchmarks", "taken_down")
 Side = Literal["a", "b"]
 _TEXTS = ("side", "id", "source", "file")
 _ROWS = pa.schema(

@@ -227,15 +227,38 @@ def unreadable(num_dead_letters: int, num_documents: int) -> Iterator[Warn]:
         )
 
 
-def too_short(num_short: int, num_heldout: int) -> Iterator[Warn]:
-    """More than a tenth of the held-out texts cannot be found in others."""
-    if num_short > 0.1 * num_heldout:
+def too_short(num_short: int, num_texts: int, of: str = "held-out texts") -> Iterator[Warn]:
+    """More than a tenth of the texts that the pool is searched for cannot be found in others."""
+    if num_short > 0.1 * num_texts:
         yield Warn(
-            f"{percent(num_short / num_heldout)} of the held-out texts are too short to find "
-            "contamination",
-            f"{num_short:,} of {num_heldout:,} have fewer than {NUM_WORDS} words, and documents "
+            f"{percent(num_short / num_texts)} of the {of} are too short to find contamination",
+            f"{num_short:,} of {num_texts:,} have fewer than {NUM_WORDS} words, and documents "
             f"are searched for runs of {NUM_WORDS} words: a copy inside a longer document is not "
-            "seen. Hold longer texts out, such as a question with its answer.",
+            "seen. Give longer texts, such as a question with its answer (`columns.prompt`).",
+        )
+
+
+def not_found(listed: Mapping[str, int], found: Mapping[str, int]) -> Iterator[Warn]:
+    """Lists of a take-down of which the pool has nothing; counts by kind of list."""
+    for kind, number in listed.items():
+        if number and not found[kind]:
+            yield Warn(
+                f"None of the {kind} in `exclude.{kind}` is in the pool",
+                f"{number:,} are listed. Values are compared as they are written: look at one in "
+                "the pool and at the list. If what they name has left the pool already, the list "
+                "may go, too.",
+            )
+
+
+def seen_before(num_documents: int, num_seen: Mapping[str, int]) -> Iterator[Warn]:
+    """Models that were trained on documents that are taken down; counts by model."""
+    found = [f"the {name} on {number:,} of them" for name, number in num_seen.items() if number]
+    if found:
+        yield Warn(
+            "Models of this job were trained on documents that are taken down",
+            f"{num_documents:,} documents of the pool are taken down; {' and '.join(found)}. No "
+            "new selection holds them, but these models chose it. Remove the documents from the "
+            "files, and set `prior.pin: refresh`, where models must not have seen them either.",
         )
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from stillhouse.data_settings import PoolSource
+from stillhouse.data_settings import DataSource, PoolSource
 from stillhouse.errors import BadFileError, SpecError
 from stillhouse.text.pieces import read_pieces, token_ids, with_piece_fields
 from stillhouse.text.records import Choose, Record, read_records
@@ -44,18 +44,27 @@ _TAKEN = {*_OF_ROWS.split(), *_OF_PIECES.split()}
 def check_columns(pool: PoolSource, uris: Sequence[str]) -> None:
     """Refuse columns that no file of the pool has, and names that a selection uses already.
 
-    Files are opened until every column was found once. A file without a schema is searched at its
-    beginning. Files that cannot be read are left to the scan.
-
     Raises:
-        SpecError: naming the columns, and those that exist.
+        SpecError: naming the columns.
     """
     for i, name in enumerate(pool.keep_columns):
         if name in _TAKEN or name in pool.keep_columns[:i]:
             raise SpecError(
                 f"`pool.keep_columns`: every selection has `{name}` already, or it is named twice"
             )
-    missing, seen = list(pool.keep_columns), dict[str, None]()
+    require_columns("pool.keep_columns", pool.keep_columns, pool, uris)
+
+
+def require_columns(key: str, names: Sequence[str], pool: DataSource, uris: Sequence[str]) -> None:
+    """Refuse columns, named by a key of the spec, that no file of the pool has.
+
+    Files are opened until every column was found once. A file without a schema is searched at its
+    beginning. Files that cannot be read are left to the scan.
+
+    Raises:
+        SpecError: naming the columns, and those that exist.
+    """
+    missing, seen = list(names), dict[str, None]()
     for uri in uris:
         if not missing:
             return
@@ -65,14 +74,14 @@ def check_columns(pool: PoolSource, uris: Sequence[str]) -> None:
             continue
         missing = [name for name in missing if name not in found]
     if missing:
-        names, existing = ", ".join(f"`{name}`" for name in missing), ", ".join(seen)
+        absent, existing = ", ".join(f"`{name}`" for name in missing), ", ".join(seen)
         raise SpecError(
-            f"`pool.keep_columns`: nothing in {pool.path!r} has {names}; there are: "
+            f"`{key}`: nothing in {pool.path!r} has {absent}; there are: "
             f"{existing[:_SHOWN_CHARS] or 'no columns (plain text)'}"
         )
 
 
-def _paths_in(wanted: Sequence[str], uri: str, pool: PoolSource, seen: dict[str, None]) -> set[str]:
+def _paths_in(wanted: Sequence[str], uri: str, pool: DataSource, seen: dict[str, None]) -> set[str]:
     """The wanted paths that a file has; all its paths are added to `seen`."""
     schemas: list[pa.Schema] = []
 
@@ -81,7 +90,7 @@ def _paths_in(wanted: Sequence[str], uri: str, pool: PoolSource, seen: dict[str,
         return []
 
     found: set[str] = set()
-    for record in islice(_records(uri, pool, choose, range(_ROWS_SEARCHED)), _ROWS_SEARCHED):
+    for record in islice(raw_rows(uri, pool, choose, range(_ROWS_SEARCHED)), _ROWS_SEARCHED):
         if schemas or len(found) == len(wanted):
             break
         seen.update(dict.fromkeys(key_paths(record.values)))
@@ -92,7 +101,8 @@ def _paths_in(wanted: Sequence[str], uri: str, pool: PoolSource, seen: dict[str,
     return found
 
 
-def _records(uri: str, pool: PoolSource, choose: Choose, wanted: Sequence[int]) -> Iterator[Record]:
+def raw_rows(uri: str, pool: DataSource, choose: Choose, wanted: Sequence[int]) -> Iterator[Record]:
+    """The raw rows of a file of the pool, with the columns that `choose` names (`read_records`)."""
     return read_records(
         uri,
         choose,
@@ -130,7 +140,7 @@ def _columns(
     found: dict[tuple[int, int], list[str | None]] = {}
     for index in np.unique(file).tolist():
         wanted = np.unique(row[file == index]).tolist()
-        for record in _records(files[index].uri, pool, choose, wanted):
+        for record in raw_rows(files[index].uri, pool, choose, wanted):
             found[index, record.row] = [_as_written(find(record.values, name)) for name in names]
     rows = [found[place] for place in zip(file.tolist(), row.tolist(), strict=True)]
     return {

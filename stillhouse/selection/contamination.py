@@ -1,4 +1,6 @@
-"""Texts that share word 13-grams with held-out text (the usual decontamination rule, GPT-3 app. C).
+"""Texts that share word 13-grams with held-out text or with benchmarks.
+
+The usual rule of decontamination (GPT-3, appendix C).
 
 Words are runs of `\\w` in lower case. A word is hashed once to 64 bits, an n-gram is a polynomial
 of its words' hashes modulo 2**64, computed for all positions at once.
@@ -23,6 +25,8 @@ from stillhouse.selection.scorers import (
 )
 from stillhouse.storage.artifact import Store
 from stillhouse.text.pieces import read_pieces, token_ids
+from stillhouse.text.tasks import PackTask, kept_documents
+from stillhouse.text.tokenizer import Tokenizer
 
 NUM_WORDS = 13
 MIN_WORDS = 8
@@ -70,11 +74,15 @@ class NgramIndex:
 
     def hits(self, text: str) -> int:
         """How many different n-grams of `text` are in the index."""
+        return len(self.places(text))
+
+    def places(self, text: str) -> NDArray[np.int64]:
+        """Where in `hashes` the different n-grams of `text` are, those in the index."""
         if not len(self.hashes):
-            return 0
+            return np.zeros(0, np.int64)
         grams = np.unique(word_ngrams(text, self.n))
         nearest = np.searchsorted(self.hashes, grams).clip(max=len(self.hashes) - 1)
-        return int((self.hashes[nearest] == grams).sum())
+        return nearest[self.hashes[nearest] == grams]
 
 
 @dataclass(frozen=True)
@@ -85,27 +93,63 @@ class NgramsTask(FitTask):
 
     def fit(self, store: Store) -> Arrays:
         """`values`, the hashes; `texts`, how many there are and how many of them are short."""
-        tokenizer = self.load_tokenizer()
-        texts = (tokenizer.decode(tokenizer.encode_batch([text])[0]) for text in self.texts())
-        index = NgramIndex.from_texts(texts)
+        index = self.index(self.load_tokenizer(), self.texts())
         return {"values": index.hashes, "texts": np.array([index.num_texts, index.num_short])}
+
+    def index(self, tokenizer: Tokenizer, texts: Iterable[str]) -> NgramIndex:
+        decoded = (tokenizer.decode(tokenizer.encode_batch([text])[0]) for text in texts)
+        return NgramIndex.from_texts(decoded)
+
+
+@dataclass(frozen=True)
+class BenchmarksTask(NgramsTask):
+    """The same of the files of benchmarks, which are numbered from 1 (`files_of`)."""
+
+    def fit(self, store: Store) -> Arrays:
+        """`files`: of each of the `values`, the first file that has it; `texts` of all files."""
+        tokenizer = self.load_tokenizer()
+        texts: dict[str, list[str]] = {digest: [] for digest in files_of(self.documents)}
+        for task in self.documents:
+            for document in kept_documents(task):
+                texts[task.unit.files[document.file].digest].append(document.text)
+        found = [self.index(tokenizer, of) for of in texts.values()]
+        sizes = [len(index.hashes) for index in found]
+        numbers = np.repeat(np.arange(1, len(found) + 1, dtype=np.int32), sizes)
+        hashes = np.concatenate([index.hashes for index in found])
+        values, first = np.unique(hashes, return_index=True)
+        counts = np.array([sum(i.num_texts for i in found), sum(i.num_short for i in found)])
+        return {"values": values, "files": numbers[first], "texts": counts}
+
+
+def files_of(tasks: Iterable[PackTask]) -> dict[str, str]:
+    """The different files that some tasks read, in order: their URIs by digest."""
+    found: dict[str, str] = {}
+    for file in (file for task in tasks for file in task.unit.files):
+        found.setdefault(file.digest, file.uri)
+    return found
 
 
 class ContaminationScorer(TextScorer):
-    """1 where a sequence holds a document that shares word 13-grams with held-out text, else 0."""
+    """1 where a sequence holds a document that shares word 13-grams with held-out text, else 0.
+
+    With benchmarks the number of the file, the smallest one where it shares some with several.
+    """
 
     def score(self, tokens: pa.Table) -> pa.Table:
         """All pieces of a document in the part are read as one text.
 
         `piece_tokens` holds the tokens of the pieces whose document is contaminated, else 0.
         """
-        index = NgramIndex(self.arrays["values"])
+        index, files = NgramIndex(self.arrays["values"]), self.arrays.get("files")
         pieces = read_pieces(tokens)
         values = np.zeros(tokens.num_rows, np.float32)
         flagged = np.zeros(len(pieces.start), np.int32)
         for first, last, ids in document_tokens(token_ids(tokens), pieces):
-            if index.hits(self.tokenizer.decode(ids)):
-                values[pieces.sequence[first:last]] = 1.0
+            places = index.places(self.tokenizer.decode(ids))
+            if len(places):
+                number = 1 if files is None else files[places].min()
+                rows = np.unique(pieces.sequence[first:last])
+                values[rows] = np.where(values[rows] > 0, np.minimum(values[rows], number), number)
                 flagged[first:last] = pieces.num_tokens[first:last]
         return piece_scores(values, pieces, None, flagged)
 

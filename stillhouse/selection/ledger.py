@@ -145,6 +145,8 @@ class Tally:
     pieces: PairMoments = field(default_factory=PairMoments)
     """x the number of pieces of a row, y its score, where that is finite."""
     ties: int = 0
+    benchmarks: Counter[str] = field(default_factory=Counter)
+    """Rows that share text with benchmarks, by the number of the file."""
     rows: list[dict[str, Any]] = field(default_factory=list)
     """The ledger: one row a part."""
     examples: dict[str, list[Example]] = field(default_factory=dict)
@@ -168,6 +170,7 @@ class Tally:
             setattr(self, name, both or mine or theirs)
         self.pieces.add(other.pieces)
         self.ties += other.ties
+        self.benchmarks.update(other.benchmarks)
         self.span, self.loss_span = other.span, other.loss_span
         self.rows += other.rows
         for group, found in other.examples.items():
@@ -285,6 +288,8 @@ def tally_part(
     row_pieces = np.bincount(owned.piece_row, minlength=len(kept)).astype(np.float64)
     tally.pieces = PairMoments.of(row_pieces[usable], scores.raw[usable].astype(np.float64))
     tally.ties = int((scores.value == np.float32(threshold)).sum())
+    shared, counts = np.unique(scores.benchmark[scores.benchmark > 0], return_counts=True)
+    tally.benchmarks = Counter(dict(zip(map(str, shared.tolist()), counts.tolist(), strict=True)))
     tally.examples = _examples(part, scores, kept)
     return tally
 

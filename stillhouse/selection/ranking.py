@@ -2,7 +2,8 @@
 
 Scores lie in the store as one artifact for each scorer; a `RankedPart` joins those of one token
 part and computes the rule's value, larger is better. Not eligible is a row without a value (NaN),
-one that holds a document that shares 13-grams with held-out text, or one the prior was trained on.
+one that holds a document that shares 13-grams with held-out text or a benchmark, one the prior was
+trained on, or one that holds a document that was taken down.
 """
 
 import hashlib
@@ -22,8 +23,8 @@ from stillhouse.storage.task import Output, Place, Task
 from stillhouse.text.pieces import Grain, Pieces, read_pieces, row_sources
 
 RULE_VERSION = 2
-ELIGIBLE, CONTAMINATED, PRIOR_ROW, NAN = range(4)
-REASONS = ("below the cut", "contaminated", "prior row", "nan")
+ELIGIBLE, CONTAMINATED, PRIOR_ROW, NAN, TAKEN_DOWN = range(5)
+REASONS = ("below the cut", "contaminated", "prior row", "nan", "taken down")
 """Why a row was not kept, by its status; status 0 is an eligible row that was not good enough."""
 RANKS_SCHEMA = pa.schema(
     [("value", pa.float32()), ("fate", pa.int8()), ("weight", pa.int32()), ("source", pa.int32())]
@@ -49,10 +50,11 @@ class PartScores:
 
     Attributes:
         raw: float32 [n], the rule's value, eligible or not.
-        fate: int8 [n], ELIGIBLE, CONTAMINATED, PRIOR_ROW or NAN.
+        fate: int8 [n], ELIGIBLE, CONTAMINATED, PRIOR_ROW, NAN or TAKEN_DOWN.
         losses: float32 [n] of each scorer.
         weight: int64 [n], tokens.
         seen: bool [n], whether the prior was trained on (a part of) the row.
+        benchmark: int32 [n], the number of a benchmark's file that shares text with it, else 0.
     """
 
     raw: NDArray[np.float32]
@@ -60,6 +62,7 @@ class PartScores:
     losses: dict[str, NDArray[np.float32]]
     weight: NDArray[np.int64]
     seen: NDArray[np.bool_]
+    benchmark: NDArray[np.int32]
 
     @property
     def value(self) -> NDArray[np.float32]:
@@ -74,8 +77,10 @@ class RankedPart:
     Attributes:
         scores: path of the part's scores by each scorer that the rule or the report reads.
         contamination: path of the contamination scores; None to allow such rows.
+        benchmarks: the same, for the files of benchmarks.
         prior_rows: rows that the prior was trained on, ascending; None where there are none.
         exclude_prior_rows: whether these are not eligible.
+        taken_down: rows (of this grain) that hold a document that was taken down, or None.
     """
 
     store: Place[Store]
@@ -87,6 +92,8 @@ class RankedPart:
     rule: NamedRule
     grain: Grain
     seed: int
+    benchmarks: str | None = None
+    taken_down: NDArray[np.int64] | None = None
 
     def pieces(self) -> Pieces:
         return read_pieces(self._read(self.tokens.path, "documents"))
@@ -100,25 +107,37 @@ class RankedPart:
             owners = pieces.owners()
             count = int(owners[-1]) + 1 if len(owners) else 0
             weight = np.bincount(owners, pieces.num_tokens, count).astype(np.int64)
+            benchmark = np.zeros(count, np.int32)
             losses = {n: self._document_means(p, owners, count) for n, p in self.scores.items()}
             prior_rows = owners[np.isin(pieces.sequence, prior_rows)]
             if self.contamination:
-                flags = self._read(self.contamination, "piece_tokens")["piece_tokens"]
-                flagged = owners[_flat(flags) > 0]
+                flagged = owners[self._flagged_pieces(self.contamination)]
+            if self.benchmarks:
+                hit, values = self._flagged_pieces(self.benchmarks), self._values(self.benchmarks)
+                benchmark[owners[hit]] = values[pieces.sequence[hit]]
         else:
             count = self.tokens.num_rows
             weight = np.full(count, self.tokens.num_tokens // max(count, 1), np.int64)
+            benchmark = np.zeros(count, np.int32)
             losses = {name: self._values(path) for name, path in self.scores.items()}
             if self.contamination:
                 flagged = np.flatnonzero(self._values(self.contamination) > 0)
+            if self.benchmarks:
+                benchmark = self._values(self.benchmarks).astype(np.int32)
         seen = np.zeros(count, np.bool_)
         seen[prior_rows] = True
         fate = np.where(seen & self.exclude_prior_rows, PRIOR_ROW, ELIGIBLE).astype(np.int8)
         fate[flagged] = CONTAMINATED
+        fate[benchmark > 0] = CONTAMINATED
         rows = RankedRows(weight, row_keys(self.tokens.sha256, count), self.seed)
         raw = self.rule.values({name: losses[name] for name in self.rule.scorers}, rows)
         fate[np.isnan(raw)] = NAN
-        return PartScores(raw, fate, losses, weight, seen)
+        if self.taken_down is not None:
+            fate[self.taken_down] = TAKEN_DOWN
+        return PartScores(raw, fate, losses, weight, seen, benchmark)
+
+    def _flagged_pieces(self, path: str) -> NDArray[np.bool_]:
+        return _flat(self._read(path, "piece_tokens")["piece_tokens"]) > 0
 
     def _document_means(
         self, path: str, owners: NDArray[np.int64], count: int

@@ -28,6 +28,7 @@ from stillhouse.selection.ranking import REASONS, PartScores, RankedPart, scorer
 from stillhouse.selection.rules import find_rule
 from stillhouse.selection.sampling import sample_rows
 from stillhouse.selection.scorers import TOLERANCES, answer_mask, mean_losses
+from stillhouse.selection.takedown import stored_documents, taken_rows
 from stillhouse.storage.artifact import Manifest, Store
 from stillhouse.storage.filesystem import join, list_names
 from stillhouse.storage.layout import LEDGER, PART_LIST
@@ -66,11 +67,11 @@ class Verifier:
         inputs, self.settings = selection.manifest.inputs, selection.manifest.settings
         self.tokens = self.store.get_manifest("tokens", inputs["tokens"])
         self.scores = {n: self.store.get_manifest("scores", f) for n, f in inputs["scores"].items()}
-        self.contamination = (
-            self.store.get_manifest("scores", inputs["contamination"])
-            if inputs["contamination"]
-            else None
-        )
+        self.flags = {  # of sequences that share text with others
+            name: self.store.get_manifest("scores", inputs[name])
+            for name in ("contamination", "benchmarks")
+            if inputs.get(name)
+        }
         self.cut = cut_from_json(selection.manifest.totals["cut"])
         self.sources = Sources.from_labels(selection.manifest.totals["source_names"])
 
@@ -93,8 +94,7 @@ class Verifier:
         for name in list_names(self.selection.uri):
             if name.endswith(".parquet") and name not in listed:
                 self.findings.problem(f"{self.selection.uri}/{name} is in no manifest")
-        contamination = {"contamination": self.contamination} if self.contamination else {}
-        for name, manifest in {**self.scores, **contamination}.items():
+        for name, manifest in {**self.scores, **self.flags}.items():
             if manifest.inputs["tokens"] != self.tokens.fingerprint:
                 self.findings.problem(f"scores `{name}` were made from other tokens")
             rows = [part.num_rows for part in manifest.parts]
@@ -115,21 +115,33 @@ class Verifier:
                 f"the rule `{rule.name}` is other code here than the selection was made with: "
                 "verify it where that code is"
             )
-        prior_rows = self._prior_rows()
+        prior_rows, taken = self._prior_rows(), self._taken_rows()
         return [
             RankedPart(
                 store=self.store,
                 tokens=part,
                 scores={n: self.scores[n].parts[i].path for n in scorers_read(rule, self.scores)},
-                contamination=self.contamination.parts[i].path if self.contamination else None,
+                **{
+                    name: self.flags[name].parts[i].path if name in self.flags else None
+                    for name in ("contamination", "benchmarks")
+                },
                 prior_rows=prior_rows.get(part.sha256),
                 exclude_prior_rows=self.settings["prior_rows_excluded"],
                 rule=rule,
                 grain=self.settings["grain"],
                 seed=self.settings["seed"],
+                taken_down=taken.get(part.sha256),
             )
             for i, part in enumerate(self.tokens.parts)
         ]
+
+    def _taken_rows(self) -> dict[str, NDArray[np.int64]]:
+        name = self.selection.manifest.inputs.get("taken_down")
+        if name is None:
+            return {}
+        documents, grain = stored_documents(self.store, self.tokens, name), self.settings["grain"]
+        pairs = zip(self.tokens.parts, file_digests(self.tokens), strict=True)
+        return {p.sha256: taken_rows(self.store, documents, grain, (p.path, f)) for p, f in pairs}
 
     def _prior_rows(self) -> dict[str, NDArray[np.int64]]:
         model = self.selection.manifest.inputs["prior_rows"]
@@ -188,7 +200,8 @@ class Verifier:
             counts = {"kept": int(mask.sum())}
             for status, reason in enumerate(REASONS):
                 counts[reason.replace(" ", "_")] = int(((scores.fate == status) & ~mask).sum())
-            wrong = {name: (row[name], n) for name, n in counts.items() if row[name] != n}
+            said = {name: row.get(name, 0) for name in counts}  # older ones have fewer reasons
+            wrong = {name: (said[name], n) for name, n in counts.items() if said[name] != n}
             if wrong:
                 self.findings.problem(f"ledger of part {row['part']}: (said, found) {wrong}")
             self._check_kept(index, ranked, scores, np.flatnonzero(mask), kept.pop(index, None))

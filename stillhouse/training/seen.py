@@ -16,7 +16,7 @@ from stillhouse.errors import ArtifactError
 from stillhouse.storage.artifact import Manifest, load_manifest
 from stillhouse.storage.filesystem import join, list_names
 from stillhouse.storage.parquet import open_part, parquet_bytes, read_table
-from stillhouse.text.pieces import read_pieces
+from stillhouse.text.pieces import Grain, read_pieces
 from stillhouse.training.order import SampleOrder
 from stillhouse.training.task import TRAINED_ON, TokenSet, TrainTask
 
@@ -173,15 +173,20 @@ def trained_on_bytes(sets: Sequence[TokenSet]) -> bytes | None:
     return parquet_bytes(pa.table({"part": pa.array(names).dictionary_encode(), "row": rows}))
 
 
-def rows_with(uri: str, files: Sequence[str], seen: Ranges) -> Rows:
-    """Rows of a token part that hold a piece of a seen document; `files` as `file_digests`."""
+def rows_with(uri: str, files: Sequence[str], seen: Ranges, grain: Grain = "sequences") -> Rows:
+    """Rows of a token part (its documents by number, with that grain) that hold a piece of a seen
+    document; `files` as `file_digests`.
+    """
     with open_part(uri) as part:
         pieces = read_pieces(part.read(["documents"]))
     hit = np.zeros(len(pieces.file), np.bool_)
     for index, file in enumerate(files):
         if file in seen:
-            ranges = seen[file]
-            at = np.searchsorted(ranges[:, 0], pieces.row, side="right") - 1
-            inside = (at >= 0) & (pieces.row < ranges[np.maximum(at, 0), 1])
-            hit |= (pieces.file == index) & inside
-    return np.unique(pieces.sequence[hit])
+            hit |= (pieces.file == index) & in_ranges(pieces.row, seen[file])
+    return np.unique((pieces.owners() if grain == "documents" else pieces.sequence)[hit])
+
+
+def in_ranges(rows: Rows, ranges: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Which rows lie in one of some ascending ranges, int64 [n, 2]."""
+    at = np.searchsorted(ranges[:, 0], rows, side="right") - 1
+    return (at >= 0) & (rows < ranges[np.maximum(at, 0), 1])
