@@ -22,11 +22,9 @@ from stillhouse.storage.run_record import now, read_json
 def owner(spec: JobSpec) -> dict[str, Any]:
     """The settings by which a name knows its spec: as written, without widths and the store.
 
-    Defaults are left out, so that a new version of Stillhouse with new keys is no new owner; a
-    take-down is left out, so that the name goes on to the selection without what it lists.
+    Defaults are left out, so that a new version of Stillhouse with new keys is no new owner.
     """
-    left_out = NOT_IDENTITY | {"exclude"}
-    return spec.model_dump(mode="json", exclude=left_out, exclude_defaults=True)
+    return spec.model_dump(mode="json", exclude=NOT_IDENTITY, exclude_defaults=True)
 
 
 def check_name(store: Store, spec: JobSpec) -> None:

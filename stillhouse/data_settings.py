@@ -145,8 +145,7 @@ class TargetSource(DataSource):
 
 class ExcludeSettings(Settings):
     """A take-down: documents of the pool that no new selection holds, nor any copy of their text.
-
-    They are listed in files: text with a value a line, or Parquet or JSON Lines with one column.
+    Lists are text files with a value a line, or Parquet or JSON Lines with a column.
     """
 
     ids: OneOrMore[str] | None = Field(

@@ -13,7 +13,7 @@ KEYS: dict[str, dict[str, set[str]]] = {
     "select": {
         "": COMMON
         | {"selection_fingerprint", "selection", "dropped", "dead_letters", "training", "target"}
-        | {"cost"},
+        | {"cost", "exclude", "decontaminate"},
         "artifacts": {"tokens", "target_tokens", "heldout_tokens", "tokenizer", "prior"}
         | {"conditional", "scores", "heldout_scores", "selection", "controls", "dead_letters"}
         | {"targets"},

@@ -216,10 +216,10 @@ def _owner(last: Publication | None) -> dict[str, Any] | None:
 
 
 def _identity(spec: dict[str, Any]) -> dict[str, Any]:
-    """The settings of a spec that change what it publishes."""
+    """The settings of a spec that decide what it publishes; a take-down goes on under its name."""
     if spec.get("job") != "select":
         return spec
-    kept = {key: value for key, value in spec.items() if key != "train"}
+    kept = {key: value for key, value in spec.items() if key not in {"train", "exclude"}}
     scoring = {k: v for k, v in spec.get("scoring", {}).items() if k not in _SPEED}
     return kept | {"scoring": scoring} if scoring else {k: kept[k] for k in kept if k != "scoring"}
 

@@ -26,6 +26,8 @@ REMOTE = {
         ({"tokenizer": "./tokenizer.json"}, "`tokenizer.path: ./tokenizer.json`"),
         ({"prior": {"path": "/models/p"}}, "`prior.path: /models/p`"),
         ({"conditional": {"path": "~/c"}}, "`conditional.path: ~/c`"),
+        ({"exclude": {"ids": ["s3://b/ids.txt", "ids.txt"]}}, "`exclude.ids: ids.txt`"),
+        ({"decontaminate": ["s3://b/a", "b.jsonl"]}, "`decontaminate.1.path: b.jsonl`"),
         ({"selection": {"threshold_from": "store/selections/x"}}, "`selection.threshold_from: "),
     ],
 )

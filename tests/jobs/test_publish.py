@@ -203,13 +203,15 @@ def test_prune_keeps_every_version_of_a_name(two, place):
 
 
 def test_what_changes_nothing_of_a_selection_is_no_other_owner(place):
-    """Target models and speed; what decides the selection is another spec."""
+    """Target models, speed and a take-down; what decides the selection is another spec."""
+    (place / "ids.txt").write_text("d1")
     train = {"model": {"hidden_size": 32, "num_layers": 1}}
     others = [
         {"train": train},
         {"train": train | {"controls": ["random"]}},
         {},
         {"train": train, "scoring": {"micro_batch": 4, "compile": "off"}},
+        {"exclude": {"ids": str(place / "ids.txt")}},
     ]
     for number, changes in enumerate(others):
         spec = parse(place, publish="books", **changes)

@@ -1,9 +1,21 @@
+import json
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stillhouse.selection.contamination import NgramIndex, word_ngrams
+from stillhouse.data_settings import DataSource
+from stillhouse.selection.contamination import (
+    BenchmarksTask,
+    ContaminationScorer,
+    NgramIndex,
+    files_of,
+    word_ngrams,
+)
+from stillhouse.storage.artifact import Store
+from stillhouse.text.tasks import PackTask, ScanTask, UnitFile
+from stillhouse.text.tokenizer import load_tokenizer
 
 HELD_OUT = "it was the best of times, it was the worst of times, it was the age of wisdom"
 words = st.lists(st.sampled_from("abcd"), max_size=30)
@@ -51,3 +63,38 @@ def test_hits_equal_the_intersection_of_sets_of_tuples(texts, text, n):
     index = NgramIndex.from_texts([" ".join(listed) for listed in texts], n)
     expected = grams(text) & set().union(*map(grams, texts))
     assert index.hits(" ".join(text)) == len(expected)
+
+
+def unit_of(paths):
+    """The task that packs JSON Lines, whose digests are their names."""
+    files = tuple(UnitFile(str(path), path.stem, None) for path in paths)
+    scan = ScanTask(files, DataSource(path=[str(path) for path in paths]))
+    return PackTask(scan, "", "tokenizer", "<|eos|>", 16, 1000)
+
+
+def test_what_shares_text_with_which_benchmark(untrained, tmp_path):
+    """The file of each n-gram, the first one where two have it; documents of 16 words or so."""
+    texts = [" ".join(f"{letter}{i}" for i in range(16)) for letter in "abcd"]
+    files = {"x": [texts[0], "short"], "y": [texts[1], texts[0]], "pool": [*texts, texts[1]]}
+    for name, content in files.items():
+        lines = [json.dumps({"text": text}) for text in content]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
+    benchmarks = [unit_of([tmp_path / f"{name}.jsonl"]) for name in "xy"]
+    assert [*files_of(benchmarks)] == ["x", "y"]
+    store, folder = Store(str(tmp_path / "store")), untrained["tokenizer"]["path"]
+    arrays = BenchmarksTask(tuple(benchmarks), folder, None).fit(store)
+    assert len(arrays["values"]) == 2 * (16 - 13 + 1)
+    assert np.bincount(arrays["files"]).tolist() == [0, 4, 4]
+    assert arrays["texts"].tolist() == [4, 1]
+    tokenizer = load_tokenizer(folder, None)
+    pool = unit_of([tmp_path / "pool.jsonl"])
+    (table,) = pool.run(store, tokenizer, None).tables
+    scores = ContaminationScorer(arrays, tokenizer).score(table)
+    rows = table["documents"].to_pylist()
+    number = {0: 1, 1: 2, 4: 2}  # of pool documents
+    for row, value, tokens in zip(
+        rows, *scores.drop("piece_nll_sum").to_pydict().values(), strict=True
+    ):
+        hit = [number[piece["row"]] for piece in row if piece["row"] in number]
+        assert value == min(hit, default=0)
+        assert [n > 0 for n in tokens] == [piece["row"] in number for piece in row]

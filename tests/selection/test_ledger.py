@@ -40,7 +40,8 @@ def tally_of(part, rows, threshold=0.5):
     source = np.array([row[2] for row in rows], np.int32)
     losses = {"prior": raw + 4, "conditional": np.full(len(rows), 4, np.float32)}
     weight, seen = np.full(len(rows), 8, np.int64), fate == PRIOR_ROW
-    scores = PartScores(raw, fate, losses, weight, seen)
+    benchmark = np.where(fate == CONTAMINATED, source + 1, 0).astype(np.int32)
+    scores = PartScores(raw, fate, losses, weight, seen, benchmark)
     kept = scores.value >= threshold
     return tally_part(part, f"part-{part}", scores, kept, threshold, owned=owned_by(source))
 
@@ -67,7 +68,9 @@ def test_tally_of_four_rows():
         "contaminated": 1,
         "nan": 1,
         "prior row": 0,
+        "taken down": 0,
     }
+    assert tally.benchmarks == {"2": 1}
     assert tally.rows == [
         {
             "part": 0,
@@ -78,6 +81,7 @@ def test_tally_of_four_rows():
             "contaminated": 1,
             "prior_row": 0,
             "nan": 1,
+            "taken_down": 0,
             "kept_tokens": 8,
         }
     ]
@@ -96,6 +100,7 @@ def test_parts_add_up_to_the_whole(parts):
     whole = tally_of(0, [row for rows in parts for row in rows])
     assert total.fates == whole.fates
     assert total.fate_tokens == whole.fate_tokens
+    assert total.benchmarks == whole.benchmarks
     assert total.sources.keys() == whole.sources.keys()
     for name, source in whole.sources.items():
         found = total.sources[name]

@@ -14,6 +14,7 @@ from stillhouse.selection.ranking import (
     ELIGIBLE,
     NAN,
     PRIOR_ROW,
+    TAKEN_DOWN,
     RankedPart,
     Ranks,
     RankTask,
@@ -71,6 +72,7 @@ def part(tmp_path):
         "prior": ([9 / 7, 16 / 7, 2.0], [[5, 4], [16], [4, 10]], [[5, 2], [7], [2, 5]]),
         "conditional": ([6 / 7, 8 / 7, np.nan], [[4, 2], [8], [2, np.nan]], [[5, 2], [7], [2, 5]]),
         "flags": ([0.0, 1.0, 1.0], [None] * 3, [[0, 2], [8], [2, 0]]),
+        "numbers": ([0.0, 3.0, 3.0], [None] * 3, [[0, 2], [8], [2, 0]]),
     }
     for name, columns in values.items():
         table = pa.table(dict(zip(SCORES_SCHEMA.names, columns, strict=True)), SCORES_SCHEMA)
@@ -123,6 +125,25 @@ def test_documents_are_ineligible_if_one_of_their_sequences_is(part):
     assert found.fate.tolist() == [PRIOR_ROW, PRIOR_ROW, NAN]
 
 
+def test_what_shares_text_with_a_benchmark_knows_its_number(part):
+    found = part(benchmarks="numbers.parquet").read()
+    assert found.fate.tolist() == [ELIGIBLE, CONTAMINATED, NAN]
+    assert found.benchmark.tolist() == [0, 3, 3]
+    found = part(benchmarks="numbers.parquet", grain="documents").read()
+    assert found.fate.tolist() == [ELIGIBLE, CONTAMINATED, NAN]
+    assert found.benchmark.tolist() == [0, 3, 0]
+    assert part(contamination="flags.parquet").read().benchmark.tolist() == [0, 0, 0]
+
+
+def test_taken_down_is_the_reason_whatever_else_a_row_is(part):
+    taken = {"taken_down": np.array([1, 2])}
+    found = part(contamination="flags.parquet", prior_rows=np.array([0, 1]), **taken).read()
+    assert found.fate.tolist() == [PRIOR_ROW, TAKEN_DOWN, TAKEN_DOWN]
+    assert np.isnan(found.value[1:]).all()
+    found = part(grain="documents", taken_down=np.array([0])).read()
+    assert found.fate.tolist() == [TAKEN_DOWN, ELIGIBLE, NAN]
+
+
 def test_other_rules(part):
     np.testing.assert_allclose(
         part(rule="conditional_only").read().value, [-6 / 7, -8 / 7, np.nan], rtol=1e-6
@@ -153,7 +174,13 @@ def test_what_the_cut_reads(ranks):
     np.testing.assert_array_equal(value, found())
     assert found.weighted()[1].tolist() == [8, 8, 8]
     assert ranks(grain="documents")[0].weighted()[1].tolist() == [6, 12, 6]
-    assert info["fates"] == {"eligible": 1, "contaminated": 1, "prior row": 0, "nan": 1}
+    assert info["fates"] == {
+        "eligible": 1,
+        "contaminated": 1,
+        "prior row": 0,
+        "nan": 1,
+        "taken down": 0,
+    }
     low, high = info["span"]  # of all finite values, eligible or not
     assert (low, high) == pytest.approx((3 / 7, 8 / 7))
     assert info["loss_span"] == pytest.approx((6 / 7, 16 / 7))
