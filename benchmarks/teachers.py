@@ -21,7 +21,7 @@ One line of JSON for each cell; running again does what is missing. Stages:
 The last four train with `job: train` on DATA (`teacher_models.py`), three seeds each; `--small`
 trains one seed on a hundredth, to find mistakes.
 
-* lsskd: a ConvNet on 1,000 to 5,000 labels of Fashion-MNIST, by labels alone or with branches.
+* lsskd: a ConvNet on 1,000 or 2,000 labels of Fashion-MNIST, by labels alone or with branches.
   FASHION is the folder of its four IDX files.
 * weak_to_strong: a probe on features that know the other classes tells T-shirts from shirts, taught
   by a small network with 60 labels. PGR: the share of the gap to the ceiling that is closed.
@@ -267,8 +267,8 @@ OF_IMAGES: dict[str, tuple[Callable[..., dict[str, float]], list[dict[str, Any]]
     "lsskd": (
         lsskd_cell,
         [
-            {"labels": n, "objective": name, "epochs": 30, "seed": seed}
-            for n in (1000, 5000)
+            {"labels": n, "objective": name, "epochs": 20, "seed": seed}
+            for n in (1000, 2000)
             for name in ("cross_entropy", "lsskd")
             for seed in SEEDS
         ],
