@@ -38,6 +38,15 @@ class BuiltFrom:
     tokenizer: str = ""
     body: dict[str, Any] | None = None
 
+    @property
+    def samples(self) -> tuple[str, str]:
+        """What it reads, and the key of the data that decides its shape."""
+        if len(self.shape) == 3:
+            return "images", "data.image_size"
+        if self.tokenizer:
+            return "texts", "data.length"
+        return "vectors", "data.feature_column"
+
     @classmethod
     def of(
         cls, network: NetworkSettings, prepared: Prepared, body: dict[str, Any] | None = None
@@ -124,10 +133,10 @@ class ImageTeacher(nn.Module):
     def __init__(self, network: nn.Module, built: BuiltFrom, prepared: Prepared, key: str) -> None:
         super().__init__()
         if built.shape != prepared.shape:
+            what, key_of_data = built.samples
             raise InputError(
-                f"`{key}` reads samples of the shape {built.shape}, the data have "
-                f"{prepared.shape} (channels, height and width of images, values of vectors, "
-                "tokens of texts): set `data.image_size` or `data.length`, or give another teacher"
+                f"`{key}` reads {what} of {built.shape}, the data have {prepared.shape}: set "
+                f"`{key_of_data}`, or give another teacher"
             )
         if built.tokenizer != prepared.tokenizer:
             raise InputError(f"`{key}` reads the tokens of another tokenizer: give another teacher")
