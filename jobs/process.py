@@ -161,6 +161,7 @@ def supervise() -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         os.close(receiving)
         os.setpgid(0, 0)
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored after `nohup` or `&`
         if sys.platform.startswith("linux"):
             ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:

@@ -18,10 +18,11 @@ from stillhouse.storage.run_record import RunRecord, ask_to_stop, read_status, r
 
 NAME = "0" * 64
 DRIVER = """
-import sys, time
+import signal, sys, time
 from stillhouse.storage import run_record
 from stillhouse.storage.artifact import Store
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # tests may run with it ignored
 run_record._BEAT_S = 0.1
 record = run_record.RunRecord(Store(sys.argv[1]), "0" * 64)
 record.start("job: select", "select")

@@ -114,6 +114,7 @@ KILLED = """
 import os, signal
 from stillhouse.jobs import process
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # tests may run with it ignored
 process.supervise()
 told = {"variable": "NIGHT_WATCH", "job": "train", "name": "target", "store": "s"}
 process.tell_parent(told=told)

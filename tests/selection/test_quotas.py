@@ -220,7 +220,7 @@ for part in range(PARTS):
     codes = sources.codes(labels(part))
     owned = OwnedTokens(codes, np.arange(ROWS), codes, np.full(ROWS, TOKENS), sources.labels)
     fate, seen = np.zeros(ROWS, np.int8), np.zeros(ROWS, np.bool_)
-    scores = PartScores(raw, fate, {}, np.full(ROWS, TOKENS), seen)
+    scores = PartScores(raw, fate, {}, np.full(ROWS, TOKENS), seen, np.zeros(ROWS, np.int32))
     total.add(tally_part(part, "p", scores, raw >= ROWS - 2, ROWS - 2, owned=owned))
     own = np.repeat(np.arange(ROWS, dtype=np.int32)[:, None], 2, 1)
     losses.add(np.ones((ROWS, 1), np.float32), TokenSources(own, tuple(labels(part))))
