@@ -67,8 +67,10 @@ def test_what_was_deleted_by_hand_is_made_again(finished, world, tmp_path):
     shutil.copytree(world / "store", store)
     before = digests(store, *KINDS)
     selected = open_artifact(finished["artifacts"]["selection"]).parts[0]
+    scores = open_artifact(finished["artifacts"]["scores"]["prior"]).parts
     lost = [
-        *(next((store / kind / "parts").glob("*.parquet")) for kind in ("tokens", "scores")),
+        next((store / "tokens" / "parts").glob("*.parquet")),
+        store / Path(scores[0].uri).relative_to(world / "store"),
         store / Path(selected.uri).relative_to(world / "store"),
         store / "models" / Path(finished["artifacts"]["conditional"]).name / "model.safetensors",
     ]
@@ -78,7 +80,8 @@ def test_what_was_deleted_by_hand_is_made_again(finished, world, tmp_path):
     assert again["status"] == "done"
     assert digests(store, *KINDS) == before
     made = {name: w["parts"] - w["reused"] for name, w in again["work"].items()}
-    assert made["tokens"] == made["scores"] == made["selection"] == made["train conditional"] == 1
+    steps = ("tokens", "scores", "selection", "train conditional")
+    assert {step: made[step] for step in steps} == dict.fromkeys(steps, 1)
     assert made["train prior"] == made["train targets"] == 0
 
 
