@@ -14,7 +14,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from stillhouse.pipelines.context import Listener
+from stillhouse.pipelines.context import Listener, PassingOn
 from stillhouse.report.terminal import Terminal, plain
 from stillhouse.storage.run_record import RunRecord
 
@@ -127,30 +127,31 @@ def listener(quiet: bool) -> Bars | Lines:
     return Bars(console) if console.is_terminal and not quiet else Lines()
 
 
-class Recorder(Listener):
+class Recorder(PassingOn):
     """Writes the events to the run's record, and passes them on to `shown`."""
 
     def __init__(self, shown: Listener, record: RunRecord) -> None:
-        self._shown, self._record = shown, record
+        super().__init__(shown)
+        self._record = record
         self._done: dict[str, float] = {}
 
     def begin(self, step: str, total: int, reused: int, unit: str) -> None:
-        self._shown.begin(step, total, reused, unit)
+        super().begin(step, total, reused, unit)
         self._done[step] = float(reused)
         self._record.step(step, state="running", parts=total, done=reused, reused=reused)
         self._record.event("step", {"step": step, "parts": total, "reused": reused}, flush=True)
 
     def advance(self, step: str, done: float, amount: float) -> None:
-        self._shown.advance(step, done, amount)
+        super().advance(step, done, amount)
         self._done[step] += done
         self._record.step(step, done=round(self._done[step], 3))
         self._record.event("progress", {"step": step, "done": done, "amount": amount})
 
     def end(self, step: str, seconds: float) -> None:
-        self._shown.end(step, seconds)
+        super().end(step, seconds)
         self._record.step(step, state="done", seconds=round(seconds, 3))
         self._record.event("step done", {"step": step, "seconds": round(seconds, 3)})
 
     def note(self, kind: str, content: dict[str, Any]) -> None:
         self._record.event(kind, content)
-        self._shown.note(kind, content)
+        super().note(kind, content)

@@ -17,7 +17,7 @@ from stillhouse.jobs.run import JobRun
 from stillhouse.jobs.sweep_outcome import CHOSEN_ON
 from stillhouse.jobs.sweep_record import Decisions
 from stillhouse.jobs.sweep_spec import CURVES, SweepSpec
-from stillhouse.pipelines.context import Listener
+from stillhouse.pipelines.context import Listener, PassingOn
 from stillhouse.spec import JobSpec
 from stillhouse.storage.artifact import Store
 
@@ -142,22 +142,14 @@ class Watched:
         return self._job.start(_Watch(shown, self._stopper, self._job.name))
 
 
-class _Watch(Listener):
+class _Watch(PassingOn):
     """Passes everything on, and evaluations to a `Stopper`, too."""
 
     def __init__(self, shown: Listener, stopper: Stopper, run: str) -> None:
-        self._shown, self._stopper, self._run = shown, stopper, run
-
-    def begin(self, step: str, total: int, reused: int, unit: str) -> None:
-        self._shown.begin(step, total, reused, unit)
-
-    def advance(self, step: str, done: float, amount: float) -> None:
-        self._shown.advance(step, done, amount)
-
-    def end(self, step: str, seconds: float) -> None:
-        self._shown.end(step, seconds)
+        super().__init__(shown)
+        self._stopper, self._run = stopper, run
 
     def note(self, kind: str, content: dict[str, Any]) -> None:
-        self._shown.note(kind, content)
+        super().note(kind, content)
         if kind == "train evaluation":
             self._stopper.on_evaluation(self._run, content)

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 import yaml
 
-from stillhouse.pipelines.context import Listener
+from stillhouse.pipelines.context import Listener, PassingOn
 from stillhouse.spec import JobSpec
 from stillhouse.storage.filesystem import absolute_uri, join
 
@@ -117,11 +117,11 @@ class Mlflow:
 _KINDS: dict[str, type[Any]] = {"tensorboard": TensorBoard, "wandb": Wandb, "mlflow": Mlflow}
 
 
-class Tracked(Listener):
+class Tracked(PassingOn):
     """Passes a job's events on to `shown`, and its numbers to the spec's trackers."""
 
     def __init__(self, shown: Listener, spec: JobSpec, job: str, run_id: str) -> None:
-        self._shown = shown
+        super().__init__(shown)
         self._trackers: dict[str, Tracker] = {}
         places = spec.track.model_dump(exclude_none=True) if spec.track else {}
         name = (spec.name or job).replace("/", "-")
@@ -129,17 +129,8 @@ class Tracked(Listener):
             with _Forgiving(self, kind):
                 self._trackers[kind] = _KINDS[kind](place, name, run_id[:_ID_LENGTH], spec)
 
-    def begin(self, step: str, total: int, reused: int, unit: str) -> None:
-        self._shown.begin(step, total, reused, unit)
-
-    def advance(self, step: str, done: float, amount: float) -> None:
-        self._shown.advance(step, done, amount)
-
-    def end(self, step: str, seconds: float) -> None:
-        self._shown.end(step, seconds)
-
     def note(self, kind: str, content: dict[str, Any]) -> None:
-        self._shown.note(kind, content)
+        super().note(kind, content)
         if kind in _LIVE and self._trackers:
             values = {k: v for k, v in content.items() if k not in ("step", "num_steps")}
             prefix = f"{values.pop('training')}/{kind.split()[1]}"

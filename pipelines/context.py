@@ -39,6 +39,25 @@ class Listener:
         """Any other event of the run."""
 
 
+class PassingOn(Listener):
+    """Passes every event on to another listener; a subclass does more with some."""
+
+    def __init__(self, shown: Listener) -> None:
+        self._shown = shown
+
+    def begin(self, step: str, total: int, reused: int, unit: str) -> None:
+        self._shown.begin(step, total, reused, unit)
+
+    def advance(self, step: str, done: float, amount: float) -> None:
+        self._shown.advance(step, done, amount)
+
+    def end(self, step: str, seconds: float) -> None:
+        self._shown.end(step, seconds)
+
+    def note(self, kind: str, content: dict[str, Any]) -> None:
+        self._shown.note(kind, content)
+
+
 @dataclass
 class StepWork:
     """What one step did: its parts, those found finished, and the cost of the others."""
@@ -170,11 +189,11 @@ def perform(ctx: Context, step: Step) -> list[Receipt]:
     done = {n: r for kind in kinds for n, r in ctx.store.finished(kind, list(tasks)).items()}
     todo = [task for name, task in tasks.items() if name not in done]
     total, reused = len(step.tasks), len(step.tasks) - len(todo)
-    resources = _resources(ctx.compute, step.on)
     with ctx.step(step.title, total=total, reused=reused, unit=step.unit) as advance:
         if todo:
             from stillhouse.pipelines.pool import Call
 
+            resources = _options(ctx.compute, step.on)
             calls = deque(Call(task.fingerprint, "do", (task, step.host)) for task in todo)
             for _, result in _run(ctx, step.title, calls, step.workers, step.on):
                 receipt: Receipt = result.value
@@ -184,11 +203,6 @@ def perform(ctx: Context, step: Step) -> list[Receipt]:
         sizes = (part.num_bytes for receipt in done.values() for part in receipt.parts)
         ctx.work[step.title].num_bytes += sum(sizes)
     return [done[task.fingerprint] for task in step.tasks]
-
-
-def _resources(compute: ComputeSettings, on: WorkerSettings | None) -> dict[str, Any]:
-    """What a worker of the pool holds, as Ray's options."""
-    return compute.resources(0 if on is None else compute.gpus_of(on))
 
 
 def run_tasks(
@@ -213,6 +227,13 @@ def run_tasks(
             calls.extend(Call(str(i), "call", (function, item)) for i, item in islice(left, 1))
 
 
+def _options(compute: ComputeSettings, on: WorkerSettings | None) -> dict[str, Any]:
+    """Ray's options for a worker of the pool."""
+    from stillhouse.pipelines.placement import actor_options
+
+    return compute.resources(0) if on is None else actor_options(compute, on)
+
+
 def _run(
     ctx: Context,
     title: str,
@@ -221,11 +242,11 @@ def _run(
     on: WorkerSettings | None,
 ) -> "Iterator[tuple[Call, Done]]":
     """Make calls on the pool, started anew where the workers need other resources."""
-    from stillhouse.pipelines.placement import actor_options, num_cpus
+    from stillhouse.pipelines.placement import num_cpus
     from stillhouse.pipelines.pool import Pool, TaskFailed
 
     compute = ctx.compute
-    options = compute.resources(0) if on is None else actor_options(compute, on)
+    options = _options(compute, on)
     if ctx.pool is None or ctx.pool.options != options:
         ctx.close_pool()
         ctx.pool = Pool(ctx.store, options, compute.max_attempts, ctx.listener.note)

@@ -31,11 +31,10 @@ from stillhouse.classification.stream import ImageStream, bags_of
 from stillhouse.classification.task import ClassifyTask
 from stillhouse.distillation.prepared import Preparation, Prepared, prepare
 from stillhouse.distillation.stored_sets import flat_values
-from stillhouse.models.causal_lm import TOKENIZER_FILES
+from stillhouse.models.causal_lm import tokenizer_content
 from stillhouse.models.device import choose_device
 from stillhouse.models.vit import Vit
 from stillhouse.storage.artifact import Store
-from stillhouse.storage.filesystem import join, list_names, read_bytes
 from stillhouse.storage.folders import put_folder
 from stillhouse.storage.parquet import read_table
 from stillhouse.storage.task import identity
@@ -242,11 +241,9 @@ def _commit(
     put_tensors(network, own)
 
     def write(folder: Path) -> None:
-        for name, data in files_of(network, built).items():
+        beside = tokenizer_content(task.tokenizer) if task.tokenizer else {}
+        for name, data in (files_of(network, built) | beside).items():
             (folder / name).write_bytes(data)
-        for name in list_names(task.tokenizer) if task.tokenizer else ():
-            if name in TOKENIZER_FILES:
-                (folder / name).write_bytes(read_bytes(join(task.tokenizer, name)))
 
     attention = None
     if isinstance(network, Vit):

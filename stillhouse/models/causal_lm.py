@@ -167,9 +167,7 @@ def commit_model(
         save: writes what is kept of the model; default `save_model`.
         inputs, settings, totals: of the manifest.
     """
-    there = list_names(tokenizer)
-    content = {n: read_bytes(f"{tokenizer}/{n}") for n in TOKENIZER_FILES if n in there}
-    content |= files or {}
+    content = {**tokenizer_content(tokenizer), **(files or {})}
 
     def write(folder: Path) -> None:
         save(folder) if save else save_model(model, folder)
@@ -177,6 +175,12 @@ def commit_model(
             (folder / file).write_bytes(data)
 
     return put_folder(store, name, write, inputs=inputs, settings=settings, totals=totals)
+
+
+def tokenizer_content(folder: str) -> dict[str, bytes]:
+    """The files of the tokenizer in a folder, by name."""
+    there = list_names(folder)
+    return {n: read_bytes(f"{folder}/{n}") for n in TOKENIZER_FILES if n in there}
 
 
 def layers_of(model: nn.Module) -> nn.ModuleList:
