@@ -166,8 +166,7 @@ class Candidates:
         paths = {name: self.scores[name].paths for name in names}
         flags = self.contamination.paths if self.contamination else None
         shared = self.benchmarks.paths if self.benchmarks else None
-        grain = self.spec.selection.grain
-        taken = self.takedown.rows(grain) if self.takedown else {}
+        taken = self.takedown.rows if self.takedown else {}
         return [
             RankedPart(
                 store=self.pool.ctx.store,
@@ -177,7 +176,7 @@ class Candidates:
                 prior_rows=self.prior_rows.get(part.sha256),
                 exclude_prior_rows=exclude_prior_rows,
                 rule=rule,
-                grain=grain,
+                grain=self.spec.selection.grain,
                 seed=self.spec.selection.seed,
                 benchmarks=shared[index] if shared else None,
                 taken_down=taken.get(part.sha256),

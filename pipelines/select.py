@@ -117,7 +117,9 @@ def run_select(ctx: Context, spec: SelectSpec, inputs: JobInputs) -> SelectRun:
         scores=scores,
         contamination=scoring.contamination(packing[2].tasks),
         benchmarks=scoring.decontamination(benchmarks),
-        takedown=take_down(ctx, inputs.takedown, scanned.sources[0], pool.manifest),
+        takedown=take_down(
+            ctx, inputs.takedown, scanned.sources[0], pool.manifest, spec.selection.grain
+        ),
         prior_rows=prior_rows,
         prior_model=prior.folder.removeprefix(f"{ctx.store.uri}/") if prior is not None else "",
     )

@@ -36,6 +36,7 @@ class Takedown:
     """The documents of a pool that are taken down.
 
     Attributes:
+        grain: of the rows that are ranked.
         hashes: sorted hashes of their texts.
         listed, found: entries by kind of list, and how many of them the pool has.
         searches: the tasks that found them.
@@ -44,6 +45,7 @@ class Takedown:
     ctx: Context
     scanned: Scan
     tokens: Manifest
+    grain: Grain
     hashes: Hashes
     listed: dict[str, int]
     found: dict[str, int]
@@ -68,14 +70,17 @@ class Takedown:
     def num_documents(self) -> int:
         return sum(map(len, self.documents.values())) if self.digest else 0
 
-    def rows(self, grain: Grain) -> dict[str, Rows]:
-        """The rows of token parts that hold (a piece of) one of them, by the part's sha256."""
+    @cached_property
+    def rows(self) -> dict[str, Rows]:
+        """The rows of token parts that hold (a piece of) one of them, by the part's sha256: read
+        once for all rules.
+        """
         if self.digest is None:
             return {}
         documents, parts = self.documents, self.tokens.parts
         files = file_digests(self.tokens)
         todo = [i for i, names in enumerate(files) if not documents.keys().isdisjoint(names)]
-        find = partial(taken_rows, self.ctx.store, documents, grain)
+        find = partial(taken_rows, self.ctx.store, documents, self.grain)
         found = run_tasks(self.ctx, find, [(parts[i].path, files[i]) for i in todo])
         return {parts[i].sha256: rows for i, rows in zip(todo, found, strict=True) if len(rows)}
 
@@ -92,7 +97,7 @@ class Takedown:
 
 
 def take_down(
-    ctx: Context, lists: TakedownLists | None, scanned: Scan, tokens: Manifest
+    ctx: Context, lists: TakedownLists | None, scanned: Scan, tokens: Manifest, grain: Grain
 ) -> Takedown | None:
     """Search the pool for what the lists name; None without lists."""
     if lists is None:
@@ -114,6 +119,7 @@ def take_down(
         ctx=ctx,
         scanned=scanned,
         tokens=tokens,
+        grain=grain,
         hashes=unique_keys(np.concatenate(hashes)),
         listed={kind: len(keys) for kind, keys in lists.keys.items()},
         found={kind: counts[kind] for kind in lists.keys},
