@@ -30,10 +30,7 @@ def code_files(folder: Path) -> Iterator[str]:
     """Texts of the Python files under a folder, sorted by name, tests left out."""
     for path in sorted(folder.rglob("*.py")):
         names = {part.lower() for part in path.relative_to(folder).parts}
-        if (
-            not names & {"test", "tests", "site-packages", "idlelib"}
-            and path.stat().st_size < 200_000
-        ):
+        if not names & SKIPPED and path.stat().st_size < MAX_BYTES:
             yield path.read_text(encoding="utf-8", errors="ignore")
 
 

@@ -7,7 +7,7 @@ tells how its steps stand, and its report links theirs.
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
@@ -31,7 +31,7 @@ from stillhouse.jobs.sweep_spec import SweepSpec
 from stillhouse.named_inputs import artifacts_of, inputs_by_name
 from stillhouse.pipelines.context import FailedAt, Listener
 from stillhouse.report.page import write
-from stillhouse.spec import NOT_IDENTITY
+from stillhouse.spec import NOT_IDENTITY, SelectSpec
 from stillhouse.storage.artifact import Store
 from stillhouse.storage.commit import check_store
 from stillhouse.storage.filesystem import (
@@ -59,6 +59,7 @@ class Chain:
     Attributes:
         needs: of each step, the steps that it names.
         order: each after those that it needs.
+        behind: of each `select` of a pool, the first one of that pool, which makes what they share.
         files: what `list_inputs` found.
 
     Raises:
@@ -74,6 +75,7 @@ class Chain:
         except CycleError as error:
             cycle = " -> ".join(error.args[1])
             raise SpecError(f"`steps`: each of these waits for the next one: {cycle}") from None
+        self.behind = _behind(spec, self.order)
         self.files: list[list[FileInfo]] = []
 
     def list_inputs(self) -> "Chain":
@@ -119,6 +121,20 @@ def _needs(spec: ChainSpec, step: str) -> list[str]:
             _check_weights(step, spec.steps[step], name, step_spec.of)
         found.append(name)
     return [name for name in spec.steps if name in found]
+
+
+def _behind(spec: ChainSpec, order: Sequence[str]) -> dict[str, list[str]]:
+    first: dict[str, str] = {}
+    found: dict[str, list[str]] = {}
+    for name in order:
+        step: Any = spec.steps[name]
+        of: Any = getattr(step, "of", step)
+        if isinstance(of, SelectSpec):
+            pool = of.pool.model_dump_json()
+            if pool in first:
+                found[name] = [first[pool]]
+            first.setdefault(pool, name)
+    return found
 
 
 def _check_weights(step: str, spec: Any, source: str, proxies: Any) -> None:
@@ -178,7 +194,8 @@ class ChainRun:
         def prepare(name: str, runs: Mapping[str, str]) -> Runnable:
             return runnable(spec.step(name, runs))
 
-        self._steps = Steps(self._chain.order, self._chain.needs, prepare, shown)
+        chain = self._chain
+        self._steps = Steps(chain.order, chain.needs, prepare, shown, chain.behind)
         self._steps.find_ready()
         self._store = Store(check_store(spec.store))
         self._record = RunRecord(self._store, self._chain.name)

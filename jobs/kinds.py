@@ -17,7 +17,7 @@ from stillhouse.mixing.spec import MixSpec
 from stillhouse.pipelines.context import Context, StepWork
 from stillhouse.report.blocks import Result
 from stillhouse.spec import ComputeSettings, JobSpec, SelectSpec
-from stillhouse.storage.artifact import Store
+from stillhouse.storage.artifact import Manifest, Store
 from stillhouse.storage.filesystem import FileInfo, join, list_names
 from stillhouse.storage.run_record import read_json, read_status
 from stillhouse.training.spec import TrainSpec
@@ -83,6 +83,10 @@ class Job(ABC):
     @abstractmethod
     def result(self, ctx: Context, made: Any, run_uri: str) -> Result:
         """The result of a finished `walk`."""
+
+    def models(self, made: Any) -> dict[str, Manifest]:
+        """The language models of a finished `walk` that can be measured, by label."""
+        return {}
 
     @abstractmethod
     def estimate(self, ctx: Context, *, complete: bool) -> dict[str, dict[str, Any]]:

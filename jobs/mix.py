@@ -9,7 +9,7 @@ from stillhouse.pipelines.context import Context
 from stillhouse.pipelines.given import check_tokenizer, model_identity, resolved
 from stillhouse.pipelines.mix_data import list_sources, open_sources
 from stillhouse.report.blocks import Result
-from stillhouse.storage.artifact import Store
+from stillhouse.storage.artifact import Manifest, Store
 from stillhouse.storage.filesystem import absolute_uri, join
 from stillhouse.text.tokenizer import tokenizer_identity
 
@@ -58,6 +58,10 @@ class MixJob(Job):
         from stillhouse.pipelines.mix_result import mix_result
 
         return mix_result(ctx, self.spec, made, run_uri)
+
+    def models(self, made: Any) -> dict[str, Manifest]:
+        runs = made.models.items()
+        return {f"{name}, seed {seed}": model for name, of in runs for seed, model in of.items()}
 
     def estimate(self, ctx: Context, *, complete: bool) -> dict[str, dict[str, Any]]:
         from stillhouse.mixing.spec import rules_of

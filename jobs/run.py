@@ -25,6 +25,7 @@ from stillhouse.storage.artifact import Store
 from stillhouse.storage.commit import check_store
 from stillhouse.storage.filesystem import remember_options, use_options
 from stillhouse.storage.run_record import RunRecord, now, read_json
+from stillhouse.training.spec import TrainSpec
 from stillhouse.training.task import RECIPE_VERSION
 
 RUN_VERSION = 2
@@ -39,6 +40,15 @@ def list_job(spec: Spec) -> Job:
     Raises:
         StillhouseError: something does not exist, or does not fit.
     """
+    job = _list_job(spec)
+    if isinstance(spec, SelectSpec | TrainSpec | MixSpec) and spec.evaluate is not None:
+        from stillhouse.jobs.evaluated import EvaluatedJob
+
+        return EvaluatedJob(job, spec.evaluate)
+    return job
+
+
+def _list_job(spec: Spec) -> Job:
     if isinstance(spec, DistillSpec):
         from stillhouse.jobs.distill import DistillationJob
 

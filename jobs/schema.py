@@ -6,13 +6,14 @@ from typing import Any
 from pydantic.json_schema import models_json_schema
 
 from stillhouse.custom_code import import_named
+from stillhouse.data_settings import TargetSource
 from stillhouse.distillation.spec import METHODS, Method
 from stillhouse.errors import MissingExtraError, SpecError
 from stillhouse.jobs.chain_spec import STEP_NAME, ChainSpec
 from stillhouse.jobs.kinds import SPECS, TASKS
 from stillhouse.jobs.sweep_spec import SweepSettings
 from stillhouse.mixing.policy import POLICIES, Policy
-from stillhouse.spec import JobSpec
+from stillhouse.spec import JobSpec, SelectSpec
 
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 _CLASSES: dict[str, list[type[JobSpec]]] = {
@@ -49,6 +50,8 @@ def schema(job: str | None = None) -> dict[str, Any]:
     for name in steps:
         for one in known[name]:
             parts[one.__name__]["properties"]["sweep"] = _ref(SweepSettings)
+    if "select" in known:
+        _add_targets(parts)
     if "chain" in known:
         step = _by_job({name: known[name] for name in steps})
         parts[ChainSpec.__name__]["properties"]["steps"] |= {
@@ -60,6 +63,20 @@ def schema(job: str | None = None) -> dict[str, Any]:
         "title": f"Stillhouse: {f'`job: {job}`' if job else 'a job'}",
         **_by_job({name: known[name] for name in jobs}),
         "$defs": parts,
+    }
+
+
+def _add_targets(parts: dict[str, Any]) -> None:
+    """`targets` in place of `target`."""
+    select = parts[SelectSpec.__name__]
+    select["required"] = [key for key in select["required"] if key != "target"]
+    select["oneOf"] = [{"required": [key]} for key in ("target", "targets")]
+    select["properties"]["targets"] = {
+        "type": "object",
+        "patternProperties": {STEP_NAME: _ref(TargetSource)},
+        "additionalProperties": False,
+        "minProperties": 1,
+        "description": "several targets: a selection of the same pool for each, by name",
     }
 
 

@@ -20,7 +20,7 @@ from stillhouse.pipelines.inputs import (
 from stillhouse.report.blocks import Result
 from stillhouse.selection.carried import check_columns, require_columns
 from stillhouse.spec import ModelSettings, SelectionSettings, SelectSpec, TokenizerTraining
-from stillhouse.storage.artifact import Store
+from stillhouse.storage.artifact import Manifest, Store
 from stillhouse.storage.filesystem import absolute_uri
 from stillhouse.text.tokenizer import load_tokenizer
 
@@ -67,6 +67,9 @@ class SelectJob(Job):
         from stillhouse.pipelines.select_result import select_result
 
         return select_result(ctx, self.spec, made, run_uri)
+
+    def models(self, made: Any) -> dict[str, Manifest]:
+        return {model.totals["label"]: model for of in made.targets.values() for model in of}
 
     def estimate(self, ctx: Context, *, complete: bool) -> dict[str, dict[str, Any]]:
         """Behind the point that was walked to, tokens are estimated from bytes."""

@@ -11,7 +11,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from stillhouse.errors import SpecError
-from stillhouse.jobs.chain_spec import AnySpec, ChainSpec, check_step
+from stillhouse.jobs.chain_spec import INHERITED, AnySpec, ChainSpec, check_step
 from stillhouse.jobs.kinds import SPECS, spec_model
 from stillhouse.jobs.sweep_spec import SweepSpec, put_key
 from stillhouse.spec import JobSpec
@@ -70,13 +70,40 @@ def parse_spec(content: dict[str, Any], path: str) -> AnySpec:
     if "sweep" in content:
         of = parse_spec({key: one for key, one in content.items() if key != "sweep"}, path)
         return _validated(SweepSpec, {"of": of, "sweep": content["sweep"]}, path)
-    if job == "chain" and isinstance(content.get("steps"), dict):
+    if job == "select" and "targets" in content:
+        content, job = by_target(content, path), "chain"
+    elif job == "chain" and isinstance(content.get("steps"), dict):
         content = content | {"steps": _steps(content["steps"], path)}
     try:
         model = ChainSpec if job == "chain" else spec_model(content)
     except SpecError as error:
         raise SpecError(f"{path}: {error}") from None
     return _validated(model, content, path)
+
+
+def by_target(content: dict[str, Any], path: str) -> dict[str, Any]:
+    """A `select` with `targets` as a chain: a step of the target's name for each.
+
+    Tokens, prior and the prior's scores do not depend on the target, so the first step makes them
+    for all.
+
+    Raises:
+        SpecError: no mapping of names to targets, `target` beside it, or a wrong spec.
+    """
+    targets = content["targets"]
+    if not isinstance(targets, dict) or not targets:
+        raise SpecError(f"{path}: `targets` is a mapping: {{NAME: {{path: ...}}, ...}}")
+    if "target" in content:
+        raise SpecError(f"{path}: give either `target` or `targets`")
+    of_all = {key: content[key] for key in (*INHERITED, "compute", "name") if key in content}
+    shared = {key: one for key, one in content.items() if key not in {*of_all, "targets"}}
+    steps: dict[str, JobSpec] = {}
+    for name, target in targets.items():
+        step = shared | {"target": target}
+        if "publish" in shared:
+            step["publish"] = f"{shared['publish']}-{name}"
+        steps[name] = parse_spec(step, f"{path}: targets.{name}")
+    return {"job": "chain", **of_all, "steps": steps}
 
 
 def _validated(model: type[Any], content: dict[str, Any], path: str) -> Any:

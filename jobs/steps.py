@@ -68,6 +68,7 @@ class Steps:
         needs: by name, the others whose results it uses.
         prepare: makes a job, given the URIs of the runs that are finished.
         shown: gets the events of all, under their names.
+        behind: by name, others that are finished first because they make what both need.
         keep_going: start others after one has failed.
         record: how they stand is written to it.
         results: of the finished ones, in the order in which they ended.
@@ -79,6 +80,7 @@ class Steps:
     needs: Mapping[str, Sequence[str]]
     prepare: Callable[[str, Mapping[str, str]], Runnable]
     shown: Listener
+    behind: Mapping[str, Sequence[str]] = field(default_factory=dict[str, Sequence[str]])
     keep_going: bool = False
     record: RunRecord | None = None
     results: dict[str, StepResult] = field(default_factory=dict[str, StepResult])
@@ -112,7 +114,7 @@ class Steps:
             try:
                 while self.ready or self._running:
                     for name in [*self.ready]:
-                        if self._goes_on and self._has_room(name):
+                        if self._goes_on and not self._waits(name) and self._has_room(name):
                             self._start(threads, name)
                     if not self._running:
                         break
@@ -146,6 +148,10 @@ class Steps:
         if not isinstance(error, Exception):
             raise error
         self.failures[name] = error
+
+    def _waits(self, name: str) -> bool:
+        """Whether a job comes behind one that is not finished yet."""
+        return not {*self.behind.get(name, ())} <= {*self.results, *self.failures}
 
     def _has_room(self, name: str) -> bool:
         """Whether all actors of a job fit beside those of the jobs that run."""

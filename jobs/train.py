@@ -17,7 +17,7 @@ from stillhouse.pipelines.train_data import (
     open_data,
 )
 from stillhouse.report.blocks import Result
-from stillhouse.storage.artifact import Store
+from stillhouse.storage.artifact import Manifest, Store
 from stillhouse.storage.filesystem import absolute_uri
 from stillhouse.text.tokenizer import load_tokenizer
 from stillhouse.training.data_spec import WeightFrom
@@ -54,6 +54,9 @@ class TrainJob(Job):
         from stillhouse.pipelines.train_result import train_result
 
         return train_result(ctx, self.spec, made, run_uri)
+
+    def models(self, made: Any) -> dict[str, Manifest]:
+        return {made.task.label: made.model}
 
     def estimate(self, ctx: Context, *, complete: bool) -> dict[str, dict[str, Any]]:
         spec, inputs, speeds = self.spec, self.inputs, speeds_of(ctx.store)

@@ -40,6 +40,7 @@ def train_result(ctx: Context, spec: TrainSpec, made: TrainRun, run_uri: str) ->
             **{key: measured[key] for key in _MEASURED},
             "heldout_nll": heldout[-1][1] if heldout else None,
             "heldout_halves": heldout_halves([totals]),
+            "bits_per_byte": totals["evaluations"][-1].get("bits_per_byte"),
             "learning_rate": settings.peak_rate,
             "global_batch": settings.batch_size,
             "restarts": len(measured["starts"]) - 1,
@@ -144,10 +145,17 @@ def _learning(totals: dict[str, Any], marks: list[float]) -> list[b.Block]:
         )
     intro = "Losses are means over predicted tokens, in nats; lower is better."
     intro += " A [restart: thin line] marks each restart." if marks else ""
+    measured = totals["evaluations"][-1]["heldout"]
+    bits = {name: loss.get("bits_per_byte") for name, loss in measured.items()}
+    columns = {"Source": "text", "held out": "decimals3", "trained on": "decimals3"}
     last = b.Table(
-        {"Source": "text", "held out": "decimals3", "trained on": "decimals3"},
+        columns | ({"bits per byte": "decimals3"} if any(bits.values()) else {}),
         [
-            [name, *(of[-1][1] if of else None for of in by.values())]
+            [
+                name,
+                *(of[-1][1] if of else None for of in by.values()),
+                *([bits.get(name)] if any(bits.values()) else []),
+            ]
             for name, by in sources.items()
         ],
         caption="By source, at the end",

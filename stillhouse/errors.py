@@ -40,6 +40,7 @@ EXTRAS = {
     "sklearn": "sweep",
     "scipy": "sweep",
     "peft": "lora",
+    "lm_eval": "eval",
     "tensorboard": "tensorboard",
     "wandb": "wandb",
     "mlflow": "mlflow",

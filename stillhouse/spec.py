@@ -20,6 +20,7 @@ from stillhouse.data_settings import (
     TokenizerTraining,
     with_own_tokenizer,
 )
+from stillhouse.evaluation.settings import EVALUATE, EvaluateSettings
 from stillhouse.selection.own_settings import OwnScorerSettings
 from stillhouse.settings import Count, Settings, Share, refuse_secret_urls, refuse_secrets
 from stillhouse.storage.names import NAME_PATTERN
@@ -365,6 +366,7 @@ class SelectSpec(JobSpec):
     scoring: ScoringSettings = ScoringSettings()
     selection: SelectionSettings
     train: TrainSettings | None = None
+    evaluate: EvaluateSettings | None = EVALUATE
 
     @model_validator(mode="before")
     @classmethod
@@ -386,6 +388,8 @@ class SelectSpec(JobSpec):
         given = self.prior != PriorSettings() or self.conditional != ConditionalSettings()
         if self.scorer is not None and given:
             raise ValueError("give either `scorer`, or `prior` and `conditional`")
+        if self.evaluate is not None and self.train is None:
+            raise ValueError("`evaluate` measures the models of `train`, which is not there")
         return self
 
     @property

@@ -31,8 +31,8 @@ KEYS: dict[str, dict[str, set[str]]] = {
         "work/*": {"parts", "reused"},
         "train": {"heldout_nll", "final_loss", "num_tokens", "num_steps", "learning_rate"}
         | {"global_batch", "order_sha256", "tokens_per_second", "data_wait_share", "mfu"}
-        | {"restarts", "sources", "data", "heldout_halves"},
-        "train/sources/*": {"nll", "num_tokens"},
+        | {"restarts", "sources", "data", "heldout_halves", "bits_per_byte"},
+        "train/sources/*": {"nll", "num_tokens", "bits_per_byte"},
         "cost": {"flops", "device_seconds"},
     },
     "classify": {

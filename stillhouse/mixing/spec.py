@@ -8,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from stillhouse.data_settings import FROM_SETTING, FileFormat, with_own_tokenizer
 from stillhouse.errors import SpecError
+from stillhouse.evaluation.settings import EVALUATE, EvaluateSettings
 from stillhouse.mixing.arms import ArmPart
 from stillhouse.mixing.decisions import Replay
 from stillhouse.mixing.doremi import DoReMi
@@ -164,6 +165,7 @@ class MixSpec(JobSpec):
     model: MixModel = MixModel()
     policy: NamedPolicy = Ucb1(name="ucb1")
     train: MixTraining = MixTraining()
+    evaluate: EvaluateSettings | None = EVALUATE
     controls: list[Control] = Field(
         default=[], description="baselines: other rules with as many gradient passes"
     )

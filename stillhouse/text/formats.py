@@ -81,7 +81,7 @@ class _Chunks(io.RawIOBase):
 
 
 _Reader = Callable[[IO[bytes]], Any]
-_COMPRESSIONS: dict[str, tuple[str, re.Pattern[bytes], _Reader]] = {
+COMPRESSIONS: dict[str, tuple[str, re.Pattern[bytes], _Reader]] = {
     ".gz": ("gzip", re.compile(rb"\x1f\x8b\x08"), lambda raw: _Chunks(_gunzip(raw))),
     ".zst": (  # by Arrow, which notices a truncated stream
         "zstd",
@@ -135,7 +135,7 @@ def listed_suffixes(*wanted: str | CustomCode) -> tuple[str, ...]:
                 )
             return tuple(str(suffix).lower() for suffix in suffixes)
     suffixes = [name for name, kind in SUFFIXES.items() if kind in wanted]
-    listed = [s + c for s in suffixes for c in ("", *_COMPRESSIONS)]
+    listed = [s + c for s in suffixes for c in ("", *COMPRESSIONS)]
     return tuple(suffix for suffix in listed if suffix != ".json")
 
 
@@ -148,7 +148,7 @@ def format_of(uri: str, given: str) -> Format:
     if given != "auto":
         return cast(Format, given)
     name = _lower_name(uri)
-    for compression in _COMPRESSIONS:
+    for compression in COMPRESSIONS:
         name = name.removesuffix(compression)
     for suffix, kind in SUFFIXES.items():
         if name.endswith(suffix):
@@ -194,11 +194,11 @@ def decoded(uri: str, stream: IO[bytes], kind: Format) -> tuple[Format, IO[bytes
 
 def _decompressed(uri: str, stream: IO[bytes], head: bytes) -> tuple[IO[bytes], bytes, str | None]:
     """The decompressed stream, its first bytes, and the name of the compression if there is one."""
-    for name, start, reader in _COMPRESSIONS.values():
+    for name, start, reader in COMPRESSIONS.values():
         if start.match(head):
             plain = io.BufferedReader(reader(stream), READ_BYTES)
             return plain, plain.peek(_HEAD_BYTES)[:_HEAD_BYTES], name
-    for suffix, (name, _, _) in _COMPRESSIONS.items():
+    for suffix, (name, _, _) in COMPRESSIONS.items():
         if head and _lower_name(uri).endswith(suffix):
             raise BadFileError(f"its suffix says {name}, but it is not")
     return stream, head, None

@@ -5,6 +5,7 @@ documents are split in two halves, so that what was chosen on one can be reporte
 """
 
 import hashlib
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -123,6 +124,32 @@ def measure(
     total = float(losses.sum(dtype=np.float64))
     mean = total / max(1.0, float(counted.sum(dtype=np.float64)))
     return Measured(mean, by_source, by_half)
+
+
+def heldout_bytes(
+    input_ids: NDArray[Any],
+    token_bytes: NDArray[np.int64],
+    pieces: Pieces | None = None,
+    mask: NDArray[np.float32] | None = None,
+) -> dict[str | None, int]:
+    """Bytes of the text of the predicted tokens that `measure` averages, by source; None: of all.
+
+    Args:
+        token_bytes: by id [V].
+    """
+    values = token_bytes[input_ids[:, 1:]].astype(np.float32)
+    if mask is not None:
+        values = values * mask[:, 1:]
+    found: dict[str | None, int] = {None: int(values.sum(dtype=np.float64))}
+    if pieces is not None:
+        sums = np.bincount(pieces.source, _sums(values, pieces), len(pieces.sources))
+        found |= {name: int(n) for name, n in zip(pieces.sources, sums.tolist(), strict=True)}
+    return found
+
+
+def bits_per_byte(loss: SourceLoss, num_bytes: int) -> float | None:
+    """The loss over a text's length, which does not depend on the tokenizer; None without text."""
+    return loss.nll * loss.num_tokens / (math.log(2) * num_bytes) if num_bytes else None
 
 
 def _sums(values: NDArray[np.float32], pieces: Pieces | None) -> NDArray[np.float64]:

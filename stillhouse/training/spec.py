@@ -7,6 +7,7 @@ from pydantic import ConfigDict, Field, field_validator, model_validator
 from stillhouse.compute_settings import device_type, group_backend
 from stillhouse.data_settings import FROM_SETTING, PartTokens, TokenizerSettings
 from stillhouse.errors import SpecError
+from stillhouse.evaluation.settings import EVALUATE, EvaluateSettings
 from stillhouse.settings import OneOrMore
 from stillhouse.spec import Count, JobSpec, ModelSettings, Optimisation, ScoringSettings, Settings
 from stillhouse.storage.task import identity
@@ -287,6 +288,7 @@ class TrainSpec(JobSpec):
         default="auto", description="tokens a part that is made of documents; auto: as `select`"
     )
     train: TrainingSettings = TrainingSettings()
+    evaluate: EvaluateSettings | None = EVALUATE
     online: OnlineSettings | None = Field(
         default=None, description="models and share of `train.select: online`"
     )
@@ -345,6 +347,8 @@ class TrainSpec(JobSpec):
             raise ValueError("`lora` needs `init`: adapters are put on a model that exists")
         if self.init.optimizer == "keep":
             raise ValueError("`lora` beside `init.optimizer: keep`: adapters have no moments yet")
+        if self.evaluate is not None and self.evaluate.checkpoints:
+            raise ValueError("`evaluate.checkpoints` beside `lora`: they hold adapters alone")
         if self.train.objective.name == "autodistil":
             raise ValueError("`lora`: autodistil trains slices of the model's own weights")
 

@@ -19,14 +19,23 @@ from transformers import PreTrainedModel
 
 from stillhouse.models.causal_lm import build_like, build_model, commit_model, load_model
 from stillhouse.models.device import choose_device
+from stillhouse.selection.quotas import OTHER
 from stillhouse.spec import ModelSettings
 from stillhouse.storage.artifact import Store
 from stillhouse.storage.parquet import read_table
 from stillhouse.storage.task import identity
 from stillhouse.text.pieces import LOSS_MASK, Pieces, read_pieces, token_ids
-from stillhouse.text.tokenizer import load_tokenizer
+from stillhouse.text.token_bytes import token_bytes
+from stillhouse.text.tokenizer import Tokenizer, load_tokenizer
 from stillhouse.training.checkpoint import WEIGHT, Snapshot, newest_moments
-from stillhouse.training.evaluate import Measured, measure, split_halves
+from stillhouse.training.evaluate import (
+    Measured,
+    SourceLoss,
+    bits_per_byte,
+    heldout_bytes,
+    measure,
+    split_halves,
+)
 from stillhouse.training.fetch import Fetch
 from stillhouse.training.group import WorkerGroup
 from stillhouse.training.loop import StepRecord, Trainer
@@ -118,7 +127,9 @@ def train_worker(
     )
     if not isinstance(task.init, ModelSettings) and task.init.moments is not None:
         trainer.take_moments(newest_moments(store, task.init.moments))
-    held = None if task.heldout is None else _Heldout(task.heldout)
+    held = None
+    if task.heldout is not None:
+        held = _Heldout(task.heldout, load_tokenizer(task.tokenizer, task.eos_token))
     told = tell if group.rank == 0 else lambda *_: None
     evaluate = partial(_evaluate, trainer, held)
     history = History(task.num_steps, settings.eval_points, told, evaluate)
@@ -165,7 +176,7 @@ class _Heldout:
     which half each document is, or sequence.
     """
 
-    def __init__(self, parts: TokenSet) -> None:
+    def __init__(self, parts: TokenSet, tokenizer: Tokenizer) -> None:
         tables = [read_table(uri) for uri in parts.uris]
         columns = [
             name
@@ -180,6 +191,24 @@ class _Heldout:
         if LOSS_MASK in columns:
             values = table[LOSS_MASK].combine_chunks().flatten().to_numpy(zero_copy_only=False)
             self.mask = values.astype(np.float32).reshape(self.input_ids.shape)
+        lengths = token_bytes(tokenizer)
+        self._bytes = heldout_bytes(self.input_ids, lengths, self.pieces, self.mask)
+
+    def described(self, made: Measured) -> dict[str, Any]:
+        """The losses as JSON values, with bits per byte of their text."""
+        counted = np.ones_like(self.input_ids) if self.mask is None else self.mask
+        whole = SourceLoss(made.nll, int(counted[:, 1:].sum(dtype=np.float64)))
+        listed = sum(self._bytes[name] for name in made.sources if name in self._bytes)
+        sizes = {OTHER: self._bytes[None] - listed, **self._bytes}
+        return {
+            "nll": made.nll,
+            "bits_per_byte": bits_per_byte(whole, self._bytes[None]),
+            "halves": {name: asdict(loss) for name, loss in made.halves.items()},
+            "heldout": {
+                name: {**asdict(loss), "bits_per_byte": bits_per_byte(loss, sizes[name])}
+                for name, loss in made.sources.items()
+            },
+        }
 
 
 def _evaluate(
@@ -187,16 +216,11 @@ def _evaluate(
 ) -> tuple[dict[str, Any], float | None]:
     """Losses by source, of the held-out sequences and of those trained on since the last time."""
     trained = trainer.take_source_losses()
-    made = Measured(record.loss, {}, {})
-    if held is not None:
-        made = measure(trainer, held.input_ids, held.pieces, held.mask, held.halves)
-    found = {
-        "nll": made.nll,
-        "halves": {name: asdict(loss) for name, loss in made.halves.items()},
-        "heldout": {name: asdict(loss) for name, loss in made.sources.items()},
-        "trained": {name: asdict(loss) for name, loss in trained.items()},
-    }
-    return found, made.nll if held is not None else None
+    seen = {"trained": {name: asdict(loss) for name, loss in trained.items()}}
+    if held is None:
+        return {"nll": record.loss, "halves": {}, "heldout": {}, **seen}, None
+    made = measure(trainer, held.input_ids, held.pieces, held.mask, held.halves)
+    return {**held.described(made), **seen}, made.nll
 
 
 def _commit(

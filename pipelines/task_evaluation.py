@@ -1,0 +1,165 @@
+"""Trained models measured on tasks: the step, its numbers, and its section of the report."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+import stillhouse.report.blocks as b
+from stillhouse.errors import InputError, SpecError
+from stillhouse.evaluation.harness import EvaluationTask, HarnessHost, check_task
+from stillhouse.evaluation.settings import EvaluateSettings
+from stillhouse.evaluation.tasks import TaskSource
+from stillhouse.pipelines.context import Context, Step, perform, run_tasks
+from stillhouse.report.formatting import words
+from stillhouse.storage.artifact import Manifest
+from stillhouse.storage.filesystem import list_names
+from stillhouse.training.task import CHECKPOINTS, checkpoints_of
+
+STEP = "evaluate"
+_STDERR = "_stderr"
+_FIRST = ("acc_norm", "acc", "exact_match", "bits_per_byte", "perplexity")
+"""Metrics by which a task is shown in the report: the first one that it has."""
+_NOTE = (
+    "One number of each task, with the harness's standard error over its rows; all metrics are in "
+    "`result.json`. A guess: what an answer drawn at random is worth."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """What was measured.
+
+    Attributes:
+        models: metrics by model, task and name.
+        checkpoints: the same by step, of each model that has some.
+        chances: what a guess is worth, by task with choices.
+        num_rows: rows by task as the spec has it.
+    """
+
+    models: dict[str, dict[str, dict[str, float]]]
+    checkpoints: dict[str, dict[int, dict[str, dict[str, float]]]]
+    chances: dict[str, float]
+    num_rows: dict[str, int]
+
+
+def check_tasks(ctx: Context, tasks: Sequence[TaskSource]) -> None:
+    """Refuse tasks that nobody knows, and files without a usable row, before anything is trained.
+
+    Raises:
+        SpecError: an unknown name. InputError: rows or columns that cannot be used.
+    """
+    if ctx.dry:
+        return
+    for source, wrong in zip(tasks, run_tasks(ctx, check_task, tasks), strict=True):
+        if wrong is not None:
+            error = InputError if source.kind == "rows" else SpecError
+            raise error(f"`evaluate.tasks`: {wrong}")
+
+
+def evaluate_models(
+    ctx: Context,
+    settings: EvaluateSettings,
+    tasks: Sequence[TaskSource],
+    models: Mapping[str, Manifest],
+) -> Evaluation:
+    """Every model, by what it is called, on every task; finished measurements are found."""
+    compute = ctx.compute
+    host = HarnessHost(
+        compute.device, compute.gpus_of(compute.scorer), compute.threads_per_worker
+    )
+    asked = [
+        (label, step, model)
+        for label, model in models.items()
+        for step in [*(_kept_steps(ctx, model) if settings.checkpoints else []), None]
+    ]
+    harness = version("lm_eval")
+    todo = [
+        EvaluationTask(
+            model=model.fingerprint,
+            step=step,
+            source=source,
+            num_fewshot=settings.num_fewshot,
+            limit=settings.limit,
+            batch_size=settings.batch_size,
+            bos_id=model.settings.get("tokenizer", {}).get("bos_id"),
+            harness=harness,
+            folder=ctx.store.path(model.kind, model.fingerprint),
+        )
+        for _, step, model in asked
+        for source in tasks
+    ]
+    receipts = perform(ctx, Step(STEP, todo, host, compute.scorers, compute.scorer, unit="rows"))
+    made = Evaluation({}, {}, {}, {})
+    found = iter(receipts)
+    for label, step, _ in asked:
+        results: dict[str, dict[str, float]] = {}
+        for source in tasks:
+            receipt = next(found)
+            results |= receipt.info["results"]
+            made.num_rows[source.name] = receipt.counts["rows"]
+            if receipt.info["chance"] is not None:
+                made.chances[source.name] = receipt.info["chance"]
+        if step is None:
+            made.models[label] = results
+        else:
+            made.checkpoints.setdefault(label, {})[step] = results
+    return made
+
+
+def _kept_steps(ctx: Context, model: Manifest) -> list[int]:
+    """Steps of a model's checkpoints, but the last, which is the model."""
+    names = list_names(ctx.store.path(CHECKPOINTS, checkpoints_of(model.fingerprint)))
+    steps = sorted(int(name) for name in names if name.isdigit())
+    return [step for step in steps if step < model.totals["num_steps"]]
+
+
+def evaluation_numbers(made: Evaluation) -> dict[str, Any]:
+    """The object `evaluate` of `run --json`."""
+    numbers: dict[str, Any] = {"models": made.models, "rows": made.num_rows}
+    if made.checkpoints:
+        numbers["checkpoints"] = {
+            label: {str(step): results for step, results in steps.items()}
+            for label, steps in made.checkpoints.items()
+        }
+    return numbers | {"chance": made.chances}
+
+
+def evaluation_section(made: Evaluation) -> b.Section:
+    """A table of models and tasks, and the course of the checkpoints."""
+    first = next(iter(made.models.values()))
+    shown = {task: name for task, metrics in first.items() if (name := _main_metric(metrics))}
+    columns = {"Model": "text", **{f"{t} {words(m)}": "decimals3" for t, m in shown.items()}}
+    rows: list[list[b.Cell]] = [
+        [words(label), *(_cell(results.get(task, {}), m) for task, m in shown.items())]
+        for label, results in made.models.items()
+    ]
+    if made.chances:
+        guess = [[made.chances[t], None] if t in made.chances else None for t in shown]
+        rows.append(["a guess", *guess])
+    blocks: list[b.Block] = [
+        b.Table(columns, rows, "Measured by lm-evaluation-harness", terminal=True)  # type: ignore[arg-type]
+    ]
+    for label, steps in made.checkpoints.items():
+        last = max(steps)
+        curves = {
+            f"{task} {words(metric)}": [
+                [(float(step), results[task][metric]) for step, results in steps.items()]
+            ]
+            for task, metric in shown.items()
+        }
+        caption = f"Checkpoints of {words(label)} up to step {last:,}"
+        blocks.append(b.Curves(caption, curves, next(iter(curves)), x_title="steps", y_title=""))
+    return b.Section("tasks", "What it can do", [*blocks, b.Text(_NOTE, "note")])
+
+
+def _main_metric(metrics: Mapping[str, float]) -> str | None:
+    found = [name for name in _FIRST if name in metrics]
+    others = [name for name in metrics if not name.endswith(_STDERR)]
+    return next(iter([*found, *others]), None)
+
+
+def _cell(metrics: Mapping[str, float], name: str) -> list[float | None] | None:
+    if name not in metrics:
+        return None
+    return [metrics[name], metrics.get(f"{name}{_STDERR}")]

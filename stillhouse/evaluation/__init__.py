@@ -1,0 +1,1 @@
+"""Trained models measured on tasks by EleutherAI's lm-evaluation-harness."""

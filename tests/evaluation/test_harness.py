@@ -1,0 +1,214 @@
+"""Models on tasks: the harness's numbers against losses computed here, choice by choice."""
+
+import json
+import math
+import shutil
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from stillhouse.errors import InputError, SpecError
+from stillhouse.evaluation.harness import EvaluationTask, HarnessHost, check_task
+from stillhouse.evaluation.settings import EvaluateSettings
+from stillhouse.evaluation.tasks import list_tasks, open_tasks
+from stillhouse.storage.artifact import Store
+from stillhouse.training.checkpoint import Checkpoints, Snapshot
+from stillhouse.training.task import checkpoints_of
+
+WORDS = ("sea wave salt", "court law judge", "rice soup bread")
+ROWS = [
+    {"input": f"the {first}", "target": WORDS[i % 3], "choices": list(WORDS), "kind": f"k{i % 2}"}
+    for i, first in enumerate(["wave", "salt", "court", "soup", "rice", "judge", "bread"])
+]
+
+
+@pytest.fixture(scope="module")
+def model(untrained, tmp_path_factory):
+    """A folder with a model and its tokenizer."""
+    folder = tmp_path_factory.mktemp("model") / "model"
+    shutil.copytree(untrained["tokenizer"]["path"], folder)
+    shutil.copytree(untrained["prior"]["path"], folder, dirs_exist_ok=True)
+    return str(folder)
+
+
+def write(path, rows):
+    path.write_text("\n".join(json.dumps(row) for row in rows))
+    return str(path)
+
+
+def source_of(task, store):
+    [source] = open_tasks(
+        store, list_tasks(EvaluateSettings.model_validate({"tasks": [task]})), remember=True
+    )
+    return source
+
+
+def measured(task, tmp_path, model, **changes):
+    store = Store(str(tmp_path / "store"))
+    fields = {"step": None, "num_fewshot": None, "limit": None, "batch_size": 4, "bos_id": None}
+    fields |= {"model": "m", "harness": "1", "folder": model} | changes
+    made = EvaluationTask(source=source_of(task, store), **fields)
+    return made.run(store, HarnessHost("cpu", 0, 1).build(store), None)
+
+
+def log_likelihood(model, before, text):
+    """Sum of log-probabilities of the tokens of `text` behind `before`."""
+    network, tokenizer = (
+        AutoModelForCausalLM.from_pretrained(model),
+        AutoTokenizer.from_pretrained(model),
+    )
+    ids, first = tokenizer(before + text)["input_ids"], len(tokenizer(before)["input_ids"])
+    with torch.no_grad():
+        logs = network(torch.tensor([ids])).logits[0].double().log_softmax(-1)
+    return sum(logs[i - 1, ids[i]].item() for i in range(first, len(ids)))
+
+
+def accuracies(model, rows):
+    """By the sum, and by the mean over characters."""
+    found = [
+        [log_likelihood(model, row["input"], f" {choice}") for choice in row["choices"]]
+        for row in rows
+    ]
+    right = [row["choices"].index(row["target"]) for row in rows]
+    sums = [max(range(3), key=values.__getitem__) for values in found]
+    means = [max(range(3), key=lambda i: values[i] / len(WORDS[i])) for values in found]
+    return [sum(a == b for a, b in zip(x, right, strict=True)) / len(rows) for x in (sums, means)]
+
+
+def test_choices_are_ranked_by_their_likelihoods(tmp_path, model):
+    made = measured(write(tmp_path / "rows.jsonl", ROWS), tmp_path, model)
+    found, expected = made.info["results"]["rows"], accuracies(model, ROWS)
+    assert [found["acc"], found["acc_norm"]] == pytest.approx(expected)
+    p = expected[0]
+    assert found["acc_stderr"] == pytest.approx(math.sqrt(p * (1 - p) / (len(ROWS) - 1)))
+    assert made.counts == {"rows": 7} and made.info["chance"] == pytest.approx(1 / 3)
+
+
+def test_rows_of_one_kind_and_the_first_of_them(tmp_path, model):
+    path = write(tmp_path / "rows.jsonl", ROWS)
+    task = {"path": path, "name": "even", "where": {"kind": "k0"}}
+    made = measured(task, tmp_path, model, limit=3)
+    kept = [row for row in ROWS if row["kind"] == "k0"][:3]
+    assert made.info["results"]["even"]["acc"] == pytest.approx(accuracies(model, kept)[0])
+    assert made.counts == {"rows": 3}
+
+
+def test_rows_of_the_test_split_are_measured_behind_examples_of_others(tmp_path, model):
+    rows = [row | {"split": "test" if i < 3 else "train"} for i, row in enumerate(ROWS[:4])]
+    made = measured(write(tmp_path / "rows.jsonl", rows), tmp_path, model, num_fewshot=1)
+    example = f"{rows[3]['input']} {rows[3]['target']}\n\n"
+    behind = [row | {"input": example + row["input"]} for row in rows[:3]]
+    assert made.counts == {"rows": 3}
+    assert made.info["results"]["rows"]["acc"] == pytest.approx(accuracies(model, behind)[0])
+
+
+def test_targets_without_choices_and_texts(tmp_path, model):
+    rows = [{"input": row["input"], "target": row["target"]} for row in ROWS]
+    made = measured(write(tmp_path / "free.jsonl", rows), tmp_path, model)
+    logs = [log_likelihood(model, row["input"], f" {row['target']}") for row in rows]
+    found = made.info["results"]["free"]
+    assert found["perplexity"] == pytest.approx(math.exp(-sum(logs) / len(logs)), rel=1e-5)
+    assert made.info["chance"] is None
+    texts = [{"text": f"{row['input']} {row['target']}"} for row in ROWS]
+    made = measured(write(tmp_path / "texts.jsonl", texts), tmp_path, model)
+    logs = [log_likelihood(model, "<|endoftext|>", row["text"]) for row in texts]
+    num_bytes = sum(len(row["text"].encode()) for row in texts)
+    bits = -sum(logs) / math.log(2) / num_bytes
+    assert made.info["results"]["texts"]["bits_per_byte"] == pytest.approx(bits, rel=1e-5)
+
+
+def test_a_checkpoint_has_its_own_weights(tmp_path, model):
+    network = AutoModelForCausalLM.from_pretrained(model)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.mul_(1.5)
+    other = tmp_path / "other"
+    shutil.copytree(model, other)
+    network.save_pretrained(other)
+    tensors = {f"model.{name}": p.detach() for name, p in network.named_parameters()}
+    with Checkpoints(Store(str(tmp_path / "store")), checkpoints_of("m")) as checkpoints:
+        checkpoints.save(Snapshot(tensors, {"step": 20}))
+    path = write(tmp_path / "free.jsonl", [{"input": "the sea", "target": "wave"}])
+    found = [
+        measured(path, tmp_path, folder, step=step).info["results"]["free"]["perplexity"]
+        for folder, step in ((model, 20), (str(other), None), (model, None))
+    ]
+    assert found[0] == pytest.approx(found[1], rel=1e-6) and found[0] != pytest.approx(found[2])
+
+
+def test_a_task_file_with_what_it_names(tmp_path, model):
+    folder = tmp_path / "task"
+    folder.mkdir()
+    rows = [
+        {"q": row["input"], "opts": row["choices"], "gold": i % 3} for i, row in enumerate(ROWS)
+    ]
+    write(folder / "docs.jsonl", rows)
+    (folder / "base.yaml").write_text(
+        "metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]\n"
+    )
+    (folder / "more.py").write_text(
+        "def process(dataset):\n    return dataset.map(lambda one: {'q': 'so ' + one['q']})\n"
+    )
+    (folder / "own.yaml").write_text(
+        "include: base.yaml\ntask: own\ndataset_path: json\n"
+        "dataset_kwargs: {data_files: {test: docs.jsonl}}\ntest_split: test\n"
+        "output_type: multiple_choice\nprocess_docs: !function more.process\n"
+        "doc_to_text: q\ndoc_to_choice: opts\ndoc_to_target: gold\n"
+    )
+    made = measured(str(folder / "own.yaml"), tmp_path, model)
+    behind = [row | {"input": f"so {row['input']}"} for row in ROWS]
+    assert made.info["results"]["own"]["acc"] == pytest.approx(accuracies(model, behind)[0])
+    store = Store(str(tmp_path / "store"))
+    before = source_of(str(folder / "own.yaml"), store)
+    assert before.files == ("own.yaml", "more.py", "base.yaml", "docs.jsonl")
+    (folder / "more.py").write_text("def process(dataset):\n    return dataset\n")
+    after = source_of(str(folder / "own.yaml"), store)
+    assert [a == b for a, b in zip(before.digests, after.digests, strict=True)] == [1, 0, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([{"input": "a", "target": "b"}, ROWS[0]], "rows of several forms (choices, target)"),
+        ([{"input": "a"}, {"other": 1}], "no row can be used"),
+    ],
+)
+def test_rows_that_make_no_task(rows, message, tmp_path, model):
+    with pytest.raises(InputError, match=message.replace("(", r"\(").replace(")", r"\)")):
+        measured(write(tmp_path / "rows.jsonl", rows), tmp_path, model)
+
+
+def test_what_is_told_before_a_training(tmp_path):
+    store = Store(str(tmp_path / "store"))
+    assert check_task(source_of("hellaswag", store)) is None
+    wrong = check_task(source_of("helaswag", store))
+    assert wrong and "did you mean hellaswag" in wrong
+    rows = source_of(write(tmp_path / "rows.jsonl", [{"input": "a"}]), store)
+    assert check_task(rows) == "rows: no row can be used"
+
+
+@pytest.mark.parametrize(
+    ("content", "error", "message"),
+    [
+        ("task: own\ndataset_kwargs: {data_files: gone.json}\n", InputError, "names 'gone.json'"),
+        ("output_type: multiple_choice\n", SpecError, "has no `task: NAME`"),
+        ("task: [\n", SpecError, "is no YAML"),
+        ("task: own\ninclude: gone.yaml\n", InputError, "gone.yaml does not exist"),
+    ],
+)
+def test_task_files_that_cannot_be_used(content, error, message, tmp_path):
+    path = tmp_path / "own.yaml"
+    path.write_text(content)
+    with pytest.raises(error, match=message):
+        source_of(str(path), Store(str(tmp_path / "store")))
+
+
+def test_settings_that_are_refused(tmp_path):
+    path = write(tmp_path / "rows.jsonl", ROWS)
+    with pytest.raises(SpecError, match="two are called 'rows'"):
+        list_tasks(EvaluateSettings.model_validate({"tasks": [path, path]}))
+    with pytest.raises(ValueError, match="is one `path` alone"):
+        EvaluateSettings.model_validate({"tasks": [{"path": "own.yaml", "name": "x"}]})
+    with pytest.raises(InputError):
+        list_tasks(EvaluateSettings.model_validate({"tasks": [str(tmp_path / "gone.jsonl")]}))

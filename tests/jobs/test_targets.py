@@ -1,0 +1,109 @@
+"""`targets` of `job: select`: a selection of one pool for each, what they share made once."""
+
+import pytest
+import yaml
+from small import LEARNING, MODEL, Quiet, make_world, rows, small_spec, write
+
+from stillhouse.errors import SpecError
+from stillhouse.jobs.chain import Chain, run_spec
+from stillhouse.jobs.chain_plan import plan_spec
+from stillhouse.jobs.run import run_job
+from stillhouse.jobs.schema import schema
+from stillhouse.jobs.spec_file import parse_spec
+from stillhouse.storage.run_record import read_json
+
+
+@pytest.fixture(scope="module")
+def content(tmp_path_factory):
+    """A spec of two targets."""
+    folder = make_world(tmp_path_factory.mktemp("targets"), shards=2)
+    write(folder / "law" / "law.parquet", rows(8, 120, ["law"], prefix="l"))
+    single = small_spec(folder, publish="kept")
+    sea = single.pop("target")
+    law = {"path": str(folder / "law"), "heldout": 0.25}
+    return single | {"targets": {"sea": sea, "law": law}}
+
+
+@pytest.fixture(scope="module")
+def made(ray_cluster, content):
+    listener = Quiet()
+    return run_spec(parse_spec(content, "spec"), listener), listener
+
+
+def test_each_target_has_a_selection_and_the_rest_is_made_once(made):
+    result, listener = made
+    sea, law = (result["chain"]["steps"][name] for name in ("sea", "law"))
+    assert [one["status"] for one in (sea, law)] == ["done", "done"]
+    a, b = (read_json(one["run"], "result.json")["artifacts"] for one in (sea, law))
+    for name in ("tokens", "tokenizer", "prior"):
+        assert a[name] == b[name]
+    assert a["scores"]["prior"] == b["scores"]["prior"]
+    assert a["conditional"] != b["conditional"] and a["selection"] != b["selection"]
+    assert (
+        sea["selection"]["sources"]["sea"]["kept_tokens"]
+        > (law["selection"]["sources"]["sea"]["kept_tokens"])
+    )
+    begun = {name: (total, reused) for name, total, reused in listener.steps}
+    for step in ("train prior", "tokenizer"):
+        assert begun[f"sea: {step}"] == (1, 0) and begun[f"law: {step}"] == (1, 1)
+    parts, reused = begun["law: score prior"]
+    fresh, before = begun["sea: score prior"]
+    assert before == 0 and parts - reused < fresh  # the held-out target alone
+
+
+def test_a_target_alone_is_the_same_run(made, content):
+    single = {**content, "target": content["targets"]["law"], "publish": "kept-law"}
+    del single["targets"]
+    found = run_job(parse_spec(single, "spec"), Quiet())
+    assert found["status"] == "nothing_to_do"
+    assert found["run"] == made[0]["chain"]["steps"]["law"]["run"]
+    assert found["published"]["name"] == "kept-law"
+
+
+def test_again_there_is_nothing_to_do(made, content):
+    assert plan_spec(parse_spec(content, "spec"))["status"] == "nothing_to_do"
+    assert run_spec(parse_spec(content, "spec"), Quiet())["status"] == "nothing_to_do"
+
+
+def test_selections_of_one_pool_come_behind_the_first(tmp_path):
+    def select(pool, **more):
+        return {
+            "job": "select",
+            "pool": {"path": pool},
+            "target": {"path": "b"},
+            "prior": {"model": MODEL, **LEARNING},
+            "selection": {"tau": 2},
+            **more,
+        }
+
+    steps = {"one": select("a"), "two": select("c"), "three": select("a"), "four": select("a")}
+    chain = Chain(parse_spec({"job": "chain", "steps": steps}, "spec"))
+    assert chain.behind == {"three": ["one"], "four": ["one"]}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"target": {"path": "x"}}, "give either `target` or `targets`"),
+        ({"targets": []}, "`targets` is a mapping"),
+        ({"targets": {"sea": {"paht": "x"}}}, "targets.sea: unknown key `target.paht`"),
+        ({"targets": {"A B": {"path": "x"}}}, "A B"),
+    ],
+)
+def test_mistakes_are_refused(content, changes, message):
+    with pytest.raises(SpecError, match=message):
+        parse_spec(content | changes, "spec")
+
+
+def test_the_schema_knows_targets(content):
+    from jsonschema import Draft202012Validator
+
+    checker = Draft202012Validator(schema("select"))
+    whole = yaml.safe_load(yaml.safe_dump(content))
+    assert not [*checker.iter_errors(whole)]
+    for wrong in (
+        whole | {"target": {"path": "x"}},
+        whole | {"targets": {}},
+        whole | {"targets": {"sea": {"paht": "x"}}},
+    ):
+        assert [*checker.iter_errors(wrong)]
