@@ -43,7 +43,7 @@ from stillhouse.pipelines.models import ModelRef, Models
 from stillhouse.pipelines.scan import scan
 from stillhouse.pipelines.scores import PoolScores, Scores
 from stillhouse.pipelines.tokenizer import scanned_tokenizer
-from stillhouse.pipelines.tokens import TokenizerRef, tokenise, without_dropped
+from stillhouse.pipelines.tokens import TokenizerRef, tokenise_job, without_dropped
 from stillhouse.selection.budget import top_k
 from stillhouse.selection.color import color_score
 from stillhouse.spec import ScoringSettings, SelectSpec
@@ -151,14 +151,14 @@ def prepare(folder: Path, num_tokens: int, clock: Clock) -> tuple[Prepared, Cont
         write_text(folder / "text", num_tokens)
     spec = make_spec(folder)
     ctx = Context(Store(spec.store), spec.compute, clock)
-    scans = scan(ctx, open_job_inputs(ctx.store, spec, list_job_inputs(spec))).sources
-    words = scanned_tokenizer(ctx, spec.tokenizer, spec.pool.paths, scans[:1])
-    pool, target, _ = tokenise(
-        ctx, spec.sequence_length, without_dropped(ctx, spec, scans, words), words
-    )
+    scans = scan(ctx, open_job_inputs(ctx.store, spec, list_job_inputs(spec)))
+    words = scanned_tokenizer(ctx, spec.tokenizer, spec.pool.paths, [scans.pool])
+    packings = without_dropped(ctx, spec, scans, words)
+    pool, targets, _ = tokenise_job(ctx, spec.sequence_length, packings, words)
+    tokens = {key: one.manifest for key, one in targets.items()}
     with Models(ctx, spec, words, {}) as models:
         prior = models.prior(pool.manifest, lambda _: None)
-        both = {"prior": prior, "conditional": models.conditional(prior, target.manifest)}
+        both = {"prior": prior, "conditional": models.conditional(prior, tokens)}
     return Prepared(ctx.store, spec, words, pool.manifest, both), ctx
 
 

@@ -51,7 +51,7 @@ def schema(job: str | None = None) -> dict[str, Any]:
         for one in known[name]:
             parts[one.__name__]["properties"]["sweep"] = _ref(SweepSettings)
     if "select" in known:
-        _add_targets(parts)
+        _loosen_targets(parts)
     if "chain" in known:
         step = _by_job({name: known[name] for name in steps})
         parts[ChainSpec.__name__]["properties"]["steps"] |= {
@@ -66,17 +66,15 @@ def schema(job: str | None = None) -> dict[str, Any]:
     }
 
 
-def _add_targets(parts: dict[str, Any]) -> None:
-    """`targets` in place of `target`."""
-    select = parts[SelectSpec.__name__]
-    select["required"] = [key for key in select["required"] if key != "target"]
-    select["oneOf"] = [{"required": [key]} for key in ("target", "targets")]
-    select["properties"]["targets"] = {
-        "type": "object",
-        "patternProperties": {STEP_NAME: _ref(TargetSource)},
+def _loosen_targets(parts: dict[str, Any]) -> None:
+    """Either `target` or `targets`, whose members have weights or not."""
+    parts[SelectSpec.__name__]["oneOf"] = [{"required": [key]} for key in ("target", "targets")]
+    several = parts[SelectSpec.__name__]["properties"]["targets"]
+    member = several.pop("additionalProperties")
+    several |= {
+        "patternProperties": {STEP_NAME: {"anyOf": [member, _ref(TargetSource)]}},
         "additionalProperties": False,
         "minProperties": 1,
-        "description": "several targets: a selection of the same pool for each, by name",
     }
 
 

@@ -93,7 +93,7 @@ class SelectJob(Job):
         """Tokens of the whole pool, where all of it was found packed."""
         scored = max((steps[n].tokens for n in _PART_BY_PART if n in steps), default=0)
         tokens = steps["tokens"].tokens if "tokens" in steps else 0
-        return scored or (max(tokens - _num_tokens(self.inputs.target), 0.0) if tokens else None)
+        return scored or (max(tokens - _target_tokens(self.inputs), 0.0) if tokens else None)
 
     def _walk_packed(self, ctx: Context) -> tuple[dict[str, StepWork], float, Inputs]:
         """Walk on behind the scan with the part of the pool that an earlier run packed.
@@ -138,7 +138,7 @@ def _estimates(
     spec: SelectSpec, inputs: JobInputs, packed: float, new: float, new_parts: int
 ) -> dict[str, Estimate]:
     """What each step reads or makes, where `packed` tokens of the pool exist, `new` do not yet."""
-    target, pool = _num_tokens(inputs.target), packed + new
+    target, pool = _target_tokens(inputs), packed + new
     model, trained = _model_flops(spec)
     conditional = spec.conditional.num_tokens or spec.conditional.epochs * target
     scoring = Estimate(packed, new, model, new_parts)
@@ -179,6 +179,11 @@ def _estimates(
         tokens = runs * (spec.train.num_tokens or kept)
         steps["train targets"] = Estimate(tokens, flops_per_token=trained)
     return steps
+
+
+def _target_tokens(inputs: JobInputs) -> float:
+    """Of all targets, estimated from bytes."""
+    return sum(_num_tokens(one) for one in inputs.targets.values())
 
 
 def _num_tokens(inputs: Inputs) -> float:

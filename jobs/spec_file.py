@@ -70,7 +70,7 @@ def parse_spec(content: dict[str, Any], path: str) -> AnySpec:
     if "sweep" in content:
         of = parse_spec({key: one for key, one in content.items() if key != "sweep"}, path)
         return _validated(SweepSpec, {"of": of, "sweep": content["sweep"]}, path)
-    if job == "select" and "targets" in content:
+    if job == "select" and _are_apart(content):
         content, job = by_target(content, path), "chain"
     elif job == "chain" and isinstance(content.get("steps"), dict):
         content = content | {"steps": _steps(content["steps"], path)}
@@ -81,6 +81,15 @@ def parse_spec(content: dict[str, Any], path: str) -> AnySpec:
     return _validated(model, content, path)
 
 
+def _are_apart(content: dict[str, Any]) -> bool:
+    """Whether a `select` has `targets` without weights: a selection for each."""
+    targets = content.get("targets")
+    if not isinstance(targets, dict):
+        return False
+    weighted = [isinstance(one, dict) and "weight" in one for one in targets.values()]
+    return bool(targets) and not any(weighted)
+
+
 def by_target(content: dict[str, Any], path: str) -> dict[str, Any]:
     """A `select` with `targets` as a chain: a step of the target's name for each.
 
@@ -88,11 +97,9 @@ def by_target(content: dict[str, Any], path: str) -> dict[str, Any]:
     for all.
 
     Raises:
-        SpecError: no mapping of names to targets, `target` beside it, or a wrong spec.
+        SpecError: `target` beside it, or a wrong spec.
     """
-    targets = content["targets"]
-    if not isinstance(targets, dict) or not targets:
-        raise SpecError(f"{path}: `targets` is a mapping: {{NAME: {{path: ...}}, ...}}")
+    targets: dict[str, Any] = content["targets"]
     if "target" in content:
         raise SpecError(f"{path}: give either `target` or `targets`")
     of_all = {key: content[key] for key in (*INHERITED, "compute", "name") if key in content}

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from urllib.parse import unquote
 
@@ -156,16 +157,21 @@ def scan_tasks(inputs: Inputs) -> list[ScanTask]:
 
 @dataclass(frozen=True, slots=True)
 class JobInputs:
-    """The data sources of a select job; `heldout` where it has files of its own."""
+    """The data sources of a select job: targets by key, and the held-out files of those that have
+    some of their own.
+    """
 
     pool: Inputs
-    target: Inputs
-    heldout: Inputs | None
+    targets: dict[str, Inputs]
+    heldouts: dict[str, Inputs]
     benchmarks: tuple[Inputs, ...] = ()
     takedown: TakedownLists | None = None
 
     def identity(self) -> list[Any]:
-        found = [x.identity() if x else None for x in (self.pool, self.target, self.heldout)]
+        found: list[Any] = [self.pool.identity()]
+        for key, target in self.targets.items():
+            heldout = self.heldouts.get(key)
+            found += [target.identity(), heldout and heldout.identity()]
         others = [one.identity() for one in self.benchmarks]
         taken = self.takedown.digest if self.takedown else None
         return [*found, *([others, taken] if others or taken else [])]
@@ -176,15 +182,16 @@ class Listing:
     """The files that a select job reads."""
 
     pool: list[FileInfo]
-    target: list[FileInfo]
-    heldout: list[FileInfo]
+    targets: dict[str, list[FileInfo]]
+    heldouts: dict[str, list[FileInfo]]
     benchmarks: list[list[FileInfo]]
     exclude: dict[str, list[FileInfo]]
 
     @property
     def all(self) -> list[list[FileInfo]]:
         """The files by data source."""
-        return [self.pool, self.target, self.heldout, *self.benchmarks, *self.exclude.values()]
+        domains = [*self.targets.values(), *self.heldouts.values()]
+        return [self.pool, *domains, *self.benchmarks, *self.exclude.values()]
 
 
 def list_job_inputs(spec: SelectSpec) -> Listing:
@@ -193,29 +200,33 @@ def list_job_inputs(spec: SelectSpec) -> Listing:
     Raises:
         InputError: a path matches nothing.
     """
-    heldout = spec.target.heldout
     return Listing(
         list_source(spec.pool),
-        list_source(spec.target),
-        list_source(heldout) if isinstance(heldout, DataSource) else [],
+        {key: list_source(one) for key, one in spec.domains.items()},
+        {key: list_source(one) for key, one in _heldout_files(spec).items()},
         [list_source(one) for one in spec.decontaminate],
         {k: list_documents(v) for k, v in spec.exclude.lists.items()} if spec.exclude else {},
     )
+
+
+def _heldout_files(spec: SelectSpec) -> dict[str, DataSource]:
+    """The held-out sources that have files of their own, by the key of their target."""
+    held = {key: one.heldout for key, one in spec.domains.items()}
+    return {key: one for key, one in held.items() if isinstance(one, DataSource)}
 
 
 def open_job_inputs(
     store: Store, spec: SelectSpec, listed: Listing, *, remember: bool = True
 ) -> JobInputs:
     """Digest all data sources of a job; `remember` the digests in the store."""
-    heldout, size = spec.target.heldout, spec.part_tokens
+    open_one = partial(open_inputs, store, part_tokens=spec.part_tokens, remember=remember)
+    targets, heldouts = spec.domains, _heldout_files(spec)
     return JobInputs(
-        open_inputs(store, spec.pool, listed.pool, size, remember=remember),
-        open_inputs(store, spec.target, listed.target, size, remember=remember),
-        open_inputs(store, heldout, listed.heldout, size, remember=remember)
-        if isinstance(heldout, DataSource)
-        else None,
+        open_one(spec.pool, listed.pool),
+        {key: open_one(targets[key], files) for key, files in listed.targets.items()},
+        {key: open_one(heldouts[key], files) for key, files in listed.heldouts.items()},
         tuple(
-            open_inputs(store, one, files, size, remember=remember)
+            open_one(one, files)
             for one, files in zip(spec.decontaminate, listed.benchmarks, strict=True)
         ),
         read_lists(spec.exclude, listed.exclude) if spec.exclude else None,

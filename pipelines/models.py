@@ -1,6 +1,6 @@
 """The models of a selection: prior, conditional, and the targets that evaluate it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -17,6 +17,7 @@ from stillhouse.pipelines.workers import Gang
 from stillhouse.selection.sampling import sample_rows
 from stillhouse.spec import ModelSettings, Optimisation, SelectSpec
 from stillhouse.storage.artifact import Manifest, Store
+from stillhouse.training.schedule import Share
 from stillhouse.training.seen import Ranges, add_rows, file_digests, rows_with, trained_rows
 from stillhouse.training.spec import TrainingSettings
 from stillhouse.training.task import Start, StartModel, TokenSet, TrainTask, choose, token_set
@@ -65,7 +66,7 @@ class Models:
         data = _sample(self._ctx.store, pool, settings.num_tokens // length, settings.seed)
         model = settings.model or ModelSettings()
         shape, step = self._shape(model), "train prior"
-        task = self._task(settings, shape, data, data.num_tokens, role="prior", init=model)
+        task = self._task(settings, shape, [data], data.num_tokens, role="prior", init=model)
         asked = choose(  # not from the data: a pin outlives new shards, which may change their size
             settings,
             width=model.hidden_size,
@@ -85,32 +86,37 @@ class Models:
         work.flops = 3.0 * shape.flops_per_token(length) * work.tokens
         return self._made(made, shape)
 
-    def conditional(self, prior: ModelRef, target: Manifest) -> ModelRef:
-        """The conditional: the prior fine-tuned on the target, or given."""
+    def conditional(self, prior: ModelRef, targets: Mapping[str, Manifest]) -> ModelRef:
+        """The conditional: the prior fine-tuned on the targets (tokens by key), or given."""
         if "conditional" in self._given:
             return self._given["conditional"]
         start: Start = "trained" if prior.trained_here else "given"
         init = StartModel(prior.folder, prior.fingerprint)
-        return self._tuned("conditional", prior, target, init, start)
+        return self._tuned("conditional", prior, targets, init, start)
 
-    def down(self, prior: ModelRef, target: Manifest) -> ModelRef:
-        """RHO-down's model: of the prior's architecture and sizes, trained on the target only."""
+    def down(self, prior: ModelRef, targets: Mapping[str, Manifest]) -> ModelRef:
+        """RHO-down's model: of the prior's architecture and sizes, trained on the targets only."""
         init = StartModel(prior.folder, prior.fingerprint, fresh=True)
         if prior.trained_here:
             init = self._spec.prior.model or ModelSettings()
-        return self._tuned("down", prior, target, init, "fresh")
+        return self._tuned("down", prior, targets, init, "fresh")
 
     def _tuned(
         self,
         role: str,
         prior: ModelRef,
-        target: Manifest,
+        targets: Mapping[str, Manifest],
         init: ModelSettings | StartModel,
         start: Start,
     ) -> ModelRef:
         settings, shape = self._spec.conditional, prior.shape
-        num_tokens = settings.num_tokens or round(settings.epochs * target.num_tokens)
-        data = token_set(self._ctx.store, target, "target")
+        tokens = sum(one.num_tokens for one in targets.values())
+        num_tokens = settings.num_tokens or round(settings.epochs * tokens)
+        weights = [one.weight for one in self._spec.targets.values()] or [1.0]
+        data = [
+            token_set(self._ctx.store, one, key, Share(weight))
+            for (key, one), weight in zip(targets.items(), weights, strict=True)
+        ]
         task = self._task(settings, shape, data, num_tokens, role=role, init=init, start=start)
         [made] = train_models(self._ctx, self._gang, f"train {role}", [task], shape)
         return self._made(made, shape)
@@ -129,7 +135,7 @@ class Models:
             self._task(
                 train.model_copy(update={"seed": seed}),
                 shape,
-                replace(token_set(store, selection, name), masked=answers),
+                [replace(token_set(store, selection, name), masked=answers)],
                 tokens,
                 role="target",
                 label=f"{name}, seed {seed}",
@@ -174,7 +180,7 @@ class Models:
         self,
         settings: Optimisation,
         shape: ModelShape,
-        data: TokenSet,
+        data: Sequence[TokenSet],
         num_tokens: int,
         *,
         role: str,
@@ -187,7 +193,7 @@ class Models:
         training = TrainingSettings(**content, eval_points=eval_points, keep_last=0)
         options |= {"role": role, "label": label or role}
         where = self._spec.compute, self._tokenizer
-        return make_task(*where, shape, [data], training, num_tokens, **options)
+        return make_task(*where, shape, data, training, num_tokens, **options)
 
 
 def _rows_with(seen: Ranges, item: tuple[str, list[str]]) -> NDArray[np.int64]:

@@ -8,9 +8,10 @@ from typing import Any
 
 import stillhouse.report.blocks as b
 from stillhouse import __version__
+from stillhouse.operating_settings import PriceSettings
 from stillhouse.pipelines.context import Context, StepWork
 from stillhouse.report.formatting import num_bytes, words
-from stillhouse.spec import JobSpec, Optimisation, PriceSettings
+from stillhouse.spec import JobSpec, Optimisation
 from stillhouse.storage.filesystem import join
 from stillhouse.storage.run_record import now
 

@@ -63,31 +63,46 @@ class Scan:
 
 @dataclass(frozen=True, slots=True)
 class Scanned:
-    """All data sources of a job, and their dead letters, if any; `benchmarks` lie apart."""
+    """Data sources, and their dead letters, if any."""
 
     sources: list[Scan]
     dead_letters: Manifest | None
-    benchmarks: tuple[Scan, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ScannedJob:
+    """The data sources of a select job, targets and their held-out files by the target's key."""
+
+    pool: Scan
+    targets: dict[str, Scan]
+    heldouts: dict[str, Scan]
+    benchmarks: list[Scan]
+    dead_letters: Manifest | None
 
     @property
     def all(self) -> list[Scan]:
-        return [*self.sources, *self.benchmarks]
+        domains = [*self.targets.values(), *self.heldouts.values()]
+        return [self.pool, *domains, *self.benchmarks]
 
 
-def scan(ctx: Context, inputs: JobInputs) -> Scanned:
-    """Hash every document of the pool, the target, the held-out (if it has files of its own), and
-    benchmarks.
+def scan(ctx: Context, inputs: JobInputs) -> ScannedJob:
+    """Hash every document of the pool, the targets, the held-out files, and benchmarks.
 
     Raises:
         InputError: as `scan_sources`.
     """
-    named = {"pool": inputs.pool, "target": inputs.target}
-    if inputs.heldout is not None:
-        named["target.heldout"] = inputs.heldout
+    named = {"pool": inputs.pool, **inputs.targets}
+    named |= {f"{key}.heldout": one for key, one in inputs.heldouts.items()}
     named |= {f"decontaminate.{i}": one for i, one in enumerate(inputs.benchmarks)}
-    scanned, end = scan_sources(ctx, named), len(named) - len(inputs.benchmarks)
-    sources = scanned.sources
-    return Scanned(sources[:end], scanned.dead_letters, tuple(sources[end:]))
+    scanned = scan_sources(ctx, named)
+    by_name = {one.name: one for one in scanned.sources}
+    return ScannedJob(
+        by_name["pool"],
+        {key: by_name[key] for key in inputs.targets},
+        {key: by_name[f"{key}.heldout"] for key in inputs.heldouts},
+        [by_name[f"decontaminate.{i}"] for i in range(len(inputs.benchmarks))],
+        scanned.dead_letters,
+    )
 
 
 def scan_sources(ctx: Context, named: Mapping[str, Inputs]) -> Scanned:
@@ -111,7 +126,7 @@ def scan_sources(ctx: Context, named: Mapping[str, Inputs]) -> Scanned:
     return Scanned(scans, letters)
 
 
-def dead_letters_uri(ctx: Context, scanned: Scanned) -> str | None:
+def dead_letters_uri(ctx: Context, scanned: ScannedJob) -> str | None:
     letters = scanned.dead_letters
     return ctx.store.path(DEAD_LETTERS, letters.fingerprint) if letters else None
 

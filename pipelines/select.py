@@ -14,7 +14,7 @@ from stillhouse.pipelines.context import Context
 from stillhouse.pipelines.given import ModelRef, Needs, given_models, given_paths
 from stillhouse.pipelines.inputs import JobInputs
 from stillhouse.pipelines.models import Models
-from stillhouse.pipelines.scan import Scanned, scan
+from stillhouse.pipelines.scan import ScannedJob, scan
 from stillhouse.pipelines.scores import PoolScores
 from stillhouse.pipelines.selection import Selected, select
 from stillhouse.pipelines.takedown import take_down
@@ -23,7 +23,8 @@ from stillhouse.pipelines.tokens import (
     Tokenised,
     TokenizerRef,
     pack_tasks,
-    tokenise,
+    together,
+    tokenise_job,
     without_dropped,
 )
 from stillhouse.selection.contamination import files_of
@@ -39,15 +40,18 @@ class SelectRun:
     """Everything that a select job made.
 
     Attributes:
+        domains: the target's, by their keys in the spec.
+        target, heldout: of all of them together.
         prior, conditional: None where a user's scorer replaces both models.
         benchmarks: their files, in the order of their numbers.
         selections: by rule; the job's own first, then the controls.
         trained: auxiliary models that the job trained itself, by role.
     """
 
-    scanned: Scanned
+    scanned: ScannedJob
     tokenizer: TokenizerRef
     pool: Tokenised
+    domains: dict[str, Tokenised]
     target: Tokenised
     heldout: Tokenised
     prior: ModelRef | None
@@ -74,14 +78,17 @@ def run_select(ctx: Context, spec: SelectSpec, inputs: JobInputs) -> SelectRun:
     scorers = {name for rule in rules for name in rule.scorers}
     given = _given(ctx, spec)
     scanned = scan(ctx, inputs)
-    tokenizer = scanned_tokenizer(ctx, spec.tokenizer, spec.pool.paths, scanned.sources[:1])
-    packing = without_dropped(ctx, spec, scanned.sources, tokenizer)
+    tokenizer = scanned_tokenizer(ctx, spec.tokenizer, spec.pool.paths, [scanned.pool])
+    packings = without_dropped(ctx, spec, scanned, tokenizer)
     benchmarks = [
         task
         for one in scanned.benchmarks
         for task in pack_tasks(ctx.store, one, [], tokenizer, spec.sequence_length)
     ]
-    pool, target, heldout = tokenise(ctx, spec.sequence_length, packing, tokenizer)
+    pool, domains, heldout = tokenise_job(ctx, spec.sequence_length, packings, tokenizer)
+    target = together(ctx.store, [*domains.values()])
+    target_tasks = [task for one in packings.targets.values() for task in one.tasks]
+    heldout_tasks = [task for one in packings.heldouts.values() for task in one.tasks]
     packed = PackedPool(ctx, spec, pool)
     packed.check_size()
     packed.check_shares()
@@ -92,15 +99,16 @@ def run_select(ctx: Context, spec: SelectSpec, inputs: JobInputs) -> SelectRun:
     prior_rows: dict[str, NDArray[np.int64]] = {}
     if spec.scorer is not None:
         code = find_code(spec.scorer.import_)
-        scores = {"own": scoring.own(code, packing[1].tasks)}
+        scores = {"own": scoring.own(code, target_tasks)}
     else:
         with models:
             prior = models.prior(pool.manifest, packed.check_size)
             prior_rows = models.prior_rows(prior, pool.manifest)
             packed.check_size(sum(map(len, prior_rows.values())))
-            conditional = models.conditional(prior, target.manifest)
+            tuned_on = {key: one.manifest for key, one in domains.items()}
+            conditional = models.conditional(prior, tuned_on)
             if "down" in scorers:
-                down = models.down(prior, target.manifest)
+                down = models.down(prior, tuned_on)
         scores = {
             "prior": scoring.losses("prior", prior),
             "conditional": scoring.losses("conditional", conditional),
@@ -108,18 +116,16 @@ def run_select(ctx: Context, spec: SelectSpec, inputs: JobInputs) -> SelectRun:
         if down is not None:
             scores["down"] = scoring.losses("down", down)
     if "dsir" in scorers:
-        scores["dsir"] = scoring.dsir(packing[1].tasks)
+        scores["dsir"] = scoring.dsir(target_tasks)
 
     candidates = Candidates(
         spec=spec,
         pool=packed,
         tokenizer=tokenizer,
         scores=scores,
-        contamination=scoring.contamination(packing[2].tasks),
+        contamination=scoring.contamination(heldout_tasks),
         benchmarks=scoring.decontamination(benchmarks),
-        takedown=take_down(
-            ctx, inputs.takedown, scanned.sources[0], pool.manifest, spec.selection.grain
-        ),
+        takedown=take_down(ctx, inputs.takedown, scanned.pool, pool.manifest, spec.selection.grain),
         prior_rows=prior_rows,
         prior_model=prior.folder.removeprefix(f"{ctx.store.uri}/") if prior is not None else "",
     )
@@ -134,6 +140,7 @@ def run_select(ctx: Context, spec: SelectSpec, inputs: JobInputs) -> SelectRun:
         scanned=scanned,
         tokenizer=tokenizer,
         pool=pool,
+        domains=domains,
         target=target,
         heldout=heldout,
         prior=prior,

@@ -83,6 +83,12 @@ def select_result(ctx: Context, spec: SelectSpec, made: SelectRun, run_uri: str)
         },
         "cost": cost_numbers(ctx.work) | {"paper": paper},
     }
+    if spec.targets:
+        pairs = zip(spec.targets.items(), made.domains.values(), strict=True)
+        numbers["targets"] = {
+            name: {"weight": one.weight, "num_tokens": tokens.manifest.num_tokens}
+            for (name, one), tokens in pairs
+        }
     length = made.pool.manifest.settings["sequence_length"]
     return assemble(
         ctx,

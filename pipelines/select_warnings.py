@@ -61,7 +61,7 @@ def select_warnings(
         *health.ties(tally.ties, made.kept.manifest.num_rows),
         *health.repeats(health.near_duplicates(texts), len(texts)),
         *health.remainder(counts),
-        *health.unreadable(made.scanned.sources[0].num_dead, counts["documents"]),
+        *health.unreadable(made.scanned.pool.num_dead, counts["documents"]),
         *health.too_short(*_searched_texts(ctx, made.candidates.contamination)),
         *health.too_short(*_searched_texts(ctx, made.candidates.benchmarks), "benchmarks' texts"),
         *_takedown(made),

@@ -65,9 +65,7 @@ def evaluate_models(
 ) -> Evaluation:
     """Every model, by what it is called, on every task; finished measurements are found."""
     compute = ctx.compute
-    host = HarnessHost(
-        compute.device, compute.gpus_of(compute.scorer), compute.threads_per_worker
-    )
+    host = HarnessHost(compute.device, compute.gpus_of(compute.scorer), compute.threads_per_worker)
     asked = [
         (label, step, model)
         for label, model in models.items()

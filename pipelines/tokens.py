@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from stillhouse.errors import ArtifactError, InputError
 from stillhouse.fingerprint import fingerprint
 from stillhouse.pipelines.context import Context, Step, perform
-from stillhouse.pipelines.scan import Scan
+from stillhouse.pipelines.scan import Scan, ScannedJob
 from stillhouse.spec import SelectSpec
 from stillhouse.storage.artifact import Manifest, Receipt, Store
 from stillhouse.storage.filesystem import list_names
@@ -60,33 +60,53 @@ class Packing:
     tasks: list[PackTask]
 
 
+@dataclass(frozen=True, slots=True)
+class Packings:
+    """What a select job packs; targets and held-out documents by the target's key."""
+
+    pool: Packing
+    targets: dict[str, Packing]
+    heldouts: dict[str, Packing]
+
+    @property
+    def all(self) -> list[Packing]:
+        return [self.pool, *self.targets.values(), *self.heldouts.values()]
+
+
 def without_dropped(
-    ctx: Context, spec: SelectSpec, scans: list[Scan], tokenizer: TokenizerRef
-) -> tuple[Packing, Packing, Packing]:
-    """Pool, target and held-out, each without the documents that it drops.
+    ctx: Context, spec: SelectSpec, scanned: ScannedJob, tokenizer: TokenizerRef
+) -> Packings:
+    """Pool, targets and held-out documents, each without what it drops.
 
     Later copies of a text are dropped (`deduplicate`); a target that has no held-out files of its
     own is split in two by groups of copies.
     """
-    pool, target = scans[:2]
-    copies = _duplicates(ctx, "duplicates", pool, spec) if ctx.packed is None else []
-    if len(scans) > 2:
-        heldout = scans[2]
-        sides = [
-            (pool, copies),
-            (target, _duplicates(ctx, "duplicates in target", target, spec)),
-            (heldout, _duplicates(ctx, "duplicates in heldout", heldout, spec)),
-        ]
+
+    def packed(scan: Scan, drops: Sequence[Receipt]) -> Packing:
+        tasks = pack_tasks(ctx.store, scan, drops, tokenizer, spec.sequence_length)
+        return Packing(scan, drops, tasks)
+
+    targets: dict[str, Packing] = {}
+    heldouts: dict[str, Packing] = {}
+    if ctx.packed is None:
+        pool = packed(scanned.pool, _duplicates(ctx, "duplicates", scanned.pool, spec))
     else:
-        train, held = _split_target(ctx, target, spec)
-        sides = [(pool, copies), (target, [train]), (target, [held])]
-    length = spec.sequence_length
-    packed = [Packing(s, d, pack_tasks(ctx.store, s, d, tokenizer, length)) for s, d in sides]
-    if ctx.packed is not None:
-        dropped = [ctx.packed[scan.fingerprint] for scan in pool.tasks]
-        tasks = [replace(t, dropped=d) for t, d in zip(packed[0].tasks, dropped, strict=True)]
-        packed[0] = Packing(pool, copies, tasks)
-    return packed[0], packed[1], packed[2]
+        whole = packed(scanned.pool, [])
+        dropped = [ctx.packed[scan.fingerprint] for scan in scanned.pool.tasks]
+        tasks = [replace(t, dropped=d) for t, d in zip(whole.tasks, dropped, strict=True)]
+        pool = replace(whole, tasks=tasks)
+    for key, target in scanned.targets.items():
+        if key in scanned.heldouts:
+            heldout = scanned.heldouts[key]
+            targets[key] = packed(target, _duplicates(ctx, f"duplicates in {key}", target, spec))
+            step = f"duplicates in {key}.heldout"
+            heldouts[key] = packed(heldout, _duplicates(ctx, step, heldout, spec))
+        else:
+            share = spec.domains[key].heldout
+            assert isinstance(share, float)
+            train, held = _split_target(ctx, target, share, spec)
+            targets[key], heldouts[key] = packed(target, [train]), packed(target, [held])
+    return Packings(pool, targets, heldouts)
 
 
 def _duplicates(ctx: Context, step: str, scanned: Scan, spec: SelectSpec) -> list[Receipt]:
@@ -99,10 +119,9 @@ def _duplicates(ctx: Context, step: str, scanned: Scan, spec: SelectSpec) -> lis
     return perform(ctx, Step(step, tasks, unit="ranges"))
 
 
-def _split_target(ctx: Context, scanned: Scan, spec: SelectSpec) -> list[Receipt]:
-    """Split the target into a training and a held-out side, duplicates on the same side."""
-    share, scans = spec.target.heldout, tuple(scanned.receipts)
-    assert isinstance(share, float)
+def _split_target(ctx: Context, scanned: Scan, share: float, spec: SelectSpec) -> list[Receipt]:
+    """Split a target into a training and a held-out side, duplicates on the same side."""
+    scans = tuple(scanned.receipts)
     tasks = [SplitTask(scans, share, spec.deduplicate, held_out) for held_out in (False, True)]
     return perform(ctx, Step("split target", tasks, unit="sides"))
 
@@ -142,7 +161,7 @@ def tokenise(
     sequence_length: int,
     packing: Sequence[Packing],
     tokenizer: TokenizerRef,
-    names: Sequence[str] = ("pool", "target", "target.heldout"),
+    names: Sequence[str],
 ) -> list[Tokenised]:
     """Tokenise and pack several sources in one step; `names` are their keys in the spec.
 
@@ -158,6 +177,41 @@ def tokenise(
         made.append(_manifest(ctx.store, what, group, mine, tokenizer, sequence_length))
     ctx.work["tokens"].tokens = sum(one.manifest.num_tokens for one in made)
     return made
+
+
+def tokenise_job(
+    ctx: Context, sequence_length: int, packings: Packings, tokenizer: TokenizerRef
+) -> tuple[Tokenised, dict[str, Tokenised], Tokenised]:
+    """Tokenise and pack a select job's sources: the pool, the targets by key, and all held-out
+    documents together.
+
+    Raises:
+        InputError: as `tokenise`.
+    """
+    keys = [*packings.targets]
+    names = ["pool", *keys, *(f"{key}.heldout" for key in keys)]
+    pool, *others = tokenise(ctx, sequence_length, packings.all, tokenizer, names)
+    targets, heldouts = others[: len(keys)], others[len(keys) :]
+    return pool, dict(zip(keys, targets, strict=True)), together(ctx.store, heldouts)
+
+
+def together(store: Store, made: Sequence[Tokenised]) -> Tokenised:
+    """Several tokens artifacts of one tokenizer as one, without copying anything."""
+    if len(made) == 1:
+        return made[0]
+    manifests = [one.manifest for one in made]
+    units = [unit for one in manifests for unit in one.inputs["units"]]
+    counts = sum((one.counts for one in made), Counter[str]())
+    drops = [drop for one in manifests for drop in one.inputs["drops"]]
+    whole = Manifest(
+        kind="tokens",
+        fingerprint=fingerprint(["tokens", [unit["task"] for unit in units]]),
+        parts=tuple(part for one in manifests for part in one.parts),
+        inputs={"units": units, "drops": drops},
+        settings=manifests[0].settings,
+        totals=dict(sorted(counts.items())),
+    )
+    return Tokenised(store.put_manifest(whole), [files for one in made for files in one.files])
 
 
 def _manifest(

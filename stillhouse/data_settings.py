@@ -143,6 +143,14 @@ class TargetSource(DataSource):
     )
 
 
+class WeightedTarget(TargetSource):
+    """One of the target domains of a mixture; its name is the default of `source`."""
+
+    weight: Annotated[float, Field(gt=0.0)] = Field(
+        description="share of the mixture that the conditional is trained on, in proportion"
+    )
+
+
 class ExcludeSettings(Settings):
     """A take-down: documents of the pool that no new selection holds, nor any copy of their text.
     Lists are text files with a value a line, or Parquet or JSON Lines with a column.

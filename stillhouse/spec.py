@@ -18,9 +18,11 @@ from stillhouse.data_settings import (
     TargetSource,
     TokenizerSettings,
     TokenizerTraining,
+    WeightedTarget,
     with_own_tokenizer,
 )
 from stillhouse.evaluation.settings import EVALUATE, EvaluateSettings
+from stillhouse.operating_settings import FailureSettings, PriceSettings, TrackSettings
 from stillhouse.selection.own_settings import OwnScorerSettings
 from stillhouse.settings import Count, Settings, Share, refuse_secret_urls, refuse_secrets
 from stillhouse.storage.names import NAME_PATTERN
@@ -219,50 +221,6 @@ class TrainSettings(Optimisation):
         return self.seeds if self.seeds else [self.seed]
 
 
-class FailureSettings(Settings):
-    """Who is told when `run` ends with an error."""
-
-    webhook_env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] = Field(
-        description="the environment variable with the address of a webhook, which gets a JSON "
-        "object with `text`, `error`, `exit_code`, `run` and `store`; never the address itself"
-    )
-
-
-class TrackSettings(Settings):
-    """Trackers of experiments, each an extra; a tracker that fails costs a warning."""
-
-    tensorboard: str | None = Field(default=None, description="a local folder for event files")
-    wandb: str | None = Field(
-        default=None, description="a project; `WANDB_MODE=offline` keeps runs on this machine"
-    )
-    mlflow: str | None = Field(
-        default=None, description="a tracking URI: a server's address, or a local folder"
-    )
-
-    @property
-    def modules(self) -> tuple[str, ...]:
-        """The modules of extras that it needs."""
-        return tuple(self.model_dump(exclude_none=True))
-
-
-class PriceSettings(Settings):
-    """What the cluster costs, in any currency."""
-
-    gpu_hour: Annotated[float, Field(ge=0)] = Field(
-        default=0, description="of a GPU, with the CPUs beside it"
-    )
-    cpu_hour: Annotated[float, Field(ge=0)] = Field(
-        default=0, description="of a core of a worker without GPU"
-    )
-    gb_month: Annotated[float, Field(ge=0)] = Field(
-        default=0, description="of 10^9 bytes in the store"
-    )
-
-    def of_compute(self, gpu_seconds: float, cpu_seconds: float) -> float:
-        """The price of what workers held."""
-        return (gpu_seconds * self.gpu_hour + cpu_seconds * self.cpu_hour) / 3600
-
-
 class JobSpec(Settings):
     """The keys of every job's spec, which are not part of the identity of its results."""
 
@@ -339,7 +297,12 @@ class SelectSpec(JobSpec):
 
     job: Literal["select"]
     pool: PoolSource
-    target: TargetSource
+    target: TargetSource | None = None
+    targets: dict[str, WeightedTarget] = Field(
+        default={},
+        description="instead of `target`: several domains by name; with a `weight` each, one "
+        "selection for their mixture, else a selection for each (guide.md)",
+    )
     tokenizer: TokenizerSettings = Field(
         default=TokenizerSettings(train=TokenizerTraining()),
         description="default: that of the models given by path, else one trained on the pool",
@@ -388,9 +351,21 @@ class SelectSpec(JobSpec):
         given = self.prior != PriorSettings() or self.conditional != ConditionalSettings()
         if self.scorer is not None and given:
             raise ValueError("give either `scorer`, or `prior` and `conditional`")
+        if bool(self.targets) == (self.target is not None):
+            raise ValueError("give either `target` or `targets`")
         if self.evaluate is not None and self.train is None:
             raise ValueError("`evaluate` measures the models of `train`, which is not there")
         return self
+
+    @property
+    def domains(self) -> dict[str, TargetSource]:
+        """The target's domains by their keys in the spec."""
+        if self.target is not None:
+            return {"target": self.target}
+        return {
+            f"targets.{name}": one if one.source else one.model_copy(update={"source": name})
+            for name, one in self.targets.items()
+        }
 
     @property
     def rule(self) -> str:

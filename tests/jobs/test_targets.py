@@ -85,7 +85,7 @@ def test_selections_of_one_pool_come_behind_the_first(tmp_path):
     ("changes", "message"),
     [
         ({"target": {"path": "x"}}, "give either `target` or `targets`"),
-        ({"targets": []}, "`targets` is a mapping"),
+        ({"targets": []}, "`targets`"),
         ({"targets": {"sea": {"paht": "x"}}}, "targets.sea: unknown key `target.paht`"),
         ({"targets": {"A B": {"path": "x"}}}, "A B"),
     ],
@@ -107,3 +107,49 @@ def test_the_schema_knows_targets(content):
         whole | {"targets": {"sea": {"paht": "x"}}},
     ):
         assert [*checker.iter_errors(wrong)]
+
+
+def weighted(content, sea, law):
+    """One selection for a mixture of the two targets."""
+    targets = {"sea": {**content["targets"]["sea"], "weight": sea}}
+    targets["law"] = {**content["targets"]["law"], "weight": law}
+    whole = content | {"targets": targets, "train": {"model": MODEL, **LEARNING}}
+    return parse_spec({k: v for k, v in whole.items() if k != "publish"}, "spec")
+
+
+@pytest.fixture(scope="module")
+def mixed(made, content):
+    """Of nine parts sea, one part law."""
+    return run_job(weighted(content, 9, 1), Quiet())
+
+
+def test_weights_make_one_selection_of_the_mixture(mixed, made, content):
+    sea, law = (mixed["targets"][name] for name in ("sea", "law"))
+    assert (sea["weight"], law["weight"]) == (9, 1)
+    assert mixed["work"]["train prior"] == {"parts": 1, "reused": 1}
+    manifest = read_json(mixed["artifacts"]["conditional"], "manifest.json")
+    sets = manifest["inputs"]["data"]["sets"]
+    assert [one["weight"] for one in sets] == [9, 1]
+    drawn = manifest["totals"]["num_tokens"]
+    assert drawn == pytest.approx(sea["num_tokens"] + law["num_tokens"], rel=0.1)
+    kept = mixed["selection"]["sources"]
+    assert kept["sea"]["kept_tokens"] > kept["law"]["kept_tokens"]
+
+
+def test_the_held_out_text_of_a_mixture_is_that_of_all(mixed, made):
+    heldout = read_json(mixed["artifacts"]["heldout_tokens"], "manifest.json")
+    alone = [
+        read_json(read_json(one["run"], "result.json")["artifacts"][name], "manifest.json")
+        for one in made[0]["chain"]["steps"].values()
+        for name in ("heldout_tokens",)
+    ]
+    parts = [part["sha256"] for one in alone for part in one["parts"]]
+    assert [part["sha256"] for part in heldout["parts"]] == parts
+    [label] = list(mixed["target"])
+    assert label == "color" and mixed["target"]["color"]["heldout_nll"] > 0
+
+
+def test_other_weights_are_another_selection(content, made):
+    other = run_job(weighted(content, 1, 9), Quiet())
+    kept = other["selection"]["sources"]
+    assert kept["law"]["kept_tokens"] > kept["sea"]["kept_tokens"]
