@@ -228,11 +228,25 @@ def silence_of(address: str) -> str | None:
     return None
 
 
+def died_here() -> str | None:
+    """Which process of a Ray that was started in this process has ended; None where none has.
+
+    Ray itself may wait for ever for a raylet that was killed together with its workers.
+    """
+    from ray._private import worker
+
+    node: Any = worker._global_node  # pyright: ignore[reportPrivateUsage]
+    dead = node.dead_processes() if node is not None else []
+    return f"Ray's {dead[0][0]} on this machine has died" if dead else None
+
+
 def _watch(address: str, ended: threading.Event, lost: Callable[[str], None]) -> None:
-    """Call `lost` when the head has not answered for more than a minute, as long as Ray waits."""
+    """Call `lost` when the head has not answered for more than a minute, as long as Ray waits, or a
+    process of a local Ray has been dead for as long.
+    """
     failures = 0
     while not ended.wait(_WATCH_S):
-        gone = silence_of(address)
+        gone = silence_of(address) or died_here()
         failures = failures + 1 if gone else 0
         if gone and failures >= _MAX_FAILURES:
             lost(gone)

@@ -83,9 +83,7 @@ def _store_and_folder(uri: str) -> tuple[str, str]:
     store, mark, name = uri.rpartition("#")
     if mark and "/" not in name:
         store = absolute_uri(store)
-        published = names.current(store, name)
-        if published is None:
-            raise ArtifactError(f"nothing is published under {name!r} in {store}")
+        published = names.published(store, name)
         return store, f"{published.kind}/{published.selection}"
     folder = absolute_uri(uri)
     if exists(join(folder, MARKER)):

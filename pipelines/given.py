@@ -79,9 +79,7 @@ def find_input(store: Store, name: str, section: str = "data") -> str:
     place, mark, published_name = name.rpartition("#")
     if mark and "/" not in published_name:
         place = absolute_uri(place) if place else store.uri
-        published = names.current(place, published_name)
-        if published is None:
-            raise ArtifactError(f"nothing is published under {published_name!r} in {place}")
+        published = names.published(place, published_name)
         return join(place, published.kind, published.selection)
     folder = absolute_uri(name)
     if _ID.fullmatch(name) and not exists(folder):

@@ -310,16 +310,15 @@ def open_distilled(uri: str) -> Distilled:
 
 
 def find_folder(uri: str, sought: Sought) -> str:
-    """The folder of an artifact by its own URI, that of the run that made it, or `STORE#name`.
+    """The folder of an artifact by its own URI, that of the run that made it, `STORE#name`, or
+    `STORE#name@version`.
 
     Raises:
         ArtifactError: an unfinished run, a name that is not published, or one of another kind.
     """
     store, mark, name = uri.rpartition("#")
     if mark and "/" not in name:
-        published = names.current(absolute_uri(store), name)
-        if published is None:
-            raise ArtifactError(f"nothing is published under {name!r} in {store}")
+        published = names.published(absolute_uri(store), name)
         if published.kind != sought.kind:
             raise ArtifactError(f"{uri} stands for one of `{published.kind}`, not {sought.noun}")
         return join(absolute_uri(store), sought.kind, published.selection)

@@ -94,6 +94,23 @@ def current(store: str, name: str) -> Version | None:
     return _read(folder, numbers[-1]) if numbers else None
 
 
+def published(store: str, name: str) -> Version:
+    """The version that `NAME` (the current one) or `NAME@VERSION` stands for.
+
+    Raises:
+        ArtifactError: nothing is published under the name, or it has no such version.
+    """
+    name, mark, number = name.partition("@")
+    now = current(store, name)
+    if now is None:
+        raise ArtifactError(f"nothing is published under {name!r} in {store}")
+    if not mark:
+        return now
+    if not number.isdecimal():
+        raise ArtifactError(f"`{name}@{number}`: a version is a number: `{name}@{now.number}`")
+    return _numbered(store, name, int(number))
+
+
 def check_owner(version: Version | None, name: str, spec: dict[str, Any], store: str) -> None:
     """Refuse a name whose last run had another spec.
 
@@ -216,10 +233,15 @@ def _owner(last: Publication | None) -> dict[str, Any] | None:
 
 
 def _identity(spec: dict[str, Any]) -> dict[str, Any]:
-    """The settings of a spec that decide what it publishes; a take-down goes on under its name."""
+    """The settings of a spec that decide what it publishes; a take-down goes on under its name.
+
+    Without sections that are not there: an older release may not have known them.
+    """
+    spec = {key: value for key, value in spec.items() if value not in (None, [], {})}
     if spec.get("job") != "select":
         return spec
-    kept = {key: value for key, value in spec.items() if key not in {"train", "exclude"}}
+    apart = {"train", "evaluate", "exclude"}
+    kept = {key: value for key, value in spec.items() if key not in apart}
     scoring = {k: v for k, v in spec.get("scoring", {}).items() if k not in _SPEED}
     return kept | {"scoring": scoring} if scoring else {k: kept[k] for k in kept if k != "scoring"}
 

@@ -5,6 +5,7 @@ import os
 import select
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -150,3 +151,30 @@ def test_a_head_that_dies_takes_no_driver_with_it_in_silence(
     assert (done.returncode, "run the same command again" in done.stderr) == (4, True), done.stderr
     (record,) = statuses(bench, store)
     assert record["state"] == "stopped"
+
+
+def test_a_dead_raylet_is_noticed_where_ray_waits(tmp_path):
+    script = """
+import os, signal, sys, time
+import ray
+from ray._private import worker
+from stillhouse.jobs.cluster import died_here
+ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
+print(died_here(), flush=True)
+[raylet] = worker._global_node.all_processes["raylet"]
+os.kill(raylet.process.pid, signal.SIGKILL)
+until = time.time() + 60
+while died_here() is None and time.time() < until:
+    time.sleep(0.01)
+print(died_here(), flush=True)
+os._exit(0)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env=clean_environment(tmp_path),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+    )
+    first, *_, last = done.stdout.splitlines()
+    assert (first, last) == ("None", "Ray's raylet on this machine has died"), done.stderr

@@ -124,3 +124,23 @@ def test_names_of_specs(name):
         names.split_name(f"./store#{name}")
     assert names.split_name("s3://b/p#books-daily") == ("s3://b/p", "books-daily")
     assert names.split_name("books-daily", "./store") == ("./store", "books-daily")
+
+
+def test_a_name_at_a_version(folder):
+    for selection in "ab":
+        publish_run(folder, "books", made(selection))
+    assert [names.published(folder, n).selection for n in ("books", "books@1")] == ["b", "a"]
+    for wrong, message in (
+        ("books@3", "no version 3: it has 1 to 2"),
+        ("books@last", "a version is a number: `books@2`"),
+        ("other@1", "nothing is published under 'other'"),
+    ):
+        with pytest.raises(ArtifactError, match=message):
+            names.published(folder, wrong)
+
+
+def test_a_release_that_knows_more_sections_has_the_same_spec(folder):
+    publish_run(folder, "books", made("a"))
+    newer = SPEC | {"decontaminate": [], "evaluate": {"tasks": ["copa"]}, "targets": {}, "x": None}
+    version, new = publish_run(folder, "books", made("b", spec=newer))
+    assert new and version.number == 2
