@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from stillhouse.errors import require
-from stillhouse.evaluation.settings import EvaluateSettings
+from stillhouse.evaluation.settings import TaskEvaluation
 from stillhouse.evaluation.tasks import TaskSource, list_tasks, open_tasks
 from stillhouse.jobs.kinds import Job, parts_row, speeds_of
 from stillhouse.pipelines.context import Context
@@ -18,7 +18,7 @@ class EvaluatedJob(Job):
 
     tasks: Sequence[TaskSource] = ()
 
-    def __init__(self, job: Job, settings: EvaluateSettings) -> None:
+    def __init__(self, job: Job, settings: TaskEvaluation) -> None:
         require("lm_eval")
         self._job, self._settings = job, settings
         self._listed = list_tasks(settings)

@@ -7,8 +7,8 @@ from typing import Any
 
 import stillhouse.report.blocks as b
 from stillhouse.errors import InputError, SpecError
-from stillhouse.evaluation.harness import EvaluationTask, HarnessHost, check_task
-from stillhouse.evaluation.settings import EvaluateSettings
+from stillhouse.evaluation.harness import HarnessHost, HarnessTask, check_task
+from stillhouse.evaluation.settings import TaskEvaluation
 from stillhouse.evaluation.tasks import TaskSource
 from stillhouse.pipelines.context import Context, Step, perform, run_tasks
 from stillhouse.report.formatting import words
@@ -27,7 +27,7 @@ _NOTE = (
 
 
 @dataclass(frozen=True, slots=True)
-class Evaluation:
+class TaskResults:
     """What was measured.
 
     Attributes:
@@ -59,10 +59,10 @@ def check_tasks(ctx: Context, tasks: Sequence[TaskSource]) -> None:
 
 def evaluate_models(
     ctx: Context,
-    settings: EvaluateSettings,
+    settings: TaskEvaluation,
     tasks: Sequence[TaskSource],
     models: Mapping[str, Manifest],
-) -> Evaluation:
+) -> TaskResults:
     """Every model, by what it is called, on every task; finished measurements are found."""
     compute = ctx.compute
     host = HarnessHost(compute.device, compute.gpus_of(compute.scorer), compute.threads_per_worker)
@@ -73,7 +73,7 @@ def evaluate_models(
     ]
     harness = version("lm_eval")
     todo = [
-        EvaluationTask(
+        HarnessTask(
             model=model.fingerprint,
             step=step,
             source=source,
@@ -88,7 +88,7 @@ def evaluate_models(
         for source in tasks
     ]
     receipts = perform(ctx, Step(STEP, todo, host, compute.scorers, compute.scorer, unit="rows"))
-    made = Evaluation({}, {}, {}, {})
+    made = TaskResults({}, {}, {}, {})
     found = iter(receipts)
     for label, step, _ in asked:
         results: dict[str, dict[str, float]] = {}
@@ -112,7 +112,7 @@ def _kept_steps(ctx: Context, model: Manifest) -> list[int]:
     return [step for step in steps if step < model.totals["num_steps"]]
 
 
-def evaluation_numbers(made: Evaluation) -> dict[str, Any]:
+def evaluation_numbers(made: TaskResults) -> dict[str, Any]:
     """The object `evaluate` of `run --json`."""
     numbers: dict[str, Any] = {"models": made.models, "rows": made.num_rows}
     if made.checkpoints:
@@ -123,7 +123,7 @@ def evaluation_numbers(made: Evaluation) -> dict[str, Any]:
     return numbers | {"chance": made.chances}
 
 
-def evaluation_section(made: Evaluation) -> b.Section:
+def evaluation_section(made: TaskResults) -> b.Section:
     """A table of models and tasks, and the course of the checkpoints."""
     first = next(iter(made.models.values()))
     shown = {task: name for task, metrics in first.items() if (name := _main_metric(metrics))}

@@ -21,7 +21,7 @@ from stillhouse.data_settings import (
     WeightedTarget,
     with_own_tokenizer,
 )
-from stillhouse.evaluation.settings import EVALUATE, EvaluateSettings
+from stillhouse.evaluation.settings import EVALUATE, TaskEvaluation
 from stillhouse.operating_settings import FailureSettings, PriceSettings, TrackSettings
 from stillhouse.selection.own_settings import OwnScorerSettings
 from stillhouse.settings import Count, Settings, Share, refuse_secret_urls, refuse_secrets
@@ -329,7 +329,7 @@ class SelectSpec(JobSpec):
     scoring: ScoringSettings = ScoringSettings()
     selection: SelectionSettings
     train: TrainSettings | None = None
-    evaluate: EvaluateSettings | None = EVALUATE
+    evaluate: TaskEvaluation | None = EVALUATE
 
     @model_validator(mode="before")
     @classmethod

@@ -27,7 +27,7 @@ _BOOTSTRAPS = 100
 
 
 @dataclass(frozen=True)
-class EvaluationTask(Task):
+class HarnessTask(Task):
     """A model, or one of its checkpoints, measured on one task.
 
     Its receipt's info has `results` (by task, since a name may be that of a group: metrics and
@@ -115,7 +115,7 @@ class ModelHost:
     _key: tuple[str, int | None, int] | None = None
     _model: Any = field(default=None, repr=False)
 
-    def model(self, store: Store, task: EvaluationTask) -> Any:
+    def model(self, store: Store, task: HarnessTask) -> Any:
         key = (task.folder, task.step, task.batch_size)
         if key != self._key:
             self._key = self._model = None
@@ -124,7 +124,7 @@ class ModelHost:
         return self._model
 
 
-def _harness_model(store: Store, task: EvaluationTask, device: Any) -> Any:
+def _harness_model(store: Store, task: HarnessTask, device: Any) -> Any:
     """The model as the harness wants it; its tokenizer is the one in its folder."""
     from lm_eval.models import huggingface
     from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer
@@ -156,7 +156,7 @@ def _harness_model(store: Store, task: EvaluationTask, device: Any) -> Any:
         )
 
 
-def _put_checkpoint(store: Store, task: EvaluationTask, model: Any) -> None:
+def _put_checkpoint(store: Store, task: HarnessTask, model: Any) -> None:
     """Give the model the weights of one of its training's checkpoints."""
     import torch
 

@@ -51,7 +51,7 @@ _Task = Annotated[
 ]
 
 
-class EvaluateSettings(Settings):
+class TaskEvaluation(Settings):
     """Tasks that every model of the job is measured on once it is trained."""
 
     tasks: Annotated[list[_Task], Field(min_length=1)] = Field(

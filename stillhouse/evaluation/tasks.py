@@ -10,7 +10,7 @@ import yaml
 
 from stillhouse.custom_code import CustomCode
 from stillhouse.errors import InputError, SpecError
-from stillhouse.evaluation.settings import YAML_SUFFIXES, EvaluateSettings, TaskFiles
+from stillhouse.evaluation.settings import YAML_SUFFIXES, TaskEvaluation, TaskFiles
 from stillhouse.storage.artifact import Store
 from stillhouse.storage.digests import digest_files
 from stillhouse.storage.filesystem import FileInfo, join, list_files, read_bytes
@@ -50,7 +50,7 @@ class ListedTask:
     files: tuple[FileInfo, ...] = ()
 
 
-def list_tasks(settings: EvaluateSettings) -> list[ListedTask]:
+def list_tasks(settings: TaskEvaluation) -> list[ListedTask]:
     """The tasks of a spec, their files listed.
 
     Raises:
@@ -135,7 +135,7 @@ def _strings(value: Any) -> Iterator[str]:
             yield from _strings(item)
 
 
-class _Loader(yaml.SafeLoader):
+class _TaskFileLoader(yaml.SafeLoader):
     """Reads `!function module.name` as that text."""
 
 
@@ -143,7 +143,7 @@ def _tagged(loader: yaml.SafeLoader, suffix: str, node: yaml.Node) -> str:
     return f"!{suffix} {getattr(node, 'value', '')}"
 
 
-_Loader.add_multi_constructor("!", _tagged)
+_TaskFileLoader.add_multi_constructor("!", _tagged)
 
 
 def read_task_file(uri: str) -> Any:
@@ -153,7 +153,7 @@ def read_task_file(uri: str) -> Any:
         SpecError: no YAML. InputError: no such file.
     """
     try:
-        return yaml.load(read_bytes(uri), _Loader)
+        return _TaskFileLoader(read_bytes(uri)).get_single_data()
     except yaml.YAMLError as error:
         reason = re.sub(r"\s+", " ", str(error))[:200]
         raise SpecError(f"`evaluate.tasks`: {uri} is no YAML: {reason}") from None

@@ -8,7 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from stillhouse.data_settings import FROM_SETTING, FileFormat, with_own_tokenizer
 from stillhouse.errors import SpecError
-from stillhouse.evaluation.settings import EVALUATE, EvaluateSettings
+from stillhouse.evaluation.settings import EVALUATE, TaskEvaluation
 from stillhouse.mixing.arms import ArmPart
 from stillhouse.mixing.decisions import Replay
 from stillhouse.mixing.doremi import DoReMi
@@ -165,7 +165,7 @@ class MixSpec(JobSpec):
     model: MixModel = MixModel()
     policy: NamedPolicy = Ucb1(name="ucb1")
     train: MixTraining = MixTraining()
-    evaluate: EvaluateSettings | None = EVALUATE
+    evaluate: TaskEvaluation | None = EVALUATE
     controls: list[Control] = Field(
         default=[], description="baselines: other rules with as many gradient passes"
     )

@@ -7,7 +7,7 @@ from pydantic import ConfigDict, Field, field_validator, model_validator
 from stillhouse.compute_settings import device_type, group_backend
 from stillhouse.data_settings import FROM_SETTING, PartTokens, TokenizerSettings
 from stillhouse.errors import SpecError
-from stillhouse.evaluation.settings import EVALUATE, EvaluateSettings
+from stillhouse.evaluation.settings import EVALUATE, TaskEvaluation
 from stillhouse.settings import OneOrMore
 from stillhouse.spec import Count, JobSpec, ModelSettings, Optimisation, ScoringSettings, Settings
 from stillhouse.storage.task import identity
@@ -288,7 +288,7 @@ class TrainSpec(JobSpec):
         default="auto", description="tokens a part that is made of documents; auto: as `select`"
     )
     train: TrainingSettings = TrainingSettings()
-    evaluate: EvaluateSettings | None = EVALUATE
+    evaluate: TaskEvaluation | None = EVALUATE
     online: OnlineSettings | None = Field(
         default=None, description="models and share of `train.select: online`"
     )

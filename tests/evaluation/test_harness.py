@@ -9,8 +9,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from stillhouse.errors import InputError, SpecError
-from stillhouse.evaluation.harness import EvaluationTask, HarnessHost, check_task
-from stillhouse.evaluation.settings import EvaluateSettings
+from stillhouse.evaluation.harness import HarnessHost, HarnessTask, check_task
+from stillhouse.evaluation.settings import TaskEvaluation
 from stillhouse.evaluation.tasks import list_tasks, open_tasks
 from stillhouse.storage.artifact import Store
 from stillhouse.training.checkpoint import Checkpoints, Snapshot
@@ -39,7 +39,7 @@ def write(path, rows):
 
 def source_of(task, store):
     [source] = open_tasks(
-        store, list_tasks(EvaluateSettings.model_validate({"tasks": [task]})), remember=True
+        store, list_tasks(TaskEvaluation.model_validate({"tasks": [task]})), remember=True
     )
     return source
 
@@ -48,7 +48,7 @@ def measured(task, tmp_path, model, **changes):
     store = Store(str(tmp_path / "store"))
     fields = {"step": None, "num_fewshot": None, "limit": None, "batch_size": 4, "bos_id": None}
     fields |= {"model": "m", "harness": "1", "folder": model} | changes
-    made = EvaluationTask(source=source_of(task, store), **fields)
+    made = HarnessTask(source=source_of(task, store), **fields)
     return made.run(store, HarnessHost("cpu", 0, 1).build(store), None)
 
 
@@ -207,8 +207,8 @@ def test_task_files_that_cannot_be_used(content, error, message, tmp_path):
 def test_settings_that_are_refused(tmp_path):
     path = write(tmp_path / "rows.jsonl", ROWS)
     with pytest.raises(SpecError, match="two are called 'rows'"):
-        list_tasks(EvaluateSettings.model_validate({"tasks": [path, path]}))
+        list_tasks(TaskEvaluation.model_validate({"tasks": [path, path]}))
     with pytest.raises(ValueError, match="is one `path` alone"):
-        EvaluateSettings.model_validate({"tasks": [{"path": "own.yaml", "name": "x"}]})
+        TaskEvaluation.model_validate({"tasks": [{"path": "own.yaml", "name": "x"}]})
     with pytest.raises(InputError):
-        list_tasks(EvaluateSettings.model_validate({"tasks": [str(tmp_path / "gone.jsonl")]}))
+        list_tasks(TaskEvaluation.model_validate({"tasks": [str(tmp_path / "gone.jsonl")]}))
