@@ -191,7 +191,7 @@ def _num_tokens(inputs: Inputs) -> float:
     num_bytes = 0.0
     for part in (part for unit in inputs.units for part in unit.ranges):
         file = inputs.files[part.file]
-        rows = sum(file.row_group_rows or ())
+        rows = sum(file.piece_rows or ())
         share = (part.rows[1] - part.rows[0]) / rows if part.rows and rows else 1.0
         num_bytes += share * guess_bytes([file])
     return num_bytes / CHARS_PER_TOKEN

@@ -5,10 +5,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
-from urllib.parse import unquote
 
 from stillhouse.custom_code import CustomCode
-from stillhouse.data_settings import DataSource, PartTokens
+from stillhouse.data_settings import DataSource, PartTokens, PoolSource
 from stillhouse.errors import InputError
 from stillhouse.fingerprint import fingerprint
 from stillhouse.selection.takedown import TakedownLists, read_lists
@@ -17,10 +16,10 @@ from stillhouse.storage import numbered
 from stillhouse.storage.artifact import Store
 from stillhouse.storage.digests import digest_files
 from stillhouse.storage.filesystem import FileInfo, list_files
-from stillhouse.text.formats import listed_suffixes
+from stillhouse.text.formats import lower_name, ranked_suffixes, require_readers
+from stillhouse.text.records import folder_keys, used_keys
 from stillhouse.text.tasks import InputFile, ScanTask, Unit, UnitFile, group_units
 
-_NO_PARTITION = "__HIVE_DEFAULT_PARTITION__"
 _BYTES_PER_TOKEN = 4
 _PARTS = 64
 _PACKED_SIZE = {".parquet": 2.5, ".gz": 3.5, ".zst": 3.5, ".bz2": 4.0, ".xz": 4.0}
@@ -48,8 +47,9 @@ class Inputs:
 def list_source(source: DataSource) -> list[FileInfo]:
     """The files of a data source, sorted.
 
-    Plain text in a folder with Parquet or JSON Lines (a README.md, a licence) is not data. It is
-    read where a folder holds nothing else, and where a path or glob names it.
+    CSV and TSV in a folder with files of rows, and plain text in a folder with either (a README.md,
+    a licence), are not data. They are read where a folder holds nothing else, and where a path or
+    glob names them.
 
     Raises:
         InputError: nothing matches, or all files are empty.
@@ -61,10 +61,14 @@ def list_source(source: DataSource) -> list[FileInfo]:
 
 
 def list_documents(paths: Sequence[str], reader: str | CustomCode = "auto") -> list[FileInfo]:
-    """The files of a format or for a reader of the user's; of any format with `auto`."""
-    if reader != "auto":
-        return list_files(paths, listed_suffixes(reader))
-    return list_files(paths, listed_suffixes("parquet", "jsonl"), otherwise=listed_suffixes("text"))
+    """The files of a format or for a reader of the user's; of any format with `auto`.
+
+    Raises:
+        InputError: nothing matches. MissingExtraError: what reads them is not installed.
+    """
+    found = list_files(paths, *ranked_suffixes(reader))
+    require_readers((info.uri for info in found), reader)
+    return found
 
 
 def open_inputs(
@@ -83,6 +87,7 @@ def open_inputs(
         part_tokens = _pinned_part_tokens(store, source, found, remember=remember)
     digests = digest_files(store, found, remember=remember)
     unit_bytes = part_tokens * _BYTES_PER_TOKEN
+    kept = source.keep_columns if isinstance(source, PoolSource) else ()
     has_ranges = not isinstance(source.reader, CustomCode)  # whose rows need not be a file's rows
     files = tuple(
         InputFile(
@@ -90,8 +95,9 @@ def open_inputs(
             info.name,
             info.size_bytes,
             digest.sha256,
-            digest.row_group_rows if has_ranges and info.size_bytes > unit_bytes else None,
-            _folder_label(info.uri, source.columns.source or "source"),
+            digest.piece_rows if has_ranges and info.size_bytes > unit_bytes else None,
+            folder_keys(info.uri).get(source.columns.source or "source"),
+            tuple(used_keys(info.uri, kept)),
         )
         for info, digest in zip(found, digests, strict=True)
     )
@@ -127,18 +133,9 @@ def guess_bytes(files: Iterable[FileInfo | InputFile]) -> float:
     """Uncompressed bytes of text, roughly."""
     total = 0.0
     for file in files:
-        factor = [f for end, f in _PACKED_SIZE.items() if file.uri.lower().endswith(end)]
+        factor = [f for end, f in _PACKED_SIZE.items() if lower_name(file.uri).endswith(end)]
         total += file.size_bytes * (factor[0] if factor else 1)
     return total
-
-
-def _folder_label(uri: str, key: str) -> str | None:
-    """The value of a Hive partition `key=value` among the folders of a file."""
-    for folder in reversed(uri.split("/")[:-1]):
-        name, _, value = folder.partition("=")
-        if name == key and value != _NO_PARTITION:
-            return unquote(value) or None
-    return None
 
 
 def scan_tasks(inputs: Inputs) -> list[ScanTask]:

@@ -8,6 +8,7 @@ from itertools import islice
 from pathlib import PurePosixPath
 
 from stillhouse.errors import InputError, SpecError, StillhouseError
+from stillhouse.fingerprint import fingerprint
 from stillhouse.mixing.arms import ArmPart
 from stillhouse.mixing.preparation import Example, SourceTask, read_examples
 from stillhouse.mixing.spec import ArmSource, MixSpec
@@ -21,6 +22,7 @@ from stillhouse.spec import TokenizerTraining
 from stillhouse.storage.artifact import Receipt, Store
 from stillhouse.storage.digests import digest_files
 from stillhouse.storage.filesystem import FileInfo, absolute_uri, list_names
+from stillhouse.text.records import used_keys
 from stillhouse.text.tasks import TokenizerHost
 from stillhouse.text.tokenizer import train_tokenizer
 
@@ -202,7 +204,7 @@ def _source_task(spec: MixSpec, source: Source, tokenizer: TokenizerRef) -> Sour
     selection = source.selection
     return SourceTask(
         name=source.name,
-        digests=source.digests,
+        digests=_row_digests(source),
         where=source.settings.where,
         by=source.settings.by,
         selection=_tokenizer_digest(selection) if selection else None,
@@ -215,6 +217,14 @@ def _source_task(spec: MixSpec, source: Source, tokenizer: TokenizerRef) -> Sour
         uris=source.uris,
         selection_folder=source.tokenizer_folder,
     )
+
+
+def _row_digests(source: Source) -> tuple[str, ...]:
+    """The digests of the files, with what their folders' names say of their rows."""
+    by = source.settings.by
+    names = [*source.settings.where, *([by] if by else [])]
+    pairs = [(d, used_keys(uri, names)) for d, uri in zip(source.digests, source.uris, strict=True)]
+    return tuple(fingerprint([digest, keys]) if keys else digest for digest, keys in pairs)
 
 
 def _target_part(receipt: Receipt) -> str:
@@ -274,7 +284,7 @@ def _check_arms(arms: Sequence[str], spec: MixSpec) -> None:
 def _tokenizer(ctx: Context, spec: MixSpec, inputs: MixInputs) -> TokenizerRef:
     sources = [source for source in inputs.usable if source.selection is None]
     what: list[object] = [
-        [source.digests, source.settings.where, *source.settings.reader_digest]
+        [_row_digests(source), source.settings.where, *source.settings.reader_digest]
         for source in sources
     ]
     paths = [str(source.settings.path) for source in sources]

@@ -24,6 +24,7 @@ from stillhouse.storage.artifact import Manifest, Receipt, Store
 from stillhouse.storage.commit import create_or_adopt
 from stillhouse.storage.layout import LAYOUT_VERSION, LEDGER, about
 from stillhouse.storage.parquet import parquet_bytes
+from stillhouse.text.records import used_keys
 
 _NOT_ELIGIBLE = {
     "contaminated": "share 13 words with the held-out target (give another `target.heldout`, or "
@@ -116,7 +117,9 @@ class _Selecting:
         asked = self.settings.model_dump(exclude={"text", "rule"})
         if self.settings.threshold_from is not None:
             asked["threshold_from"] = _threshold(store, self.settings.threshold_from)
-        carried = (self.keep_columns, self.with_text)
+        uris = dict.fromkeys(file.uri for unit in pool.pool.files for file in unit)
+        folders = [used_keys(uri, self.keep_columns) for uri in uris] if self.keep_columns else []
+        carried = (self.keep_columns, self.with_text, *([folders] if any(folders) else []))
         shared = [pool.benchmarks.manifest.fingerprint] if pool.benchmarks else []
         taken = pool.takedown.digest if pool.takedown else None
         return fingerprint(

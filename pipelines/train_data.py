@@ -231,7 +231,7 @@ class _Opener:
             name=name,
             share=item.share,
             uris=tuple(file.uri for file in files),
-            rows=tuple(sum(digest.row_group_rows or ()) for digest in digests),
+            rows=tuple(sum(digest.piece_rows or ()) for digest in digests),
             digests=tuple(digest.sha256 for digest in digests),
             sequence_length=length,
             masked=LOSS_MASK in columns_of(files[0].uri),

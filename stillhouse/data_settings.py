@@ -8,13 +8,13 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from stillhouse.custom_code import CLASS_PATTERN, CustomCode, find_class
 from stillhouse.settings import Count, OneOrMore, Settings
+from stillhouse.text.formats import FORMATS
 
 PartTokens: TypeAlias = Count | Literal["auto"]
-FORMATS = ("auto", "parquet", "jsonl", "text")
 
 
 class ColumnNames(Settings):
-    """Names of columns (Parquet) or keys (JSON); `a.b` is the key `b` of the object `a`."""
+    """Names of columns, or of keys of JSON; `a.b` is the key `b` of the object `a`."""
 
     text: str = Field(default="text", description="the document's text")
     id: str | None = Field(
@@ -47,23 +47,23 @@ class ColumnNames(Settings):
 
 
 class FileFormat(Settings):
-    """How files are read: Parquet, JSON (a value a line, one array, or indented) or plain text, or
-    by a class of the user's.
+    """How files are read (inputs.md): as Parquet, JSON (a value a line, one array, or indented),
+    Arrow, CSV, TSV or plain text, or by a class of the user's.
 
-    JSON and text may be compressed (gz, zst, bz2, xz) and in UTF-8, UTF-16 or UTF-32.
+    All but Parquet and Arrow may be compressed (gz, zst, bz2, xz), and be UTF-8, UTF-16 or UTF-32.
     """
 
     format: str = Field(
         default="auto",
-        description="`parquet`, `jsonl`, `text` or your own `my_pkg.module:MyReader`; auto: by the "
-        "files' suffixes",
+        description=f"{', '.join(f'`{name}`' for name in FORMATS)}, or your own "
+        "`my_pkg.module:MyReader`; auto: by the files' suffixes",
     )
 
     @field_validator("format")
     @classmethod
     def _known_format(cls, name: str) -> str:
-        if name not in FORMATS and re.fullmatch(CLASS_PATTERN, name) is None:
-            known = ", ".join(FORMATS)
+        if name not in ("auto", *FORMATS) and re.fullmatch(CLASS_PATTERN, name) is None:
+            known = ", ".join(["auto", *FORMATS])
             raise ValueError(f"{name!r} is none of {known}, nor `my_pkg.module:MyReader`")
         return name
 
@@ -85,7 +85,9 @@ class FileFormat(Settings):
 class DataSource(FileFormat):
     """Documents in files."""
 
-    path: OneOrMore[str] = Field(description="a file, folder, glob or fsspec URI, or several")
+    path: OneOrMore[str] = Field(
+        description="a file, folder, glob or fsspec URI, `hub://NAME`, or several (inputs.md)"
+    )
     columns: ColumnNames = ColumnNames()
     source: str | None = Field(default=None, description="one label for all rows that have none")
     max_bad_rows: Annotated[float, Field(ge=0)] = Field(

@@ -6,7 +6,7 @@ from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from stillhouse.data_settings import FileFormat
 from stillhouse.settings import Count, OneOrMore, Settings
-from stillhouse.text.formats import COMPRESSIONS, SUFFIXES
+from stillhouse.text.formats import COMPRESSIONS, FORMATS
 
 YAML_SUFFIXES = (".yaml", ".yml")
 
@@ -83,5 +83,6 @@ def _as_files(task: Any) -> Any:
     """A path as `{path: ...}`; a name as it is."""
     if not isinstance(task, str):
         return task
-    ends = (*YAML_SUFFIXES, *(f"{end}{more}" for end in SUFFIXES for more in ("", *COMPRESSIONS)))
+    known = [end for form in FORMATS.values() for end in form.suffixes]
+    ends = (*YAML_SUFFIXES, *(f"{end}{more}" for end in known for more in ("", *COMPRESSIONS)))
     return {"path": task} if "/" in task or task.lower().endswith(ends) else task

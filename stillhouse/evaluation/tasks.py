@@ -15,7 +15,7 @@ from stillhouse.storage.artifact import Store
 from stillhouse.storage.digests import digest_files
 from stillhouse.storage.filesystem import FileInfo, join, list_files, read_bytes
 from stillhouse.storage.task import Place
-from stillhouse.text.formats import listed_suffixes
+from stillhouse.text.formats import ranked_suffixes
 
 _FUNCTION = "!function"
 
@@ -85,10 +85,9 @@ def _list_task(task: TaskFiles | str) -> ListedTask:
         return ListedTask(TaskSource(task, "name"))
     if not task.is_yaml:
         reader = task.reader
-        suffixes = listed_suffixes("parquet", "jsonl", reader)
         stem = PurePosixPath(task.paths[0].rstrip("/")).name.partition(".")[0]
         source = TaskSource(task.name or stem, "rows", where=task.where, reader=reader)
-        return ListedTask(source, tuple(list_files(task.paths, suffixes)))
+        return ListedTask(source, tuple(list_files(task.paths, *ranked_suffixes(reader))))
     return _list_yaml(task.paths[0])
 
 

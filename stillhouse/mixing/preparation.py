@@ -30,7 +30,8 @@ from stillhouse.storage.artifact import Store
 from stillhouse.storage.parquet import read_table
 from stillhouse.storage.task import Output, Place, Task
 from stillhouse.text.pieces import token_ids
-from stillhouse.text.records import Record, read_records
+from stillhouse.text.records import read_records
+from stillhouse.text.rows.record import Record
 from stillhouse.text.tokenizer import Tokenizer, load_tokenizer
 from stillhouse.text.values import ABSENT, as_text, column_of, find, label, text_fault
 
@@ -85,7 +86,7 @@ def read_examples(
 
     Args:
         uri: Parquet, JSON, or one plain text.
-        where: value by column, compared as text.
+        where: value by column or key of the file's folders, compared as text.
         by: the column whose value is the row's `group`.
         reader: a format, or a reader of the user's.
 
@@ -95,7 +96,9 @@ def read_examples(
     needed = [*where] if by is None or by in where else [*where, by]
     absent, row = {*needed}, -1
     columns = partial(_columns, uri, needed)
-    records = read_records(uri, columns, text="text", max_chars=_MAX_CHARS, given=reader)
+    records = read_records(
+        uri, columns, text="text", max_chars=_MAX_CHARS, given=reader, keys=needed
+    )
     for record in records:
         row = record.row
         absent -= {key for key in absent if find(record.values, key) is not ABSENT}

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from stillhouse.data_settings import DataSource, PoolSource
 from stillhouse.errors import BadFileError, SpecError
 from stillhouse.text.pieces import read_pieces, token_ids, with_piece_fields
-from stillhouse.text.records import Choose, Record, read_records
+from stillhouse.text.records import folder_keys, read_records
+from stillhouse.text.rows.record import Choose, Record
 from stillhouse.text.tasks import UnitFile
 from stillhouse.text.tokenizer import load_tokenizer
 from stillhouse.text.values import (
@@ -98,11 +99,15 @@ def _paths_in(wanted: Sequence[str], uri: str, pool: DataSource, seen: dict[str,
     for schema in schemas:
         seen.update(dict.fromkeys(column_paths(schema)))
         found |= {path for path in wanted if column_of(schema, path) is not None}
+    seen.update(dict.fromkeys(folder_keys(uri)))
     return found
 
 
 def raw_rows(uri: str, pool: DataSource, choose: Choose, wanted: Sequence[int]) -> Iterator[Record]:
-    """The raw rows of a file of the pool, with the columns that `choose` names (`read_records`)."""
+    """The raw rows of a file of the pool, with the columns that `choose` names (`read_records`).
+
+    `pool.keep_columns` may be keys of the file's folders.
+    """
     return read_records(
         uri,
         choose,
@@ -110,6 +115,7 @@ def raw_rows(uri: str, pool: DataSource, choose: Choose, wanted: Sequence[int]) 
         max_chars=pool.max_chars,
         given=pool.reader,
         wanted=wanted,
+        keys=pool.keep_columns if isinstance(pool, PoolSource) else (),
     )
 
 

@@ -30,7 +30,8 @@ from stillhouse.storage.parquet import read_table
 from stillhouse.storage.task import Output, Place, Task
 from stillhouse.text.duplicates import DocumentTable, Hashes, hash_array, read_scans
 from stillhouse.text.pieces import Grain
-from stillhouse.text.records import Record, read_records
+from stillhouse.text.records import read_records
+from stillhouse.text.rows.record import Record
 from stillhouse.text.tasks import ScanTask
 from stillhouse.text.values import column_of, column_paths, find, key_paths, label
 from stillhouse.training.seen import Ranges, Rows, add_rows, in_ranges, rows_with

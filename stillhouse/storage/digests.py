@@ -12,15 +12,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import IO, Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from stillhouse.errors import ArtifactError, BadFileError
 from stillhouse.fingerprint import fingerprint
 from stillhouse.storage.artifact import Store
 from stillhouse.storage.commit import replace
 from stillhouse.storage.filesystem import FileInfo, open_read, read_bytes
 from stillhouse.storage.sealed import seal, unseal
+from stillhouse.text.formats import function_of, pieces_of
 
 _BLOCK = 8 << 20
 _THREADS = 8
@@ -28,10 +26,10 @@ _THREADS = 8
 
 @dataclass(frozen=True, slots=True)
 class FileDigest:
-    """SHA-256 of a file; for Parquet also the rows of each of its row groups."""
+    """SHA-256 of a file, and the rows of each of its pieces (`RowFormat.pieces`)."""
 
     sha256: str
-    row_group_rows: tuple[int, ...] | None
+    piece_rows: tuple[int, ...] | None
 
 
 def digest_file(uri: str) -> FileDigest:
@@ -45,34 +43,27 @@ def digest_file(uri: str) -> FileDigest:
         with open_read(uri) as file:
             while block := file.read(_BLOCK):
                 digest.update(block)
-            return FileDigest(digest.hexdigest(), _row_groups(uri, file))
+            return FileDigest(digest.hexdigest(), _piece_rows(uri, file))
     except FileNotFoundError as error:
         raise BadFileError(f"{uri} vanished while it was read") from error
 
 
 def _unread_digest(file: FileInfo) -> FileDigest:
-    """A placeholder that no content has; of Parquet the rows by its footer."""
+    """A placeholder that no content has, with the rows of its pieces."""
     rows = None
-    if _is_parquet(file.uri):
+    if pieces_of(file.uri) is not None:
         with open_read(file.uri) as opened:
-            rows = _row_groups(file.uri, opened)
+            rows = _piece_rows(file.uri, opened)
     return FileDigest(fingerprint(["unread", file.uri, file.size_bytes, file.stamp]), rows)
 
 
-def _is_parquet(uri: str) -> bool:
-    return uri.lower().endswith((".parquet", ".pq"))
-
-
-def _row_groups(uri: str, file: IO[bytes]) -> tuple[int, ...] | None:
-    """Rows of each row group; None for other formats and for files that cannot be read."""
-    if not _is_parquet(uri):
+def _piece_rows(uri: str, file: IO[bytes]) -> tuple[int, ...] | None:
+    """Rows of each piece; None for formats without pieces and for files that cannot be read."""
+    pieces = pieces_of(uri)
+    if pieces is None:
         return None
     file.seek(0)
-    try:
-        footer = pq.ParquetFile(file).metadata
-    except (pa.ArrowInvalid, OSError):
-        return None
-    return tuple(footer.row_group(i).num_rows for i in range(footer.num_row_groups))
+    return function_of(pieces)(file)
 
 
 def digest_files(
@@ -87,14 +78,14 @@ def digest_files(
         store: where the cache lies.
         files: the listing.
         remember: read new files and update the cache. False is for `plan`: nothing is written, of
-            new files only the footers of Parquet are read; their digests are placeholders and
+            new files only the metadata of pieces; their digests are placeholders and
             their URIs are added to `store.unread`.
 
     Raises:
         BadFileError: a file vanished while it was read.
     """
     cache = store.path("cache", fingerprint(["digests", 1, _common_root(files)]) + ".json")
-    known: dict[str, list[Any]] = {}  # by URI: size, stamp, sha256, rows of the row groups
+    known: dict[str, list[Any]] = {}  # by URI: size, stamp, sha256, rows of the pieces
     with suppress(FileNotFoundError, ArtifactError):  # a damaged cache is as good as none
         known = unseal(read_bytes(cache), cache)
     missing = [f for f in files if known.get(f.uri, [])[:2] != [f.size_bytes, f.stamp]]
@@ -105,7 +96,7 @@ def digest_files(
             store.unread.extend(f.uri for f in missing)
             digests = list(threads.map(_unread_digest, missing))
     for file, digest in zip(missing, digests, strict=True):
-        known[file.uri] = [file.size_bytes, file.stamp, digest.sha256, digest.row_group_rows]
+        known[file.uri] = [file.size_bytes, file.stamp, digest.sha256, digest.piece_rows]
     if remember and missing:
         replace(cache, seal(known))
     entries = [known[file.uri][2:] for file in files]

@@ -14,20 +14,24 @@ come first.
 import glob
 import json
 import os
+import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any
 from uuid import uuid4
 
 from stillhouse.errors import InputError, MissingExtraError, StorageError
 from stillhouse.fingerprint import fingerprint
-from stillhouse.storage.remote_file import open_remote, web_info
+from stillhouse.storage.hub_files import HUB, hub_files, pinned_path
+from stillhouse.storage.remote_file import open_remote
 from stillhouse.storage.retries import with_retries
+from stillhouse.storage.web_file import open_web, pinned, web_info
 
 _S3_PROTOCOLS = ("s3", "s3a")
 _WEB_PROTOCOLS = ("http", "https")
@@ -179,7 +183,10 @@ def open_read(uri: str) -> IO[bytes]:
     """A seekable binary file. FileNotFoundError where there is none."""
     if protocol_of(uri) == "file":
         return with_retries(lambda: open(uri, "rb"), f"opening {uri}")
-    return open_remote(*filesystem(uri), uri)
+    fs, path = filesystem(uri)
+    if protocol_of(uri) in _WEB_PROTOCOLS:
+        return open_web(fs, uri)
+    return open_remote(fs, path, uri)
 
 
 def exists(uri: str) -> bool:
@@ -204,29 +211,30 @@ def list_names(uri: str) -> list[str]:
 
 # --------------------------------------------------------------------------------------- listing
 
-_Suffixes = tuple[tuple[str, ...], tuple[str, ...]]
-"""Suffixes that are read in a folder; those that are read where it has none of them."""
+_Suffixes = tuple[tuple[str, ...], ...]
+"""Suffixes that are read in a folder; those that are read where it has none of them; and so on."""
 
 
 def list_files(
-    paths: Iterable[str], suffixes: Iterable[str], otherwise: Iterable[str] = ()
+    paths: Iterable[str], suffixes: Iterable[str], *otherwise: Iterable[str]
 ) -> list[FileInfo]:
     """All files of the given paths (files, folders, globs, URIs), sorted by name.
 
     Of a folder only files with one of `suffixes` are listed (where it has none, those with one of
-    `otherwise`), and none under a name that starts with a dot or underscore; links to folders are
-    followed. A file or glob may name any file, but a wildcard does not match a hidden name.
-    `name` is relative to the folder (for a glob, to what stands before its first wildcard; for a
-    file, to its folder), so that it changes neither when the folder is renamed nor when files are
-    added.
+    the first of `otherwise` that it has), and none under a name that starts with a dot or
+    underscore; links to folders are followed. A file or glob may name any file, but a wildcard does
+    not match a hidden name. `name` is relative to the folder (for a glob, to what stands before its
+    first wildcard; for a file, to its folder), so that it changes neither when the folder is
+    renamed nor when files are added.
 
     Raises:
         InputError: a path that matches nothing, a name that is not UTF-8. StorageError: a folder
             that cannot be read.
     """
     files: dict[str, FileInfo] = {}
-    wanted = tuple(suffixes), tuple(otherwise)
-    for given in paths:
+    wanted = tuple(map(tuple, (suffixes, *otherwise)))
+    listed = (hub_files(path) if path.startswith(HUB) else [path] for path in paths)
+    for given in chain.from_iterable(listed):
         uri = absolute_uri(given)
         find = _find_local if protocol_of(uri) == "file" else _find_remote
         found = with_retries(partial(find, uri, wanted), f"listing {uri}")
@@ -244,7 +252,7 @@ def list_files(
 
 
 def _no_match(uri: str, wanted: _Suffixes) -> str:
-    suffixes = [*wanted[0], *wanted[1]]
+    suffixes = [suffix for rank in wanted for suffix in rank]
     listed = ", ".join([s for s in suffixes if s.count(".") == 1] or suffixes)
     escaped = uri.replace("[", "[[]")
     hint = f"; write {escaped!r} if the bracket is part of the name" if "[" in uri else ""
@@ -309,7 +317,12 @@ def _find_remote(uri: str, suffixes: _Suffixes) -> list[FileInfo]:
     fs, path = filesystem(uri)
     if protocol_of(uri) in _WEB_PROTOCOLS:
         detail = web_info(fs, path)
-        return [FileInfo(uri, uri.rsplit("/", 1)[-1], detail["size"], _stamp(detail))]
+        one = pinned(uri, detail.pop("version"))
+        # without an etag or date every listing counts as a change
+        stamp = _stamp({"created": time.time_ns()} | detail)
+        return [FileInfo(one, uri.rsplit("/", 1)[-1], detail["size"], stamp)]
+    if protocol_of(uri) == "hf":
+        path = pinned_path(fs, path)
     wild = any(c in path for c in "*?[") and not fs.isfile(path)
     try:
         found = fs.glob(path, detail=True) if wild else fs.find(path, detail=True)
@@ -342,8 +355,8 @@ def _in_glob(paths: Iterable[str], pattern: str, root: str) -> list[str]:
 
 def _in_folder(paths: Iterable[str], root: str, suffixes: _Suffixes) -> list[str]:
     seen = [path for path in paths if not _hidden(path[len(root) :])]
-    first, second = ([p for p in seen if p.lower().endswith(wanted)] for wanted in suffixes)
-    return first or second
+    ranks = ([p for p in seen if p.lower().endswith(wanted)] for wanted in suffixes)
+    return next(filter(None, ranks), [])
 
 
 def _hidden(path: str) -> bool:

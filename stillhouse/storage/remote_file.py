@@ -2,26 +2,28 @@
 
 import errno
 import io
-import time
+from collections.abc import Callable
 from typing import Any
 
-from stillhouse.errors import InputError
 from stillhouse.storage.retries import with_retries
 
-_BLOCK_BYTES = 4 << 20
-_BUFFER_BYTES = 1 << 16
-_MAX_WHOLE_BYTES = 1 << 30
+BLOCK_BYTES = 4 << 20
+BUFFER_BYTES = 1 << 16
 
 
-class _Ranges(io.RawIOBase):
+class Ranges(io.RawIOBase):
     """Reads one object in ranges of at least a block, and keeps the last range.
 
     Python's own buffer is not enough: text files and `read1` bypass it with requests of 8 KiB.
+
+    Args:
+        uri: for messages.
+        size: of the object, in bytes.
+        fetch: the bytes from `start` to `end`.
     """
 
-    def __init__(self, fs: Any, path: str, uri: str) -> None:
-        self._fs, self._path, self._uri = fs, path, uri
-        self._size = int(with_retries(lambda: fs.info(path), f"opening {uri}")["size"])
+    def __init__(self, uri: str, size: int, fetch: Callable[[int, int], bytes]) -> None:
+        self._uri, self._size, self._get = uri, size, fetch
         self._position = 0
         self._block, self._block_start = memoryview(b""), 0
 
@@ -42,7 +44,7 @@ class _Ranges(io.RawIOBase):
         offset = self._position - self._block_start
         if not 0 <= offset < len(self._block):
             # a little more, because BufferedReader asks for whole pages first, then for the rest
-            self._fetch(max(len(buffer) + _BUFFER_BYTES, _BLOCK_BYTES))
+            self._fetch(max(len(buffer) + BUFFER_BYTES, BLOCK_BYTES))
             offset = 0
         data = self._block[offset : offset + len(buffer)]
         buffer[: len(data)] = data
@@ -59,16 +61,14 @@ class _Ranges(io.RawIOBase):
     def _fetch(self, num_bytes: int) -> None:
         start, end = self._position, min(self._position + num_bytes, self._size)
 
-        def read() -> tuple[int, bytes]:
-            data: bytes = self._fs.cat_file(self._path, start=start, end=end)
-            if len(data) == end - start:
-                return start, data
-            if len(data) == self._size <= _MAX_WHOLE_BYTES:  # a web server without ranges
-                return 0, data
-            raise OSError(errno.EIO, f"got {len(data)} of {end - start} bytes")
+        def read() -> bytes:
+            data = self._get(start, end)
+            if len(data) != end - start:
+                raise OSError(errno.EIO, f"got {len(data)} of {end - start} bytes")
+            return data
 
-        self._block_start, data = with_retries(read, f"reading {self._uri}")
-        self._block = memoryview(data)
+        self._block = memoryview(with_retries(read, f"reading {self._uri}"))
+        self._block_start = start
 
 
 def open_remote(fs: Any, path: str, uri: str) -> io.BufferedReader:
@@ -77,23 +77,6 @@ def open_remote(fs: Any, path: str, uri: str) -> io.BufferedReader:
     Raises:
         FileNotFoundError: there is no such object. StorageError: it cannot be read.
     """
-    return io.BufferedReader(_Ranges(fs, path, uri), _BUFFER_BYTES)
-
-
-def web_info(fs: Any, uri: str) -> dict[str, Any]:
-    """A web server's headers of a file: its `size`, and an etag or date where it has one.
-
-    Raises:
-        InputError: there is no such file, or the server refuses it or does not tell its length.
-    """
-    try:
-        detail = fs.info(uri)
-    except FileNotFoundError as error:
-        status = getattr(error.__cause__, "status", None)
-        if error.__cause__ is None or status is None or status >= 500:
-            raise error.__cause__ or error from error
-        raise InputError(f"{uri}: not found: the server answers {status}") from error
-    if detail["size"] is None:
-        raise InputError(f"{uri}: the server does not say its length: download the file")
-    # without an etag or date every listing counts as a change
-    return detail | {"created": time.time_ns()}
+    size = int(with_retries(lambda: fs.info(path), f"opening {uri}")["size"])
+    ranges = Ranges(uri, size, lambda start, end: fs.cat_file(path, start=start, end=end))
+    return io.BufferedReader(ranges, BUFFER_BYTES)

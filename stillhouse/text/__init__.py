@@ -2,7 +2,7 @@
 
 Modules, in the order of the flow:
 
-    records     raw rows of files; `formats` recognises and decompresses them
+    records     raw rows of files of the `formats` in `rows`; `decoding` decompresses them
     documents   usable texts of rows (`values`); bad rows as dead letters
     duplicates  exact duplicates and held-out splits
     tokenizer   trained byte-level BPE, or one loaded from a folder, URI or hub name

@@ -15,7 +15,8 @@ import pyarrow as pa
 from stillhouse.data_settings import DataSource
 from stillhouse.errors import BadFileError, InputError
 from stillhouse.text.chat import Messages, conversation, plain_text
-from stillhouse.text.records import ALL_ROWS, Record, read_records, too_long
+from stillhouse.text.records import read_records
+from stillhouse.text.rows.record import ALL_ROWS, Record, too_long
 from stillhouse.text.values import (
     ABSENT,
     as_text,

@@ -30,7 +30,7 @@ from stillhouse.text.documents import DeadLetter, Document, read_documents
 from stillhouse.text.duplicates import document_hash
 from stillhouse.text.packing import Packer, pack, token_dtype, tokens_table
 from stillhouse.text.pieces import LABELS_SCHEMA, label_table, read_pieces
-from stillhouse.text.records import ALL_ROWS
+from stillhouse.text.rows.record import ALL_ROWS
 from stillhouse.text.tokenizer import Tokenizer, load_tokenizer
 
 T = TypeVar("T")
@@ -56,20 +56,23 @@ class InputFile:
         name: its path relative to the listing.
         size_bytes: its size as stored.
         digest: hex SHA-256 of its content.
-        row_group_rows: rows of each row group, of Parquet files larger than a unit; else None.
+        piece_rows: rows of each piece (`RowFormat.pieces`) of a file larger than a unit; else None.
         label: the source of all its rows, where a folder's name says so.
+        kept: columns that are carried along, and are keys of its folders.
     """
 
     uri: str
     name: str
     size_bytes: int
     digest: str
-    row_group_rows: tuple[int, ...] | None = None
+    piece_rows: tuple[int, ...] | None = None
     label: str | None = None
+    kept: tuple[tuple[str, str | None], ...] = ()
 
-    def identity(self) -> list[str | int | None]:
-        """Its content, and its label if it has one."""
-        return [self.digest, *([self.label] if self.label is not None else [])]
+    def identity(self) -> list[Any]:
+        """Its content, and what its folders' names say of it."""
+        named = [self.label] if self.label is not None else []
+        return [self.digest, *named, *([dict(self.kept)] if self.kept else [])]
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,10 +97,10 @@ GROUP_BYTES = 2**17
 def group_units(files: Sequence[InputFile], *, unit_bytes: int) -> list[Unit]:
     """Cut a sorted listing into units of at most about `unit_bytes`, every file exactly once.
 
-    A file larger than a group is alone; larger than a unit, Parquet is cut in ranges of whole row
-    groups, other formats stay in one piece. A short group at the end of the listing joins the unit
-    before it where the two fit: the last few documents of a small listing are not left without a
-    whole sequence.
+    A file larger than a group is alone; larger than a unit, it is cut in ranges of whole pieces
+    (row groups of Parquet, batches of an Arrow file), where its format has them. A short group at
+    the end of the listing joins the unit before it where the two fit: the last few documents of a
+    small listing are not left without a whole sequence.
     """
     limit = min(GROUP_BYTES, unit_bytes)
     units: list[Unit] = []
@@ -125,13 +128,13 @@ def group_units(files: Sequence[InputFile], *, unit_bytes: int) -> list[Unit]:
 
 
 def _large_file(index: int, file: InputFile, unit_bytes: int) -> Iterator[FileRange]:
-    """Ranges of row groups, closed as soon as their share of the bytes reaches a unit."""
-    if file.row_group_rows is None:
+    """Ranges of pieces, closed as soon as their share of the bytes reaches a unit."""
+    if file.piece_rows is None:
         yield FileRange(index)
         return
-    num_rows = sum(file.row_group_rows)
+    num_rows = sum(file.piece_rows)
     start = stop = 0
-    for rows in file.row_group_rows:
+    for rows in file.piece_rows:
         stop += rows
         if stop == num_rows or (stop - start) * file.size_bytes >= unit_bytes * num_rows:
             yield FileRange(index, (start, stop))

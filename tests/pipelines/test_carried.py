@@ -51,6 +51,7 @@ def make(folder, untrained, pool, columns=(), **selection):
         if name.endswith(".parquet"):
             write(path, found)
         else:
+            path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text("".join(json.dumps(row) + "\n" for row in found))
     return run_job(SelectSpec.model_validate(spec), Quiet())
 
@@ -116,12 +117,12 @@ def test_sequences_carry_columns_of_each_of_their_documents_and_their_text(tmp_p
 
 
 def test_documents_get_a_column_each(tmp_path, untrained):
-    """Of files of two formats; one of them lacks a column."""
+    """Of files of two formats, one of which lacks a column; a column is the folders' names."""
     parquet, lines = documents(), documents(40, "j")
     for row in lines:
         del row["license"]
-    pool = {"a.parquet": parquet, "b.jsonl": lines}
-    names = ("license", "url", "year", "meta.tags")
+    pool = {"lang=x%20y/a.parquet": parquet, "lang=z/b.jsonl": lines}
+    names = ("license", "url", "year", "meta.tags", "lang")
     result = make(tmp_path, untrained, pool, names, grain="documents")
     by_id = {row["id"]: row for row in [*parquet, *lines]}
     for frame in frames(result["artifacts"]["selection"]):
@@ -134,6 +135,7 @@ def test_documents_get_a_column_each(tmp_path, untrained):
             assert row["year"] == str(document["year"])
             tags = document["meta"]["tags"]
             assert json.loads(row["meta.tags"]) == tags
+            assert row["lang"] == {"d": "x y", "j": "z"}[row["id"][0]]
 
 
 def test_the_setting_makes_the_selection_again_and_nothing_else(tmp_path, untrained):

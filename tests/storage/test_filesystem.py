@@ -133,7 +133,7 @@ def test_list_globs_and_files(folder):
 
 def test_suffixes_of_which_one_is_enough(folder):
     put_all(folder, ["data/a.jsonl", "data/README.md", "texts/README.md"])
-    listed = list_files([folder], SUFFIXES, otherwise=[".md"])
+    listed = list_files([folder], SUFFIXES, [".md"])
     assert [f.name for f in listed] == ["data/a.jsonl"]
     listed = list_files([join(folder, "texts"), join(folder, "data/*")], SUFFIXES, [".md"])
     assert [f.name for f in listed] == ["README.md", "README.md", "a.jsonl"]

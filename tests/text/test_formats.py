@@ -15,7 +15,7 @@ import pytest
 from stillhouse.data_settings import DataSource
 from stillhouse.errors import BadFileError, InputError
 from stillhouse.text.documents import DeadLetter, read_documents
-from stillhouse.text.formats import format_of, listed_suffixes
+from stillhouse.text.formats import FORMATS, format_of, listed_suffixes, ranked_suffixes
 
 PLAIN = DataSource(path="unused")
 TEXTS = ["one é", "two 😀", "three"]
@@ -52,12 +52,14 @@ def test_format_by_suffix_or_by_setting():
     assert format_of("x.data", "text") == "text"
     assert format_of("https://host/a/x.jsonl.gz?sig=a.b#top", "auto") == "jsonl"
     assert format_of("s3://bucket/x?.jsonl", "auto") == "jsonl"
+    assert format_of("x.tsv.gz", "auto") == "tsv"
     with pytest.raises(InputError, match="unknown suffix"):
-        format_of("x.csv", "auto")
+        format_of("x.xlsx", "auto")
 
 
 def test_suffixes_of_a_listing_are_those_that_have_a_format():
     listed = listed_suffixes("parquet", "jsonl", "text")
+    assert {format_of("a" + s) for rank in ranked_suffixes() for s in rank} == {*FORMATS}
     assert {".parquet", ".pq", ".jsonl", ".jsonl.zst", ".json.gz", ".txt", ".jsonl.bz2"} <= set(
         listed
     )
@@ -68,6 +70,7 @@ def test_suffixes_of_a_listing_are_those_that_have_a_format():
 
 SKIPPED = b"\x50\x2a\x4d\x18\x04\x00\x00\x00abcd"  # a skippable frame, as pzstd writes
 HALVES = LINES[:11], LINES[11:]
+TABLE = "id,text\n" + "".join(f"{i},{text}\n" for i, text in enumerate(TEXTS))
 FORMS = {
     "bom.jsonl": b"\xef\xbb\xbf" + LINES,
     "crlf.jsonl": LINES.replace(b"\n", b"\r\n"),
@@ -105,6 +108,38 @@ FORMS = {
     "indented-bom.json": b"\xef\xbb\xbf"
     + ",\r\n".join(json.dumps({"text": t}, indent="\t") for t in TEXTS).encode(),
     "commas.jsonl": LINES.replace(b"}\n", b"},\n"),
+    "comma.csv": TABLE.encode(),
+    "bom.csv": b"\xef\xbb\xbf" + TABLE.encode(),
+    "utf16.csv": TABLE.encode("utf-16"),
+    "crlf.csv.gz": gzip.compress(TABLE.replace("\n", "\r\n").encode()),
+    "tab.tsv": TABLE.replace(",", "\t").encode(),
+    "tab.tsv.zst": zst(TABLE.replace(",", "\t").encode()),
+}
+
+
+def archive(make):
+    data = io.BytesIO()
+    make(data)
+    return data.getvalue()
+
+
+def write_arrow(data):
+    table = pa.table({"text": TEXTS})
+    with pa.ipc.new_file(data, table.schema) as file:
+        file.write_table(table)
+
+
+def write_stream(data):
+    table = pa.table({"text": TEXTS})
+    with pa.ipc.new_stream(data, table.schema) as file:
+        file.write_table(table)
+
+
+FORMS |= {
+    "file.arrow": archive(write_arrow),
+    "stream.arrow": archive(write_stream),
+    "arrow.jsonl": archive(write_arrow),
+    "arrow.parquet": archive(write_arrow),
 }
 
 
@@ -142,12 +177,6 @@ def test_a_list_in_a_line_is_no_array(tmp_path):
     assert [d.text for d in found[1:]] == TEXTS
 
 
-def archive(make):
-    data = io.BytesIO()
-    make(data)
-    return data.getvalue()
-
-
 def write_zip(data):
     with zipfile.ZipFile(data, "w") as file:
         file.writestr("a.jsonl", LINES)
@@ -158,12 +187,6 @@ def write_tar(data):
         member = tarfile.TarInfo("a.jsonl")
         member.size = len(LINES)
         file.addfile(member, io.BytesIO(LINES))
-
-
-def write_arrow(data):
-    table = pa.table({"text": TEXTS})
-    with pa.ipc.new_file(data, table.schema) as file:
-        file.write_table(table)
 
 
 def zstd_of_window(log):
@@ -179,8 +202,14 @@ REFUSED = {
     "page.parquet": (b"<!doctype html><title>login</title>", "not Parquet"),
     "zip.jsonl": (archive(write_zip), "zip archive: unpack it"),
     "tar.jsonl.gz": (gzip.compress(archive(write_tar)), "tar archive: unpack it"),
-    "arrow.jsonl": (archive(write_arrow), "Arrow file: write it as Parquet"),
-    "arrow.parquet": (archive(write_arrow), "not Parquet"),
+    "feather-1.feather": (b"FEA1\0\0\0\0", "Feather file of version 1"),
+    "lines.arrow": (LINES, "not Arrow: it begins with"),
+    "arrow.arrow.gz": (gzip.compress(archive(write_arrow)), "Arrow cannot be read inside gzip"),
+    "cut.arrow": (archive(write_arrow)[:-9], "cut off: an Arrow file ends with"),
+    "cut-stream.arrow": (archive(write_stream)[:-60], "Expected to read"),
+    "page.csv": (b"<!DOCTYPE html>\n<html><body>403</body></html>", "HTML page"),
+    "open-header.csv": (b'"text\na,b\n', "a quote is never closed"),
+    "twins.csv": (b"text,x,text\n", "2 columns are called `text`"),
     "report.txt": (b"%PDF-1.7\n", "a PDF"),
     "pointer.jsonl": (b"version https://git-lfs.github.com/spec/v1\noid sha256:1", "Git LFS"),
     "pointer.parquet": (b"version https://git-lfs.github.com/spec/v1\noid sha256:1", "not Parquet"),

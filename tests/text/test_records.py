@@ -3,7 +3,8 @@ import json
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stillhouse.text.records import Record, read_records
+from stillhouse.text.records import read_records
+from stillhouse.text.rows.record import Record
 
 
 def records(path, wanted=range(10**9), names=("text",), max_chars=1000):

@@ -93,7 +93,7 @@ def test_every_file_once_in_order(sizes):
     expected = [
         (i, row)
         for i, file in enumerate(files)
-        for row in (range(sum(file.row_group_rows)) if file.row_group_rows else ["whole"])
+        for row in (range(sum(file.piece_rows)) if file.piece_rows else ["whole"])
     ]
     assert flat == expected
     for unit in grouped(files):

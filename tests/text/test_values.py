@@ -1,7 +1,9 @@
 """Columns and keys of every type: as text, as labels, by dotted path; expected values by hand."""
 
 import datetime
+import io
 import json
+import random
 import uuid
 from decimal import Decimal
 
@@ -11,6 +13,7 @@ import pytest
 
 from stillhouse.data_settings import ColumnNames, DataSource
 from stillhouse.errors import BadFileError, InputError
+from stillhouse.text import records
 from stillhouse.text.documents import DeadLetter, read_documents
 from stillhouse.text.values import ABSENT, find
 
@@ -170,6 +173,24 @@ def test_dotted_paths_of_parquet(tmp_path):
     assert (find(record, "a.b.d"), find(record, "a.b"), find(record, "n")) == (3, {"d": 3}, None)
     for absent in ("x", "n.x", "a.b.c.d", "a.", ".a", ""):
         assert find(record, absent) is ABSENT
+
+
+def test_of_a_struct_only_the_leaf_is_read(tmp_path, monkeypatch):
+    """Beside the text of 1,000 documents lies a megabyte that no one asked for."""
+    blobs = [random.Random(i).randbytes(1000) for i in range(1000)]
+    rows = [{"text": f"t{i}", "blob": blob} for i, blob in enumerate(blobs)]
+    path = put(tmp_path / "a.parquet", pa.table({"doc": rows}))
+    assert path.stat().st_size > 1_000_000
+    read_bytes = []
+
+    class Counting(io.FileIO):
+        def readinto(self, buffer):
+            read_bytes.append(super().readinto(buffer))
+            return read_bytes[-1]
+
+    monkeypatch.setattr(records, "open_read", lambda uri: io.BufferedReader(Counting(uri), 16))
+    assert [d.text for d in read(path, named(text="doc.text"))] == [f"t{i}" for i in range(1000)]
+    assert sum(read_bytes) < 100_000
 
 
 def test_dotted_paths_of_json(tmp_path):

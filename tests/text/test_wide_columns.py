@@ -9,9 +9,9 @@ import pytest
 
 from stillhouse.errors import BadFileError
 from stillhouse.storage.parquet import open_parquet
-from stillhouse.text import wide_columns
 from stillhouse.text.records import read_records
-from stillhouse.text.wide_columns import TooLong, wide_column, wide_values
+from stillhouse.text.rows import wide_columns
+from stillhouse.text.rows.wide_columns import TooLong, wide_column, wide_values
 
 TEXTS = ["short", "x" * 3000, None, "", "ü" * 900, None, None, *["y" * 40] * 20, "z" * 5000, None]
 CODECS = ["zstd", "gzip", "brotli", "none"]
