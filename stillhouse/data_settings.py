@@ -48,7 +48,7 @@ class ColumnNames(Settings):
 
 class FileFormat(Settings):
     """How files are read (inputs.md): as Parquet, JSON (a value a line, one array, or indented),
-    Arrow, CSV, TSV or plain text, or by a class of the user's.
+    Arrow, Lance, WARC, CSV, TSV or plain text, or by a class of the user's.
 
     All but Parquet and Arrow may be compressed (gz, zst, bz2, xz), and be UTF-8, UTF-16 or UTF-32.
     """

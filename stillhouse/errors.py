@@ -42,6 +42,7 @@ EXTRAS = {
     "scipy": "sweep",
     "peft": "lora",
     "lm_eval": "eval",
+    "lance": "lance",
     "warcio": "warc",
     "resiliparse": "warc",
     "tensorboard": "tensorboard",

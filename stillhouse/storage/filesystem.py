@@ -29,6 +29,8 @@ from uuid import uuid4
 from stillhouse.errors import InputError, MissingExtraError, StorageError
 from stillhouse.fingerprint import fingerprint
 from stillhouse.storage.hub_files import HUB, hub_files, pinned_path
+from stillhouse.storage.lance_files import SUFFIX as LANCE
+from stillhouse.storage.lance_files import LanceFragment, is_fragment, list_fragments
 from stillhouse.storage.remote_file import open_remote
 from stillhouse.storage.retries import with_retries
 from stillhouse.storage.web_file import open_web, pinned, web_info
@@ -181,6 +183,8 @@ def read_many(uris: Sequence[str]) -> list[bytes]:
 
 def open_read(uri: str) -> IO[bytes]:
     """A seekable binary file. FileNotFoundError where there is none."""
+    if is_fragment(uri):
+        return LanceFragment(uri, open_read)  # pyright: ignore
     if protocol_of(uri) == "file":
         return with_retries(lambda: open(uri, "rb"), f"opening {uri}")
     fs, path = filesystem(uri)
@@ -237,6 +241,8 @@ def list_files(
     for given in chain.from_iterable(listed):
         uri = absolute_uri(given)
         find = _find_local if protocol_of(uri) == "file" else _find_remote
+        if uri.endswith(LANCE):
+            find = _find_fragments
         found = with_retries(partial(find, uri, wanted), f"listing {uri}")
         if not found:
             raise InputError(_no_match(uri, wanted))
@@ -311,6 +317,14 @@ def _walk(folder: str) -> Iterable[str]:
         seen.add(place)
         folders.sort()
         yield from (os.path.join(parent, name) for name in names)
+
+
+def _find_fragments(uri: str, suffixes: _Suffixes) -> list[FileInfo]:
+    def size_of(file: str) -> int:
+        fs, path = filesystem(file)
+        return int(fs.size(path))
+
+    return [FileInfo(*found) for found in list_fragments(uri, size_of)]
 
 
 def _find_remote(uri: str, suffixes: _Suffixes) -> list[FileInfo]:

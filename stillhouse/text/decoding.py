@@ -119,6 +119,8 @@ def decoded(uri: str, stream: IO[bytes], kind: str) -> tuple[str, IO[bytes]]:
     Raises:
         BadFileError: an unknown format, or not the compression of the suffix.
     """
+    if FORMATS[kind].content == "opened":
+        return kind, stream
     head = stream.read(_HEAD_BYTES)
     stream.seek(0)
     found = _file_format(head)

@@ -14,8 +14,9 @@ from urllib.parse import urlsplit
 
 from stillhouse.custom_code import CustomCode
 from stillhouse.errors import InputError, MissingExtraError, SpecError, require
+from stillhouse.storage.lance_files import is_fragment
 
-Content = Literal["file", "text", "bytes"]
+Content = Literal["file", "text", "bytes", "opened"]
 Rank = Literal["rows", "tables", "texts"]
 
 
@@ -27,7 +28,8 @@ class RowFormat:
         suffixes: how the names of its files end.
         reader: `module:function` in `stillhouse.text.rows`.
         content: what is read: the `file` itself, in which the reader seeks; its `text`,
-            decompressed and in UTF-8; or its decompressed `bytes`.
+            decompressed and in UTF-8; its decompressed `bytes`; or, `opened`, what the storage
+            gives, which is more than a file.
         rank: in a folder, `tables` are read where there are no `rows`, `texts` where there is
             neither: beside data they are mostly about the data.
         pieces: the function that finds pieces.
@@ -49,6 +51,7 @@ FORMATS: dict[str, RowFormat] = {
         (".arrow", ".feather", ".ipc"), "arrow:read", "file", pieces="arrow:piece_rows"
     ),
     "warc": RowFormat((".warc", ".wet"), "warc:read", "bytes", needs=("warcio", "resiliparse")),
+    "lance": RowFormat((".lance",), "lance_rows:read", "opened", needs=("lance",)),
     "csv": RowFormat((".csv",), "delimited:read_commas", rank="tables"),
     "tsv": RowFormat((".tsv",), "delimited:read_tabs", rank="tables"),
     "text": RowFormat((".txt", ".md", ".rst"), "plain:read", rank="texts"),
@@ -60,7 +63,8 @@ COMPRESSIONS = (".gz", ".zst", ".bz2", ".xz")
 def listed_suffixes(*wanted: str | CustomCode) -> tuple[str, ...]:
     """The suffixes of the files that are read in a folder: of some formats, or of a user's reader.
 
-    Without `.json`: beside data such a file is mostly metadata. A path or glob may name it.
+    Without `.json`: beside data such a file is mostly metadata. A path or glob may name it. Without
+    `.lance`: it is a folder, which a path names.
 
     Raises:
         SpecError: the user's reader has no `suffixes`.
@@ -76,7 +80,7 @@ def listed_suffixes(*wanted: str | CustomCode) -> tuple[str, ...]:
             return tuple(str(suffix).lower() for suffix in suffixes)
     suffixes = [suffix for name in wanted for suffix in FORMATS[str(name)].suffixes]
     listed = [s + c for s in suffixes for c in ("", *COMPRESSIONS)]
-    return tuple(suffix for suffix in listed if suffix != ".json")
+    return tuple(suffix for suffix in listed if suffix not in (".json", ".lance"))
 
 
 def ranked_suffixes(reader: str | CustomCode = "auto") -> list[tuple[str, ...]]:
@@ -119,7 +123,9 @@ def pieces_of(uri: str) -> str | None:
 
 
 def path_of(uri: str) -> str:
-    """The URI, of a web address the path alone."""
+    """The URI without a version; of a web address the path alone."""
+    if is_fragment(uri):
+        return uri.rpartition("#")[0]
     return urlsplit(uri).path if uri.startswith(("http://", "https://")) else uri
 
 
