@@ -78,9 +78,10 @@ def listed_suffixes(*wanted: str | CustomCode) -> tuple[str, ...]:
                     "the files end that it reads in a folder"
                 )
             return tuple(str(suffix).lower() for suffix in suffixes)
-    suffixes = [suffix for name in wanted for suffix in FORMATS[str(name)].suffixes]
+    forms = [FORMATS[str(name)] for name in wanted]
+    suffixes = [suffix for form in forms if form.content != "opened" for suffix in form.suffixes]
     listed = [s + c for s in suffixes for c in ("", *COMPRESSIONS)]
-    return tuple(suffix for suffix in listed if suffix not in (".json", ".lance"))
+    return tuple(suffix for suffix in listed if suffix != ".json")
 
 
 def ranked_suffixes(reader: str | CustomCode = "auto") -> list[tuple[str, ...]]:
