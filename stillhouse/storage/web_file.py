@@ -113,27 +113,34 @@ async def _get(fs: Any, uri: str, start: int, end: int, keep: bool) -> _Answer:
     given = dict(fs.kwargs)
     given["headers"] = given.get("headers", {}) | {"Range": f"bytes={start}-{end - 1}"}
     given.setdefault("timeout", ClientTimeout(total=None, sock_read=_SILENCE_S))
-    async with session.get(fs.encode_url(uri), **given) as response:
-        headers, status = dict(response.headers), response.status
-        total = response.headers.get("Content-Range", "").rpartition("/")[2]
-        if status == 206 and total.isdigit():
-            return _answer(headers, int(total), data=await response.read())
-        if status == 416 and total == "0":
-            return _answer(headers, 0, file=io.BytesIO())
-        if status in (404, 410):
-            raise FileNotFoundError(f"the server answers {status}")
-        if 400 <= status < 500 and status not in (408, 425, 429):
-            raise InputError(f"{uri}: the server answers {status}: it may not be read")
-        response.raise_for_status()
-        length = response.headers.get("Content-Length")
-        if not keep and length is not None and "Content-Encoding" not in response.headers:
-            return _answer(headers, int(length))
-        file = tempfile.TemporaryFile()  # noqa: SIM115
-        async for chunk in response.content.iter_chunked(_CHUNK):
-            file.write(chunk)
-        size = file.tell()
-        file.seek(0)
-        return _answer(headers, size, file=file)
+    response = await session.get(fs.encode_url(uri), **given)
+    try:
+        return await _read(response, uri, keep)
+    finally:
+        response.release()
+
+
+async def _read(response: Any, uri: str, keep: bool) -> _Answer:
+    headers, status = dict(response.headers), response.status
+    total = response.headers.get("Content-Range", "").rpartition("/")[2]
+    if status == 206 and total.isdigit():
+        return _answer(headers, int(total), data=await response.read())
+    if status == 416 and total == "0":
+        return _answer(headers, 0, file=io.BytesIO())
+    if status in (404, 410):
+        raise FileNotFoundError(f"the server answers {status}")
+    if 400 <= status < 500 and status not in (408, 425, 429):
+        raise InputError(f"{uri}: the server answers {status}: it may not be read")
+    response.raise_for_status()
+    length = response.headers.get("Content-Length")
+    if not keep and length is not None and "Content-Encoding" not in response.headers:
+        return _answer(headers, int(length))
+    file = tempfile.TemporaryFile()  # noqa: SIM115
+    async for chunk in response.content.iter_chunked(_CHUNK):
+        file.write(chunk)
+    size = file.tell()
+    file.seek(0)
+    return _answer(headers, size, file=file)
 
 
 def _answer(headers: dict[str, str], size: int, **content: Any) -> _Answer:

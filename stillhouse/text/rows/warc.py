@@ -107,7 +107,7 @@ def _text(record: Any, kind: str, data: bytes) -> str | bytes:
     charset = _CHARSET.search(headers.get_header("Content-Type") or "")
     named = charset[1] if charset and _is_known(charset[1]) else None
     if kind in _HTML:
-        encoding = named or detect_encoding(data, from_html_meta=True)
+        encoding = named or str(detect_encoding(data, from_html_meta=True))
         return extract_plain_text(bytes_to_str(data, encoding), main_content=True)
     return bytes_to_str(data, named) if named else data
 
