@@ -155,7 +155,7 @@ class WeightedTarget(TargetSource):
 
 class ExcludeSettings(Settings):
     """A take-down: documents of the pool that no new selection holds, nor any copy of their text.
-    Lists are text files with a value a line, or Parquet or JSON Lines with a column.
+    Lists are text files with a value a line, or files of rows with a column (inputs.md).
     """
 
     ids: OneOrMore[str] | None = Field(

@@ -22,7 +22,7 @@ from stillhouse.distillation.prepared import ImagesTask
 from stillhouse.errors import InputError
 from stillhouse.storage.filesystem import FileInfo, list_files
 from stillhouse.storage.task import Place
-from stillhouse.text.formats import listed_suffixes
+from stillhouse.text.formats import ranked_suffixes, require_readers
 from stillhouse.text.records import read_records
 from stillhouse.text.tokenizer import load_tokenizer
 from stillhouse.text.values import as_text, column_of, find, label, text_fault
@@ -36,8 +36,15 @@ Encode = Callable[[str], NDArray[Any]]
 
 
 def list_rows(path: str) -> list[FileInfo]:
-    """The Parquet and JSON files of a folder, glob or file; InputError where there are none."""
-    return list_files([path], listed_suffixes("parquet", "jsonl"))
+    """The files of rows of a folder, glob or file.
+
+    Raises:
+        InputError: there are none. MissingExtraError: what reads them is not installed.
+    """
+    rows, tables, _ = ranked_suffixes()
+    found = list_files([path], rows, tables)
+    require_readers((file.uri for file in found), "auto")
+    return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -101,6 +102,25 @@ def test_texts_become_the_last_tokens_of_the_models_own_tokenizer(tmp_path, stor
     ]
     with pytest.raises(InputError, match=r"class 'both' has 1 text, `data\.test` needs at least 2"):
         read(store, data, folder, "3" * 64)
+
+
+def test_texts_of_csv_and_arrow_are_those_of_json(tmp_path, store, models):
+    columns = ("task", "input", "target")
+    table = pa.Table.from_pylist([{key: row[key] for key in columns} for row in few_shot()])
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(r) + "\n" for r in table.to_pylist()))
+    pyarrow.csv.write_csv(table, tmp_path / "a.csv")
+    with pa.ipc.new_stream(tmp_path / "a.arrow", table.schema) as file:
+        file.write_table(table)
+    data = {"text_column": "input", "label_column": "target", "length": LENGTH}
+    data |= {"where": {"task": "sky"}}
+    found = []
+    for i, name in enumerate(("a.jsonl", "a.csv", "a.arrow")):
+        path = {"path": str(tmp_path / name)}
+        made, dead = read(store, data | path, models["tokenizer"]["path"], str(i) * 64)
+        assert not dead
+        values, labels = rows_of(store, made)
+        found.append(sorted((*v, label) for v, label in zip(values, labels, strict=True)))
+    assert len(found[0]) == 40 and found[0] == found[1] == found[2]
 
 
 def test_vectors_are_standardised_by_the_training_part(tmp_path, store):
