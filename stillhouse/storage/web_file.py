@@ -103,7 +103,8 @@ _VERSIONS = ("ETag", "Last-Modified")
 def _ask(fs: Any, uri: str, start: int, end: int, *, keep: bool = True) -> _Answer:
     from fsspec.asyn import sync
 
-    return sync(fs.loop, _get, fs, uri, start, end, keep)
+    answer: Any = sync(fs.loop, _get, fs, uri, start, end, keep)
+    return answer
 
 
 async def _get(fs: Any, uri: str, start: int, end: int, keep: bool) -> _Answer:
