@@ -18,6 +18,8 @@ from stillhouse.training.task import CHECKPOINTS, checkpoints_of
 
 STEP = "evaluate"
 _STDERR = "_stderr"
+_WIDE = 4
+"""Tasks that take the whole width of the page."""
 _FIRST = ("acc_norm", "acc", "exact_match", "bits_per_byte", "perplexity")
 """Metrics by which a task is shown in the report: the first one that it has."""
 _NOTE = (
@@ -136,7 +138,13 @@ def evaluation_section(made: TaskResults) -> b.Section:
         guess = [[made.chances[t], None] if t in made.chances else None for t in shown]
         rows.append(["a guess", *guess])
     blocks: list[b.Block] = [
-        b.Table(columns, rows, "Measured by lm-evaluation-harness", terminal=True)  # type: ignore[arg-type]
+        b.Table(
+            columns,
+            rows,
+            "Measured by lm-evaluation-harness",
+            style="short" if len(shown) < _WIDE else "full",
+            terminal=True,
+        )
     ]
     for label, steps in made.checkpoints.items():
         last = max(steps)

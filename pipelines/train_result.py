@@ -145,17 +145,17 @@ def _learning(totals: dict[str, Any], marks: list[float]) -> list[b.Block]:
         )
     intro = "Losses are means over predicted tokens, in nats; lower is better."
     intro += " A [restart: thin line] marks each restart." if marks else ""
+
+    def last_of(points: b.Points) -> float | None:
+        return points[-1][1] if points else None
+
     measured = totals["evaluations"][-1]["heldout"]
     bits = {name: loss.get("bits_per_byte") for name, loss in measured.items()}
-    columns = {"Source": "text", "held out": "decimals3", "trained on": "decimals3"}
+    columns = {"Source": "text", "held out": "decimals3", "bits per byte": "decimals3"}
     last = b.Table(
-        columns | ({"bits per byte": "decimals3"} if any(bits.values()) else {}),
+        columns | {"trained on": "decimals3"},
         [
-            [
-                name,
-                *(of[-1][1] if of else None for of in by.values()),
-                *([bits.get(name)] if any(bits.values()) else []),
-            ]
+            [name, last_of(by["heldout"]), bits.get(name), last_of(by["trained"])]
             for name, by in sources.items()
         ],
         caption="By source, at the end",
