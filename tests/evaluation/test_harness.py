@@ -6,12 +6,16 @@ import shutil
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from small import MODEL
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
 from stillhouse.errors import InputError, SpecError
 from stillhouse.evaluation.harness import HarnessHost, HarnessTask, check_task
 from stillhouse.evaluation.settings import TaskEvaluation
 from stillhouse.evaluation.tasks import list_tasks, open_tasks
+from stillhouse.models.causal_lm import save_model
+from stillhouse.models.text_to_text import build_text_model
+from stillhouse.spec import ModelSettings
 from stillhouse.storage.artifact import Store
 from stillhouse.training.checkpoint import Checkpoints, Snapshot
 from stillhouse.training.task import checkpoints_of
@@ -116,6 +120,35 @@ def test_targets_without_choices_and_texts(tmp_path, model):
     num_bytes = sum(len(row["text"].encode()) for row in texts)
     bits = -sum(logs) / math.log(2) / num_bytes
     assert made.info["results"]["texts"]["bits_per_byte"] == pytest.approx(bits, rel=1e-5)
+
+
+def test_an_encoder_decoder_reads_the_input_and_rates_the_choices(tmp_path, model):
+    settings = ModelSettings.model_validate(MODEL)
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    made = build_text_model(
+        settings,
+        encoder_decoder=True,
+        vocab_size=len(tokenizer),
+        num_positions=64,
+        seed=0,
+        eos_id=0,
+        pad_id=1,
+    )
+    folder = tmp_path / "t5"
+    shutil.copytree(model, folder)
+    save_model(made, folder)
+    network, right = AutoModelForSeq2SeqLM.from_pretrained(folder), 0
+    for row in ROWS:
+        sums = []
+        for choice in row["choices"]:
+            texts = row["input"], f" {choice}"
+            read, written = (torch.tensor([tokenizer(text)["input_ids"]]) for text in texts)
+            with torch.no_grad():
+                logs = network(input_ids=read, labels=written).logits[0].double().log_softmax(-1)
+            sums.append(logs.gather(1, written[0, :, None]).sum().item())
+        right += row["choices"][sums.index(max(sums))] == row["target"]
+    found = measured(write(tmp_path / "rows.jsonl", ROWS), tmp_path, str(folder))
+    assert found.info["results"]["rows"]["acc"] == pytest.approx(right / len(ROWS))
 
 
 def test_a_checkpoint_has_its_own_weights(tmp_path, model):
