@@ -161,8 +161,17 @@ def test_online_selection(gpu_ray, place, kept):
 
 
 def test_mix(gpu_ray, place):
-    spec = mix_spec(place / "mix", compute=on_gpus(1, trainers=2))
+    """Its encoder-decoders are measured on tasks by workers that hold GPUs."""
+    task = {
+        "path": str(place / "mix" / "target.parquet"),
+        "name": "ring",
+        "where": {"task": "ring"},
+    }
+    evaluate = {"tasks": [task]}
+    spec = mix_spec(place / "mix", compute=on_gpus(1, trainers=2, scorers=2), evaluate=evaluate)
     result = gpu_ray(spec.model_dump(mode="json", by_alias=True))
+    found = result["evaluate"]["models"]
+    assert [*found] == ["ucb1, seed 0"] and 0 <= found["ucb1, seed 0"]["ring"]["acc"] <= 1
     assert sum(result["mix"]["ucb1"]["seeds"]["0"]["draws"].values()) == 12 * 5
 
 
