@@ -1,7 +1,7 @@
 """The spec of `job: chain`: jobs under names, which stand for their results in other jobs."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import yaml
 from pydantic import Field, SerializeAsAny, field_validator, model_validator
@@ -9,10 +9,9 @@ from pydantic import Field, SerializeAsAny, field_validator, model_validator
 from stillhouse.jobs.kinds import Spec, spec_model
 from stillhouse.jobs.sweep_spec import SweepSpec
 from stillhouse.named_inputs import with_names
+from stillhouse.settings import StepName
 from stillhouse.spec import ComputeSettings, JobSpec
 
-STEP_NAME = r"^[a-z][a-z0-9_-]{0,39}$"
-StepName = Annotated[str, Field(pattern=STEP_NAME)]
 INHERITED = ("store", "storage_options", "on_failure", "track", "prices")
 """Keys that only the chain has."""
 

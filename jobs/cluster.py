@@ -236,8 +236,9 @@ def died_here() -> str | None:
     from ray._private import worker
 
     node: Any = worker._global_node  # pyright: ignore[reportPrivateUsage]
-    dead = node.dead_processes() if node is not None else []
-    return f"Ray's {dead[0][0]} on this machine has died" if dead else None
+    dead = [name for name, _ in node.dead_processes()] if node is not None else []
+    lost = next((name for name in ("raylet", "gcs_server") if name in dead), None)
+    return f"Ray's {lost} on this machine has died" if lost else None
 
 
 def _watch(address: str, ended: threading.Event, lost: Callable[[str], None]) -> None:

@@ -1,10 +1,11 @@
 """A job whose trained models are measured on the tasks of `evaluate` afterwards."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from stillhouse.errors import require
 from stillhouse.evaluation.settings import TaskEvaluation
 from stillhouse.evaluation.tasks import TaskSource, list_tasks, open_tasks
 from stillhouse.jobs.kinds import Job, parts_row, speeds_of
@@ -13,13 +14,19 @@ from stillhouse.report.blocks import Result
 from stillhouse.storage.artifact import Store
 
 
+def harness_version() -> str | None:
+    """The version of lm-evaluation-harness, which defines its own tasks; None if it is not here."""
+    with suppress(PackageNotFoundError):
+        return version("lm_eval")
+    return None
+
+
 class EvaluatedJob(Job):
     """Another job, and then its models on tasks."""
 
     tasks: Sequence[TaskSource] = ()
 
     def __init__(self, job: Job, settings: TaskEvaluation) -> None:
-        require("lm_eval")
         self._job, self._settings = job, settings
         self._listed = list_tasks(settings)
         self.files = [*job.files, *(list(one.files) for one in self._listed)]
@@ -30,12 +37,13 @@ class EvaluatedJob(Job):
         return self
 
     def identity(self) -> list[Any]:
-        return [*self._job.identity(), [[one.name, one.digests] for one in self.tasks]]
+        tasks = [[one.name, one.content, one.digests] for one in self.tasks]
+        return [*self._job.identity(), tasks, harness_version()]
 
     def walk(self, ctx: Context, run_uri: str = "") -> Any:
         from stillhouse.pipelines.task_evaluation import check_tasks, evaluate_models
 
-        check_tasks(ctx, self.tasks)
+        check_tasks(ctx, self._settings, self.tasks)
         made = self._job.walk(ctx, run_uri)
         models = self._job.models(made)
         return made, evaluate_models(ctx, self._settings, self.tasks, models)

@@ -255,7 +255,9 @@ def _gpus_of(step: str, spec: JobSpec) -> float:
     """The GPUs of each worker of a step; others than of models and images run on CPUs."""
     name, compute, word = step.split(": ")[0], spec.compute, step.rsplit(": ", 1)[-1].split()[0]
     own: Any = getattr(spec, "of", None) or getattr(spec, "steps", {}).get(name, spec)
-    if word in ("score", "teacher"):
+    if word in ("score", "teacher") or (
+        word == "evaluate" and isinstance(own, SelectSpec | TrainSpec | MixSpec)
+    ):
         return compute.gpus_of(compute.scorer)
     on_trainers = word in ("train", "mix") or isinstance(own, ClassifySpec | DistillSpec)
     return compute.trainer_gpus if on_trainers else 0

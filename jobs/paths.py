@@ -11,6 +11,7 @@ from stillhouse.classification.unlabelled import UnlabelledImages
 from stillhouse.data_settings import DataSource, ExcludeSettings
 from stillhouse.distillation.image_sources import ImageData
 from stillhouse.errors import SpecError
+from stillhouse.evaluation.settings import TaskFiles
 from stillhouse.spec import NOT_IDENTITY, JobSpec
 
 S = TypeVar("S", bound=JobSpec)
@@ -108,8 +109,12 @@ def _path_keys(spec: JobSpec) -> Iterator[_PathKey]:
     yield from _in_section(spec, ())
 
 
+_DATA = (DataSource, ExcludeSettings, ImageData, TaskFiles, UnlabelledImages)
+"""Sections whose paths are files, whatever they look like."""
+
+
 def _in_section(section: BaseModel, keys: tuple[str | int, ...]) -> Iterator[_PathKey]:
-    is_data = isinstance(section, DataSource | ExcludeSettings | ImageData | UnlabelledImages)
+    is_data = isinstance(section, _DATA)
     lists = section.lists if isinstance(section, ExcludeSettings) else {}
     for name in type(section).model_fields:
         value, place = getattr(section, name), (*keys, name)

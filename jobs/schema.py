@@ -9,10 +9,11 @@ from stillhouse.custom_code import import_named
 from stillhouse.data_settings import TargetSource
 from stillhouse.distillation.spec import METHODS, Method
 from stillhouse.errors import MissingExtraError, SpecError
-from stillhouse.jobs.chain_spec import STEP_NAME, ChainSpec
+from stillhouse.jobs.chain_spec import ChainSpec
 from stillhouse.jobs.kinds import SPECS, TASKS
 from stillhouse.jobs.sweep_spec import SweepSettings
 from stillhouse.mixing.policy import POLICIES, Policy
+from stillhouse.settings import STEP_NAME
 from stillhouse.spec import JobSpec, SelectSpec
 
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -70,7 +71,7 @@ def _loosen_targets(parts: dict[str, Any]) -> None:
     """Either `target` or `targets`, whose members have weights or not."""
     parts[SelectSpec.__name__]["oneOf"] = [{"required": [key]} for key in ("target", "targets")]
     several = parts[SelectSpec.__name__]["properties"]["targets"]
-    member = several.pop("additionalProperties")
+    [member] = several.pop("patternProperties").values()
     several |= {
         "patternProperties": {STEP_NAME: {"anyOf": [member, _ref(TargetSource)]}},
         "additionalProperties": False,

@@ -69,7 +69,13 @@ class SelectJob(Job):
         return select_result(ctx, self.spec, made, run_uri)
 
     def models(self, made: Any) -> dict[str, Manifest]:
-        return {model.totals["label"]: model for of in made.targets.values() for model in of}
+        assert self.spec.train is not None
+        seeds = self.spec.train.all_seeds
+        return {
+            f"{name}, seed {seed}": model
+            for name, of in made.targets.items()
+            for seed, model in zip(seeds, of, strict=True)
+        }
 
     def estimate(self, ctx: Context, *, complete: bool) -> dict[str, dict[str, Any]]:
         """Behind the point that was walked to, tokens are estimated from bytes."""

@@ -67,6 +67,8 @@ def parse_spec(content: dict[str, Any], path: str) -> AnySpec:
         raise SpecError(
             f"{path}: `job: {job}` is not known{_nearest(str(job), jobs)}; known: {known}"
         )
+    if "sweep" in content and job == "select" and _are_apart(content):
+        raise SpecError(f"{path}: `sweep` beside `targets`: sweep over one `target` at a time")
     if "sweep" in content:
         of = parse_spec({key: one for key, one in content.items() if key != "sweep"}, path)
         return _validated(SweepSpec, {"of": of, "sweep": content["sweep"]}, path)
@@ -107,7 +109,7 @@ def by_target(content: dict[str, Any], path: str) -> dict[str, Any]:
     steps: dict[str, JobSpec] = {}
     for name, target in targets.items():
         step = shared | {"target": target}
-        if "publish" in shared:
+        if shared.get("publish") is not None:
             step["publish"] = f"{shared['publish']}-{name}"
         steps[name] = parse_spec(step, f"{path}: targets.{name}")
     return {"job": "chain", **of_all, "steps": steps}
@@ -128,6 +130,11 @@ def _steps(steps: dict[str, Any], path: str) -> dict[str, JobSpec]:
             check_step(name, content)
         except ValueError as error:
             raise SpecError(f"{path}: {error}") from None
+        if content["job"] == "select" and _are_apart(content):
+            raise SpecError(
+                f"{path}: `steps.{name}.targets`: make each a step with its `target`, or give them "
+                "weights for one selection"
+            )
     return {name: parse_spec(content, f"{path}: steps.{name}") for name, content in steps.items()}
 
 

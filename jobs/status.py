@@ -54,7 +54,8 @@ def status_of(uri: str) -> dict[str, Any]:
 
 
 def _history_of(uri: str) -> dict[str, Any]:
-    given, name = names.split_name(uri)
+    place, mark, name = uri.rpartition("#")
+    given, name = names.split_name(f"{place}{mark}{name.partition('@')[0]}")
     store = absolute_uri(given)
     found = [row for row in names_of(store) if row["name"] == name]
     if not found:

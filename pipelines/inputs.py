@@ -168,7 +168,8 @@ class JobInputs:
         found: list[Any] = [self.pool.identity()]
         for key, target in self.targets.items():
             heldout = self.heldouts.get(key)
-            found += [target.identity(), heldout and heldout.identity()]
+            name = [] if key == "target" else [key]
+            found += [*name, target.identity(), heldout and heldout.identity()]
         others = [one.identity() for one in self.benchmarks]
         taken = self.takedown.digest if self.takedown else None
         return [*found, *([others, taken] if others or taken else [])]

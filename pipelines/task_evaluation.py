@@ -7,7 +7,8 @@ from typing import Any
 
 import stillhouse.report.blocks as b
 from stillhouse.errors import InputError, SpecError
-from stillhouse.evaluation.harness import HarnessHost, HarnessTask, check_task
+from stillhouse.evaluation.harness import HarnessHost, HarnessTask
+from stillhouse.evaluation.harness_tasks import check_task
 from stillhouse.evaluation.settings import TaskEvaluation
 from stillhouse.evaluation.tasks import TaskSource
 from stillhouse.pipelines.context import Context, Step, perform, run_tasks
@@ -37,15 +38,19 @@ class TaskResults:
         checkpoints: the same by step, of each model that has some.
         chances: what a guess is worth, by task with choices.
         num_rows: rows by task as the spec has it.
+        cut: of these, rows that do not fit the context whole, by model and task that has some.
+        unusable: rows that could not be used, by task and reason.
     """
 
     models: dict[str, dict[str, dict[str, float]]]
     checkpoints: dict[str, dict[int, dict[str, dict[str, float]]]]
     chances: dict[str, float]
     num_rows: dict[str, int]
+    cut: dict[str, dict[str, int]]
+    unusable: dict[str, dict[str, int]]
 
 
-def check_tasks(ctx: Context, tasks: Sequence[TaskSource]) -> None:
+def check_tasks(ctx: Context, settings: TaskEvaluation, tasks: Sequence[TaskSource]) -> None:
     """Refuse tasks that nobody knows, and files without a usable row, before anything is trained.
 
     Raises:
@@ -53,7 +58,8 @@ def check_tasks(ctx: Context, tasks: Sequence[TaskSource]) -> None:
     """
     if ctx.dry:
         return
-    for source, wrong in zip(tasks, run_tasks(ctx, check_task, tasks), strict=True):
+    asked = [(source, settings.num_fewshot) for source in tasks]
+    for source, wrong in zip(tasks, run_tasks(ctx, check_task, asked), strict=True):
         if wrong is not None:
             error = InputError if source.kind == "rows" else SpecError
             raise error(f"`evaluate.tasks`: {wrong}")
@@ -79,7 +85,7 @@ def evaluate_models(
             model=model.fingerprint,
             step=step,
             source=source,
-            num_fewshot=settings.num_fewshot,
+            num_fewshot=_num_fewshot(settings, source),
             limit=settings.limit,
             batch_size=settings.batch_size,
             bos_id=model.settings.get("tokenizer", {}).get("bos_id"),
@@ -90,7 +96,7 @@ def evaluate_models(
         for source in tasks
     ]
     receipts = perform(ctx, Step(STEP, todo, host, compute.scorers, compute.scorer, unit="rows"))
-    made = TaskResults({}, {}, {}, {})
+    made = TaskResults({}, {}, {}, {}, {}, {})
     found = iter(receipts)
     for label, step, _ in asked:
         results: dict[str, dict[str, float]] = {}
@@ -98,6 +104,10 @@ def evaluate_models(
             receipt = next(found)
             results |= receipt.info["results"]
             made.num_rows[source.name] = receipt.counts["rows"]
+            if receipt.info["cut"]:
+                made.cut.setdefault(label, {})[source.name] = receipt.info["cut"]
+            if receipt.info["unusable"]:
+                made.unusable[source.name] = receipt.info["unusable"]
             if receipt.info["chance"] is not None:
                 made.chances[source.name] = receipt.info["chance"]
         if step is None:
@@ -105,6 +115,12 @@ def evaluate_models(
         else:
             made.checkpoints.setdefault(label, {})[step] = results
     return made
+
+
+def _num_fewshot(settings: TaskEvaluation, source: TaskSource) -> int | None:
+    """Examples before each row; None: as the harness's task has it."""
+    default = 0 if source.kind == "rows" else None
+    return default if settings.num_fewshot is None else settings.num_fewshot
 
 
 def _kept_steps(ctx: Context, model: Manifest) -> list[int]:
@@ -117,6 +133,7 @@ def _kept_steps(ctx: Context, model: Manifest) -> list[int]:
 def evaluation_numbers(made: TaskResults) -> dict[str, Any]:
     """The object `evaluate` of `run --json`."""
     numbers: dict[str, Any] = {"models": made.models, "rows": made.num_rows}
+    numbers |= {"cut": made.cut, "unusable": made.unusable}
     if made.checkpoints:
         numbers["checkpoints"] = {
             label: {str(step): results for step, results in steps.items()}
@@ -156,7 +173,17 @@ def evaluation_section(made: TaskResults) -> b.Section:
         }
         caption = f"Checkpoints of {words(label)} up to step {last:,}"
         blocks.append(b.Curves(caption, curves, next(iter(curves)), x_title="steps", y_title=""))
-    return b.Section("tasks", "What it can do", [*blocks, b.Text(_NOTE, "note")])
+    blocks.append(b.Text(_NOTE, "note"))
+    for label, tasks in made.cut.items():
+        counts = ", ".join(
+            f"{n:,} of {made.num_rows[task]:,} of {task}" for task, n in tasks.items()
+        )
+        text = f"Rows that are longer than the context of {words(label)}, cut at their beginning: "
+        blocks.append(b.Text(f"{text}{counts}.", "note", terminal=True))
+    for task, reasons in made.unusable.items():
+        counts = "; ".join(f"{n:,}: {why}" for why, n in reasons.items())
+        blocks.append(b.Text(f"Rows of {task} that could not be used: {counts}.", "note"))
+    return b.Section("tasks", "What it can do", blocks)
 
 
 def _main_metric(metrics: Mapping[str, float]) -> str | None:

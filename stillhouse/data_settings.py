@@ -188,7 +188,8 @@ def reader_code(settings: Settings) -> list[CustomCode]:
         found.append(settings.reader)
     for name in type(settings).model_fields:
         value = getattr(settings, name)
-        for section in value if isinstance(value, list) else [value]:
+        several = value.values() if isinstance(value, dict) else value
+        for section in several if isinstance(value, list | dict) else [value]:
             found += reader_code(section) if isinstance(section, Settings) else []
     return found
 

@@ -53,7 +53,9 @@ def each_from(spec: S, change: Change, section: str = "data") -> S:
         if isinstance(value, Settings):
             made: object = each_from(value, change, inner)
         elif isinstance(value, list) and any(isinstance(one, Settings) for one in value):
-            made = [each_from(one, change, inner) for one in value]
+            made = [
+                each_from(one, change, inner) if isinstance(one, Settings) else one for one in value
+            ]
         else:
             continue
         changes |= {name: made} if made != value else {}

@@ -9,6 +9,9 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Count = Annotated[int, Field(ge=1)]
 T = TypeVar("T")
+STEP_NAME = r"^[a-z][a-z0-9_-]{0,39}$"
+StepName = Annotated[str, Field(pattern=STEP_NAME)]
+"""Of a step of a chain, or of a target, which may become one."""
 
 
 def _list_form(value: Any) -> str:

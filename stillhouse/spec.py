@@ -24,7 +24,14 @@ from stillhouse.data_settings import (
 from stillhouse.evaluation.settings import EVALUATE, TaskEvaluation
 from stillhouse.operating_settings import FailureSettings, PriceSettings, TrackSettings
 from stillhouse.selection.own_settings import OwnScorerSettings
-from stillhouse.settings import Count, Settings, Share, refuse_secret_urls, refuse_secrets
+from stillhouse.settings import (
+    Count,
+    Settings,
+    Share,
+    StepName,
+    refuse_secret_urls,
+    refuse_secrets,
+)
 from stillhouse.storage.names import NAME_PATTERN
 
 Dtype = Literal["auto", "float32", "bfloat16"]
@@ -298,7 +305,7 @@ class SelectSpec(JobSpec):
     job: Literal["select"]
     pool: PoolSource
     target: TargetSource | None = None
-    targets: dict[str, WeightedTarget] = Field(
+    targets: dict[StepName, WeightedTarget] = Field(
         default={},
         description="instead of `target`: several domains by name; with a `weight` each, one "
         "selection for their mixture, else a selection for each (guide.md)",
@@ -355,7 +362,13 @@ class SelectSpec(JobSpec):
             raise ValueError("give either `target` or `targets`")
         if self.evaluate is not None and self.train is None:
             raise ValueError("`evaluate` measures the models of `train`, which is not there")
+        if self.evaluate is not None and self.evaluate.checkpoints:
+            raise ValueError("`evaluate.checkpoints` is for `job: train`: targets keep none")
         return self
+
+    @property
+    def extra_modules(self) -> tuple[str, ...]:
+        return ("lm_eval",) if self.evaluate else ()
 
     @property
     def domains(self) -> dict[str, TargetSource]:

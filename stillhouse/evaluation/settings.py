@@ -25,6 +25,17 @@ class TaskFiles(FileFormat):
         default=None, description="of rows; default the first file's or folder's"
     )
     where: dict[str, str] = Field(default={}, description="only rows with these values, by column")
+    max_bad_rows: Annotated[float, Field(ge=0)] = Field(
+        default=0.01,
+        description="unusable rows allowed: a share below 1, a count from 1; more stops the run",
+    )
+
+    @field_validator("path")
+    @classmethod
+    def _not_empty(cls, path: str | list[str]) -> str | list[str]:
+        if not path or (isinstance(path, list) and not all(path)):
+            raise ValueError("give at least one file, folder, glob or URI")
+        return path
 
     @property
     def paths(self) -> list[str]:
@@ -70,7 +81,6 @@ class TaskEvaluation(Settings):
     @field_validator("tasks", mode="before")
     @classmethod
     def _paths(cls, tasks: Any) -> Any:
-        tasks = [tasks] if isinstance(tasks, str) else tasks
         return [_as_files(one) for one in tasks] if isinstance(tasks, list) else tasks
 
 

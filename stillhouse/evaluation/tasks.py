@@ -1,23 +1,19 @@
 """Tasks of a spec as files with digests; nothing of the harness is imported here."""
 
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
-from typing import Any
-
-import yaml
 
 from stillhouse.custom_code import CustomCode
-from stillhouse.errors import InputError, SpecError
-from stillhouse.evaluation.settings import YAML_SUFFIXES, TaskEvaluation, TaskFiles
+from stillhouse.errors import SpecError
+from stillhouse.evaluation.settings import TaskEvaluation, TaskFiles
+from stillhouse.evaluation.task_files import read_task_file
+from stillhouse.fingerprint import canonical_json
 from stillhouse.storage.artifact import Store
 from stillhouse.storage.digests import digest_files
-from stillhouse.storage.filesystem import FileInfo, join, list_files, read_bytes
+from stillhouse.storage.filesystem import FileInfo, list_files
 from stillhouse.storage.task import Place
 from stillhouse.text.formats import ranked_suffixes
-
-_FUNCTION = "!function"
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,17 +24,19 @@ class TaskSource:
         name: in results.
         kind: `rows`, `yaml` or `name`.
         digests: sha256 of its files.
-        files: as they are named: of a task file the names in it, the first its own.
+        content: of a task file, as JSON (`task_files`).
         where, reader: of rows.
+        max_bad_rows: unusable rows that are allowed.
         uris: of the files, in their order.
     """
 
     name: str
     kind: str
     digests: tuple[str, ...] = ()
-    files: tuple[str, ...] = ()
+    content: str = ""
     where: dict[str, str] | None = None
     reader: str | CustomCode = "auto"
+    max_bad_rows: Place[float] = 0.0
     uris: Place[tuple[str, ...]] = ()
 
 
@@ -83,78 +81,14 @@ def open_tasks(store: Store, listed: Sequence[ListedTask], *, remember: bool) ->
 def _list_task(task: TaskFiles | str) -> ListedTask:
     if isinstance(task, str):
         return ListedTask(TaskSource(task, "name"))
-    if not task.is_yaml:
-        reader = task.reader
-        stem = PurePosixPath(task.paths[0].rstrip("/")).name.partition(".")[0]
-        source = TaskSource(task.name or stem, "rows", where=task.where, reader=reader)
-        return ListedTask(source, tuple(list_files(task.paths, *ranked_suffixes(reader))))
-    return _list_yaml(task.paths[0])
-
-
-def _list_yaml(path: str) -> ListedTask:
-    """A task file, and the files that it names."""
-    [file] = list_files([path], YAML_SUFFIXES)
-    content = read_task_file(file.uri)
-    if not isinstance(content, dict) or not isinstance(content.get("task"), str):
-        raise SpecError(f"`evaluate.tasks`: {path} is no task file: it has no `task: NAME`")
-    names = [file.name, *dict.fromkeys(_named_files(file.uri, content))]
-    folder = file.uri.rpartition("/")[0]
-    found = [file]
-    for name in names[1:]:
-        uri = name if "://" in name or name.startswith("/") else join(folder, name)
-        try:
-            [one] = list_files([uri], (PurePosixPath(name).suffix,))
-        except InputError as error:
-            raise InputError(f"{path} names {name!r}: {error}") from error
-        found.append(one)
-    source = TaskSource(content["task"], "yaml", files=tuple(names))
-    return ListedTask(source, tuple(found))
-
-
-def _named_files(uri: str, content: dict[str, Any]) -> Iterator[str]:
-    """Files that a task file names: included ones, modules of functions, data files."""
-    for value in _strings(content):
-        if value.startswith(_FUNCTION):
-            yield value.split()[1].rpartition(".")[0] + ".py"
-    included = content.get("include")
-    for name in [included] if isinstance(included, str) else included or []:
-        yield name
-        other = join(uri.rpartition("/")[0], name)
-        yield from _named_files(other, read_task_file(other))
-    options = content.get("dataset_kwargs") or {}
-    yield from _strings(options.get("data_files"))
-
-
-def _strings(value: Any) -> Iterator[str]:
-    """All strings in a JSON value."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, list | dict):
-        for item in value.values() if isinstance(value, dict) else value:
-            yield from _strings(item)
-
-
-class _TaskFileLoader(yaml.SafeLoader):
-    """Reads `!function module.name` as that text."""
-
-
-def _tagged(loader: yaml.SafeLoader, suffix: str, node: yaml.Node) -> str:
-    return f"!{suffix} {getattr(node, 'value', '')}"
-
-
-_TaskFileLoader.add_multi_constructor("!", _tagged)
-
-
-def read_task_file(uri: str) -> Any:
-    """The content of a task file, functions as text.
-
-    Raises:
-        SpecError: no YAML. InputError: no such file.
-    """
-    try:
-        return _TaskFileLoader(read_bytes(uri)).get_single_data()
-    except yaml.YAMLError as error:
-        reason = re.sub(r"\s+", " ", str(error))[:200]
-        raise SpecError(f"`evaluate.tasks`: {uri} is no YAML: {reason}") from None
-    except FileNotFoundError:
-        raise InputError(f"`evaluate.tasks`: {uri} does not exist") from None
+    if task.is_yaml:
+        [file] = list_files(task.paths, ())
+        made = read_task_file(file.uri)
+        content = canonical_json(made.content).decode()
+        return ListedTask(TaskSource(made.name, "yaml", content=content), tuple(made.files))
+    reader = task.reader
+    stem = PurePosixPath(task.paths[0].rstrip("/")).name.partition(".")[0]
+    source = TaskSource(
+        task.name or stem, "rows", where=task.where, reader=reader, max_bad_rows=task.max_bad_rows
+    )
+    return ListedTask(source, tuple(list_files(task.paths, *ranked_suffixes(reader))))

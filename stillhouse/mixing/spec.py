@@ -200,6 +200,8 @@ class MixSpec(JobSpec):
             )
         if self.model.path is not None and self.model.from_ is not None:
             raise ValueError("`model`: give either `path` or `from`")
+        if self.evaluate is not None and self.evaluate.checkpoints:
+            raise ValueError("`evaluate.checkpoints` is for `job: train`")
         if policy.label in self.controls:
             raise ValueError(f"`{policy.label}` is the policy and among the `controls`")
         if not isinstance(policy, Replay):  # a replay's passes are known from its log alone
@@ -208,6 +210,10 @@ class MixSpec(JobSpec):
             except SpecError as error:
                 raise ValueError(str(error)) from None
         return self
+
+    @property
+    def extra_modules(self) -> tuple[str, ...]:
+        return ("lm_eval",) if self.evaluate else ()
 
     @property
     def reference(self) -> str | None:

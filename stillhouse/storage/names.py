@@ -238,10 +238,11 @@ def _identity(spec: dict[str, Any]) -> dict[str, Any]:
     Without sections that are not there: an older release may not have known them.
     """
     spec = {key: value for key, value in spec.items() if value not in (None, [], {})}
+    if spec.get("job") != "distill":  # which chooses by what it evaluates on
+        spec.pop("evaluate", None)
     if spec.get("job") != "select":
         return spec
-    apart = {"train", "evaluate", "exclude"}
-    kept = {key: value for key, value in spec.items() if key not in apart}
+    kept = {key: value for key, value in spec.items() if key not in {"train", "exclude"}}
     scoring = {k: v for k, v in spec.get("scoring", {}).items() if k not in _SPEED}
     return kept | {"scoring": scoring} if scoring else {k: kept[k] for k in kept if k != "scoring"}
 

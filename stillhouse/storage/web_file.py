@@ -115,15 +115,24 @@ async def _get(fs: Any, uri: str, start: int, end: int, keep: bool) -> _Answer:
     given["headers"] = given.get("headers", {}) | {"Range": f"bytes={start}-{end - 1}"}
     given.setdefault("timeout", ClientTimeout(total=None, sock_read=_SILENCE_S))
     response = await session.get(fs.encode_url(uri), **given)
+    if response.status == 206 and not _total(response).isdigit():
+        response.release()  # how long the file is nobody says: all of it, to its end
+        del given["headers"]["Range"]
+        response = await session.get(fs.encode_url(uri), **given)
     try:
         return await _read(response, uri, keep)
     finally:
         response.release()
 
 
+def _total(response: Any) -> str:
+    """The length of the whole file as a partial answer has it; `*` where it is unknown."""
+    return response.headers.get("Content-Range", "").rpartition("/")[2]
+
+
 async def _read(response: Any, uri: str, keep: bool) -> _Answer:
     headers, status = dict(response.headers), response.status
-    total = response.headers.get("Content-Range", "").rpartition("/")[2]
+    total = _total(response)
     if status == 206 and total.isdigit():
         return _answer(headers, int(total), data=await response.read())
     if status == 416 and total == "0":

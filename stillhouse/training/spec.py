@@ -354,7 +354,7 @@ class TrainSpec(JobSpec):
 
     @property
     def extra_modules(self) -> tuple[str, ...]:
-        return ("peft",) if self.lora else ()
+        return (*(["peft"] if self.lora else []), *(["lm_eval"] if self.evaluate else []))
 
     @property
     def num_actors(self) -> int:

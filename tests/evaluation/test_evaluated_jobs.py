@@ -9,6 +9,8 @@ import pytest
 from small import LEARNING, MODEL, STYLES, Quiet, make_world, parse, small_training
 
 from stillhouse.errors import SpecError
+from stillhouse.jobs.kinds import _gpus_of
+from stillhouse.jobs.paths import refuse_local_paths
 from stillhouse.jobs.plan import plan_job
 from stillhouse.jobs.run import run_job
 from stillhouse.report.page import read
@@ -92,6 +94,22 @@ def test_bits_per_byte_of_held_out_text(trained):
     assert found["sources"]["sea"]["bits_per_byte"] == pytest.approx(bits, rel=1e-6)
 
 
+def test_names_beside_files(tmp_path, tasks):
+    """The spec of docs/evaluation.md: nothing is asked of the harness by a plan."""
+    folder = make_world(tmp_path, shards=1)
+    content = small_training(folder, STEPS, evaluate={"tasks": ["hellaswag", {"path": tasks}]})
+    assert "evaluate" in plan_job(TrainSpec.model_validate(content))["steps"]
+
+
+def test_what_it_costs_and_where_its_files_are():
+    content = {"job": "train", "store": "s3://b/s", "data": {"path": "s3://b/pool"}}
+    content |= {"evaluate": {"tasks": ["tasks/*.jsonl"]}, "compute": {"gpus_per_worker": 1}}
+    spec = TrainSpec.model_validate(content)
+    assert _gpus_of("evaluate", spec) == 1
+    with pytest.raises(SpecError, match=r"evaluate.tasks.0.path: tasks/\*.jsonl"):
+        refuse_local_paths(spec, "the cluster")
+
+
 def test_an_unknown_task_is_refused_before_anything_is_trained(ray_cluster, tmp_path):
     folder = make_world(tmp_path, shards=1)
     spec = TrainSpec.model_validate(small_training(folder, STEPS, evaluate={"tasks": ["helaswag"]}))
@@ -111,3 +129,5 @@ def test_the_models_of_a_selection_and_its_controls(finished, world, tasks, tmp_
     assert result["work"]["train targets"]["reused"] == 4
     with pytest.raises(ValueError, match="measures the models of `train`"):
         parse(world, evaluate={"tasks": [tasks]})
+    with pytest.raises(ValueError, match="is for `job: train`"):
+        parse(world, train=train, evaluate={"tasks": [tasks], "checkpoints": True})

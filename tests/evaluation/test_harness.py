@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 
 import pytest
@@ -10,7 +11,8 @@ from small import MODEL
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
 from stillhouse.errors import InputError, SpecError
-from stillhouse.evaluation.harness import HarnessHost, HarnessTask, check_task
+from stillhouse.evaluation.harness import HarnessHost, HarnessTask
+from stillhouse.evaluation.harness_tasks import check_task
 from stillhouse.evaluation.settings import TaskEvaluation
 from stillhouse.evaluation.tasks import list_tasks, open_tasks
 from stillhouse.models.causal_lm import save_model
@@ -170,55 +172,103 @@ def test_a_checkpoint_has_its_own_weights(tmp_path, model):
     assert found[0] == pytest.approx(found[1], rel=1e-6) and found[0] != pytest.approx(found[2])
 
 
-def test_a_task_file_with_what_it_names(tmp_path, model):
-    folder = tmp_path / "task"
-    folder.mkdir()
-    rows = [
-        {"q": row["input"], "opts": row["choices"], "gold": i % 3} for i, row in enumerate(ROWS)
-    ]
-    write(folder / "docs.jsonl", rows)
-    (folder / "base.yaml").write_text(
-        "metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]\n"
-    )
-    (folder / "more.py").write_text(
+def write_task_file(folder):
+    """A task file that includes one of another folder, which names the data and a function."""
+    (folder / "common").mkdir(parents=True)
+    (folder / "own").mkdir()
+    rows = [{"q": r["input"], "opts": r["choices"], "gold": i % 3} for i, r in enumerate(ROWS)]
+    write(folder / "common" / "rows-0.jsonl", rows[:4])
+    write(folder / "common" / "rows-1.jsonl", rows[4:])
+    (folder / "common" / "more.py").write_text(
         "def process(dataset):\n    return dataset.map(lambda one: {'q': 'so ' + one['q']})\n"
     )
-    (folder / "own.yaml").write_text(
-        "include: base.yaml\ntask: own\ndataset_path: json\n"
-        "dataset_kwargs: {data_files: {test: docs.jsonl}}\ntest_split: test\n"
-        "output_type: multiple_choice\nprocess_docs: !function more.process\n"
+    (folder / "common" / "base.yaml").write_text(
+        "task: base\ndataset_path: json\ndataset_kwargs: {data_files: {test: 'rows-*.jsonl'}}\n"
+        "test_split: test\noutput_type: multiple_choice\nprocess_docs: !function more.process\n"
         "doc_to_text: q\ndoc_to_choice: opts\ndoc_to_target: gold\n"
     )
-    made = measured(str(folder / "own.yaml"), tmp_path, model)
+    (folder / "own" / "own.yaml").write_text(
+        "include: ../common/base.yaml\ntask: own\n"
+        "metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]\n"
+    )
+    return str(folder / "own" / "own.yaml")
+
+
+def test_a_task_file_with_what_it_includes_and_names(tmp_path, model, monkeypatch):
+    path = write_task_file(tmp_path / "task")
+    write(tmp_path / "rows-0.jsonl", [{"q": "x", "opts": ["a", "b"], "gold": 0}])
+    monkeypatch.chdir(tmp_path)  # which holds a file of the same name
+    made = measured(path, tmp_path, model)
     behind = [row | {"input": f"so {row['input']}"} for row in ROWS]
+    assert made.counts == {"rows": 7}
     assert made.info["results"]["own"]["acc"] == pytest.approx(accuracies(model, behind)[0])
-    store = Store(str(tmp_path / "store"))
-    before = source_of(str(folder / "own.yaml"), store)
-    assert before.files == ("own.yaml", "more.py", "base.yaml", "docs.jsonl")
-    (folder / "more.py").write_text("def process(dataset):\n    return dataset\n")
-    after = source_of(str(folder / "own.yaml"), store)
-    assert [a == b for a, b in zip(before.digests, after.digests, strict=True)] == [1, 0, 1, 1]
+
+
+def test_what_a_task_file_names_identifies_it(tmp_path):
+    store, path = Store(str(tmp_path / "store")), write_task_file(tmp_path / "task")
+    before = source_of(path, store)
+    names = [uri.rsplit("/", 1)[1] for uri in before.uris]
+    assert names == ["more.py", "rows-0.jsonl", "rows-1.jsonl"]
+    module = tmp_path / "task" / "common" / "more.py"
+    module.write_text("def process(dataset):\n    return dataset\n")
+    after = source_of(path, store)
+    assert [a == b for a, b in zip(before.digests, after.digests, strict=True)] == [
+        False,
+        True,
+        True,
+    ]
+    base = tmp_path / "task" / "common" / "base.yaml"
+    base.write_text(base.read_text().replace("test_split: test", "test_split: test # "))
+    assert source_of(path, store).content == after.content
+    base.write_text(base.read_text().replace("doc_to_text: q", "doc_to_text: gold"))
+    assert source_of(path, store).content != after.content
 
 
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
         ([{"input": "a", "target": "b"}, ROWS[0]], "rows of several forms (choices, target)"),
-        ([{"input": "a"}, {"other": 1}], "no row can be used"),
+        ([{"input": "a"}, {"other": 1}], "2 of 2 rows cannot be used"),
+        ([*ROWS, {"input": "a"}], "1 of 8 rows cannot be used (`max_bad_rows`): 1: "),
+        ([{"input": "a", "target": "b " * 200}], "the model reads 32"),
     ],
 )
 def test_rows_that_make_no_task(rows, message, tmp_path, model):
-    with pytest.raises(InputError, match=message.replace("(", r"\(").replace(")", r"\)")):
+    with pytest.raises(InputError, match=re.escape(message)):
         measured(write(tmp_path / "rows.jsonl", rows), tmp_path, model)
+
+
+def test_rows_that_do_not_fit_and_rows_that_are_unusable_are_counted(tmp_path, model):
+    long = ROWS[0] | {"input": "wave " * 100}
+    path = write(tmp_path / "rows.jsonl", [*ROWS, long, {"input": "a"}])
+    made = measured({"path": path, "max_bad_rows": 1}, tmp_path, model)
+    assert made.counts == {"rows": 8} and made.info["cut"] == 1
+    assert sum(made.info["unusable"].values()) == 1
+
+
+def test_a_guess_is_worth_what_the_measured_rows_say(tmp_path, model):
+    rows = [{"input": "a", "target": "b", "choices": ["b", "c"]}, *ROWS]
+    made = measured(write(tmp_path / "rows.jsonl", rows), tmp_path, model, limit=1)
+    assert made.info["chance"] == 0.5
 
 
 def test_what_is_told_before_a_training(tmp_path):
     store = Store(str(tmp_path / "store"))
-    assert check_task(source_of("hellaswag", store)) is None
-    wrong = check_task(source_of("helaswag", store))
-    assert wrong and "did you mean hellaswag" in wrong
-    rows = source_of(write(tmp_path / "rows.jsonl", [{"input": "a"}]), store)
-    assert check_task(rows) == "rows: no row can be used"
+
+    def told(task, shots=None):
+        return check_task((source_of(task, store), shots))
+
+    assert told("hellaswag") is None
+    assert "did you mean hellaswag" in told("helaswag")
+    path = write(tmp_path / "rows.jsonl", ROWS)
+    assert told(path) is None and told(path, 6) is None
+    assert "needs more than 7 rows" in told(path, 7)
+    assert "several forms" in told(write(tmp_path / "two.jsonl", [ROWS[0], {"text": "a"}]))
+    own = write_task_file(tmp_path / "task")
+    assert told(own) is None
+    base = tmp_path / "task" / "common" / "base.yaml"
+    base.write_text(base.read_text().replace("doc_to_text: q", "doc_to_text: '{{q.x.y}}'"))
+    assert told(own).startswith("own: the harness ended with: ")
 
 
 @pytest.mark.parametrize(
@@ -227,7 +277,11 @@ def test_what_is_told_before_a_training(tmp_path):
         ("task: own\ndataset_kwargs: {data_files: gone.json}\n", InputError, "names 'gone.json'"),
         ("output_type: multiple_choice\n", SpecError, "has no `task: NAME`"),
         ("task: [\n", SpecError, "is no YAML"),
+        ("[1]\n", SpecError, "is no YAML mapping"),
         ("task: own\ninclude: gone.yaml\n", InputError, "gone.yaml does not exist"),
+        ("task: own\ninclude: own.yaml\n", SpecError, "includes itself"),
+        ("task: own\ndataset_path: /data/set\n", SpecError, "is a folder of data"),
+        ("task: own\ndataset_kwargs: {data_dir: x}\n", SpecError, "`data_dir: x` is a folder"),
     ],
 )
 def test_task_files_that_cannot_be_used(content, error, message, tmp_path):
@@ -243,5 +297,7 @@ def test_settings_that_are_refused(tmp_path):
         list_tasks(TaskEvaluation.model_validate({"tasks": [path, path]}))
     with pytest.raises(ValueError, match="is one `path` alone"):
         TaskEvaluation.model_validate({"tasks": [{"path": "own.yaml", "name": "x"}]})
+    with pytest.raises(ValueError, match="give at least one file"):
+        TaskEvaluation.model_validate({"tasks": [{"path": []}]})
     with pytest.raises(InputError):
         list_tasks(TaskEvaluation.model_validate({"tasks": [str(tmp_path / "gone.jsonl")]}))

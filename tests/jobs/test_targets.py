@@ -4,6 +4,7 @@ import pytest
 import yaml
 from small import LEARNING, MODEL, Quiet, make_world, rows, small_spec, write
 
+from stillhouse.data_settings import reader_code
 from stillhouse.errors import SpecError
 from stillhouse.jobs.chain import Chain, run_spec
 from stillhouse.jobs.chain_plan import plan_spec
@@ -88,11 +89,46 @@ def test_selections_of_one_pool_come_behind_the_first(tmp_path):
         ({"targets": []}, "`targets`"),
         ({"targets": {"sea": {"paht": "x"}}}, "targets.sea: unknown key `target.paht`"),
         ({"targets": {"A B": {"path": "x"}}}, "A B"),
+        ({"targets": {"A B": {"path": "x", "weight": 1}}}, "A B"),
+        ({"sweep": {"over": {"selection.tau": [4, 8]}}}, "`sweep` beside `targets`"),
     ],
 )
 def test_mistakes_are_refused(content, changes, message):
     with pytest.raises(SpecError, match=message):
         parse_spec(content | changes, "spec")
+
+
+def test_targets_of_a_step_are_steps(content):
+    step = {key: one for key, one in content.items() if key != "store"}
+    with pytest.raises(SpecError, match=r"`steps\.choose\.targets`: make each a step"):
+        parse_spec({"job": "chain", "steps": {"choose": step}}, "spec")
+
+
+def test_without_a_name_to_publish(content):
+    chain = parse_spec(content | {"publish": None}, "spec")
+    assert [step.publish for step in chain.steps.values()] == [None, None]
+
+
+def test_weights_belong_to_the_content_of_their_targets(content, tmp_path):
+    """The same files under each other's names, and weights, are another mixture."""
+    sea, law = ({**one, "source": "target"} for one in content["targets"].values())
+    runs = []
+    for pair in ({"a": sea, "b": law}, {"b": sea, "a": law}):
+        weights = {name: {**pair[name], "weight": w} for name, w in (("a", 3), ("b", 1))}
+        targets = {name: weights[name] for name in pair}
+        spec = {k: v for k, v in content.items() if k != "publish"} | {"targets": targets}
+        runs.append(plan_spec(parse_spec(spec | {"store": str(tmp_path)}, "spec"))["run"])
+    assert runs[0] != runs[1]
+
+
+def test_a_reader_of_one_of_the_targets_is_sent_along(content, tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text(
+        "class R:\n    suffixes = ('.x',)\n    def read(self, stream):\n        return []\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    target = content["targets"]["sea"] | {"weight": 1, "format": "mine:R"}
+    spec = {k: v for k, v in content.items() if k != "publish"} | {"targets": {"a": target}}
+    assert [code.name for code in reader_code(parse_spec(spec, "spec"))] == ["mine:R"]
 
 
 def test_the_schema_knows_targets(content):

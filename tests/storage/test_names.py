@@ -144,3 +144,7 @@ def test_a_release_that_knows_more_sections_has_the_same_spec(folder):
     newer = SPEC | {"decontaminate": [], "evaluate": {"tasks": ["copa"]}, "targets": {}, "x": None}
     version, new = publish_run(folder, "books", made("b", spec=newer))
     assert new and version.number == 2
+    training = {"job": "train", "data": {"path": "x"}}
+    publish_run(folder, "model", made("c", spec=training))
+    measured = training | {"evaluate": {"tasks": ["copa"]}}
+    assert publish_run(folder, "model", made("d", spec=measured))[1]

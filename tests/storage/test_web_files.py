@@ -31,7 +31,9 @@ FILES = {
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    """/ranges/, /whole/, /dated/, /chunked/, /moved/, /closed/, /broken/ and a file's name."""
+    """/ranges/, /whole/, /dated/, /chunked/, /unknown/ (ranges of an unknown length), /moved/,
+    /closed/, /broken/ and a file's name.
+    """
 
     protocol_version = "HTTP/1.1"
 
@@ -53,9 +55,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
             headers["Last-Modified"] = "Tue, 01 Oct 2024 00:00:00 GMT"
         if how in ("ranges", "dated") and span and int(span[1]) >= len(data):
             headers["Content-Range"], data, code = f"bytes */{len(data)}", b"", 416
-        if how in ("ranges", "dated") and span and code == 200:
+        if how in ("ranges", "dated", "unknown") and span and code == 200:
             first, last = int(span[1]), min(int(span[2]), len(data) - 1)
-            headers["Content-Range"] = f"bytes {first}-{last}/{len(data)}"
+            total = "*" if how == "unknown" else len(data)
+            headers["Content-Range"] = f"bytes {first}-{last}/{total}"
             data, code = data[first : last + 1], 206
         if how == "chunked":
             headers["Transfer-Encoding"] = "chunked"
@@ -101,6 +104,7 @@ def texts(uri):
         "chunked/a.jsonl",
         "chunked/a.jsonl.gz",
         "dated/a.jsonl",
+        "unknown/a.jsonl",
         "ranges/a.jsonl?token=a/b.c&x=1",
     ],
 )
@@ -121,7 +125,9 @@ def test_a_stamp_only_where_the_server_gives_one(web):
     assert len(stamps("whole/a.jsonl")) == 2
 
 
-@pytest.mark.parametrize(("how", "requests"), [("ranges", 4), ("whole", 1), ("chunked", 1)])
+@pytest.mark.parametrize(
+    ("how", "requests"), [("ranges", 4), ("whole", 1), ("chunked", 1), ("unknown", 2)]
+)
 def test_a_large_file_is_fetched_once(web, how, requests):
     web.asked.clear()
     with open_read(f"{web.url}/{how}/large.txt") as file:
