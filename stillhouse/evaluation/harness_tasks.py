@@ -10,6 +10,7 @@ from difflib import get_close_matches
 from functools import cache, partial
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
+from threading import RLock
 from typing import Any
 
 import yaml
@@ -244,9 +245,20 @@ def _examples(source: TaskSource, counts: dict[str, int]) -> Iterator[Example | 
                 yield one
 
 
+_ONE = RLock()
+
+
 @contextmanager
 def quiet() -> Generator[None]:
-    """Warnings and progress bars of the harness off; it makes no processes of its own."""
+    """Warnings and progress bars of the harness off; it makes no processes of its own. One thread
+    at a time: a worker checks two tasks at once, for which the harness is not made.
+    """
+    with _ONE, _without_output():
+        yield
+
+
+@contextmanager
+def _without_output() -> Generator[None]:
     names = ("lm_eval", "lm-eval", "datasets")
     loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]

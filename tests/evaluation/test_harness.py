@@ -4,6 +4,8 @@ import json
 import math
 import re
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -269,6 +271,24 @@ def test_what_is_told_before_a_training(tmp_path):
     base = tmp_path / "task" / "common" / "base.yaml"
     base.write_text(base.read_text().replace("doc_to_text: q", "doc_to_text: '{{q.x.y}}'"))
     assert told(own).startswith("own: the harness ended with: ")
+
+
+def test_two_tasks_are_checked_at_once(tmp_path):
+    """As a worker does; in a fresh process, which has imported nothing yet."""
+    paths = [write(tmp_path / f"rows-{i}.jsonl", ROWS) for i in range(4)]
+    script = """
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from stillhouse.evaluation.harness_tasks import check_task
+from stillhouse.evaluation.tasks import TaskSource
+tasks = [(TaskSource(f"t{i}", "rows", uris=(path,)), None) for i, path in enumerate(sys.argv[1:])]
+with ThreadPoolExecutor(4) as threads:
+    print([*threads.map(check_task, tasks)])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script, *paths], capture_output=True, text=True, check=False
+    )
+    assert done.stdout.strip() == str([None] * 4), done.stderr[-2000:]
 
 
 @pytest.mark.parametrize(

@@ -64,6 +64,7 @@ CHILD = """
 import os, signal, sys
 from stillhouse.jobs import process
 
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ignored after `nohup`
 process.supervise()
 signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM, signal.SIGHUP])
 process.tell_parent(run=sys.argv[1], store=sys.argv[2], options={})
