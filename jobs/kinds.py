@@ -16,7 +16,7 @@ from stillhouse.errors import ArtifactError, SpecError
 from stillhouse.mixing.spec import MixSpec
 from stillhouse.pipelines.context import Context, StepWork
 from stillhouse.report.blocks import Result
-from stillhouse.spec import ComputeSettings, JobSpec, SelectSpec
+from stillhouse.spec import ComputeSettings, EvaluatedSpec, JobSpec, SelectSpec
 from stillhouse.storage.artifact import Manifest, Store
 from stillhouse.storage.filesystem import FileInfo, join, list_names
 from stillhouse.storage.run_record import read_json, read_status
@@ -255,9 +255,8 @@ def _gpus_of(step: str, spec: JobSpec) -> float:
     """The GPUs of each worker of a step; others than of models and images run on CPUs."""
     name, compute, word = step.split(": ")[0], spec.compute, step.rsplit(": ", 1)[-1].split()[0]
     own: Any = getattr(spec, "of", None) or getattr(spec, "steps", {}).get(name, spec)
-    if word in ("score", "teacher") or (
-        word == "evaluate" and isinstance(own, SelectSpec | TrainSpec | MixSpec)
-    ):
+    of_tasks = word == "evaluate" and isinstance(own, EvaluatedSpec)
+    if word in ("score", "teacher") or of_tasks:
         return compute.gpus_of(compute.scorer)
     on_trainers = word in ("train", "mix") or isinstance(own, ClassifySpec | DistillSpec)
     return compute.trainer_gpus if on_trainers else 0

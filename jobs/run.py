@@ -20,12 +20,11 @@ from stillhouse.jobs.publish import check_name, publish_result
 from stillhouse.jobs.track import Tracked
 from stillhouse.mixing.spec import MixSpec
 from stillhouse.pipelines.context import Context, FailedAt, Listener
-from stillhouse.spec import JobSpec, SelectSpec
+from stillhouse.spec import EvaluatedSpec, JobSpec, SelectSpec
 from stillhouse.storage.artifact import Store
 from stillhouse.storage.commit import check_store
 from stillhouse.storage.filesystem import remember_options, use_options
 from stillhouse.storage.run_record import RunRecord, now, read_json
-from stillhouse.training.spec import TrainSpec
 from stillhouse.training.task import RECIPE_VERSION
 
 RUN_VERSION = 2
@@ -41,7 +40,7 @@ def list_job(spec: Spec) -> Job:
         StillhouseError: something does not exist, or does not fit.
     """
     job = _list_job(spec)
-    if isinstance(spec, SelectSpec | TrainSpec | MixSpec) and spec.evaluate is not None:
+    if isinstance(spec, EvaluatedSpec) and spec.evaluate is not None:
         from stillhouse.jobs.evaluated import EvaluatedJob
 
         return EvaluatedJob(job, spec.evaluate)

@@ -21,7 +21,7 @@ from stillhouse.data_settings import (
     WeightedTarget,
     with_own_tokenizer,
 )
-from stillhouse.evaluation.settings import EVALUATE, TaskEvaluation
+from stillhouse.evaluation.settings import TaskEvaluation
 from stillhouse.operating_settings import FailureSettings, PriceSettings, TrackSettings
 from stillhouse.selection.own_settings import OwnScorerSettings
 from stillhouse.settings import (
@@ -299,7 +299,19 @@ NOT_IDENTITY = set(JobSpec.model_fields)
 """Keys of a spec that do not change its results."""
 
 
-class SelectSpec(JobSpec):
+class EvaluatedSpec(JobSpec):
+    """A job that trains language models, which can be measured on tasks."""
+
+    evaluate: TaskEvaluation | None = Field(
+        default=None, description="tasks that the trained models are measured on (evaluation.md)"
+    )
+
+    @property
+    def extra_modules(self) -> tuple[str, ...]:
+        return ("lm_eval",) if self.evaluate else ()
+
+
+class SelectSpec(EvaluatedSpec):
     """`job: select`: score a pool with two models, keep what the target gains most from."""
 
     job: Literal["select"]
@@ -336,7 +348,6 @@ class SelectSpec(JobSpec):
     scoring: ScoringSettings = ScoringSettings()
     selection: SelectionSettings
     train: TrainSettings | None = None
-    evaluate: TaskEvaluation | None = EVALUATE
 
     @model_validator(mode="before")
     @classmethod
@@ -365,10 +376,6 @@ class SelectSpec(JobSpec):
         if self.evaluate is not None and self.evaluate.checkpoints:
             raise ValueError("`evaluate.checkpoints` is for `job: train`: targets keep none")
         return self
-
-    @property
-    def extra_modules(self) -> tuple[str, ...]:
-        return ("lm_eval",) if self.evaluate else ()
 
     @property
     def domains(self) -> dict[str, TargetSource]:

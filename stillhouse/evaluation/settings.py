@@ -84,11 +84,6 @@ class TaskEvaluation(Settings):
         return [_as_files(one) for one in tasks] if isinstance(tasks, list) else tasks
 
 
-EVALUATE: Any = Field(
-    default=None, description="tasks that the trained models are measured on (evaluation.md)"
-)
-
-
 def _as_files(task: Any) -> Any:
     """A path as `{path: ...}`; a name as it is."""
     if not isinstance(task, str):

@@ -8,7 +8,6 @@ from pydantic import Field, field_validator, model_validator
 
 from stillhouse.data_settings import FROM_SETTING, FileFormat, with_own_tokenizer
 from stillhouse.errors import SpecError
-from stillhouse.evaluation.settings import EVALUATE, TaskEvaluation
 from stillhouse.mixing.arms import ArmPart
 from stillhouse.mixing.decisions import Replay
 from stillhouse.mixing.doremi import DoReMi
@@ -19,7 +18,7 @@ from stillhouse.settings import OneOrMore, without_removed
 from stillhouse.spec import (
     Count,
     Dtype,
-    JobSpec,
+    EvaluatedSpec,
     ModelSettings,
     Optimisation,
     Settings,
@@ -144,7 +143,7 @@ class MixTraining(Settings):
         return Optimisation(**self.model_dump(include=shared), betas=(0.9, 0.999), seed=seed)
 
 
-class MixSpec(JobSpec):
+class MixSpec(EvaluatedSpec):
     """`job: mix`: a bandit chooses the auxiliary data while the target model trains."""
 
     job: Literal["mix"]
@@ -165,7 +164,6 @@ class MixSpec(JobSpec):
     model: MixModel = MixModel()
     policy: NamedPolicy = Ucb1(name="ucb1")
     train: MixTraining = MixTraining()
-    evaluate: TaskEvaluation | None = EVALUATE
     controls: list[Control] = Field(
         default=[], description="baselines: other rules with as many gradient passes"
     )
@@ -210,10 +208,6 @@ class MixSpec(JobSpec):
             except SpecError as error:
                 raise ValueError(str(error)) from None
         return self
-
-    @property
-    def extra_modules(self) -> tuple[str, ...]:
-        return ("lm_eval",) if self.evaluate else ()
 
     @property
     def reference(self) -> str | None:

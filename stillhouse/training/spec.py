@@ -7,9 +7,15 @@ from pydantic import ConfigDict, Field, field_validator, model_validator
 from stillhouse.compute_settings import device_type, group_backend
 from stillhouse.data_settings import FROM_SETTING, PartTokens, TokenizerSettings
 from stillhouse.errors import SpecError
-from stillhouse.evaluation.settings import EVALUATE, TaskEvaluation
 from stillhouse.settings import OneOrMore
-from stillhouse.spec import Count, JobSpec, ModelSettings, Optimisation, ScoringSettings, Settings
+from stillhouse.spec import (
+    Count,
+    EvaluatedSpec,
+    ModelSettings,
+    Optimisation,
+    ScoringSettings,
+    Settings,
+)
 from stillhouse.storage.task import identity
 from stillhouse.training.data_spec import (
     FileData,
@@ -262,7 +268,7 @@ class TrainingSettings(StreamedTraining):
         return self.model_dump(mode="json", include=kept) | {"objective": objective}
 
 
-class TrainSpec(JobSpec):
+class TrainSpec(EvaluatedSpec):
     """`job: train`: train a model on a selection, on files, or on a mixture of several."""
 
     job: Literal["train"]
@@ -288,7 +294,6 @@ class TrainSpec(JobSpec):
         default="auto", description="tokens a part that is made of documents; auto: as `select`"
     )
     train: TrainingSettings = TrainingSettings()
-    evaluate: TaskEvaluation | None = EVALUATE
     online: OnlineSettings | None = Field(
         default=None, description="models and share of `train.select: online`"
     )
@@ -354,7 +359,7 @@ class TrainSpec(JobSpec):
 
     @property
     def extra_modules(self) -> tuple[str, ...]:
-        return (*(["peft"] if self.lora else []), *(["lm_eval"] if self.evaluate else []))
+        return (*super().extra_modules, *(["peft"] if self.lora else []))
 
     @property
     def num_actors(self) -> int:
