@@ -1,7 +1,7 @@
 """Inputs of a job: the files of its data sources, their content digests, and the units of work."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -15,9 +15,9 @@ from stillhouse.spec import SelectSpec
 from stillhouse.storage import numbered
 from stillhouse.storage.artifact import Store
 from stillhouse.storage.digests import digest_files
-from stillhouse.storage.filesystem import FileInfo, list_files
-from stillhouse.text.formats import lower_name, ranked_suffixes, require_readers
-from stillhouse.text.records import folder_keys, used_keys
+from stillhouse.storage.filesystem import FileInfo
+from stillhouse.text.formats import lower_name
+from stillhouse.text.records import folder_keys, list_documents, used_keys
 from stillhouse.text.tasks import InputFile, ScanTask, Unit, UnitFile, group_units
 
 _BYTES_PER_TOKEN = 4
@@ -57,17 +57,6 @@ def list_source(source: DataSource) -> list[FileInfo]:
     found = list_documents(source.paths, source.reader)
     if not any(info.size_bytes for info in found):
         raise InputError(f"all files of {source.path!r} are empty")
-    return found
-
-
-def list_documents(paths: Sequence[str], reader: str | CustomCode = "auto") -> list[FileInfo]:
-    """The files of a format or for a reader of the user's; of any format with `auto`.
-
-    Raises:
-        InputError: nothing matches. MissingExtraError: what reads them is not installed.
-    """
-    found = list_files(paths, *ranked_suffixes(reader))
-    require_readers((info.uri for info in found), reader)
     return found
 
 

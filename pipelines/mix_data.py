@@ -14,7 +14,6 @@ from stillhouse.mixing.preparation import Example, SourceTask, read_examples
 from stillhouse.mixing.spec import ArmSource, MixSpec
 from stillhouse.pipelines.context import Context, Step, perform
 from stillhouse.pipelines.given import find_input
-from stillhouse.pipelines.inputs import list_documents
 from stillhouse.pipelines.tokenizer import task_tokenizer
 from stillhouse.pipelines.tokens import TokenizerRef
 from stillhouse.reading.readers import Selection, open_selection
@@ -22,7 +21,7 @@ from stillhouse.spec import TokenizerTraining
 from stillhouse.storage.artifact import Receipt, Store
 from stillhouse.storage.digests import digest_files
 from stillhouse.storage.filesystem import FileInfo, absolute_uri, list_names
-from stillhouse.text.records import used_keys
+from stillhouse.text.records import list_documents, used_keys
 from stillhouse.text.tasks import TokenizerHost
 from stillhouse.text.tokenizer import train_tokenizer
 

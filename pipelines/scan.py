@@ -16,6 +16,7 @@ from stillhouse.errors import InputError
 from stillhouse.fingerprint import fingerprint
 from stillhouse.pipelines.context import Context, Step, perform
 from stillhouse.pipelines.inputs import Inputs, JobInputs, scan_tasks
+from stillhouse.settings import allowed_rows
 from stillhouse.storage.artifact import Manifest, PartRef, Receipt, Store
 from stillhouse.storage.layout import LAYOUT_VERSION
 from stillhouse.storage.parquet import read_table
@@ -135,8 +136,7 @@ def _check_rows(store: Store, scanned: Scan, letters: Manifest | None) -> None:
     counts, source = scanned.counts, scanned.inputs.source
     quarantined = counts["dead: unreadable file"]
     usable, dead = counts["documents"], scanned.num_dead - quarantined
-    limit = source.max_bad_rows
-    allowed = limit * (usable + dead) if limit < 1 else limit
+    allowed = allowed_rows(source.max_bad_rows, usable + dead)
     if dead > allowed:
         first = "; ".join(
             f"{row['file']} row {row['row']}: {row['reason']}"

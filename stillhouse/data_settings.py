@@ -82,21 +82,15 @@ class FileFormat(Settings):
         return [self.reader.digest] if isinstance(self.reader, CustomCode) else []
 
 
-class DataSource(FileFormat):
-    """Documents in files."""
+class FileSource(FileFormat):
+    """Files, some of whose rows may be bad."""
 
     path: OneOrMore[str] = Field(
         description="a file, folder, glob or fsspec URI, `hub://NAME`, or several (inputs.md)"
     )
-    columns: ColumnNames = ColumnNames()
-    source: str | None = Field(default=None, description="one label for all rows that have none")
     max_bad_rows: Annotated[float, Field(ge=0)] = Field(
         default=0.01,
         description="bad rows allowed: a share below 1, a count from 1; more stops the run",
-    )
-    max_chars: Count = Field(default=10_000_000, description="a longer text is a bad row")
-    skip_bad_files: bool = Field(
-        default=False, description="quarantine unreadable files, do not stop"
     )
 
     @field_validator("path")
@@ -106,6 +100,21 @@ class DataSource(FileFormat):
             raise ValueError("give at least one file, folder, glob or URI")
         return path
 
+    @property
+    def paths(self) -> list[str]:
+        return [self.path] if isinstance(self.path, str) else self.path
+
+
+class DataSource(FileSource):
+    """Documents in files."""
+
+    columns: ColumnNames = ColumnNames()
+    source: str | None = Field(default=None, description="one label for all rows that have none")
+    max_chars: Count = Field(default=10_000_000, description="a longer text is a bad row")
+    skip_bad_files: bool = Field(
+        default=False, description="quarantine unreadable files, do not stop"
+    )
+
     def identity(self) -> dict[str, Any]:
         """The settings that change which documents come out of the same bytes."""
         read = {"format", "columns", "source", "max_chars", "skip_bad_files"}
@@ -114,10 +123,6 @@ class DataSource(FileFormat):
             if made["columns"][form] is None:
                 del made["columns"][form]
         return made | ({"reader": self.reader_digest} if self.reader_digest else {})
-
-    @property
-    def paths(self) -> list[str]:
-        return [self.path] if isinstance(self.path, str) else self.path
 
 
 def _as_source(value: Any) -> Any:

@@ -25,6 +25,13 @@ OneOrMore: TypeAlias = Annotated[
 """A value, or a list of them."""
 
 
+def allowed_rows(limit: float, count: int) -> float:
+    """How many of `count` rows may be bad by a setting `max_bad_rows`: a share below 1, else a
+    count.
+    """
+    return limit * count if limit < 1 else limit
+
+
 class Settings(BaseModel):
     """Base of all sections of a spec: frozen, unknown keys are errors."""
 

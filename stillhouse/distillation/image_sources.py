@@ -23,6 +23,7 @@ from stillhouse.distillation.image_files import (
     resize,
 )
 from stillhouse.errors import InputError
+from stillhouse.settings import allowed_rows
 from stillhouse.spec import Settings
 from stillhouse.storage.filesystem import FileInfo
 
@@ -154,7 +155,7 @@ def check_dead(
         InputError: naming the first ones.
     """
     count = num_usable + len(dead)
-    allowed = limit * count if limit < 1 else limit
+    allowed = allowed_rows(limit, count)
     first = "; ".join(f"{d.file} row {d.row}: {d.reason}" for d in dead[:3])
     if not num_usable:
         raise InputError(f"{path!r} holds no usable {noun[:-1]}. {first}")

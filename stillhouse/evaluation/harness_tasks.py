@@ -3,7 +3,8 @@
 import json
 import logging
 import os
-from collections.abc import Generator, Iterator, Sequence
+from collections import Counter
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -20,6 +21,7 @@ from stillhouse.evaluation.task_files import FILE, FUNCTION
 from stillhouse.evaluation.tasks import TaskSource
 from stillhouse.fingerprint import canonical_json
 from stillhouse.mixing.preparation import BadRow, Example, read_examples
+from stillhouse.settings import allowed_rows
 from stillhouse.storage.filesystem import read_bytes
 
 EXAMPLES, MEASURED = "train", "test"
@@ -152,10 +154,9 @@ def _rows_task(source: TaskSource, folder: Path, manager: Any) -> AskedTask:
     Raises:
         InputError: more unusable rows than allowed, or none else; rows of several forms.
     """
-    unusable: dict[str, int] = {}
-    examples = [one for one in _examples(source, unusable) if one]
-    bad, limit = sum(unusable.values()), source.max_bad_rows
-    if not examples or bad > (limit * (bad + len(examples)) if limit < 1 else limit):
+    examples, unusable = _examples(source)
+    bad = unusable.total()
+    if not examples or bad > allowed_rows(source.max_bad_rows, bad + len(examples)):
         reasons = "; ".join(f"{n:,}: {why}" for why, n in sorted(unusable.items())) or "none there"
         raise InputError(
             f"`evaluate.tasks`: {source.name}: {bad:,} of {bad + len(examples):,} rows cannot be "
@@ -186,9 +187,8 @@ def _rows_task(source: TaskSource, folder: Path, manager: Any) -> AskedTask:
         "doc_to_target": "target",
         **_FORMS[forms.pop()],
     }
-    return AskedTask(
-        config, manager, measured, len(others) + 1 if others else len(measured), unusable
-    )
+    num_examples = len(others) + 1 if others else len(measured)
+    return AskedTask(config, manager, measured, num_examples, dict(unusable))
 
 
 def _metric(name: str, *, higher: bool, aggregation: str = "mean") -> dict[str, Any]:
@@ -233,16 +233,12 @@ def _row(example: Example) -> bytes:
     return canonical_json(row)
 
 
-def _examples(source: TaskSource, counts: dict[str, int]) -> Iterator[Example | None]:
-    """The usable rows, None for others, whose reasons are counted."""
-    for uri in source.uris:
-        read = partial(read_examples, where=source.where or {}, reader=source.reader)
-        for one in read(uri):
-            if isinstance(one, BadRow):
-                counts[one.reason] = counts.get(one.reason, 0) + 1
-                yield None
-            else:
-                yield one
+def _examples(source: TaskSource) -> tuple[list[Example], Counter[str]]:
+    """The usable rows, and how many others there are by reason."""
+    read = partial(read_examples, where=source.where or {}, reader=source.reader)
+    rows = [row for uri in source.uris for row in read(uri)]
+    examples = [row for row in rows if isinstance(row, Example)]
+    return examples, Counter(row.reason for row in rows if isinstance(row, BadRow))
 
 
 _ONE = RLock()

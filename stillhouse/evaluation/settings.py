@@ -4,14 +4,14 @@ from typing import Annotated, Any
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
-from stillhouse.data_settings import FileFormat
+from stillhouse.data_settings import FileSource
 from stillhouse.settings import Count, OneOrMore, Settings
 from stillhouse.text.formats import COMPRESSIONS, FORMATS
 
 YAML_SUFFIXES = (".yaml", ".yml")
 
 
-class TaskFiles(FileFormat):
+class TaskFiles(FileSource):
     """A task of your own: rows of `input` and `target`, with `choices` or without, or of `text`; or
     one task file of lm-evaluation-harness (YAML).
 
@@ -25,21 +25,6 @@ class TaskFiles(FileFormat):
         default=None, description="of rows; default the first file's or folder's"
     )
     where: dict[str, str] = Field(default={}, description="only rows with these values, by column")
-    max_bad_rows: Annotated[float, Field(ge=0)] = Field(
-        default=0.01,
-        description="unusable rows allowed: a share below 1, a count from 1; more stops the run",
-    )
-
-    @field_validator("path")
-    @classmethod
-    def _not_empty(cls, path: str | list[str]) -> str | list[str]:
-        if not path or (isinstance(path, list) and not all(path)):
-            raise ValueError("give at least one file, folder, glob or URI")
-        return path
-
-    @property
-    def paths(self) -> list[str]:
-        return [self.path] if isinstance(self.path, str) else self.path
 
     @property
     def is_yaml(self) -> bool:

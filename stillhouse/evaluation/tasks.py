@@ -13,7 +13,7 @@ from stillhouse.storage.artifact import Store
 from stillhouse.storage.digests import digest_files
 from stillhouse.storage.filesystem import FileInfo, list_files
 from stillhouse.storage.task import Place
-from stillhouse.text.formats import ranked_suffixes
+from stillhouse.text.records import list_documents
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,4 +91,4 @@ def _list_task(task: TaskFiles | str) -> ListedTask:
     source = TaskSource(
         task.name or stem, "rows", where=task.where, reader=reader, max_bad_rows=task.max_bad_rows
     )
-    return ListedTask(source, tuple(list_files(task.paths, *ranked_suffixes(reader))))
+    return ListedTask(source, tuple(list_documents(task.paths, reader)))

@@ -16,12 +16,30 @@ import pyarrow as pa
 
 from stillhouse.custom_code import CustomCode
 from stillhouse.errors import BadFileError, StillhouseError
-from stillhouse.storage.filesystem import open_read
+from stillhouse.storage.filesystem import FileInfo, list_files, open_read
 from stillhouse.text.decoding import FILE_ERRORS, decoded, naming_bad_file
-from stillhouse.text.formats import FORMATS, format_of, function_of, path_of
+from stillhouse.text.formats import (
+    FORMATS,
+    format_of,
+    function_of,
+    path_of,
+    ranked_suffixes,
+    require_readers,
+)
 from stillhouse.text.rows.record import ALL_ROWS, Choose, Record, Wanted, object_records
 
 _NO_PARTITION = "__HIVE_DEFAULT_PARTITION__"
+
+
+def list_documents(paths: Sequence[str], reader: str | CustomCode = "auto") -> list[FileInfo]:
+    """The files of a format or for a reader of the user's; of any format with `auto`.
+
+    Raises:
+        InputError: nothing matches. MissingExtraError: what reads them is not installed.
+    """
+    found = list_files(paths, *ranked_suffixes(reader))
+    require_readers((info.uri for info in found), reader)
+    return found
 
 
 def read_records(
