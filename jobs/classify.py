@@ -6,7 +6,7 @@ from stillhouse.classification.samples import list_rows
 from stillhouse.classification.spec import ClassifySpec
 from stillhouse.classification.unlabelled import UNLABELLED
 from stillhouse.distillation.image_files import list_source
-from stillhouse.jobs.kinds import Job, parts_row, speeds_of
+from stillhouse.jobs.kinds import Job, Speeds, parts_row
 from stillhouse.pipelines.classify_data import ClassifyInputs, open_classify
 from stillhouse.pipelines.context import Context
 from stillhouse.pipelines.given import resolved
@@ -48,9 +48,11 @@ class ClassifyJob(Job):
 
         return classify_result(ctx, self.spec, made, run_uri)
 
-    def estimate(self, ctx: Context, *, complete: bool) -> dict[str, dict[str, Any]]:
+    def estimate(
+        self, ctx: Context, speeds: Speeds, *, complete: bool
+    ) -> dict[str, dict[str, Any]]:
         """What was walked is exact; of the rest, what the spec alone says is counted."""
-        speeds, teachers = speeds_of(ctx.store), len(self.inputs.teachers)
+        teachers = len(self.inputs.teachers)
         parts = {"images": 1} | ({UNLABELLED: 1} if self.spec.unlabelled else {})
         parts |= ({SIGNALS: teachers} if self.inputs.stored else {}) | {"train": 1}
         left = {} if complete else {n: count for n, count in parts.items() if n not in ctx.work}

@@ -3,7 +3,7 @@
 from typing import Any
 
 from stillhouse.distillation.spec import DistillSpec, ExpertSettings
-from stillhouse.jobs.kinds import Job, parts_row, speeds_of
+from stillhouse.jobs.kinds import Job, Speeds, parts_row
 from stillhouse.pipelines.context import Context
 from stillhouse.pipelines.given import resolved
 from stillhouse.pipelines.image_inputs import ImageInputs, list_images, open_images
@@ -39,9 +39,11 @@ class DistillationJob(Job):
 
         return distill_result(ctx, self.spec, made, put_result(made), run_uri)
 
-    def estimate(self, ctx: Context, *, complete: bool) -> dict[str, dict[str, Any]]:
+    def estimate(
+        self, ctx: Context, speeds: Speeds, *, complete: bool
+    ) -> dict[str, dict[str, Any]]:
         """What was walked is exact; of the rest, what the spec alone says is counted."""
-        speeds, amounts = speeds_of(ctx.store), _amounts(self.spec)
+        amounts = _amounts(self.spec)
         left = [] if complete else [name for name in _steps(self.spec) if name not in ctx.work]
         return {
             name: parts_row(ctx.work.get(name), speeds, name, **amounts.get(name, {}))

@@ -1,24 +1,15 @@
 """A job whose trained models are measured on the tasks of `evaluate` afterwards."""
 
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import replace
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from stillhouse.evaluation.settings import TaskEvaluation
-from stillhouse.evaluation.tasks import TaskSource, list_tasks, open_tasks
-from stillhouse.jobs.kinds import Job, parts_row, speeds_of
+from stillhouse.evaluation.tasks import TaskSource, harness_version, list_tasks, open_tasks
+from stillhouse.jobs.kinds import Job, Speeds, parts_row
 from stillhouse.pipelines.context import Context
 from stillhouse.report.blocks import Result
 from stillhouse.storage.artifact import Store
-
-
-def harness_version() -> str | None:
-    """The version of lm-evaluation-harness, which defines its own tasks; None if it is not here."""
-    with suppress(PackageNotFoundError):
-        return version("lm_eval")
-    return None
 
 
 class EvaluatedJob(Job):
@@ -59,8 +50,10 @@ class EvaluatedJob(Job):
         numbers = {**result.numbers, "evaluate": evaluation_numbers(measured)}
         return replace(result, numbers=numbers, sections=sections)
 
-    def estimate(self, ctx: Context, *, complete: bool) -> dict[str, dict[str, Any]]:
+    def estimate(
+        self, ctx: Context, speeds: Speeds, *, complete: bool
+    ) -> dict[str, dict[str, Any]]:
         from stillhouse.pipelines.task_evaluation import STEP
 
-        row = parts_row(ctx.work.get(STEP), speeds_of(ctx.store), STEP)
-        return self._job.estimate(ctx, complete=complete) | {STEP: row}
+        row = parts_row(ctx.work.get(STEP), speeds, STEP)
+        return self._job.estimate(ctx, speeds, complete=complete) | {STEP: row}

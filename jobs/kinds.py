@@ -89,11 +89,14 @@ class Job(ABC):
         return {}
 
     @abstractmethod
-    def estimate(self, ctx: Context, *, complete: bool) -> dict[str, dict[str, Any]]:
+    def estimate(
+        self, ctx: Context, speeds: "Speeds", *, complete: bool
+    ) -> dict[str, dict[str, Any]]:
         """By step: `parts` (None: not known yet), `reused`, `tokens`, `flops`, `seconds` or None.
 
         Args:
             ctx: a dry context, after `walk`.
+            speeds: of the store's earlier runs.
             complete: whether `walk` reached the end.
         """
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from stillhouse.jobs.kinds import Job, parts_row, speeds_of
+from stillhouse.jobs.kinds import Job, Speeds, parts_row
 from stillhouse.mixing.spec import MixSpec
 from stillhouse.models.shape import model_uri, read_header
 from stillhouse.pipelines.context import Context
@@ -63,10 +63,12 @@ class MixJob(Job):
         runs = made.models.items()
         return {f"{name}, seed {seed}": model for name, of in runs for seed, model in of.items()}
 
-    def estimate(self, ctx: Context, *, complete: bool) -> dict[str, dict[str, Any]]:
+    def estimate(
+        self, ctx: Context, speeds: Speeds, *, complete: bool
+    ) -> dict[str, dict[str, Any]]:
         from stillhouse.mixing.spec import rules_of
 
-        speeds, spec = speeds_of(ctx.store), self.spec
+        spec = self.spec
         num_sources = len(self.inputs.usable)
         rules = rules_of(spec, [spec.max_examples or 0] * (num_sources - 1))
         passes = sum(rule.plan.passes(rule.slots) * rule.num_steps for rule in rules)

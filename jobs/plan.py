@@ -8,7 +8,7 @@ the store, if there are any.
 
 from typing import Any
 
-from stillhouse.jobs.kinds import Spec
+from stillhouse.jobs.kinds import Spec, speeds_of
 from stillhouse.jobs.run import finished_result, list_job, run_name
 from stillhouse.pipelines.context import Context, Listener, Unfinished
 from stillhouse.report.formatting import number_of
@@ -49,7 +49,7 @@ def plan_job(spec: Spec) -> dict[str, Any]:
         job.walk(ctx)
     except Unfinished as error:
         stopped = str(error)
-    steps = job.estimate(ctx, complete=stopped is None)
+    steps = job.estimate(ctx, speeds_of(store), complete=stopped is None)
     return {
         "status": "nothing_to_do" if finished else "to_do",
         "job": spec.job,

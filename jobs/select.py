@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from stillhouse.errors import StillhouseError
-from stillhouse.jobs.kinds import CHARS_PER_TOKEN, Estimate, Job, cost_row, speeds_of
+from stillhouse.jobs.kinds import CHARS_PER_TOKEN, Estimate, Job, Speeds, cost_row
 from stillhouse.models.shape import planned_shape
 from stillhouse.pipelines.context import Context, StepWork, Unfinished
 from stillhouse.pipelines.given import check_given, given_identity, resolved
@@ -77,7 +77,9 @@ class SelectJob(Job):
             for seed, model in zip(seeds, of, strict=True)
         }
 
-    def estimate(self, ctx: Context, *, complete: bool) -> dict[str, dict[str, Any]]:
+    def estimate(
+        self, ctx: Context, speeds: Speeds, *, complete: bool
+    ) -> dict[str, dict[str, Any]]:
         """Behind the point that was walked to, tokens are estimated from bytes."""
         steps, new_parts = dict(ctx.work), 0
         packed, new = self._pool_tokens(steps), 0.0
@@ -88,7 +90,6 @@ class SelectJob(Job):
             steps = {name: found[name] for name in names if name in found} | steps
             steps |= {"tokens": found["tokens"]} if "tokens" in found else {}
         estimates = _estimates(self.spec, self.inputs, packed or 0.0, new, new_parts)
-        speeds = speeds_of(ctx.store)
         return {
             name: cost_row(name, steps.get(name), estimate, speeds, self.spec.compute)
             for name, estimate in estimates.items()

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from stillhouse.jobs.kinds import CHARS_PER_TOKEN, Estimate, Job, cost_row, speeds_of
+from stillhouse.jobs.kinds import CHARS_PER_TOKEN, Estimate, Job, Speeds, cost_row
 from stillhouse.models.shape import planned_shape
 from stillhouse.pipelines.context import Context
 from stillhouse.pipelines.found_weights import with_found_weights
@@ -58,8 +58,10 @@ class TrainJob(Job):
     def models(self, made: Any) -> dict[str, Manifest]:
         return {made.task.label: made.model}
 
-    def estimate(self, ctx: Context, *, complete: bool) -> dict[str, dict[str, Any]]:
-        spec, inputs, speeds = self.spec, self.inputs, speeds_of(ctx.store)
+    def estimate(
+        self, ctx: Context, speeds: Speeds, *, complete: bool
+    ) -> dict[str, dict[str, Any]]:
+        spec, inputs = self.spec, self.inputs
         given, training = inputs.tokenizer, spec.tokenizer and spec.tokenizer.train
         vocab = training.vocab_size if training else 0
         if given is not None:

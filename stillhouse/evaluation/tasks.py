@@ -1,7 +1,9 @@
 """Tasks of a spec as files with digests; nothing of the harness is imported here."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import PurePosixPath
 
 from stillhouse.custom_code import CustomCode
@@ -46,6 +48,13 @@ class ListedTask:
 
     source: TaskSource
     files: tuple[FileInfo, ...] = ()
+
+
+def harness_version() -> str | None:
+    """The version of lm-evaluation-harness, which defines its own tasks; None if it is not here."""
+    with suppress(PackageNotFoundError):
+        return version("lm_eval")
+    return None
 
 
 def list_tasks(settings: TaskEvaluation) -> list[ListedTask]:
