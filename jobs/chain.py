@@ -123,17 +123,15 @@ def _needs(spec: ChainSpec, step: str) -> list[str]:
     return [name for name in spec.steps if name in found]
 
 
-def _behind(spec: ChainSpec, order: Sequence[str]) -> dict[str, list[str]]:
+def _behind(spec: ChainSpec, order: Sequence[str]) -> dict[str, str]:
     first: dict[str, str] = {}
-    found: dict[str, list[str]] = {}
+    found: dict[str, str] = {}
     for name in order:
         step: Any = spec.steps[name]
         of: Any = getattr(step, "of", step)
         if isinstance(of, SelectSpec):
-            pool = of.pool.model_dump_json()
-            if pool in first:
-                found[name] = [first[pool]]
-            first.setdefault(pool, name)
+            maker = first.setdefault(of.pool.model_dump_json(), name)
+            found |= {name: maker} if maker != name else {}
     return found
 
 

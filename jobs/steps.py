@@ -68,7 +68,7 @@ class Steps:
         needs: by name, the others whose results it uses.
         prepare: makes a job, given the URIs of the runs that are finished.
         shown: gets the events of all, under their names.
-        behind: by name, others that are finished first because they make what both need.
+        behind: by name, the other that is finished first because it makes what both need.
         keep_going: start others after one has failed.
         record: how they stand is written to it.
         results: of the finished ones, in the order in which they ended.
@@ -80,7 +80,7 @@ class Steps:
     needs: Mapping[str, Sequence[str]]
     prepare: Callable[[str, Mapping[str, str]], Runnable]
     shown: Listener
-    behind: Mapping[str, Sequence[str]] = field(default_factory=dict[str, Sequence[str]])
+    behind: Mapping[str, str] = field(default_factory=dict[str, str])
     keep_going: bool = False
     record: RunRecord | None = None
     results: dict[str, StepResult] = field(default_factory=dict[str, StepResult])
@@ -151,7 +151,8 @@ class Steps:
 
     def _waits(self, name: str) -> bool:
         """Whether a job comes behind one that is not finished yet."""
-        return not {*self.behind.get(name, ())} <= {*self.results, *self.failures}
+        first = self.behind.get(name)
+        return first is not None and first not in {*self.results, *self.failures}
 
     def _has_room(self, name: str) -> bool:
         """Whether all actors of a job fit beside those of the jobs that run."""

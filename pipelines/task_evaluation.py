@@ -1,16 +1,15 @@
 """Trained models measured on tasks: the step, its numbers, and its section of the report."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from importlib.metadata import version
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
 
 import stillhouse.report.blocks as b
 from stillhouse.errors import InputError, SpecError
 from stillhouse.evaluation.harness import HarnessHost, HarnessTask
 from stillhouse.evaluation.harness_tasks import check_task
 from stillhouse.evaluation.settings import TaskEvaluation
-from stillhouse.evaluation.tasks import TaskSource
+from stillhouse.evaluation.tasks import TaskSource, harness_version
 from stillhouse.pipelines.context import Context, Step, perform, run_tasks
 from stillhouse.report.formatting import words
 from stillhouse.storage.artifact import Manifest
@@ -29,6 +28,10 @@ _NOTE = (
 )
 
 
+_Metrics: TypeAlias = dict[str, dict[str, float]]
+"""By task and name."""
+
+
 @dataclass(frozen=True, slots=True)
 class TaskResults:
     """What was measured.
@@ -42,12 +45,14 @@ class TaskResults:
         unusable: rows that could not be used, by task and reason.
     """
 
-    models: dict[str, dict[str, dict[str, float]]]
-    checkpoints: dict[str, dict[int, dict[str, dict[str, float]]]]
-    chances: dict[str, float]
-    num_rows: dict[str, int]
-    cut: dict[str, dict[str, int]]
-    unusable: dict[str, dict[str, int]]
+    models: dict[str, _Metrics] = field(default_factory=dict[str, _Metrics])
+    checkpoints: dict[str, dict[int, _Metrics]] = field(
+        default_factory=dict[str, dict[int, _Metrics]]
+    )
+    chances: dict[str, float] = field(default_factory=dict[str, float])
+    num_rows: dict[str, int] = field(default_factory=dict[str, int])
+    cut: dict[str, dict[str, int]] = field(default_factory=dict[str, dict[str, int]])
+    unusable: dict[str, dict[str, int]] = field(default_factory=dict[str, dict[str, int]])
 
 
 def check_tasks(ctx: Context, settings: TaskEvaluation, tasks: Sequence[TaskSource]) -> None:
@@ -79,7 +84,7 @@ def evaluate_models(
         for label, model in models.items()
         for step in [*(_kept_steps(ctx, model) if settings.checkpoints else []), None]
     ]
-    harness = version("lm_eval")
+    harness = harness_version()
     todo = [
         HarnessTask(
             model=model.fingerprint,
@@ -96,10 +101,10 @@ def evaluate_models(
         for source in tasks
     ]
     receipts = perform(ctx, Step(STEP, todo, host, compute.scorers, compute.scorer, unit="rows"))
-    made = TaskResults({}, {}, {}, {}, {}, {})
+    made = TaskResults()
     found = iter(receipts)
     for label, step, _ in asked:
-        results: dict[str, dict[str, float]] = {}
+        results: _Metrics = {}
         for source in tasks:
             receipt = next(found)
             results |= receipt.info["results"]
@@ -187,9 +192,8 @@ def evaluation_section(made: TaskResults) -> b.Section:
 
 
 def _main_metric(metrics: Mapping[str, float]) -> str | None:
-    found = [name for name in _FIRST if name in metrics]
-    others = [name for name in metrics if not name.endswith(_STDERR)]
-    return next(iter([*found, *others]), None)
+    names = [name for name in (*_FIRST, *metrics) if name in metrics and not name.endswith(_STDERR)]
+    return names[0] if names else None
 
 
 def _cell(metrics: Mapping[str, float], name: str) -> list[float | None] | None:

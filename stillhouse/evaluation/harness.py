@@ -1,6 +1,5 @@
 """One model measured on one task by lm-evaluation-harness (Gao et al.), in a worker."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,15 +41,15 @@ class HarnessTask(Task):
     limit: int | None
     batch_size: int
     bos_id: int | None
-    harness: str
+    harness: str | None
     folder: Place[str]
 
     def run(self, store: Store, host: "ModelHost", loaded: Any) -> Output:
-        import lm_eval
-
-        harness: Any = lm_eval
         model = host.model(store, self)
         with TemporaryDirectory() as folder, quiet():
+            import lm_eval
+
+            harness: Any = lm_eval
             made = asked_task(self.source, Path(folder))
             measured = made.measured[: self.limit]
             cut = _num_cut(self.source.name, model, measured)
@@ -91,7 +90,7 @@ def _num_cut(name: str, model: Any, rows: Sequence[Example]) -> int:
         if not row.input:
             continue  # a text is measured in pieces
         asked = len(model.tok_encode(row.input))
-        longest = max(len(model.tok_encode(f" {one}")) for one in (*row.choices, row.target))
+        longest = max(len(model.tok_encode(f" {one}")) for one in row.choices or (row.target,))
         if longest > model.max_length:
             raise InputError(
                 f"`evaluate.tasks`: {name}: a choice or target of {longest:,} tokens; the model "
@@ -119,7 +118,6 @@ class HarnessHost:
     threads: int
 
     def build(self, store: Store) -> "ModelHost":
-        os.environ.update(TQDM_DISABLE="1", HF_DATASETS_DISABLE_PROGRESS_BARS="1")
         import torch
 
         from stillhouse.models.device import choose_device
@@ -147,29 +145,26 @@ class ModelHost:
 
 def _harness_model(store: Store, task: HarnessTask, device: Any) -> Any:
     """The model as the harness wants it; its tokenizer is the one in its folder."""
-    from lm_eval.models import huggingface
-    from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer
+    from transformers import AutoConfig, AutoTokenizer
 
-    from stillhouse.models.causal_lm import choose_dtype, load_model, load_weights
+    from stillhouse.models.text_to_text import load_text_model
     from stillhouse.storage.folders import local_folder
 
     with local_folder(task.folder, (".json",)) as folder:
         config = AutoConfig.from_pretrained(folder)
         tokenizer = AutoTokenizer.from_pretrained(folder)
-    kind = "seq2seq" if config.is_encoder_decoder else "causal"
-    if config.is_encoder_decoder:
-        dtype = choose_dtype("auto", device)
-        model: Any = load_weights(AutoModelForSeq2SeqLM, task.folder, dtype).to(device)
-    else:
-        model = load_model(task.folder, dtype="auto", device=device)
+    pair = bool(config.is_encoder_decoder)
+    model: Any = load_text_model(task.folder, encoder_decoder=pair, device=device, dtype="auto")
     if task.step is not None:
         _put_checkpoint(store, task, model)
     model.eval()
-    made: Any = huggingface.HFLM
     with quiet():
+        from lm_eval.models import huggingface
+
+        made: Any = huggingface.HFLM
         return made(
             pretrained=model,
-            backend=kind,
+            backend="seq2seq" if pair else "causal",
             tokenizer=tokenizer,
             batch_size=task.batch_size,
             device=str(device),

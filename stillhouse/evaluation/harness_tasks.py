@@ -242,6 +242,8 @@ def _examples(source: TaskSource) -> tuple[list[Example], Counter[str]]:
 
 
 _ONE = RLock()
+_SWITCHES = ("DISABLE_MULTIPROC", "HF_DATASETS_DISABLE_PROGRESS_BARS", "TQDM_DISABLE")
+"""Environment variables that the harness, `datasets` and tqdm read, the last two at import."""
 
 
 @contextmanager
@@ -258,8 +260,8 @@ def _without_output() -> Generator[None]:
     names = ("lm_eval", "lm-eval", "datasets")
     loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]
-    kept = {key: os.environ.get(key) for key in ("DISABLE_MULTIPROC", "TQDM_DISABLE")}
-    os.environ.update(DISABLE_MULTIPROC="1", TQDM_DISABLE="1")
+    kept = {key: os.environ.get(key) for key in _SWITCHES}
+    os.environ.update(dict.fromkeys(_SWITCHES, "1"))
     for logger in loggers:
         logger.setLevel(logging.ERROR)
     try:

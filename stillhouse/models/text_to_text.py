@@ -7,10 +7,10 @@ from torch import nn
 from transformers import AutoModelForSeq2SeqLM, PreTrainedModel, T5Config
 
 from stillhouse.errors import ModelError
-from stillhouse.models.causal_lm import build_model, load_model, load_weights
+from stillhouse.models.causal_lm import build_model, choose_dtype, load_model, load_weights
 from stillhouse.models.device import initialised
 from stillhouse.models.shape import default_heads, default_mlp, round_up
-from stillhouse.spec import ModelSettings
+from stillhouse.spec import Dtype, ModelSettings
 
 
 def build_text_model(
@@ -71,13 +71,15 @@ def _t5(config: T5Config, tied: bool) -> PreTrainedModel:
     return model
 
 
-def load_text_model(path: str, *, encoder_decoder: bool, device: torch.device) -> PreTrainedModel:
-    """A float32 model from a folder, an fsspec URI or the hub: safetensors only.
+def load_text_model(
+    path: str, *, encoder_decoder: bool, device: torch.device, dtype: Dtype = "float32"
+) -> PreTrainedModel:
+    """A model from a folder, an fsspec URI or the hub: safetensors only.
 
     Raises:
         ModelError: as `load_weights`.
     """
     if not encoder_decoder:
-        return load_model(path, dtype="float32", device=device)
-    model = load_weights(AutoModelForSeq2SeqLM, path, torch.float32)
+        return load_model(path, dtype=dtype, device=device)
+    model = load_weights(AutoModelForSeq2SeqLM, path, choose_dtype(dtype, device))
     return model.to(device)  # pyright: ignore[reportArgumentType]

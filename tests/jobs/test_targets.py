@@ -79,7 +79,7 @@ def test_selections_of_one_pool_come_behind_the_first(tmp_path):
 
     steps = {"one": select("a"), "two": select("c"), "three": select("a"), "four": select("a")}
     chain = Chain(parse_spec({"job": "chain", "steps": steps}, "spec"))
-    assert chain.behind == {"three": ["one"], "four": ["one"]}
+    assert chain.behind == {"three": "one", "four": "one"}
 
 
 @pytest.mark.parametrize(
