@@ -13,7 +13,8 @@ from stillhouse.evaluation.tasks import TaskSource, harness_version
 from stillhouse.pipelines.context import Context, Step, perform, run_tasks
 from stillhouse.report.formatting import words
 from stillhouse.storage.artifact import Manifest
-from stillhouse.storage.filesystem import list_names
+from stillhouse.storage.filesystem import exists, join, list_names
+from stillhouse.storage.layout import MANIFEST
 from stillhouse.training.task import CHECKPOINTS, checkpoints_of
 
 STEP = "evaluate"
@@ -43,6 +44,7 @@ class TaskResults:
         num_rows: rows by task as the spec has it.
         cut: of these, rows that do not fit the context whole, by model and task that has some.
         unusable: rows that could not be used, by task and reason.
+        receipts: names of the measurements, of which a prune keeps those that a run names.
     """
 
     models: dict[str, _Metrics] = field(default_factory=dict[str, _Metrics])
@@ -53,6 +55,7 @@ class TaskResults:
     num_rows: dict[str, int] = field(default_factory=dict[str, int])
     cut: dict[str, dict[str, int]] = field(default_factory=dict[str, dict[str, int]])
     unusable: dict[str, dict[str, int]] = field(default_factory=dict[str, dict[str, int]])
+    receipts: list[str] = field(default_factory=list[str])
 
 
 def check_tasks(ctx: Context, settings: TaskEvaluation, tasks: Sequence[TaskSource]) -> None:
@@ -101,7 +104,7 @@ def evaluate_models(
         for source in tasks
     ]
     receipts = perform(ctx, Step(STEP, todo, host, compute.scorers, compute.scorer, unit="rows"))
-    made = TaskResults()
+    made = TaskResults(receipts=[receipt.task for receipt in receipts])
     found = iter(receipts)
     for label, step, _ in asked:
         results: _Metrics = {}
@@ -130,9 +133,10 @@ def _num_fewshot(settings: TaskEvaluation, source: TaskSource) -> int | None:
 
 def _kept_steps(ctx: Context, model: Manifest) -> list[int]:
     """Steps of a model's checkpoints, but the last, which is the model."""
-    names = list_names(ctx.store.path(CHECKPOINTS, checkpoints_of(model.fingerprint)))
-    steps = sorted(int(name) for name in names if name.isdigit())
-    return [step for step in steps if step < model.totals["num_steps"]]
+    folder = ctx.store.path(CHECKPOINTS, checkpoints_of(model.fingerprint))
+    steps = sorted(int(name) for name in list_names(folder) if name.isdigit())
+    steps = [step for step in steps if step < model.totals["num_steps"]]
+    return [step for step in steps if exists(join(folder, str(step), MANIFEST))]
 
 
 def evaluation_numbers(made: TaskResults) -> dict[str, Any]:
@@ -144,7 +148,7 @@ def evaluation_numbers(made: TaskResults) -> dict[str, Any]:
             label: {str(step): results for step, results in steps.items()}
             for label, steps in made.checkpoints.items()
         }
-    return numbers | {"chance": made.chances}
+    return numbers | {"chance": made.chances, "receipts": made.receipts}
 
 
 def evaluation_section(made: TaskResults) -> b.Section:

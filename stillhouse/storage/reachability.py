@@ -43,6 +43,8 @@ KINDS = (
     "distilled",
     "checkpoints",
     "arms",
+    "signals",
+    "evaluations",
 )
 _NAME = re.compile(r"[0-9a-f]{64}")
 _TEMPORARY = re.compile(r"\.[0-9a-f]{32}\.tmp$")

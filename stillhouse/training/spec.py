@@ -354,6 +354,8 @@ class TrainSpec(EvaluatedSpec):
             raise ValueError("`lora` beside `init.optimizer: keep`: adapters have no moments yet")
         if self.evaluate is not None and self.evaluate.checkpoints:
             raise ValueError("`evaluate.checkpoints` beside `lora`: they hold adapters alone")
+        if self.evaluate is not None and self.lora.save == "adapter":
+            raise ValueError("`evaluate` beside `lora.save: adapter`: measure a `merged` model")
         if self.train.objective.name == "autodistil":
             raise ValueError("`lora`: autodistil trains slices of the model's own weights")
 

@@ -60,6 +60,8 @@ def test_a_training_and_its_checkpoints_are_measured(trained, tasks):
     assert result["work"]["evaluate"] == {"parts": 1 + len(steps), "reused": 0}
     assert planned["steps"]["evaluate"]["parts"] is None
     page = read(result["run"])
+    for name in found["receipts"]:
+        assert Path(spec.store, "evaluations", "receipts", f"{name}.json").exists()
     [table] = page.find("tasks", "table")
     assert [row[0] for row in table.rows] == [label, "a guess"]
 

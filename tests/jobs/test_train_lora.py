@@ -96,6 +96,7 @@ def test_also_where_the_model_is_known(alone, place):
     [
         ({"init": None}, "`lora` needs `init`"),
         ({"init": {"path": "m", "optimizer": "keep"}}, "adapters have no moments yet"),
+        ({"lora": {"save": "adapter"}, "evaluate": {"tasks": ["t"]}}, "measure a `merged` model"),
         ({"lora": {"rank": 0}}, "lora.rank"),
         ({"lora": {"targets": []}}, "lora.targets"),
         ({"lora": {"save": "both"}}, "lora.save"),

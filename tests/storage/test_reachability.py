@@ -1,8 +1,10 @@
 """References in stores made by hand; prunes and runs that exclude each other."""
 
+import importlib
 import json
 import threading
 import time
+from pathlib import Path
 
 import pyarrow as pa
 import pytest
@@ -13,6 +15,7 @@ from stillhouse.storage.artifact import Manifest, Receipt, Store
 from stillhouse.storage.commit import MARKER, check_store, create, replace
 from stillhouse.storage.filesystem import exists, list_names
 from stillhouse.storage.reachability import (
+    KINDS,
     announce_prune,
     end_prune,
     is_pruned,
@@ -23,8 +26,10 @@ from stillhouse.storage.reachability import (
     wait_for_prune,
 )
 from stillhouse.storage.run_record import RunRecord
+from stillhouse.storage.task import Task
 
 FOREVER = float("inf")
+ROOT = Path(__file__).parents[2]
 
 
 def put_artifact(store, kind, word, inputs=None, settings=None):
@@ -85,6 +90,18 @@ def test_the_rest_goes_manifests_first(store, kept):
         temporary,
         f"tokens/parts/{task}.parquet",
     ]
+
+
+def test_what_any_task_writes_is_of_a_known_kind():
+    """Else it would never be removed."""
+    written = [path for path in ROOT.glob("stillhouse/**/*.py") if "(Task)" in path.read_text()]
+    for path in written:
+        importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
+    kinds, found = {*KINDS}, Task.__subclasses__()
+    assert len(found) > 15
+    for task in found:
+        found += task.__subclasses__()
+        assert task.__module__.startswith("tests") or task.KIND in kinds
 
 
 def test_a_part_without_a_receipt_goes_once_it_is_old(store, kept):
