@@ -48,7 +48,7 @@ def trained(ray_cluster, tasks, tmp_path_factory):
 
 
 def test_a_training_and_its_checkpoints_are_measured(trained, tasks):
-    result, _, planned = trained
+    result, spec, planned = trained
     found = result["evaluate"]
     assert found["rows"] == {"next": 4} and found["chance"] == {"next": 0.25}
     [label] = found["models"]
