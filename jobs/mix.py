@@ -23,7 +23,7 @@ class MixJob(Job):
         self.spec = spec = resolved(spec, Store(absolute_uri(spec.store)))
         paths = spec.given_paths
         for key, path in paths.items():
-            read_header(model_uri(path), f"{key} {path!r}")
+            read_header(model_uri(path), f"{key} {path!r}").check_causal()
         if spec.tokenizer.path is not None:
             check_tokenizer(spec.tokenizer, paths)
         spec.policy.check(spec.train.accumulation, spec.train.micro_batch)

@@ -18,6 +18,7 @@ from stillhouse.models.shape import (
     ModelHeader,
     ModelShape,
     model_uri,
+    not_causal,
     planned_sizes,
     read_header,
 )
@@ -145,7 +146,7 @@ def check_given(spec: SelectSpec) -> None:
     """
     paths = given_paths(spec)
     for key, path in paths.items():
-        read_header(model_uri(path), f"{key} {path!r}")
+        read_header(model_uri(path), f"{key} {path!r}").check_causal()
     vocab_size = 0  # unknown, where the tokenizer is still to be trained
     if spec.tokenizer.path is not None:
         vocab_size = check_tokenizer(spec.tokenizer, paths).vocab_size
@@ -216,6 +217,7 @@ class Needs:
         comparable: the losses of one are subtracted from those of the other, so that both need the
             same vocabulary and context.
         lora: adapters that are put on them.
+        masked: masked language models will do.
     """
 
     vocab_size: int = 0
@@ -223,9 +225,12 @@ class Needs:
     encoder_decoder: bool = False
     comparable: bool = False
     lora: LoraSettings | None = None
+    masked: bool = False
 
     def check(self, paths: Mapping[str, str], shapes: Mapping[str, ModelShape]) -> None:
         for key, path in paths.items():
+            if shapes[key].masked and not self.masked:
+                raise ModelError(not_causal(f"{key} {path!r}"))
             shapes[key].check(f"{key} {path!r}", self.vocab_size, self.num_positions)
         if not self.comparable or len(paths) != 2:
             return

@@ -1,6 +1,7 @@
 """The tokenizer: trained on a random part of the pool, or given; kept in the store either way."""
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 
 from stillhouse.fingerprint import fingerprint, sha256
@@ -39,11 +40,13 @@ def given_tokenizer(
     bos_id = loaded.bos_id(bos)
     added = [loaded.bos_token] if loaded.adds_bos else []
     chat = [] if loaded.chat_template is None else [["chat", loaded.chat_template]]
-    name = fingerprint(["tokenizer", loaded.digest, loaded.eos_token, *added, *chat])
+    masking = [["masking", loaded.masking]] if loaded.masking else []
+    name = fingerprint(["tokenizer", loaded.digest, loaded.eos_token, *added, *chat, *masking])
     found = ctx.store.find_manifest("models", name)
     if found is None and ctx.dry:
         raise Unfinished("tokenizer")
-    return _ref(ctx, found or _put(ctx.store, name, loaded, {"path": path}), bos_id)
+    ref = _ref(ctx, found or _put(ctx.store, name, loaded, {"path": path}), bos_id)
+    return replace(ref, mask_id=loaded.mask_id)
 
 
 def scanned_tokenizer(

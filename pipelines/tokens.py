@@ -36,6 +36,7 @@ class TokenizerRef:
     Attributes:
         bos_id: stands before every sequence that is scored or trained on; not in stored tokens.
         chat: digest of its chat template, if it has one.
+        mask_id: of its mask token, if it has one.
     """
 
     path: str
@@ -44,6 +45,7 @@ class TokenizerRef:
     vocab_size: int
     bos_id: int | None = None
     chat: str = ""
+    mask_id: int | None = None
 
     @property
     def num_extra(self) -> int:

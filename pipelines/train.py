@@ -73,7 +73,7 @@ def run_train(ctx: Context, spec: TrainSpec, inputs: TrainInputs) -> TrainRun:
     texts = {key: one.inputs for key, one in inputs.sets.items() if isinstance(one, TextSet)}
     scans = scan_sources(ctx, texts).sources if texts else []
     tokenizer = _tokenizer(ctx, spec, inputs, scans)
-    needs = Needs(tokenizer.vocab_size, length + tokenizer.num_extra)
+    needs = Needs(tokenizer.vocab_size, length + tokenizer.num_extra, masked=True)
     paths = given_paths(spec)
     init = None
     if INIT in paths:
@@ -82,7 +82,7 @@ def run_train(ctx: Context, spec: TrainSpec, inputs: TrainInputs) -> TrainRun:
     taught_by = {key: paths.pop(key) for key in [*paths] if key.startswith(TEACHER)}
     taught_by = [*given_models(ctx, taught_by, needs).values()]
     teachers = teacher_hosts(spec, taught_by, tokenizer)
-    models = given_models(ctx, paths, replace(needs, comparable=True))
+    models = given_models(ctx, paths, replace(needs, comparable=True, masked=False))
     packed = _packed(ctx, scans, tokenizer, length)
     sets = _token_sets(ctx.store, inputs.sets, scans, packed)
     heldout = sets.pop() if HELDOUT in inputs.sets else None
@@ -91,7 +91,8 @@ def run_train(ctx: Context, spec: TrainSpec, inputs: TrainInputs) -> TrainRun:
     shape = init.shape if init else fresh
     task = _task(spec, sets, heldout, tokenizer, init, shape)
     live = spec.compute if objective.kept_signals == "live" else None
-    task = replace(task, code=inputs.code, teachers=teachers, live=live)
+    mask_id = tokenizer.mask_id if shape.masked else None
+    task = replace(task, code=inputs.code, teachers=teachers, live=live, mask_id=mask_id)
     keys = [key for key in inputs.sets if key != HELDOUT]
     task = within_limits(task, keys, asked=spec.train.num_tokens is not None)
     if spec.online is None:
@@ -103,6 +104,8 @@ def run_train(ctx: Context, spec: TrainSpec, inputs: TrainInputs) -> TrainRun:
         task = replace(task, data=tuple(scored))
     read = sum(one.shape.flops_per_token(task.sequence_length) for one in taught_by)
     beside = float(read) if objective.runs_teachers else 0.0
+    if shape.masked and taught_by:  # it reads whole sequences too
+        beside += 3.0 * shape.flops_per_token(task.sequence_length)
     with online_scorers(ctx, task) as (scorers, held), Gang(ctx, held) as gang:
         [model] = train_models(ctx, gang, "train", [task], shape, scorers, beside)
     return TrainRun(model, task, tokenizer, packed, sum(scan.num_dead for scan in scans))

@@ -4,6 +4,7 @@ Only listings, manifests, footers and digests are read.
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 from stillhouse.custom_code import CustomCode, find_named
 from stillhouse.data_settings import ColumnNames, DataSource
 from stillhouse.errors import ArtifactError, InputError, ModelError, SpecError
-from stillhouse.models.shape import model_uri, read_header
+from stillhouse.models.shape import ModelHeader, model_uri, read_header
 from stillhouse.pipelines.given import check_vocabulary, model_identity
 from stillhouse.pipelines.inputs import Inputs, list_source, open_inputs
 from stillhouse.pipelines.token_files import columns_of, token_length
@@ -31,7 +32,7 @@ from stillhouse.text.records import read_records
 from stillhouse.text.tokenizer import BosSetting, load_tokenizer
 from stillhouse.training.data_spec import FileData, SelectionData
 from stillhouse.training.schedule import Share
-from stillhouse.training.spec import OBJECTIVES, TrainSpec
+from stillhouse.training.spec import OBJECTIVES, OF_MASKED, TrainSpec
 from stillhouse.training.task import CHECKPOINTS, TokenSet, checkpoints_of, token_set
 
 HELDOUT, INIT, TEACHER = "heldout", "init", "train.objective.teachers."
@@ -150,6 +151,11 @@ def open_data(store: Store, spec: TrainSpec, listing: Listing, *, remember: bool
         folder = str(tokenizer.folder)
         made = load_tokenizer(folder, tokenizer.eos_token)
         check_vocabulary(made, folder, given_paths(spec))
+        if made.mask_id is None and spec.init and _header(INIT, str(spec.init.path)).masked:
+            raise ModelError(
+                f"the tokenizer {folder!r} has no mask token, which `init` is trained with: set "
+                "`mask_token` in its tokenizer_config.json"
+            )
     return TrainInputs(sets, tokenizer, models, own_objective(spec))
 
 
@@ -166,17 +172,58 @@ def own_objective(spec: TrainSpec) -> CustomCode | None:
 def _models(store: Store, spec: TrainSpec, remember: bool) -> tuple[str, ...]:
     """Fingerprints of the given models."""
     folders = {key: model_uri(path) for key, path in given_paths(spec).items()}
+    headers = {key: _header(key, folder) for key, folder in folders.items()}
     for key, folder in folders.items():
-        config = json.loads(read_header(folder, f"{key} {folder!r}").config)
+        config = json.loads(headers[key].config)
         kind = config.get("model_type")
         if config.get("is_encoder_decoder"):
             raise ModelError(
                 f"{key} {folder!r} is an encoder-decoder ({kind}): `job: train` trains decoders; "
                 "`job: mix` trains both (`model.kind`)"
             )
+    _check_masked(spec, headers)
     if spec.init is not None:
         moments_of(store, spec, folders[INIT])
     return tuple(model_identity(store, f, remember=remember) for f in folders.values())
+
+
+def _header(key: str, path: str) -> ModelHeader:
+    return read_header(model_uri(path), f"{key} {path!r}")
+
+
+def _check_masked(spec: TrainSpec, headers: Mapping[str, ModelHeader]) -> None:
+    """Refuse what only causal, or only masked language models can do.
+
+    Raises:
+        SpecError: an objective, or another section, that does not go with `init`.
+        ModelError: models of both kinds.
+    """
+    name, masked = spec.train.objective.name, INIT in headers and headers[INIT].masked
+    for key, header in headers.items():
+        if key.startswith("online."):
+            header.check_causal()
+        elif header.masked != masked:
+            kinds = ("a masked", "a causal") if header.masked else ("a causal", "a masked")
+            raise ModelError(
+                f"{header.what} is {kinds[0]} language model, the one that is trained {kinds[1]} "
+                "one: a teacher is of its student's kind"
+            )
+    if not masked and name == "masked_tokens":
+        raise SpecError(
+            f"`train.objective: masked_tokens` trains masked language models, {headers[INIT].what} "
+            "is a causal one: leave `objective` out"
+        )
+    if masked and name in OBJECTIVES and name not in OF_MASKED:
+        raise SpecError(
+            f"`train.objective: {name}` trains causal language models, {headers[INIT].what} is a "
+            f"masked one: use one of {', '.join(OF_MASKED)}"
+        )
+    others = {"lora": spec.lora, "train.select: online": spec.online, "evaluate": spec.evaluate}
+    for key, asked in others.items():
+        if masked and asked is not None:
+            raise SpecError(
+                f"`{key}` needs a causal language model, {headers[INIT].what} is masked"
+            )
 
 
 def given_paths(spec: TrainSpec) -> dict[str, str]:

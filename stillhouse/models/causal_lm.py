@@ -1,4 +1,5 @@
-"""Causal language models: built from settings, loaded, saved, compiled, and their attention.
+"""Causal language models: built from settings, loaded, saved, compiled, and their attention. Masked
+ones are loaded and saved as they are.
 
 transformers gives SDPA a dense mask [B, 1, T, T] wherever a model is compiled, which SDPA's fastest
 kernels do not support. `causal_sdpa` is the same function under a name for which no mask is built:
@@ -16,6 +17,7 @@ from transformers import (
     AttentionInterface,
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForMaskedLM,
     GPTNeoXConfig,
     LlamaConfig,
     Olmo2Config,
@@ -28,7 +30,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from stillhouse.errors import ModelError
 from stillhouse.models.device import initialised
 from stillhouse.models.inspection import check_loaded
-from stillhouse.models.shape import planned_sizes
+from stillhouse.models.masked_lm import is_masked_model
+from stillhouse.models.shape import is_masked, planned_sizes
 from stillhouse.spec import Dtype, ModelSettings
 from stillhouse.storage.artifact import Manifest, Store
 from stillhouse.storage.filesystem import absolute_uri, list_names, read_bytes
@@ -92,15 +95,17 @@ def _from_config(config: PreTrainedConfig, seed: int) -> PreTrainedModel:
 def load_model(path: str, *, dtype: Dtype, device: torch.device) -> PreTrainedModel:
     """A model from a folder, an fsspec URI or the hub: safetensors only, none of its code is run.
 
+    It is a causal one, or a masked one if its config.json says so (`is_masked`).
+
     Raises:
         ModelError: as `load_weights`.
     """
-    model = load_weights(AutoModelForCausalLM, path, choose_dtype(dtype, device))
+    model = load_weights(None, path, choose_dtype(dtype, device))
     return model.to(device)  # pyright: ignore[reportArgumentType]
 
 
 def load_weights(kind: Any, path: str, dtype: torch.dtype) -> PreTrainedModel:
-    """A model on the CPU by one of transformers' `AutoModel...` classes.
+    """A model on the CPU by one of transformers' `AutoModel...` classes; None: as `load_model`.
 
     Raises:
         ModelError: nothing there; not such a model in safetensors; weights that are missing, or
@@ -108,7 +113,7 @@ def load_weights(kind: Any, path: str, dtype: torch.dtype) -> PreTrainedModel:
     """
     with local_folder(absolute_uri(path), (".json", ".safetensors")) as folder:
         try:
-            model, info = kind.from_pretrained(
+            model, info = (kind or _kind_of(folder)).from_pretrained(
                 folder,
                 dtype=dtype,
                 use_safetensors=True,
@@ -120,8 +125,13 @@ def load_weights(kind: Any, path: str, dtype: torch.dtype) -> PreTrainedModel:
         except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
             reason = " ".join(str(error).replace(str(folder), path).split())[:300]
             raise ModelError(f"cannot load the model {path!r}: {reason}") from error
-    check_loaded(info, f"the model {path!r}")
+    check_loaded(info, f"the model {path!r}", masked=is_masked_model(model))
     return model
+
+
+def _kind_of(folder: Path) -> Any:
+    config = json.loads((folder / "config.json").read_text())
+    return AutoModelForMaskedLM if is_masked(config) else AutoModelForCausalLM
 
 
 def save_model(model: PreTrainedModel, folder: Path) -> None:
@@ -222,6 +232,7 @@ def _kernel(model: PreTrainedModel, attention: Attention, length: int) -> str:
     config: Any = model.config.get_text_config()
     windows = (getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size"))
     causal = all(window is None or window >= length for window in windows)
+    causal = causal and not is_masked_model(model)
     if attention == "sdpa" and traits._supports_attention_backend and causal:
         return _CAUSAL_SDPA
     return attention

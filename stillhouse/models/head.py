@@ -145,7 +145,7 @@ class _Hidden:
 def _own_logits(model: PreTrainedModel, small: nn.Module, hidden: Tensor) -> Tensor | None:
     """The logits [n, v] that the model's code computes from hidden states [n, H]; None: unknown.
 
-    The body is replaced by a stub. Some architectures (OPT) call its inner part directly: then the
+    The body's states are replaced. Some architectures (OPT) call its inner part directly: then the
     outer part must return the inner one's output unchanged.
     """
     network: Any = model
@@ -168,16 +168,28 @@ def _own_logits(model: PreTrainedModel, small: nn.Module, hidden: Tensor) -> Ten
 @contextmanager
 def _stub(network: Any, small: nn.Module, body: nn.Module, hidden: Tensor) -> Generator[list[bool]]:
     """Replace a model's output embeddings and body; yields a list that grows with each call."""
-    head, calls = network.get_output_embeddings(), list[bool]()
+    head = network.get_output_embeddings()
+    network.set_output_embeddings(small)
+    try:
+        with states_of_body(body, hidden) as calls:
+            yield calls
+    finally:
+        network.set_output_embeddings(head)
+
+
+@contextmanager
+def states_of_body(body: nn.Module, hidden: Tensor) -> Generator[list[bool]]:
+    """Replace what a body computes by states [n, H] of one sequence; yields a list that grows with
+    each call.
+    """
+    calls = list[bool]()
 
     def forward(*_: Any, **__: Any) -> _Hidden:
         calls.append(True)
         return _Hidden(hidden[None])
 
     body.forward = forward
-    network.set_output_embeddings(small)
     try:
         yield calls
     finally:
-        network.set_output_embeddings(head)
         del body.forward

@@ -15,6 +15,7 @@ from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForMaskedLM,
     AutoModelForSeq2SeqLM,
     PreTrainedConfig,
     PreTrainedModel,
@@ -22,10 +23,12 @@ from transformers import (
 
 from stillhouse.errors import ModelError
 from stillhouse.models.head import logit_rule
+from stillhouse.models.masked_lm import is_masked_model, masked_logits
 from stillhouse.models.shape import ModelHeader, ModelShape
 
 _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 _ACTIVE = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k")
+_PREDICTED = 0.15  # of the tokens, by masked models
 _ATTENTION = {"attention", "full_attention", "sliding_attention", "chunked_attention", "hybrid"}
 
 
@@ -39,7 +42,8 @@ def inspect_model(
 
     Args:
         header: of its folder.
-        encoder_decoder: whether it must be a text-to-text model; else a decoder to score with.
+        encoder_decoder: whether it must be a text-to-text model; else a decoder to score with, or a
+            masked language model.
         check: is given the model without its weights; what it raises is raised.
 
     Raises:
@@ -51,11 +55,17 @@ def inspect_model(
         kinds = ("encoder_decoder", "decoder")
         other, kind = kinds if config.is_encoder_decoder else kinds[::-1]
         raise ModelError(f"{what} is no {kind} ({config.model_type}): set `model.kind: {other}`")
-    model = _on_meta(config, what, encoder_decoder)
+    kind: Any = AutoModelForSeq2SeqLM if encoder_decoder else AutoModelForCausalLM
+    masked = header.masked and not encoder_decoder
+    model = _on_meta(config, what, AutoModelForMaskedLM if masked else kind)
     _check_weights(header, model)
     if not encoder_decoder:
         try:
-            logit_rule(model)
+            if masked:
+                width = config.get_text_config().hidden_size
+                masked_logits(model, torch.zeros(1, width, device="meta"))
+            else:
+                logit_rule(model)
         except ModelError as error:
             raise ModelError(f"{what}: {error}") from None
     if check is not None:
@@ -76,11 +86,10 @@ def _config(header: ModelHeader) -> PreTrainedConfig:
     return config
 
 
-def _on_meta(config: PreTrainedConfig, what: str, encoder_decoder: bool) -> PreTrainedModel:
-    made: Any = AutoModelForSeq2SeqLM if encoder_decoder else AutoModelForCausalLM
+def _on_meta(config: PreTrainedConfig, what: str, kind: Any) -> PreTrainedModel:
     try:
         with torch.device("meta"):
-            return made.from_config(config)
+            return kind.from_config(config)
     except Exception as error:
         raise ModelError(
             f"{what}: transformers make no language model of {config.model_type!r}: {_line(error)}"
@@ -108,20 +117,25 @@ def _check_weights(header: ModelHeader, model: PreTrainedModel) -> None:
         )
     except Exception as error:
         raise ModelError(f"{header.what}: its weights do not load: {_line(error)}") from error
-    check_loaded(info, header.what)
+    check_loaded(info, header.what, masked=is_masked_model(model))
 
 
-def check_loaded(info: dict[str, Any], what: str) -> None:
+def check_loaded(info: dict[str, Any], what: str, *, masked: bool = False) -> None:
     """Refuse a model of which transformers initialised weights at random, or ignored some.
+
+    Beside masked language models other heads are stored, such as BERT's pooler: these are left out.
 
     Args:
         info: transformers' loading info; tied weights are not missing.
         what: name of the model for the error.
+        masked: a masked language model.
 
     Raises:
         ModelError: names the first such weight and their number.
     """
     missing, unexpected = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
+    if masked and not missing:
+        unexpected = []
     if missing or unexpected:
         found = [
             f"{text}: {names[0]}" + (f" and {len(names) - 1} more" if names[1:] else "")
@@ -146,12 +160,13 @@ def model_shape(model: PreTrainedModel) -> ModelShape:
     """The shape of a model, counted on its parameters; on `meta` too."""
     config: Any = model.config.get_text_config()
     network: Any = model
+    masked, head = is_masked_model(model), network.get_output_embeddings()
     experts, active = _first(config, _EXPERTS), _first(config, _ACTIVE)
     active_share = active / experts if experts and active else 1.0
-    if config.is_encoder_decoder:
+    if config.is_encoder_decoder or masked:
         modules = list(network.named_modules())
     else:  # without image encoders
-        modules = [*network.get_decoder().named_modules(), ("", network.get_output_embeddings())]
+        modules = [*network.get_decoder().named_modules(), ("", head)]
     matrices = 0.0
     for name, module in modules:
         if not isinstance(module, nn.Embedding):
@@ -159,7 +174,8 @@ def model_shape(model: PreTrainedModel) -> ModelShape:
                 if parameter.dim() >= 2:
                     stacked = parameter.dim() == 3 and parameter.shape[0] == experts
                     is_expert = stacked or ".experts." in f"{name}."
-                    matrices += parameter.numel() * (active_share if is_expert else 1)
+                    share = _PREDICTED if masked and module is head else 1
+                    matrices += parameter.numel() * (active_share if is_expert else share)
     kinds = getattr(config, "layer_types", None) or getattr(config, "layers_block_type", None)
     layers = sum(kind in _ATTENTION for kind in kinds) if kinds else config.num_hidden_layers
     num_rows, width = network.get_input_embeddings().weight.shape
@@ -167,10 +183,21 @@ def model_shape(model: PreTrainedModel) -> ModelShape:
         architecture=model.config.model_type,
         hidden_size=getattr(config, "hidden_size", width),
         vocab_size=num_rows,
-        max_positions=getattr(config, "max_position_embeddings", None),
+        max_positions=_positions(config, modules),
         matmul_parameters=round(matrices),
         attention_width=layers * _attention_width(config),
+        masked=masked,
     )
+
+
+def _positions(config: Any, modules: list[tuple[str, nn.Module]]) -> int | None:
+    """The longest sequence; RoBERTa's positions begin behind that of padding."""
+    longest = getattr(config, "max_position_embeddings", None)
+    for name, module in modules:
+        padded = isinstance(module, nn.Embedding) and module.padding_idx is not None
+        if longest is not None and padded and name.endswith("position_embeddings"):
+            return longest - module.padding_idx - 1
+    return longest
 
 
 def _attention_width(config: Any) -> int:

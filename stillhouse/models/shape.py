@@ -1,9 +1,10 @@
-"""A causal model's sizes: what it can read and what it costs. Without torch, which the driver never
-imports.
+"""A language model's kind and sizes: what it can read and what it costs. Without torch, which the
+driver never imports.
 """
 
 import json
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,23 @@ from stillhouse.storage.filesystem import (
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 _HEADER_LENGTH = struct.Struct("<Q")
+MASKED_ONLY = {
+    *("albert", "convbert", "deberta", "deberta-v2", "distilbert", "esm", "eurobert", "ibert"),
+    *("longformer", "mobilebert", "modernbert", "mpnet", "nomic_bert", "nystromformer"),
+    *("squeezebert", "yoso"),
+}
+"""Architectures of text that are masked language models in transformers, and never causal ones."""
+
+
+def is_masked(config: Mapping[str, Any]) -> bool:
+    """Whether a model's config.json is that of a masked language model, such as BERT.
+
+    BERT and RoBERTa exist as causal models too: `architectures` tells.
+    """
+    names: list[str] = config.get("architectures") or []
+    if any(name.endswith("ForMaskedLM") for name in names):
+        return True
+    return config.get("model_type") in MASKED_ONLY
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +52,8 @@ class ModelShape:
         matmul_parameters: weights that one token is multiplied with: all matrices, of experts the
             active ones, with the output embeddings and without the input embeddings.
         attention_width: heads times head width, summed over all layers with attention.
+        masked: a masked language model. Its tokens see all others, and its output embeddings are
+            counted by 15 %, the share of the tokens that it predicts by default.
     """
 
     architecture: str
@@ -42,14 +62,16 @@ class ModelShape:
     max_positions: int | None
     matmul_parameters: int
     attention_width: int
+    masked: bool = False
 
     def flops_per_token(self, sequence_length: int) -> int:
         """FLOPs of a forward pass for one token; training takes three times as many.
 
-        Two per weight, and causal attention: scores and values, two each, over T / 2 keys on
-        average. Norms, softmax and recurrent scans are not counted.
+        Two per weight, and attention: scores and values, two each, over T keys, causal over T / 2
+        on average. Norms, softmax and recurrent scans are not counted.
         """
-        return 2 * self.matmul_parameters + 2 * sequence_length * self.attention_width
+        per_key = 4 if self.masked else 2
+        return 2 * self.matmul_parameters + per_key * sequence_length * self.attention_width
 
     def check(self, what: str, vocab_size: int, sequence_length: int) -> None:
         """Check that a model can read sequences of this length, BOS included.
@@ -67,6 +89,14 @@ class ModelShape:
                 f"{what} reads at most {self.max_positions} tokens, `sequence_length` is "
                 f"{sequence_length}"
             )
+
+
+def not_causal(what: str) -> str:
+    """What is said of a masked language model where a causal one is needed."""
+    return (
+        f"{what} is a masked language model, which gives texts no likelihood: give a causal one "
+        "(`job: train` trains masked ones further, by `train.objective: masked_tokens`)"
+    )
 
 
 def model_uri(path: str) -> str:
@@ -105,6 +135,23 @@ class ModelHeader:
     what: str
     config: bytes
     shapes: dict[str, tuple[int, ...]]
+
+    @property
+    def masked(self) -> bool:
+        """Whether it is a masked language model."""
+        try:
+            return is_masked(json.loads(self.config))
+        except (ValueError, AttributeError):  # `inspect_model` says what is wrong with it
+            return False
+
+    def check_causal(self) -> None:
+        """Refuse a masked language model.
+
+        Raises:
+            ModelError: it is one.
+        """
+        if self.masked:
+            raise ModelError(not_causal(self.what))
 
 
 def read_header(folder: str, what: str) -> ModelHeader:

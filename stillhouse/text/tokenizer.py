@@ -24,7 +24,12 @@ from stillhouse.errors import ModelError
 from stillhouse.fingerprint import canonical_json, fingerprint, sha256
 from stillhouse.storage.filesystem import absolute_uri, join, list_names, read_bytes
 from stillhouse.text.chat import Messages, render
-from stillhouse.text.tokenizer_files import declared_tokens, one_token, read_chat_template
+from stillhouse.text.tokenizer_files import (
+    declared_tokens,
+    masking_tokens,
+    one_token,
+    read_chat_template,
+)
 
 EOS_TOKEN = "<|endoftext|>"
 PAD_TOKEN = "<|pad|>"
@@ -61,6 +66,8 @@ class Tokenizer:
         adds_bos: models of this tokenizer read sequences that begin with it.
         chat_template: Jinja; None if it has none.
         special_tokens: that no turn of a conversation may spell.
+        masking: the special tokens of a tokenizer of masked models by name, such as `mask_token`;
+            none without that one.
     """
 
     json: bytes
@@ -73,6 +80,7 @@ class Tokenizer:
     adds_bos: bool = False
     chat_template: str | None = None
     special_tokens: tuple[str, ...] = ()
+    masking: tuple[tuple[str, str], ...] = ()
 
     @property
     def vocabulary(self) -> Vocabulary:
@@ -93,6 +101,12 @@ class Tokenizer:
                 f"({self.bos_token!r}): set `bos_token` in its tokenizer_config.json"
             )
         return bos_id
+
+    @property
+    def mask_id(self) -> int | None:
+        """The token that hides others from masked models, if it has one."""
+        token = dict(self.masking).get("mask_token")
+        return None if token is None else self.backend.token_to_id(token)
 
     @property
     def unknown_id(self) -> int | None:
@@ -153,7 +167,7 @@ class Tokenizer:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle as `json`: the backend's own pickle forgets `encode_special_tokens`."""
-        rest = "the tokenizer", self.bos_token, self.adds_bos, self.chat_template
+        rest = "the tokenizer", self.bos_token, self.adds_bos, self.chat_template, self.masking
         return make_tokenizer, (self.json, self.eos_token, *rest)
 
 
@@ -190,6 +204,7 @@ def make_tokenizer(
     bos_token: str | None = None,
     adds_bos: bool = False,
     chat_template: str | None = None,
+    masking: tuple[tuple[str, str], ...] = (),
 ) -> Tokenizer:
     """A tokenizer from the content of its `tokenizer.json`.
 
@@ -198,7 +213,7 @@ def make_tokenizer(
         eos_token: the token between documents; default a common one that it has.
         place: where it came from, for errors.
         bos_token, adds_bos: of its configuration; its post-processor takes precedence.
-        chat_template: of its folder.
+        chat_template, masking: of its folder.
 
     Raises:
         ModelError: not a tokenizer, or no such token.
@@ -208,11 +223,7 @@ def make_tokenizer(
     backend.no_truncation()
     backend.no_padding()
     backend.encode_special_tokens = True  # text that spells a special token is only text
-    plain = backend.encode("a", add_special_tokens=False).ids
-    whole = backend.encode("a").ids
-    processed = None  # the token that the post-processor puts before a text
-    if len(whole) > len(plain) and whole[:1] != plain[:1]:
-        processed = backend.id_to_token(whole[0])
+    processed = _put_before(backend)
     vocabulary = backend.get_vocab(with_added_tokens=True)
     candidates = _COMMON_EOS if eos_token is None else [eos_token]
     eos_token = next((token for token in candidates if token in vocabulary), None)
@@ -232,7 +243,17 @@ def make_tokenizer(
         adds_bos=processed is not None or adds_bos,
         chat_template=chat_template,
         special_tokens=_special_tokens(backend),
+        masking=masking,
     )
+
+
+def _put_before(backend: tokenizers.Tokenizer) -> str | None:
+    """The token that the post-processor puts before a text, if it does."""
+    plain = backend.encode("a", add_special_tokens=False).ids
+    whole = backend.encode("a").ids
+    if len(whole) > len(plain) and whole[:1] != plain[:1]:
+        return backend.id_to_token(whole[0])
+    return None
 
 
 def _special_tokens(backend: tokenizers.Tokenizer) -> tuple[str, ...]:
@@ -273,7 +294,8 @@ def load_tokenizer(path: str, eos_token: str | None = None) -> Tokenizer:
         eos_token = eos_token or one_token(eos, "eos_token", folder)
         content = read_bytes(join(folder, file_name))
         single, chat = one_token(bos, "bos_token", folder), read_chat_template(folder, names)
-        return make_tokenizer(content, eos_token, path, single, adds_bos, chat)
+        masking = masking_tokens(folder, names)
+        return make_tokenizer(content, eos_token, path, single, adds_bos, chat, masking)
     if uri.endswith(".json"):
         raise ModelError(f"tokenizer {path!r}: no such file (`tokenizer.path`)")
     return _convert(folder, names, eos_token, path)
@@ -348,8 +370,9 @@ def _convert(folder: str, names: list[str] | str, eos_token: str | None, path: s
             ) from error
         adds_bos = declared_tokens(local, os.listdir(local))[2]
         chat = read_chat_template(local, os.listdir(local))
-    eos = eos_token or one_token(fast.eos_token, "eos_token", path)
-    return make_tokenizer(content, eos, path, fast.bos_token, adds_bos, chat)
+    eos = eos_token or one_token(fast.eos_token or fast.sep_token, "eos_token", path)
+    masking = tuple(sorted(fast.special_tokens_map.items())) if fast.mask_token else ()
+    return make_tokenizer(content, eos, path, fast.bos_token, adds_bos, chat, masking)
 
 
 def _in_one_line(error: Exception) -> str:
@@ -360,14 +383,16 @@ def save_pretrained(tokenizer: Tokenizer, folder: str, *, model_max_length: int)
     """Write a local folder for `AutoTokenizer.from_pretrained`, the same bytes each time."""
     has_padding = tokenizer.backend.token_to_id(PAD_TOKEN) is not None
     padding = PAD_TOKEN if has_padding else tokenizer.eos_token
-    special = {"eos_token": tokenizer.eos_token, "pad_token": padding}
-    if tokenizer.adds_bos:
+    special = {"pad_token": padding, **dict(tokenizer.masking), "eos_token": tokenizer.eos_token}
+    # transformers would replace a post-processor that puts BERT's CLS and SEP around a text
+    adds_bos = tokenizer.adds_bos and not (tokenizer.masking and _put_before(tokenizer.backend))
+    if adds_bos:
         special["bos_token"] = str(tokenizer.bos_token)
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": model_max_length,
         "clean_up_tokenization_spaces": False,
-        **({"add_bos_token": True} if tokenizer.adds_bos else {}),
+        **({"add_bos_token": True} if adds_bos else {}),
         **({"chat_template": tokenizer.chat_template} if tokenizer.chat_template else {}),
         **special,
     }

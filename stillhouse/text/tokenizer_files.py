@@ -8,12 +8,33 @@ from stillhouse.errors import ModelError
 from stillhouse.storage.filesystem import join, read_bytes
 
 _CONFIGS = ("tokenizer_config.json", "special_tokens_map.json")
+_SPECIAL = ("cls_token", "mask_token", "pad_token", "sep_token", "unk_token")
 _TEMPLATE = "chat_template.jinja"
 _ADDS_BOS = re.compile(r"(Gemma|Llama)Tokenizer(Fast)?")  # classes that do by default
 
 
 def declared_tokens(folder: str, names: list[str]) -> tuple[Any, Any, bool]:
-    """EOS and BOS of the configuration files of a folder, and whether BOS begins every sequence."""
+    """EOS and BOS of the configuration files of a folder, and whether BOS begins every sequence.
+
+    BERT has no EOS: its separator stands between documents.
+    """
+    config = _configuration(folder, names)
+    kind = str(config.get("tokenizer_class", ""))
+    adds_bos = config.get("add_bos_token", _ADDS_BOS.fullmatch(kind) is not None)
+    bos = config.get("bos_token")
+    return config.get("eos_token") or config.get("sep_token"), bos, bool(adds_bos and bos)
+
+
+def masking_tokens(folder: str, names: list[str]) -> tuple[tuple[str, str], ...]:
+    """The special tokens of a tokenizer that declares a mask token, by name; none without one."""
+    config = _configuration(folder, names)
+    if not config.get("mask_token"):
+        return ()
+    found = {name: one_token(config.get(name), name, folder) for name in _SPECIAL}
+    return tuple((name, token) for name, token in found.items() if token)
+
+
+def _configuration(folder: str, names: list[str]) -> dict[str, Any]:
     config: dict[str, Any] = {}
     for name in _CONFIGS:
         if name in names:
@@ -22,10 +43,7 @@ def declared_tokens(folder: str, names: list[str]) -> tuple[Any, Any, bool]:
                 config = {k: v for k, v in content.items() if v is not None} | config
             except (ValueError, AttributeError) as error:
                 raise ModelError(f"{join(folder, name)} is not a JSON object: {error}") from error
-    kind = str(config.get("tokenizer_class", ""))
-    adds_bos = config.get("add_bos_token", _ADDS_BOS.fullmatch(kind) is not None)
-    bos = config.get("bos_token")
-    return config.get("eos_token"), bos, bool(adds_bos and bos)
+    return config
 
 
 def read_chat_template(folder: str, names: list[str]) -> str | None:

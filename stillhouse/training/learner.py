@@ -8,13 +8,16 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from stillhouse.errors import SpecError
 from stillhouse.models.causal_lm import compile_layers, layers_of, set_attention
-from stillhouse.models.head import logit_rule
+from stillhouse.models.head import PLAIN, logit_rule
 from stillhouse.models.inspection import model_shape
 from stillhouse.spec import Optimisation
 from stillhouse.training.group import WorkerGroup
+from stillhouse.training.hiding import Hiding
 from stillhouse.training.objectives import LossValue, ObjectiveFacts
 from stillhouse.training.objectives.cross_entropy import CrossEntropy
+from stillhouse.training.stream import Batch
 
 _DRAWS = 12
 """First word of the seed of a step's random draws."""
@@ -33,7 +36,8 @@ class Learner(nn.Module):
     ) -> None:
         super().__init__()
         self.model, self.objective = model, objective
-        self._seed, self._rank = settings.seed, group.rank
+        self._hiding: Hiding | None = getattr(objective, "hiding", None)
+        self._seed, self._rank, self._step = settings.seed, group.rank, 0
 
     def forward(self, inputs: Tensor, signals: Mapping[str, Tensor]) -> LossValue:
         return self.objective(self.model, inputs, signals)
@@ -55,10 +59,20 @@ class Learner(nn.Module):
 
         Dropout depends on seed, step and worker alone: a training resumes exactly.
         """
+        self._step = step
         key = np.random.SeedSequence([_DRAWS, self._seed, step, self._rank])
         torch.manual_seed(int(key.generate_state(1)[0]))
         if hasattr(self.objective, "at_step"):
             self.objective.at_step(step, num_steps)
+
+    def prepared(self, batch: Batch) -> Batch:
+        """This worker's rows of a global batch, with tokens hidden if the objective hides any."""
+        hiding = self._hiding
+        return batch if hiding is None else hiding.in_batch(batch, self._seed, self._step)
+
+    def counted(self, inputs: Tensor) -> Tensor | None:
+        """Which tokens [N, T] of held-out sequences count, by the objective; None: all."""
+        return None if self._hiding is None else self._hiding.held_out(inputs)[1]
 
     def survey(self, inputs: Tensor, signals: Mapping[str, Tensor]) -> Tensor:
         """What the objective asks of every row of a global batch: [b, m]."""
@@ -84,7 +98,7 @@ class Learner(nn.Module):
 
 
 class LanguageLearner(Learner):
-    """A causal language model, on batches of token ids [B, T].
+    """A causal or masked language model, on batches of token ids [B, T].
 
     Args:
         model: float32 weights, on its device; changed in place.
@@ -92,10 +106,12 @@ class LanguageLearner(Learner):
         bos_id: put before every sequence, for the model only.
         teachers: on the device; objectives with `needs_models` get them, frozen.
         vocab_size: of the tokenizer.
+        mask_id: of a masked model: the tokenizer's mask token.
         activation_checkpointing: keep only the layers' inputs and recompute the rest in backward.
 
     Raises:
         ModelError: as `logit_rule`.
+        SpecError: an objective of causal models for a masked one.
     """
 
     def __init__(
@@ -109,6 +125,7 @@ class LanguageLearner(Learner):
         bos_id: int | None = None,
         teachers: Sequence[PreTrainedModel] = (),
         vocab_size: int | None = None,
+        mask_id: int | None = None,
         activation_checkpointing: bool = False,
     ) -> None:
         compiled = settings.compile == "on" or (
@@ -120,15 +137,21 @@ class LanguageLearner(Learner):
             if compiled:
                 compile_layers(teacher)
         facts = ObjectiveFacts(
-            logit_rule(model),
+            logit_rule(model) if mask_id is None else PLAIN,
             bos_id,
             compiled,
             group=group,
             models=self._teachers,
             config=model.config,
             vocab_size=vocab_size,
+            mask_id=mask_id,
         )
         made = objective(facts) if objective else CrossEntropy(facts, settings.z_loss)
+        if mask_id is not None and getattr(made, "hiding", None) is None:
+            raise SpecError(
+                "`train.objective`: this class is of causal language models, and `init` is a "
+                "masked one: use `masked_tokens` or a class with `hiding`"
+            )
         super().__init__(model, made, settings, group)
         self._num_extra, self._shape = int(bos_id is not None), model_shape(model)
         if activation_checkpointing:

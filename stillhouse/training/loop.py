@@ -136,6 +136,7 @@ class Trainer:
         self._learner.at_step(self._step, self._num_steps)
         batch = self._source.next_batch()
         waited = perf_counter() - started
+        batch = self._learner.prepared(batch)
         rows = self._rows(len(batch.inputs))
         ids = self._to_device(batch.inputs)
         signals = {name: self._to_device(values) for name, values in batch.signals.items()}
@@ -310,6 +311,11 @@ class Trainer:
             f"learning rate {rate:.3g}: lower `learning_rate` or raise `warmup`"
             + (f" (sources in the batch: {', '.join(sources)})" if sources else "")
         )
+
+    def counted(self, input_ids: NDArray[Any]) -> NDArray[np.float32] | None:
+        """Which tokens of held-out sequences [N, T] have a loss, 1 or 0; None: all."""
+        marks = self._learner.counted(torch.from_numpy(input_ids))
+        return None if marks is None else marks.numpy()
 
     def token_nll(self, input_ids: NDArray[Any]) -> NDArray[np.float32]:
         """NLL of each predicted token: integers [N, T] -> float32 [N, T-1], on all workers.

@@ -29,7 +29,7 @@ from stillhouse.training.signals import Sampling, SignalSettings
 
 
 class GivenModel(Settings):
-    """A causal language model that exists."""
+    """A language model that exists."""
 
     path: str | None = Field(default=None, description="a transformers folder, URI or hub name")
     from_: str | None = Field(default=None, alias="from", description=FROM_SETTING)
@@ -84,10 +84,15 @@ OBJECTIVES = {
     "self_distillation": f"{_HERE}.self_distillation:SelfDistillation",
     "autodistil": f"{_HERE}.autodistil:AutoDistil",
     "dhkd": f"{_HERE}.dual_head:DualHead",
+    "masked_tokens": f"{_HERE}.masked_tokens:MaskedTokens",
 }
 """The classes of built-in objectives, by short name."""
 WITH_ONE_MODEL = ("distiller", "self_distillation", "autodistil", "dhkd")
 """Built-in objectives with `needs_models`, of one teacher each."""
+OF_MASKED = ("masked_tokens", "self_distillation")
+"""Built-in objectives of masked language models; the second one also of causal ones."""
+_OPTIONS = {"cross_entropy": "z_loss", "masked_tokens": "rate"}
+"""Objectives without a teacher, and the one setting that each has."""
 
 
 class TeacherModel(GivenModel):
@@ -166,11 +171,13 @@ class ObjectiveSettings(Settings):
                 f"`objective.name: {self.name}`: one of {', '.join(OBJECTIVES)}, or your own class "
                 "as `package.module:Class`"
             )
-        unknown = sorted(self.options.keys() - {"z_loss"})
-        if self.name == "cross_entropy" and unknown:
-            raise ValueError(f"`objective.{unknown[0]}`: cross_entropy has `z_loss` alone")
-        if self.name == "cross_entropy" and self.teachers:
-            raise ValueError("`objective.teachers`: cross_entropy has none; use `name: distil`")
+        only = _OPTIONS.get(self.name)
+        unknown = sorted(self.options.keys() - {only})
+        if only and unknown:
+            raise ValueError(f"`objective.{unknown[0]}`: {self.name} has `{only}` alone")
+        if only and self.teachers:
+            other = "distil" if self.name == "cross_entropy" else "self_distillation"
+            raise ValueError(f"`objective.teachers`: {self.name} has none; use `name: {other}`")
         if self.name == "distil" and not self.teachers:
             raise ValueError("`objective.teachers`: distil needs at least one: [{path: ...}]")
         if self.name in WITH_ONE_MODEL:
@@ -316,6 +323,10 @@ class TrainSpec(EvaluatedSpec):
             raise ValueError("`data`: give at least one data set")
         if self.init is not None and "model" in self.model_fields_set:
             raise ValueError("give either `model` or `init`: `init` has its own sizes")
+        if self.init is None and self.train.objective.name == "masked_tokens":
+            raise ValueError(
+                "`train.objective: masked_tokens` needs `init`: a masked language model"
+            )
         self._check_lora()
         trained = self.tokenizer is not None and self.tokenizer.train is not None
         if trained and (self.init is not None or self.online is not None):

@@ -174,6 +174,7 @@ class TrainTask(Task):
         settings: with lanes, window and checkpoint_every (`with_order`).
         tokenizer: folder of the tokenizer, which is saved with the model.
         bos_id: put before every sequence, for the model only.
+        mask_id: of a masked model: the tokenizer's mask token.
         online: chooses the batches; None: all samples in order.
         code: of a user's objective.
         teachers: of the objective; their signals are in the data sets, or made as these are read.
@@ -200,6 +201,7 @@ class TrainTask(Task):
     code: CustomCode | None = None
     teachers: tuple[TeacherHost, ...] = ()
     live: Place[ComputeSettings | None] = None
+    mask_id: Place[int | None] = None
     label: Place[str] = ""
     device: Place[str] = "auto"
     gpus: Place[float] = 0

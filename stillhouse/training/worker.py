@@ -124,12 +124,14 @@ def train_worker(
         bos_id=task.bos_id,
         teachers=teachers,
         vocab_size=task.vocab_size,
+        mask_id=task.mask_id,
     )
     if not isinstance(task.init, ModelSettings) and task.init.moments is not None:
         trainer.take_moments(newest_moments(store, task.init.moments))
     held = None
     if task.heldout is not None:
-        held = _Heldout(task.heldout, load_tokenizer(task.tokenizer, task.eos_token))
+        words = None if task.mask_id is not None else load_tokenizer(task.tokenizer, task.eos_token)
+        held = _Heldout(task.heldout, words, trainer.counted)
     told = tell if group.rank == 0 else lambda *_: None
     evaluate = partial(_evaluate, trainer, held)
     history = History(task.num_steps, settings.eval_points, told, evaluate)
@@ -174,9 +176,20 @@ def _adapted(task: TrainTask) -> Any:
 class _Heldout:
     """All sequences [N, T] of some parts; documents and mask [N, T] if all parts have them; and in
     which half each document is, or sequence.
+
+    Args:
+        parts: of the sequences.
+        tokenizer: gives the bytes of their text; None: of a masked model, whose losses are not
+            those of a text.
+        counted: says which tokens [N, T] have a loss.
     """
 
-    def __init__(self, parts: TokenSet, tokenizer: Tokenizer) -> None:
+    def __init__(
+        self,
+        parts: TokenSet,
+        tokenizer: Tokenizer | None,
+        counted: Callable[[NDArray[Any]], NDArray[np.float32] | None],
+    ) -> None:
         tables = [read_table(uri) for uri in parts.uris]
         columns = [
             name
@@ -191,8 +204,13 @@ class _Heldout:
         if LOSS_MASK in columns:
             values = table[LOSS_MASK].combine_chunks().flatten().to_numpy(zero_copy_only=False)
             self.mask = values.astype(np.float32).reshape(self.input_ids.shape)
-        lengths = token_bytes(tokenizer)
-        self._bytes = heldout_bytes(self.input_ids, lengths, self.pieces, self.mask)
+        marks = counted(self.input_ids)
+        if marks is not None:
+            self.mask = marks if self.mask is None else marks * self.mask
+        self._bytes: dict[str | None, int] = {None: 0}
+        if tokenizer is not None:
+            lengths = token_bytes(tokenizer)
+            self._bytes = heldout_bytes(self.input_ids, lengths, self.pieces, self.mask)
 
     def described(self, made: Measured) -> dict[str, Any]:
         """The losses as JSON values, with bits per byte of their text."""
@@ -205,7 +223,7 @@ class _Heldout:
             "bits_per_byte": bits_per_byte(whole, self._bytes[None]),
             "halves": {name: asdict(loss) for name, loss in made.halves.items()},
             "heldout": {
-                name: {**asdict(loss), "bits_per_byte": bits_per_byte(loss, sizes[name])}
+                name: {**asdict(loss), "bits_per_byte": bits_per_byte(loss, sizes.get(name, 0))}
                 for name, loss in made.sources.items()
             },
         }

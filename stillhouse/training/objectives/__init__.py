@@ -59,6 +59,8 @@ class ObjectiveFacts:
             evaluation mode, without gradients.
         config: of the model that is trained.
         vocab_size: of the tokenizer; padding of a model's vocabulary is not counted.
+        mask_id: of a masked language model: the token that hides others. `rule`, `hidden` and
+            `logits` are those of causal models only.
     """
 
     rule: LogitRule
@@ -70,6 +72,7 @@ class ObjectiveFacts:
     models: tuple[PreTrainedModel, ...] = ()
     config: PreTrainedConfig | None = None
     vocab_size: int | None = None
+    mask_id: int | None = None
 
     @property
     def configs(self) -> list[Any]:
@@ -97,6 +100,9 @@ class Objective(Protocol):
     checkpoints, not with the model. Further members are asked for where they exist:
 
         signals: Sequence[str]          columns of the data that it reads
+        hiding: Hiding | None           of masked language models: it hides tokens of every batch
+                                        (`stillhouse.training.hiding`), which become the tokens
+                                        that count
         needs_models: bool              it gets its teachers' models, not their signals
         rows_together: int              consecutive rows that have to enter one forward pass
         at_step(step, num_steps)        before every step, on every worker
@@ -115,7 +121,7 @@ class Objective(Protocol):
         Also called under `torch.no_grad`, for held-out sequences, without signals.
 
         Args:
-            model: a causal language model on its device; under autocast if a dtype is set.
+            model: a language model on its device; under autocast if a dtype is set.
             input_ids: int64 [B, T], without padding and without BOS.
             signals: the columns that the class lists in `signals`, which all parts must have, and
                 those of teachers: [B] or [B, m] in the column's type on the same device.
