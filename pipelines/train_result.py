@@ -52,6 +52,7 @@ def train_result(ctx: Context, spec: TrainSpec, made: TrainRun, run_uri: str) ->
     each = settings.batch_size * made.task.sequence_length
     starts = [[one["step"] * each, one["workers"]] for one in measured["starts"]]
     marks = [tokens for tokens, _ in starts[1:]]
+    masked = made.task.mask_id is not None
     return assemble(
         ctx,
         spec,
@@ -71,15 +72,20 @@ def train_result(ctx: Context, spec: TrainSpec, made: TrainRun, run_uri: str) ->
             ],
             CHECKED,
         ),
-        lead=_lead(totals),
+        lead=_lead(totals, masked),
         sections=[
-            b.Section("learning", "How it learned", _learning(totals, marks)),
+            b.Section("learning", "How it learned", _learning(totals, marks, masked)),
             b.Section("speed", "How it ran", speed(totals["points"], starts, marks)),
             b.Section("data", "What it saw", _data(made, drawn)),
         ],
-        footer="Losses are means over predicted tokens, in nats; a token's source is that of the "
-        "document that owns its position.",
+        footer=f"Losses are means over {_counted(masked)} tokens, in nats; a token's source is "
+        "that of the document that owns its position.",
     )
+
+
+def _counted(masked: bool) -> str:
+    """The tokens that have a loss: of a masked model those that were hidden from it."""
+    return "hidden" if masked else "predicted"
 
 
 def training_warnings(
@@ -99,7 +105,7 @@ def training_warnings(
     return found
 
 
-def _lead(totals: dict[str, Any]) -> list[b.Block]:
+def _lead(totals: dict[str, Any], masked: bool) -> list[b.Block]:
     measured, heldout = totals["measured"], totals["curve"]
     restarts, workers = len(measured["starts"]) - 1, measured["starts"][-1]["workers"]
     story = (
@@ -110,9 +116,9 @@ def _lead(totals: dict[str, Any]) -> list[b.Block]:
         story += f", by adapters of {compact(totals['num_trained'])} parameters"
     tiles: list[b.Fact] = []
     if heldout:
-        last = decimals(heldout[-1][1])
-        story += f"; its loss on held-out text ends at **{last} nats** a token"
-        tiles.append(b.Fact("Held-out loss", last, "nats per token", main=True))
+        last, token = decimals(heldout[-1][1]), "hidden token" if masked else "token"
+        story += f"; its loss on held-out text ends at **{last} nats** a {token}"
+        tiles.append(b.Fact("Held-out loss", last, f"nats per {token}", main=True))
     if restarts:
         times = "once" if restarts == 1 else f"{restarts} times"
         story += f". It was restarted {times}, each time from its last checkpoint"
@@ -127,7 +133,7 @@ def _lead(totals: dict[str, Any]) -> list[b.Block]:
     return [b.Text(f"{story}.", "story", terminal=True), b.Facts(tiles, terminal=True)]
 
 
-def _learning(totals: dict[str, Any], marks: list[float]) -> list[b.Block]:
+def _learning(totals: dict[str, Any], marks: list[float], masked: bool) -> list[b.Block]:
     heldout = totals["curve"]
     curves = {"trained on": [[(one["tokens"], one["loss"]) for one in totals["points"]]]}
     curves |= {"held out": [[(tokens, nll) for tokens, nll in heldout]]} if heldout else {}
@@ -143,7 +149,7 @@ def _learning(totals: dict[str, Any], marks: list[float]) -> list[b.Block]:
         charts.append(
             b.Curves(caption, compared, y_title="loss", marks=marks, num_named=_NUM_NAMED)
         )
-    intro = "Losses are means over predicted tokens, in nats; lower is better."
+    intro = f"Losses are means over {_counted(masked)} tokens, in nats; lower is better."
     intro += " A [restart: thin line] marks each restart." if marks else ""
 
     def last_of(points: b.Points) -> float | None:
@@ -151,13 +157,20 @@ def _learning(totals: dict[str, Any], marks: list[float]) -> list[b.Block]:
 
     measured = totals["evaluations"][-1]["heldout"]
     bits = {name: loss.get("bits_per_byte") for name, loss in measured.items()}
-    columns = {"Source": "text", "held out": "decimals3", "bits per byte": "decimals3"}
+    columns = {"Source": "text", "held out": "decimals3"}
+    columns |= {} if masked else {"bits per byte": "decimals3"}  # which are of a whole text
+    rows: list[list[b.Cell]] = [
+        [
+            name,
+            last_of(by["heldout"]),
+            *([] if masked else [bits.get(name)]),
+            last_of(by["trained"]),
+        ]
+        for name, by in sources.items()
+    ]
     last = b.Table(
         columns | {"trained on": "decimals3"},
-        [
-            [name, last_of(by["heldout"]), bits.get(name), last_of(by["trained"])]
-            for name, by in sources.items()
-        ],
+        rows,
         caption="By source, at the end",
         style="short",
         shown=_SHOWN_SOURCES,

@@ -54,7 +54,14 @@ def small_model(seed=0, length=12):
 
 
 def make_trainer(
-    uris, group=None, micro_batch=None, compile="off", batch=BATCH, lanes=LANES, **options
+    uris,
+    group=None,
+    micro_batch=None,
+    compile="off",
+    batch=BATCH,
+    lanes=LANES,
+    model=None,
+    **options,
 ):
     """A trainer of 50 steps on the parts of `write_parts`."""
     group = group or WorkerGroup()
@@ -65,7 +72,7 @@ def make_trainer(
         learning_rate=3e-3, global_batch=batch, micro_batch=micro_batch, compile=compile
     )
     options |= {"device": torch.device("cpu"), "num_steps": STEPS, "group": group}
-    return Trainer(small_model(), stream, learning, **options)
+    return Trainer(model or small_model(), stream, learning, **options)
 
 
 def same(one, other):

@@ -26,16 +26,14 @@ def last_states(model: PreTrainedModel, input_ids: Tensor) -> Tensor:
 
 
 def masked_logits(model: PreTrainedModel, hidden: Tensor) -> Tensor:
-    """Logits float32 [n, V] of last hidden states [n, H], not under autocast: [n, V] in memory.
+    """Logits float32 [n, V] of last hidden states [n, H]; all of them are in memory.
 
     Raises:
         ModelError: the architecture does not compute logits from the states of its body.
     """
     network: Any = model
     ids = torch.zeros((1, len(hidden)), dtype=torch.long, device=hidden.device)
-    place = hidden.device.type
-    states = hidden.to(network.dtype)
-    with torch.autocast(place, enabled=False), states_of_body(network.base_model, states) as calls:
+    with states_of_body(network.base_model, hidden) as calls:
         logits = network(input_ids=ids).logits
     if not calls:
         raise ModelError(

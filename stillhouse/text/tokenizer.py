@@ -28,7 +28,9 @@ from stillhouse.text.tokenizer_files import (
     declared_tokens,
     masking_tokens,
     one_token,
+    put_around,
     read_chat_template,
+    usual_masking,
 )
 
 EOS_TOKEN = "<|endoftext|>"
@@ -66,8 +68,7 @@ class Tokenizer:
         adds_bos: models of this tokenizer read sequences that begin with it.
         chat_template: Jinja; None if it has none.
         special_tokens: that no turn of a conversation may spell.
-        masking: the special tokens of a tokenizer of masked models by name, such as `mask_token`;
-            none without that one.
+        masking: special tokens by name, with `mask_token`, or none; a separator is the default EOS.
     """
 
     json: bytes
@@ -105,8 +106,7 @@ class Tokenizer:
     @property
     def mask_id(self) -> int | None:
         """The token that hides others from masked models, if it has one."""
-        token = dict(self.masking).get("mask_token")
-        return None if token is None else self.backend.token_to_id(token)
+        return self.backend.token_to_id(dict(self.masking).get("mask_token", ""))
 
     @property
     def unknown_id(self) -> int | None:
@@ -223,9 +223,12 @@ def make_tokenizer(
     backend.no_truncation()
     backend.no_padding()
     backend.encode_special_tokens = True  # text that spells a special token is only text
-    processed = _put_before(backend)
+    processed, behind = put_around(backend)
+    if processed and behind and not masking:
+        masking = usual_masking(_special_tokens(backend), processed, behind)
     vocabulary = backend.get_vocab(with_added_tokens=True)
-    candidates = _COMMON_EOS if eos_token is None else [eos_token]
+    usual = [dict(masking).get("sep_token"), *_COMMON_EOS]
+    candidates = [token for token in usual if token] if eos_token is None else [eos_token]
     eos_token = next((token for token in candidates if token in vocabulary), None)
     if eos_token is None:
         raise ModelError(
@@ -245,15 +248,6 @@ def make_tokenizer(
         special_tokens=_special_tokens(backend),
         masking=masking,
     )
-
-
-def _put_before(backend: tokenizers.Tokenizer) -> str | None:
-    """The token that the post-processor puts before a text, if it does."""
-    plain = backend.encode("a", add_special_tokens=False).ids
-    whole = backend.encode("a").ids
-    if len(whole) > len(plain) and whole[:1] != plain[:1]:
-        return backend.id_to_token(whole[0])
-    return None
 
 
 def _special_tokens(backend: tokenizers.Tokenizer) -> tuple[str, ...]:
@@ -290,11 +284,10 @@ def load_tokenizer(path: str, eos_token: str | None = None) -> Tokenizer:
             raise ModelError(f"tokenizer {path!r}: no such file or folder (`tokenizer.path`)")
         return load_tokenizer(_from_hub(path), eos_token)
     if file_name in names:
-        eos, bos, adds_bos = declared_tokens(folder, names)
+        eos, bos, adds_bos, masking = declared_tokens(folder, names)
         eos_token = eos_token or one_token(eos, "eos_token", folder)
         content = read_bytes(join(folder, file_name))
         single, chat = one_token(bos, "bos_token", folder), read_chat_template(folder, names)
-        masking = masking_tokens(folder, names)
         return make_tokenizer(content, eos_token, path, single, adds_bos, chat, masking)
     if uri.endswith(".json"):
         raise ModelError(f"tokenizer {path!r}: no such file (`tokenizer.path`)")
@@ -370,8 +363,8 @@ def _convert(folder: str, names: list[str] | str, eos_token: str | None, path: s
             ) from error
         adds_bos = declared_tokens(local, os.listdir(local))[2]
         chat = read_chat_template(local, os.listdir(local))
-    eos = eos_token or one_token(fast.eos_token or fast.sep_token, "eos_token", path)
-    masking = tuple(sorted(fast.special_tokens_map.items())) if fast.mask_token else ()
+    eos = eos_token or one_token(fast.eos_token, "eos_token", path)
+    masking = masking_tokens(fast.special_tokens_map, path)
     return make_tokenizer(content, eos, path, fast.bos_token, adds_bos, chat, masking)
 
 
@@ -384,15 +377,15 @@ def save_pretrained(tokenizer: Tokenizer, folder: str, *, model_max_length: int)
     has_padding = tokenizer.backend.token_to_id(PAD_TOKEN) is not None
     padding = PAD_TOKEN if has_padding else tokenizer.eos_token
     special = {"pad_token": padding, **dict(tokenizer.masking), "eos_token": tokenizer.eos_token}
-    # transformers would replace a post-processor that puts BERT's CLS and SEP around a text
-    adds_bos = tokenizer.adds_bos and not (tokenizer.masking and _put_before(tokenizer.backend))
-    if adds_bos:
+    if tokenizer.adds_bos:
         special["bos_token"] = str(tokenizer.bos_token)
+    # by `add_bos_token` transformers replace the post-processor, BERT's with its separator too
+    declared = tokenizer.adds_bos and not (tokenizer.masking and put_around(tokenizer.backend)[0])
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": model_max_length,
         "clean_up_tokenization_spaces": False,
-        **({"add_bos_token": True} if adds_bos else {}),
+        **({"add_bos_token": True} if declared else {}),
         **({"chat_template": tokenizer.chat_template} if tokenizer.chat_template else {}),
         **special,
     }

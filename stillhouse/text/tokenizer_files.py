@@ -1,8 +1,11 @@
-"""What the configuration files beside a tokenizer say: its special tokens, its chat template."""
+"""What a tokenizer's files say beside its vocabulary: special tokens, chat template."""
 
 import json
 import re
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+import tokenizers
 
 from stillhouse.errors import ModelError
 from stillhouse.storage.filesystem import join, read_bytes
@@ -13,28 +16,14 @@ _TEMPLATE = "chat_template.jinja"
 _ADDS_BOS = re.compile(r"(Gemma|Llama)Tokenizer(Fast)?")  # classes that do by default
 
 
-def declared_tokens(folder: str, names: list[str]) -> tuple[Any, Any, bool]:
-    """EOS and BOS of the configuration files of a folder, and whether BOS begins every sequence.
+Named = tuple[tuple[str, str], ...]
+"""Special tokens by name, such as `mask_token`."""
 
-    BERT has no EOS: its separator stands between documents.
+
+def declared_tokens(folder: str, names: list[str]) -> tuple[Any, Any, bool, Named]:
+    """EOS and BOS of the configuration files of a folder, whether BOS begins every sequence, and
+    `masking_tokens`.
     """
-    config = _configuration(folder, names)
-    kind = str(config.get("tokenizer_class", ""))
-    adds_bos = config.get("add_bos_token", _ADDS_BOS.fullmatch(kind) is not None)
-    bos = config.get("bos_token")
-    return config.get("eos_token") or config.get("sep_token"), bos, bool(adds_bos and bos)
-
-
-def masking_tokens(folder: str, names: list[str]) -> tuple[tuple[str, str], ...]:
-    """The special tokens of a tokenizer that declares a mask token, by name; none without one."""
-    config = _configuration(folder, names)
-    if not config.get("mask_token"):
-        return ()
-    found = {name: one_token(config.get(name), name, folder) for name in _SPECIAL}
-    return tuple((name, token) for name, token in found.items() if token)
-
-
-def _configuration(folder: str, names: list[str]) -> dict[str, Any]:
     config: dict[str, Any] = {}
     for name in _CONFIGS:
         if name in names:
@@ -43,7 +32,38 @@ def _configuration(folder: str, names: list[str]) -> dict[str, Any]:
                 config = {k: v for k, v in content.items() if v is not None} | config
             except (ValueError, AttributeError) as error:
                 raise ModelError(f"{join(folder, name)} is not a JSON object: {error}") from error
-    return config
+    kind = str(config.get("tokenizer_class", ""))
+    adds_bos = config.get("add_bos_token", _ADDS_BOS.fullmatch(kind) is not None)
+    bos, masking = config.get("bos_token"), masking_tokens(config, folder)
+    return config.get("eos_token"), bos, bool(adds_bos and bos), masking
+
+
+def masking_tokens(config: Mapping[str, Any], folder: str) -> Named:
+    """The special tokens of a tokenizer that declares a mask token, by name; none without one."""
+    if not config.get("mask_token"):
+        return ()
+    found = {name: one_token(config.get(name), name, folder) for name in _SPECIAL}
+    return tuple((name, token) for name, token in found.items() if token)
+
+
+def put_around(backend: tokenizers.Tokenizer) -> tuple[str | None, str | None]:
+    """The tokens that the post-processor puts before a text, and behind it, if it does."""
+    plain = backend.encode("a", add_special_tokens=False).ids
+    whole = backend.encode("a").ids
+    if len(whole) <= len(plain):
+        return None, None
+    before = backend.id_to_token(whole[0]) if whole[:1] != plain[:1] else None
+    return before, backend.id_to_token(whole[-1]) if whole[-1:] != plain[-1:] else None
+
+
+def usual_masking(special: Sequence[str], before: str, behind: str) -> Named:
+    """Those of BERT's or RoBERTa's tokenizer, whose configuration does not name them."""
+    usual = {"mask_token": ("[MASK]", "<mask>"), "pad_token": ("[PAD]", "<pad>")}
+    found = {name: next((t for t in tokens if t in special), "") for name, tokens in usual.items()}
+    if not found["mask_token"]:
+        return ()
+    found |= {"cls_token": before, "sep_token": behind}
+    return tuple(sorted((name, token) for name, token in found.items() if token))
 
 
 def read_chat_template(folder: str, names: list[str]) -> str | None:

@@ -107,7 +107,8 @@ class ObjectiveSettings(Settings):
     model_config = ConfigDict(extra="allow")
 
     name: str = Field(
-        default="cross_entropy", description="or your own class: `package.module:Class`"
+        default="cross_entropy",
+        description=f"one of {', '.join(OBJECTIVES)}; or your own class: `package.module:Class`",
     )
 
     teachers: list[TeacherModel] = Field(

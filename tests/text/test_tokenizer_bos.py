@@ -6,6 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from masked_parts import CLS_ID, MASK_ID, SPECIAL, put_bert_tokenizer
 from tokenizers import Tokenizer as Backend
 from tokenizers import models, normalizers, pre_tokenizers, processors
 from transformers import AutoTokenizer
@@ -130,3 +131,20 @@ def test_text_that_is_lost_is_counted() -> None:
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     found = lost(words, "ship ahoy ahoy", "ship ship")
     assert found == {"unknown_tokens": 2, "sampled_documents": 2, "changed_documents": 1}
+
+
+@pytest.mark.parametrize("declares", [True, False])
+def test_tokenizers_of_masked_models(tmp_path: Path, declares: bool) -> None:
+    """CLS before a sequence, the separator behind a document; saved, they are the same to all."""
+    put_bert_tokenizer(tmp_path / "a", ["the", "ship"], declares=declares)
+    words = load_tokenizer(str(tmp_path / "a"))
+    assert (words.bos_id("auto"), words.mask_id, words.eos_token) == (CLS_ID, MASK_ID, "[SEP]")
+    save_pretrained(pickle.loads(pickle.dumps(words)), str(tmp_path / "b"), model_max_length=9)
+    again, fast = load_tokenizer(str(tmp_path / "b")), AutoTokenizer.from_pretrained(tmp_path / "b")
+    assert again.masking == words.masking and again.digest == words.digest
+    assert again.bos_id("auto") == CLS_ID
+    assert fast.decode(fast("the ship")["input_ids"]) == "[CLS] the ship [SEP]"
+    for name in ("pad_token", "cls_token", "sep_token", "mask_token"):
+        assert getattr(fast, name) == SPECIAL[name]
+    put_bert_tokenizer(tmp_path / "c", ["the", "ship"], masks=False, declares=declares)
+    assert load_tokenizer(str(tmp_path / "c"), "[SEP]").mask_id is None

@@ -54,7 +54,9 @@ class MaskedTokens:
             given, chosen = self.hiding.held_out(input_ids)
         states = last_states(model, with_bos(given, self._bos_id))[:, -input_ids.shape[1] :]
         at = chosen > 0
-        nll = cross_entropy(masked_logits(model, states[at]), input_ids[at], reduction="none")
+        with torch.autocast(states.device.type, enabled=False):  # logits are not rounded
+            logits = masked_logits(model, states[at].float())
+        nll = cross_entropy(logits, input_ids[at], reduction="none")
         mean = nll.sum() / max(1, len(nll))
         token_nll = torch.zeros_like(chosen).masked_scatter(at, nll.detach())
         return LossValue(mean, mean.detach(), token_nll[:, 1:])
