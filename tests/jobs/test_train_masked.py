@@ -19,7 +19,8 @@ from transformers import (
 from stillhouse.errors import ModelError, SpecError
 from stillhouse.jobs.plan import plan_job
 from stillhouse.jobs.run import run_job
-from stillhouse.pipelines.given import check_given
+from stillhouse.models.shape import ModelShape
+from stillhouse.pipelines.given import Needs, check_given
 from stillhouse.spec import SelectSpec
 from stillhouse.text.pieces import token_ids
 from stillhouse.training.hiding import Hiding
@@ -187,6 +188,9 @@ def test_scoring_models_have_to_be_causal(place):
         changes = {"tokenizer": bert, key: bert | LEARNING}
         with pytest.raises(ModelError, match=f"{key} .* is a masked language model"):
             check_given(SelectSpec.model_validate(small_spec(folder, **changes)))
+    shape = ModelShape("bert", 32, 99, 64, 1, 1, masked=True)
+    with pytest.raises(ModelError, match="network 'bert' is a masked language model"):
+        Needs(vocab_size=99).check({"network": "bert"}, {"network": shape})
     online = {"prior": bert, "conditional": bert, "tau": 2}
     training = {"num_tokens": 4096, "select": "online"}
     with pytest.raises(ModelError, match=r"online\.prior .* is a masked language model"):
