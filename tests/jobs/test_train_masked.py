@@ -165,6 +165,7 @@ def test_what_is_refused(place):
     """Before any work: without Ray, which is not started here."""
     folder, bert, bare, causal = place
     ours, theirs = {"init": bert}, {"init": causal["prior"], "tokenizer": causal["tokenizer"]}
+    maskless = {"init": bare, "tokenizer": bare | {"eos_token": "[SEP]"}}
     distil = {"name": "distil", "teachers": [bert]}
     near = {"name": "self_distillation"}
     for changes, objective, error, wanted in (
@@ -174,7 +175,7 @@ def test_what_is_refused(place):
         (theirs, near | {"teachers": [bert]}, ModelError, "is a masked language model, the one"),
         (ours, near | {"teachers": [causal["prior"]]}, ModelError, "is a causal language model"),
         (ours | {"lora": {}}, MASKED, SpecError, "`lora` needs a causal"),
-        ({"init": bare}, MASKED, ModelError, "has no mask token"),
+        (maskless, MASKED, ModelError, "has no mask token"),
     ):
         with pytest.raises(error, match=wanted):
             plan_job(spec(folder, **changes, train=learning(objective=objective)))

@@ -80,6 +80,7 @@ def result_of(sources=0, heldout=0, work=None, measured=None, sets=FIXED, **chan
     made = SimpleNamespace(
         model=SimpleNamespace(totals=totals, fingerprint="0" * 64),
         task=SimpleNamespace(
+            mask_id=None,
             settings=SimpleNamespace(batch_size=4, peak_rate=4e-3),
             sequence_length=25,
             step_units=100,
