@@ -90,7 +90,7 @@ OBJECTIVES = {
 WITH_ONE_MODEL = ("distiller", "self_distillation", "autodistil", "dhkd")
 """Built-in objectives with `needs_models`, of one teacher each."""
 OF_MASKED = ("masked_tokens", "self_distillation")
-"""Built-in objectives of masked language models; the second one also of causal ones."""
+"""Built-in objectives of masked language models, the second of causal ones too."""
 _OPTIONS = {"cross_entropy": "z_loss", "masked_tokens": "rate"}
 """Objectives without a teacher, and the one setting that each has."""
 
@@ -325,9 +325,7 @@ class TrainSpec(EvaluatedSpec):
         if self.init is not None and "model" in self.model_fields_set:
             raise ValueError("give either `model` or `init`: `init` has its own sizes")
         if self.init is None and self.train.objective.name == "masked_tokens":
-            raise ValueError(
-                "`train.objective: masked_tokens` needs `init`: a masked language model"
-            )
+            raise ValueError("`train.objective: masked_tokens` needs `init`: a masked model")
         self._check_lora()
         trained = self.tokenizer is not None and self.tokenizer.train is not None
         if trained and (self.init is not None or self.online is not None):
