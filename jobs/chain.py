@@ -47,6 +47,7 @@ _MADE = {
     "train": ("model", "tokenizer"),
     "mix": ("model", "tokenizer"),
     "distill": (),
+    "generate": ("generated",),
 }
 """By job: the artifacts that other steps may take of it."""
 _STEP_NAME = re.compile(r"[A-Za-z][\w-]*")

@@ -13,6 +13,7 @@ from typing import Any, Self, TypeAlias
 from stillhouse.classification.spec import ClassifySpec
 from stillhouse.distillation.spec import DistillSpec
 from stillhouse.errors import ArtifactError, SpecError
+from stillhouse.generation.spec import GenerateSpec
 from stillhouse.mixing.spec import MixSpec
 from stillhouse.pipelines.context import Context, StepWork
 from stillhouse.report.blocks import Result
@@ -27,13 +28,14 @@ _MAX_RUNS = 50
 _PASSES = {"train": 3, "score": 1}
 """Forward passes a token, by the first word of a step that runs a language model."""
 
-Spec: TypeAlias = SelectSpec | TrainSpec | ClassifySpec | MixSpec | DistillSpec
+Spec: TypeAlias = SelectSpec | TrainSpec | ClassifySpec | MixSpec | DistillSpec | GenerateSpec
 """The spec of any job but a chain; `job` says which."""
 SPECS: dict[str, type[Spec]] = {
     "select": SelectSpec,
     "train": TrainSpec,
     "mix": MixSpec,
     "distill": DistillSpec,
+    "generate": GenerateSpec,
 }
 TASKS: dict[str, type[Spec]] = {"language": TrainSpec, "classify": ClassifySpec}
 """The specs of `job: train`, by `task`."""
@@ -58,6 +60,7 @@ RESULTS = {
     "train": ("models", "model_fingerprint"),
     "mix": ("models", "model_fingerprint"),
     "distill": ("distilled", "distilled_fingerprint"),
+    "generate": ("generated", "generated_fingerprint"),
 }
 """By job: the kind of its artifact, and the key of the result that holds its fingerprint."""
 
@@ -261,5 +264,7 @@ def _gpus_of(step: str, spec: JobSpec) -> float:
     of_tasks = word == "evaluate" and isinstance(own, EvaluatedSpec)
     if word in ("score", "teacher") or of_tasks:
         return compute.gpus_of(compute.scorer)
+    if isinstance(own, GenerateSpec):
+        return compute.gpus_of(compute.generator)
     on_trainers = word in ("train", "mix") or isinstance(own, ClassifySpec | DistillSpec)
     return compute.trainer_gpus if on_trainers else 0

@@ -12,6 +12,7 @@ from stillhouse.data_settings import DataSource, ExcludeSettings
 from stillhouse.distillation.image_sources import ImageData
 from stillhouse.errors import SpecError
 from stillhouse.evaluation.settings import TaskFiles
+from stillhouse.settings import Settings
 from stillhouse.spec import NOT_IDENTITY, JobSpec
 
 S = TypeVar("S", bound=JobSpec)
@@ -104,7 +105,7 @@ def identity_of(spec: JobSpec) -> dict[str, Any]:
 
 
 def _path_keys(spec: JobSpec) -> Iterator[_PathKey]:
-    """Every key that may hold paths, the store first."""
+    """Every key that may hold paths, the store first; other keys that change no result, too."""
     yield _PathKey(("store",), spec.store, True)
     yield from _in_section(spec, ())
 
@@ -118,7 +119,9 @@ def _in_section(section: BaseModel, keys: tuple[str | int, ...]) -> Iterator[_Pa
     lists = section.lists if isinstance(section, ExcludeSettings) else {}
     for name in type(section).model_fields:
         value, place = getattr(section, name), (*keys, name)
-        if isinstance(value, BaseModel):
+        if isinstance(section, Settings) and name in section.places:
+            yield _PathKey(place, None, False)
+        elif isinstance(value, BaseModel):
             yield from _in_section(value, place)
         elif (
             name == "path"

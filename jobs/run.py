@@ -11,6 +11,7 @@ from stillhouse.classification.spec import ClassifySpec
 from stillhouse.distillation.spec import DistillSpec
 from stillhouse.errors import LostClusterError, StoppedEarlyError, StorageError, require
 from stillhouse.fingerprint import fingerprint
+from stillhouse.generation.spec import GenerateSpec
 from stillhouse.jobs import process
 from stillhouse.jobs.cluster import cluster
 from stillhouse.jobs.kinds import Job, Spec, result_artifact
@@ -64,6 +65,10 @@ def _list_job(spec: Spec) -> Job:
         from stillhouse.jobs.classify import ClassifyJob
 
         return ClassifyJob(spec)
+    if isinstance(spec, GenerateSpec):
+        from stillhouse.jobs.generate import GenerateJob
+
+        return GenerateJob(spec)
     from stillhouse.jobs.train import TrainJob
 
     return TrainJob(spec)

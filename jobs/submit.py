@@ -23,6 +23,7 @@ from stillhouse.data_settings import reader_code
 from stillhouse.distillation.spec import DistillSpec
 from stillhouse.errors import SpecError
 from stillhouse.fingerprint import fingerprint
+from stillhouse.generation.spec import GenerateSpec
 from stillhouse.jobs.chain import Chain, list_spec
 from stillhouse.jobs.chain_spec import AnySpec, ChainSpec
 from stillhouse.jobs.kinds import Job
@@ -195,6 +196,10 @@ def own_code(spec: JobSpec) -> list[CustomCode]:
         from stillhouse.pipelines.image_inputs import named_code
 
         code += named_code(spec)
+    if isinstance(spec, GenerateSpec):
+        from stillhouse.pipelines.generate import own_code as generator_code
+
+        code += generator_code(spec)
     if isinstance(spec, ClassifySpec):
         from stillhouse.pipelines.classify_data import classifier_code
 

@@ -10,7 +10,7 @@ from stillhouse.report.page import read
 from stillhouse.report.terminal import Terminal, styled
 
 _MAX_VERSIONS = 3
-_AMOUNTS = ("tokens", "gradient_passes", "epochs", "iterations", "bytes")
+_AMOUNTS = ("tokens", "calls", "gradient_passes", "epochs", "iterations", "bytes")
 """Keys of a planned step that say how much work it is."""
 _RECOMMENDED = ("metric", "best", "mean", "regret", "gain")
 _PUBLISHED = ("selection", "model", "distilled")

@@ -38,8 +38,8 @@ from stillhouse.training.task import CHECKPOINTS, TokenSet, checkpoints_of, toke
 HELDOUT, INIT, TEACHER = "heldout", "init", "train.objective.teachers."
 TEXT_LENGTH = 256
 """Tokens of a sequence, if neither spec nor data say."""
-_PAIRS = (("prompt", "completion"), ("input", "target"))
-"""Common names of prompt and answer, and those of the tasks of `job: mix`."""
+_PAIRS = (("prompt", "completion"), ("instruction", "response"), ("input", "target"))
+"""Common names of prompt and answer, the last those of the tasks of `job: mix`."""
 _MAX_CHARS = 10_000_000
 
 
@@ -292,7 +292,10 @@ class _Opener:
             raise InputError(f"`{key}`: {artifact.uri} is empty: it has no parts")
         if token_length(parts[0].uri) is None:  # documents that were selected whole
             source = DataSource(path=[part.uri for part in parts], format="parquet")
-            return self._texts("selection", item, source, list_source(source))
+            source = source.model_copy(update={"columns": prompt_columns(source, parts[0].uri)})
+            kind = artifact.manifest.kind
+            name = "selection" if kind == "selections" else kind
+            return self._texts(name, item, source, list_source(source))
         known = tokenizer_of(artifact)
         self.tokenizers[key] = KnownTokenizer(known.digest, known.eos_token, known.folder)
         made = token_set(Store(artifact.store), artifact.manifest, "selection", item.share)
@@ -318,7 +321,7 @@ def _sequences(item: SelectionData) -> Artifact:
     """
     artifact = Artifact(item.from_)
     kind = artifact.manifest.kind
-    if kind not in {"selections", "tokens"}:
+    if kind not in {"selections", "tokens", "generated"}:
         raise ArtifactError(
             f"{artifact.uri} holds `{kind}` where `selections` or `tokens` are needed"
         )
@@ -385,5 +388,7 @@ def prompt_columns(item: DataSource, uri: str) -> ColumnNames:
         return item.columns
     if "messages" in names:
         return ColumnNames(messages="messages")
+    if "instruction" in names and "response" not in names:
+        return ColumnNames(text="instruction")
     pair = next((pair for pair in _PAIRS if set(pair) <= names), None)
     return item.columns if pair is None else ColumnNames(prompt=pair[0], text=pair[1])

@@ -42,11 +42,15 @@ class ComputeSettings(Settings):
     experts: Count = Field(default=2, description="distil: experts or teachers trained at once")
     distillers: Count = Field(default=1, description="distil: workers that share every batch")
     evaluators: Count = Field(default=2, description="distil: networks trained on sets at once")
+    generators: Count = Field(default=2, description="generate: actors that host or ask models")
     packers: Count | None = Field(
         default=None, description="tokenising tasks at once; default all cores"
     )
     gpus_per_worker: Annotated[float, Field(ge=0)] = 0
     scorer: WorkerSettings = WorkerSettings()
+    generator: WorkerSettings = Field(
+        default=WorkerSettings(), description="generate; of models behind endpoints: `gpus: 0`"
+    )
     trainer: WorkerSettings = Field(
         default=WorkerSettings(), description="workers of trainings; distil: all its workers"
     )

@@ -48,6 +48,8 @@ EXTRAS = {
     "tensorboard": "tensorboard",
     "wandb": "wandb",
     "mlflow": "mlflow",
+    "openai": "generate",
+    "py3langid": "generate",
 }
 """The extra of this package that installs a module."""
 
@@ -139,6 +141,24 @@ class CustomCodeError(StillhouseError):
 
 class DivergedError(StillhouseError):
     """A training loss became NaN or infinite, or rose steeply."""
+
+    exit_code = 4
+
+
+class EndpointError(StillhouseError):
+    """A model's endpoint does not answer, or not by its protocol. Run again later."""
+
+    exit_code = 4
+
+
+class EndpointRefusedError(StillhouseError):
+    """A model's endpoint does not accept the key, or knows no such model."""
+
+    exit_code = 2
+
+
+class SpentError(StillhouseError):
+    """A budget of calls or tokens is spent; raised, the job goes on where it stopped."""
 
     exit_code = 4
 

@@ -9,7 +9,7 @@ S = TypeVar("S", bound=Settings)
 Change: TypeAlias = Callable[[Settings, str, str], Mapping[str, str | None]]
 """From a section with `from`, the section's key and the name to the section's changed fields."""
 _ARTIFACTS_OF_RUNS = {
-    "data": ("selection",),
+    "data": ("selection", "generated"),
     "init": ("model",),
     "teachers": ("model",),
     "model": ("model",),

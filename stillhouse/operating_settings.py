@@ -46,6 +46,17 @@ class PriceSettings(Settings):
         default=0, description="of 10^9 bytes in the store"
     )
 
+    prompt: Annotated[float, Field(ge=0)] = Field(
+        default=0, description="of 10^6 tokens that endpoints read, in `job: generate`"
+    )
+    completion: Annotated[float, Field(ge=0)] = Field(
+        default=0, description="of 10^6 tokens that they write"
+    )
+
+    def of_calls(self, prompt_tokens: int, completion_tokens: int) -> float:
+        """The price of calls of endpoints."""
+        return (prompt_tokens * self.prompt + completion_tokens * self.completion) / 1e6
+
     def of_compute(self, gpu_seconds: float, cpu_seconds: float) -> float:
         """The price of what workers held."""
         return (gpu_seconds * self.gpu_hour + cpu_seconds * self.cpu_hour) / 3600

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from typing import Annotated, Any, TypeAlias, TypeVar
+from typing import Annotated, Any, ClassVar, TypeAlias, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
@@ -38,6 +38,9 @@ class Settings(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, allow_inf_nan=False, serialize_by_alias=True
     )
+
+    places: ClassVar[frozenset[str]] = frozenset()
+    """Keys that change no result: where something is, or how much at once."""
 
 
 def without_removed(content: Any, key: str, meant: Sequence[Any], instead: str) -> Any:

@@ -12,7 +12,7 @@ MANIFEST = "manifest.json"
 PART_LIST = "parts.parquet"
 """The parts of an artifact that has too many for its manifest."""
 LEDGER = "ledger.parquet"
-ROWS = ("selections", "distilled", "dead_letters")
+ROWS = ("selections", "distilled", "generated", "dead_letters")
 LAYOUT_VERSION = 2
 """Of folders of rows, in their artifacts' fingerprints; 1 had everything in one folder."""
 _ABOUT = "about"

@@ -45,6 +45,8 @@ KINDS = (
     "arms",
     "signals",
     "evaluations",
+    "drafts",
+    "generated",
 )
 _NAME = re.compile(r"[0-9a-f]{64}")
 _TEMPORARY = re.compile(r"\.[0-9a-f]{32}\.tmp$")

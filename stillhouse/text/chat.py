@@ -1,6 +1,7 @@
 """Conversations: rows of `messages`, as text by a chat template, and where the answers are."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -102,34 +103,61 @@ def render(messages: Messages, template: str | None, special: dict[str, str]) ->
         ValueError: the template refuses the turns, or does not write them one after the other.
         ModelError: it is no template.
     """
-    from jinja2 import TemplateError, TemplateSyntaxError
-    from transformers.utils import chat_template_utils
-
-    def write(turns: Messages, marked: bool, prompt: bool = False) -> tuple[str, list[Any]]:
-        write_all: Any = chat_template_utils.render_jinja_template
-        texts, spans = write_all(
-            [[dict(turn) for turn in turns]],
-            chat_template=template or PLAIN,
-            return_assistant_tokens_mask=marked,
-            add_generation_prompt=prompt,
-            **special,
-        )
-        return texts[0], spans[0] if marked else []
-
-    try:
+    with _refused():
         marked = template is not None and "generation" in template.replace("add_generation", "")
-        text, spans = write(messages, marked)
+        text, spans = _write(messages, template, special, marked=marked)
         if marked and spans:
             return Rendered(text, tuple((start, end) for start, end in spans))
         found: list[tuple[int, int]] = []
         for i, turn in enumerate(messages):
             if turn["role"] == _ANSWER:
-                before, _ = write(messages[:i], False, prompt=True)
-                after, _ = write(messages[: i + 1], False)
+                before, _ = _write(messages[:i], template, special, prompt=True)
+                after, _ = _write(messages[: i + 1], template, special)
                 if not (text.startswith(after) and after.startswith(before)):
                     raise ValueError("the chat template changes turns that later ones follow")
                 found.append((len(before), len(after)))
         return Rendered(text, tuple(found))
+
+
+def prompt_text(prompt: str, template: str | None, special: dict[str, str]) -> str:
+    """What a user says by a chat template, up to where the assistant is asked to speak.
+
+    Raises:
+        ValueError, ModelError: as `render`.
+    """
+    with _refused():
+        return _write([{"role": "user", "content": prompt}], template, special, prompt=True)[0]
+
+
+def _write(
+    turns: Messages,
+    template: str | None,
+    special: dict[str, str],
+    *,
+    marked: bool = False,
+    prompt: bool = False,
+) -> tuple[str, list[Any]]:
+    """The text of some turns, and the spans that the template marks if `marked`."""
+    from transformers.utils import chat_template_utils
+
+    write_all: Any = chat_template_utils.render_jinja_template
+    texts, spans = write_all(
+        [[dict(turn) for turn in turns]],
+        chat_template=template or PLAIN,
+        return_assistant_tokens_mask=marked,
+        add_generation_prompt=prompt,
+        **special,
+    )
+    return texts[0], spans[0] if marked else []
+
+
+@contextmanager
+def _refused() -> Generator[None]:
+    """What a template raises as our errors."""
+    from jinja2 import TemplateError, TemplateSyntaxError
+
+    try:
+        yield
     except TemplateSyntaxError as error:
         raise ModelError(f"the tokenizer's chat template cannot be read: {error}") from error
     except (TemplateError, TypeError, KeyError) as error:

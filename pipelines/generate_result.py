@@ -1,0 +1,141 @@
+"""The result of a generation: its numbers, and the sections of its report."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import stillhouse.report.blocks as b
+from stillhouse.generation.spec import GenerateSpec
+from stillhouse.pipelines.context import Context
+from stillhouse.pipelines.generate import GENERATED, GenerateRun
+from stillhouse.pipelines.results import assemble, cost_numbers
+from stillhouse.report.formatting import compact, percent, words
+
+_CHECKED = (
+    "Too few pairs, equal models, dropped items and a student that wins as often as the strong "
+    "model were checked."
+)
+_MANY_DROPPED = 0.5
+
+
+def generate_result(ctx: Context, spec: GenerateSpec, made: GenerateRun, run_uri: str) -> b.Result:
+    """The result of a finished generation."""
+    counts, rows = made.counts, made.manifest.num_rows
+    tokens = {role: _tokens_of(counts, role) for role in spec.models}
+    numbers: dict[str, Any] = {
+        "generated_fingerprint": made.manifest.fingerprint,
+        "generate": {
+            "num_pairs": rows,
+            "seeds": made.num_seeds,
+            "calls": counts["calls"],
+            "cached_calls": counts["cached_calls"],
+            "tokens": sum(map(sum, tokens.values())),
+            "rounds": made.made.rounds,
+            "dropped": dict(made.dropped.most_common()),
+            "spent": made.spent,
+            "models": {
+                role: {
+                    "calls": counts[f"{role}_calls"],
+                    "prompt_tokens": tokens[role][0],
+                    "completion_tokens": tokens[role][1],
+                }
+                for role in spec.models
+            },
+            **made.made.numbers,
+        },
+        "cost": {"device_seconds": cost_numbers(ctx.work)["device_seconds"]},
+    }
+    price = _price(spec, tokens)
+    if price is not None:
+        numbers["generate"]["price"] = {"calls": price, "pair": price / rows}
+    dropped: list[list[b.Cell]] = [[why, count] for why, count in made.dropped.most_common()]
+    table = b.Table({"Reason": "text", "items": "number"}, dropped, style="short")
+    return assemble(
+        ctx,
+        spec,
+        spec.job,
+        run_uri,
+        title="Generated data",
+        artifacts={GENERATED: ctx.store.path(GENERATED, made.manifest.fingerprint)},
+        numbers=numbers,
+        warnings=b.Warnings(_warnings(spec, made), _CHECKED),
+        lead=_lead(spec, made, price),
+        sections=[
+            *made.made.sections,
+            b.Section("dropped", "What was left out", [table] if dropped else []),
+        ],
+        cost=_calls(spec, made, tokens, price),
+    )
+
+
+def _tokens_of(counts: Mapping[str, int], role: str) -> tuple[int, int]:
+    return counts[f"{role}_prompt_tokens"], counts[f"{role}_completion_tokens"]
+
+
+def _price(spec: GenerateSpec, tokens: Mapping[str, tuple[int, int]]) -> float | None:
+    """Of the calls of endpoints; None without prices."""
+    if spec.prices is None:
+        return None
+    asked = [role for role, one in spec.models.items() if one.endpoint is not None]
+    return sum(spec.prices.of_calls(*tokens[role]) for role in asked)
+
+
+def _lead(spec: GenerateSpec, made: GenerateRun, price: float | None) -> list[b.Block]:
+    rows, counts = made.manifest.num_rows, made.counts
+    story = (
+        f"**{compact(rows)} rows** were generated from {compact(made.num_seeds)} seeds by "
+        f"`{spec.generation.name}`, in {compact(counts['calls'])} calls of models; "
+        f"{compact(counts['cached_calls'])} more were answered before."
+    )
+    total = sum(_tokens_of(counts, role)[1] for role in spec.models)
+    left_out = made.dropped.total()
+    tiles = [
+        b.Fact("Rows", compact(rows), "delivered", main=True),
+        b.Fact("Calls", compact(counts["calls"]), f"{counts['calls'] / rows:,.1f} a row"),
+        b.Fact("Tokens written", compact(total), f"{total / rows:,.0f} a row"),
+        b.Fact("Left out", compact(left_out), f"{percent(left_out / (left_out + rows))} of all"),
+    ]
+    ratio = made.made.numbers.get("recovery_ratio")
+    if ratio is not None:
+        note = "where the student's answer is no worse, of the first ones"
+        tiles.append(b.Fact("Recovery ratio", percent(ratio), note))
+    if price is not None:
+        tiles.append(b.Fact("Price", f"{price:,.2f}", f"{price / rows:,.4f} a row"))
+    return [b.Text(story, "story", terminal=True), b.Facts(tiles, terminal=True)]
+
+
+def _calls(
+    spec: GenerateSpec,
+    made: GenerateRun,
+    tokens: Mapping[str, tuple[int, int]],
+    price: float | None,
+) -> list[b.Block]:
+    rows: list[list[b.Cell]] = [
+        [words(role), made.counts[f"{role}_calls"], *tokens[role]] for role in spec.models
+    ]
+    columns = {"Model": "text", "calls": "number", "tokens read": "compact"}
+    table = b.Table(columns | {"written": "compact"}, rows, "Calls by model", style="short")
+    if price is None:
+        return [table]
+    text = f"At the spec's `prices` the calls of endpoints cost **{price:,.2f}**."
+    return [b.Text(text), table]
+
+
+def _warnings(spec: GenerateSpec, made: GenerateRun) -> list[b.Warn]:
+    warnings = [b.Warn(text) for text in made.warnings]
+    if made.identical:
+        warnings.append(
+            b.Warn(
+                "The strong model and the student are one model: the gap between them is noise.",
+                "Give a stronger model by `strong`.",
+            )
+        )
+    total = made.dropped.total()
+    if total > _MANY_DROPPED * (total + made.manifest.num_rows):
+        [(reason, count)] = made.dropped.most_common(1)
+        warnings.append(
+            b.Warn(
+                f"More was left out than kept: {count:,} times because of: {reason}.",
+                "Look at the table of what was left out, and at some drafts.",
+            )
+        )
+    return warnings

@@ -1,0 +1,1 @@
+"""Ways to make new data from seeds; each is one file."""

@@ -1,0 +1,157 @@
+"""What generated texts are dropped for: faults of an answer, copies, held-out text, language."""
+
+import re
+import unicodedata
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from stillhouse.generation.asking import Answer
+from stillhouse.text.duplicates import document_hash, normalise
+
+if TYPE_CHECKING:  # imports tokenizers
+    from stillhouse.selection.contamination import NgramIndex
+
+NEAR = 0.7
+"""Jaccard similarity of character 5-grams from which on two texts are near-duplicates."""
+_GRAM = 5
+_MIN_LETTERS = 40
+"""Shorter texts tell too little of their language."""
+_SURE = 0.9
+_REFUSAL = re.compile(
+    r"^\W*(?:as an? (?:ai|artificial intelligence|(?:large )?language model)\b"
+    r"|(?:(?:i'?m|i am) (?:very |so |truly )?)?sorry\b"
+    r"|(?:(?:unfortunately|my apologies|apologies)\W+)?(?:but )?(?:i|we) "
+    r"(?:cannot|can'?t|can not|am unable to|am not able to|won'?t|must decline)\b)",
+    re.I,
+)
+
+
+def answer_fault(answer: Answer) -> str:
+    """Why an answer cannot be used: none came, empty, cut off, or a refusal; else nothing."""
+    if answer.fault:
+        return answer.fault
+    if not answer.text:
+        return "empty answer"
+    if not answer.finished:
+        return "answer cut off at `max_tokens`"
+    if is_refusal(answer.text):
+        return "refusal"
+    return ""
+
+
+def is_refusal(text: str) -> bool:
+    """Whether a text begins as assistants decline requests, in English.
+
+    >>> is_refusal("I'm sorry, but I can't help with that."), is_refusal("I can help with that.")
+    (True, False)
+    """
+    return _REFUSAL.match(unicodedata.normalize("NFKC", text).replace("’", "'")) is not None
+
+
+class NearIndex:
+    """Finds texts that are nearly equal to one of those added before.
+
+    The similarity is that of the sets of character 5-grams of the normalised texts (Jaccard),
+    computed exactly: of each text the grams that few others have are indexed (prefix filtering,
+    Bayardo et al. 2007), which any text of similarity `NEAR` shares one of.
+    """
+
+    def __init__(self) -> None:
+        self._sets: list[frozenset[str]] = []
+        self._holding: defaultdict[str, list[int]] = defaultdict(list)
+
+    def add(self, text: str) -> None:
+        grams = _grams(text)
+        for gram in _prefix(grams):
+            self._holding[gram].append(len(self._sets))
+        self._sets.append(grams)
+
+    def has_near(self, text: str) -> bool:
+        """Whether a text of similarity `NEAR` or more was added."""
+        grams = _grams(text)
+        candidates = {i for gram in _prefix(grams) for i in self._holding.get(gram, ())}
+        return any(_jaccard(grams, self._sets[i]) >= NEAR for i in candidates)
+
+
+def _grams(text: str) -> frozenset[str]:
+    whole = normalise(text)
+    return frozenset(whole[i : i + _GRAM] for i in range(max(1, len(whole) - _GRAM + 1)))
+
+
+def _prefix(grams: frozenset[str]) -> list[str]:
+    """The first grams of a set in one order for all sets, so many that two near sets share one.
+
+    At least NEAR |A| of A's grams are then in B, so that one of the first (1 - NEAR) |A| + 1 is.
+    """
+    count = len(grams) - -(-len(grams) * int(NEAR * 100) // 100) + 1
+    return sorted(grams, key=document_hash)[:count]
+
+
+def _jaccard(one: frozenset[str], other: frozenset[str]) -> float:
+    common = len(one & other)
+    return common / (len(one) + len(other) - common)
+
+
+class Screen:
+    """Decides which texts are dropped; what it lets through counts as seen from then on.
+
+    Args:
+        seeds: texts that nothing may be a near copy of.
+        heldout: text that nothing may share word 13-grams with.
+        languages: ISO 639-1 codes of what is let through; None for any.
+    """
+
+    def __init__(
+        self, seeds: Iterable[str], heldout: "NgramIndex", languages: frozenset[str] | None
+    ) -> None:
+        self._seen: set[bytes] = set()
+        self._near, self._heldout, self._languages = NearIndex(), heldout, languages
+        for text in seeds:
+            self._seen.add(document_hash(text))
+            self._near.add(text)
+
+    def reason(self, key: str, text: str) -> str | None:
+        """Why a text is dropped; None where it is let through.
+
+        Args:
+            key: `instruction` is also compared with all other instructions; other texts, such as
+                short answers, may be equal.
+        """
+        if len(self._heldout.hashes) and self._heldout.hits(text):
+            return "shares word 13-grams with held-out text"
+        code = None if self._languages is None else language_of(text)
+        if self._languages is not None and code not in (None, *self._languages):
+            return f"another language ({code})"
+        if key != "instruction":
+            return None
+        name = document_hash(text)
+        if name in self._seen:
+            return "duplicate"
+        if self._near.has_near(text):
+            return "near-duplicate"
+        self._seen.add(name)
+        self._near.add(text)
+        return None
+
+
+def language_of(text: str) -> str | None:
+    """The ISO 639-1 code of a text's language by py3langid; None of a short text, or if unsure."""
+    if sum(map(str.isalpha, text)) < _MIN_LETTERS:
+        return None
+    code, probability = _identifier().classify(text)
+    return str(code) if float(probability) >= _SURE else None
+
+
+@cache
+def _identifier() -> Any:
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier
+
+    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+
+
+def languages_of(texts: Sequence[str]) -> frozenset[str]:
+    """The languages that at least one in twenty of the texts whose language is known has."""
+    found = [code for code in map(language_of, texts) if code is not None]
+    return frozenset(code for code in found if found.count(code) * 20 >= len(found))

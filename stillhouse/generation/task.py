@@ -1,0 +1,123 @@
+"""The work of generators: programs of a method for some items, with the models they ask."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+from stillhouse.custom_code import CustomCode, import_code
+from stillhouse.generation.asking import Asker, Backend, Item, Role, Spending
+from stillhouse.generation.endpoint import Endpoint
+from stillhouse.generation.judges import Judge
+from stillhouse.generation.method import GenerationMethod
+from stillhouse.generation.spec import EndpointSettings
+from stillhouse.spec import ScoringSettings
+from stillhouse.storage.artifact import Store
+from stillhouse.storage.task import Output, Task
+
+DRAFTS = "drafts"
+
+
+@dataclass(frozen=True, slots=True)
+class LocalModelSettings:
+    """A model in the store as plain values.
+
+    Attributes:
+        digest: of its configuration and weights.
+        tokenizer_digest, eos_token, bos_id: of its tokenizer.
+        max_positions: of its context.
+        folder, tokenizer, device, gpus, threads: location and place.
+    """
+
+    digest: str
+    tokenizer_digest: str
+    eos_token: str
+    bos_id: int | None
+    max_positions: int
+    scoring: ScoringSettings
+    folder: str
+    tokenizer: str
+    device: str
+    gpus: float
+    threads: int
+
+    @property
+    def identity(self) -> list[Any]:
+        names = [self.digest, self.tokenizer_digest, self.eos_token, self.bos_id]
+        return ["model", *names, self.scoring.dtype]
+
+
+@dataclass(frozen=True, slots=True)
+class GeneratorHost:
+    """Settings of a worker's host.
+
+    Attributes:
+        models: by role.
+        in_flight: calls of an endpoint at once, of one worker.
+        spending: counts for all workers.
+    """
+
+    models: Mapping[Role, LocalModelSettings | EndpointSettings]
+    in_flight: Mapping[Role, int]
+    spending: Spending = field(compare=False)
+
+    def build(self, store: Store) -> "Generator":
+        return Generator(store, self)
+
+
+class Generator:
+    """Keeps the models of a worker, each loaded once even where it has two roles."""
+
+    def __init__(self, store: Store, settings: GeneratorHost) -> None:
+        self._store, self._spending = store, settings.spending
+        made: dict[str, Backend] = {}
+        self.backends: dict[Role, Backend] = {}
+        for role, model in settings.models.items():
+            key = repr(model)
+            if key not in made:
+                made[key] = _backend(model, settings.in_flight.get(role, 1))
+            self.backends[role] = made[key]
+
+    def asker(self) -> Asker:
+        return Asker(self._store, self.backends, self._spending)
+
+
+def _backend(model: LocalModelSettings | EndpointSettings, in_flight: int) -> Backend:
+    if isinstance(model, EndpointSettings):
+        return Endpoint(model, in_flight)
+    from stillhouse.generation.local_model import LocalModel
+
+    return LocalModel(model)
+
+
+@dataclass(frozen=True)
+class DraftTask(Task):
+    """Run a program of a method for some items.
+
+    Its part has a row for each item, as JSON; it counts items and calls (`Asker.counts`).
+
+    Attributes:
+        method: whose `program` is run.
+        models: what identifies the models, by role.
+        code: of a method or judge of the user's.
+    """
+
+    KIND = DRAFTS
+
+    method: GenerationMethod
+    judge: Judge
+    program: str
+    items: tuple[Item, ...]
+    models: dict[str, list[Any]]
+    code: tuple[CustomCode, ...]
+
+    def run(self, store: Store, host: Generator, loaded: Any) -> Output:
+        for code in self.code:
+            import_code(code, code.name.partition(":")[0])
+        asker = host.asker()
+        program = getattr(self.method, self.program)
+        made = asker.run(program(item, self.judge) for item in self.items)
+        table = pa.table({"item": [json.dumps(one, ensure_ascii=False) for one in made]})
+        return Output([table], {"items": len(made), **asker.counts})
