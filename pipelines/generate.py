@@ -37,6 +37,8 @@ SPENT = "spent.json"
 _MAX_ITEMS = 32
 """Of a task; at least half as many where there are some, for whole batches."""
 _PART_ROWS = 10_000
+_NO_LIMIT = 1 << 30
+"""Of a context whose positions are not counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +192,7 @@ def _models(ctx: Context, spec: GenerateSpec) -> dict[Role, LocalModelSettings |
             tokenizer.digest,
             tokenizer.eos_token,
             tokenizer.bos_id,
-            shape.max_positions,
+            shape.max_positions or _NO_LIMIT,
             spec.scoring,
             made[role].folder,
             tokenizer.path,
@@ -263,7 +265,7 @@ class Shop:
         elif self._spec.languages != "any":
             languages = frozenset(self._spec.languages)
         prompts = [seed["instruction"] for seed in self.seeds]
-        return Screen(prompts, NgramIndex(hashes), languages)
+        return Screen(prompts, NgramIndex(hashes), languages, self._spec.near)
 
     def run(self, step: str, program: str, items: Sequence[Item]) -> list[Item]:
         """See `Workshop`."""
@@ -355,7 +357,7 @@ def _put(
 
 
 def _table(
-    method: GenerationMethod, record: Mapping[str, Any], items: Sequence[Item], first: int
+    method: GenerationMethod, record: dict[str, Any], items: Sequence[Item], first: int
 ) -> pa.Table:
     """Rows with the method's columns, as conversations where they are pairs, and their records."""
     columns: dict[str, Any] = {"id": [f"{first + n:08d}" for n in range(len(items))]}

@@ -150,6 +150,9 @@ class Asker:
         except FileNotFoundError:
             return None
 
+    def _keep(self, name: str, answer: Answer) -> Answer:
+        return _parsed(create_or_adopt(self._uri(name), canonical_json(asdict(answer))))
+
     def _uri(self, name: str) -> str:
         return self.store.path(ANSWERS, name[:2], f"{name}.json")
 
@@ -158,10 +161,9 @@ class Asker:
         role = calls[0][1].role
         self.spending.take(len(calls))
         made = self.backends[role].answer([ask for _, ask in calls])
-        kept = [
-            _parsed(create_or_adopt(self._uri(name), canonical_json(asdict(answer))))
-            for (name, _), answer in zip(calls, made, strict=True)
-        ]
+        names = [name for name, _ in calls]
+        with ThreadPoolExecutor(min(_THREADS, len(calls))) as threads:
+            kept = [*threads.map(self._keep, names, made)]
         self.spending.used(sum(a.prompt_tokens + a.completion_tokens for a in made))
         self.counts.update(
             {

@@ -1,5 +1,6 @@
 """What generated texts are dropped for: faults of an answer, copies, held-out text, language."""
 
+import math
 import re
 import unicodedata
 from collections import defaultdict
@@ -13,8 +14,6 @@ from stillhouse.text.duplicates import document_hash, normalise
 if TYPE_CHECKING:  # imports tokenizers
     from stillhouse.selection.contamination import NgramIndex
 
-NEAR = 0.7
-"""Jaccard similarity of character 5-grams from which on two texts are near-duplicates."""
 _GRAM = 5
 _MIN_LETTERS = 40
 """Shorter texts tell too little of their language."""
@@ -54,39 +53,39 @@ class NearIndex:
     """Finds texts that are nearly equal to one of those added before.
 
     The similarity is that of the sets of character 5-grams of the normalised texts (Jaccard),
-    computed exactly: of each text the grams that few others have are indexed (prefix filtering,
-    Bayardo et al. 2007), which any text of similarity `NEAR` shares one of.
+    computed exactly: of each text some grams are indexed, one of which any text that is as similar
+    as `near`, or more, shares (prefix filtering, Bayardo et al. 2007).
     """
 
-    def __init__(self) -> None:
+    def __init__(self, near: float) -> None:
+        self._near = near
         self._sets: list[frozenset[str]] = []
         self._holding: defaultdict[str, list[int]] = defaultdict(list)
 
     def add(self, text: str) -> None:
         grams = _grams(text)
-        for gram in _prefix(grams):
+        for gram in self._prefix(grams):
             self._holding[gram].append(len(self._sets))
         self._sets.append(grams)
 
     def has_near(self, text: str) -> bool:
-        """Whether a text of similarity `NEAR` or more was added."""
+        """Whether a text that is as similar as `near` was added."""
         grams = _grams(text)
-        candidates = {i for gram in _prefix(grams) for i in self._holding.get(gram, ())}
-        return any(_jaccard(grams, self._sets[i]) >= NEAR for i in candidates)
+        candidates = {i for gram in self._prefix(grams) for i in self._holding.get(gram, ())}
+        return any(_jaccard(grams, self._sets[i]) >= self._near for i in candidates)
+
+    def _prefix(self, grams: frozenset[str]) -> list[str]:
+        """The first grams in one order for all sets, so many that two near sets share one.
+
+        At least near |A| of A's grams are in B, so that one of the first (1 - near) |A| + 1 is.
+        """
+        count = len(grams) - math.ceil(self._near * len(grams) - 1e-9) + 1
+        return sorted(grams, key=document_hash)[:count]
 
 
 def _grams(text: str) -> frozenset[str]:
     whole = normalise(text)
     return frozenset(whole[i : i + _GRAM] for i in range(max(1, len(whole) - _GRAM + 1)))
-
-
-def _prefix(grams: frozenset[str]) -> list[str]:
-    """The first grams of a set in one order for all sets, so many that two near sets share one.
-
-    At least NEAR |A| of A's grams are then in B, so that one of the first (1 - NEAR) |A| + 1 is.
-    """
-    count = len(grams) - -(-len(grams) * int(NEAR * 100) // 100) + 1
-    return sorted(grams, key=document_hash)[:count]
 
 
 def _jaccard(one: frozenset[str], other: frozenset[str]) -> float:
@@ -101,13 +100,18 @@ class Screen:
         seeds: texts that nothing may be a near copy of.
         heldout: text that nothing may share word 13-grams with.
         languages: ISO 639-1 codes of what is let through; None for any.
+        near: similarity from which on an instruction is a near-duplicate (`NearIndex`).
     """
 
     def __init__(
-        self, seeds: Iterable[str], heldout: "NgramIndex", languages: frozenset[str] | None
+        self,
+        seeds: Iterable[str],
+        heldout: "NgramIndex",
+        languages: frozenset[str] | None,
+        near: float,
     ) -> None:
         self._seen: set[bytes] = set()
-        self._near, self._heldout, self._languages = NearIndex(), heldout, languages
+        self._near, self._heldout, self._languages = NearIndex(near), heldout, languages
         for text in seeds:
             self._seen.add(document_hash(text))
             self._near.add(text)

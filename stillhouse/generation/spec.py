@@ -13,7 +13,7 @@ from stillhouse.custom_code import import_named
 from stillhouse.data_settings import FROM_SETTING, PathOrSource
 from stillhouse.generation.judges import Judge
 from stillhouse.generation.method import GenerationMethod
-from stillhouse.settings import Count, Settings, refuse_secrets
+from stillhouse.settings import Count, Settings, Share, refuse_secrets
 from stillhouse.spec import JobSpec, ScoringSettings
 
 _HERE = "stillhouse.generation"
@@ -136,6 +136,11 @@ class GenerateSpec(JobSpec):
     decontaminate: list[PathOrSource] = Field(
         default=[],
         description="held-out text: nothing is kept that shares word 13-grams with it",
+    )
+    near: Annotated[Share, Field(gt=0)] = Field(
+        default=0.7,
+        description="similarity (Jaccard, of character 5-grams) to a seed, or to another one, from "
+        "which on an instruction is dropped; 1 for equal sets alone",
     )
     languages: Literal["seeds", "any"] | list[str] = Field(
         default="seeds",

@@ -31,7 +31,7 @@ from stillhouse.generation.method import Generated, GenerationMethod, Workshop, 
 from stillhouse.generation.screening import answer_fault
 from stillhouse.settings import Count, Share
 
-_ENCODE = """\
+ENCODE = """\
 Describe the request below in general terms, without naming its topic, so that other requests of \
 its kind can be written.
 
@@ -41,13 +41,13 @@ Request:
 Reply with exactly two lines:
 Use case: <what such a request is for, two to five words>
 Skills: <at most three skills that an answer needs, of two or three words each, between commas>"""
-_WRITE = """\
+WRITE = """\
 Write one request that a user could send to an assistant.
 Use case: {use_case}
 An answer needs these skills: {skills}
 
 It is complete in itself: whatever it refers to is part of it. Reply with the request alone."""
-_RUBRICS = """\
+RUBRICS = """\
 Requests of this kind are to be made harder.
 Use case: {use_case}
 An answer needs these skills: {skills}
@@ -56,7 +56,7 @@ Name {count} properties that make such a request hard to answer well, and for ea
 gives a request this property. Reply with {count} pairs of lines:
 Rubric: <property>
 Action: <change>"""
-_REWRITE = """\
+REWRITE = """\
 Rewrite the request below by this change: {action}
 
 Request:
@@ -116,13 +116,13 @@ class Codec(GenerationMethod):
 
     def write(self, item: Item, judge: Judge) -> Program:
         """A basic instruction for an entry."""
-        prompt = _WRITE.format(**_described(item))
+        prompt = WRITE.format(**_described(item))
         [answer] = yield [self._asked("strong", prompt, item["draw"])]
         return item | {"instruction": answer.text, "fault": answer_fault(answer), "round": 1}
 
     def rewrite(self, item: Item, judge: Judge) -> Program:
         """The instruction after one of the actions of its entry, drawn by seed, item and round."""
-        prompt = _RUBRICS.format(count=self.num_rubrics, **_described(item))
+        prompt = RUBRICS.format(count=self.num_rubrics, **_described(item))
         actions: list[str] = []
         for again in range(2):
             [answer] = yield [self._asked("strong", prompt, self.seed + again)]
@@ -134,7 +134,7 @@ class Codec(GenerationMethod):
         number = item["round"] + 1
         draws = np.random.default_rng([self.seed, item["draw"], number])
         action = actions[int(draws.integers(len(actions)))]
-        prompt = _REWRITE.format(action=action, instruction=item["instruction"])
+        prompt = REWRITE.format(action=action, instruction=item["instruction"])
         [answer] = yield [self._asked("strong", prompt, item["draw"])]
         step = {"instruction": item["instruction"], "gap": item["gap"], "action": action}
         return item | {
@@ -191,7 +191,7 @@ def describe(method: GenerationMethod, seed: Item) -> Program:
     """The use case and skills of a seed by the strong model, asked for once more if they cannot be
     read; without skills if they still cannot.
     """
-    prompt = _ENCODE.format(instruction=seed["instruction"])
+    prompt = ENCODE.format(instruction=seed["instruction"])
     for again in range(2):
         draw = method.seed + again
         [said] = yield [Ask("strong", prompt, None, method.temperature, method.max_tokens, draw)]
