@@ -80,9 +80,11 @@ class CallBudget:
     def used(self, tokens: int) -> None:
         self.counter.used.remote(tokens)
 
-    def stop(self) -> dict[str, int]:
-        """Keep the counts, and end."""
-        try:
-            return ray.get(self.counter.save.remote())
-        finally:
-            ray.kill(self.counter)
+    def save(self) -> dict[str, int]:
+        """Keep the counts, `calls` and `tokens`, which are returned."""
+        return ray.get(self.counter.save.remote())
+
+    def close(self) -> None:
+        """Keep the counts, and terminate the actor."""
+        self.save()
+        ray.kill(self.counter)

@@ -162,7 +162,7 @@ def run_generate(
             reasons = ", ".join(f"{n:,} {why}" for why, n in shop.dropped.most_common(5))
             raise InputError(f"nothing was kept of what was generated: {reasons or 'no seeds'}")
         manifest = _put(ctx, spec, inputs, models, made)
-        spent = spending.stop()
+        spent = spending.save()
     return GenerateRun(
         manifest,
         made,
@@ -208,7 +208,7 @@ class _NoCount:
 
     def take(self, calls: int) -> None: ...
     def used(self, tokens: int) -> None: ...
-    def stop(self) -> dict[str, int]:
+    def save(self) -> dict[str, int]:
         return {}
 
 
@@ -225,7 +225,7 @@ def _counting(ctx: Context, spec: GenerateSpec, run_uri: str) -> Generator[Any]:
         yield budget
     finally:
         with suppress(Exception):  # the cluster may be what failed
-            budget.stop()
+            budget.close()
 
 
 class Shop:

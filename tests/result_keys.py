@@ -62,7 +62,16 @@ KEYS: dict[str, dict[str, set[str]]] = {
         "distill/controls/*": CONTROL,
         "cost": {"device_seconds"},
     },
+    "generate": {
+        "": COMMON | {"generated_fingerprint", "generate", "cost"},
+        "artifacts": {"generated"},
+        "work/*": {"parts", "reused"},
+        "generate/models/*": {"calls", "prompt_tokens", "completion_tokens"},
+        "cost": {"device_seconds"},
+    },
 }
+GENERATE = {"num_pairs", "seeds", "calls", "cached_calls", "tokens", "rounds", "dropped", "spent"}
+"""Of every generation; `models`, `price` and what its method adds beside."""
 
 
 def check_keys(result: dict[str, Any], kind: str | None = None) -> None:

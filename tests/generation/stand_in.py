@@ -38,6 +38,13 @@ class StandIn:
         prompt, draw = ask.prompt, number(ask.prompt, ask.seed)
         if prompt.startswith("Describe the request"):
             return f"Use case: kind {draw % 7}\nSkills: skill {draw % 5}, skill {draw % 3}"
+        if prompt.startswith("Write one request that asks for"):
+            return f"merged {draw}"
+        if prompt.startswith("Which of the two texts"):
+            first, second = re.findall(r"text:\n(.*)", prompt)
+            return "equal" if first[-1] == second[-1] else "first" if first < second else "second"
+        if prompt.startswith("Say the request below"):
+            return f"in other words {draw}"
         if prompt.startswith("Write one request"):
             return f"a request numbered {draw} of " + re.findall("Use case: (.*)", prompt)[0]
         if prompt.startswith("Requests of this kind"):
