@@ -17,6 +17,9 @@ from pydantic_core import PydanticUndefined
 from stillhouse.classification.spec import ClassifySpec
 from stillhouse.custom_code import import_named
 from stillhouse.distillation.spec import METHODS, DistillSpec, Method
+from stillhouse.generation.judges import Judge
+from stillhouse.generation.method import Generation
+from stillhouse.generation.spec import GENERATORS, JUDGES, GenerateSpec
 from stillhouse.jobs.chain_spec import ChainSpec
 from stillhouse.jobs.sweep_spec import SweepSettings
 from stillhouse.mixing.policy import POLICIES, Policy
@@ -32,12 +35,18 @@ JOBS: dict[str, type[JobSpec]] = {
     "classify": ClassifySpec,
     "mix": MixSpec,
     "distill": DistillSpec,
+    "generate": GenerateSpec,
     "chain": ChainSpec,
 }
 
 HEADINGS = {"classify": "train, task: classify"}
 """Of specs that are not named by their job alone; the key is that of their example."""
-BY_NAME: dict[type[Settings], dict[str, str]] = {Policy: POLICIES, Method: METHODS}
+BY_NAME: dict[type[Settings], dict[str, str]] = {
+    Policy: POLICIES,
+    Method: METHODS,
+    Generation: GENERATORS,
+    Judge: JUDGES,
+}
 """Base classes whose subclasses a section names: short name and place of each."""
 SHORT = {
     import_named(name, names): (base.__name__.lower(), name)

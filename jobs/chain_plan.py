@@ -121,7 +121,7 @@ def _priced(
 ) -> dict[str, dict[str, Any]]:
     """The rows of a step that waits for others, by the name of its step."""
     step: Any = spec.step(name, {})
-    if isinstance(step, SelectSpec):
+    if isinstance(step, SelectSpec) and step.pool.from_ not in spec.steps:
         parts = [part for part in ("prior", "conditional", "tokenizer") if _from(step, part)]
         given = {part if part == "tokenizer" else f"train {part}" for part in parts}
         return _without(given, plan_job(_with_fresh_models(spec, step)))

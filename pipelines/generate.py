@@ -14,7 +14,7 @@ from stillhouse.data_settings import DataSource
 from stillhouse.errors import InputError
 from stillhouse.fingerprint import fingerprint
 from stillhouse.generation.asking import Item, Role
-from stillhouse.generation.method import Generated, GenerationMethod
+from stillhouse.generation.method import Generated, Generation
 from stillhouse.generation.screening import Screen
 from stillhouse.generation.seeds import SeedFiles, SeedsTask
 from stillhouse.generation.spec import GENERATORS, JUDGES, EndpointSettings, GenerateSpec
@@ -357,7 +357,7 @@ def _put(
 
 
 def _table(
-    method: GenerationMethod, record: dict[str, Any], items: Sequence[Item], first: int
+    method: Generation, record: dict[str, Any], items: Sequence[Item], first: int
 ) -> pa.Table:
     """Rows with the method's columns, as conversations where they are pairs, and their records."""
     columns: dict[str, Any] = {"id": [f"{first + n:08d}" for n in range(len(items))]}

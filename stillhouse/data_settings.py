@@ -136,9 +136,24 @@ PathOrSource: TypeAlias = Annotated[DataSource, BeforeValidator(_as_source, Data
 class PoolSource(DataSource):
     """The documents to select from, and the columns that kept rows carry along."""
 
+    path: OneOrMore[str] = Field(
+        default=[],
+        description="a file, folder, glob or fsspec URI, `hub://NAME`, or several (inputs.md)",
+    )
+    from_: str | None = Field(
+        default=None,
+        alias="from",
+        description="or a run (URI or id) of `job: generate`, STORE#NAME",
+    )
     keep_columns: list[str] = Field(
         default=[], description="columns that the kept rows carry, as text; `a.b` as in `columns`"
     )
+
+    @model_validator(mode="after")
+    def _one_of(self) -> "PoolSource":
+        if bool(self.path) == (self.from_ is not None):
+            raise ValueError("give either `path` or `from`")
+        return self
 
 
 class TargetSource(DataSource):

@@ -10,6 +10,7 @@ Change: TypeAlias = Callable[[Settings, str, str], Mapping[str, str | None]]
 """From a section with `from`, the section's key and the name to the section's changed fields."""
 _ARTIFACTS_OF_RUNS = {
     "data": ("selection", "generated"),
+    "pool": ("generated",),
     "init": ("model",),
     "teachers": ("model",),
     "model": ("model",),

@@ -12,7 +12,7 @@ from stillhouse.settings import Count, Settings
 
 
 class Workshop(Protocol):
-    """What the loop of a method may do; the engine gives it to `GenerationMethod.make`."""
+    """What the loop of a method may do; the engine gives it to `Generation.make`."""
 
     def run(self, step: str, program: str, items: Sequence[Item]) -> list[Item]:
         """Run `self.<program>(item, judge)` for every item on the workers, in order."""
@@ -50,7 +50,7 @@ class Generated:
     sections: list[b.Section] = field(default_factory=list[b.Section])
 
 
-class GenerationMethod(Settings):
+class Generation(Settings):
     """Settings and behaviour of a way to generate.
 
     Attributes:

@@ -12,7 +12,7 @@ from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 from stillhouse.custom_code import import_named
 from stillhouse.data_settings import FROM_SETTING, PathOrSource
 from stillhouse.generation.judges import Judge
-from stillhouse.generation.method import GenerationMethod
+from stillhouse.generation.method import Generation
 from stillhouse.settings import Count, Settings, Share, refuse_secrets
 from stillhouse.spec import JobSpec, ScoringSettings
 
@@ -105,7 +105,7 @@ def find_generator(section: Any) -> Any:
     Raises:
         ValueError: no such class. ValidationError: a key is missing, unknown or wrong.
     """
-    return _named(section, GENERATORS, GenerationMethod, "codec")
+    return _named(section, GENERATORS, Generation, "codec")
 
 
 def find_judge(section: Any) -> Any:
@@ -130,8 +130,8 @@ class GenerateSpec(JobSpec):
         description=f"its `name` is one of {', '.join(JUDGES)}, or your own",
     )
     judge_model: GeneratorModel | None = Field(default=None, description="default `strong`")
-    generation: SerializeAsAny[Annotated[GenerationMethod, BeforeValidator(find_generator)]] = (
-        Field(description=f"its `name` is one of {', '.join(GENERATORS)}, or your own")
+    generation: SerializeAsAny[Annotated[Generation, BeforeValidator(find_generator)]] = Field(
+        description=f"its `name` is one of {', '.join(GENERATORS)}, or your own"
     )
     decontaminate: list[PathOrSource] = Field(
         default=[],

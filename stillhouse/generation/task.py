@@ -11,7 +11,7 @@ from stillhouse.custom_code import CustomCode, import_code
 from stillhouse.generation.asking import Asker, Backend, Item, Role, Spending
 from stillhouse.generation.endpoint import Endpoint
 from stillhouse.generation.judges import Judge
-from stillhouse.generation.method import GenerationMethod
+from stillhouse.generation.method import Generation
 from stillhouse.generation.spec import EndpointSettings
 from stillhouse.spec import ScoringSettings
 from stillhouse.storage.artifact import Store
@@ -106,7 +106,7 @@ class DraftTask(Task):
 
     KIND = DRAFTS
 
-    method: GenerationMethod
+    method: Generation
     judge: Judge
     program: str
     items: tuple[Item, ...]

@@ -15,11 +15,14 @@ from generation.models import small_model
 from generation.servers import KEY, template_server
 from pydantic import ValidationError
 from result_keys import GENERATE, check_keys
-from small import Quiet
+from small import MODEL, Quiet
 
 import stillhouse
-from stillhouse.errors import EndpointRefusedError, InputError, SpentError
+from stillhouse.errors import EndpointRefusedError, InputError, SpecError, SpentError
 from stillhouse.generation.spec import GenerateSpec
+from stillhouse.jobs.chain import run_spec
+from stillhouse.jobs.chain_plan import plan_chain
+from stillhouse.jobs.chain_spec import ChainSpec
 from stillhouse.jobs.plan import plan_job
 from stillhouse.jobs.run import run_job
 from stillhouse.report.page import read
@@ -238,6 +241,46 @@ def test_a_model_is_trained_on_the_answers(made, folder):
     table = pq.read_table(tokens)
     share = sum(map(sum, table["loss_mask"].to_pylist())) / (64 * table.num_rows)
     assert 0.1 < share < 0.6
+
+
+def test_a_chain_generates_selects_and_trains(made, folder, server):
+    result, *_ = made
+    generate = content_of(folder, server)
+    del generate["store"], generate["compute"]
+    messages = {"columns": {"messages": "messages"}, "max_bad_rows": 0}
+    content = {
+        "job": "chain",
+        "store": str(folder / "store"),
+        "steps": {
+            "pairs": generate,
+            "best": {
+                "job": "select",
+                "pool": {"from": "pairs", **messages},
+                "target": {"path": str(folder / "seeds.jsonl"), "columns": {"text": "response"}},
+                "tokenizer": {"train": {"vocab_size": 300}},
+                "sequence_length": 32,
+                "prior": {"model": MODEL, "num_tokens": 512, "global_batch": 4},
+                "selection": {"fraction": 0.5},
+            },
+            "model": {
+                "job": "train",
+                "data": {"from": "best"},
+                "model": MODEL,
+                "train": {"num_tokens": 512, "global_batch": 4},
+            },
+        },
+    }
+    spec = ChainSpec.model_validate(content)
+    planned = plan_chain(spec)
+    assert planned["steps"]["best: select"]["parts"] is None
+    steps = run_spec(spec, Quiet())["chain"]["steps"]
+    assert steps["pairs"]["generate"]["num_pairs"] == result["generate"]["num_pairs"]
+    assert steps["pairs"]["artifact"] == result["artifacts"]["generated"]
+    assert 0 < steps["best"]["selection"]["num_sequences"]
+    assert steps["model"]["train"]["num_tokens"] == 512
+    wrong = content["steps"] | {"model": content["steps"]["model"] | {"init": {"from": "pairs"}}}
+    with pytest.raises(SpecError, match="makes no model"):
+        run_spec(ChainSpec.model_validate(content | {"steps": wrong}), Quiet())
 
 
 def test_models_in_the_workers(ray_cluster, folder, tmp_path):

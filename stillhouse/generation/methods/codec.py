@@ -26,8 +26,9 @@ from pydantic import Field, model_validator
 
 import stillhouse.report.blocks as b
 from stillhouse.generation.asking import Ask, Item, Program, Role
+from stillhouse.generation.codec_report import coverage, examples, rounds_shown
 from stillhouse.generation.judges import Judge, Verdict, recovery_ratio, verdict
-from stillhouse.generation.method import Generated, GenerationMethod, Workshop, usable
+from stillhouse.generation.method import Generated, Generation, Workshop, usable
 from stillhouse.generation.screening import answer_fault
 from stillhouse.settings import Count, Share
 
@@ -66,10 +67,9 @@ The new request can be understood and answered without the old one, and is at mo
 longer. Reply with the new request alone."""
 _LABELS = re.compile(r"^\W*(use case|skills)\W*:\s*(.+)$", re.I | re.M)
 _ACTION = re.compile(r"^\W*action\W*\d*\s*:\s*(\S.*)$", re.I | re.M)
-_MAX_SHOWN = 12
 
 
-class Codec(GenerationMethod):
+class Codec(Generation):
     """Settings of CodecLM; exactly one of `keep` and `theta`."""
 
     roles: ClassVar[tuple[Role, ...]] = ("strong", "student", "judge")
@@ -187,7 +187,7 @@ class Codec(GenerationMethod):
         return Ask(role, prompt, None, self.temperature, self.max_tokens, seed)
 
 
-def describe(method: GenerationMethod, seed: Item) -> Program:
+def describe(method: Generation, seed: Item) -> Program:
     """The use case and skills of a seed by the strong model, asked for once more if they cannot be
     read; without skills if they still cannot.
     """
@@ -323,87 +323,10 @@ class _Loop:
             "metadata": len(entries),
             "answered_by": dict(sorted(Counter(one["answered_by"] for one in kept).items())),
         }
+        blocks = rounds_shown(self._rounds, self._gaps, self.theta)
         sections = [
-            b.Section("rounds", "From round to round", self._round_blocks()),
-            b.Section("metadata", "What the data are about", _coverage(described, entries, kept)),
-            b.Section("examples", "Read some", _examples(kept)),
+            b.Section("rounds", "From round to round", blocks),
+            b.Section("metadata", "What the data are about", coverage(described, entries, kept)),
+            b.Section("examples", "Read some", examples(kept)),
         ]
         return Generated(kept, delivered, numbers, sections)
-
-    def _round_blocks(self) -> list[b.Block]:
-        rows: list[list[b.Cell]] = [
-            [str(n), row["entering"], row["judged"], row["kept"], row["strong"], row["student"]]
-            for n, row in sorted(self._rounds.items())
-        ]
-        columns = {"Round": "text", "entering": "number", "judged": "number", "kept": "number"}
-        columns |= {"strong model's answer": "number", "student's": "number"}
-        if not self._gaps or self.theta is None:
-            return []
-        size = max(abs(gap) for gap in self._gaps) or 1.0
-        edges = np.linspace(-size, size, 41)
-        inside = [gap for gap in self._gaps if abs(gap) > self.theta]
-        counts = [np.histogram(values, edges)[0].tolist() for values in (self._gaps, inside)]
-        intro = (
-            "An instruction is kept where the scores of the two answers are further apart than "
-            f"theta = {self.theta:,.3g}; the others are made harder."
-        )
-        chart = b.Histogram(
-            "The gaps, [pool: all] and [kept: large enough]",
-            edges.tolist(),
-            counts[0],
-            counts[1],
-            None,
-            "score of the strong model's answer less that of the student's",
-        )
-        return [b.Text(intro), b.Table(columns, rows, style="short", terminal=True), chart]
-
-
-def _coverage(
-    described: Sequence[Item], entries: Sequence[Item], kept: Sequence[Item]
-) -> list[b.Block]:
-    """The commonest use cases and skills among seeds and among what is kept."""
-    tables: list[b.Block] = []
-    for title, of in (
-        ("use case", lambda one: [one["use_case"]]),
-        ("skill", lambda one: one["skills"]),
-    ):
-        before, after = (
-            Counter(name for one in items for name in of(one)) for items in (described, kept)
-        )
-        rows: list[list[b.Cell]] = [
-            [name, before[name], count] for name, count in after.most_common()
-        ]
-        rows += [[name, count, 0] for name, count in before.most_common() if name not in after]
-        columns = {title.capitalize(): "text", "seeds": "number", "kept": "number"}
-        found = len([name for name in before if name in after])
-        caption = f"{found} of {len(before)} {title}s of the seeds are among what is kept"
-        tables.append(b.Table(columns, rows, caption, style="short", shown=_MAX_SHOWN))
-    intro = f"{len(entries):,} entries, each a use case with the skills of another seed."
-    return [b.Text(intro), b.Group(tables)]
-
-
-def _examples(kept: Sequence[Item]) -> list[b.Block]:
-    """The largest gaps of both signs, with their histories."""
-    found = sorted(kept, key=lambda one: -one["gap"])
-    groups = [
-        ("The strong model is furthest ahead", found[:4]),
-        ("The student is furthest ahead", [one for one in found[::-1] if one["gap"] < 0][:4]),
-        ("After the most rewrites", sorted(kept, key=lambda one: -one["round"])[:4]),
-    ]
-    return [
-        b.Cards(title, [_card(one) for one in items], "kept") for title, items in groups if items
-    ]
-
-
-def _card(one: Item) -> b.Card:
-    facts = [
-        b.Fact("gap", f"{one['gap']:+.3g}"),
-        b.Fact("answered by", one["answered_by"]),
-        b.Fact("use case", one["use_case"]),
-        b.Fact("skills", ", ".join(one["skills"])),
-    ]
-    for number, step in enumerate(one["history"], 1):
-        facts.append(b.Fact(f"round {number}", f"gap {step['gap']:+.3g}", step["instruction"]))
-        facts.append(b.Fact("then", step["action"]))
-    text = f"{one['instruction']}\n\n{one['response']}"
-    return b.Card(one["instruction"][:160], f"round {one['round']}", text, facts)

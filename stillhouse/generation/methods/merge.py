@@ -12,7 +12,7 @@ import numpy as np
 
 from stillhouse.generation.asking import Ask, Item, Program
 from stillhouse.generation.judges import Judge
-from stillhouse.generation.method import Generated, GenerationMethod, Workshop, usable
+from stillhouse.generation.method import Generated, Generation, Workshop, usable
 from stillhouse.generation.methods.codec import describe
 from stillhouse.generation.screening import answer_fault
 
@@ -29,7 +29,7 @@ Second request:
 Reply with the new request alone."""
 
 
-class Merge(GenerationMethod):
+class Merge(Generation):
     """Settings of merging."""
 
     prompts: ClassVar[str] = "merge-1"

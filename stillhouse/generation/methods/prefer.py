@@ -13,7 +13,7 @@ from pydantic import Field
 
 from stillhouse.generation.asking import Ask, Item, Program, Role
 from stillhouse.generation.judges import Judge
-from stillhouse.generation.method import Generated, GenerationMethod, Workshop, usable
+from stillhouse.generation.method import Generated, Generation, Workshop, usable
 
 _PROMPT = """\
 Which of the two texts below is more {quality}?
@@ -28,7 +28,7 @@ Reply with one word: first, second or equal."""
 _WORD = re.compile(r"\b(first|second|equal)\b", re.I)
 
 
-class Prefer(GenerationMethod):
+class Prefer(Generation):
     """Settings of preference labels."""
 
     roles: ClassVar[tuple[Role, ...]] = ("judge",)

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from stillhouse.generation.asking import Ask, Item, Program
 from stillhouse.generation.judges import Judge
-from stillhouse.generation.method import Generated, GenerationMethod, Workshop, usable
+from stillhouse.generation.method import Generated, Generation, Workshop, usable
 from stillhouse.generation.screening import answer_fault
 
 _PROMPT = """\
@@ -24,7 +24,7 @@ Request:
 Reply with the new request alone."""
 
 
-class Rephrase(GenerationMethod):
+class Rephrase(Generation):
     """Settings of rephrasing."""
 
     prompts: ClassVar[str] = "rephrase-1"
