@@ -21,7 +21,7 @@ import stillhouse
 from stillhouse.errors import EndpointRefusedError, InputError, SpecError, SpentError
 from stillhouse.generation.spec import GenerateSpec
 from stillhouse.jobs.chain import run_spec
-from stillhouse.jobs.chain_plan import plan_chain
+from stillhouse.jobs.chain_plan import plan_spec
 from stillhouse.jobs.chain_spec import ChainSpec
 from stillhouse.jobs.plan import plan_job
 from stillhouse.jobs.run import run_job
@@ -248,6 +248,8 @@ def test_a_chain_generates_selects_and_trains(made, folder, server):
     generate = content_of(folder, server)
     del generate["store"], generate["compute"]
     messages = {"columns": {"messages": "messages"}, "max_bad_rows": 0}
+    texts = [{"text": f"strong answers the request number {n} of all"} for n in range(40)]
+    (folder / "pairs.jsonl").write_text("\n".join(map(json.dumps, texts)))
     content = {
         "job": "chain",
         "store": str(folder / "store"),
@@ -256,9 +258,9 @@ def test_a_chain_generates_selects_and_trains(made, folder, server):
             "best": {
                 "job": "select",
                 "pool": {"from": "pairs", **messages},
-                "target": {"path": str(folder / "seeds.jsonl"), "columns": {"text": "response"}},
+                "target": {"path": str(folder / "pairs.jsonl"), "heldout": 0.5},
                 "tokenizer": {"train": {"vocab_size": 300}},
-                "sequence_length": 32,
+                "sequence_length": 16,
                 "prior": {"model": MODEL, "num_tokens": 512, "global_batch": 4},
                 "selection": {"fraction": 0.5},
             },
@@ -271,12 +273,13 @@ def test_a_chain_generates_selects_and_trains(made, folder, server):
         },
     }
     spec = ChainSpec.model_validate(content)
-    planned = plan_chain(spec)
-    assert planned["steps"]["best: select"]["parts"] is None
+    fresh = ChainSpec.model_validate(content | {"store": str(folder / "fresh")})
+    assert plan_spec(fresh)["steps"]["best: select"]["parts"] is None
+    assert plan_spec(spec)["steps"]["best: scan"]["parts"] == 2  # pool and target
     steps = run_spec(spec, Quiet())["chain"]["steps"]
     assert steps["pairs"]["generate"]["num_pairs"] == result["generate"]["num_pairs"]
     assert steps["pairs"]["artifact"] == result["artifacts"]["generated"]
-    assert 0 < steps["best"]["selection"]["num_sequences"]
+    assert steps["best"]["selection"]["num_sequences"] > 0
     assert steps["model"]["train"]["num_tokens"] == 512
     wrong = content["steps"] | {"model": content["steps"]["model"] | {"init": {"from": "pairs"}}}
     with pytest.raises(SpecError, match="makes no model"):
