@@ -261,8 +261,8 @@ def test_a_chain_generates_selects_and_trains(made, folder, server):
                 "target": {"path": str(folder / "pairs.jsonl"), "heldout": 0.5},
                 "tokenizer": {"train": {"vocab_size": 300}},
                 "sequence_length": 16,
-                "prior": {"model": MODEL, "num_tokens": 512, "global_batch": 4},
-                "selection": {"fraction": 0.5},
+                "prior": {"model": MODEL, "num_tokens": 128, "global_batch": 4},
+                "selection": {"fraction": 0.3},
             },
             "model": {
                 "job": "train",
