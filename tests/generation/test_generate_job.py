@@ -281,7 +281,8 @@ def test_a_chain_generates_selects_and_trains(made, folder, server):
     assert steps["pairs"]["artifact"] == result["artifacts"]["generated"]
     assert steps["best"]["selection"]["num_sequences"] > 0
     assert steps["model"]["train"]["num_tokens"] == 512
-    wrong = content["steps"] | {"model": content["steps"]["model"] | {"init": {"from": "pairs"}}}
+    wrong = {"job": "train", "data": {"from": "best"}, "init": {"from": "pairs"}}
+    wrong = content["steps"] | {"model": wrong}
     with pytest.raises(SpecError, match="makes no model"):
         run_spec(ChainSpec.model_validate(content | {"steps": wrong}), Quiet())
 
