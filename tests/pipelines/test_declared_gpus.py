@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from generation.models import small_model
 from mixing_world import parse as mix_spec
 from mixing_world import write_data
 from small import LEARNING, MODEL, make_models, make_world, small_spec
@@ -179,6 +180,24 @@ def test_distill(gpu_ray, place):
     """Three experts at once, on two GPUs."""
     result = gpu_ray(distill_spec(place, on_gpus(1, distillers=2, experts=3)))
     assert 0 <= result["distill"]["test_accuracy"]["mean"] <= 1
+
+
+def test_generate(gpu_ray, place):
+    """Generators that hold GPUs host a model; the counter of their calls holds none."""
+    seeds = [{"instruction": f"say {n} in some other words, please"} for n in range(40)]
+    (place / "seeds.jsonl").write_text("\n".join(map(json.dumps, seeds)))
+    spec = {
+        "job": "generate",
+        "store": str(place / "store"),
+        "seeds": {"path": str(place / "seeds.jsonl")},
+        "strong": {"path": str(small_model(place / "writer"))},
+        "languages": "any",
+        "near": 1.0,
+        "generation": {"name": "rephrase", "num_pairs": 40, "max_tokens": 48, "temperature": 1.0},
+        "compute": on_gpus(1, generators=2),
+    }
+    found = gpu_ray(spec)["generate"]
+    assert found["num_pairs"] > 0 and found["calls"] > 40
 
 
 @pytest.mark.soak
