@@ -7,10 +7,12 @@ on float32 logits. So an answer depends on its call, and not on what stands besi
 
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers import LogitsProcessor, PreTrainedModel
 
@@ -59,61 +61,73 @@ class LocalModel:
     def answer(self, asks: Sequence[Ask]) -> list[Answer]:
         """The answers of calls; those of one width and one limit are computed together."""
         answers: list[Answer | None] = [None] * len(asks)
-        groups: defaultdict[tuple[Any, ...], list[tuple[int, list[int]]]] = defaultdict(list)
+        groups: defaultdict[tuple[Any, ...], list[tuple[int, Prompt]]] = defaultdict(list)
+        most = self._settings.max_positions
         for i, ask in enumerate(asks):
-            ids, more = self._prompt(ask), self._ids(ask.given or "")
-            new = ask.max_tokens if ask.given is None else len(more)
-            if len(ids) + new > self._settings.max_positions:
-                answers[i] = Answer(
-                    fault=f"longer than the context of {self._settings.max_positions:,} tokens"
-                )
-            elif ask.given is None:
-                width = -(-len(ids) // _WIDTH) * _WIDTH
-                limit = min(ask.max_tokens, self._settings.max_positions - width)
-                if limit < ask.max_tokens:
-                    width, limit = len(ids), ask.max_tokens
-                groups["write", width, limit, ask.temperature].append((i, ids))
-            elif more:
-                width = -(-(len(ids) + len(more)) // _WIDTH) * _WIDTH
-                groups["score", min(width, self._settings.max_positions)].append((i, ids + more))
+            try:
+                prompt = self._prompt(ask) if ask.given is None else self._given(ask)
+            except ValueError as error:
+                answers[i] = Answer(fault=str(error))
+                continue
+            size = len(prompt.ids)
+            width = -(-size // _WIDTH) * _WIDTH
+            if size + (ask.max_tokens if ask.given is None else 0) > most:
+                answers[i] = Answer(fault=f"longer than the context of {most:,} tokens")
+            elif not ask.given and ask.given is not None:
+                answers[i] = Answer(prompt_tokens=size)
+            elif ask.given is not None:
+                groups["score", min(width, most)].append((i, prompt))
             else:
-                answers[i] = Answer(prompt_tokens=len(ids))
+                width = width if width + ask.max_tokens <= most else size
+                groups["write", width, ask.max_tokens, ask.temperature].append((i, prompt))
         for (kind, width, *rest), members in groups.items():
             for start in range(0, len(members), self._rows):
                 block = members[start : start + self._rows]
-                of = [asks[i] for i, _ in block]
-                prompts = [ids for _, ids in block]
+                prompts = [prompt for _, prompt in block]
                 if kind == "write":
-                    made = self._write(prompts, of, width, *rest)
+                    made = self._write(prompts, [asks[i].seed for i, _ in block], width, *rest)
                 else:
-                    made = self._score(prompts, of, width)
+                    made = self._score(prompts, width)
                 for (i, _), answer in zip(block, made, strict=True):
                     answers[i] = answer
         return [answer for answer in answers if answer is not None]
 
-    def _prompt(self, ask: Ask) -> list[int]:
-        """The ids of a prompt as the model reads it, up to where the assistant speaks."""
-        one = self._tokenizer
+    def _prompt(self, ask: Ask) -> "Prompt":
+        """A prompt as the model reads it, up to where the assistant speaks.
+
+        The space at the end of a turn's plain form is part of the answer's first word.
+        """
+        one, bos = self._tokenizer, self._settings.bos_id
         special = {"bos_token": one.bos_token or "", "eos_token": one.eos_token}
         text = prompt_text(ask.prompt, one.chat_template, special)
-        if self._settings.bos_id is not None:
+        if one.chat_template is None:
+            text = text.rstrip(" ")
+        if bos is not None:
             text = text.removeprefix(one.bos_token or "")
-        start = [] if self._settings.bos_id is None else [self._settings.bos_id]
-        return start + self._ids(text, special=one.chat_template is not None)
-
-    def _ids(self, text: str, *, special: bool = False) -> list[int]:
-        backend = self._tokenizer.backend
-        backend.encode_special_tokens = not special
+        one.backend.encode_special_tokens = one.chat_template is None
         try:
-            return backend.encode(text, add_special_tokens=False).ids
+            ids = one.backend.encode(text, add_special_tokens=False).ids
         finally:
-            backend.encode_special_tokens = True
+            one.backend.encode_special_tokens = True
+        return Prompt([*([] if bos is None else [bos]), *ids])
+
+    def _given(self, ask: Ask) -> "Prompt":
+        """A prompt with a given answer, whose tokens count as they do in training."""
+        turns = [("user", ask.prompt), ("assistant", ask.given or "")]
+        ids, counted = self._tokenizer.encode_chat(
+            [{"role": role, "content": content} for role, content in turns]
+        )
+        ended = [self._tokenizer.eos_id] if counted[-1] else []
+        mask, bos = counted[: len(ids) + len(ended)], self._settings.bos_id
+        if bos is None:
+            return Prompt([*ids.tolist(), *ended], mask)
+        return Prompt([bos, *ids.tolist(), *ended], np.append(np.zeros(1, np.uint8), mask))
 
     @torch.inference_mode()
     def _write(
         self,
-        prompts: Sequence[list[int]],
-        asks: Sequence[Ask],
+        prompts: "Sequence[Prompt]",
+        seeds: Sequence[int],
         width: int,
         limit: int,
         temperature: float,
@@ -122,9 +136,9 @@ class LocalModel:
         ids = np.full((len(rows), width), self._tokenizer.eos_id, np.int64)
         mask = np.zeros_like(ids)
         for row, i in enumerate(rows):
-            ids[row, width - len(prompts[i]) :] = prompts[i]
-            mask[row, width - len(prompts[i]) :] = 1
-        noise = _Noise([asks[i].seed for i in rows], temperature, self._tokenizer.vocab_size)
+            ids[row, width - len(prompts[i].ids) :] = prompts[i].ids
+            mask[row, width - len(prompts[i].ids) :] = 1
+        noise = _Noise([seeds[i] for i in rows], temperature, self._tokenizer.vocab_size)
         model: Any = self._model
         model.set_attn_implementation("sdpa" if model._supports_sdpa else "eager")
         made: Tensor = model.generate(
@@ -142,7 +156,7 @@ class LocalModel:
             end = next((n for n, token in enumerate(found) if token in self._stops), None)
             text = self._text(found[:end])
             count = len(found) if end is None else end + 1
-            answers.append(Answer(text, end is not None, None, len(prompt), count))
+            answers.append(Answer(text, end is not None, None, len(prompt.ids), count))
         return answers
 
     @property
@@ -156,23 +170,33 @@ class LocalModel:
         text: str = self._tokenizer.backend.decode([*ids], skip_special_tokens=True)
         return text.strip()
 
-    def _score(
-        self, sequences: Sequence[list[int]], asks: Sequence[Ask], width: int
-    ) -> list[Answer]:
-        """Mean log-likelihoods of the ends of sequences, which are padded on the right."""
-        ids = np.full((len(sequences), width), self._tokenizer.eos_id, np.int64)
-        for row, sequence in enumerate(sequences):
-            ids[row, : len(sequence)] = sequence
+    def _score(self, prompts: "Sequence[Prompt]", width: int) -> list[Answer]:
+        """Mean log-likelihoods of the counted tokens of sequences, which are padded on the right.
+
+        Raises:
+            ModelError: one is not finite.
+        """
+        ids = np.full((len(prompts), width), self._tokenizer.eos_id, np.int64)
+        for row, prompt in enumerate(prompts):
+            ids[row, : len(prompt.ids)] = prompt.ids
         losses = self._scoring.token_nll(ids)
         answers: list[Answer] = []
-        for row, (sequence, ask) in enumerate(zip(sequences, asks, strict=True)):
-            count = len(self._ids(ask.given or ""))
-            found = losses[row, len(sequence) - 1 - count : len(sequence) - 1]
-            score = -float(found.astype(np.float64).mean())
+        for prompt, found in zip(prompts, losses, strict=True):
+            assert prompt.counted is not None
+            chosen = found[np.flatnonzero(prompt.counted[1:])].astype(np.float64)
+            score = -float(chosen.mean())
             if not np.isfinite(score):
                 raise ModelError(f"the model {self._settings.folder} gives NaN")
-            answers.append(Answer("", True, score, len(sequence), 0))
+            answers.append(Answer("", True, score, len(prompt.ids), 0))
         return answers
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """Token ids [n]; with a given answer, which of them count [n]."""
+
+    ids: list[int]
+    counted: NDArray[np.uint8] | None = None
 
 
 class _Noise(LogitsProcessor):

@@ -98,7 +98,7 @@ def test_scores_are_mean_log_likelihoods(folder, model):
         turns = [{"role": "user", "content": prompt}]
         text = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
         before = tokenizer(text, add_special_tokens=False)["input_ids"]
-        after = tokenizer(given, add_special_tokens=False)["input_ids"]
+        after = tokenizer(given + "\n\n", add_special_tokens=False)["input_ids"] + [0]
         ids = torch.tensor([before + after])
         with torch.no_grad():
             log_probs = plain(ids).logits[0, :-1].log_softmax(-1)
@@ -137,6 +137,6 @@ def test_without_a_template_a_turn_has_its_plain_form(folder):
     bare = small_model(folder.parent / "bare", template=None)
     [plain] = LocalModel(settings(bare)).answer([Ask("strong", "a", None, 0.0, 12)])
     written = "{% for m in messages %}{{ m.role + ': ' + m.content }}{% endfor %}"
-    written += "{% if add_generation_prompt %}{{ '\n\nassistant: ' }}{% endif %}"
+    written += "{% if add_generation_prompt %}{{ '\n\nassistant:' }}{% endif %}"
     same = small_model(folder.parent / "same", template=written)
     assert LocalModel(settings(same)).answer([Ask("strong", "a", None, 0.0, 12)]) == [plain]
