@@ -161,7 +161,7 @@ def answers_of(folder: str, prompts: Sequence[str]) -> list[str]:
     """A model's answers, its likeliest tokens."""
     tokenizer = load_tokenizer(folder, None)
     settings = LocalModelSettings(
-        folder, tokenizer.digest, tokenizer.eos_token, None, 384, ScoringSettings(), folder,
+        folder, tokenizer.digest, tokenizer.eos_token, None, (), 384, ScoringSettings(), folder,
         folder, "cpu", 0, 1,
     )  # fmt: skip
     asks = [Ask("student", prompt, max_tokens=24) for prompt in prompts]

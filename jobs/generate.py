@@ -11,8 +11,9 @@ from stillhouse.report.blocks import Result
 from stillhouse.storage.artifact import Store
 from stillhouse.storage.filesystem import absolute_uri
 
-_BYTES_PER_SEED = 300
-_CALLS_PER_PART = 32
+_BYTES_PER_SEED = 150
+_PROMPT_TOKENS = 150
+"""Of a call, about; answers are taken for a quarter of their limit."""
 
 
 class GenerateJob(Job):
@@ -44,7 +45,7 @@ class GenerateJob(Job):
     def estimate(
         self, ctx: Context, speeds: Speeds, *, complete: bool
     ) -> dict[str, dict[str, Any]]:
-        """What was walked is exact; of the rest, the most calls that it may take."""
+        """What was walked is exact; of the rest, about how many calls one wave takes."""
         rows = {name: parts_row(work, speeds, name) for name, work in ctx.work.items()}
         if complete:
             return rows
@@ -53,4 +54,8 @@ class GenerateJob(Job):
             if name not in rows or rows[name]["parts"] != rows[name]["reused"]:
                 work = ctx.work.get(name)
                 rows[name] = parts_row(work, speeds, name) | {"calls": calls}
+                if any(one.endpoint is not None for one in self.spec.models.values()):
+                    written = calls * self.spec.generation.max_tokens // 4
+                    tokens = {"prompt_tokens": calls * _PROMPT_TOKENS, "completion_tokens": written}
+                    rows[name] |= tokens
         return rows

@@ -242,6 +242,10 @@ def planned_price(
     total, unknown = 0.0, list[str]()
     for full_name, row in rows.items():
         name, left = full_name.rsplit(": ", 1)[-1], (row["parts"] or 0) - row["reused"]
+        if "prompt_tokens" in row:  # of endpoints
+            asked = row["prompt_tokens"], row["completion_tokens"]
+            total += spec.prices.of_calls(*asked)
+            continue
         if row["seconds"] == 0 or (row["parts"] is not None and not left):
             continue
         speed = speeds.flops.get(name) or speeds.flops.get(name.split()[0])

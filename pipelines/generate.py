@@ -15,27 +15,28 @@ from stillhouse.errors import InputError
 from stillhouse.fingerprint import fingerprint
 from stillhouse.generation.asking import Item, Role
 from stillhouse.generation.method import Generated, Generation
-from stillhouse.generation.screening import Screen
+from stillhouse.generation.screening import HeldOut, Screen
 from stillhouse.generation.seeds import SeedFiles, SeedsTask
 from stillhouse.generation.spec import GENERATORS, JUDGES, EndpointSettings, GenerateSpec
-from stillhouse.generation.task import DraftTask, GeneratorHost, LocalModelSettings
+from stillhouse.generation.task import DraftTask, GeneratorHost, LocalModelSettings, NamedSettings
 from stillhouse.models.shape import model_uri
-from stillhouse.pipelines.context import Context, Step, perform
+from stillhouse.pipelines.context import Context, Step, Unfinished, perform
 from stillhouse.pipelines.given import Needs, check_vocabulary, given_models, model_identity
 from stillhouse.pipelines.inputs import list_source
 from stillhouse.pipelines.tokenizer import given_tokenizer
 from stillhouse.pipelines.train_data import prompt_columns
 from stillhouse.storage.artifact import Manifest, PartRef, Receipt, Store
 from stillhouse.storage.digests import digest_files
-from stillhouse.storage.filesystem import FileInfo, join
+from stillhouse.storage.filesystem import FileInfo, join, read_bytes
 from stillhouse.storage.layout import LAYOUT_VERSION
 from stillhouse.storage.parquet import read_table
+from stillhouse.storage.task import identity
 from stillhouse.text.tokenizer import load_tokenizer
 
 GENERATED = "generated"
 SPENT = "spent.json"
-_MAX_ITEMS = 32
-"""Of a task; at least half as many where there are some, for whole batches."""
+_IN_BATCHES, _IN_FLIGHT = 32, 64
+"""Items of a task, at least half as many where there are some: with models here, or endpoints."""
 _PART_ROWS = 10_000
 _NO_LIMIT = 1 << 30
 """Of a context whose positions are not counted."""
@@ -48,18 +49,20 @@ class GenerateInputs:
     Attributes:
         seeds, heldout: files.
         models: fingerprints of the given ones, by role.
-        code: of a method or judge of the user's.
+        method, judge: as workers build them.
+        num_bytes: of the seeds.
     """
 
     seeds: SeedFiles
     heldout: tuple[SeedFiles, ...]
     models: dict[Role, str]
-    code: tuple[CustomCode, ...]
+    method: NamedSettings
+    judge: NamedSettings
     num_bytes: int
 
     def identity(self) -> list[Any]:
         files = [[one.settings, one.digests] for one in (self.seeds, *self.heldout)]
-        return [files, self.models, [one.digest for one in self.code]]
+        return [files, self.models, identity([self.method, self.judge])]
 
 
 def list_generation(spec: GenerateSpec) -> list[list[FileInfo]]:
@@ -91,7 +94,11 @@ def open_generation(
     for role, path in paths.items():
         check_vocabulary(load_tokenizer(path, None), path, {role: path})
     size = sum(one.size_bytes for one in files[0])
-    return GenerateInputs(sources[0], tuple(sources[1:]), identities, own_code(spec), size)
+    method, judge = (
+        NamedSettings.of(made, code)
+        for made, code in zip((spec.generation, spec.judge), _codes(spec), strict=True)
+    )
+    return GenerateInputs(sources[0], tuple(sources[1:]), identities, method, judge, size)
 
 
 def _files(store: Store, source: DataSource, found: list[FileInfo], remember: bool) -> SeedFiles:
@@ -105,16 +112,19 @@ def _files(store: Store, source: DataSource, found: list[FileInfo], remember: bo
     )
 
 
-def own_code(spec: GenerateSpec) -> tuple[CustomCode, ...]:
+def own_code(spec: GenerateSpec) -> list[CustomCode]:
     """The code of a method or judge of the user's.
 
     Raises:
         SpecError: it is not here, or is too large.
     """
+    return [one for one in _codes(spec) if one is not None]
+
+
+def _codes(spec: GenerateSpec) -> list[CustomCode | None]:
     named = [("generation.name", spec.generation.name, GENERATORS)]
     named += [("judge.name", spec.judge.name, JUDGES)]
-    found = [find_named(key, name) for key, name, table in named if name not in table]
-    return tuple(one for one in found if one is not None)
+    return [None if name in table else find_named(key, name) for key, name, table in named]
 
 
 def given_paths(spec: GenerateSpec) -> dict[Role, str]:
@@ -127,10 +137,10 @@ class GenerateRun:
     """The results of a generation.
 
     Attributes:
-        counts: of calls and tokens, by role too (`Asker.counts`).
+        counts: of calls, made by any job or found (`Asker.counts`).
         dropped: items left out, by reason.
         identical: whether strong model and student are one.
-        spent: calls and tokens of all runs of the job.
+        spent: in all runs of the job, by role: `calls`, `prompt_tokens`, `completion_tokens`.
     """
 
     manifest: Manifest
@@ -140,7 +150,7 @@ class GenerateRun:
     dropped: Counter[str]
     warnings: list[str]
     identical: bool
-    spent: dict[str, int]
+    spent: dict[str, dict[str, int]]
 
 
 def run_generate(
@@ -159,8 +169,8 @@ def run_generate(
         shop = Shop(ctx, spec, inputs, models, spending, receipt)
         made = spec.generation.make(shop, shop.seeds)
         if not made.items:
-            reasons = ", ".join(f"{n:,} {why}" for why, n in shop.dropped.most_common(5))
-            raise InputError(f"nothing was kept of what was generated: {reasons or 'no seeds'}")
+            reasons = ", ".join(shop.reason(why) for why, _ in shop.dropped.most_common(5))
+            raise InputError(f"nothing was kept of what was generated: {reasons}")
         manifest = _put(ctx, spec, inputs, models, made)
         spent = spending.save()
     return GenerateRun(
@@ -192,6 +202,7 @@ def _models(ctx: Context, spec: GenerateSpec) -> dict[Role, LocalModelSettings |
             tokenizer.digest,
             tokenizer.eos_token,
             tokenizer.bos_id,
+            _stops(model_uri(paths[role])),
             shape.max_positions or _NO_LIMIT,
             spec.scoring,
             made[role].folder,
@@ -203,12 +214,21 @@ def _models(ctx: Context, spec: GenerateSpec) -> dict[Role, LocalModelSettings |
     return models
 
 
+def _stops(folder: str) -> tuple[int, ...]:
+    """The ids that end an answer by `generation_config.json`, where a model has one."""
+    try:
+        found = json.loads(read_bytes(join(folder, "generation_config.json"))).get("eos_token_id")
+    except FileNotFoundError:
+        return ()
+    return tuple(sorted(found)) if isinstance(found, list) else () if found is None else (found,)
+
+
 class _NoCount:
     """For a dry run, which makes no calls."""
 
-    def take(self, calls: int) -> None: ...
-    def used(self, tokens: int) -> None: ...
-    def save(self) -> dict[str, int]:
+    def take(self, role: Role, calls: int) -> None: ...
+    def used(self, role: Role, prompt_tokens: int, completion_tokens: int) -> None: ...
+    def save(self) -> dict[str, dict[str, int]]:
         return {}
 
 
@@ -241,83 +261,94 @@ class Shop:
         read: Receipt,
     ) -> None:
         compute = ctx.compute
-        shares = {
-            role: max(1, one.in_flight // compute.generators)
-            for role, one in models.items()
-            if isinstance(one, EndpointSettings)
+        widths = {
+            role: one.in_flight for role, one in models.items() if isinstance(one, EndpointSettings)
         }
-        self._ctx, self._spec, self._code = ctx, spec, inputs.code
+        self._workers = min([compute.generators, *widths.values()])
+        shares = {role: width // self._workers for role, width in widths.items()}
+        self._most = _IN_FLIGHT if widths else _IN_BATCHES
+        self._ctx, self._spec, self._inputs = ctx, spec, inputs
         self._names = {role: one.identity for role, one in models.items()}
         self._host = GeneratorHost(models, shares, spending)
         self.counts: Counter[str] = Counter()
         self.dropped: Counter[str] = Counter()
         self.warnings: list[str] = []
+        self._details: dict[str, str] = {}
         self.seeds = _items(ctx.store, read.parts[0])
         self._screen = self._made_screen(read)
 
     def _made_screen(self, read: Receipt) -> Screen:
         from stillhouse.selection.contamination import NgramIndex
 
-        hashes = read_table(self._ctx.store.path(read.parts[1].path))["hash"].to_numpy()
+        _, grams, texts = (read_table(self._ctx.store.path(part.path)) for part in read.parts)
+        heldout = HeldOut(
+            NgramIndex(grams["hash"].to_numpy()), frozenset(texts["text"].to_pylist())
+        )
         languages: frozenset[str] | None = None
         if self._spec.languages == "seeds":
             languages = frozenset(read.info["languages"]) or None
         elif self._spec.languages != "any":
             languages = frozenset(self._spec.languages)
         prompts = [seed["instruction"] for seed in self.seeds]
-        return Screen(prompts, NgramIndex(hashes), languages, self._spec.near)
+        return Screen(prompts, heldout, languages, self._spec.near)
 
     def run(self, step: str, program: str, items: Sequence[Item]) -> list[Item]:
         """See `Workshop`."""
-        size = min(_MAX_ITEMS, max(_MAX_ITEMS // 2, -(-len(items) // 8)))
-        spec, compute = self._spec, self._ctx.compute
+        size = min(self._most, max(self._most // 2, -(-len(items) // 8)))
+        inputs = self._inputs
         tasks = [
             DraftTask(
-                spec.generation,
-                spec.judge,
+                inputs.method,
+                inputs.judge,
                 program,
                 tuple(items[start : start + size]),
                 self._names,
-                self._code,
             )
             for start in range(0, len(items), size)
         ]
         if not tasks:
             return []
-        work = Step(step, tasks, self._host, compute.generators, compute.generator, "items")
+        generator = self._ctx.compute.generator
+        work = Step(step, tasks, self._host, self._workers, generator, "items")
         made: list[Item] = []
         for receipt in perform(self._ctx, work):
             counts = Counter(receipt.counts)
             del counts["items"]
             self.counts += counts
-            self._ctx.work[step].tokens += _tokens(counts)
             made += _items(self._ctx.store, receipt.parts[0])
         return made
 
     def screened(self, items: Sequence[Item], *keys: str) -> list[Item]:
         """See `Workshop`."""
-        kept: list[Item] = []
-        for item in items:
-            reasons = (self._screen.reason(key, item[key]) for key in keys)
-            reason = next((reason for reason in reasons if reason is not None), None)
-            if reason is None:
-                kept.append(item)
-            else:
-                self.drop(reason, [item])
+        kept = [*items]
+        for key in keys:
+            reasons = [*self._screen.reasons(key, [item[key] for item in kept])]
+            for item, reason in zip(kept, reasons, strict=True):
+                if reason is not None:
+                    self.drop(reason, [item])
+            pairs = zip(kept, reasons, strict=True)
+            kept = [item for item, reason in pairs if reason is None]
         return kept
 
-    def drop(self, reason: str, items: Sequence[Item]) -> None:
+    def delivered(self, items: Sequence[Item], key: str) -> None:
         """See `Workshop`."""
+        self._screen.add(item[key] for item in items)
+
+    def drop(self, reason: str, items: Sequence[Item]) -> None:
+        """See `Workshop`; of `reason: details` the first details are kept as an example."""
+        reason, _, details = reason.partition(": ")
         if items:
             self.dropped[reason] += len(items)
+            self._details.setdefault(reason, details)
+
+    def reason(self, name: str) -> str:
+        """How many items were dropped for a reason, with an example."""
+        details = self._details[name]
+        return f"{self.dropped[name]:,} {name}{f' ({details})' if details else ''}"
 
     def warn(self, text: str) -> None:
         """See `Workshop`."""
         self.warnings.append(text)
-
-
-def _tokens(counts: Mapping[str, int]) -> int:
-    return sum(count for name, count in counts.items() if name.endswith("_tokens"))
 
 
 def _items(store: Store, part: PartRef) -> list[Item]:
@@ -335,11 +366,18 @@ def _put(
     method = spec.generation
     record = {
         "prompts": method.prompts,
+        "judge": [spec.judge.name, spec.judge.prompts],
         "temperature": method.temperature,
+        "max_tokens": method.max_tokens,
         "seed": method.seed,
         "models": {role: one.identity for role, one in models.items()},
     }
     name = fingerprint([GENERATED, LAYOUT_VERSION, method.name, record, made.items])
+    found = ctx.store.find_manifest(GENERATED, name)
+    if found is not None:
+        return found
+    if ctx.dry:
+        raise Unfinished("result")
     parts = [
         ctx.store.put_part(
             f"{GENERATED}/{name}/part-{number:05d}.parquet",

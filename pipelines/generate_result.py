@@ -10,41 +10,31 @@ from stillhouse.pipelines.generate import GENERATED, GenerateRun
 from stillhouse.pipelines.results import assemble, cost_numbers
 from stillhouse.report.formatting import compact, percent, words
 
-_CHECKED = (
-    "Too few pairs, equal models, dropped items and a student that wins as often as the strong "
-    "model were checked."
-)
+_CHECKED = "Too few rows, equal models and the number of dropped items were checked."
 _MANY_DROPPED = 0.5
 
 
 def generate_result(ctx: Context, spec: GenerateSpec, made: GenerateRun, run_uri: str) -> b.Result:
     """The result of a finished generation."""
-    counts, rows = made.counts, made.manifest.num_rows
-    tokens = {role: _tokens_of(counts, role) for role in spec.models}
+    rows, spent = made.manifest.num_rows, _by_role(spec, made)
+    calls = sum(one["calls"] for one in spent.values())
+    needed = made.counts["calls"] + made.counts["cached_calls"]
     numbers: dict[str, Any] = {
         "generated_fingerprint": made.manifest.fingerprint,
         "generate": {
             "num_pairs": rows,
             "seeds": made.num_seeds,
-            "calls": counts["calls"],
-            "cached_calls": counts["cached_calls"],
-            "tokens": sum(map(sum, tokens.values())),
+            "calls": calls,
+            "cached_calls": max(0, needed - calls),
+            "tokens": _tokens(spent),
             "rounds": made.made.rounds,
             "dropped": dict(made.dropped.most_common()),
-            "spent": made.spent,
-            "models": {
-                role: {
-                    "calls": counts[f"{role}_calls"],
-                    "prompt_tokens": tokens[role][0],
-                    "completion_tokens": tokens[role][1],
-                }
-                for role in spec.models
-            },
+            "models": spent,
             **made.made.numbers,
         },
         "cost": {"device_seconds": cost_numbers(ctx.work)["device_seconds"]},
     }
-    price = _price(spec, tokens)
+    price = _price(spec, spent)
     if price is not None:
         numbers["generate"]["price"] = {"calls": price, "pair": price / rows}
     dropped: list[list[b.Cell]] = [[why, count] for why, count in made.dropped.most_common()]
@@ -63,34 +53,45 @@ def generate_result(ctx: Context, spec: GenerateSpec, made: GenerateRun, run_uri
             *made.made.sections,
             b.Section("dropped", "What was left out", [table] if dropped else []),
         ],
-        cost=_calls(spec, made, tokens, price),
+        cost=_calls(spent, price),
     )
 
 
-def _tokens_of(counts: Mapping[str, int], role: str) -> tuple[int, int]:
-    return counts[f"{role}_prompt_tokens"], counts[f"{role}_completion_tokens"]
+Spent = Mapping[str, Mapping[str, int]]
+"""By role: calls, prompt_tokens, completion_tokens; in all runs of the job."""
 
 
-def _price(spec: GenerateSpec, tokens: Mapping[str, tuple[int, int]]) -> float | None:
+def _by_role(spec: GenerateSpec, made: GenerateRun) -> dict[str, dict[str, int]]:
+    nothing = {"calls": 0, "prompt_tokens": 0, "completion_tokens": 0}
+    return {role: nothing | made.spent.get(role, {}) for role in spec.models}
+
+
+def _tokens(spent: Spent) -> int:
+    return sum(one["prompt_tokens"] + one["completion_tokens"] for one in spent.values())
+
+
+def _price(spec: GenerateSpec, spent: Spent) -> float | None:
     """Of the calls of endpoints; None without prices."""
     if spec.prices is None:
         return None
-    asked = [role for role, one in spec.models.items() if one.endpoint is not None]
-    return sum(spec.prices.of_calls(*tokens[role]) for role in asked)
+    asked = [spent[role] for role, one in spec.models.items() if one.endpoint is not None]
+    return sum(
+        spec.prices.of_calls(one["prompt_tokens"], one["completion_tokens"]) for one in asked
+    )
 
 
 def _lead(spec: GenerateSpec, made: GenerateRun, price: float | None) -> list[b.Block]:
-    rows, counts = made.manifest.num_rows, made.counts
+    rows, spent = made.manifest.num_rows, _by_role(spec, made)
+    calls = sum(one["calls"] for one in spent.values())
     story = (
         f"**{compact(rows)} rows** were generated from {compact(made.num_seeds)} seeds by "
-        f"`{spec.generation.name}`, in {compact(counts['calls'])} calls of models; "
-        f"{compact(counts['cached_calls'])} more were answered before."
+        f"`{spec.generation.name}`, in {compact(calls)} calls of models."
     )
-    total = sum(_tokens_of(counts, role)[1] for role in spec.models)
+    total = sum(one["completion_tokens"] for one in spent.values())
     left_out = made.dropped.total()
     tiles = [
         b.Fact("Rows", compact(rows), "delivered", main=True),
-        b.Fact("Calls", compact(counts["calls"]), f"{counts['calls'] / rows:,.1f} a row"),
+        b.Fact("Calls", compact(calls), f"{calls / rows:,.1f} a row"),
         b.Fact("Tokens written", compact(total), f"{total / rows:,.0f} a row"),
         b.Fact("Left out", compact(left_out), f"{percent(left_out / (left_out + rows))} of all"),
     ]
@@ -103,17 +104,11 @@ def _lead(spec: GenerateSpec, made: GenerateRun, price: float | None) -> list[b.
     return [b.Text(story, "story", terminal=True), b.Facts(tiles, terminal=True)]
 
 
-def _calls(
-    spec: GenerateSpec,
-    made: GenerateRun,
-    tokens: Mapping[str, tuple[int, int]],
-    price: float | None,
-) -> list[b.Block]:
-    rows: list[list[b.Cell]] = [
-        [words(role), made.counts[f"{role}_calls"], *tokens[role]] for role in spec.models
-    ]
+def _calls(spent: Spent, price: float | None) -> list[b.Block]:
+    rows: list[list[b.Cell]] = [[words(role), *one.values()] for role, one in spent.items()]
     columns = {"Model": "text", "calls": "number", "tokens read": "compact"}
-    table = b.Table(columns | {"written": "compact"}, rows, "Calls by model", style="short")
+    caption = "Calls by model, in all runs of the job"
+    table = b.Table(columns | {"written": "compact"}, rows, caption, style="short")
     if price is None:
         return [table]
     text = f"At the spec's `prices` the calls of endpoints cost **{price:,.2f}**."
@@ -122,6 +117,9 @@ def _calls(
 
 def _warnings(spec: GenerateSpec, made: GenerateRun) -> list[b.Warn]:
     warnings = [b.Warn(text) for text in made.warnings]
+    rows, wanted = made.manifest.num_rows, spec.generation.num_pairs
+    if rows < wanted and not warnings:
+        warnings.append(b.Warn(f"Only {rows:,} of {wanted:,} rows: give more seeds."))
     if made.identical:
         warnings.append(
             b.Warn(

@@ -49,7 +49,7 @@ from stillhouse.training.task import TRAINED_ON
 
 INSPECT_VERSION = 2
 S = TypeVar("S", bound=Settings)
-_KINDS = ("runs", "selections", "tokens", "models")
+_KINDS = ("runs", "selections", "tokens", "models", "generated")
 _ID = re.compile(r"[0-9a-f]{8,64}")
 
 

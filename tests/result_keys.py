@@ -70,8 +70,8 @@ KEYS: dict[str, dict[str, set[str]]] = {
         "cost": {"device_seconds"},
     },
 }
-GENERATE = {"num_pairs", "seeds", "calls", "cached_calls", "tokens", "rounds", "dropped", "spent"}
-"""Of every generation; `models`, `price` and what its method adds beside."""
+GENERATE = {"num_pairs", "seeds", "calls", "cached_calls", "tokens", "rounds", "dropped", "models"}
+"""Of every generation; `price` and what its method adds beside."""
 
 
 def check_keys(result: dict[str, Any], kind: str | None = None) -> None:

@@ -22,6 +22,9 @@ from stillhouse.storage.filesystem import read_bytes
 ANSWERS = "answers"
 _CALL_VERSION = 1
 _THREADS = 16
+_TOKENS = ("prompt_tokens", "completion_tokens")
+_PATIENCE_S = 30
+"""For calls on their way when another one ends the run."""
 Role: TypeAlias = str
 """Of a model: `strong`, `student` or `judge`."""
 Item: TypeAlias = dict[str, Any]
@@ -95,8 +98,8 @@ class Spending(Protocol):
         SpentError: by `take`, where the budget is spent.
     """
 
-    def take(self, calls: int) -> None: ...
-    def used(self, tokens: int) -> None: ...
+    def take(self, role: Role, calls: int) -> None: ...
+    def used(self, role: Role, prompt_tokens: int, completion_tokens: int) -> None: ...
 
 
 def call_name(identity: Sequence[Any], ask: Ask) -> str:
@@ -111,8 +114,7 @@ class Asker:
     """Runs programs.
 
     Attributes:
-        counts: `calls` made, `cached_calls` found answered, and `<role>_calls`,
-            `<role>_prompt_tokens`, `<role>_completion_tokens` of the former.
+        counts: `calls` that were made, and `cached_calls` that were found answered.
     """
 
     store: Store
@@ -127,14 +129,16 @@ class Asker:
             SpentError: the budget is spent; what was answered stays.
             Any error of a model.
         """
-        widths = [b.in_flight for b in self.backends.values() if b.in_flight is not None]
-        with ThreadPoolExecutor(max(widths, default=1)) as threads:
-            running = _Running([*programs], self, threads)
-            try:
-                return running.to_the_end()
-            except BaseException:
-                threads.shutdown(wait=True, cancel_futures=True)
-                raise
+        backends = {id(one): one for one in self.backends.values()}.values()
+        threads = ThreadPoolExecutor(max(1, sum(one.in_flight or 0 for one in backends)))
+        running = _Running([*programs], self, threads)
+        try:
+            return running.to_the_end()
+        except BaseException:
+            running.keep_what_comes(_PATIENCE_S)
+            raise
+        finally:
+            threads.shutdown(wait=False, cancel_futures=True)
 
     def stored(self, names: Sequence[str]) -> dict[str, Answer]:
         """The answers that the store has, by name."""
@@ -151,6 +155,9 @@ class Asker:
             return None
 
     def _keep(self, name: str, answer: Answer) -> Answer:
+        """Keep an answer; one without content is asked for again by the next run."""
+        if answer.fault or (not answer.text and answer.score is None):
+            return answer
         return _parsed(create_or_adopt(self._uri(name), canonical_json(asdict(answer))))
 
     def _uri(self, name: str) -> str:
@@ -159,21 +166,13 @@ class Asker:
     def make(self, calls: Sequence[tuple[str, Ask]]) -> list[Answer]:
         """Ask one model and keep the answers; the first one that was ever kept is the answer."""
         role = calls[0][1].role
-        self.spending.take(len(calls))
+        self.spending.take(role, len(calls))
         made = self.backends[role].answer([ask for _, ask in calls])
+        read, written = (sum(getattr(one, key) for one in made) for key in _TOKENS)
+        self.spending.used(role, read, written)
         names = [name for name, _ in calls]
         with ThreadPoolExecutor(min(_THREADS, len(calls))) as threads:
-            kept = [*threads.map(self._keep, names, made)]
-        self.spending.used(sum(a.prompt_tokens + a.completion_tokens for a in made))
-        self.counts.update(
-            {
-                "calls": len(calls),
-                f"{role}_calls": len(calls),
-                f"{role}_prompt_tokens": sum(answer.prompt_tokens for answer in made),
-                f"{role}_completion_tokens": sum(answer.completion_tokens for answer in made),
-            }
-        )
-        return kept
+            return [*threads.map(self._keep, names, made)]
 
 
 def _parsed(data: bytes) -> Answer:
@@ -238,6 +237,7 @@ class _Running:
                 self._batches[role].append(call)
             else:
                 self._flying[self._threads.submit(self._asker.make, [call])] = call[0]
+                self._asker.counts["calls"] += 1
 
     def _next_answers(self) -> dict[str, Answer]:
         """The answers of endpoints that have come; else of a whole batch; else wait for some."""
@@ -245,4 +245,11 @@ class _Running:
         if done:
             return {self._flying.pop(one): one.result()[0] for one in done}
         calls = self._batches.pop(next(iter(self._batches)))
+        self._asker.counts["calls"] += len(calls)
         return dict(zip((name for name, _ in calls), self._asker.make(calls), strict=True))
+
+    def keep_what_comes(self, seconds: float) -> None:
+        """Wait for calls that are on their way: their answers are kept by their threads."""
+        for one in self._flying:
+            one.cancel()
+        wait([one for one in self._flying if not one.cancelled()], seconds)

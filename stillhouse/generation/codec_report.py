@@ -66,7 +66,7 @@ def coverage(
         found = len([name for name in before if name in after])
         caption = f"{found} of {len(before)} {title}s of the seeds are among what is kept"
         tables.append(b.Table(columns, rows, caption, style="short", shown=_MAX_SHOWN))
-    intro = f"{len(entries):,} entries, each a use case with the skills of another seed."
+    intro = f"{len(entries):,} entries, each a use case with skills, of any two seeds."
     return [b.Text(intro), b.Group(tables)]
 
 

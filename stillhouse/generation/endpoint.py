@@ -4,6 +4,7 @@ import os
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
+from threading import BoundedSemaphore
 from typing import Any
 
 from stillhouse.errors import EndpointError, EndpointRefusedError
@@ -25,7 +26,7 @@ class Endpoint:
     """
 
     def __init__(self, settings: EndpointSettings, in_flight: int) -> None:
-        self._settings = settings
+        self._settings, self._free = settings, BoundedSemaphore(in_flight)
         self.in_flight: int | None = in_flight
 
     @property
@@ -51,7 +52,8 @@ class Endpoint:
             EndpointRefusedError: the key or the model's name is not accepted. EndpointError: no
                 answer after all retries, or one of another protocol.
         """
-        return [self._answer(ask) for ask in asks]
+        with self._free:
+            return [self._answer(ask) for ask in asks]
 
     def _answer(self, ask: Ask) -> Answer:
         import openai
@@ -101,7 +103,7 @@ class Endpoint:
 def _parsed(made: Any) -> Answer:
     choice, usage = made.choices[0], made.usage
     return Answer(
-        text=(choice.message.content or "").strip(),
+        text=(choice.message.content or "").encode(errors="replace").decode().strip(),
         finished=choice.finish_reason != "length",
         prompt_tokens=usage.prompt_tokens if usage else 0,
         completion_tokens=usage.completion_tokens if usage else 0,

@@ -16,7 +16,7 @@ from stillhouse.settings import Settings
 Scores = tuple[list[float], list[float]]
 """Of the strong model's answer and of the student's, one for each time that they were compared."""
 
-_SCORE = re.compile(r"\b(first|second)\b\W{0,6}(\d+(?:\.\d+)?)(?:\s*/\s*10)?\b", re.I)
+_SCORE = re.compile(r"(?:^|[,;])\W*(first|second)(?: answer)?[\s:*=]*(\d+(?:\.\d+)?)", re.I | re.M)
 _PROMPT = """\
 Two assistants answered the same request. Rate how helpful, correct, relevant and complete each \
 answer is on a scale from 1 (useless) to 10 (excellent). The order of the answers means nothing, \
@@ -58,9 +58,11 @@ class Judge(Settings):
 
     Attributes:
         scores: True: it asks for likelihoods, which models by `path` alone give.
+        prompts: version of its prompts.
     """
 
     scores: ClassVar[bool] = False
+    prompts: ClassVar[str] = "1"
 
     name: str = Field(description="a short one, or `package.module:Class` of your own")
 
@@ -72,12 +74,12 @@ class Judge(Settings):
 
 
 def parse_scores(text: str) -> tuple[float, float] | None:
-    """The numbers from 1 to 10 after `First` and `Second`; None where one is missing.
+    """The first numbers after `First` and `Second`; None where one is missing, or not 1 to 10.
 
     >>> parse_scores("First: 8\\nSecond: 3/10"), parse_scores("First: 8"), parse_scores("First: 80")
     ((8.0, 3.0), None, None)
     """
-    found = {name.lower(): float(value) for name, value in _SCORE.findall(text)}
+    found = {name.lower(): float(value) for name, value in reversed(_SCORE.findall(text))}
     values = [found.get(name, 0.0) for name in ("first", "second")]
     return (values[0], values[1]) if all(1 <= value <= 10 for value in values) else None
 
@@ -87,6 +89,8 @@ class Pairwise(Judge):
 
     An order whose numbers cannot be read is asked for once more, with another seed.
     """
+
+    prompts: ClassVar[str] = "pairwise-1"
 
     name: str = "pairwise"
     max_tokens: int = Field(default=32, ge=8, description="of what the judge says")
@@ -125,7 +129,7 @@ class Likelihood(Judge):
     def compare(
         self, instruction: str, strong: str, student: str, seed: int
     ) -> Generator[list[Ask], list[Answer], Scores | None]:
-        """An empty answer, or one that does not fit the context, has no likelihood."""
+        """None where an answer does not fit the context."""
         texts = dict.fromkeys((strong, student))
         asks = [Ask("judge", instruction, given=text) for text in texts]
         found = dict(zip(texts, (yield asks), strict=True))

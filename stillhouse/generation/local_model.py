@@ -73,23 +73,19 @@ class LocalModel:
             width = -(-size // _WIDTH) * _WIDTH
             if size + (ask.max_tokens if ask.given is None else 0) > most:
                 answers[i] = Answer(fault=f"longer than the context of {most:,} tokens")
-            elif not ask.given and ask.given is not None:
-                answers[i] = Answer(prompt_tokens=size)
             elif ask.given is not None:
                 groups["score", min(width, most)].append((i, prompt))
             else:
                 width = width if width + ask.max_tokens <= most else size
                 groups["write", width, ask.max_tokens, ask.temperature].append((i, prompt))
         for (kind, width, *rest), members in groups.items():
-            for start in range(0, len(members), self._rows):
-                block = members[start : start + self._rows]
-                prompts = [prompt for _, prompt in block]
-                if kind == "write":
-                    made = self._write(prompts, [asks[i].seed for i, _ in block], width, *rest)
-                else:
-                    made = self._score(prompts, width)
-                for (i, _), answer in zip(block, made, strict=True):
-                    answers[i] = answer
+            prompts = [prompt for _, prompt in members]
+            if kind == "score":
+                made = self._score(prompts, width)
+            else:
+                made = self._written(prompts, [asks[i].seed for i, _ in members], width, *rest)
+            for (i, _), answer in zip(members, made, strict=True):
+                answers[i] = answer
         return [answer for answer in answers if answer is not None]
 
     def _prompt(self, ask: Ask) -> "Prompt":
@@ -122,6 +118,32 @@ class LocalModel:
         if bos is None:
             return Prompt([*ids.tolist(), *ended], mask)
         return Prompt([bos, *ids.tolist(), *ended], np.append(np.zeros(1, np.uint8), mask))
+
+    def _written(
+        self, prompts: "Sequence[Prompt]", seeds: Sequence[int], width: int, *rest: Any
+    ) -> list[Answer]:
+        """Write in batches; out of memory halves them for good, and starts this call over.
+
+        Raises:
+            ModelError: a single answer is too much.
+        """
+        while True:
+            step, made = self._rows, list[Answer]()
+            try:
+                for start in range(0, len(prompts), step):
+                    stop = start + step
+                    made += self._write(prompts[start:stop], seeds[start:stop], width, *rest)
+                return made
+            except (torch.OutOfMemoryError, MemoryError):
+                if step == 1:
+                    raise ModelError(
+                        f"out of memory: an answer of {rest[0]:,} tokens after {width:,} does not "
+                        "fit beside the models: lower `generation.max_tokens`, or give generators "
+                        "more GPUs"
+                    ) from None
+                self._rows = step // 2
+                if self._device.type == "cuda":
+                    torch.cuda.empty_cache()
 
     @torch.inference_mode()
     def _write(
@@ -161,10 +183,11 @@ class LocalModel:
 
     @property
     def _stops(self) -> list[int]:
-        """Ids that end an answer: the tokenizer's and the configuration's."""
+        """Ids that end an answer: the tokenizer's, the configuration's, and those of generation."""
         named: Any = self._model.config.get_text_config().eos_token_id
         more = named if isinstance(named, list) else [named]
-        return sorted({self._tokenizer.eos_id, *(one for one in more if one is not None)})
+        named_here = (one for one in more if one is not None)
+        return sorted({self._tokenizer.eos_id, *self._settings.stops, *named_here})
 
     def _text(self, ids: Sequence[int]) -> str:
         text: str = self._tokenizer.backend.decode([*ids], skip_special_tokens=True)
@@ -183,7 +206,10 @@ class LocalModel:
         answers: list[Answer] = []
         for prompt, found in zip(prompts, losses, strict=True):
             assert prompt.counted is not None
-            chosen = found[np.flatnonzero(prompt.counted[1:])].astype(np.float64)
+            chosen = found[: len(prompt.ids) - 1][prompt.counted[1:] > 0].astype(np.float64)
+            if not len(chosen):
+                answers.append(Answer(prompt_tokens=len(prompt.ids)))
+                continue
             score = -float(chosen.mean())
             if not np.isfinite(score):
                 raise ModelError(f"the model {self._settings.folder} gives NaN")
@@ -200,20 +226,34 @@ class Prompt:
 
 
 class _Noise(LogitsProcessor):
-    """Makes the likeliest token one that was drawn: adds Gumbel noise of each row's own seed."""
+    """Makes the likeliest token one that was drawn: adds Gumbel noise of each row's own seed.
+
+    On the CPU by NumPy's generator, on a GPU by the device's.
+    """
 
     def __init__(self, seeds: Sequence[int], temperature: float, vocab_size: int) -> None:
-        self._draws = [np.random.default_rng([seed & 0xFFFFFFFFFFFF]) for seed in seeds]
+        self._seeds = [seed & 0xFFFFFFFFFFFF for seed in seeds]
+        self._draws, self._on_device = list[np.random.Generator](), list[torch.Generator]()
         self._temperature, self._vocab_size = temperature, vocab_size
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Logits [n, V] of the next token -> the same with noise; padding of the vocabulary out."""
         scores = scores.float()
         scores[:, self._vocab_size :] = -torch.inf
-        if self._temperature == 0:
-            return scores
-        uniform = np.stack([draws.random(self._vocab_size) for draws in self._draws])
-        noise = -np.log(-np.log(np.maximum(uniform, 1e-300)))
-        scores[:, : self._vocab_size] /= self._temperature
-        scores[:, : self._vocab_size] += torch.from_numpy(noise).to(scores)
+        if self._temperature > 0:
+            uniform = self._uniform(scores.device).clamp_min(1e-300)
+            scores[:, : self._vocab_size] /= self._temperature
+            scores[:, : self._vocab_size] -= (-uniform.log()).log().to(scores.dtype)
         return scores
+
+    def _uniform(self, device: torch.device) -> Tensor:
+        """Numbers in [0, 1) of every row: float64 [n, V]."""
+        if device.type == "cpu":
+            self._draws = self._draws or [np.random.default_rng([seed]) for seed in self._seeds]
+            drawn = np.stack([draws.random(self._vocab_size) for draws in self._draws])
+            return torch.from_numpy(drawn)
+        if not self._on_device:
+            self._on_device = [torch.Generator(device).manual_seed(one) for one in self._seeds]
+        size, kind = (self._vocab_size,), torch.float64
+        rows = [torch.rand(size, generator=g, device=device, dtype=kind) for g in self._on_device]
+        return torch.stack(rows)

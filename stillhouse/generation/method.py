@@ -19,9 +19,14 @@ class Workshop(Protocol):
         ...
 
     def screened(self, items: Sequence[Item], *keys: str) -> list[Item]:
-        """The items without those whose text at one of `keys` is dropped, with a reason, as a
-        duplicate, contaminated, or in another language. Kept texts count as seen from then on.
+        """The items without those whose text at one of `keys` is dropped, with a reason: held-out
+        text, or another language; an `instruction` also as a copy of a seed, of a delivered item
+        or of an earlier one of `items`.
         """
+        ...
+
+    def delivered(self, items: Sequence[Item], key: str) -> None:
+        """Let later texts at `key` be compared with those of these items."""
         ...
 
     def drop(self, reason: str, items: Sequence[Item]) -> None:
@@ -70,19 +75,19 @@ class Generation(Settings):
         default=0.7, description="of what is written; judges and answers to compare have 0"
     )
     max_tokens: Count = Field(default=512, description="of an answer of a model")
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0)] = 0
 
     def make(self, workshop: Workshop, seeds: Sequence[Item]) -> Generated:
         """The loop. `seeds` have `id`, `instruction` and, where known, `response`."""
         raise NotImplementedError
 
     def calls(self, num_seeds: int) -> dict[str, int]:
-        """The most calls of each step, for `plan`."""
+        """About how many calls each step takes, for `plan`."""
         raise NotImplementedError
 
 
 def usable(workshop: Workshop, items: Sequence[Item], key: str = "fault") -> list[Item]:
-    """The items without a fault; the others are dropped for theirs."""
+    """The items without a fault; the others are dropped for theirs, such as `reason: details`."""
     for fault in sorted({one[key] for one in items if one[key]}):
         workshop.drop(fault, [one for one in items if one[key] == fault])
     return [one for one in items if not one[key]]

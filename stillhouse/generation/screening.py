@@ -3,8 +3,9 @@
 import math
 import re
 import unicodedata
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -93,12 +94,26 @@ def _jaccard(one: frozenset[str], other: frozenset[str]) -> float:
     return common / (len(one) + len(other) - common)
 
 
+@dataclass(frozen=True, slots=True)
+class HeldOut:
+    """Text that nothing may share: its word 13-grams, and the hashes of whole instructions."""
+
+    grams: "NgramIndex"
+    texts: frozenset[bytes] = frozenset()
+
+    def holds(self, text: str, *, whole: bool) -> bool:
+        """Whether a text shares a 13-gram; if `whole`, also whether it is an instruction."""
+        if whole and self.texts and document_hash(text) in self.texts:
+            return True
+        return len(self.grams.hashes) > 0 and self.grams.hits(text) > 0
+
+
 class Screen:
-    """Decides which texts are dropped; what it lets through counts as seen from then on.
+    """Decides which texts are dropped.
 
     Args:
-        seeds: texts that nothing may be a near copy of.
-        heldout: text that nothing may share word 13-grams with.
+        seeds: instructions that none may be a copy of.
+        heldout: that nothing may share.
         languages: ISO 639-1 codes of what is let through; None for any.
         near: similarity from which on an instruction is a near-duplicate (`NearIndex`).
     """
@@ -106,38 +121,58 @@ class Screen:
     def __init__(
         self,
         seeds: Iterable[str],
-        heldout: "NgramIndex",
+        heldout: HeldOut,
         languages: frozenset[str] | None,
         near: float,
     ) -> None:
-        self._seen: set[bytes] = set()
-        self._near, self._heldout, self._languages = NearIndex(near), heldout, languages
-        for text in seeds:
-            self._seen.add(document_hash(text))
-            self._near.add(text)
+        self._known, self._near = _Known(near), near
+        self._heldout, self._languages = heldout, languages
+        self.add(seeds)
 
-    def reason(self, key: str, text: str) -> str | None:
-        """Why a text is dropped; None where it is let through.
+    def add(self, texts: Iterable[str]) -> None:
+        """Compare later instructions with these."""
+        for text in texts:
+            self._known.add(text)
+
+    def reasons(self, key: str, texts: Iterable[str]) -> Iterator[str | None]:
+        """Why each text is dropped; None where it is let through.
 
         Args:
-            key: `instruction` is also compared with all other instructions; other texts, such as
-                short answers, may be equal.
+            key: an `instruction` is also compared with seeds, with those that were added, and with
+                earlier ones of `texts`; other texts, such as short answers, may be equal.
         """
-        if len(self._heldout.hashes) and self._heldout.hits(text):
-            return "shares word 13-grams with held-out text"
+        here = _Known(self._near)
+        for text in texts:
+            reason = self._reason(key, text)
+            if reason is None and key == "instruction":
+                reason = self._known.copy_of(text) or here.copy_of(text)
+                here.add(text)
+            yield reason
+
+    def _reason(self, key: str, text: str) -> str | None:
+        if self._heldout.holds(text, whole=key == "instruction"):
+            return "held-out text"
         code = None if self._languages is None else language_of(text)
         if self._languages is not None and code not in (None, *self._languages):
             return f"another language ({code})"
-        if key != "instruction":
-            return None
-        name = document_hash(text)
-        if name in self._seen:
-            return "duplicate"
-        if self._near.has_near(text):
-            return "near-duplicate"
-        self._seen.add(name)
-        self._near.add(text)
         return None
+
+
+class _Known:
+    """Texts that others may be copies of."""
+
+    def __init__(self, near: float) -> None:
+        self._hashes: set[bytes] = set()
+        self._near = NearIndex(near)
+
+    def add(self, text: str) -> None:
+        self._hashes.add(document_hash(text))
+        self._near.add(text)
+
+    def copy_of(self, text: str) -> str | None:
+        if document_hash(text) in self._hashes:
+            return "duplicate"
+        return "near-duplicate" if self._near.has_near(text) else None
 
 
 def language_of(text: str) -> str | None:
@@ -157,5 +192,5 @@ def _identifier() -> Any:
 
 def languages_of(texts: Sequence[str]) -> frozenset[str]:
     """The languages that at least one in twenty of the texts whose language is known has."""
-    found = [code for code in map(language_of, texts) if code is not None]
-    return frozenset(code for code in found if found.count(code) * 20 >= len(found))
+    found = Counter(code for code in map(language_of, texts) if code is not None)
+    return frozenset(code for code, count in found.items() if count * 20 >= found.total())

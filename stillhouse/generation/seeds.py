@@ -15,6 +15,7 @@ from stillhouse.settings import allowed_rows
 from stillhouse.storage.artifact import Store
 from stillhouse.storage.task import Output, Place, Task
 from stillhouse.text.documents import Document, read_documents
+from stillhouse.text.duplicates import document_hash
 from stillhouse.text.values import label
 
 _USER, _ASSISTANT = "user", "assistant"
@@ -34,8 +35,8 @@ class SeedFiles:
 class SeedsTask(Task):
     """Read seeds and the held-out text.
 
-    Two parts: seeds as JSON, and the sorted hashes of the held-out text's word 13-grams. `info` has
-    the `languages` of the seeds, if these decide what is kept.
+    Three parts: seeds as JSON; the hashes of the held-out text's word 13-grams, and those of its
+    whole instructions. `info` has the `languages` of the seeds, if these decide what is kept.
 
     Attributes:
         files: of the seeds.
@@ -53,34 +54,53 @@ class SeedsTask(Task):
         """Raises InputError for too many bad rows, or no seed."""
         from stillhouse.selection.contamination import NgramIndex
 
-        found, reasons = list[Item](), list[str]()
-        for one in _documents(self.files):
-            if isinstance(one, str):
-                reasons.append(one)
-            else:
-                found.append(_seed(one))
-        total = len(found) + len(reasons)
-        limit = allowed_rows(self.files.source.max_bad_rows, total)
-        if not found or len(reasons) > limit:
-            why = f": {reasons[0]}" if reasons else ""
-            raise InputError(
-                f"`seeds`: {len(reasons):,} of {total:,} rows cannot be used (`max_bad_rows`){why}"
-            )
-        texts = (
-            one.text
-            for files in self.heldout
-            for one in _documents(files)
-            if isinstance(one, Document)
-        )
-        hashes = NgramIndex.from_texts(texts).hashes
+        seeds, counts = _read("seeds", self.files)
+        if not seeds:
+            raise InputError("`seeds`: no row has an instruction")
+        heldout = [
+            row
+            for number, files in enumerate(self.heldout)
+            for row in _read(f"decontaminate.{number}", files)[0]
+        ]
+        hashes = NgramIndex.from_texts(text for row in heldout for text in _texts(row)).hashes
+        whole = sorted({document_hash(row["instruction"]) for row in heldout})
         info: dict[str, Any] = {}
         if self.languages:
-            answers = [seed.get("response", "") for seed in found]
-            prompts = [seed["instruction"] for seed in found]
-            info["languages"] = sorted(languages_of([*prompts, *answers]))
-        seeds = pa.table({"item": [json.dumps(one, ensure_ascii=False) for one in found]})
-        counts = {"seeds": len(found), "bad_rows": len(reasons)}
-        return Output([seeds, pa.table({"hash": pa.array(hashes)})], counts, info)
+            info["languages"] = sorted(languages_of([t for seed in seeds for t in _texts(seed)]))
+        tables = [
+            pa.table({"item": [json.dumps(one, ensure_ascii=False) for one in seeds]}),
+            pa.table({"hash": pa.array(hashes)}),
+            pa.table({"text": pa.array(whole, pa.binary(16))}),
+        ]
+        return Output(tables, counts, info)
+
+
+def _read(key: str, files: SeedFiles) -> tuple[list[Item], dict[str, int]]:
+    """Rows with an instruction, and counts of `seeds` and `bad_rows`.
+
+    Raises:
+        InputError: more bad rows than allowed.
+    """
+    found, reasons = list[Item](), list[str]()
+    for one in _documents(files):
+        row = one if isinstance(one, str) else _seed(one)
+        if isinstance(row, str):
+            reasons.append(row)
+        else:
+            found.append(row)
+    total = len(found) + len(reasons)
+    if len(reasons) > allowed_rows(files.source.max_bad_rows, total):
+        raise InputError(
+            f"`{key}`: {len(reasons):,} of {total:,} rows cannot be used (`max_bad_rows`): "
+            f"{reasons[0]}"
+        )
+    return found, {"seeds": len(found), "bad_rows": len(reasons)}
+
+
+def _texts(row: Item) -> list[str]:
+    """Instruction and response, and both together."""
+    parts = [row["instruction"], *([row["response"]] if "response" in row else [])]
+    return parts if len(parts) == 1 else [*parts, " ".join(parts)]
 
 
 def _documents(files: SeedFiles) -> Iterator[Document | str]:
@@ -91,8 +111,8 @@ def _documents(files: SeedFiles) -> Iterator[Document | str]:
             yield one if isinstance(one, Document) else f"{uri}, row {one.row}: {one.reason}"
 
 
-def _seed(document: Document) -> Item:
-    """An instruction, and its response where the row has one."""
+def _seed(document: Document) -> Item | str:
+    """An instruction, and its response where the row has one; or why it is none."""
     seed: Item = {"id": document.id}
     if document.messages is not None:
         turns = {label(turn["role"]): turn["content"] for turn in reversed(document.messages)}
@@ -100,5 +120,7 @@ def _seed(document: Document) -> Item:
     else:
         cut = document.prompt_chars or len(document.text)
         pair = document.text[:cut], document.text[cut:]
+    if not pair[0].strip():
+        return f"{document.id}: no instruction"
     seed["instruction"] = pair[0].strip()
     return seed | ({"response": pair[1].strip()} if pair[1].strip() else {})

@@ -142,7 +142,7 @@ class GenerateSpec(JobSpec):
         description="similarity (Jaccard, of character 5-grams) to a seed, or to another one, from "
         "which on an instruction is dropped; 1 for equal sets alone",
     )
-    languages: Literal["seeds", "any"] | list[str] = Field(
+    languages: Literal["seeds", "any"] | list[Annotated[str, Field(pattern="^[a-z]{2}$")]] = Field(
         default="seeds",
         description="of what is kept: those of the seeds, or ISO 639-1 codes such as `en`",
     )
@@ -160,6 +160,14 @@ class GenerateSpec(JobSpec):
             raise ValueError(
                 f"`generation: {self.generation.name}` asks no `student`: leave it out"
             )
+        endpoints = [one.endpoint for one in self.models.values() if one.endpoint is not None]
+        places: dict[str, str] = {}
+        for one in endpoints:
+            if places.setdefault(f"{one.identity}", one.url) != one.url:
+                raise ValueError(
+                    f"two endpoints serve a model of one name, {one.model!r}: where they are two "
+                    "models, give one a `version`; where they are one, give both one `url`"
+                )
         if "judge" in needed and self.judge.scores and self.models["judge"].endpoint is not None:
             raise ValueError(
                 f"`judge: {self.judge.name}` needs losses of single tokens, which endpoints do not "

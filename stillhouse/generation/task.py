@@ -7,12 +7,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from stillhouse.custom_code import CustomCode, import_code
+from stillhouse.custom_code import CustomCode, import_code, import_named
 from stillhouse.generation.asking import Asker, Backend, Item, Role, Spending
 from stillhouse.generation.endpoint import Endpoint
 from stillhouse.generation.judges import Judge
 from stillhouse.generation.method import Generation
-from stillhouse.generation.spec import EndpointSettings
+from stillhouse.generation.spec import GENERATORS, JUDGES, EndpointSettings
 from stillhouse.spec import ScoringSettings
 from stillhouse.storage.artifact import Store
 from stillhouse.storage.task import Output, Task
@@ -27,6 +27,7 @@ class LocalModelSettings:
     Attributes:
         digest: of its configuration and weights.
         tokenizer_digest, eos_token, bos_id: of its tokenizer.
+        stops: further ids that end an answer.
         max_positions: of its context.
         folder, tokenizer, device, gpus, threads: location and place.
     """
@@ -35,6 +36,7 @@ class LocalModelSettings:
     tokenizer_digest: str
     eos_token: str
     bos_id: int | None
+    stops: tuple[int, ...]
     max_positions: int
     scoring: ScoringSettings
     folder: str
@@ -45,7 +47,7 @@ class LocalModelSettings:
 
     @property
     def identity(self) -> list[Any]:
-        names = [self.digest, self.tokenizer_digest, self.eos_token, self.bos_id]
+        names = [self.digest, self.tokenizer_digest, self.eos_token, self.bos_id, self.stops]
         return ["model", *names, self.scoring.dtype]
 
 
@@ -92,6 +94,33 @@ def _backend(model: LocalModelSettings | EndpointSettings, in_flight: int) -> Ba
     return LocalModel(model)
 
 
+@dataclass(frozen=True, slots=True)
+class NamedSettings:
+    """A method or judge as plain values, which a worker builds it from.
+
+    Attributes:
+        name: as in the spec.
+        prompts: version of its prompts.
+        code: where it is the user's.
+    """
+
+    name: str
+    values: dict[str, Any]
+    prompts: str
+    code: CustomCode | None = None
+
+    @classmethod
+    def of(cls, made: Generation | Judge, code: CustomCode | None) -> "NamedSettings":
+        return cls(made.name, made.model_dump(mode="json"), made.prompts, code)
+
+    def build(self, table: Mapping[str, str]) -> Any:
+        """The settings object; the user's class is imported from `code` alone."""
+        if self.code is None:
+            return import_named(self.name, table).model_validate(self.values)
+        module, _, wanted = self.name.partition(":")
+        return getattr(import_code(self.code, module), wanted).model_validate(self.values)
+
+
 @dataclass(frozen=True)
 class DraftTask(Task):
     """Run a program of a method for some items.
@@ -101,23 +130,20 @@ class DraftTask(Task):
     Attributes:
         method: whose `program` is run.
         models: what identifies the models, by role.
-        code: of a method or judge of the user's.
     """
 
     KIND = DRAFTS
 
-    method: Generation
-    judge: Judge
+    method: NamedSettings
+    judge: NamedSettings
     program: str
     items: tuple[Item, ...]
     models: dict[str, list[Any]]
-    code: tuple[CustomCode, ...]
 
     def run(self, store: Store, host: Generator, loaded: Any) -> Output:
-        for code in self.code:
-            import_code(code, code.name.partition(":")[0])
+        judge, method = self.judge.build(JUDGES), self.method.build(GENERATORS)
         asker = host.asker()
-        program = getattr(self.method, self.program)
-        made = asker.run(program(item, self.judge) for item in self.items)
+        program = getattr(method, self.program)
+        made = asker.run(program(item, judge) for item in self.items)
         table = pa.table({"item": [json.dumps(one, ensure_ascii=False) for one in made]})
         return Output([table], {"items": len(made), **asker.counts})

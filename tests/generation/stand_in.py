@@ -63,11 +63,11 @@ class Unlimited:
     def __init__(self):
         self.calls = self.tokens = 0
 
-    def take(self, calls):
+    def take(self, role, calls):
         self.calls += calls
 
-    def used(self, tokens):
-        self.tokens += tokens
+    def used(self, role, prompt_tokens, completion_tokens):
+        self.tokens += prompt_tokens + completion_tokens
 
 
 def scores_of(model, judge_prompt, seed):

@@ -91,7 +91,6 @@ def test_the_result_is_the_contract(made):
     assert len(found["rounds"]) == 4
     # equal calls of two workers at one time are made twice
     assert found["calls"] == asked and found["calls"] + found["cached_calls"] >= 6 * 30
-    assert found["tokens"] == found["spent"]["tokens"]
     of = found["models"].values()
     assert found["tokens"] == sum(m["prompt_tokens"] + m["completion_tokens"] for m in of)
     read_tokens = sum(m["prompt_tokens"] for m in of)
@@ -99,7 +98,7 @@ def test_the_result_is_the_contract(made):
     assert found["price"]["calls"] == pytest.approx(price)
     assert found["price"]["pair"] == pytest.approx(price / len(rows))
     assert len(rows) + sum(found["dropped"].values()) == 30
-    assert planned["steps"]["judge 1"]["calls"] == 6 * 30
+    assert planned["steps"]["judge 1"]["calls"] == 4 * 30
     assert {*planned["steps"]} >= {"seeds", "encode", "write", "judge 1", "rewrite 2", "judge 4"}
     asked_again = run_job(spec, Quiet())
     assert asked_again["status"] == "nothing_to_do"
@@ -176,8 +175,7 @@ def test_a_budget_stops_and_goes_on(made, folder, server):
     assert server.asked - asked <= calls
     again = run_job(parse(folder, server, "spent", budget={"calls": 10_000}), Quiet())
     assert rows_of(again).to_list() == rows_of(result).to_list()
-    spent = again["generate"]["spent"]["calls"]
-    assert server.asked - asked <= spent <= server.asked - asked + calls // 2
+    assert again["generate"]["calls"] == server.asked - asked
 
 
 def test_a_killed_run_repeats_nothing_that_was_answered(

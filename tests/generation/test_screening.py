@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from stillhouse.generation.asking import Answer
 from stillhouse.generation.screening import (
+    HeldOut,
     NearIndex,
     Screen,
     answer_fault,
@@ -15,10 +16,11 @@ from stillhouse.generation.screening import (
     languages_of,
 )
 from stillhouse.selection.contamination import NgramIndex
+from stillhouse.text.duplicates import document_hash
 
 ENGLISH = "This is a sentence in plain English, which is long enough to be recognised as such."
 GERMAN = "Dies ist ein ganz gewöhnlicher deutscher Satz, der lang genug ist, um erkannt zu werden."
-NOTHING = NgramIndex.from_texts([])
+NOTHING = HeldOut(NgramIndex.from_texts([]))
 
 
 def grams(text):
@@ -52,43 +54,41 @@ def test_near_duplicates_among_many():
     assert index.has_near(f"{text} w1") and index.has_near(text.upper())
 
 
-def test_seeds_and_earlier_instructions_are_seen():
+def reason(screen, key, text):
+    [found] = screen.reasons(key, [text])
+    return found
+
+
+def test_seeds_delivered_and_earlier_instructions_are_seen():
     screen = Screen(["write a poem about the sea"], NOTHING, None, 0.7)
-    assert screen.reason("instruction", "Write a  poem about the sea") == "duplicate"
-    assert screen.reason("instruction", "write a poem about the sea!") == "near-duplicate"
-    assert screen.reason("instruction", "list all prime numbers below one hundred") is None
-    assert screen.reason("instruction", "list all prime numbers below one hundred") == "duplicate"
-    assert screen.reason("response", "write a poem about the sea") is None
+    assert reason(screen, "instruction", "Write a  poem about the sea") == "duplicate"
+    assert reason(screen, "instruction", "write a poem about the sea!") == "near-duplicate"
+    text = "list all prime numbers below one hundred"
+    found = [*screen.reasons("instruction", [text, text, f"{text}!"])]
+    assert found == [None, "duplicate", "near-duplicate"]
+    # an instruction that was let through, and rewritten, is no copy of itself
+    assert reason(screen, "instruction", f"{text}!") is None
+    screen.add([text])
+    assert reason(screen, "instruction", f"{text}!") == "near-duplicate"
+    assert reason(screen, "response", "write a poem about the sea") is None
 
 
 def test_held_out_text_is_kept_out():
-    words = [
-        "one",
-        "two",
-        "three",
-        "four",
-        "five",
-        "six",
-        "seven",
-        "eight",
-        "nine",
-        "ten",
-        "eleven",
-        "twelve",
-        "thirteen",
-    ]
-    screen = Screen([], NgramIndex.from_texts([" ".join(words)]), None, 0.7)
-    reason = screen.reason("response", "so: " + " ".join(words).upper())
-    assert reason == "shares word 13-grams with held-out text"
-    assert screen.reason("response", " ".join(words[:-1])) is None
+    words = [f"word{n}" for n in range(13)]
+    heldout = HeldOut(NgramIndex.from_texts([" ".join(words)]), frozenset({document_hash("Hi  A")}))
+    screen = Screen([], heldout, None, 0.7)
+    assert reason(screen, "response", "so: " + " ".join(words).upper()) == "held-out text"
+    assert reason(screen, "response", " ".join(words[:-1])) is None
+    assert reason(screen, "instruction", "hi a") == "held-out text"
+    assert reason(screen, "response", "hi a") is None
 
 
 def test_other_languages_are_dropped():
     screen = Screen([], NOTHING, frozenset({"en"}), 0.7)
-    assert screen.reason("response", GERMAN) == "another language (de)"
-    assert screen.reason("response", ENGLISH) is None
-    assert screen.reason("response", "Guten Tag") is None  # too short to tell
-    assert Screen([], NOTHING, None, 0.7).reason("response", GERMAN) is None
+    assert reason(screen, "response", GERMAN) == "another language (de)"
+    assert reason(screen, "response", ENGLISH) is None
+    assert reason(screen, "response", "Guten Tag") is None  # too short to tell
+    assert reason(Screen([], NOTHING, None, 0.7), "response", GERMAN) is None
     assert language_of(ENGLISH) == "en" and language_of("Guten Tag") is None
     assert languages_of([ENGLISH] * 30 + [GERMAN]) == {"en"}
     assert languages_of([ENGLISH] * 9 + [GERMAN]) == {"en", "de"}

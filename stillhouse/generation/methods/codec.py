@@ -1,7 +1,7 @@
 """CodecLM (Wang et al. 2024, arXiv 2404.05875): data for a target, of what the student lacks.
 
     encode     of each seed: a use case, and the skills that an answer needs
-    mix        use cases and skills of different seeds: `num_metadata` entries
+    mix        use cases and skills of any two seeds: `num_metadata` entries
     write      equally many instructions for each entry
     judge      both models answer; scores S of 1 to 10, in both orders; G = S(strong) - S(student)
     keep       |G| > theta: with the strong model's answer if G > 0, with the student's if G < 0
@@ -10,7 +10,8 @@
 
 The basic instruction is the first of `iterations`. What is under theta after the last one is
 dropped (the paper does not say). `keep` sets theta to what that share of the first gaps exceeds:
-theta = 3 of the paper belongs to its judge's scale. There is no official code; prompts are ours.
+theta = 3 of the paper belongs to its judge's scale. Answers of one score are never kept. There is
+no official code; the prompts are ours.
 
 Where fewer than `num_pairs` are kept, further waves of instructions follow, at most `waves`.
 """
@@ -19,13 +20,14 @@ import math
 import re
 from collections import Counter
 from collections.abc import Sequence
+from itertools import product
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
 from pydantic import Field, model_validator
 
 import stillhouse.report.blocks as b
-from stillhouse.generation.asking import Ask, Item, Program, Role
+from stillhouse.generation.asking import Answer, Ask, Item, Program, Role
 from stillhouse.generation.codec_report import coverage, examples, rounds_shown
 from stillhouse.generation.judges import Judge, Verdict, recovery_ratio, verdict
 from stillhouse.generation.method import Generated, Generation, Workshop, usable
@@ -66,6 +68,9 @@ Request:
 The new request can be understood and answered without the old one, and is at most some sentences \
 longer. Reply with the new request alone."""
 _LABELS = re.compile(r"^\W*(use case|skills)\W*:\s*(.+)$", re.I | re.M)
+_KEPT = 0.7
+_DRAWS = 50
+"""For each entry, before all pairs are listed."""
 _ACTION = re.compile(r"^\W*action\W*\d*\s*:\s*(\S.*)$", re.I | re.M)
 
 
@@ -101,8 +106,7 @@ class Codec(Generation):
     def make(self, workshop: Workshop, seeds: Sequence[Item]) -> Generated:
         loop = _Loop(self, workshop)
         described = workshop.run("encode", "encode", seeds)
-        workshop.drop("seed without metadata", [one for one in described if not one["skills"]])
-        described = [one for one in described if one["skills"]]
+        described = usable(workshop, described)
         entries = mixed(described, self.num_metadata, self.seed)
         for wave in range(self.waves if entries else 0):
             loop.wave(entries, wave)
@@ -173,14 +177,14 @@ class Codec(Generation):
         }
 
     def calls(self, num_seeds: int) -> dict[str, int]:
-        """Each call that is repeated when its answer cannot be read counts twice."""
-        entries, compared = min(self.num_metadata, num_seeds**2), 6
-        found = {"encode": 2 * num_seeds, "write": self.num_pairs}
+        """Of one wave, where `keep`, or the paper's 0.7, of the instructions are kept each time."""
+        entries, left = min(self.num_metadata, num_seeds**2), self.num_pairs
+        found = {"encode": num_seeds, "write": left}
         for number in range(1, self.iterations + 1):
-            left = math.ceil(self.num_pairs * (1 if number == 1 else 1 - (self.keep or 0)))
             if number > 1:
-                found[f"rewrite {number}"] = left + (2 * entries if number == 2 else 0)
-            found[f"judge {number}"] = compared * left
+                left = math.ceil(left * (1 - (self.keep or _KEPT)))
+                found[f"rewrite {number}"] = left + (min(entries, left) if number == 2 else 0)
+            found[f"judge {number}"] = 4 * left
         return found
 
     def _asked(self, role: Role, prompt: str, seed: int) -> Ask:
@@ -189,16 +193,16 @@ class Codec(Generation):
 
 def describe(method: Generation, seed: Item) -> Program:
     """The use case and skills of a seed by the strong model, asked for once more if they cannot be
-    read; without skills if they still cannot.
+    read; a fault if they still cannot.
     """
-    prompt = ENCODE.format(instruction=seed["instruction"])
+    prompt, said = ENCODE.format(instruction=seed["instruction"]), Answer()
     for again in range(2):
         draw = method.seed + again
         [said] = yield [Ask("strong", prompt, None, method.temperature, method.max_tokens, draw)]
         found = parse_metadata(said.text)
         if found.get("use_case") and found.get("skills"):
-            return {"seed": seed["id"], **found}
-    return {"seed": seed["id"], "skills": []}
+            return {"seed": seed["id"], "fault": "", **found}
+    return {"seed": seed["id"], "fault": said.fault or "seed without metadata"}
 
 
 def parse_metadata(text: str) -> dict[str, Any]:
@@ -218,32 +222,30 @@ def parse_metadata(text: str) -> dict[str, Any]:
 
 
 def mixed(described: Sequence[Item], count: int, seed: int) -> list[Item]:
-    """Entries of a use case and skills that were not described together, in a drawn order.
+    """Entries of the use case of one seed and the skills of one, as often as seeds have them.
 
-    Each pair once; where there are fewer than `count`, all of them, those of one seed too.
+    Each pair once; where there are fewer than `count`, all of them.
     """
-    use_cases = sorted({one["use_case"] for one in described})
-    skills = sorted({tuple(one["skills"][:3]) for one in described})
-    total = len(use_cases) * len(skills)
-    draws = np.random.default_rng([seed, 1])
-    if total <= 4 * count:
-        order = draws.permutation(total)[:count]
-    else:  # by rejection: all pairs may be too many to list
-        seen: dict[int, None] = {}
-        while len(seen) < count:
-            seen[int(draws.integers(total))] = None
-        order = np.array([*seen])
-    return [
-        {"use_case": use_cases[i // len(skills)], "skills": [*skills[i % len(skills)]]}
-        for i in order.tolist()
-    ]
+    skills = [tuple(one["skills"][:3]) for one in described]
+    if not described:
+        return []
+    total = len({one["use_case"] for one in described}) * len({*skills})
+    draws, found = np.random.default_rng([seed, 1]), dict[tuple[str, tuple[str, ...]], None]()
+    for i, j in draws.integers(len(described), size=(_DRAWS * count, 2)).tolist():
+        found.setdefault((described[i]["use_case"], skills[j]))
+        if len(found) >= min(count, total):
+            break
+    else:  # rare ones are left
+        for pair in product(sorted({one["use_case"] for one in described}), sorted({*skills})):
+            found.setdefault(pair)
+    return [{"use_case": use, "skills": [*names]} for use, names in [*found][:count]]
 
 
 def theta_of(gaps: Sequence[float], keep: float) -> float:
-    """The threshold that the share `keep` of the gaps exceeds in size, or less where some tie."""
+    """The largest size of a gap that the share `keep` of the gaps, or more if some tie, exceeds."""
     sizes = sorted((abs(gap) for gap in gaps), reverse=True)
-    number = math.floor(keep * len(sizes))
-    return sizes[number] if number < len(sizes) else -1.0
+    least = sizes[max(0, math.floor(keep * len(sizes)) - 1)]
+    return next((size for size in sizes if size < least), 0.0)
 
 
 def _described(item: Item) -> dict[str, str]:
@@ -293,13 +295,15 @@ class _Loop:
         """Keep what has a gap above theta; the others."""
         self._gaps += [one["gap"] for one in judged]
         self._verdicts.extend(verdict(one["orders"]) for one in judged if iteration == 1)
-        if self.theta is None:
+        if self.theta is None and judged:
             assert self._method.keep is not None
             self.theta = theta_of([one["gap"] for one in judged], self._method.keep)
-        chosen = [one for one in judged if abs(one["gap"]) > self.theta]
-        others = [one for one in judged if abs(one["gap"]) <= self.theta]
+        theta = self.theta or 0.0
+        chosen = [one for one in judged if abs(one["gap"]) > theta]
+        others = [one for one in judged if abs(one["gap"]) <= theta]
         chosen = usable(self._shop, chosen, "response_fault")
         chosen = self._shop.screened(chosen, "response")
+        self._shop.delivered(chosen, "instruction")
         self.kept += chosen
         row = self._rounds.setdefault(iteration, Counter())
         row.update(entering=entering, judged=len(judged), kept=len(chosen))
@@ -310,7 +314,7 @@ class _Loop:
         method = self._method
         kept = self.kept[: method.num_pairs]
         self._shop.drop("more than `num_pairs`", self.kept[method.num_pairs :])
-        if len(kept) < method.num_pairs:
+        if kept and len(kept) < method.num_pairs:
             self._shop.warn(
                 f"Only {len(kept):,} of {method.num_pairs:,} pairs after {method.waves} waves of "
                 "instructions: add seeds, lower `theta`, or raise `keep`, `iterations` or `waves`."

@@ -5,15 +5,13 @@ compatible if they share a skill or the use case, as the strong model describes 
 """
 
 from collections.abc import Sequence
-from itertools import combinations
 from typing import ClassVar
-
-import numpy as np
 
 from stillhouse.generation.asking import Ask, Item, Program
 from stillhouse.generation.judges import Judge
 from stillhouse.generation.method import Generated, Generation, Workshop, usable
 from stillhouse.generation.methods.codec import describe
+from stillhouse.generation.methods.prefer import drawn_pairs
 from stillhouse.generation.screening import answer_fault
 
 _PROMPT = """\
@@ -28,6 +26,9 @@ Second request:
 
 Reply with the new request alone."""
 
+_DRAWS = 50
+"""Of pairs of seeds, for each pair that is wanted."""
+
 
 class Merge(Generation):
     """Settings of merging."""
@@ -39,22 +40,17 @@ class Merge(Generation):
 
     def make(self, workshop: Workshop, seeds: Sequence[Item]) -> Generated:
         described = workshop.run("encode", "encode", seeds)
-        workshop.drop("seed without metadata", [one for one in described if not one["skills"]])
-        of = {one["seed"]: one for one in described if one["skills"]}
-        pairs = [
-            (one, other)
-            for one, other in combinations([seed for seed in seeds if seed["id"] in of], 2)
-            if compatible(of[one["id"]], of[other["id"]])
-        ]
-        order = np.random.default_rng([self.seed]).permutation(len(pairs))[: self.num_pairs]
-        items = [{"pair": pairs[i], "draw": n} for n, i in enumerate(order.tolist())]
+        of = {one["seed"]: one for one in usable(workshop, described)}
+        known = [seed for seed in seeds if seed["id"] in of]
+        pairs: list[tuple[Item, Item]] = []
+        for i, j in drawn_pairs(len(known), _DRAWS * self.num_pairs, self.seed):
+            if compatible(of[known[i]["id"]], of[known[j]["id"]]):
+                pairs.append((known[i], known[j]))
+            if len(pairs) == self.num_pairs:
+                break
+        items = [{"pair": pair, "draw": n} for n, pair in enumerate(pairs)]
         made = usable(workshop, workshop.run("merge", "write", items))
         kept = workshop.screened(made, "instruction", "response")
-        if len(kept) < self.num_pairs:
-            workshop.warn(
-                f"Only {len(kept):,} of {self.num_pairs:,} pairs: {len(pairs):,} pairs of seeds "
-                "share a skill or a use case."
-            )
         return Generated(kept, [len(kept)])
 
     def encode(self, seed: Item, judge: Judge) -> Program:
