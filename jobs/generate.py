@@ -5,7 +5,11 @@ from typing import Any
 from stillhouse.generation.spec import GenerateSpec
 from stillhouse.jobs.kinds import Job, Speeds, parts_row
 from stillhouse.pipelines.context import Context
-from stillhouse.pipelines.generate import GenerateInputs, list_generation, open_generation
+from stillhouse.pipelines.generate_inputs import (
+    GenerateInputs,
+    list_generation,
+    open_generation,
+)
 from stillhouse.pipelines.given import resolved
 from stillhouse.report.blocks import Result
 from stillhouse.storage.artifact import Store

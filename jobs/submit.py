@@ -197,7 +197,7 @@ def own_code(spec: JobSpec) -> list[CustomCode]:
 
         code += named_code(spec)
     if isinstance(spec, GenerateSpec):
-        from stillhouse.pipelines.generate import own_code as generator_code
+        from stillhouse.pipelines.generate_inputs import own_code as generator_code
 
         code += generator_code(spec)
     if isinstance(spec, ClassifySpec):
