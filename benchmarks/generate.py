@@ -10,7 +10,8 @@ right answers are known. One line of JSON for each cell; running again does what
   the gap (`filter`). Held-out loss and share of right answers on other requests of the target.
 * wrong: the strong model was taught wrong answers half of the time. The share of right ones among
   all of its answers, and among those that are kept.
-* speed: instructions a minute of CodecLM with models in two workers, answers of at most 32 tokens.
+* speed: instructions a minute of CodecLM with models in two workers, answers of at most 32 tokens;
+  the strong one has 0.4 M parameters.
 * calls: calls a second of an endpoint that answers after 0.2 s and fails one in ten, 64 at a time,
   over what 64 calls at a time could reach.
 
@@ -33,7 +34,7 @@ HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE.parent / "examples"), str(HERE), str(HERE.parent / "tests")]
 
 import build_dialogues as world  # noqa: E402
-from generate_arms import Unfiltered  # noqa: E402,F401
+from teacher_models import ray_session  # noqa: E402
 
 import stillhouse  # noqa: E402
 from stillhouse.generation.asking import Ask, Asker  # noqa: E402
@@ -51,7 +52,7 @@ from stillhouse.training.spec import TrainSpec  # noqa: E402
 ARMS = ("random", "metadata", "rubrics", "filter")
 TARGET = {"uses": ["joining words", "repeating words"], "lengths": ["long lists"]}
 SIZES = {
-    "strong": {"hidden_size": 128, "num_layers": 4},
+    "strong": {"hidden_size": 96, "num_layers": 3},
     "student": {"hidden_size": 64, "num_layers": 2},
 }
 Cell = dict[str, Any]
@@ -73,7 +74,7 @@ class Bench:
 
     def train(self, data: str, model: str, tokens: int, **changes: Any) -> dict[str, Any]:
         """A training in this store; its result."""
-        tokens = max(2048, tokens // (100 if self.small else 1))
+        tokens //= (2 if model == "strong" else 20) if self.small else 1
         train = {"num_tokens": tokens, "global_batch": 8, "learning_rate": 4e-3, "eval_points": 1}
         content: dict[str, Any] = {
             "job": "train",
@@ -91,20 +92,19 @@ class Bench:
     def models(self, wrong: bool = False) -> dict[str, str]:
         """Folders of strong model and student; `wrong`: of one taught wrong answers as well."""
         rng = random.Random(0)
-        size = 0.05 if self.small else 1
-        answers = world.answers(rng, round(12_000 * size), [*world.LENGTHS])
-        strong = world.orders(rng, round(2500 * size)) + answers
+        answers = world.answers(rng, 12_000, [*world.LENGTHS])
+        strong = world.orders(rng, 2500) + answers
         rng.shuffle(strong)
         taught = {"tokenizer": {"train": {"vocab_size": 640}}}
-        good = self.train(self.rows("strong", strong), "strong", 2_500_000, **taught)
+        good = self.train(self.rows("strong", strong), "strong", 1_500_000, **taught)
         own = {"tokenizer": {"path": good["artifacts"]["tokenizer"]}}
         found = {"strong": good["artifacts"]["model"]}
         if wrong:
-            spoiled = world.orders(rng, round(2500 * size)) + with_wrong(rng, answers)
+            spoiled = world.orders(rng, 2500) + with_wrong(rng, answers)
             rng.shuffle(spoiled)
-            made = self.train(self.rows("spoiled", spoiled), "strong", 2_500_000, **own)
+            made = self.train(self.rows("spoiled", spoiled), "strong", 1_500_000, **own)
             found["spoiled"] = made["artifacts"]["model"]
-        short = world.answers(rng, round(6000 * size), ["short lists"])
+        short = world.answers(rng, 6000, ["short lists"])
         made = self.train(self.rows("student", short), "student", 250_000, **own)
         return found | {"student": made["artifacts"]["model"]}
 
@@ -312,7 +312,8 @@ def main() -> None:
     for stage, settings, measure in cells(args.stage, args.small):
         if any((one["stage"], one["settings"]) == (stage, settings) for one in found):
             continue
-        made = {"stage": stage, "settings": settings, "measured": measure(bench)}
+        with ray_session(bench.store):
+            made = {"stage": stage, "settings": settings, "measured": measure(bench)}
         found.append(made)
         with args.json.open("a") as file:
             file.write(json.dumps(made) + "\n")

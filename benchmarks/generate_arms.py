@@ -13,7 +13,7 @@ class Unfiltered(Codec):
     """Every instruction is delivered after `iterations - 1` rewrites, with the strong answer."""
 
     def make(self, workshop: Workshop, seeds: Sequence[Item]) -> Generated:
-        described = [one for one in workshop.run("encode", "encode", seeds) if one["skills"]]
+        described = usable(workshop, workshop.run("encode", "encode", seeds))
         entries = mixed(described, self.num_metadata, self.seed)
         kept: list[Item] = []
         for wave in range(self.waves):
