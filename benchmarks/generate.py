@@ -40,7 +40,8 @@ import stillhouse  # noqa: E402
 from stillhouse.generation.asking import Ask, Asker  # noqa: E402
 from stillhouse.generation.endpoint import Endpoint  # noqa: E402
 from stillhouse.generation.local_model import LocalModel  # noqa: E402
-from stillhouse.generation.spec import EndpointSettings, GenerateSpec  # noqa: E402
+from stillhouse.generation.model_settings import EndpointSettings  # noqa: E402
+from stillhouse.generation.spec import GenerateSpec  # noqa: E402
 from stillhouse.generation.task import LocalModelSettings  # noqa: E402
 from stillhouse.jobs.progress import Lines  # noqa: E402
 from stillhouse.jobs.run import run_job  # noqa: E402
@@ -210,7 +211,7 @@ def wrong_cell(bench: Bench, seed: int) -> Cell:
     seeds = bench.rows(f"seeds-wrong-{seed}", pairs_of(rng, 40, target=False))
     spoiled = {"strong": models["spoiled"], "student": models["student"]}
     common = {"num_pairs": count, "seed": seed, "waves": 1}
-    judge = {"judge_model": {"path": models["strong"]}}
+    judge = {"judge": {"name": "likelihood", "model": {"path": models["strong"]}}}
     found: Cell = {}
     for name, changes in (
         ("all", {"name": "generate_arms:Unfiltered", "theta": 0, "iterations": 1}),

@@ -13,9 +13,10 @@ from stillhouse.errors import InputError
 from stillhouse.fingerprint import fingerprint
 from stillhouse.generation.asking import Item, Role
 from stillhouse.generation.method import Generated, Generation
+from stillhouse.generation.model_settings import EndpointSettings
 from stillhouse.generation.screening import HeldOut, Screen
 from stillhouse.generation.seeds import SeedsTask
-from stillhouse.generation.spec import EndpointSettings, GenerateSpec
+from stillhouse.generation.spec import GenerateSpec
 from stillhouse.generation.task import DraftTask, GeneratorHost, LocalModelSettings
 from stillhouse.pipelines.context import Context, Step, Unfinished, perform
 from stillhouse.pipelines.generate_inputs import GenerateInputs, generator_models

@@ -8,8 +8,9 @@ from typing import Any
 from stillhouse.custom_code import CustomCode, find_named
 from stillhouse.data_settings import DataSource
 from stillhouse.generation.asking import Role
+from stillhouse.generation.model_settings import EndpointSettings
 from stillhouse.generation.seeds import SeedFiles
-from stillhouse.generation.spec import GENERATORS, JUDGES, EndpointSettings, GenerateSpec
+from stillhouse.generation.spec import GENERATORS, JUDGES, GenerateSpec
 from stillhouse.generation.task import LocalModelSettings, NamedSettings
 from stillhouse.models.shape import model_uri
 from stillhouse.pipelines.context import Context

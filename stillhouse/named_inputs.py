@@ -14,6 +14,8 @@ _ARTIFACTS_OF_RUNS = {
     "init": ("model",),
     "teachers": ("model",),
     "model": ("model",),
+    "strong": ("model",),
+    "student": ("model",),
     "network": ("model",),
     "policy": ("model",),
     "prior": ("prior", "model"),

@@ -24,7 +24,7 @@ def rounds_shown(
         for n, row in sorted(rounds.items())
     ]
     columns = {"Round": "text", "entering": "number", "judged": "number", "kept": "number"}
-    columns |= {"strong model's answer": "number", "student's": "number"}
+    columns |= {"strong": "number", "student": "number"}
     if not gaps or theta is None:
         return []
     size = max(abs(gap) for gap in gaps) or 1.0
@@ -33,7 +33,7 @@ def rounds_shown(
     counts = [np.histogram(values, edges)[0].tolist() for values in (gaps, inside)]
     intro = (
         "An instruction is kept where the scores of the two answers are further apart than "
-        f"theta = {theta:,.3g}; the others are made harder."
+        f"theta = {theta:,.3g}, with the answer that scores more; the others are made harder."
     )
     chart = b.Histogram(
         "The gaps, [pool: all] and [kept: large enough]",
@@ -41,7 +41,8 @@ def rounds_shown(
         counts[0],
         counts[1],
         None,
-        "score of the strong model's answer less that of the student's",
+        " of the strong model's answer less that of the student's",
+        "instructions",
     )
     return [b.Text(intro), b.Table(columns, rows, style="short", terminal=True), chart]
 
@@ -85,7 +86,6 @@ def examples(kept: Sequence[Item]) -> list[b.Block]:
 
 def _card(one: Item) -> b.Card:
     facts = [
-        b.Fact("gap", f"{one['gap']:+.3g}"),
         b.Fact("answered by", one["answered_by"]),
         b.Fact("use case", one["use_case"]),
         b.Fact("skills", ", ".join(one["skills"])),
@@ -94,4 +94,4 @@ def _card(one: Item) -> b.Card:
         facts.append(b.Fact(f"round {number}", f"gap {step['gap']:+.3g}", step["instruction"]))
         facts.append(b.Fact("then", step["action"]))
     text = f"{one['instruction']}\n\n{one['response']}"
-    return b.Card(one["instruction"][:160], f"round {one['round']}", text, facts)
+    return b.Card(f"{one['gap']:+.3g}", f"round {one['round']}", text, facts)

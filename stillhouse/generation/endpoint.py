@@ -9,7 +9,7 @@ from typing import Any
 
 from stillhouse.errors import EndpointError, EndpointRefusedError
 from stillhouse.generation.asking import Answer, Ask
-from stillhouse.generation.spec import EndpointSettings
+from stillhouse.generation.model_settings import EndpointSettings
 
 _MAX_REASON = 300
 

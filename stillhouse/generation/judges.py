@@ -11,6 +11,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from stillhouse.generation.asking import Answer, Ask
+from stillhouse.generation.model_settings import GeneratorModel
 from stillhouse.settings import Settings
 
 Scores = tuple[list[float], list[float]]
@@ -65,6 +66,7 @@ class Judge(Settings):
     prompts: ClassVar[str] = "1"
 
     name: str = Field(description="a short one, or `package.module:Class` of your own")
+    model: GeneratorModel | None = Field(default=None, description="default `strong`")
 
     def compare(
         self, instruction: str, strong: str, student: str, seed: int

@@ -10,10 +10,11 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 
 from stillhouse.custom_code import import_named
-from stillhouse.data_settings import FROM_SETTING, PathOrSource
+from stillhouse.data_settings import PathOrSource
 from stillhouse.generation.judges import Judge
 from stillhouse.generation.method import Generation
-from stillhouse.settings import Count, Settings, Share, refuse_secrets
+from stillhouse.generation.model_settings import GeneratorModel
+from stillhouse.settings import Count, Settings, Share
 from stillhouse.spec import JobSpec, ScoringSettings
 
 _HERE = "stillhouse.generation"
@@ -24,58 +25,6 @@ GENERATORS = {
     "prefer": f"{_HERE}.methods.prefer:Prefer",
 }
 JUDGES = {"pairwise": f"{_HERE}.judges:Pairwise", "likelihood": f"{_HERE}.judges:Likelihood"}
-
-
-class EndpointSettings(Settings):
-    """An OpenAI-compatible server."""
-
-    places: ClassVar[frozenset[str]] = frozenset(
-        ("url", "key_env", "key_file", "in_flight", "timeout_s", "retries")
-    )
-
-    url: str = Field(
-        pattern=r"^https?://", description="without `/chat/completions`: http://host:8000/v1"
-    )
-    model: str = Field(min_length=1, description="its name there, which names its answers, too")
-    version: str = Field(default="", description="told apart from others of this name")
-    key_env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = Field(
-        default=None, description="the workers' environment variable with the key; never the key"
-    )
-    key_file: str | None = Field(default=None, description="or a file on every node")
-    in_flight: Count = Field(default=64, description="calls at once, of all generators")
-    timeout_s: Annotated[float, Field(gt=0)] = Field(default=120, description="of one call")
-    retries: Annotated[int, Field(ge=0)] = Field(
-        default=8, description="of a call that was not answered, after growing pauses"
-    )
-    options: dict[str, Any] = Field(
-        default={}, description="further keys of each request, such as `top_p`; never a secret"
-    )
-
-    @property
-    def identity(self) -> list[Any]:
-        """What names its answers."""
-        return ["endpoint", self.model, self.version, self.options]
-
-    @model_validator(mode="after")
-    def _check(self) -> "EndpointSettings":
-        if self.key_env is not None and self.key_file is not None:
-            raise ValueError("give either `key_env` or `key_file`")
-        refuse_secrets(self.options)
-        return self
-
-
-class GeneratorModel(Settings):
-    """A model that writes or judges: exactly one of `path`, `from`, `endpoint`."""
-
-    path: str | None = Field(default=None, description="a transformers folder, URI or hub name")
-    from_: str | None = Field(default=None, alias="from", description=FROM_SETTING)
-    endpoint: EndpointSettings | None = None
-
-    @model_validator(mode="after")
-    def _one_of(self) -> "GeneratorModel":
-        if sum(one is not None for one in (self.path, self.from_, self.endpoint)) != 1:
-            raise ValueError("give exactly one of `path`, `from`, `endpoint`")
-        return self
 
 
 class BudgetSettings(Settings):
@@ -129,7 +78,6 @@ class GenerateSpec(JobSpec):
         default_factory=lambda: find_judge({}),
         description=f"its `name` is one of {', '.join(JUDGES)}, or your own",
     )
-    judge_model: GeneratorModel | None = Field(default=None, description="default `strong`")
     generation: SerializeAsAny[Annotated[Generation, BeforeValidator(find_generator)]] = Field(
         description=f"its `name` is one of {', '.join(GENERATORS)}, or your own"
     )
@@ -171,7 +119,7 @@ class GenerateSpec(JobSpec):
         if "judge" in needed and self.judge.scores and self.models["judge"].endpoint is not None:
             raise ValueError(
                 f"`judge: {self.judge.name}` needs losses of single tokens, which endpoints do not "
-                "give: set `judge_model` to a model by `path`"
+                "give: set `judge.model` to one by `path`"
             )
         return self
 
@@ -181,7 +129,7 @@ class GenerateSpec(JobSpec):
         given = {
             "strong": self.strong,
             "student": self.student,
-            "judge": self.judge_model or self.strong,
+            "judge": self.judge.model or self.strong,
         }
         return {
             role: model

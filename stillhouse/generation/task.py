@@ -12,7 +12,8 @@ from stillhouse.generation.asking import Asker, Backend, Item, Role, Spending
 from stillhouse.generation.endpoint import Endpoint
 from stillhouse.generation.judges import Judge
 from stillhouse.generation.method import Generation
-from stillhouse.generation.spec import GENERATORS, JUDGES, EndpointSettings
+from stillhouse.generation.model_settings import EndpointSettings
+from stillhouse.generation.spec import GENERATORS, JUDGES
 from stillhouse.spec import ScoringSettings
 from stillhouse.storage.artifact import Store
 from stillhouse.storage.task import Output, Task
@@ -111,7 +112,8 @@ class NamedSettings:
 
     @classmethod
     def of(cls, made: Generation | Judge, code: CustomCode | None) -> "NamedSettings":
-        return cls(made.name, made.model_dump(mode="json"), made.prompts, code)
+        values = made.model_dump(mode="json", exclude={"model"})  # which the host has
+        return cls(made.name, values, made.prompts, code)
 
     def build(self, table: Mapping[str, str]) -> Any:
         """The settings object; the user's class is imported from `code` alone."""

@@ -98,7 +98,10 @@ class Curves:
 
 @dataclass(frozen=True, slots=True)
 class Histogram:
-    """A histogram: counts by score over ascending `edges` [n+1], of `pool` and `kept` [n]."""
+    """A histogram: counts by score over ascending `edges` [n+1], of `pool` and `kept` [n].
+
+    `unit` follows the word score; `noun` is what is counted.
+    """
 
     caption: str
     edges: list[float]
@@ -106,6 +109,7 @@ class Histogram:
     kept: list[int]
     cut: float | None
     unit: str = ""
+    noun: str = "sequences"
     kind: Literal["histogram"] = "histogram"
 
 

@@ -105,7 +105,7 @@ def histogram(data: Histogram) -> Markup:
     outside = sum(data.pool) - sum(pool)
     note = f"; {compact(outside)} further out are not drawn" if outside else ""
     description = "Histogram of scores over the pool and the selection"
-    titles = f"score{data.unit}{note}", "sequences"
+    titles = f"score{data.unit}{note}", data.noun
     return _plot(across, up, titles, marks, labels, description)
 
 

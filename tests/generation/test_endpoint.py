@@ -11,7 +11,7 @@ from stillhouse.errors import EndpointError, EndpointRefusedError
 from stillhouse.generation.asking import Ask, Asker
 from stillhouse.generation.endpoint import Endpoint
 from stillhouse.generation.local_model import LocalModel
-from stillhouse.generation.spec import EndpointSettings
+from stillhouse.generation.model_settings import EndpointSettings
 from stillhouse.storage.artifact import Store
 
 

@@ -310,6 +310,20 @@ def test_models_in_the_workers(ray_cluster, folder, tmp_path):
     assert len(one) + sum(results[0]["generate"]["dropped"].values()) == 24
 
 
+def test_a_judge_by_likelihoods_has_a_model_of_its_own(ray_cluster, folder, server, tmp_path):
+    """A student of one name with the strong model's answers would have gaps of 0."""
+    model = small_model(tmp_path / "judge")
+    judge = {"name": "likelihood", "model": {"path": str(model)}}
+    few = {"theta": None, "keep": 0.5, "iterations": 1, "num_pairs": 12}
+    result = run_job(parse(folder, server, "likely", judge=judge, generation=few), Quiet())
+    rows = rows_of(result).to_list()
+    assert 6 <= len(rows) <= 8 and result["generate"]["models"]["judge"]["calls"] == 24
+    for row in rows:
+        record = json.loads(row["record"])
+        assert record["judge"] == ["likelihood", "1"] and record["models"]["judge"][0] == "model"
+        assert row["strong_score"] < 0 and row["gap"] == row["strong_score"] - row["student_score"]
+
+
 @pytest.mark.parametrize("name", ["merge", "prefer", "rephrase"])
 def test_the_smaller_generators(ray_cluster, folder, server, name):
     content = content_of(folder, server, "small") | {"generation": {"name": name, "num_pairs": 12}}
@@ -341,7 +355,7 @@ def test_the_smaller_generators(ray_cluster, folder, server, name):
         ({"generation": {"name": "codex"}}, "`codex` is none of codec, rephrase, merge, prefer"),
         ({"generation": {"num_pear": 3}}, "num_pear"),
         ({"student": None}, "compares with a `student`"),
-        ({"judge": {"name": "likelihood"}}, "set `judge_model` to a model by `path`"),
+        ({"judge": {"name": "likelihood"}}, "set `judge.model` to one by `path`"),
         ({"strong": {"path": "a", "endpoint": None, "from": "b"}}, "exactly one of `path`"),
         ({"strong": {"endpoint": {"url": "host:8000", "model": "m"}}}, "url"),
         ({"seeds": None}, "seeds"),
