@@ -11,7 +11,7 @@ right answers are known. One line of JSON for each cell; running again does what
 * wrong: the strong model was taught wrong answers half of the time. The share of right ones among
   all of its answers, and among those that are kept.
 * speed: instructions a minute of CodecLM with models in two workers, answers of at most 32 tokens;
-  the strong one has 0.4 M parameters.
+  the strong one has 0.7 M parameters.
 * calls: calls a second of an endpoint that answers after 0.2 s and fails one in ten, 64 at a time,
   over what 64 calls at a time could reach.
 
@@ -53,7 +53,7 @@ from stillhouse.training.spec import TrainSpec  # noqa: E402
 ARMS = ("random", "metadata", "rubrics", "filter")
 TARGET = {"uses": ["joining words", "repeating words"], "lengths": ["long lists"]}
 SIZES = {
-    "strong": {"hidden_size": 96, "num_layers": 3},
+    "strong": {"hidden_size": 128, "num_layers": 3},
     "student": {"hidden_size": 64, "num_layers": 2},
 }
 Cell = dict[str, Any]
@@ -93,17 +93,17 @@ class Bench:
     def models(self, wrong: bool = False) -> dict[str, str]:
         """Folders of strong model and student; `wrong`: of one taught wrong answers as well."""
         rng = random.Random(0)
-        answers = world.answers(rng, 12_000, [*world.LENGTHS])
-        strong = world.orders(rng, 2500) + answers
+        answers = world.answers(rng, 36_000, [*world.LENGTHS])
+        strong = world.orders(rng, 1500) + answers
         rng.shuffle(strong)
         taught = {"tokenizer": {"train": {"vocab_size": 640}}}
-        good = self.train(self.rows("strong", strong), "strong", 1_500_000, **taught)
+        good = self.train(self.rows("strong", strong), "strong", 2_000_000, **taught)
         own = {"tokenizer": {"path": good["artifacts"]["tokenizer"]}}
         found = {"strong": good["artifacts"]["model"]}
         if wrong:
-            spoiled = world.orders(rng, 2500) + with_wrong(rng, answers)
+            spoiled = world.orders(rng, 1500) + with_wrong(rng, answers)
             rng.shuffle(spoiled)
-            made = self.train(self.rows("spoiled", spoiled), "strong", 1_500_000, **own)
+            made = self.train(self.rows("spoiled", spoiled), "strong", 2_000_000, **own)
             found["spoiled"] = made["artifacts"]["model"]
         short = world.answers(rng, 6000, ["short lists"])
         made = self.train(self.rows("student", short), "student", 250_000, **own)

@@ -137,7 +137,7 @@ def pairs(rng: random.Random, count: int) -> list[dict[str, str]]:
 def write(folder: Path, size: float, seed: int) -> None:
     """Write the four files; `size` scales what the models are taught."""
     rng = random.Random(seed)
-    strong = orders(rng, round(2500 * size)) + answers(rng, round(12_000 * size), [*LENGTHS])
+    strong = orders(rng, round(1500 * size)) + answers(rng, round(36_000 * size), [*LENGTHS])
     rng.shuffle(strong)
     files = {
         "strong": strong,
