@@ -15,10 +15,11 @@ One line of JSON for each cell; running again does what is missing. Stages:
 * distil: a language model of 1 M parameters on books, with a teacher of 5 M, and without one at
   equal tokens and at equal FLOPs.
 * selected: the same student on a selection or on random data, with the teacher and without.
-* wellread: pre-trained, distilled and fine-tuned, or some of these, at equal tokens.
+* wellread: pre-trained, distilled and fine-tuned, or some of these, at equal tokens; fine-tuned on
+  books. snli: on the answers of SNLI instead.
 * autodistil: do relation losses in a super-network rank its sub-networks?
 
-The last four train with `job: train` on DATA (`teacher_models.py`), three seeds each; `--small`
+The last five train with `job: train` on DATA (`teacher_models.py`), three seeds each; `--small`
 trains one seed on a hundredth, to find mistakes.
 
 * lsskd: a ConvNet on 1,000 or 2,000 labels of Fashion-MNIST, by labels alone or with branches.
@@ -50,6 +51,7 @@ from teacher_models import (
     distil_cell,
     ray_session,
     selected_cell,
+    snli_cell,
     wellread_cell,
 )
 from teachers_fashion import lsskd_cell, weak_to_strong_cell
@@ -258,6 +260,10 @@ OF_MODELS: dict[str, tuple[Callable[..., dict[str, float]], list[dict[str, Any]]
     ),
     "wellread": (
         wellread_cell,
+        [{"seed": seed, "arm": arm} for seed in SEEDS for arm in ("pd", "pf", "d", "s")],
+    ),
+    "snli": (
+        snli_cell,
         [{"seed": seed, "arm": arm} for seed in SEEDS for arm in ("pd", "pf", "d", "s")],
     ),
     "autodistil": (autodistil_cell, [{"seed": seed} for seed in SEEDS]),
