@@ -6,9 +6,12 @@ from typing import Any
 from pydantic.json_schema import models_json_schema
 
 from stillhouse.custom_code import import_named
-from stillhouse.data_settings import TargetSource
+from stillhouse.data_settings import PoolSource, TargetSource
 from stillhouse.distillation.spec import METHODS, Method
 from stillhouse.errors import MissingExtraError, SpecError
+from stillhouse.generation.judges import Judge
+from stillhouse.generation.method import Generation
+from stillhouse.generation.spec import GENERATORS, JUDGES
 from stillhouse.jobs.chain_spec import ChainSpec
 from stillhouse.jobs.kinds import SPECS, TASKS
 from stillhouse.jobs.sweep_spec import SweepSettings
@@ -22,8 +25,15 @@ _CLASSES: dict[str, list[type[JobSpec]]] = {
     "train": [*TASKS.values()],
     "chain": [ChainSpec],
 }
-_NAMED: dict[type[Any], Mapping[str, str]] = {Policy: POLICIES, Method: METHODS}
-"""Sections that are settings of the class that their `name` names, with the built-in classes."""
+_NAMED: dict[type[Any], tuple[Mapping[str, str], str | None]] = {
+    Policy: (POLICIES, None),
+    Method: (METHODS, None),
+    Generation: (GENERATORS, "codec"),
+    Judge: (JUDGES, "pairwise"),
+}
+"""Sections that are settings of the class that their `name` names, with the built-in classes and
+the default.
+"""
 _DEFAULT_TASK = next(iter(TASKS))
 
 
@@ -42,17 +52,18 @@ def schema(job: str | None = None) -> dict[str, Any]:
     known = {name: _CLASSES[name] for name in _CLASSES if name in jobs or "chain" in jobs}
     classes = [one for found in known.values() for one in found]
     parts = _definitions([*classes, SweepSettings])
-    for base, table in _NAMED.items():
+    for base, (table, default) in _NAMED.items():
         if base.__name__ in parts:
             named = _built_in(table)
             parts |= _definitions([*named.values()])
-            parts[base.__name__] = _by_name(table, named)
+            parts[base.__name__] = _by_name(table, named, default)
     steps = [name for name in known if name != "chain"]
     for name in steps:
         for one in known[name]:
             parts[one.__name__]["properties"]["sweep"] = _ref(SweepSettings)
     if "select" in known:
         _loosen_targets(parts)
+        parts[PoolSource.__name__]["oneOf"] = [{"required": [key]} for key in ("path", "from")]
     if "chain" in known:
         step = _by_job({name: known[name] for name in steps})
         parts[ChainSpec.__name__]["properties"]["steps"] |= {
@@ -93,15 +104,19 @@ def _built_in(table: Mapping[str, str]) -> dict[str, type[Any]]:
         return {}
 
 
-def _by_name(table: Mapping[str, str], classes: dict[str, type[Any]]) -> dict[str, Any]:
+def _by_name(
+    table: Mapping[str, str], classes: dict[str, type[Any]], default: str | None
+) -> dict[str, Any]:
     """A section that is one of the classes, or of a user's own `package.module:Class`."""
-    chosen = [
-        {"if": {"properties": {"name": {"const": name}}}, "then": _ref(one)}
-        for name, one in classes.items()
-    ]
+    chosen: list[dict[str, Any]] = []
+    for name, one in classes.items():
+        needed = [] if name == default else ["name"]
+        asked = {"properties": {"name": {"const": name}}, "required": needed}
+        chosen.append({"if": asked, "then": _ref(one)})
     names = [{"enum": [*table]}, {"type": "string", "pattern": ":"}]
     section: dict[str, Any] = {"type": "object", "properties": {"name": {"anyOf": names}}}
-    return section | {"required": ["name"]} | ({"allOf": chosen} if chosen else {})
+    section |= {} if default else {"required": ["name"]}
+    return section | ({"allOf": chosen} if chosen else {})
 
 
 def _by_job(classes: dict[str, list[type[JobSpec]]]) -> dict[str, Any]:
