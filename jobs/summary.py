@@ -13,7 +13,7 @@ _MAX_VERSIONS = 3
 _AMOUNTS = ("tokens", "calls", "gradient_passes", "epochs", "iterations", "bytes")
 """Keys of a planned step that say how much work it is."""
 _RECOMMENDED = ("metric", "best", "mean", "regret", "gain")
-_PUBLISHED = ("selection", "model", "distilled")
+_PUBLISHED = ("selection", "model", "distilled", "generated")
 
 
 def show_result(result: dict[str, Any]) -> None:
