@@ -172,7 +172,7 @@ def answers_of(folder: str, prompts: Sequence[str]) -> list[str]:
 def ablation_cell(bench: Bench, seed: int, arm: str) -> Cell:
     """A student after training on one arm's pairs."""
     models, rng = bench.models(), random.Random(seed)
-    count = 20 if bench.small else 150
+    count = 20 if bench.small else 300
     seeds = pairs_of(rng, 40, target=arm != "random")
     test = pairs_of(random.Random(1000 + seed), 300, target=True)
     held = {row["messages"][0]["content"] for row in seeds}
@@ -189,7 +189,8 @@ def ablation_cell(bench: Bench, seed: int, arm: str) -> Cell:
     trained = bench.train(
         rows.uri,
         "student",
-        60_000,
+        30_000,
+        sequence_length=64,
         init={"path": models["student"]},
         heldout={"path": bench.rows(f"test-{seed}", test)},
         train={"learning_rate": 1e-3, "seed": seed},
