@@ -40,7 +40,7 @@ def plan_spec(spec: AnySpec) -> dict[str, Any]:
         return planned
     speeds = speeds_of(Store(absolute_uri(spec.store)))
     compute, unknown = planned_price(planned["steps"], speeds, spec)
-    note = f"about {compute:,.2f} for workers at the spec's prices"
+    note = f"about {compute:,.2f} at the spec's prices"
     if unknown:
         note += f", and {number_of(len(unknown), 'step')} of unknown time: {', '.join(unknown[:5])}"
     return planned | {"price": {"compute": compute}, "notes": [*planned["notes"], note]}
