@@ -80,3 +80,20 @@ def same(one, other):
     tensors, others = one.tensors, other.tensors
     equal = tensors.keys() == others.keys() and one.progress == other.progress
     return equal and all(torch.equal(tensors[name], others[name]) for name in tensors)
+
+
+def steps(run, count):
+    """Losses and gradient norms of some steps."""
+    return [(record.loss, record.grad_norm) for record in (run.step() for _ in range(count))]
+
+
+def check_resumed(make):
+    """A training that is resumed after three steps has the same bits after six."""
+    whole = make()
+    steps(whole, 3)
+    state = whole.snapshot()
+    steps(whole, 3)
+    resumed = make()
+    resumed.restore(state)
+    steps(resumed, 3)
+    assert same(resumed.snapshot(), whole.snapshot())

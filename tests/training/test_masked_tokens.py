@@ -12,7 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from masked_parts import CLS_ID, CONFIGS, MASK_ID, tiny_masked
 from torch.nn.functional import cross_entropy
-from training_parts import LENGTH, VOCAB, make_trainer, same, small_model, write_parts
+from training_parts import (
+    LENGTH,
+    VOCAB,
+    check_resumed,
+    make_trainer,
+    small_model,
+    steps,
+    write_parts,
+)
 
 from stillhouse.errors import SpecError
 from stillhouse.training.group import WorkerGroup
@@ -52,10 +60,6 @@ def batch_of(rows, length, seed=0, **signals):
     generator = np.random.default_rng(seed)
     ids = torch.from_numpy(generator.integers(5, 1000, (rows, length)))
     return Batch(ids, generator.integers(0, 50, (rows, 2)), None, signals)
-
-
-def steps(run, count=NUM):
-    return [(record.loss, record.grad_norm) for record in (run.step() for _ in range(count))]
 
 
 def test_a_share_of_every_sequence_is_hidden():
@@ -129,10 +133,10 @@ def worker(rank, folder, uris):
     """One of two processes: the losses and gradient norms of all cases."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=2)
-    found = {name: steps(trainer(name, uris, WorkerGroup.current())) for name in CASES}
+    found = {name: steps(trainer(name, uris, WorkerGroup.current()), NUM) for name in CASES}
     for name in CASES:
         group = WorkerGroup.current(sharded=True)
-        found[f"{name} sharded"] = steps(trainer(name, uris, group, micro_batch=4))
+        found[f"{name} sharded"] = steps(trainer(name, uris, group, micro_batch=4), NUM)
     Path(folder, f"{rank}.json").write_text(json.dumps(found))
     dist.destroy_process_group()
 
@@ -140,8 +144,8 @@ def worker(rank, folder, uris):
 @pytest.mark.parametrize("name", [*CASES])
 def test_workers_and_micro_batches_change_no_losses(world, name):
     uris, found = world
-    alone = steps(trainer(name, uris))
-    again = steps(trainer(name, uris, micro_batch=4, activation_checkpointing=True))
+    alone = steps(trainer(name, uris), NUM)
+    again = steps(trainer(name, uris, micro_batch=4, activation_checkpointing=True), NUM)
     for other in (again, found[name], found[f"{name} sharded"]):
         assert [x[0] for x in other] == pytest.approx([x[0] for x in alone], rel=1e-5)
         assert [x[1] for x in other] == pytest.approx([x[1] for x in alone], rel=1e-3)
@@ -150,14 +154,7 @@ def test_workers_and_micro_batches_change_no_losses(world, name):
 
 @pytest.mark.parametrize("name", [*CASES])
 def test_resumed_it_has_the_same_bits(world, name):
-    whole = trainer(name, world[0])
-    steps(whole, 3)
-    state = whole.snapshot()
-    steps(whole, 3)
-    resumed = trainer(name, world[0])
-    resumed.restore(state)
-    steps(resumed, 3)
-    assert same(resumed.snapshot(), whole.snapshot())
+    check_resumed(lambda: trainer(name, world[0]))
 
 
 def test_compiled_layers_change_no_losses(world, monkeypatch):

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch.nn.functional import cross_entropy
-from training_parts import VOCAB, make_trainer, same, write_parts
+from training_parts import VOCAB, check_resumed, make_trainer, steps, write_parts
 
 from stillhouse.errors import SpecError
 from stillhouse.models.causal_lm import build_model
@@ -51,18 +51,14 @@ def trainer(name, uris, group=None, **options):
     return make_trainer(uris, group, objective=objective, teachers=teachers, **options)
 
 
-def steps(run, count=NUM):
-    return [(record.loss, record.grad_norm) for record in (run.step() for _ in range(count))]
-
-
 def worker(rank, folder, uris):
     """One of two processes: the losses and gradient norms of all cases."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=2)
-    found = {name: steps(trainer(name, uris, WorkerGroup.current())) for name in CASES}
+    found = {name: steps(trainer(name, uris, WorkerGroup.current()), NUM) for name in CASES}
     for name in ("self", "states", "critics", "transport"):
         group = WorkerGroup.current(sharded=True)
-        found[f"{name} sharded"] = steps(trainer(name, uris, group, micro_batch=4))
+        found[f"{name} sharded"] = steps(trainer(name, uris, group, micro_batch=4), NUM)
     Path(folder, f"{rank}.json").write_text(json.dumps(found))
     dist.destroy_process_group()
 
@@ -81,8 +77,8 @@ def world(tmp_path_factory):
 @pytest.mark.parametrize("name", [*CASES])
 def test_workers_and_micro_batches_change_no_losses(world, name):
     uris, found = world
-    alone = steps(trainer(name, uris))
-    split = steps(trainer(name, uris, micro_batch=4))
+    alone = steps(trainer(name, uris), NUM)
+    split = steps(trainer(name, uris, micro_batch=4), NUM)
     others = [split, *(found[key] for key in (name, f"{name} sharded") if key in found)]
     for other in others:
         assert [x[0] for x in other] == pytest.approx([x[0] for x in alone], rel=1e-5)
@@ -122,14 +118,7 @@ def test_compiled_layers_change_no_losses(world, name, monkeypatch):
 
 @pytest.mark.parametrize("name", [*CASES])
 def test_resumed_it_has_the_same_bits(world, name):
-    whole = trainer(name, world[0])
-    steps(whole, 3)
-    state = whole.snapshot()
-    steps(whole, 3)
-    resumed = trainer(name, world[0])
-    resumed.restore(state)
-    steps(resumed, 3)
-    assert same(resumed.snapshot(), whole.snapshot())
+    check_resumed(lambda: trainer(name, world[0]))
 
 
 @pytest.mark.parametrize("name", [*CASES])
