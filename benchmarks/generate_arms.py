@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from stillhouse.generation.asking import Ask, Item, Program
+from stillhouse.generation.asking import Item, Program
 from stillhouse.generation.judges import Judge
 from stillhouse.generation.method import Generated, Workshop, usable
 from stillhouse.generation.methods.codec import Codec, mixed
@@ -19,8 +19,7 @@ class Unfiltered(Codec):
         for wave in range(self.waves):
             first = wave * self.num_pairs
             items = [
-                entries[i % len(entries)]
-                | {"draw": self.seed * 1_000_003 + i, "history": [], "gap": 0.0}
+                entries[i % len(entries)] | {"draw": self.seed_of(i), "history": [], "gap": 0.0}
                 for i in range(first, first + self.num_pairs)
             ]
             items = usable(workshop, workshop.run("write", "write", items))
@@ -35,7 +34,6 @@ class Unfiltered(Codec):
 
     def answered(self, item: Item, judge: Judge) -> Program:
         """The strong model's answer."""
-        ask = Ask("strong", item["instruction"], max_tokens=self.max_tokens, seed=self.seed)
-        [answer] = yield [ask]
+        [answer] = yield [self.answering(item["instruction"])]
         given = {"response": answer.text, "answered_by": "strong", "fault": answer_fault(answer)}
         return item | given | {"strong_score": 0.0, "student_score": 0.0}

@@ -14,7 +14,7 @@ from stillhouse.generation.spec import GENERATORS, JUDGES, GenerateSpec
 from stillhouse.generation.task import LocalModelSettings, NamedSettings
 from stillhouse.models.shape import model_uri
 from stillhouse.pipelines.context import Context
-from stillhouse.pipelines.given import Needs, check_vocabulary, given_models, model_identity
+from stillhouse.pipelines.given import Needs, given_models, model_identity
 from stillhouse.pipelines.inputs import list_source
 from stillhouse.pipelines.tokenizer import given_tokenizer
 from stillhouse.pipelines.train_data import prompt_columns
@@ -77,8 +77,8 @@ def open_generation(
         role: model_identity(store, model_uri(path), remember=remember)
         for role, path in paths.items()
     }
-    for role, path in paths.items():
-        check_vocabulary(load_tokenizer(path, None), path, {role: path})
+    for path in paths.values():
+        load_tokenizer(path, None)  # or refuse it before any work
     size = sum(one.size_bytes for one in files[0])
     method, judge = (
         NamedSettings.of(made, code)
@@ -123,7 +123,7 @@ def generator_models(
 ) -> dict[Role, LocalModelSettings | EndpointSettings]:
     """The models by role; those given by path are put into the store."""
     paths = given_paths(spec)
-    made = given_models(ctx, {f"{role}": path for role, path in paths.items()}, Needs())
+    made = given_models(ctx, paths, Needs())
     models: dict[Role, LocalModelSettings | EndpointSettings] = {}
     for role, one in spec.models.items():
         if one.endpoint is not None:

@@ -17,7 +17,7 @@ _MANY_DROPPED = 0.5
 def generate_result(ctx: Context, spec: GenerateSpec, made: GenerateRun, run_uri: str) -> b.Result:
     """The result of a finished generation."""
     rows, spent = made.manifest.num_rows, _by_role(spec, made)
-    calls = sum(one["calls"] for one in spent.values())
+    calls = _sum(spent, "calls")
     needed = made.counts["calls"] + made.counts["cached_calls"]
     numbers: dict[str, Any] = {
         "generated_fingerprint": made.manifest.fingerprint,
@@ -26,7 +26,7 @@ def generate_result(ctx: Context, spec: GenerateSpec, made: GenerateRun, run_uri
             "seeds": made.num_seeds,
             "calls": calls,
             "cached_calls": max(0, needed - calls),
-            "tokens": _tokens(spent),
+            "tokens": _sum(spent, "prompt_tokens") + _sum(spent, "completion_tokens"),
             "rounds": made.made.rounds,
             "dropped": dict(made.dropped.most_common()),
             "models": spent,
@@ -48,7 +48,7 @@ def generate_result(ctx: Context, spec: GenerateSpec, made: GenerateRun, run_uri
         artifacts={GENERATED: ctx.store.path(GENERATED, made.manifest.fingerprint)},
         numbers=numbers,
         warnings=b.Warnings(_warnings(spec, made), _CHECKED),
-        lead=_lead(spec, made, price),
+        lead=_lead(spec, made, spent, price),
         sections=[
             *made.made.sections,
             b.Section("dropped", "What was left out", [table] if dropped else []),
@@ -66,8 +66,8 @@ def _by_role(spec: GenerateSpec, made: GenerateRun) -> dict[str, dict[str, int]]
     return {role: nothing | made.spent.get(role, {}) for role in spec.models}
 
 
-def _tokens(spent: Spent) -> int:
-    return sum(one["prompt_tokens"] + one["completion_tokens"] for one in spent.values())
+def _sum(spent: Spent, key: str) -> int:
+    return sum(one[key] for one in spent.values())
 
 
 def _price(spec: GenerateSpec, spent: Spent) -> float | None:
@@ -80,14 +80,15 @@ def _price(spec: GenerateSpec, spent: Spent) -> float | None:
     )
 
 
-def _lead(spec: GenerateSpec, made: GenerateRun, price: float | None) -> list[b.Block]:
-    rows, spent = made.manifest.num_rows, _by_role(spec, made)
-    calls = sum(one["calls"] for one in spent.values())
+def _lead(
+    spec: GenerateSpec, made: GenerateRun, spent: Spent, price: float | None
+) -> list[b.Block]:
+    rows, calls = made.manifest.num_rows, _sum(spent, "calls")
     story = (
         f"**{compact(rows)} rows** were generated from {compact(made.num_seeds)} seeds by "
         f"`{spec.generation.name}`, in {compact(calls)} calls of models."
     )
-    total = sum(one["completion_tokens"] for one in spent.values())
+    total = _sum(spent, "completion_tokens")
     left_out = made.dropped.total()
     tiles = [
         b.Fact("Rows", compact(rows), "delivered", main=True),

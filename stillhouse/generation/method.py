@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Protocol
 from pydantic import Field
 
 import stillhouse.report.blocks as b
-from stillhouse.generation.asking import Item, Role
+from stillhouse.generation.asking import Ask, Item, Role
 from stillhouse.settings import Count, Settings
 
 
@@ -76,6 +76,18 @@ class Generation(Settings):
     )
     max_tokens: Count = Field(default=512, description="of an answer of a model")
     seed: Annotated[int, Field(ge=0)] = 0
+
+    def writing(self, prompt: str, seed: int) -> Ask:
+        """A call that has the strong model write, with draws by `seed`."""
+        return Ask("strong", prompt, None, self.temperature, self.max_tokens, seed)
+
+    def answering(self, instruction: str, role: Role = "strong") -> Ask:
+        """A call that has a model answer with its likeliest tokens."""
+        return Ask(role, instruction, None, 0.0, self.max_tokens, self.seed)
+
+    def seed_of(self, number: int) -> int:
+        """The seed of an item's draws, by its number."""
+        return self.seed * 1_000_003 + number
 
     def make(self, workshop: Workshop, seeds: Sequence[Item]) -> Generated:
         """The loop. `seeds` have `id`, `instruction` and, where known, `response`."""

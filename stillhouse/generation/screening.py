@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
+from zlib import crc32
 
 from stillhouse.generation.asking import Answer
 from stillhouse.text.duplicates import document_hash, normalise
@@ -81,7 +82,12 @@ class NearIndex:
         At least near |A| of A's grams are in B, so that one of the first (1 - near) |A| + 1 is.
         """
         count = len(grams) - math.ceil(self._near * len(grams) - 1e-9) + 1
-        return sorted(grams, key=document_hash)[:count]
+        return sorted(grams, key=_place)[:count]
+
+
+def _place(gram: str) -> tuple[int, str]:
+    """Where a gram comes in the order of all: mixed, so that no prefix has common ones alone."""
+    return crc32(gram.encode(errors="surrogatepass")), gram
 
 
 def _grams(text: str) -> frozenset[str]:

@@ -27,7 +27,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 import stillhouse.report.blocks as b
-from stillhouse.generation.asking import Answer, Ask, Item, Program, Role
+from stillhouse.generation.asking import Answer, Item, Program, Role
 from stillhouse.generation.codec_report import coverage, examples, rounds_shown
 from stillhouse.generation.judges import Judge, Verdict, recovery_ratio, verdict
 from stillhouse.generation.method import Generated, Generation, Workshop, usable
@@ -108,8 +108,8 @@ class Codec(Generation):
         described = workshop.run("encode", "encode", seeds)
         described = usable(workshop, described)
         entries = mixed(described, self.num_metadata, self.seed)
-        for wave in range(self.waves if entries else 0):
-            loop.wave(entries, wave)
+        for _ in range(self.waves if entries else 0):
+            loop.wave(entries)
             if len(loop.kept) >= self.num_pairs:
                 break
         return loop.result(entries, described)
@@ -121,7 +121,7 @@ class Codec(Generation):
     def write(self, item: Item, judge: Judge) -> Program:
         """A basic instruction for an entry."""
         prompt = WRITE.format(**_described(item))
-        [answer] = yield [self._asked("strong", prompt, item["draw"])]
+        [answer] = yield [self.writing(prompt, item["draw"])]
         return item | {"instruction": answer.text, "fault": answer_fault(answer), "round": 1}
 
     def rewrite(self, item: Item, judge: Judge) -> Program:
@@ -129,7 +129,7 @@ class Codec(Generation):
         prompt = RUBRICS.format(count=self.num_rubrics, **_described(item))
         actions: list[str] = []
         for again in range(2):
-            [answer] = yield [self._asked("strong", prompt, self.seed + again)]
+            [answer] = yield [self.writing(prompt, self.seed + again)]
             actions = _ACTION.findall(answer.text)[: self.num_rubrics]
             if actions:
                 break
@@ -139,7 +139,7 @@ class Codec(Generation):
         draws = np.random.default_rng([self.seed, item["draw"], number])
         action = actions[int(draws.integers(len(actions)))]
         prompt = REWRITE.format(action=action, instruction=item["instruction"])
-        [answer] = yield [self._asked("strong", prompt, item["draw"])]
+        [answer] = yield [self.writing(prompt, item["draw"])]
         step = {"instruction": item["instruction"], "gap": item["gap"], "action": action}
         return item | {
             "instruction": answer.text,
@@ -150,16 +150,13 @@ class Codec(Generation):
 
     def answer(self, item: Item, judge: Judge) -> Program:
         """Both models' answers, their scores and the gap."""
-        asks = [
-            Ask(role, item["instruction"], max_tokens=self.max_tokens, seed=self.seed)
-            for role in ("strong", "student")
+        strong, student = yield [
+            self.answering(item["instruction"], role) for role in ("strong", "student")
         ]
-        strong, student = yield asks
         fault = answer_fault(strong)
         if fault or student.fault:
             return item | {"fault": fault or "student: " + student.fault}
-        compared = judge.compare(item["instruction"], strong.text, student.text, self.seed)
-        scores = yield from compared
+        scores = yield from judge.compare(item["instruction"], strong.text, student.text, self.seed)
         if scores is None:
             return item | {"fault": "scores that cannot be read"}
         means = [float(np.mean(one)) for one in scores]
@@ -187,9 +184,6 @@ class Codec(Generation):
             found[f"judge {number}"] = 4 * left
         return found
 
-    def _asked(self, role: Role, prompt: str, seed: int) -> Ask:
-        return Ask(role, prompt, None, self.temperature, self.max_tokens, seed)
-
 
 def describe(method: Generation, seed: Item) -> Program:
     """The use case and skills of a seed by the strong model, asked for once more if they cannot be
@@ -197,8 +191,7 @@ def describe(method: Generation, seed: Item) -> Program:
     """
     prompt, said = ENCODE.format(instruction=seed["instruction"]), Answer()
     for again in range(2):
-        draw = method.seed + again
-        [said] = yield [Ask("strong", prompt, None, method.temperature, method.max_tokens, draw)]
+        [said] = yield [method.writing(prompt, method.seed + again)]
         found = parse_metadata(said.text)
         if found.get("use_case") and found.get("skills"):
             return {"seed": seed["id"], "fault": "", **found}
@@ -264,7 +257,7 @@ class _Loop:
         self._verdicts: list[Verdict] = []
         self._begun = 0
 
-    def wave(self, entries: Sequence[Item], number: int) -> None:
+    def wave(self, entries: Sequence[Item]) -> None:
         """Begin as many instructions as are missing, and take them through all iterations."""
         items = self._begin(entries)
         written = usable(self._shop, self._shop.run("write", "write", items))
@@ -287,7 +280,7 @@ class _Loop:
             missing = min(math.ceil(missing / share), self._method.num_pairs)
         first, self._begun = self._begun, self._begun + missing
         return [
-            entries[i % len(entries)] | {"draw": self._method.seed * 1_000_003 + i, "history": []}
+            entries[i % len(entries)] | {"draw": self._method.seed_of(i), "history": []}
             for i in range(first, first + missing)
         ]
 

@@ -7,7 +7,7 @@ compatible if they share a skill or the use case, as the strong model describes 
 from collections.abc import Sequence
 from typing import ClassVar
 
-from stillhouse.generation.asking import Ask, Item, Program
+from stillhouse.generation.asking import Item, Program
 from stillhouse.generation.judges import Judge
 from stillhouse.generation.method import Generated, Generation, Workshop, usable
 from stillhouse.generation.methods.codec import describe
@@ -61,13 +61,12 @@ class Merge(Generation):
         """Both seeds as one instruction, and its answer."""
         first, second = item["pair"]
         prompt = _PROMPT.format(first=first["instruction"], second=second["instruction"])
-        draw = self.seed * 1_000_003 + item["draw"]
-        [said] = yield [Ask("strong", prompt, None, self.temperature, self.max_tokens, draw)]
+        [said] = yield [self.writing(prompt, self.seed_of(item["draw"]))]
         made: Item = {"first": first["id"], "second": second["id"], "instruction": said.text}
         fault = answer_fault(said)
         if fault:
             return made | {"fault": fault}
-        [answer] = yield [Ask("strong", said.text, None, 0.0, self.max_tokens, self.seed)]
+        [answer] = yield [self.answering(said.text)]
         return made | {"fault": answer_fault(answer), "response": answer.text}
 
     def calls(self, num_seeds: int) -> dict[str, int]:

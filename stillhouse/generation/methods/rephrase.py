@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from stillhouse.generation.asking import Ask, Item, Program
+from stillhouse.generation.asking import Item, Program
 from stillhouse.generation.judges import Judge
 from stillhouse.generation.method import Generated, Generation, Workshop, usable
 from stillhouse.generation.screening import answer_fault
@@ -51,12 +51,11 @@ class Rephrase(Generation):
         """The seed in other words, and its answer."""
         seed = item["from"]
         prompt = _PROMPT.format(style=item["style"], instruction=seed["instruction"])
-        draw = self.seed * 1_000_003 + item["draw"]
-        [said] = yield [Ask("strong", prompt, None, self.temperature, self.max_tokens, draw)]
+        [said] = yield [self.writing(prompt, self.seed_of(item["draw"]))]
         made: Item = {"seed": seed["id"], "style": item["style"], "instruction": said.text}
         fault, response = answer_fault(said), seed.get("response")
         if not fault and response is None:
-            [answer] = yield [Ask("strong", said.text, None, 0.0, self.max_tokens, self.seed)]
+            [answer] = yield [self.answering(said.text)]
             fault, response = answer_fault(answer), answer.text
         return made | {"fault": fault, "response": response}
 
