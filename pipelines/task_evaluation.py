@@ -134,9 +134,9 @@ def _num_fewshot(settings: TaskEvaluation, source: TaskSource) -> int | None:
 def _kept_steps(ctx: Context, model: Manifest) -> list[int]:
     """Steps of a model's checkpoints, but the last, which is the model."""
     folder = ctx.store.path(CHECKPOINTS, checkpoints_of(model.fingerprint))
-    steps = sorted(int(name) for name in list_names(folder) if name.isdigit())
-    steps = [step for step in steps if step < model.totals["num_steps"]]
-    return [step for step in steps if exists(join(folder, str(step), MANIFEST))]
+    names = [name for name in list_names(folder) if name.isdigit()]
+    whole = [int(name) for name in names if exists(join(folder, name, MANIFEST))]
+    return sorted(step for step in whole if step < model.totals["num_steps"])
 
 
 def evaluation_numbers(made: TaskResults) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import stat
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from itertools import groupby
 from pathlib import Path
 
 import fsspec
@@ -81,7 +82,9 @@ def test_requests(bucket, proxied):
     proxied.rule = lambda n, method, path: "lose answer" if not proxied.faults else None
     adopted = []
     call = requests(lambda: adopted.append(create_or_adopt(f"{bucket}/x", b"mine")))
-    assert (adopted, call) == ([b"mine"], ["PUT", "PUT", "GET"])
+    # a busy server may drop further connections: then a request is made again
+    assert adopted == [b"mine"] and call.count("PUT") > 1
+    assert [method for method, _ in groupby(call)] == ["PUT", "GET"]
 
 
 def test_check_store(folder):
