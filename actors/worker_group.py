@@ -201,12 +201,13 @@ def _choose_gpu(compute: ComputeSettings, alone: bool) -> None:
         SpecError: there is none.
     """
     import torch
-    from ray.train.torch import get_device
 
     from stillhouse.models.device import choose_device
 
     gpus = compute.trainer_gpus
     if choose_device(compute.device, gpus).type == "cuda" and gpus and not alone:
+        from ray.train.torch import get_device  # half a second of imports
+
         torch.cuda.set_device(get_device())
 
 
