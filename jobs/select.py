@@ -152,7 +152,7 @@ def _estimates(
     steps: dict[str, Estimate] = {
         "scan": Estimate(pool + target),
         "tokenizer": Estimate(0),
-        "duplicates": Estimate(0),
+        **dict.fromkeys(("hashes", "duplicates", "drops"), Estimate(0)),
         "tokens": Estimate(packed + target, new, new_parts=new_parts),
     }
     if spec.scorer is not None:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from stillhouse.pipelines.candidates import Candidates, PackedPool
 from stillhouse.pipelines.context import Context
+from stillhouse.pipelines.duplicates import Drops
 from stillhouse.pipelines.given import ModelRef, Needs, given_models, given_paths
 from stillhouse.pipelines.inputs import JobInputs
 from stillhouse.pipelines.models import Models
@@ -83,7 +84,7 @@ def run_select(ctx: Context, spec: SelectSpec, inputs: JobInputs) -> SelectRun:
     benchmarks = [
         task
         for one in scanned.benchmarks
-        for task in pack_tasks(ctx.store, one, [], tokenizer, spec.sequence_length)
+        for task in pack_tasks(ctx.store, one, Drops(), tokenizer, spec.sequence_length)
     ]
     pool, domains, heldout = tokenise_job(ctx, spec.sequence_length, packings, tokenizer)
     target = together(ctx.store, [*domains.values()])

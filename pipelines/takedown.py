@@ -17,14 +17,13 @@ from stillhouse.selection.takedown import (
     TakedownLists,
     TakedownTask,
     as_ranges,
-    binary_array,
     documents_with,
     taken_rows,
     unique_keys,
 )
 from stillhouse.storage.artifact import Manifest
 from stillhouse.storage.parquet import read_table
-from stillhouse.text.duplicates import Hashes, hash_array
+from stillhouse.text.duplicates import Hashes, binary_array, hash_array
 from stillhouse.text.pieces import Grain
 from stillhouse.training.seen import Ranges, Rows, file_digests
 

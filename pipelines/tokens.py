@@ -7,14 +7,12 @@ from dataclasses import dataclass, replace
 from stillhouse.errors import ArtifactError, InputError
 from stillhouse.fingerprint import fingerprint
 from stillhouse.pipelines.context import Context, Step, perform
+from stillhouse.pipelines.duplicates import Drops, find_duplicates, split_target
 from stillhouse.pipelines.scan import Scan, ScannedJob
 from stillhouse.spec import SelectSpec
 from stillhouse.storage.artifact import Manifest, Receipt, Store
 from stillhouse.storage.filesystem import list_names
-from stillhouse.text.duplicates import DOCUMENTS_A_RANGE, DuplicatesTask, SplitTask, add_digests
 from stillhouse.text.tasks import PackTask, TokenizerHost, UnitFile
-
-NO_DROPS: tuple[Receipt, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +56,7 @@ class Packing:
     """A scanned source, what is dropped from it, and the tasks that pack the rest."""
 
     scanned: Scan
-    drops: Sequence[Receipt]
+    drops: Drops
     tasks: list[PackTask]
 
 
@@ -84,54 +82,39 @@ def without_dropped(
     own is split in two by groups of copies.
     """
 
-    def packed(scan: Scan, drops: Sequence[Receipt]) -> Packing:
+    def packed(scan: Scan, drops: Drops) -> Packing:
         tasks = pack_tasks(ctx.store, scan, drops, tokenizer, spec.sequence_length)
         return Packing(scan, drops, tasks)
+
+    def deduplicated(scan: Scan, what: str) -> Packing:
+        wanted = spec.deduplicate
+        return packed(scan, find_duplicates(ctx, what, scan.receipts) if wanted else Drops())
 
     targets: dict[str, Packing] = {}
     heldouts: dict[str, Packing] = {}
     if ctx.packed is None:
-        pool = packed(scanned.pool, _duplicates(ctx, "duplicates", scanned.pool, spec))
+        pool = deduplicated(scanned.pool, "")
     else:
-        whole = packed(scanned.pool, [])
+        whole = packed(scanned.pool, Drops())
         dropped = [ctx.packed[scan.fingerprint] for scan in scanned.pool.tasks]
         tasks = [replace(t, dropped=d) for t, d in zip(whole.tasks, dropped, strict=True)]
         pool = replace(whole, tasks=tasks)
     for key, target in scanned.targets.items():
         if key in scanned.heldouts:
-            heldout = scanned.heldouts[key]
-            targets[key] = packed(target, _duplicates(ctx, f"duplicates in {key}", target, spec))
-            step = f"duplicates in {key}.heldout"
-            heldouts[key] = packed(heldout, _duplicates(ctx, step, heldout, spec))
+            targets[key] = deduplicated(target, f" in {key}")
+            heldouts[key] = deduplicated(scanned.heldouts[key], f" in {key}.heldout")
         else:
             share = spec.domains[key].heldout
             assert isinstance(share, float)
-            train, held = _split_target(ctx, target, share, spec)
-            targets[key], heldouts[key] = packed(target, [train]), packed(target, [held])
+            train, held = split_target(ctx, target.receipts, share, spec.deduplicate)
+            targets[key], heldouts[key] = packed(target, train), packed(target, held)
     return Packings(pool, targets, heldouts)
-
-
-def _duplicates(ctx: Context, step: str, scanned: Scan, spec: SelectSpec) -> list[Receipt]:
-    """Find later copies of a text, one range of hashes a task; nothing without `deduplicate`."""
-    if not spec.deduplicate:
-        return []
-    num_ranges = -(-scanned.counts["documents"] // DOCUMENTS_A_RANGE)
-    scans = tuple(scanned.receipts)
-    tasks = [DuplicatesTask(scans, number, num_ranges) for number in range(num_ranges)]
-    return perform(ctx, Step(step, tasks, unit="ranges"))
-
-
-def _split_target(ctx: Context, scanned: Scan, share: float, spec: SelectSpec) -> list[Receipt]:
-    """Split a target into a training and a held-out side, duplicates on the same side."""
-    scans = tuple(scanned.receipts)
-    tasks = [SplitTask(scans, share, spec.deduplicate, held_out) for held_out in (False, True)]
-    return perform(ctx, Step("split target", tasks, unit="sides"))
 
 
 def pack_tasks(
     store: Store,
     scanned: Scan,
-    drops: Sequence[Receipt],
+    drops: Drops,
     tokenizer: TokenizerRef,
     sequence_length: int,
 ) -> list[PackTask]:
@@ -142,19 +125,16 @@ def pack_tasks(
     return [
         PackTask(
             unit=unit,
-            dropped=add_digests(
-                receipt.info["units"][str(number)]
-                for receipt in drops
-                if str(number) in receipt.info["units"]
-            ),
+            dropped=dropped.digest,
             tokenizer=words,
             eos_token=tokenizer.eos_token,
             sequence_length=sequence_length,
             part_rows=max(1, scanned.inputs.part_tokens // sequence_length),
             number=number,
-            drops=tuple(store.path(part.path) for receipt in drops for part in receipt.parts),
+            drops=dropped.table(store),
         )
         for number, unit in enumerate(scanned.tasks)
+        for dropped in [drops.of(number)]
     ]
 
 
@@ -256,7 +236,7 @@ def _manifest(
                     scanned.tasks, packing.tasks, receipts, strict=True
                 )
             ],
-            "drops": [receipt.task for receipt in packing.drops],
+            "drops": list(packing.drops.tasks),
         },
         settings={
             "tokenizer": {

@@ -6,12 +6,12 @@ from dataclasses import dataclass, replace
 from stillhouse.errors import InputError
 from stillhouse.models.shape import ModelShape, planned_shape
 from stillhouse.pipelines.context import Context
+from stillhouse.pipelines.duplicates import Drops
 from stillhouse.pipelines.given import ModelRef, Needs, given_models
 from stillhouse.pipelines.scan import Scan, scan_sources
 from stillhouse.pipelines.teachers import stored_signals, teacher_hosts
 from stillhouse.pipelines.tokenizer import given_tokenizer, scanned_tokenizer
 from stillhouse.pipelines.tokens import (
-    NO_DROPS,
     Packing,
     Tokenised,
     TokenizerRef,
@@ -131,7 +131,7 @@ def _packed(
     if not scans:
         return []
     packing = [
-        Packing(scan, NO_DROPS, pack_tasks(ctx.store, scan, NO_DROPS, tokenizer, length))
+        Packing(scan, Drops(), pack_tasks(ctx.store, scan, Drops(), tokenizer, length))
         for scan in scans
     ]
     return tokenise(ctx, length, packing, tokenizer, [scan.name for scan in scans])

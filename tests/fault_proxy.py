@@ -61,6 +61,9 @@ class FaultProxy:
             self.faults += [fault] if isinstance(fault, str) else []
         return fault
 
+    def passed_on(self, sent: int, received: int) -> None:
+        """Called with the bytes to and from the server, of each request that reached it."""
+
 
 class _Handler(BaseHTTPRequestHandler):
     proxy: FaultProxy
@@ -91,6 +94,7 @@ class _Handler(BaseHTTPRequestHandler):
         answer = connection.getresponse()
         data = answer.read()
         connection.close()
+        self.proxy.passed_on(len(body), len(data))
         if fault == "lose answer":
             self._reset()
             return

@@ -28,7 +28,13 @@ from stillhouse.storage.artifact import Manifest, Receipt, Store
 from stillhouse.storage.filesystem import FileInfo
 from stillhouse.storage.parquet import read_table
 from stillhouse.storage.task import Output, Place, Task
-from stillhouse.text.duplicates import DocumentTable, Hashes, hash_array, read_scans
+from stillhouse.text.duplicates import (
+    DocumentTable,
+    Hashes,
+    binary_array,
+    hash_array,
+    read_scans,
+)
 from stillhouse.text.pieces import Grain
 from stillhouse.text.records import read_records
 from stillhouse.text.rows.record import Record
@@ -229,12 +235,6 @@ def _label(record: Record, path: str) -> str:
         return label(find(record.values, path)).strip()
     except ValueError:  # an object is no URL
         return ""
-
-
-def binary_array(keys: Hashes) -> pa.Array:
-    """uint8 [n, 16] as a `binary(16)` array."""
-    buffers = [None, pa.py_buffer(np.ascontiguousarray(keys).tobytes())]
-    return pa.FixedSizeBinaryArray.from_buffers(pa.binary(16), len(keys), buffers)
 
 
 def documents_with(

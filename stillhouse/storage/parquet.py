@@ -4,7 +4,8 @@ Without one, a flipped bit is silently read as other values.
 """
 
 import io
-from collections.abc import Generator
+import struct
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import IO, Any
 
@@ -13,8 +14,11 @@ import pyarrow.parquet as pq
 
 from stillhouse.errors import ArtifactError
 from stillhouse.storage.filesystem import open_read, read_bytes
+from stillhouse.storage.ranges import FetchedRanges
 
 ROW_GROUP = 8192
+_TAIL_BYTES = 1 << 16
+_SIGNATURE_BYTES = 8
 
 
 def parquet_bytes(table: pa.Table, row_group: int = ROW_GROUP) -> bytes:
@@ -27,7 +31,7 @@ def parquet_bytes(table: pa.Table, row_group: int = ROW_GROUP) -> bytes:
 
 
 def open_parquet(
-    stream: IO[bytes], metadata: pq.FileMetaData | None = None, buffer_size: int = 0
+    stream: IO[bytes] | io.RawIOBase, metadata: pq.FileMetaData | None = None, buffer_size: int = 0
 ) -> pq.ParquetFile:
     return pq.ParquetFile(
         stream, metadata=metadata, buffer_size=buffer_size, page_checksum_verification=True
@@ -53,6 +57,54 @@ def read_table(uri: str, columns: list[str] | None = None) -> pa.Table:
     """
     with _naming(uri):
         return parse_table(read_bytes(uri), columns)
+
+
+def read_groups(
+    uri: str, num_bytes: int, wanted: Callable[[pq.RowGroupMetaData], bool]
+) -> pa.Table:
+    """The rows of some row groups of a Parquet object of a store.
+
+    One request for the end of the object, a second one where its footer is longer than 64 KiB, and
+    one for each run of neighbouring groups that is not in it.
+
+    Args:
+        num_bytes: size of the object.
+        wanted: which row groups, by their metadata.
+
+    Raises:
+        ArtifactError: it is missing, or not what was written.
+    """
+    with _naming(uri):
+        known = FetchedRanges(uri, num_bytes)
+        known.fetch(max(0, num_bytes - _TAIL_BYTES), num_bytes)
+        known.seek(num_bytes - _SIGNATURE_BYTES)
+        length, signature = struct.unpack("<I4s", known.read(_SIGNATURE_BYTES))
+        if signature != b"PAR1" or length + _SIGNATURE_BYTES > num_bytes:
+            raise pa.ArrowInvalid("not a Parquet file")
+        known.fetch(num_bytes - _SIGNATURE_BYTES - length, num_bytes)
+        file = open_parquet(known)
+        groups = [i for i in range(file.num_row_groups) if wanted(file.metadata.row_group(i))]
+        for start, end in _runs([_span(file.metadata.row_group(i)) for i in groups]):
+            known.fetch(start, end)
+        return file.read_row_groups(groups)
+
+
+def _span(group: pq.RowGroupMetaData) -> tuple[int, int]:
+    """Where the bytes of a row group begin and end."""
+    columns = [group.column(i) for i in range(group.num_columns)]
+    starts = [c.dictionary_page_offset or c.data_page_offset for c in columns]
+    ends = [s + c.total_compressed_size for s, c in zip(starts, columns, strict=True)]
+    return min(starts), max(ends)
+
+
+def _runs(spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Ascending spans, those that touch as one."""
+    runs: list[tuple[int, int]] = []
+    for start, end in spans:
+        if runs and runs[-1][1] == start:
+            start = runs.pop()[0]
+        runs.append((start, end))
+    return runs
 
 
 def parse_table(data: bytes, columns: list[str] | None = None) -> pa.Table:

@@ -33,6 +33,7 @@ KINDS = (
     "images",
     "scans",
     "dead_letters",
+    "hashes",
     "drops",
     "tokens",
     "scores",

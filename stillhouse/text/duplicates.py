@@ -1,28 +1,45 @@
 """Exact duplicates after normalising, held-out splits, and the documents that are dropped for them.
 
 Texts are known by 16 bytes of SHA-256: n of them are uint8 [n, 16]. Scans of a pool leave one hash
-a document. Equal hashes have equal leading bits, so duplicates are found one hash range at a time:
-memory holds about `DOCUMENTS_A_RANGE` hashes whatever the size of the pool. What a unit drops is
-part of its identity; `unit_digests` adds up over ranges, so that their number does not matter.
+a document. Equal hashes have equal leading bits, so that duplicates are found one range of hashes
+at a time, in three steps whose cost grows as the pool does:
+
+* batches of scanned units are sorted by hash (`HashesTask`);
+* a task for each range of hashes reads that range of every batch (`DuplicatesTask`);
+* what all ranges drop is sorted by unit again, a block of units a task (`DropsTask`), so that the
+  packing of a unit reads its own rows.
+
+A new shard changes its batch, and the two steps that follow, which read hashes alone. What a unit
+drops is part of its identity; `unit_digests` does not depend on ranges and batches.
 """
 
 import hashlib
+import math
 import unicodedata
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from stillhouse.storage.artifact import Receipt, Store
-from stillhouse.storage.parquet import read_table
+from stillhouse.storage.parquet import read_groups, read_table
 from stillhouse.storage.task import Output, Task
 
 Hashes = NDArray[np.uint8]
-DOCUMENTS_A_RANGE = 8_000_000
+DOCUMENTS_A_RANGE = 32_000_000
+"""Memory of a task: about 100 bytes a document."""
+UNITS_A_BLOCK = 4096
+NOTHING_DROPPED = "0" * 32
+"""The digest of no rows (`unit_digests`)."""
 _SALTS = (np.uint64(0x9E3779B97F4A7C15), np.uint64(0xD1B54A32D192ED03))
+HASHES_SCHEMA = pa.schema(
+    [("hash", pa.binary(16)), ("unit", pa.int32()), ("file", pa.int32()), ("row", pa.int64())]
+)
 DROPS_SCHEMA = pa.schema(
     [
         ("unit", pa.int32()),
@@ -51,12 +68,6 @@ def later_occurrences(hashes: Hashes) -> NDArray[np.bool_]:
     later = np.zeros(len(order), dtype=np.bool_)
     later[order[1:][same]] = True
     return later
-
-
-def hash_range(hashes: Hashes, num_ranges: int) -> NDArray[np.int64]:
-    """The number of the hash range that each row falls in: uint8[n, 16] -> int64[n]."""
-    leading = _halves(hashes)[0] >> np.uint64(32)
-    return (leading * np.uint64(num_ranges) >> np.uint64(32)).astype(np.int64)
 
 
 def heldout_split(hashes: Hashes, share: float) -> NDArray[np.bool_]:
@@ -118,40 +129,153 @@ class DocumentTable:
         return pa.Table.from_arrays([*columns, reasons], schema=DROPS_SCHEMA)
 
 
-def read_scans(
-    store: Store, receipts: Sequence[Receipt], *, number: int = 0, num_ranges: int = 1
-) -> DocumentTable:
-    """The documents of all scanned units, in order, whose hash falls in range `number`."""
-    unit, file = [np.zeros(0, np.int32)], [np.zeros(0, np.int32)]
-    row, hashes = [np.zeros(0, np.int64)], [np.zeros((0, 16), np.uint8)]
+def read_scans(store: Store, receipts: Sequence[Receipt]) -> DocumentTable:
+    """The documents of all scanned units, in order."""
+    tables: list[DocumentTable] = []
     for index, receipt in enumerate(receipts):
         for part in receipt.parts:
             table = read_table(store.path(part.path))
-            all_hashes = hash_array(table["hash"])
-            in_range = hash_range(all_hashes, num_ranges) == number
-            unit.append(np.full(int(in_range.sum()), index, np.int32))
-            file.append(table["file"].to_numpy()[in_range])
-            row.append(table["row"].to_numpy()[in_range])
-            hashes.append(all_hashes[in_range])
+            unit = np.full(table.num_rows, index, np.int32)
+            tables.append(_documents(table.append_column("unit", pa.array(unit))))
+    return _joined(tables)
+
+
+def _documents(table: pa.Table, first_unit: int = 0) -> DocumentTable:
+    """The documents of a table of `HASHES_SCHEMA`, whose units are counted from `first_unit`."""
+    unit, file, row = (table[name].to_numpy() for name in ("unit", "file", "row"))
+    return DocumentTable(unit + np.int32(first_unit), file, row, hash_array(table["hash"]))
+
+
+def _joined(tables: Sequence[DocumentTable]) -> DocumentTable:
+    tables = [_documents(HASHES_SCHEMA.empty_table()), *tables]
     return DocumentTable(
-        np.concatenate(unit), np.concatenate(file), np.concatenate(row), np.concatenate(hashes)
+        *(np.concatenate([getattr(t, f.name) for t in tables]) for f in fields(DocumentTable))
     )
+
+
+def unit_batches(scans: Sequence[Receipt]) -> list[tuple[Receipt, ...]]:
+    """Cut the scanned units of a pool into batches of about the square root of their number.
+
+    The end of a batch depends on a unit's own name, so that a new unit changes the batch it lies
+    in. Every fourfold growth of the pool doubles the batches.
+    """
+    most = 2 ** (math.ceil(math.log2(max(len(scans), 1)) / 2) + 2)
+    batches: list[tuple[Receipt, ...]] = []
+    batch: list[Receipt] = []
+    for receipt in scans:
+        batch.append(receipt)
+        closes = int(receipt.task[:8], 16) * most < 4 * 2**32
+        if len(batch) == most or (len(batch) * 4 >= most and closes):
+            batches.append(tuple(batch))
+            batch = []
+    return [*batches, tuple(batch)] if batch else batches
+
+
+@dataclass(frozen=True)
+class HashesTask(Task):
+    """Sort the documents of a batch of scanned units by hash, equal ones by their order."""
+
+    KIND = "hashes"
+    ROW_GROUP = 4096
+
+    scans: tuple[Receipt, ...]
+
+    def run(self, store: Store, host: Any, loaded: Any) -> Output:
+        documents = read_scans(store, self.scans)
+        order = np.lexsort(_halves(documents.hashes)[::-1])  # stable
+        columns = [
+            binary_array(documents.hashes[order]),
+            *(pa.array(c[order]) for c in (documents.unit, documents.file, documents.row)),
+        ]
+        counts = {"documents": len(order), "units": len(self.scans)}
+        return Output([pa.Table.from_arrays(columns, schema=HASHES_SCHEMA)], counts)
 
 
 @dataclass(frozen=True)
 class DuplicatesTask(Task):
-    """Find the documents of one hash range whose text occurs earlier in the sorted pool."""
+    """Find the documents of one range of hashes whose text occurs earlier in the sorted pool.
+
+    Attributes:
+        batches: of `HashesTask`, in the order of the pool.
+        number, num_ranges: which of how many ranges.
+    """
 
     KIND = "drops"
-    VERSION = 2
+    VERSION = 3
 
-    scans: tuple[Receipt, ...]
+    batches: tuple[Receipt, ...]
     number: int
     num_ranges: int
 
     def run(self, store: Store, host: Any, loaded: Any) -> Output:
-        scanned = read_scans(store, self.scans, number=self.number, num_ranges=self.num_ranges)
-        return _drops([scanned.where(later_occurrences(scanned.hashes), "duplicate")])
+        low, high = (-(-r * 2**64 // self.num_ranges) for r in (self.number, self.number + 1))
+
+        def overlaps(group: pq.RowGroupMetaData) -> bool:
+            bounds = _bounds(group)
+            return bounds is not None and _leading(bounds[1]) >= low and _leading(bounds[0]) < high
+
+        tables: list[DocumentTable] = []
+        first_unit = 0
+        for batch in self.batches:
+            for part in batch.parts:
+                table = read_groups(store.path(part.path), part.num_bytes, overlaps)
+                upper = _halves(hash_array(table["hash"]))[0]
+                # sorted, and 2**64 is no uint64
+                rows = slice(*(_before(upper, bound) for bound in (low, high)))
+                tables.append(_documents(table[rows], first_unit))
+            first_unit += batch.counts["units"]
+        documents = _joined(tables)
+        return Output([_sorted(documents.where(later_occurrences(documents.hashes), "duplicate"))])
+
+
+def _bounds(group: pq.RowGroupMetaData) -> tuple[Any, Any] | None:
+    """The smallest and the largest value of the first column; None where there are no rows."""
+    found = group.column(0).statistics
+    return (found.min, found.max) if found is not None and found.has_min_max else None
+
+
+def _leading(value: bytes) -> int:
+    return int.from_bytes(value[:8], "big")
+
+
+def _before(ascending: NDArray[np.uint64], bound: int) -> int:
+    """How many of some sorted numbers are below `bound`, of which 2**64 is one."""
+    if bound >= 2**64:
+        return len(ascending)
+    return int(np.searchsorted(ascending, np.uint64(bound)))
+
+
+@dataclass(frozen=True)
+class DropsTask(Task):
+    """What the units of one block drop: the rows that all ranges of hashes found in them.
+
+    Attributes:
+        ranges: of `DuplicatesTask`.
+        block: of `UNITS_A_BLOCK` units.
+    """
+
+    KIND = "drops"
+
+    ranges: tuple[Receipt, ...]
+    block: int
+
+    def run(self, store: Store, host: Any, loaded: Any) -> Output:
+        first = self.block * UNITS_A_BLOCK
+        parts = [part for receipt in self.ranges for part in receipt.parts]
+        tables = [read_drops(store.path(p.path), p.num_bytes, first, UNITS_A_BLOCK) for p in parts]
+        return _drops(tables)
+
+
+def read_drops(uri: str, num_bytes: int, first_unit: int, num_units: int = 1) -> pa.Table:
+    """The rows of `DROPS_SCHEMA` of some units in a row, from a table that is sorted by unit."""
+    last = first_unit + num_units - 1
+
+    def overlaps(group: pq.RowGroupMetaData) -> bool:
+        bounds = _bounds(group)
+        return bounds is not None and bounds[1] >= first_unit and bounds[0] <= last
+
+    table = read_groups(uri, num_bytes, overlaps)
+    return table.filter((pc.field("unit") >= first_unit) & (pc.field("unit") <= last))
 
 
 @dataclass(frozen=True)
@@ -182,16 +306,19 @@ class SplitTask(Task):
 
 
 def _drops(tables: Iterable[pa.Table]) -> Output:
-    table = pa.concat_tables(tables).unify_dictionaries().combine_chunks()
-    table = table.sort_by([("unit", "ascending"), ("file", "ascending"), ("row", "ascending")])
+    table = _sorted(pa.concat_tables(tables))
     return Output([table], info={"units": unit_digests(table)})
+
+
+def _sorted(table: pa.Table) -> pa.Table:
+    keys = [("unit", "ascending"), ("file", "ascending"), ("row", "ascending")]
+    return table.unify_dictionaries().combine_chunks().sort_by(keys)
 
 
 def unit_digests(table: pa.Table) -> dict[str, str]:
     """By unit, a digest of the set of rows it drops: two sums of 64-bit hashes, mod 2^64.
 
-    The table is sorted by unit. The digest of a union of disjoint sets is the sum of their digests
-    (`add_digests`).
+    The table is sorted by unit.
     """
     unit = table["unit"].to_numpy()
     rows = table["row"].to_numpy().astype(np.uint64)
@@ -205,13 +332,10 @@ def unit_digests(table: pa.Table) -> dict[str, str]:
     }
 
 
-def add_digests(digests: Iterable[str]) -> str:
-    """The digest of a union of disjoint sets."""
-    low = high = 0
-    for digest in digests:
-        low += int(digest[:16], 16)
-        high += int(digest[16:], 16)
-    return f"{low % 2**64:016x}{high % 2**64:016x}"
+def binary_array(keys: Hashes) -> pa.Array:
+    """uint8 [n, 16] as a `binary(16)` array."""
+    buffers = [None, pa.py_buffer(np.ascontiguousarray(keys).tobytes())]
+    return pa.FixedSizeBinaryArray.from_buffers(pa.binary(16), len(keys), buffers)
 
 
 def hash_array(column: pa.ChunkedArray) -> Hashes:

@@ -18,16 +18,14 @@ from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from stillhouse.data_settings import DataSource
 from stillhouse.errors import BadFileError
-from stillhouse.storage.artifact import Store
-from stillhouse.storage.parquet import read_table
+from stillhouse.storage.artifact import Part, Store
 from stillhouse.storage.task import Output, Place, Task
 from stillhouse.text.documents import DeadLetter, Document, read_documents
-from stillhouse.text.duplicates import document_hash
+from stillhouse.text.duplicates import document_hash, read_drops
 from stillhouse.text.packing import Packer, pack, token_dtype, tokens_table
 from stillhouse.text.pieces import LABELS_SCHEMA, label_table, read_pieces
 from stillhouse.text.rows.record import ALL_ROWS
@@ -232,7 +230,7 @@ class PackTask(Task):
         sequence_length: tokens.
         part_rows: sequences a part, at most.
         number: of the unit in the tables of `drops`.
-        drops: URIs of the tables of the documents to leave out.
+        drops: the table with the documents to leave out; None without any.
     """
 
     KIND = "tokens"
@@ -244,7 +242,7 @@ class PackTask(Task):
     sequence_length: int
     part_rows: int
     number: Place[int] = 0
-    drops: Place[tuple[str, ...]] = ()
+    drops: Place[Part | None] = None
 
     def tokens_in(self, table: pa.Table) -> int:
         return table.num_rows * self.sequence_length
@@ -365,9 +363,9 @@ def kept_documents(task: PackTask, counts: Counter[str] | None = None) -> Iterat
     """The documents that a task packs, in order; `counts` gets documents and drops."""
     counts = Counter() if counts is None else counts
     dropped: dict[tuple[int, int], str] = {}
-    for uri in task.drops:
-        rows = read_table(uri).filter(pc.field("unit") == task.number).to_pylist()
-        dropped |= {(row["file"], row["row"]): row["reason"] for row in rows}
+    if task.drops is not None:
+        rows = read_drops(task.drops.uri, task.drops.num_bytes, task.number).to_pylist()
+        dropped = {(row["file"], row["row"]): row["reason"] for row in rows}
     for item in read_unit(task.unit):
         if isinstance(item, DeadLetter):
             continue

@@ -1,4 +1,5 @@
 import hashlib
+from unittest import mock
 
 import numpy as np
 import pyarrow as pa
@@ -7,18 +8,21 @@ from hypothesis import strategies as st
 
 from stillhouse.storage.artifact import Receipt, Store
 from stillhouse.storage.parquet import read_table
+from stillhouse.storage.ranges import FetchedRanges
 from stillhouse.storage.task import commit
 from stillhouse.text.duplicates import (
     DROPS_SCHEMA,
+    DropsTask,
     DuplicatesTask,
+    HashesTask,
     SplitTask,
-    add_digests,
     document_hash,
-    hash_range,
     heldout_split,
     keyed_uniform,
     later_occurrences,
     normalise,
+    read_drops,
+    unit_batches,
     unit_digests,
 )
 from stillhouse.text.tasks import SCAN_SCHEMA
@@ -45,13 +49,6 @@ def test_later_occurrences_are_those_a_set_has_seen(listed):
     hashes = hashes_of(listed)
     assert later_occurrences(hashes).tolist() == expected
     assert later_occurrences(hashes.reshape(-1).view("V16")).tolist() == expected
-
-
-def test_ranges_are_of_equal_size_and_in_order():
-    hashes = np.zeros((256, 16), dtype=np.uint8)
-    hashes[:, 0] = np.arange(256)
-    assert np.bincount(hash_range(hashes, 4)).tolist() == [64] * 4
-    assert hash_range(hashes, 3)[[0, 85, 86, 255]].tolist() == [0, 0, 1, 2]
 
 
 def test_about_the_share_is_held_out_in_any_order():
@@ -90,7 +87,8 @@ def scanned(store, units, tag=""):
             for i, text in enumerate(texts)
         ]
         table = pa.Table.from_pylist(rows, schema=SCAN_SCHEMA)
-        name = f"scans/parts/{tag}{unit}-{'-'.join(map(str, texts))}.parquet"
+        content = hashlib.sha256(repr(texts).encode()).hexdigest()
+        name = f"scans/parts/{tag}{unit}-{content}.parquet"
         receipts.append(Receipt(str(unit), (store.put_part(name, table, num_tokens=0),)))
     return receipts
 
@@ -118,8 +116,10 @@ def addresses(units):
 
 
 @settings(max_examples=25)
-@given(UNITS)
-def test_later_copies_are_dropped_in_any_number_of_ranges(tmp_path_factory, units):
+@given(UNITS, st.integers(1, 4), st.integers(1, 5), st.integers(1, 3))
+def test_later_copies_are_dropped_in_any_batches_and_ranges(
+    tmp_path_factory, units, batch, num_ranges, block
+):
     store = Store(str(tmp_path_factory.mktemp("drops")))
     receipts = scanned(store, units)
     seen, naive = set(), {}
@@ -127,20 +127,53 @@ def test_later_copies_are_dropped_in_any_number_of_ranges(tmp_path_factory, unit
         if text in seen:
             naive[address] = "duplicate"
         seen.add(text)
-    digests = []
-    for num_ranges in (1, 3):
-        tasks = [DuplicatesTask(tuple(receipts), n, num_ranges) for n in range(num_ranges)]
-        made = [done(store, task) for task in tasks]
-        assert dropped(store, made) == naive
-        names = {unit for receipt in made for unit in receipt.info["units"]}
-        digests.append(
-            {
-                unit: add_digests(r.info["units"][unit] for r in made if unit in r.info["units"])
-                for unit in names
-            }
-        )
-    assert digests[0] == digests[1]
-    assert set(digests[0]) == {str(unit) for unit, _, _ in naive}
+    starts = range(0, len(receipts), batch)
+    hashes = tuple(done(store, HashesTask(tuple(receipts[i : i + batch]))) for i in starts)
+    ranges = [done(store, DuplicatesTask(hashes, n, num_ranges)) for n in range(num_ranges)]
+    assert dropped(store, ranges) == naive
+    with mock.patch("stillhouse.text.duplicates.UNITS_A_BLOCK", block):
+        blocks = range(-(-len(units) // block))
+        made = [done(store, DropsTask(tuple(ranges), number)) for number in blocks]
+    assert dropped(store, made) == naive
+    found = {unit: digest for receipt in made for unit, digest in receipt.info["units"].items()}
+    assert found == unit_digests(drops_table(naive))
+    for number, receipt in enumerate(made):
+        for unit in range(number * block, min((number + 1) * block, len(units))):
+            [part] = receipt.parts
+            read = read_drops(store.path(part.path), part.num_bytes, unit).to_pylist()
+            mine = [(row["unit"], row["file"], row["row"]) for row in read]
+            assert mine == sorted(a for a in naive if a[0] == unit)
+
+
+def test_ranges_read_their_row_groups_alone(tmp_path):
+    """Of 64 k documents in 16 row groups each of 16 ranges reads two or three."""
+    store = Store(str(tmp_path))
+    texts = [n % 50_000 for n in range(65_536)]
+    batch = done(store, HashesTask(tuple(scanned(store, [texts]))))
+    with mock.patch.object(FetchedRanges, "fetch", autospec=True, side_effect=FETCH) as fetch:
+        made = [done(store, DuplicatesTask((batch,), n, 16)) for n in range(16)]
+    sizes = [end - start for _, start, end in (call.args for call in fetch.call_args_list)]
+    assert sum(sizes) < 4 * batch.parts[0].num_bytes + 16 * 3 * 2**16
+    assert len(dropped(store, made)) == 65_536 - 50_000
+
+
+FETCH = FetchedRanges.fetch
+
+
+def names(units):
+    return [Receipt(hashlib.sha256(str(n).encode()).hexdigest(), ()) for n in units]
+
+
+def test_a_new_unit_changes_few_batches():
+    before = unit_batches(names(range(5000)))
+    assert [r for batch in before for r in batch] == names(range(5000))
+    assert {len(batch) for batch in before[:-1]} <= set(range(128, 513))
+    for place in (0, 2500, 5000):
+        units = [*range(place), 10_000, *range(place, 5000)]
+        after = unit_batches(names(units))
+        known = {tuple(receipt.task for receipt in batch) for batch in before}
+        assert sum(tuple(r.task for r in batch) not in known for batch in after) <= 3
+    assert unit_batches([]) == []
 
 
 @settings(max_examples=25)
@@ -172,15 +205,7 @@ def drops_table(rows):
     return pa.Table.from_pylist(rows, schema=DROPS_SCHEMA)
 
 
-@given(ROWS, st.data())
-def test_digests_of_disjoint_sets_add_up(rows, data):
-    side = data.draw(st.sets(st.sampled_from(sorted(rows)))) if rows else set()
-    whole, one, two = (unit_digests(drops_table(found)) for found in (rows, side, rows - side))
-    for unit, digest in whole.items():
-        assert digest == add_digests(d[unit] for d in (two, one) if unit in d)
-
-
 def test_digests_differ_for_other_sets():
     sets = [{(0, 0, 0)}, {(0, 0, 1)}, {(0, 1, 0)}, {(0, 0, 1), (0, 1, 0)}]
     assert len({unit_digests(drops_table(rows))["0"] for rows in sets}) == 4
-    assert unit_digests(drops_table(set())) == {} and add_digests([]) == "0" * 32
+    assert unit_digests(drops_table(set())) == {}
