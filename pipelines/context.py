@@ -185,8 +185,12 @@ def perform(ctx: Context, step: Step) -> list[Receipt]:
         PartFailedError: a task kept killing its worker. Any error of a task.
     """
     tasks = {task.fingerprint: task for task in step.tasks}
-    kinds = {task.KIND for task in step.tasks}
-    done = {n: r for kind in kinds for n, r in ctx.store.finished(kind, list(tasks)).items()}
+    by_kind: dict[str, list[str]] = {}
+    for name, task in tasks.items():
+        by_kind.setdefault(task.KIND, []).append(name)
+    done: dict[str, Receipt] = {}
+    for kind, names in by_kind.items():
+        done |= ctx.store.finished(kind, names)
     todo = [task for name, task in tasks.items() if name not in done]
     total, reused = len(step.tasks), len(step.tasks) - len(todo)
     with ctx.step(step.title, total=total, reused=reused, unit=step.unit) as advance:
@@ -200,6 +204,8 @@ def perform(ctx: Context, step: Step) -> list[Receipt]:
                 done[receipt.task] = receipt
                 ctx.work[step.title].worked(result.seconds, resources)
                 advance(1, receipt.counts.get(step.unit, 0))
+            for kind, names in by_kind.items():
+                ctx.store.remember(kind, [done[name] for name in names])
         sizes = (part.num_bytes for receipt in done.values() for part in receipt.parts)
         ctx.work[step.title].num_bytes += sum(sizes)
     return [done[task.fingerprint] for task in step.tasks]

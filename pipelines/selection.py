@@ -1,14 +1,17 @@
 """The exact global cut over stored scores, and the selection's parts."""
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import accumulate
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from stillhouse.errors import BudgetError
-from stillhouse.fingerprint import fingerprint, sha256
+from stillhouse.fingerprint import content_batches, fingerprint, sha256
 from stillhouse.pipelines.candidates import Candidates
 from stillhouse.pipelines.context import Context, Step, perform, run_tasks
 from stillhouse.pipelines.given import find_input
@@ -16,7 +19,7 @@ from stillhouse.reading.readers import open_selection
 from stillhouse.selection.budget import Cut, find_cut, find_weighted_cut, threshold_cut
 from stillhouse.selection.ledger import LEDGER_SCHEMA, LOSS_SPAN, SCORE_SPAN, Tally, join_spans
 from stillhouse.selection.quotas import QuotaCut, cut_to_json, find_quota_cut, named_shares
-from stillhouse.selection.ranking import RULE_VERSION, RankedPart, Ranks, RankTask, scorers_read
+from stillhouse.selection.ranking import RULE_VERSION, PartRanks, Ranks, RankTask, scorers_read
 from stillhouse.selection.rules import NamedRule
 from stillhouse.selection.writing import Member, WriteTask, group_parts
 from stillhouse.spec import SelectionSettings
@@ -26,6 +29,8 @@ from stillhouse.storage.layout import LAYOUT_VERSION, LEDGER, about
 from stillhouse.storage.parquet import parquet_bytes
 from stillhouse.text.records import used_keys
 
+_RANKED_TOGETHER = 32
+"""Parts whose rows are in one table, at most."""
 _NOT_ELIGIBLE = {
     "contaminated": "share 13 words with the held-out target (give another `target.heldout`, or "
     "set `selection.exclude_contaminated: false`) or a benchmark (`decontaminate`)",
@@ -95,19 +100,20 @@ class _Selecting:
             with ctx.step(step, total=groups or 1, reused=groups):
                 assert found is not None  # a dry step without one ends here
             return Selected(found)
-        ranked = self.pool.ranked(self.rule)
         shared = self.size is None and self.pool.pool.has_shares
         sources = self.pool.pool.sources if shared else None
         ranking = "rank" if self.size is None else f"rank {self.rule.name}"
-        receipts = perform(ctx, Step(ranking, [RankTask(part, sources) for part in ranked]))
-        ranks = [Ranks(ctx.store.path(receipt.parts[0].path)) for receipt in receipts]
-        counted = [receipt.info for receipt in receipts]
+        ranked = self.pool.ranked(self.rule)
+        batches = content_batches([part.tokens.sha256 for part in ranked], _RANKED_TOGETHER)
+        together = [tuple(ranked[batch.start : batch.stop]) for batch in batches]
+        receipts = perform(ctx, Step(ranking, [RankTask(parts, sources) for parts in together]))
+        ranks = _Ranking(ctx.store, receipts)
         try:
-            cut = self._cut(ranks)
+            cut = self._cut(ranks.tables)
         except BudgetError as error:
-            raise _too_few(counted, error) from None
-        tasks = self._write_tasks(name, ranked, ranks, counted, cut)
-        return Selected(self._finish(name, cut, perform(ctx, Step(step, tasks))))
+            raise _too_few(ranks.parts, error) from None
+        tasks = self._write_tasks(name, ranks, cut)
+        return Selected(self._finish(name, tasks[0].cut, perform(ctx, Step(step, tasks))))
 
     def _identity(self) -> str:
         """Everything that decides which rows are kept and in which order."""
@@ -156,31 +162,29 @@ class _Selecting:
         parts = {i: part.with_sources for i, part in enumerate(ranks)}
         return find_quota_cut(parts, count, names=pool.sources.labels, **shares, run=run)
 
-    def _write_tasks(
-        self,
-        name: str,
-        ranked: list[RankedPart],
-        ranks: list[Ranks],
-        counted: list[dict[str, Any]],
-        cut: Cut | QuotaCut,
-    ) -> list[WriteTask]:
+    def _write_tasks(self, name: str, ranking: "_Ranking", cut: Cut | QuotaCut) -> list[WriteTask]:
         """Tasks for groups of input parts, by how many rows each part keeps."""
-        pool, seed = self.pool, self.settings.seed
-        kept = list(run_tasks(self.ctx, partial(_num_kept, cut), list(enumerate(ranks))))
+        pool, seed, parts = self.pool, self.settings.seed, ranking.parts
+        items = list(zip(range(len(ranking.tables)), ranking.tables, ranking.rows, strict=True))
+        found = run_tasks(self.ctx, partial(_num_kept, cut), items)
+        kept = [count for counts in found for count in counts]
         if not sum(kept):
             raise BudgetError(f"nothing reaches the threshold {cut.score:g}: lower `min_score`")
-        part_rows = max(part.num_rows for part in pool.tokens.parts)
-        groups = group_parts([part.tokens.sha256 for part in ranked], kept, part_rows, seed)
+        tokens = pool.tokens.parts
+        part_rows = max(part.num_rows for part in tokens)
+        groups = group_parts([part.sha256 for part in tokens], kept, part_rows, seed)
         source = pool.spec.pool.model_copy(update={"keep_columns": self.keep_columns})
         tokenizer = (pool.tokenizer.path, pool.tokenizer.eos_token) if self.with_text else None
-        span = join_spans((part["span"] for part in counted), SCORE_SPAN)
-        loss_span = join_spans((part["loss_span"] for part in counted), LOSS_SPAN)
+        span = join_spans((part["span"] for part in parts), SCORE_SPAN)
+        loss_span = join_spans((part["loss_span"] for part in parts), LOSS_SPAN)
+        ranks, by_part = ranking.of_parts, cut.among(ranking.rows)
         return [
             WriteTask(
                 selection=name,
                 number=number,
-                members=tuple(Member(i, ranked[i], pool.pool.files[i]) for i in group),
-                cut=cut,
+                members=tuple(Member(i, tokens[i], ranks[i], pool.pool.files[i]) for i in group),
+                grain=self.settings.grain,
+                cut=by_part,
                 sources=pool.pool.sources,
                 source=source,
                 tokenizer=tokenizer,
@@ -249,7 +253,35 @@ def _too_few(counted: list[dict[str, Any]], error: BudgetError) -> BudgetError:
     )
 
 
-def _num_kept(cut: Cut | QuotaCut, item: tuple[int, Ranks]) -> int:
-    """Rows that a cut keeps of the part with this index."""
-    index, ranks = item
-    return int(cut.mask(index, *ranks.with_sources()).sum())
+class _Ranking:
+    """The ranked pool: tables of the rows of several parts each.
+
+    Attributes:
+        tables: in order, as the cut reads them.
+        parts: what is known of each part (`RankTask`).
+        rows: of the parts of each table.
+        of_parts: where the rows of each part are.
+    """
+
+    def __init__(self, store: Store, receipts: Sequence[Receipt]) -> None:
+        self.tables = [Ranks(store.path(receipt.parts[0].path)) for receipt in receipts]
+        self.parts: list[dict[str, Any]] = []
+        self.rows: list[list[int]] = []
+        self.of_parts: list[PartRanks] = []
+        for receipt in receipts:
+            infos = receipt.info["parts"]
+            rows = [info["rows"] for info in infos]
+            starts = [0, *accumulate(rows)]
+            self.parts += infos
+            self.rows.append(rows)
+            self.of_parts += [
+                PartRanks(receipt.parts[0], start, count)
+                for start, count in zip(starts, rows, strict=False)
+            ]
+
+
+def _num_kept(cut: Cut | QuotaCut, item: tuple[int, Ranks, list[int]]) -> list[int]:
+    """Rows that a cut keeps of each part in the table with this index."""
+    index, ranks, rows = item
+    kept = np.cumsum(np.concatenate([[0], cut.mask(index, *ranks.with_sources())]))
+    return np.diff(kept[[0, *accumulate(rows)]]).tolist()

@@ -10,6 +10,7 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from typing import Any
 
 
@@ -32,3 +33,19 @@ def fingerprint(value: Any) -> str:
 
 def short(digest: str) -> str:
     return digest[:12]
+
+
+def content_batches(names: Sequence[str], most: int) -> list[range]:
+    """Cut a sequence of things, given by their fingerprints, into batches of at most `most`.
+
+    A batch has at least a quarter of that and ends where a name says so. So what is added in one
+    place changes the batches there, and the others stay what they were.
+    """
+    batches: list[range] = []
+    start = 0
+    for index, name in enumerate(names):
+        size = index + 1 - start
+        if size == most or (size * 4 >= most and int(name[:8], 16) * most < 4 * 2**32):
+            batches.append(range(start, index + 1))
+            start = index + 1
+    return [*batches, range(start, len(names))] if start < len(names) else batches

@@ -49,6 +49,18 @@ class Cut:
             kept[: self.row + 1] |= values[: self.row + 1] == self.score
         return kept
 
+    def among(self, rows: Sequence[Sequence[int]]) -> "Cut":
+        """The same cut where each part is several ones: `rows[part][i]` are the rows of its i-th.
+
+        Those are numbered through all parts, which are numbered from 0.
+        """
+        if self.part is None:
+            return self
+        ends = np.cumsum(rows[self.part])
+        place = int(np.searchsorted(ends, self.row, side="right"))
+        before = int(ends[place - 1]) if place else 0
+        return Cut(self.score, sum(map(len, rows[: self.part])) + place, self.row - before)
+
 
 def threshold_cut(score: float) -> Cut:
     return Cut(score, None, 0)

@@ -130,6 +130,14 @@ class QuotaCut:
             kept |= self.rest.mask(part, self.free_scores(part, scores, sources))
         return kept
 
+    def among(self, rows: Sequence[Sequence[int]]) -> "QuotaCut":
+        """As `Cut.among`."""
+        minima, maxima = (
+            {source: cut.among(rows) for source, cut in cuts.items()}
+            for cuts in (self.minima, self.maxima)
+        )
+        return QuotaCut(minima, maxima, self.rest and self.rest.among(rows))
+
     def free_scores(self, part: PartName, scores: Scores, sources: Codes) -> Scores:
         """Scores of the rows within their source's maximum that no minimum takes, else NaN."""
         taken = _by_source(self.minima, part, scores, sources, default=False)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from stillhouse.selection.quotas import Sources
 from stillhouse.selection.rules import NamedRule, RankedRows
 from stillhouse.storage.artifact import PartRef, Store
-from stillhouse.storage.parquet import read_table
+from stillhouse.storage.parquet import read_rows, read_table
 from stillhouse.storage.task import Output, Place, Task
 from stillhouse.text.pieces import Grain, Pieces, read_pieces, row_sources
 
@@ -26,10 +26,12 @@ RULE_VERSION = 2
 ELIGIBLE, CONTAMINATED, PRIOR_ROW, NAN, TAKEN_DOWN = range(5)
 REASONS = ("below the cut", "contaminated", "prior row", "nan", "taken down")
 """Why a row was not kept, by its status; status 0 is an eligible row that was not good enough."""
+LOSS_COLUMNS = ("prior", "conditional")
 RANKS_SCHEMA = pa.schema(
     [("value", pa.float32()), ("fate", pa.int8()), ("weight", pa.int32()), ("source", pa.int32())]
+    + [("seen", pa.bool_()), ("benchmark", pa.int32())]
+    + [(name, pa.float32()) for name in LOSS_COLUMNS]
 )
-LOSS_COLUMNS = ("prior", "conditional")
 Span: TypeAlias = tuple[float, float]
 
 
@@ -160,22 +162,26 @@ def _flat(column: pa.ChunkedArray) -> NDArray[np.float64]:
 
 @dataclass(frozen=True)
 class RankTask(Task):
-    """Makes the values of one token part a small table, which the cut reads instead of tokens.
+    """Makes one table of the ranked rows of several token parts, which cut and selection read.
 
-    `info` counts the rows by status and has the spans of the values and of the losses.
+    `info` has for each part its rows, these by status, and the spans of the values and losses.
 
     Attributes:
+        parts: in order.
         sources: those that rows are counted for; None where no share is asked for.
     """
 
     KIND = "ranks"
 
-    ranked: RankedPart
+    parts: tuple[RankedPart, ...]
     sources: Sources | None
 
     def run(self, store: Store, host: Any, loaded: Any) -> Output:
         """One table of `RANKS_SCHEMA`."""
-        ranked = self.ranked
+        tables, infos = zip(*map(self._rank, self.parts), strict=True)
+        return Output([pa.concat_tables(tables)], info={"parts": list(infos)})
+
+    def _rank(self, ranked: RankedPart) -> tuple[pa.Table, dict[str, Any]]:
         if self.sources is None:
             scores = ranked.read()
             source = np.zeros(len(scores.raw), np.int32)
@@ -183,16 +189,53 @@ class RankTask(Task):
             pieces = ranked.pieces()
             scores = ranked.read(pieces)
             source = self.sources.codes(pieces.sources)[row_sources(pieces, ranked.grain)]
-        columns = (scores.raw, scores.fate, scores.weight.astype(np.int32), source)
-        table = pa.Table.from_arrays([pa.array(c) for c in columns], schema=RANKS_SCHEMA)
+        losses = {name: scores.losses.get(name) for name in LOSS_COLUMNS}
+        columns = {
+            "value": scores.raw,
+            "fate": scores.fate,
+            "weight": scores.weight.astype(np.int32),
+            "source": source,
+            "seen": scores.seen,
+            "benchmark": scores.benchmark,
+            **{name: pa.nulls(len(source)) if x is None else x for name, x in losses.items()},
+        }
         counts = np.bincount(scores.fate, minlength=len(REASONS)).tolist()
-        losses = [scores.losses[name] for name in LOSS_COLUMNS if name in scores.losses]
+        known = [values for values in losses.values() if values is not None]
         info = {
+            "rows": len(source),
             "fates": dict(zip(("eligible", *REASONS[1:]), counts, strict=True)),
             "span": data_span(scores.raw),
-            "loss_span": data_span(np.concatenate(losses)) if losses else None,
+            "loss_span": data_span(np.concatenate(known)) if known else None,
         }
-        return Output([table], info=info)
+        return pa.table(columns, schema=RANKS_SCHEMA), info
+
+
+@dataclass(frozen=True, slots=True)
+class PartRanks:
+    """The ranked rows of one token part: some rows of a `RankTask`'s table.
+
+    Attributes:
+        table: the task's part.
+        start: its first row there.
+    """
+
+    table: PartRef
+    start: int
+    num_rows: int
+
+    def read(self, store: Store) -> PartScores:
+        """What `RankedPart.read` returned, of the scorers in `LOSS_COLUMNS`."""
+        uri, stop = store.path(self.table.path), self.start + self.num_rows
+        found = read_rows(uri, self.table.num_bytes, self.start, stop)
+        losses = {n: found[n].to_numpy() for n in LOSS_COLUMNS if not found[n].null_count}
+        return PartScores(
+            raw=found["value"].to_numpy(),
+            fate=found["fate"].to_numpy(),
+            losses=losses,
+            weight=found["weight"].to_numpy().astype(np.int64),
+            seen=found["seen"].to_numpy(),
+            benchmark=found["benchmark"].to_numpy(),
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,13 +19,13 @@ from stillhouse.selection.budget import Cut
 from stillhouse.selection.carried import with_columns, with_text
 from stillhouse.selection.ledger import OwnedTokens, Tally, tally_part
 from stillhouse.selection.quotas import QuotaCut, Sources
-from stillhouse.selection.ranking import LOSS_COLUMNS, PartScores, RankedPart, Span, row_keys
-from stillhouse.storage.artifact import Store
+from stillhouse.selection.ranking import LOSS_COLUMNS, PartRanks, PartScores, Span, row_keys
+from stillhouse.storage.artifact import PartRef, Store
 from stillhouse.storage.parquet import read_table
 from stillhouse.storage.task import Output, Place, Task
 from stillhouse.text.documents import Document, read_documents
 from stillhouse.text.duplicates import keyed_uniform
-from stillhouse.text.pieces import Pieces, read_pieces, row_sources
+from stillhouse.text.pieces import Grain, Pieces, read_pieces, row_sources
 from stillhouse.text.tasks import UnitFile
 
 
@@ -35,11 +35,13 @@ class Member:
 
     Attributes:
         index: of the part in the pool.
+        ranks: its rows under the rule.
         files: raw files of its unit, which documents are read from.
     """
 
     index: int
-    ranked: RankedPart
+    tokens: PartRef
+    ranks: PartRanks
     files: tuple[UnitFile, ...]
 
 
@@ -64,6 +66,7 @@ class WriteTask(Task):
     span: Span
     loss_span: Span
     members: Place[tuple[Member, ...]]
+    grain: Place[Grain]
     cut: Place[Cut | QuotaCut]
     sources: Place[Sources]
     source: Place[PoolSource]
@@ -78,14 +81,13 @@ class WriteTask(Task):
         tables: list[pa.Table] = []
         order: list[NDArray[np.float64]] = []
         for member in self.members:
-            ranked = member.ranked
-            tokens = read_table(store.path(ranked.tokens.path))
+            tokens = read_table(store.path(member.tokens.path))
             pieces = read_pieces(tokens)
-            scores = ranked.read(pieces)
+            scores = member.ranks.read(store)
             codes = self.sources.codes(pieces.sources)
             owned = OwnedTokens(
-                row_source=codes[row_sources(pieces, ranked.grain)],
-                piece_row=pieces.owners() if ranked.grain == "documents" else pieces.sequence,
+                row_source=codes[row_sources(pieces, self.grain)],
+                piece_row=pieces.owners() if self.grain == "documents" else pieces.sequence,
                 piece_source=codes[pieces.source],
                 piece_tokens=pieces.num_tokens,
                 labels=self.sources.labels,
@@ -93,7 +95,7 @@ class WriteTask(Task):
             kept = self.cut.mask(member.index, scores.value, owned.row_source)
             part = tally_part(
                 member.index,
-                ranked.tokens.path,
+                member.tokens.path,
                 scores,
                 kept,
                 self.cut.score,
@@ -104,7 +106,7 @@ class WriteTask(Task):
             tally.add(part)
             rows = np.flatnonzero(kept)
             tables.append(self._rows(member, tokens, pieces, scores, rows))
-            order.append(keyed_uniform(row_keys(ranked.tokens.sha256, len(kept))[rows], self.seed))
+            order.append(keyed_uniform(row_keys(member.tokens.sha256, len(kept))[rows], self.seed))
         table = pa.concat_tables(tables)
         table = table.take(pa.array(np.argsort(np.concatenate(order), kind="stable")))
         counts = {"tokens": tally.fate_tokens["kept"]}
@@ -124,7 +126,7 @@ class WriteTask(Task):
         rows: NDArray[np.int64],
     ) -> pa.Table:
         """The kept rows with their score, the losses, and their address in the pool."""
-        if member.ranked.grain == "documents":
+        if self.grain == "documents":
             table = _documents(member, pieces, rows, self.source)
         else:
             table = tokens.take(pa.array(rows))

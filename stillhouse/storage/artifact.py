@@ -23,6 +23,7 @@ from stillhouse.storage.commit import create_or_adopt
 from stillhouse.storage.filesystem import join, list_names, read_bytes, read_many
 from stillhouse.storage.layout import MANIFEST, PART_LIST, about, folder_about, read_manifest
 from stillhouse.storage.parquet import ROW_GROUP, parquet_bytes, parse_table, read_table
+from stillhouse.storage.receipt_cache import cache_receipts, cached_receipts
 from stillhouse.storage.sealed import seal, unseal
 
 _MAX_INLINE_PARTS = 300
@@ -154,12 +155,15 @@ class Store:
         return PartRef(path, num_rows, num_tokens, len(stored), sha256(stored))
 
     def finished(self, kind: str, tasks: Iterable[str]) -> dict[str, Receipt]:
-        """The receipts of those tasks whose parts all exist, by task: two listings and a read for
-        each receipt. A task that lost a part has to be done again.
+        """The receipts of those tasks whose parts all exist, by task: two listings, and a read for
+        each receipt that the cache has not. A task that lost a part has to be done again.
         """
         names = set(list_names(self.path(kind, "receipts")))
-        uris = [self._receipt_uri(kind, task) for task in tasks if f"{task}.json" in names]
-        receipts = list(map(parse_receipt, read_many(uris), uris))
+        there = [task for task in tasks if f"{task}.json" in names]
+        known = cached_receipts(self.uri, kind, there)
+        others = [task for task in there if task not in known]
+        known |= zip(others, read_many([self._receipt_uri(kind, t) for t in others]), strict=True)
+        receipts = [parse_receipt(known[task], self._receipt_uri(kind, task)) for task in there]
         missing = self._missing(path for receipt in receipts for path in receipt.paths)
         return {r.task: r for r in receipts if missing.isdisjoint(r.paths)}
 
@@ -169,6 +173,13 @@ class Store:
         folders = sorted({path.rpartition("/")[0] for path in wanted})
         names = {folder: list_names(self.path(folder)) for folder in folders}
         return wanted - {f"{folder}/{name}" for folder in folders for name in names[folder]}
+
+    def remember(self, kind: str, receipts: Iterable[Receipt]) -> None:
+        """Keep receipts together, if they are many, so that a later `finished` reads them at once.
+
+        The finished tasks of one kind, as a step knows them when it ends.
+        """
+        cache_receipts(self.uri, kind, {one.task: seal(asdict(one)) for one in receipts})
 
     def put_receipt(self, kind: str, receipt: Receipt) -> Receipt:
         """Record that a task is finished; the first receipt is kept, and returned."""

@@ -59,6 +59,21 @@ def read_table(uri: str, columns: list[str] | None = None) -> pa.Table:
         return parse_table(read_bytes(uri), columns)
 
 
+def read_rows(uri: str, num_bytes: int, start: int, stop: int) -> pa.Table:
+    """The rows from `start` to `stop` of a Parquet object of a store; as `read_groups`."""
+    first = end = skipped = 0
+
+    def overlaps(group: pq.RowGroupMetaData) -> bool:
+        nonlocal first, end, skipped
+        first, end = end, end + group.num_rows
+        if end <= start:
+            skipped = end
+        return first < stop and end > start
+
+    table = read_groups(uri, num_bytes, overlaps)
+    return table.slice(start - skipped, stop - start)
+
+
 def read_groups(
     uri: str, num_bytes: int, wanted: Callable[[pq.RowGroupMetaData], bool]
 ) -> pa.Table:

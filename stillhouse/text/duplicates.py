@@ -26,6 +26,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from stillhouse.fingerprint import content_batches
 from stillhouse.storage.artifact import Receipt, Store
 from stillhouse.storage.parquet import read_groups, read_table
 from stillhouse.storage.task import Output, Task
@@ -156,19 +157,11 @@ def _joined(tables: Sequence[DocumentTable]) -> DocumentTable:
 def unit_batches(scans: Sequence[Receipt]) -> list[tuple[Receipt, ...]]:
     """Cut the scanned units of a pool into batches of about the square root of their number.
 
-    The end of a batch depends on a unit's own name, so that a new unit changes the batch it lies
-    in. Every fourfold growth of the pool doubles the batches.
+    A new unit changes the batch it lies in; every fourfold growth of the pool doubles the batches.
     """
     most = 2 ** (math.ceil(math.log2(max(len(scans), 1)) / 2) + 2)
-    batches: list[tuple[Receipt, ...]] = []
-    batch: list[Receipt] = []
-    for receipt in scans:
-        batch.append(receipt)
-        closes = int(receipt.task[:8], 16) * most < 4 * 2**32
-        if len(batch) == most or (len(batch) * 4 >= most and closes):
-            batches.append(tuple(batch))
-            batch = []
-    return [*batches, tuple(batch)] if batch else batches
+    batches = content_batches([receipt.task for receipt in scans], most)
+    return [tuple(scans[batch.start : batch.stop]) for batch in batches]
 
 
 @dataclass(frozen=True)

@@ -154,3 +154,20 @@ def test_a_trailing_id_0_is_kept_where_the_reference_drops_it():
     ours = selected_ids(quirk["inputs"], 5)
     assert 0 not in reference and 0 in ours
     assert ours - {0} < reference
+
+
+@given(
+    st.lists(st.lists(st.lists(few_values, max_size=4), min_size=1, max_size=4), min_size=1),
+    st.data(),
+)
+def test_a_cut_among_parts_is_one_among_what_they_consist_of(nested, data):
+    """Whole parts of several small ones each: the same rows are kept."""
+    joined = {i: np.float32([x for part in parts for x in part]) for i, parts in enumerate(nested)}
+    total = sum(int((~np.isnan(scores)).sum()) for scores in joined.values())
+    assume(total)
+    cut = find_cut(loads(joined), data.draw(st.integers(1, total)))
+    inner = cut.among([[len(part) for part in parts] for parts in nested])
+    flat = [np.float32(part) for parts in nested for part in parts]
+    kept = [inner.mask(index, part) for index, part in enumerate(flat)]
+    whole = [cut.mask(index, scores) for index, scores in joined.items()]
+    assert np.concatenate(kept).tolist() == np.concatenate(whole).tolist()

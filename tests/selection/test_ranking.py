@@ -1,4 +1,5 @@
 from collections import Counter
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -15,6 +16,7 @@ from stillhouse.selection.ranking import (
     NAN,
     PRIOR_ROW,
     TAKEN_DOWN,
+    PartRanks,
     RankedPart,
     Ranks,
     RankTask,
@@ -159,11 +161,34 @@ def ranks(part):
 
     def make(sources=None, **changes):
         ranked = part(**changes)
-        task = RankTask(ranked, sources)
+        task = RankTask((ranked,), sources)
         receipt = commit(ranked.store, task, task.run(ranked.store, None, None))
-        return Ranks(ranked.store.path(receipt.parts[0].path)), receipt.info
+        [info] = receipt.info["parts"]
+        return Ranks(ranked.store.path(receipt.parts[0].path)), info
 
     return make
+
+
+@pytest.mark.parametrize("row_group", [1, 2, 8192])
+def test_rows_of_several_parts_in_one_table(part, row_group, monkeypatch):
+    monkeypatch.setattr(RankTask, "ROW_GROUP", row_group)
+    shared = {"contamination": "flags.parquet", "prior_rows": np.array([2])}
+    parts = (part(), part(grain="documents", benchmarks="numbers.parquet"), part(**shared))
+    task, store = RankTask(parts, None), parts[0].store
+    receipt = commit(store, task, task.run(store, None, None))
+    assert [info["rows"] for info in receipt.info["parts"]] == [3, 3, 3]
+    for index, ranked in enumerate(parts):
+        found, expected = PartRanks(receipt.parts[0], 3 * index, 3).read(store), ranked.read()
+        for name in ("raw", "fate", "weight", "seen", "benchmark"):
+            np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
+        assert found.losses.keys() == expected.losses.keys()
+        for name, values in expected.losses.items():
+            np.testing.assert_array_equal(found.losses[name], values)
+    alone = replace(part(rule="random"), scores={})
+    task = RankTask((alone,), None)
+    receipt = commit(store, task, task.run(store, None, None))
+    assert PartRanks(receipt.parts[0], 1, 2).read(store).losses == {}
+    assert len(PartRanks(receipt.parts[0], 3, 0).read(store).raw) == 0
 
 
 def test_what_the_cut_reads(ranks):

@@ -179,3 +179,36 @@ def test_requests_of_an_artifact(bucket, proxied):
     store.get_manifest("tokens", "f" * 64)
     store.finished("tokens", ["a"])
     assert [method for method, _ in proxied.requests] == ["GET"] * 4  # two are listings
+
+
+def test_many_receipts_are_read_at_once(bucket, proxied):
+    store = Store(bucket)
+    store.put_part("scans/parts/0.parquet", TABLE, num_tokens=3)
+    part = PartRef("scans/parts/0.parquet", 3, 3, 1, "0" * 64)
+    made = {f"{n:064}": Receipt(f"{n:064}", (part,), {"documents": n}) for n in range(200)}
+    for receipt in made.values():
+        store.put_receipt("scans", receipt)
+
+    def finished():
+        proxied.requests.clear()
+        found = store.finished("scans", list(made))
+        return found, len(proxied.requests)
+
+    assert finished() == (made, 2 + 200 + 1)  # the cache was looked for
+    store.remember("scans", list(made.values())[:50])  # few: not kept together
+    assert finished() == (made, 2 + 200 + 1)
+    store.remember("scans", list(made.values())[:150])
+    assert finished() == (made, 2 + 1 + 50)
+    store.remember("scans", made.values())
+    assert finished() == (made, 2 + 1 + 50)  # fifty are few
+    last = Receipt("f" * 64, (part,))
+    store.put_receipt("scans", last)
+    store.remember("scans", [*made.values(), *[Receipt(f"x{n}", ()) for n in range(20)], last])
+    assert finished() == (made, 2 + 1)
+    # a receipt that was removed counts no more, nor one that lost its part
+    remove_object(store.path("scans/receipts", f"{7:064}.json"))
+    assert finished()[0].keys() == made.keys() - {f"{7:064}"}
+    replace(store.path("cache/receipts-scans.parquet"), b"PAR1 and no more")
+    assert finished() == ({n: r for n, r in made.items() if r.counts["documents"] != 7}, 202)
+    remove_object(store.path(part.path))
+    assert finished()[0] == {}
