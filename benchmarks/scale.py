@@ -29,8 +29,8 @@ import store as s3
 from fault_proxy import FaultProxy
 from processes import Stages, Ways, in_fresh_process, is_small, memory_mb, run_stages
 
-FILES = (8, 32, 128) if is_small() else (1250, 5000, 20_000)
-DOCUMENTS = 30
+FILES = (16, 64, 128) if is_small() else (125, 500, 2000)
+DOCUMENTS = 10
 LIMITS = {
     "growth: largest exponent": 1.05,
     "growth: requests a part": 20.0,

@@ -7,6 +7,7 @@ held-out documents, an accuracy on the validation and the test part.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Any
 
 from stillhouse.errors import SpecError
@@ -17,11 +18,13 @@ from stillhouse.pipelines.context import StepWork
 from stillhouse.training.task import HALVES
 
 CHOSEN_ON, REPORTED_ON = HALVES
-_TESTED = {
-    "train.validation_accuracy": "train.accuracy",
-    "distill.validation_accuracy": "distill.test_accuracy.mean",
-}
-"""By metrics of a validation part: the number of the test part."""
+_TESTED = (
+    ("train.validation_accuracy", "train.accuracy"),
+    ("distill.validation_accuracy", "distill.test_accuracy.mean"),
+    ("mix.*.seeds.*.validation_accuracy", "accuracy"),
+    ("mix.*.seeds.*.validation_nll", "heldout_nll"),
+)
+"""Metrics of a validation part, and the number of the test part: beside the metric, or a path."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +97,10 @@ def metric_of(result: Mapping[str, Any], path: str) -> tuple[float, float | None
     halves = _at(result, section).get("heldout_halves") if key == "heldout_nll" else None
     if halves is not None:
         return halves[CHOSEN_ON], halves[REPORTED_ON]
-    return found, _number_at(result, _TESTED[path]) if path in _TESTED else None
+    for pattern, tested in _TESTED:
+        if fnmatchcase(path, pattern):
+            return found, _number_at(result, tested if "." in tested else f"{section}.{tested}")
+    return found, None
 
 
 def _number_at(result: Mapping[str, Any], path: str) -> float:

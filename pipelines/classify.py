@@ -22,7 +22,7 @@ from stillhouse.models.network_settings import NetworkSettings
 from stillhouse.pipelines.classify_data import ClassifyInputs
 from stillhouse.pipelines.context import Context, Step, perform
 from stillhouse.pipelines.given import Needs, given_models
-from stillhouse.pipelines.teachers import SIGNALS
+from stillhouse.pipelines.teachers import SIGNALS, check_objective
 from stillhouse.pipelines.tokenizer import given_tokenizer
 from stillhouse.pipelines.tokens import TokenizerRef
 from stillhouse.pipelines.training import run_trainings
@@ -46,6 +46,7 @@ def run_classify(ctx: Context, spec: ClassifySpec, inputs: ClassifyInputs) -> Cl
     Raises:
         StillhouseError: run again to continue from the last checkpoint.
     """
+    check_objective(ctx, spec.train.objective, inputs.own)
     compute, name = spec.compute, inputs.preparation.images
     host = ImageHostSettings(
         inputs.preparation,

@@ -92,6 +92,8 @@ def _measured(totals: Mapping[str, Any]) -> dict[str, Any]:
     test = totals["test"]
     found = {"heldout_nll": test["nll"], "accuracy_interval": test["interval"]}
     found |= {key: test[key] for key in ("accuracy", "chance")}
+    best = next(row for row in totals["curve"] if row["step"] == totals["best_step"])
+    found |= {key: best[key] for key in ("validation_nll", "validation_accuracy")}
     return found | {key: totals[key] for key in _MEASURED}
 
 

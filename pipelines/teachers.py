@@ -10,6 +10,7 @@ from stillhouse.pipelines.context import Context, Step, perform, run_tasks
 from stillhouse.pipelines.given import ModelRef
 from stillhouse.pipelines.tokens import TokenizerRef
 from stillhouse.spec import ScoringSettings
+from stillhouse.training.named_objective import NamedObjective
 from stillhouse.training.signals import SignalPart, SignalTask, TeacherHost
 from stillhouse.training.spec import ObjectiveSettings, TrainSpec
 from stillhouse.training.task import TokenSet
@@ -90,6 +91,23 @@ def stored_signals(
             made[i].append(tuple(parts[: len(one.uris)]))
             parts = parts[len(one.uris) :]
     return [replace(one, signals=tuple(found)) for one, found in zip(sets, made, strict=True)]
+
+
+def check_objective(ctx: Context, objective: NamedObjective, code: CustomCode | None) -> None:
+    """Check on a worker that an objective takes its settings, before anything is made for it.
+
+    Raises:
+        SpecError: it does not.
+    """
+    if objective.options and not ctx.dry:
+        next(run_tasks(ctx, partial(_check_options, code), [objective]))
+
+
+def _check_options(code: CustomCode | None, objective: NamedObjective) -> bool:
+    from stillhouse.training.objectives import check_options
+
+    check_options(objective, code)
+    return True
 
 
 def _check(code: CustomCode | None, settings: ObjectiveSettings) -> bool:

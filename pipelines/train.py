@@ -9,7 +9,7 @@ from stillhouse.pipelines.context import Context
 from stillhouse.pipelines.duplicates import Drops
 from stillhouse.pipelines.given import ModelRef, Needs, given_models
 from stillhouse.pipelines.scan import Scan, scan_sources
-from stillhouse.pipelines.teachers import stored_signals, teacher_hosts
+from stillhouse.pipelines.teachers import check_objective, stored_signals, teacher_hosts
 from stillhouse.pipelines.tokenizer import given_tokenizer, scanned_tokenizer
 from stillhouse.pipelines.tokens import (
     Packing,
@@ -69,6 +69,8 @@ def run_train(ctx: Context, spec: TrainSpec, inputs: TrainInputs) -> TrainRun:
     Raises:
         StillhouseError: run again to continue from the last checkpoint.
     """
+    objective = spec.train.objective
+    check_objective(ctx, objective, inputs.code)
     length = spec.sequence_length or inputs.sequence_length or TEXT_LENGTH
     texts = {key: one.inputs for key, one in inputs.sets.items() if isinstance(one, TextSet)}
     scans = scan_sources(ctx, texts).sources if texts else []
@@ -86,7 +88,6 @@ def run_train(ctx: Context, spec: TrainSpec, inputs: TrainInputs) -> TrainRun:
     packed = _packed(ctx, scans, tokenizer, length)
     sets = _token_sets(ctx.store, inputs.sets, scans, packed)
     heldout = sets.pop() if HELDOUT in inputs.sets else None
-    objective = spec.train.objective
     fresh = planned_shape(spec.model, needs.vocab_size, needs.num_positions)
     shape = init.shape if init else fresh
     task = _task(spec, sets, heldout, tokenizer, init, shape)

@@ -8,7 +8,10 @@ from typing import Any
 COMMON = {"status", "job", "run", "report", "artifacts", "work", "warnings"}
 TESTED = {"mean", "std", "seeds"}
 CONTROL = {"bytes", "test_accuracy", "networks"}
-MIX_SEED = {"heldout_nll", "accuracy", "accuracy_interval", "chance", "gradient_passes"}
+MIX_SEED = {"heldout_nll", "accuracy", "accuracy_interval", "chance", "gradient_passes"} | {
+    "validation_nll",
+    "validation_accuracy",
+}
 KEYS: dict[str, dict[str, set[str]]] = {
     "select": {
         "": COMMON

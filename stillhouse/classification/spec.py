@@ -2,13 +2,14 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from stillhouse.classification.data import ClassifierData
 from stillhouse.classification.unlabelled import UnlabelledImages
 from stillhouse.models.network_settings import IMAGE_NETWORKS, GivenClassifier, NetworkSettings
-from stillhouse.spec import Count, JobSpec, Settings
+from stillhouse.spec import Count, JobSpec
 from stillhouse.training.data_spec import Weight
+from stillhouse.training.named_objective import NamedObjective
 from stillhouse.training.spec import StreamedTraining
 
 _HERE = "stillhouse.training.objectives"
@@ -42,10 +43,10 @@ class ClassifierTeacher(GivenClassifier):
     weight: Weight = Field(default=1.0, description="relative to the other teachers'")
 
 
-class ClassifierObjective(Settings):
+class ClassifierObjective(NamedObjective):
     """What the training of a classifier minimises; all other keys are settings of the class."""
 
-    model_config = ConfigDict(extra="allow")
+    BUILT_IN = CLASSIFIER_OBJECTIVES
 
     name: str = Field(
         default="cross_entropy",
@@ -62,16 +63,6 @@ class ClassifierObjective(Settings):
     )
 
     @property
-    def options(self) -> dict[str, Any]:
-        """Keyword arguments of the class."""
-        return self.model_extra or {}
-
-    @property
-    def place(self) -> str:
-        """`module:Class`."""
-        return CLASSIFIER_OBJECTIVES.get(self.name, self.name)
-
-    @property
     def bag_size(self) -> int:
         """Rows that are known together only, and stay together."""
         return int(self.options.get("bag_size", 1))
@@ -85,11 +76,7 @@ class ClassifierObjective(Settings):
 
     @model_validator(mode="after")
     def _known(self) -> "ClassifierObjective":
-        if self.name not in CLASSIFIER_OBJECTIVES and ":" not in self.name:
-            raise ValueError(
-                f"`objective.name: {self.name}`: one of {', '.join(CLASSIFIER_OBJECTIVES)}, or "
-                "your own class as `package.module:Class`"
-            )
+        self.check_name()
         if ":" in self.name:
             return self
         needed, given = NEED_TEACHERS.get(self.name, 0), len(self.teachers)

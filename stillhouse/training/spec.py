@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from stillhouse.compute_settings import device_type, group_backend
 from stillhouse.data_settings import FROM_SETTING, PartTokens, TokenizerSettings
@@ -25,6 +25,7 @@ from stillhouse.training.data_spec import (
     check_heldout,
     check_mixture,
 )
+from stillhouse.training.named_objective import NamedObjective
 from stillhouse.training.signals import Sampling, SignalSettings
 
 
@@ -101,10 +102,10 @@ class TeacherModel(GivenModel):
     weight: Weight = Field(default=1.0, description="relative to the other teachers'")
 
 
-class ObjectiveSettings(Settings):
+class ObjectiveSettings(NamedObjective):
     """What training minimises; all other keys are settings of the class."""
 
-    model_config = ConfigDict(extra="allow")
+    BUILT_IN = OBJECTIVES
 
     name: str = Field(
         default="cross_entropy",
@@ -132,11 +133,6 @@ class ObjectiveSettings(Settings):
         min_length=1,
         description="at which signals can be read; the objective's `temperature` is one of them",
     )
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """Keyword arguments of the class."""
-        return self.model_extra or {}
 
     @property
     def runs_teachers(self) -> bool:
@@ -167,11 +163,7 @@ class ObjectiveSettings(Settings):
 
     @model_validator(mode="after")
     def _known(self) -> "ObjectiveSettings":
-        if self.name not in OBJECTIVES and ":" not in self.name:
-            raise ValueError(
-                f"`objective.name: {self.name}`: one of {', '.join(OBJECTIVES)}, or your own class "
-                "as `package.module:Class`"
-            )
+        self.check_name()
         only = _OPTIONS.get(self.name)
         unknown = sorted(self.options.keys() - {only})
         if only and unknown:

@@ -14,6 +14,7 @@ from small import Quiet
 from stillhouse.errors import InputError, SpecError
 from stillhouse.jobs.mix import MixJob
 from stillhouse.jobs.run import run_job
+from stillhouse.jobs.sweep_outcome import metric_of
 from stillhouse.jobs.status import draw_report
 from stillhouse.mixing.decisions import log_parts, read_decisions
 from stillhouse.pipelines.mix import _Progress
@@ -51,6 +52,17 @@ def test_a_job_mixes_and_reports(done, data):
     assert sum(found["ucb1"]["draws"].values()) == STEPS * 5
     decisions, arms = read_decisions(log_parts(done["artifacts"]["decisions"]["ucb1"]["0"]))
     assert arms == ARMS and len(decisions) == STEPS * 5
+    totals = manifest(done, "ucb1")["totals"]
+    [best] = [row for row in totals["curve"] if row["step"] == totals["best_step"]]
+    for label in ("validation_nll", "validation_accuracy"):
+        assert found["ucb1"][label] == best[label]
+    path = "mix.ucb1.seeds.0"
+    for metric, tested in (("nll", "heldout_nll"), ("accuracy", "accuracy")):
+        assert metric_of(done, f"{path}.validation_{metric}") == (
+            best[f"validation_{metric}"],
+            found["ucb1"][tested],
+        )
+    assert metric_of(done, f"{path}.heldout_nll") == (found["ucb1"]["heldout_nll"], None)
     assert done["rows"]["truncated"] == 1
     assert done["rows"]["bad: no value of `task` (`by`)"] == 1
     assert any("1 row of the arms was longer" in warning for warning in done["warnings"])

@@ -12,6 +12,7 @@ from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from importlib import import_module
+from inspect import signature
 from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
@@ -21,7 +22,8 @@ from stillhouse.custom_code import CustomCode, import_code
 from stillhouse.errors import SpecError
 from stillhouse.models.head import LogitRule, head_of, predicting, with_bos
 from stillhouse.training.group import WorkerGroup
-from stillhouse.training.spec import OBJECTIVES, ObjectiveSettings
+from stillhouse.training.named_objective import NamedObjective
+from stillhouse.training.spec import ObjectiveSettings
 
 
 class LossValue(NamedTuple):
@@ -138,7 +140,7 @@ def make_objective(
     Raises:
         SpecError: no such module or class, or settings that it does not take.
     """
-    kind = objective_class(OBJECTIVES.get(settings.name, settings.name), code)
+    kind = objective_class(settings.place, code)
     if getattr(kind, "needs_models", False) and not settings.runs_teachers:
         raise SpecError(
             f"`train.objective: {settings.name}` has `needs_models`: set `signals: none` too, "
@@ -164,9 +166,19 @@ def refused_settings(name: str) -> Generator[None]:
         raise SpecError(f"`train.objective: {name}`: {error}") from error
 
 
+def check_options(settings: NamedObjective, code: CustomCode | None) -> None:
+    """Check that the class of an objective takes its settings, by its signature.
+
+    Raises:
+        SpecError: no such module or class, or it takes others.
+    """
+    with refused_settings(settings.name):
+        signature(objective_class(settings.place, code)).bind(None, **settings.options)
+
+
 def signals_of(settings: ObjectiveSettings, code: CustomCode | None = None) -> Sequence[str]:
     """The columns that an objective reads: the attribute `signals` of its class."""
-    kind = objective_class(OBJECTIVES.get(settings.name, settings.name), code)
+    kind = objective_class(settings.place, code)
     return getattr(kind, "signals", ())
 
 

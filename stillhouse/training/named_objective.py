@@ -1,0 +1,40 @@
+"""An objective as a spec names it: the settings that those of all kinds of models share."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from pydantic import ConfigDict
+
+from stillhouse.settings import Settings
+
+
+class NamedObjective(Settings):
+    """What training minimises; keys that are no fields are settings of its class.
+
+    Attributes:
+        BUILT_IN: `module:Class` by name.
+    """
+
+    BUILT_IN: ClassVar[Mapping[str, str]]
+
+    model_config = ConfigDict(extra="allow")
+
+    name: str
+
+    @property
+    def place(self) -> str:
+        """`module:Class`."""
+        return self.BUILT_IN.get(self.name, self.name)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Keyword arguments of the class."""
+        return self.model_extra or {}
+
+    def check_name(self) -> None:
+        """ValueError for a name that is neither built in nor a class."""
+        if self.name not in self.BUILT_IN and ":" not in self.name:
+            raise ValueError(
+                f"`objective.name: {self.name}`: one of {', '.join(self.BUILT_IN)}, or your own "
+                "class as `package.module:Class`"
+            )
