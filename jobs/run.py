@@ -1,7 +1,7 @@
 """`stillhouse run`: one job from its spec to its result; nothing where the result exists."""
 
 import os
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict
 from functools import partial
@@ -21,6 +21,7 @@ from stillhouse.jobs.publish import check_name, publish_result
 from stillhouse.jobs.track import Tracked
 from stillhouse.mixing.spec import MixSpec
 from stillhouse.pipelines.context import Context, FailedAt, Listener
+from stillhouse.pipelines.ordered_tasks import map_in_tasks
 from stillhouse.spec import EvaluatedSpec, JobSpec, SelectSpec
 from stillhouse.storage.artifact import Store
 from stillhouse.storage.commit import check_store
@@ -101,6 +102,7 @@ class JobRun:
         self._began = now()
         job = list_job(spec)
         self._store = Store(check_store(spec.store))
+        self._store.map_large = partial(_map_on_cluster, spec, self._worker_env)
         check_name(self._store, spec)
         self._job = job.open(self._store, remember=True)
         self.name = run_name(spec, job.identity())
@@ -176,6 +178,17 @@ def connected(
     """A Ray session with room for a job; if it is lost, the record says so."""
     lost = partial(_end, record) if process.is_supervised() else None
     return cluster(spec.compute, worker_env, spec.num_actors, lost)
+
+
+def _map_on_cluster(
+    spec: JobSpec,
+    worker_env: dict[str, str],
+    function: Callable[[Any], Any],
+    items: Iterable[Any],
+) -> list[Any]:
+    """`map`, each item in a Ray task, in a session of its own where there is none."""
+    with cluster(spec.compute, worker_env, spec.num_actors):
+        return list(map_in_tasks(function, items))
 
 
 def _end(record: RunRecord, why: str) -> None:

@@ -111,11 +111,16 @@ class Store:
     Attributes:
         uri: without a slash at the end.
         unread: input files whose content `plan` does not know.
+        map_large: `map` over many gigabytes of input, on a cluster; None: threads here do it.
     """
 
     def __init__(self, uri: str) -> None:
         self.uri = uri
         self.unread: list[str] = []
+        self.map_large: Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]] | None = None
+
+    def __reduce__(self) -> tuple[type["Store"], tuple[str]]:
+        return Store, (self.uri,)
 
     def path(self, *names: str) -> str:
         return join(self.uri, *names)

@@ -6,7 +6,7 @@ stamp had is cached in the store; the cache is never part of a fingerprint.
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -22,6 +22,10 @@ from stillhouse.text.formats import function_of, pieces_of
 
 _BLOCK = 8 << 20
 _THREADS = 8
+LARGE_BYTES = 8 << 30
+"""More than this is read on the cluster."""
+_TASK_BYTES, _TASK_FILES = 1 << 30, 1000
+"""Of the files that one task reads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +50,24 @@ def digest_file(uri: str) -> FileDigest:
             return FileDigest(digest.hexdigest(), _piece_rows(uri, file))
     except FileNotFoundError as error:
         raise BadFileError(f"{uri} vanished while it was read") from error
+
+
+def _digest_all(uris: Sequence[str]) -> list[FileDigest]:
+    return [digest_file(uri) for uri in uris]
+
+
+def _batches(files: Sequence[FileInfo]) -> Iterator[list[str]]:
+    """The URIs of files in batches for a task each."""
+    batch: list[str] = []
+    size = 0
+    for file in files:
+        if batch and (size + file.size_bytes > _TASK_BYTES or len(batch) == _TASK_FILES):
+            yield batch
+            batch, size = [], 0
+        batch.append(file.uri)
+        size += file.size_bytes
+    if batch:
+        yield batch
 
 
 def _unread_digest(file: FileInfo) -> FileDigest:
@@ -77,9 +99,9 @@ def digest_files(
     Args:
         store: where the cache lies.
         files: the listing.
-        remember: read new files and update the cache. False is for `plan`: nothing is written, of
-            new files only the metadata of pieces; their digests are placeholders and
-            their URIs are added to `store.unread`.
+        remember: read new files (many gigabytes by `store.map_large`) and update the cache. False
+            is for `plan`: nothing is written, of new files only the metadata of pieces; their
+            digests are placeholders and their URIs are added to `store.unread`.
 
     Raises:
         BadFileError: a file vanished while it was read.
@@ -89,12 +111,17 @@ def digest_files(
     with suppress(FileNotFoundError, ArtifactError):  # a damaged cache is as good as none
         known = unseal(read_bytes(cache), cache)
     missing = [f for f in files if known.get(f.uri, [])[:2] != [f.size_bytes, f.stamp]]
-    with ThreadPoolExecutor(_THREADS) as threads:
-        if remember:
-            digests = list(threads.map(digest_file, [f.uri for f in missing]))
-        else:
-            store.unread.extend(f.uri for f in missing)
-            digests = list(threads.map(_unread_digest, missing))
+    size = sum(file.size_bytes for file in missing)
+    if remember and size > LARGE_BYTES and store.map_large is not None:
+        found = store.map_large(_digest_all, _batches(missing))
+        digests = [digest for digests in found for digest in digests]
+    else:
+        with ThreadPoolExecutor(_THREADS) as threads:
+            if remember:
+                digests = list(threads.map(digest_file, [f.uri for f in missing]))
+            else:
+                store.unread.extend(f.uri for f in missing)
+                digests = list(threads.map(_unread_digest, missing))
     for file, digest in zip(missing, digests, strict=True):
         known[file.uri] = [file.size_bytes, file.stamp, digest.sha256, digest.piece_rows]
     if remember and missing:

@@ -14,8 +14,8 @@ from small import Quiet
 from stillhouse.errors import InputError, SpecError
 from stillhouse.jobs.mix import MixJob
 from stillhouse.jobs.run import run_job
-from stillhouse.jobs.sweep_outcome import metric_of
 from stillhouse.jobs.status import draw_report
+from stillhouse.jobs.sweep_outcome import metric_of
 from stillhouse.mixing.decisions import log_parts, read_decisions
 from stillhouse.pipelines.mix import _Progress
 from stillhouse.pipelines.workers import STEP

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -16,9 +17,13 @@ from small import LEARNING, MODEL, Quiet, digests, own_packages, parse, small_sp
 
 import stillhouse
 from stillhouse import open_artifact, open_selection
-from stillhouse.jobs.run import run_job
+from stillhouse.fingerprint import sha256
+from stillhouse.jobs.run import JobRun, run_job
 from stillhouse.report.page import read
+from stillhouse.storage import digests as digests_module
+from stillhouse.storage.filesystem import read_bytes
 from stillhouse.storage.parquet import read_table
+from stillhouse.storage.sealed import unseal
 
 KINDS = ("tokens", "scores", "selections", "models")
 STILLHOUSE = str(Path(sys.executable).with_name("stillhouse"))
@@ -210,3 +215,18 @@ def test_the_report_compares_over_all_scores(finished, world):
         assert count == len(values)
         assert moments == pytest.approx([np.mean(values), np.std(values)], rel=1e-6)
     assert np.mean(heldout) > np.mean(pool)
+
+
+def test_large_inputs_are_digested_on_the_cluster(ray_cluster, world, tmp_path, monkeypatch):
+    here = []
+    monkeypatch.setattr(digests_module, "digest_file", here.append)  # the workers have their own
+    monkeypatch.setattr(digests_module, "LARGE_BYTES", 0)
+    run = JobRun(parse(world, store=str(tmp_path)))
+    caches = [unseal(p.read_bytes(), str(p)) for p in (tmp_path / "cache").glob("*.json")]
+    found = {uri: entry[2] for cache in caches for uri, entry in cache.items()}
+    assert here == [] and run.finished() is None
+    assert len(found) == 5 and all(
+        sha256(read_bytes(uri)) == digest for uri, digest in found.items()
+    )
+    pickled = pickle.loads(pickle.dumps(run._store))
+    assert pickled.uri == run._store.uri and pickled.map_large is None
