@@ -4,10 +4,14 @@ import json
 import logging
 import os
 import shutil
+import socket
 import subprocess
 import tempfile
+import time
+from base64 import b64encode
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import hypothesis
@@ -143,12 +147,84 @@ def bucket(s3_url: str) -> str:
     return f"s3://{name}"
 
 
-@pytest.fixture(params=["local", "s3"])
+@pytest.fixture(scope="session")
+def gcs_server() -> Iterator[Any]:
+    """A server of Google Cloud Storage's API, which gcsfs talks to from now on."""
+    from fsspec.config import conf
+    from gcs_server import GcsServer
+
+    with GcsServer() as server, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("STORAGE_EMULATOR_HOST", server.url)
+        patch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # it asks by gRPC
+        patch.setenv("FSSPEC_GS", '{"token": "anon"}')  # of other processes
+        patch.setitem(conf, "gs", {"token": "anon"})
+        yield server
+
+
+@pytest.fixture
+def gcs_bucket(gcs_server: Any) -> str:
+    """The URI of a new bucket."""
+    from gcs_server import Bucket
+
+    name = f"stillhouse-{uuid4().hex[:12]}"
+    gcs_server.buckets[name] = Bucket()
+    return f"gs://{name}"
+
+
+@pytest.fixture(scope="session")
+def azure_service() -> Iterator[Any]:
+    """A client of Azurite, which adlfs talks to from now on.
+
+    `azurite-blob` of the npm package has to be installed, or named by STILLHOUSE_TEST_AZURITE.
+    """
+    command = os.environ.get("STILLHOUSE_TEST_AZURITE") or shutil.which("azurite-blob")
+    if command is None:
+        pytest.skip("no azurite-blob: npm install -g azurite@3.35.0")
+    from azure.storage.blob import BlobServiceClient
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    options = ["--inMemoryPersistence", "--skipApiVersionCheck", "--silent", "--disableTelemetry"]
+    key = b64encode(os.urandom(32)).decode()
+    environment = os.environ | {"AZURITE_ACCOUNTS": f"stillhouse:{key}"}
+    process = subprocess.Popen([command, "--blobPort", str(port), *options], env=environment)
+    place = f"BlobEndpoint=http://127.0.0.1:{port}/stillhouse"
+    given = f"DefaultEndpointsProtocol=http;AccountName=stillhouse;AccountKey={key};{place};"
+    client = BlobServiceClient.from_connection_string(given)
+    deadline = time.monotonic() + 60
+    while not _answers(port):
+        assert time.monotonic() < deadline and process.poll() is None, "Azurite does not start"
+        time.sleep(0.1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AZURE_STORAGE_CONNECTION_STRING", given)
+        yield client
+    process.terminate()
+    process.wait()
+
+
+def _answers(port: int) -> bool:
+    with socket.socket() as tried:
+        return tried.connect_ex(("127.0.0.1", port)) == 0
+
+
+@pytest.fixture
+def container(azure_service: Any) -> str:
+    """The URI of a new container."""
+    name = f"stillhouse-{uuid4().hex[:12]}"
+    azure_service.create_container(name)
+    return f"abfs://{name}"
+
+
+FOLDERS = {"s3": "bucket", "gs": "gcs_bucket", "abfs": "container"}
+
+
+@pytest.fixture(params=["local", *FOLDERS])
 def folder(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """The URI of an empty folder, local and on S3."""
+    """The URI of an empty folder, local and on servers of object stores."""
     if request.param == "local":
         return str(tmp_path / "store")
-    return request.getfixturevalue("bucket") + "/some/store"
+    return request.getfixturevalue(FOLDERS[request.param]) + "/some/store"
 
 
 @pytest.fixture

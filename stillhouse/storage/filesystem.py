@@ -36,6 +36,7 @@ from stillhouse.storage.retries import with_retries
 from stillhouse.storage.web_file import open_web, pinned, web_info
 
 _S3_PROTOCOLS = ("s3", "s3a")
+_WITH_BUCKETS = (*_S3_PROTOCOLS, "gs", "gcs", "abfs", "abfss", "az")
 _WEB_PROTOCOLS = ("http", "https")
 _S3_CONFIG = {"connect_timeout": 10, "read_timeout": 20}
 _ONE_TRY = {"total_max_attempts": 1, "mode": "standard"}
@@ -146,17 +147,21 @@ def filesystem(uri: str) -> tuple[Any, str]:
     try:
         if protocol in _WEB_PROTOCOLS:  # sizes and ranges are those of the file as stored
             return fsspec.filesystem(protocol, headers={"Accept-Encoding": "identity"}), uri
-        if protocol not in _S3_PROTOCOLS:
+        if "::" in protocol:
             return fsspec.core.url_to_fs(uri, **known)
-        config = _S3_CONFIG | {"retries": dict(_ONE_TRY)}
-        for options in (known, *(conf.get(protocol, {}) for protocol in _S3_PROTOCOLS)):
-            config |= options.get("config_kwargs", {})
         # not `url_to_fs`, which takes a key with `::` for a chain of filesystems
-        fixed = {"use_listings_cache": False, "config_kwargs": config}
-        fs = fsspec.filesystem(protocol, **known | fixed)
-        path = fs._strip_protocol(uri)
-        fs.retries = 1
-        return fs, path
+        kind: Any = fsspec.get_filesystem_class(protocol)
+        # without a cache of listings, which would hide what others write
+        options = kind._get_kwargs_from_urls(uri) | known | {"use_listings_cache": False}
+        if protocol in _S3_PROTOCOLS:
+            config = _S3_CONFIG | {"retries": dict(_ONE_TRY)}
+            for given in (known, *(conf.get(protocol, {}) for protocol in _S3_PROTOCOLS)):
+                config |= given.get("config_kwargs", {})
+            options["config_kwargs"] = config
+        fs = fsspec.filesystem(protocol, **options)
+        if protocol in _S3_PROTOCOLS:
+            fs.retries = 1
+        return fs, fs._strip_protocol(uri)
     except (ValueError, ImportError) as error:
         missing = MissingExtraError.of(error) if isinstance(error, ImportError) else None
         raise missing or StorageError(f"cannot open {uri!r}: {error}") from error
@@ -342,8 +347,10 @@ def _find_remote(uri: str, suffixes: _Suffixes) -> list[FileInfo]:
         found = fs.glob(path, detail=True) if wild else fs.find(path, detail=True)
     except FileNotFoundError:
         found = {}
+    if isinstance(found, list):  # adlfs, of a single object
+        found = {p: fs.info(p) for p in found}
     bucket = path.split("/")[0]
-    if not found and protocol_of(uri) in _S3_PROTOCOLS and not fs.exists(bucket):
+    if not found and protocol_of(uri) in _WITH_BUCKETS and not fs.exists(bucket):
         raise InputError(f"{uri}: there is no bucket {bucket!r}, or it may not be listed")
     files = {p: detail for p, detail in found.items() if detail["type"] == "file"}
     if wild:

@@ -28,7 +28,9 @@ _FINAL_ERRNO = {
     errno.EREMCHG,  # s3fs: the bucket is in another region
 }
 _WRONG_REGION = {"AuthorizationHeaderMalformed", "IllegalLocationConstraintException"}
-_FINAL_NAMES = {"NoCredentialsError", "ProfileNotFound", "ParamValidationError"}
+_NO_CREDENTIALS = {"NoCredentialsError", "ProfileNotFound"}
+_FINAL_NAMES = {*_NO_CREDENTIALS, "ParamValidationError", "ResourceNotFoundError"}
+_REFUSED = {401, 403}
 
 
 def with_retries(action: Callable[[], T], what: str) -> T:
@@ -66,7 +68,13 @@ def _is_transient(error: Exception) -> bool:
         return False
     if isinstance(error, OSError) and error.errno in _FINAL_ERRNO:
         return False
-    return type(error).__name__ not in _FINAL_NAMES
+    return type(error).__name__ not in _FINAL_NAMES and not _is_refusal(error)
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Whether the server does not accept the credentials: adlfs and gcsfs say it by a status."""
+    status = getattr(error, "status_code", getattr(error, "code", None))
+    return status in _REFUSED or str(error).startswith("Forbidden: ")
 
 
 def explain(error: Exception, what: str) -> str:
@@ -86,15 +94,15 @@ def _hint(error: Exception) -> str:
     code = error.errno if isinstance(error, OSError) else None
     if code == errno.EREMCHG or s3_code(error) in _WRONG_REGION:
         return "the bucket is in another region: set AWS_REGION or `storage_options`"
-    if isinstance(error, PermissionError):
+    if isinstance(error, PermissionError) or _is_refusal(error):
         return "no access: check the credentials and the permissions of the path"
     if code in {errno.ENOSPC, errno.EDQUOT}:
         return "disk full: free space and run again, finished parts are kept"
     if code == errno.EROFS:
         return "read-only: give another `store`"
-    if isinstance(error, FileNotFoundError):
+    if isinstance(error, FileNotFoundError) or type(error).__name__ == "ResourceNotFoundError":
         return "there is no such bucket: make it or give another `store`"
-    if type(error).__name__ in {"NoCredentialsError", "ProfileNotFound"}:
+    if type(error).__name__ in _NO_CREDENTIALS:
         return "set AWS_PROFILE, AWS_ACCESS_KEY_ID or another of the standard sources"
     if type(error).__name__ in {"EndpointConnectionError", "ConnectTimeoutError"}:
         return "nothing answers there: check AWS_ENDPOINT_URL or `storage_options.endpoint_url`"

@@ -17,6 +17,9 @@ import boto3
 import yaml
 from small import small_spec
 
+from stillhouse.storage.filesystem import read_bytes
+from stillhouse.storage.reachability import list_objects
+
 STILLHOUSE = str(Path(sys.executable).with_name("stillhouse"))
 SECRET = "marked-secret-that-nobody-writes-down"
 KEYS = {
@@ -186,6 +189,9 @@ class Bench:
             bucket, _, prefix = store.removeprefix("s3://").partition("/")
             found = self.objects(bucket).items()
             all_bytes = {key.removeprefix(f"{prefix}/"): data for key, data in found}
+        elif "://" in store:
+            paths = [item.path for item in list_objects(store)]
+            all_bytes = {path: read_bytes(f"{store}/{path}") for path in paths}
         else:
             files = [path for path in Path(store).rglob("*") if path.is_file()]
             all_bytes = {str(p.relative_to(store)): p.read_bytes() for p in files}
