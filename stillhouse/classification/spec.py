@@ -1,12 +1,14 @@
 """The spec of `job: train` with `task: classify`."""
 
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from stillhouse.classification.data import ClassifierData
 from stillhouse.classification.unlabelled import UnlabelledImages
 from stillhouse.models.network_settings import IMAGE_NETWORKS, GivenClassifier, NetworkSettings
+from stillhouse.settings import Settings
 from stillhouse.spec import Count, JobSpec
 from stillhouse.training.data_spec import Weight
 from stillhouse.training.named_objective import NamedObjective
@@ -43,10 +45,12 @@ class ClassifierTeacher(GivenClassifier):
     weight: Weight = Field(default=1.0, description="relative to the other teachers'")
 
 
-class ClassifierObjective(NamedObjective):
+class ClassifierObjective(NamedObjective, Settings):
     """What the training of a classifier minimises; all other keys are settings of the class."""
 
-    BUILT_IN = CLASSIFIER_OBJECTIVES
+    BUILT_IN: ClassVar[Mapping[str, str]] = CLASSIFIER_OBJECTIVES
+
+    model_config = ConfigDict(extra="allow")
 
     name: str = Field(
         default="cross_entropy",

@@ -1,15 +1,11 @@
 """An objective as a spec names it: the settings that those of all kinds of models share."""
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
-
-from pydantic import ConfigDict
-
-from stillhouse.settings import Settings
+from typing import TYPE_CHECKING, Any, ClassVar
 
 
-class NamedObjective(Settings):
-    """What training minimises; keys that are no fields are settings of its class.
+class NamedObjective:
+    """Beside `Settings` that allow extra keys: these are settings of the objective's class.
 
     Attributes:
         BUILT_IN: `module:Class` by name.
@@ -17,9 +13,11 @@ class NamedObjective(Settings):
 
     BUILT_IN: ClassVar[Mapping[str, str]]
 
-    model_config = ConfigDict(extra="allow")
+    if TYPE_CHECKING:
+        name: str
 
-    name: str
+        @property
+        def model_extra(self) -> dict[str, Any] | None: ...
 
     @property
     def place(self) -> str:

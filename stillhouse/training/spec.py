@@ -1,8 +1,9 @@
 """The spec of `job: train`."""
 
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from stillhouse.compute_settings import device_type, group_backend
 from stillhouse.data_settings import FROM_SETTING, PartTokens, TokenizerSettings
@@ -102,10 +103,12 @@ class TeacherModel(GivenModel):
     weight: Weight = Field(default=1.0, description="relative to the other teachers'")
 
 
-class ObjectiveSettings(NamedObjective):
+class ObjectiveSettings(NamedObjective, Settings):
     """What training minimises; all other keys are settings of the class."""
 
-    BUILT_IN = OBJECTIVES
+    BUILT_IN: ClassVar[Mapping[str, str]] = OBJECTIVES
+
+    model_config = ConfigDict(extra="allow")
 
     name: str = Field(
         default="cross_entropy",

@@ -77,6 +77,9 @@ def test_killed_in_every_step_it_ends_as_if_nothing_had_happened(bench, data):
                 kills += 1
                 break
             time.sleep(0.2)
+        else:  # it ended before
+            code, _, errors = driver.end()
+            assert code == 0, errors
     assert kills >= 4
     code, found, errors = bench.launch(spec).end(PATIENCE_S)
     assert code == 0, errors
