@@ -29,7 +29,7 @@ import store as s3
 from fault_proxy import FaultProxy
 from processes import Stages, Ways, in_fresh_process, is_small, memory_mb, run_stages
 
-FILES = (16, 64, 128) if is_small() else (60, 240, 960)
+FILES = (16, 64, 128) if is_small() else (30, 120, 480)
 DOCUMENTS = 10
 LIMITS = {
     "growth: largest exponent": 1.05,
