@@ -40,9 +40,11 @@ import stillhouse  # noqa: E402
 from stillhouse.generation.asking import Ask, Asker  # noqa: E402
 from stillhouse.generation.endpoint import Endpoint  # noqa: E402
 from stillhouse.generation.local_model import LocalModel  # noqa: E402
-from stillhouse.generation.model_settings import EndpointSettings  # noqa: E402
+from stillhouse.generation.model_settings import (  # noqa: E402
+    EndpointSettings,
+    LocalModelSettings,
+)
 from stillhouse.generation.spec import GenerateSpec  # noqa: E402
-from stillhouse.generation.task import LocalModelSettings  # noqa: E402
 from stillhouse.jobs.progress import Lines  # noqa: E402
 from stillhouse.jobs.run import run_job  # noqa: E402
 from stillhouse.spec import ScoringSettings  # noqa: E402

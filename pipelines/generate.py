@@ -13,11 +13,11 @@ from stillhouse.errors import InputError
 from stillhouse.fingerprint import fingerprint
 from stillhouse.generation.asking import Item, Role
 from stillhouse.generation.method import Generated, Generation
-from stillhouse.generation.model_settings import EndpointSettings
+from stillhouse.generation.model_settings import EndpointSettings, LocalModelSettings
 from stillhouse.generation.screening import HeldOut, Screen
 from stillhouse.generation.seeds import SeedsTask
 from stillhouse.generation.spec import GenerateSpec
-from stillhouse.generation.task import DraftTask, GeneratorHost, LocalModelSettings
+from stillhouse.generation.task import DraftTask, GeneratorHost
 from stillhouse.pipelines.context import Context, Step, Unfinished, perform
 from stillhouse.pipelines.generate_inputs import GenerateInputs, generator_models
 from stillhouse.storage.artifact import Manifest, PartRef, Receipt, Store

@@ -8,10 +8,10 @@ from typing import Any
 from stillhouse.custom_code import CustomCode, find_named
 from stillhouse.data_settings import DataSource
 from stillhouse.generation.asking import Role
-from stillhouse.generation.model_settings import EndpointSettings
+from stillhouse.generation.model_settings import EndpointSettings, LocalModelSettings
 from stillhouse.generation.seeds import SeedFiles
 from stillhouse.generation.spec import GENERATORS, JUDGES, GenerateSpec
-from stillhouse.generation.task import LocalModelSettings, NamedSettings
+from stillhouse.generation.task import NamedSettings
 from stillhouse.models.shape import model_uri
 from stillhouse.pipelines.context import Context
 from stillhouse.pipelines.given import Needs, given_models, model_identity

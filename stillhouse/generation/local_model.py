@@ -8,7 +8,7 @@ on float32 logits. So an answer depends on its call, and not on what stands besi
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,14 +18,12 @@ from transformers import LogitsProcessor, PreTrainedModel
 
 from stillhouse.errors import ModelError
 from stillhouse.generation.asking import Answer, Ask
+from stillhouse.generation.model_settings import LocalModelSettings
 from stillhouse.models.causal_lm import choose_dtype, load_model
 from stillhouse.models.device import choose_device
 from stillhouse.models.scoring import ScoringModel
 from stillhouse.text.chat import prompt_text
 from stillhouse.text.tokenizer import load_tokenizer
-
-if TYPE_CHECKING:
-    from stillhouse.generation.task import LocalModelSettings
 
 _WIDTH = 32
 _ROWS = {"cpu": 16, "cuda": 64}
@@ -36,7 +34,7 @@ class LocalModel:
 
     in_flight: int | None = None
 
-    def __init__(self, settings: "LocalModelSettings") -> None:
+    def __init__(self, settings: LocalModelSettings) -> None:
         self._settings = settings
         self._device = choose_device(settings.device, settings.gpus)
         on_gpu = self._device.type == "cuda"

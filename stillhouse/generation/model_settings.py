@@ -1,11 +1,13 @@
 """Settings of the models that a generation asks: in the workers, or behind endpoints."""
 
+from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
 from pydantic import Field, model_validator
 
 from stillhouse.data_settings import FROM_SETTING
 from stillhouse.settings import Count, Settings, refuse_secrets
+from stillhouse.spec import ScoringSettings
 
 
 class EndpointSettings(Settings):
@@ -58,3 +60,34 @@ class GeneratorModel(Settings):
         if sum(one is not None for one in (self.path, self.from_, self.endpoint)) != 1:
             raise ValueError("give exactly one of `path`, `from`, `endpoint`")
         return self
+
+
+@dataclass(frozen=True, slots=True)
+class LocalModelSettings:
+    """A model in the store as plain values.
+
+    Attributes:
+        digest: of its configuration and weights.
+        tokenizer_digest, eos_token, bos_id: of its tokenizer.
+        stops: further ids that end an answer.
+        max_positions: of its context.
+        folder, tokenizer, device, gpus, threads: location and place.
+    """
+
+    digest: str
+    tokenizer_digest: str
+    eos_token: str
+    bos_id: int | None
+    stops: tuple[int, ...]
+    max_positions: int
+    scoring: ScoringSettings
+    folder: str
+    tokenizer: str
+    device: str
+    gpus: float
+    threads: int
+
+    @property
+    def identity(self) -> list[Any]:
+        names = [self.digest, self.tokenizer_digest, self.eos_token, self.bos_id, self.stops]
+        return ["model", *names, self.scoring.dtype]

@@ -12,44 +12,12 @@ from stillhouse.generation.asking import Asker, Backend, Item, Role, Spending
 from stillhouse.generation.endpoint import Endpoint
 from stillhouse.generation.judges import Judge
 from stillhouse.generation.method import Generation
-from stillhouse.generation.model_settings import EndpointSettings
+from stillhouse.generation.model_settings import EndpointSettings, LocalModelSettings
 from stillhouse.generation.spec import GENERATORS, JUDGES
-from stillhouse.spec import ScoringSettings
 from stillhouse.storage.artifact import Store
 from stillhouse.storage.task import Output, Task
 
 DRAFTS = "drafts"
-
-
-@dataclass(frozen=True, slots=True)
-class LocalModelSettings:
-    """A model in the store as plain values.
-
-    Attributes:
-        digest: of its configuration and weights.
-        tokenizer_digest, eos_token, bos_id: of its tokenizer.
-        stops: further ids that end an answer.
-        max_positions: of its context.
-        folder, tokenizer, device, gpus, threads: location and place.
-    """
-
-    digest: str
-    tokenizer_digest: str
-    eos_token: str
-    bos_id: int | None
-    stops: tuple[int, ...]
-    max_positions: int
-    scoring: ScoringSettings
-    folder: str
-    tokenizer: str
-    device: str
-    gpus: float
-    threads: int
-
-    @property
-    def identity(self) -> list[Any]:
-        names = [self.digest, self.tokenizer_digest, self.eos_token, self.bos_id, self.stops]
-        return ["model", *names, self.scoring.dtype]
 
 
 @dataclass(frozen=True, slots=True)

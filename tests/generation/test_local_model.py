@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from stillhouse.generation.asking import Ask
 from stillhouse.generation.local_model import LocalModel
-from stillhouse.generation.task import LocalModelSettings
+from stillhouse.generation.model_settings import LocalModelSettings
 from stillhouse.spec import ScoringSettings
 
 PROMPTS = ["a", "What is the capital of the sea?", "x" * 40, "Say it in other words: " + "w " * 30]
