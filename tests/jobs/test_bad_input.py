@@ -19,8 +19,8 @@ from stillhouse.storage.layout import folder_about
 from stillhouse.text.tokenizer import make_tokenizer, save_pretrained, train_tokenizer
 
 TEXT = {"id": "x", "text": "the ship sails " * 30, "source": "sea"}
-NOT_OURS = ("given models:", "scan:", "tokenizer:", "duplicates:", "split target:", "tokens:")
-NOT_OURS += ("[20", "20", "(")
+NOT_OURS = ("given models:", "scan:", "tokenizer:", "hashes:", "duplicates:", "drops:")
+NOT_OURS += ("split target:", "tokens:", "[20", "20", "(")
 """How lines of finished steps begin, and those that Ray prints by itself."""
 
 
