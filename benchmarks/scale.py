@@ -5,8 +5,8 @@
 Pools of tiny parts on an S3 server (moto, on loopback) behind a proxy that counts requests and
 bytes; models are given, so that nothing is trained. Stages:
 
-* growth: pools of 1, 4 and 16 times the files. Requests and bytes by step, the exponent of their
-  growth, requests a part, and memory of the driver a part.
+* growth: pools of three sizes. Requests and bytes by step, the exponent of their growth between
+  the last two, requests a part and a further part, and memory of the driver a part.
 * shard: the largest pool with 1 % more files, one of them the first in the order: what that costs
   beside the first run.
 * again: the same spec once more: what a run costs that finds everything.
@@ -22,6 +22,7 @@ import tempfile
 import time
 from collections import Counter
 from contextlib import ExitStack
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -41,17 +42,17 @@ LIMITS = {
 
 
 class CountingProxy(FaultProxy):
-    """Keeps the time of every request, and the bytes to and from the server."""
+    """Keeps the time of every request, and of the bytes to and from the server."""
 
     def __init__(self, target: str) -> None:
         super().__init__(target)
-        self.log: list[tuple[float, str, str, int, int]] = []
+        self.log: list[tuple[float, int, int, int]] = []
 
     def decide(self, method: str, path: str) -> None:
-        self.log.append((time.time(), method, path, 0, 0))
+        self.log.append((time.time(), 1, 0, 0))
 
     def passed_on(self, sent: int, received: int) -> None:
-        self.log.append((time.time(), "", "", sent, received))
+        self.log.append((time.time(), 0, sent, received))
 
 
 class _Services:
@@ -77,13 +78,9 @@ class _Services:
             self.client.put_object(Bucket="scale", Key=key, Body=text.encode())
 
 
-_SERVICES: list[_Services] = []
-
-
+@cache
 def services() -> _Services:
-    if not _SERVICES:
-        _SERVICES.append(_Services())
-    return _SERVICES[0]
+    return _Services()
 
 
 def measured(spec: str) -> dict[str, Any]:
@@ -94,11 +91,11 @@ def measured(spec: str) -> dict[str, Any]:
     steps: dict[str, Counter[str]] = {}
     marks = [(0.0, "before"), *found["marks"], (math.inf, "")]
     at = 0
-    for when, method, _, sent, received in sorted(proxy.log):
+    for when, asked, sent, received in sorted(proxy.log):
         while when >= marks[at + 1][0]:
             at += 1
         counts = steps.setdefault(marks[at][1], Counter())
-        counts["requests"] += bool(method)
+        counts["requests"] += asked
         counts["written"] += sent
         counts["read"] += received
     total = sum(steps.values(), Counter[str]())
@@ -112,11 +109,11 @@ def measured(spec: str) -> dict[str, Any]:
     }
 
 
-def spec_of(folder: Path, files: int, shared: dict[str, Any]) -> str:
+def spec_of(folder: Path, files: int) -> str:
     """A spec of the pool of `files` files, its path."""
     uri = f"s3://scale/{files}"
     pool = {"path": f"{uri}/pool/*.jsonl"}
-    return s3.small_job(folder, f"{uri}/store", pool=pool, part_tokens=1024, **shared)
+    return s3.small_job(folder, f"{uri}/store", pool=pool, part_tokens=1024)
 
 
 def measure_growth(folder: Path) -> dict[str, Any]:
@@ -127,11 +124,12 @@ def measure_growth(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for files in FILES:
         services().put_pool(range(files), str(files))
-        found[str(files)] = one = measured(spec_of(place, files, {}))
+        found[str(files)] = one = measured(spec_of(place, files))
         print(files, {k: v for k, v in one.items() if k != "steps"}, flush=True)
     services().first = last = found[str(FILES[-1])]
     before = found[str(FILES[-2])]
     ratio = math.log(last["parts"] / before["parts"])
+    further = (last["requests"] - before["requests"]) / (last["parts"] - before["parts"])
     exponents = {
         f"{step}: {what}": math.log(counts[what] / before["steps"][step][what]) / ratio
         for step, counts in last["steps"].items()
@@ -145,6 +143,7 @@ def measure_growth(folder: Path) -> dict[str, Any]:
         "exponents": exponents,
         "largest exponent": max(exponents.values(), default=0.0),
         "requests a part": last["requests"] / last["parts"],
+        "requests a further part": further,
         "driver, kB a part": 1000 * memory / more,
     }
 
@@ -154,7 +153,7 @@ def measure_shard(folder: Path) -> dict[str, Any]:
     more = max(1, files // 100)
     services().put_pool(range(files, files + 1), str(files), "000000-{:06d}")
     services().put_pool(range(files + 1, files + more), str(files))
-    found = measured(spec_of(folder / "growth", files, {}))
+    found = measured(spec_of(folder / "growth", files))
     both = [one["read"] + one["written"] for one in (found, first)]
     return found | {
         "share of requests": found["requests"] / first["requests"],
@@ -163,7 +162,7 @@ def measure_shard(folder: Path) -> dict[str, Any]:
 
 
 def measure_again(folder: Path) -> dict[str, Any]:
-    return measured(spec_of(folder / "growth", FILES[-1], {}))
+    return measured(spec_of(folder / "growth", FILES[-1]))
 
 
 def way_run(options: argparse.Namespace) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from stillhouse.pipelines.context import Context, Step, perform
-from stillhouse.storage.artifact import Part, Receipt, Store
+from stillhouse.storage.artifact import PartRef, Receipt
 from stillhouse.storage.task import Task
 from stillhouse.text.duplicates import (
     DOCUMENTS_A_RANGE,
@@ -16,22 +16,6 @@ from stillhouse.text.duplicates import (
     SplitTask,
     unit_batches,
 )
-
-
-@dataclass(frozen=True, slots=True)
-class UnitDrops:
-    """What one unit drops: the digest of the set of rows, and where they are listed, if any."""
-
-    digest: str
-    listed: Receipt | None
-
-    def table(self, store: Store) -> Part | None:
-        """The table with its rows among those of other units; None without any."""
-        if self.listed is None:
-            return None
-        [ref] = self.listed.parts
-        uri = store.path(ref.path)
-        return Part(uri, ref.num_rows, ref.num_tokens, ref.num_bytes, ref.sha256)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,14 +31,14 @@ class Drops:
     block_units: int = UNITS_A_BLOCK
     tasks: tuple[str, ...] = ()
 
-    def of(self, number: int) -> UnitDrops:
-        """What unit `number` drops."""
+    def of(self, number: int) -> tuple[str, PartRef | None]:
+        """The digest of the rows that unit `number` drops, and the table that has them, if any."""
         index = number // self.block_units
         if index < len(self.blocks):
-            digest = self.blocks[index].info["units"].get(str(number))
-            if digest is not None:
-                return UnitDrops(digest, self.blocks[index])
-        return UnitDrops(NOTHING_DROPPED, None)
+            block = self.blocks[index]
+            if str(number) in block.info["units"]:
+                return block.info["units"][str(number)], block.parts[0]
+        return NOTHING_DROPPED, None
 
 
 def find_duplicates(ctx: Context, where: str, scans: Sequence[Receipt]) -> Drops:

@@ -109,11 +109,12 @@ class _Selecting:
         receipts = perform(ctx, Step(ranking, [RankTask(parts, sources) for parts in together]))
         ranks = _Ranking(ctx.store, receipts)
         try:
-            cut = self._cut(ranks.tables)
+            among_tables = self._cut(ranks.tables)
         except BudgetError as error:
             raise _too_few(ranks.parts, error) from None
-        tasks = self._write_tasks(name, ranks, cut)
-        return Selected(self._finish(name, tasks[0].cut, perform(ctx, Step(step, tasks))))
+        kept, cut = self._num_kept(ranks, among_tables), among_tables.among(ranks.rows)
+        tasks = self._write_tasks(name, ranks, kept, cut)
+        return Selected(self._finish(name, cut, perform(ctx, Step(step, tasks))))
 
     def _identity(self) -> str:
         """Everything that decides which rows are kept and in which order."""
@@ -162,29 +163,34 @@ class _Selecting:
         parts = {i: part.with_sources for i, part in enumerate(ranks)}
         return find_quota_cut(parts, count, names=pool.sources.labels, **shares, run=run)
 
-    def _write_tasks(self, name: str, ranking: "_Ranking", cut: Cut | QuotaCut) -> list[WriteTask]:
-        """Tasks for groups of input parts, by how many rows each part keeps."""
-        pool, seed, parts = self.pool, self.settings.seed, ranking.parts
+    def _num_kept(self, ranking: "_Ranking", cut: Cut | QuotaCut) -> list[int]:
+        """How many rows of each part a cut among the tables keeps."""
         items = list(zip(range(len(ranking.tables)), ranking.tables, ranking.rows, strict=True))
         found = run_tasks(self.ctx, partial(_num_kept, cut), items)
         kept = [count for counts in found for count in counts]
         if not sum(kept):
             raise BudgetError(f"nothing reaches the threshold {cut.score:g}: lower `min_score`")
-        tokens = pool.tokens.parts
+        return kept
+
+    def _write_tasks(
+        self, name: str, ranking: "_Ranking", kept: list[int], cut: Cut | QuotaCut
+    ) -> list[WriteTask]:
+        """Tasks for groups of input parts, by how many rows each part keeps."""
+        pool, seed, parts = self.pool, self.settings.seed, ranking.parts
+        tokens, ranks = pool.tokens.parts, ranking.of_parts
         part_rows = max(part.num_rows for part in tokens)
         groups = group_parts([part.sha256 for part in tokens], kept, part_rows, seed)
         source = pool.spec.pool.model_copy(update={"keep_columns": self.keep_columns})
         tokenizer = (pool.tokenizer.path, pool.tokenizer.eos_token) if self.with_text else None
         span = join_spans((part["span"] for part in parts), SCORE_SPAN)
         loss_span = join_spans((part["loss_span"] for part in parts), LOSS_SPAN)
-        ranks, by_part = ranking.of_parts, cut.among(ranking.rows)
         return [
             WriteTask(
                 selection=name,
                 number=number,
                 members=tuple(Member(i, tokens[i], ranks[i], pool.pool.files[i]) for i in group),
                 grain=self.settings.grain,
-                cut=by_part,
+                cut=cut,
                 sources=pool.pool.sources,
                 source=source,
                 tokenizer=tokenizer,

@@ -125,16 +125,16 @@ def pack_tasks(
     return [
         PackTask(
             unit=unit,
-            dropped=dropped.digest,
+            dropped=digest,
             tokenizer=words,
             eos_token=tokenizer.eos_token,
             sequence_length=sequence_length,
             part_rows=max(1, scanned.inputs.part_tokens // sequence_length),
             number=number,
-            drops=dropped.table(store),
+            drops=listed and listed.under(store.uri),
         )
         for number, unit in enumerate(scanned.tasks)
-        for dropped in [drops.of(number)]
+        for digest, listed in [drops.of(number)]
     ]
 
 

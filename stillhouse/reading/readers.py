@@ -78,10 +78,7 @@ class Artifact:
 
     @property
     def parts(self) -> list[Part]:
-        return [
-            Part(join(self.store, p.path), p.num_rows, p.num_tokens, p.num_bytes, p.sha256)
-            for p in self.manifest.parts
-        ]
+        return [part.under(self.store) for part in self.manifest.parts]
 
     @cached_property
     def tokens(self) -> Manifest:

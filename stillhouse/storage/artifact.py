@@ -30,6 +30,17 @@ _MAX_INLINE_PARTS = 300
 
 
 @dataclass(frozen=True, slots=True)
+class Part:
+    """One part of an artifact: where it is, and what it should be."""
+
+    uri: str
+    num_rows: int
+    num_tokens: int
+    num_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
 class PartRef:
     """One part: `path` is relative to the store."""
 
@@ -39,16 +50,10 @@ class PartRef:
     num_bytes: int
     sha256: str
 
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """One part of an artifact: where it is, and what it should be."""
-
-    uri: str
-    num_rows: int
-    num_tokens: int
-    num_bytes: int
-    sha256: str
+    def under(self, store: str) -> Part:
+        """The same with its URI in the store at `store`."""
+        uri = join(store, self.path)
+        return Part(uri, self.num_rows, self.num_tokens, self.num_bytes, self.sha256)
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +189,8 @@ class Store:
 
         The finished tasks of one kind, as a step knows them when it ends.
         """
-        cache_receipts(self.uri, kind, {one.task: seal(asdict(one)) for one in receipts})
+        by_task = {one.task: one for one in receipts}
+        cache_receipts(self.uri, kind, by_task, lambda task: seal(asdict(by_task[task])))
 
     def put_receipt(self, kind: str, receipt: Receipt) -> Receipt:
         """Record that a task is finished; the first receipt is kept, and returned."""

@@ -4,7 +4,6 @@ Without one, a flipped bit is silently read as other values.
 """
 
 import io
-import struct
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import IO, Any
@@ -17,8 +16,6 @@ from stillhouse.storage.filesystem import open_read, read_bytes
 from stillhouse.storage.ranges import FetchedRanges
 
 ROW_GROUP = 8192
-_TAIL_BYTES = 1 << 16
-_SIGNATURE_BYTES = 8
 
 
 def parquet_bytes(table: pa.Table, row_group: int = ROW_GROUP) -> bytes:
@@ -91,12 +88,6 @@ def read_groups(
     """
     with _naming(uri):
         known = FetchedRanges(uri, num_bytes)
-        known.fetch(max(0, num_bytes - _TAIL_BYTES), num_bytes)
-        known.seek(num_bytes - _SIGNATURE_BYTES)
-        length, signature = struct.unpack("<I4s", known.read(_SIGNATURE_BYTES))
-        if signature != b"PAR1" or length + _SIGNATURE_BYTES > num_bytes:
-            raise pa.ArrowInvalid("not a Parquet file")
-        known.fetch(num_bytes - _SIGNATURE_BYTES - length, num_bytes)
         file = open_parquet(known)
         groups = [i for i in range(file.num_row_groups) if wanted(file.metadata.row_group(i))]
         for start, end in _runs([_span(file.metadata.row_group(i)) for i in groups]):

@@ -4,7 +4,7 @@ It is a cache: a receipt counts as long as its own object exists. Of two racing 
 cache stays.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection
 from contextlib import suppress
 
 import pyarrow as pa
@@ -28,15 +28,17 @@ def cached_receipts(store: str, kind: str, tasks: Collection[str]) -> dict[str, 
     return {name: found["receipt"][i].as_py() for i, name in enumerate(names) if name in wanted}
 
 
-def cache_receipts(store: str, kind: str, receipts: Mapping[str, bytes]) -> None:
-    """Add receipts, as they were stored, by task, if the cache lacks more than a few of them."""
-    if len(receipts) <= FEW:
+def cache_receipts(
+    store: str, kind: str, tasks: Collection[str], receipt_of: Callable[[str], bytes]
+) -> None:
+    """Add the receipts of some tasks, as they were stored, if the cache lacks more than a few."""
+    if len(tasks) <= FEW:
         return
     known = _read(store, kind)
-    missing = receipts.keys() - set(known["task"].to_pylist())
+    missing = set(tasks) - set(known["task"].to_pylist())
     if len(missing) > FEW:
-        tasks = sorted(missing)
-        columns = [tasks, [receipts[task] for task in tasks]]
+        names = sorted(missing)
+        columns = [names, [receipt_of(task) for task in names]]
         added = pa.table(dict(zip(_SCHEMA.names, columns, strict=True)), schema=_SCHEMA)
         replace(_uri(store, kind), parquet_bytes(pa.concat_tables([known, added])))
 

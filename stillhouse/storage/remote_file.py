@@ -38,6 +38,9 @@ class Ranges(io.RawIOBase):
         self._position = base + offset
         return self._position
 
+    def tell(self) -> int:
+        return self._position
+
     def readinto(self, buffer: Any) -> int:
         if self._position >= self._size:
             return 0
@@ -60,6 +63,10 @@ class Ranges(io.RawIOBase):
 
     def _fetch(self, num_bytes: int) -> None:
         start, end = self._position, min(self._position + num_bytes, self._size)
+        self._block, self._block_start = memoryview(self._range(start, end)), start
+
+    def _range(self, start: int, end: int) -> bytes:
+        """All bytes from `start` to `end`, with retries."""
 
         def read() -> bytes:
             data = self._get(start, end)
@@ -67,8 +74,7 @@ class Ranges(io.RawIOBase):
                 raise OSError(errno.EIO, f"got {len(data)} of {end - start} bytes")
             return data
 
-        self._block = memoryview(with_retries(read, f"reading {self._uri}"))
-        self._block_start = start
+        return with_retries(read, f"reading {self._uri}")
 
 
 def open_remote(fs: Any, path: str, uri: str) -> io.BufferedReader:

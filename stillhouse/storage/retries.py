@@ -63,7 +63,7 @@ def with_retries(action: Callable[[], T], what: str) -> T:
 
 
 def _is_transient(error: Exception) -> bool:
-    """Whether a later try of the same call can succeed, by type and code alone."""
+    """Whether a later try of the same call can succeed, by its type and code."""
     if isinstance(error, PermissionError | NotADirectoryError | IsADirectoryError | ValueError):
         return False
     if isinstance(error, OSError) and error.errno in _FINAL_ERRNO:
@@ -72,7 +72,9 @@ def _is_transient(error: Exception) -> bool:
 
 
 def _is_refusal(error: Exception) -> bool:
-    """Whether the server does not accept the credentials: adlfs and gcsfs say it by a status."""
+    """Whether the server does not accept the credentials: adlfs says it by a status, gcsfs by one
+    or, of a 403, by the message alone.
+    """
     status = getattr(error, "status_code", getattr(error, "code", None))
     return status in _REFUSED or str(error).startswith("Forbidden: ")
 

@@ -197,9 +197,6 @@ def test_split_parts_no_copies(tmp_path_factory, units, deduplicate):
         assert on_train and on_heldout
 
 
-ROWS = st.sets(st.tuples(st.integers(0, 3), st.integers(0, 5), st.integers(0, 9)), max_size=20)
-
-
 def drops_table(rows):
     rows = [dict(zip(DROPS_SCHEMA.names, (*row, "duplicate"), strict=True)) for row in sorted(rows)]
     return pa.Table.from_pylist(rows, schema=DROPS_SCHEMA)
